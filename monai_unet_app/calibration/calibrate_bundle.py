@@ -36,7 +36,7 @@ def calibrate_bundle(
         rows: {"id", "subject", "image", "label"} of each case.
         step: Called with each case's id when the case is done.
         setting: Whether logits are taken plain or averaged over mirror images.
-        unchecked: Keep the fit on few subjects without a look at what it does for subjects left out.
+        unchecked: Keep a fit on few subjects without the check on subjects left out.
 
     Raises:
         InputRefusedError: A case cannot be used, or all are of one subject.

@@ -1,4 +1,4 @@
-"""Compares the known forms of calibration: fits each on some cases, scores it on others, and chooses one of them."""
+"""Compares the known forms of calibration: fits each on some cases, scores it on others, and chooses the best form."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -131,7 +131,7 @@ def compare_forms(
     choose_form: bool = False,
     step: Step = lambda case_id: None,
 ) -> list[FormScore]:
-    """Fits every known form of calibration on some cases and scores it on others; one of them is chosen.
+    """Fits every known form of calibration on some cases and scores it on others; the best form is chosen.
 
     Args:
         bundle: Whose network it is. What its `inference.yaml` holds as calibration does not count.
@@ -261,7 +261,7 @@ def write_choice(
 
     Args:
         bundle: Its `inference.yaml` and `models/calibration.json` are rewritten; load it anew to use them.
-        scores: Of which one is chosen.
+        scores: The scores of all forms; one score is chosen.
         calibration: {"id", "subject", "image"} of the cases that the form was fitted on.
         selection: The same of the cases that it was chosen on; those that a record of the bundle names already are left out.
     """

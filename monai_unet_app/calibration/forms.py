@@ -128,7 +128,8 @@ def with_form(text: str, form: Form, parameters: Parameters, known: Sequence[For
         known: All forms for this bundle.
 
     Raises:
-        BundleError: `calibration` or `calibrate` has not exactly one line, or the file has a helper's name for something else.
+        BundleError: `calibration` or `calibrate` does not have exactly one line, or the file uses the name of a helper for
+            something else.
     """
     end = "\r\n" if "\r\n" in text else "\n"
     text = with_parameters(_without_forms(text, known), parameters)

@@ -28,7 +28,7 @@ def write_parameters(inference_yaml: Path, parameters: Parameters, name: str = "
     """Replaces the one line `calibration: {...}`, or that of another name, and leaves every other byte as it is.
 
     Raises:
-        BundleError: There is no such line, or more than one.
+        BundleError: There is no such line, or more than one line.
     """
     write_text(inference_yaml, with_parameters(read_text(inference_yaml), parameters, name))
 

@@ -40,7 +40,7 @@ from monai_unet_app.pipeline import Case, segment_case
 
 COVERAGE, RISK = 0.9, 0.1
 MOST_CORRUPTED = 240
-"""Most predictions on corrupted images; with more cases, each case has a share of the corruptions."""
+"""Largest number of predictions on corrupted images; with more cases, each case has a share of the corruptions."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def state_confidence(
         known: Cases whose images the bundle trained or selected with. With `rows`, they are the usual images of its shift
             detector.
         config: The promises.
-        elsewhere: Sizes of other cases by setting, from `out_of_fold`, which are more than `rows`; used in place of these.
+        elsewhere: Sizes of other cases by setting, from `out_of_fold`; used instead of those of `rows`, since they are more.
         step: Called with each case's id when the case is done, once for each setting.
 
     Raises:
@@ -228,7 +228,7 @@ def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> l
     Args:
         bundle: Whose records say what it has seen.
         cases: The cases to choose from.
-        most: At most so many are chosen.
+        most: Largest number of chosen cases.
     """
     pairs = [(case, seen_case(bundle, case)) for case in cases]
     known: list[Row] = [
@@ -288,7 +288,7 @@ class StatementFit:
 
 
 def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[Row]:
-    """The cases of a partition; none where there are none."""
+    """The cases of a partition; an empty list if it has no case."""
     try:
         return choose_cases(bundle, cases, partition).rows
     except InputRefusedError:
@@ -363,7 +363,7 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
 
 
 def _sizes_off(stated: SizeStatement, labels: Mapping[int, str]) -> dict[str, list[float]]:
-    """How far true sizes may be off, as parts of the expected ones, by label."""
+    """How far true sizes may be off, as parts of the expected sizes, by label."""
     # exp(r) - 1 of a logarithm of a ratio is a relative deviation.
     ratios = stated.log_ratios.items()
     return {labels[n]: [round(float(np.expm1(end)), 4) for end in ends] for n, ends in ratios if ends}

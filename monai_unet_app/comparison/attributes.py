@@ -60,8 +60,8 @@ def read_attributes(path: Path) -> Attributes:
     """A CSV with a column `case` or `subject`, and one column for each attribute.
 
     Raises:
-        InputRefusedError: The file cannot be read, has neither of the two columns or no other, has two values for the same case
-            or subject, or has a column that identifies a person.
+        InputRefusedError: The file cannot be read, has neither of the two columns or no further column, has two values for the
+            same case or subject, or has a column that identifies a person.
     """
     header, rows = read_table(path, ())
     by: Literal["case", "subject"] = "case" if "case" in header else "subject"

@@ -94,7 +94,7 @@ class Comparison:
         return fewest_subjects(self.how.level)
 
     def of(self, score: str, class_name: str) -> Difference:
-        """The entry of a score and class. Raises KeyError if there is none."""
+        """The entry of a score and class. Raises KeyError if there is no such entry."""
         return {entry.key: entry for entry in self.differences}[f"{score}, {class_name}"]
 
     def as_dict(self) -> dict[str, Any]:
@@ -125,10 +125,10 @@ def compare(
 
     Args:
         first: Folder with metrics.json and cases.csv.
-        second: The other. Differences are second minus first; the words describe the second.
+        second: The other folder. Differences are second minus first; the words describe the second evaluation.
         common: Compare the cases that both have, and leave the others out.
         how: Seed, resamples and level of the intervals.
-        names: What a refusal calls the two.
+        names: What a refusal calls the two evaluations.
 
     Returns:
         Dice, IoU, boundary IoU, surface Dice, HD95 and ASSD for each class and as mean, and the cases' own calibration

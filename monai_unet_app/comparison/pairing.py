@@ -23,7 +23,7 @@ class Pairs:
 
     Attributes:
         first: One evaluation.
-        second: The other.
+        second: The other evaluation.
         subjects: Case id -> subject, in the order of the ids. Cases that share a person in either evaluation have the same
             subject.
         left_out: Cases of one evaluation only.
@@ -46,9 +46,9 @@ def pair(
 
     Args:
         first: One evaluation.
-        second: The other.
+        second: The other evaluation.
         common: Take the cases that both have and leave the others out.
-        names: What a refusal calls the two.
+        names: What a refusal calls the two evaluations.
 
     Raises:
         InputRefusedError: Other cases (unless `common`), other images or labels under the same names, other classes,

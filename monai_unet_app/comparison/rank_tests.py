@@ -40,7 +40,7 @@ class RankTest:
 
 
 def subject_means(values: ArrayLike, subjects: Sequence[str]) -> dict[str, float]:
-    """Mean of the finite values, shape (N,), of each subject's cases, sorted by name; subjects without one are left out."""
+    """Mean of the finite values, shape (N,), of each subject's cases, by name; subjects without a value are left out."""
     values = np.asarray(values, dtype=np.float64)
     used = np.isfinite(values)
     names, member = np.unique(np.asarray(subjects, dtype=str)[used], return_inverse=True)
@@ -49,7 +49,7 @@ def subject_means(values: ArrayLike, subjects: Sequence[str]) -> dict[str, float
 
 
 def signed_rank(differences: ArrayLike, fewest: int = 6) -> RankTest:
-    """Two-sided Wilcoxon signed-rank test of differences, one for each subject.
+    """Two-sided Wilcoxon signed-rank test of differences, one difference for each subject.
 
     Differences of 0 are dropped, as Wilcoxon does. The test is exact for up to 50 differences without ties, and, by all sign
     flips, for up to 13 with ties; otherwise it is the normal approximation with its correction for ties.

@@ -1,4 +1,7 @@
-"""Decides whether a new bundle may replace an old one: not if a score got worse, nor if too few subjects can tell."""
+"""Decides whether a new bundle may replace an old bundle.
+
+It may not if a score got worse, or if there are too few subjects to tell.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +24,8 @@ class GatedScore:
     """The outcome of the gate for one score.
 
     Attributes:
-        difference: The new bundle (second) against the old one (first).
-        margin: The score must be shown not to be worse by more than this. None: it must only not be shown to be worse.
+        difference: The new bundle (second) against the old bundle (first).
+        margin: The score passes only if a loss of more than this can be excluded. None: it passes unless a loss is shown.
         state: Outcome.
         reason: The outcome in words.
     """
@@ -35,7 +38,9 @@ class GatedScore:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of the gate: failed if one score failed, else undecided if a score is or a case is missing, else passed.
+    """The outcome of the gate.
+
+    It is "failed" if a score failed, else "undecided" if a score is undecided or a case is missing, else "passed".
 
     Attributes:
         scores: One entry for each of `GATED_SCORES`.

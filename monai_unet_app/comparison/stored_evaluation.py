@@ -125,7 +125,7 @@ def read_evaluation(folder: Path) -> StoredEvaluation:
 
 
 def _check_means(folder: Path, evaluation: StoredEvaluation) -> None:
-    """Refuses files whose means differ: either was changed, or has lost a field."""
+    """Refuses files whose means differ: one of the two files was changed, or has lost a field."""
     for score in _CHECKED_MEANS:
         stated = evaluation.document.get(score, {}).get(MEAN)
         if stated is None or score not in evaluation.table.columns:

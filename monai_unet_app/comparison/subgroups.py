@@ -58,7 +58,7 @@ class Subgroups:
         class_name: The class whose scores these are, or "mean".
         fewest: The guard: groups with fewer subjects get no figures.
         how: How the intervals were drawn.
-        attributes: One entry each.
+        attributes: An entry for each attribute.
     """
 
     class_name: str

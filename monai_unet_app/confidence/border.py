@@ -1,4 +1,4 @@
-"""Is a structure cut off where the image ends? Then it is larger than the part of it in the image."""
+"""Says whether the border of the image cuts a structure off, which is then larger than its part in the image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .json_document import JsonDocument
 from .shift import LEAST_SUBJECTS, USUAL
 
 LEAST_PART = 0.01
-"""Part of a structure's surface that may lie on the border of the image, whatever is usual: some voxels are no cut."""
+"""Part of a structure's surface that may lie on the border of the image, whatever is usual: a few voxels there are no cut."""
 
 # LPS coordinates increase to the left, to the back and to the head.
 _LPS_SIDES = (("right", "left"), ("front", "back"), ("foot", "head"))
@@ -43,7 +43,7 @@ class BorderCut:
     Attributes:
         sides: Of the image, in words.
         part: Part of the structure's surface that lies there, 0 to 1.
-        usual: At most this part does on sound images.
+        usual: Largest part that usually lies there on sound images.
     """
 
     sides: tuple[str, ...]

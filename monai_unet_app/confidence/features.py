@@ -101,7 +101,7 @@ def _flat_probability(structure: Structure) -> NDArray[np.float32]:
 
 
 def on_border(structure: Structure) -> NDArray[np.float64]:
-    """Part of a structure's surface that lies on each side of the image's border: a cut through the structure leaves it there.
+    """Part of a structure's surface on each side of the image's border; it is large where this border cuts the structure off.
 
     The surface consists of voxel faces: those between a voxel of the structure and a voxel outside it, and those of its voxels
     that lie on the border itself.

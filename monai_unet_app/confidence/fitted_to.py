@@ -1,4 +1,4 @@
-"""What the statements of `confidence.json` were fitted to, so that they speak of no other weights, configs or structures."""
+"""What the statements of `confidence.json` were fitted to: they are not used for other weights, configs or structures."""
 
 import hashlib
 import json

@@ -2,9 +2,9 @@
 
 A result is described by how far its features lie from those that the same structure has on sound images, and a ridge regression
 on these distances and their squares predicts the Dice. It is fitted on sound and on corrupted images of calibration subjects
-(`corruptions`), since a model seldom fails on sound ones. The bound is conformal, from predictions for subjects left out, for
-results that look fine and for the others by themselves. The verdict here is on one structure; the final verdict on a result is
-`assessment.Assessment.verdict`.
+(`corruptions`), since a model seldom fails on sound images. The bound is conformal, from predictions for subjects left out,
+separately for results that look fine and for the other results. The verdict here is on one structure; the final verdict on a
+result is `assessment.Assessment.verdict`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Did a bundle's statements come true? Counted on cases whose truth is known."""
+"""Counts how often the statements of a bundle come true, on cases whose truth is known."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from .conformal import observed_coverage
 from .quality import Verdict
 
 GOOD, BAD = 0.8, 0.6
-"""True Dice above which a result should not be held back, and below which it should be."""
+"""True Dice above which a result should not be held back, and below which it should be held back."""
 
 _VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 

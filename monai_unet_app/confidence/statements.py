@@ -72,7 +72,7 @@ class SizeStatement(JsonDocument):
 
     @classmethod
     def fit(cls, measured: Sequence[StructureMeasurement], coverage: float) -> "SizeStatement":
-        """Intervals around the mean ratio, as wide as cases of left-out subjects are off; conformal by subject."""
+        """Intervals around the mean ratio; their width is a conformal quantile of the errors of subjects left out."""
         small = _SMALL_VOXELS * float(np.median([row.voxel for row in measured]))
         intervals = {}
         for number, rows in _by_structure(measured).items():
@@ -168,8 +168,8 @@ STATEMENTS = ("sizes", "risk", "gate", "shift", "border")
 def read_confidence(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:
     """The statements of a bundle about results of a setting.
 
-    Without any statement, and with the reason in `why_not`, if the setting was not fitted, or if the statements were fitted to
-    other weights, configs or structures than the bundle has now.
+    The result has no statement, and the reason in `why_not`, if the setting was not fitted, or if the statements were fitted
+    to other weights, configs or structures than the bundle has now.
 
     Raises:
         BundleError: Its confidence.json is damaged, or of another version.

@@ -54,7 +54,7 @@ class Evaluated:
     Attributes:
         metrics: Figures as in metrics.json.
         files: metrics.json, cases.csv, report.html and report.pdf.
-        problems: Cases that could not be measured, one sentence each.
+        problems: Cases that could not be measured, a sentence for each case.
     """
 
     metrics: Mapping[str, Any]
@@ -65,7 +65,7 @@ class Evaluated:
 class CaseLog:
     """Scores of the cases so far, and the compressed labels of each for the report's pictures.
 
-    `targets` are those of a file; None takes the bundle's own targets or, if it has none, the usual ones.
+    `targets` are those of a file; None takes the bundle's own targets or, if it has none, the usual targets.
     """
 
     def __init__(self, bundle: Bundle, targets: Bounds | None = None) -> None:
@@ -194,7 +194,7 @@ def evaluate_cases(
         output: Gets metrics.json, cases.csv, report.html and report.pdf.
         run: Flags of the prediction.
         targets: The targets, as `report.targets.read_targets` gives them; None for the bundle's own.
-        each: Called with the id and the mean Dice of every case; None for a case that was refused.
+        each: Called with the id and the mean Dice of every case; the Dice is None for a case that was refused.
 
     Raises:
         InputRefusedError: No case could be measured.

@@ -97,7 +97,7 @@ def bootstrap_mean(values: ArrayLike, subjects: Sequence[str], how: Bootstrap) -
 
     Args:
         values: Shape (N,). A value for each case; NaN and infinite values (undefined there) are left out.
-        subjects: N names, one for each case. Cases of the same name are drawn together.
+        subjects: N names: the subject of each case. Cases of the same name are drawn together.
         how: Seed, number of resamples, level.
 
     Returns:
@@ -126,7 +126,7 @@ def bootstrap_paired_difference(
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"paired values have shapes {first.shape} and {second.shape}; the same cases are needed")
-    # Infinity minus infinity is NaN: neither has a distance in this case, so it is left out.
+    # Infinity minus infinity is NaN: neither evaluation has a distance in this case, so it is left out.
     with np.errstate(invalid="ignore"):
         return bootstrap_mean(first - second, subjects, how)
 
@@ -138,7 +138,7 @@ def bootstrap_sums(
 
     Args:
         rows: Shape (N, F). The summands of each case for the F sums.
-        subjects: N names, one for each case.
+        subjects: N names: the subject of each case.
         statistic: Sums of shape (R, F) to R figures.
         how: Seed, number of resamples, level.
 

@@ -287,7 +287,7 @@ def surface_band(
         )
     _check_lengths(predicted_foreground.ndim, spacing_mm, width_mm)
     band = np.zeros_like(predicted_foreground)
-    # Only voxels near the foreground can lie in the band; the two voxels more hold the faces and the rounding.
+    # Only voxels near the foreground can lie in the band; two further voxels hold the faces and the rounding.
     window = bounding_box(predicted_foreground, margin=[int(width_mm / step) + 2 for step in spacing_mm])
     if window is None:
         return band
@@ -330,7 +330,7 @@ def _squared_distance_to_faces(
 
 
 def _spread(squared: NDArray[np.float32], axis: int, step: float, most: int) -> NDArray[np.float32]:
-    """Least sum of the squared distance of a voxel up to `most` steps away along an axis and the square of that way."""
+    """For each voxel the least of `squared` at a voxel up to `most` steps away along an axis, plus the square of this way."""
     least = squared.copy()
     for n in range(1, min(most, squared.shape[axis] - 1) + 1):
         cost = np.float32((n * step) ** 2)

@@ -1,4 +1,4 @@
-"""Connected parts of masks: how many there are, how many were found and how many invented.
+"""Connected parts of masks: how many there are, how many a prediction finds, and how many it invents.
 
 A component is a set of voxels that touch by faces, edges or corners (26 neighbours in 3D, 8 in 2D).
 """
@@ -41,7 +41,7 @@ class ComponentScores:
 
     @property
     def invented(self) -> int:
-        """False-positive islands: components of the prediction that match none of the truth."""
+        """False-positive islands: components of the prediction that match no component of the truth."""
         return self.predicted - self.right
 
     @property

@@ -22,7 +22,7 @@ def populations(
 
     Args:
         plan: Widths and names of the populations.
-        foreground: Shape (I, J, K) or (I, J). Voxels of any class as predicted, valid ones only.
+        foreground: Shape (I, J, K) or (I, J). Valid voxels of any class, as predicted.
         probabilities: Shape (C, I, J, K) or (C, I, J), as delivered.
         spacing_mm: Distance of neighbouring voxels along each axis; 1 for pictures.
         valid: Voxels that count, or None for all. No population reaches beyond them.

@@ -1,6 +1,8 @@
-"""Does a probability of 0.8 come true eight times in ten? Counts of a case, which can be added up over cases.
+"""Counts how often decisions of each confidence come true in a case. The counts can be added up over cases.
 
-A single pass over a case counts, for each bin of confidence, the voxels in it, the right ones among them and the sum of their
+Probabilities are calibrated if decisions with a confidence of 0.8 come true eight times in ten.
+
+A single pass over a case counts, for each bin of confidence, the voxels in it, the right voxels among them and the sum of their
 confidences. Every calibration figure (ECE, MCE, ACE, diagram, histogram) is computed from these counts: per case, or pooled
 after the counts of the cases are added up. Counts are int64 and sums float64, since float32 cannot count beyond 2**24 voxels,
 which is less than one large volume.
@@ -55,7 +57,7 @@ class FineBins:
     halving of the distance to 0 (or to 1): 0.0039, 0.0034, ... 2**-24. All fine bins are in the order of confidence.
 
     Attributes:
-        bins: Number B of equal bins over 0 to 1; bin b is [b/B, (b+1)/B), the last one holds 1.0 as well.
+        bins: Number B of equal bins over 0 to 1; bin b is [b/B, (b+1)/B), the last bin holds 1.0 as well.
     """
 
     bins: int
@@ -194,7 +196,7 @@ def count_reliability(
         exclusive: True: the top label is the channel with the largest probability. False: overlapping labels (sigmoid); each
             label is a decision of its own with confidence max(p, 1 - p), and row 0 counts the decisions of all labels.
         within: Shape (...) boolean population, or None for the whole image. Must not be chosen by the truth.
-        bins: Number of equal bins; bin b is [b/B, (b+1)/B), the last one holds 1.0 as well.
+        bins: Number of equal bins; bin b is [b/B, (b+1)/B), the last bin holds 1.0 as well.
 
     Raises:
         ValueError: Shapes differ, a probability is not within 0 to 1, or exclusive classes have probabilities that do not sum
@@ -290,7 +292,7 @@ def _count_piece(
     # The sum of (p - hit)^2 is the sum of p^2, minus 2 p and plus 1 where the channel is true.
     squares = sum(float(np.square(channel, dtype=np.float64).sum()) for channel in p)
     brier = squares + float(rows.hit.size - 2 * rows.hit.sum(dtype=np.float64))
-    # Labels that may overlap are decisions of their own: the untrue ones give 1 - p (binary cross-entropy).
+    # Labels that may overlap are decisions of their own: an untrue label gives 1 - p (binary cross-entropy).
     likelihood = np.maximum(np.concatenate([rows.hit, *rows.spared]), NLL_FLOOR)
     nll = -float(np.log(likelihood, dtype=np.float64).sum())
     return ReliabilityCounts(

@@ -5,8 +5,8 @@ To add a score (paths are those of the repository):
    tests/metrics.
 2. In `case_scores.py` give `ClassScores` its name: a field that `_score_class` fills, or a property of fields that are there.
 3. Add an entry to `scores.toml`; `Score` below explains each key. metrics.json, cases.csv and the glossary of the report follow
-   from `name` and `definition`; `table` and `column` add a column to the report, `terminal` one to the terminal, `better` a row
-   to comparisons (an evaluation that was made without the score can then no longer be compared), `is_target` a target.
+   from `name` and `definition`; `table` and `column` add a column to the report, `terminal` a column to the terminal, `better`
+   a row to comparisons (an evaluation that was made without the score can then no longer be compared), `is_target` a target.
 4. Run `pytest tests/metrics`. The tests print the line for monai_unet_app/schemas/metrics.schema.json, and ask for a row in the
    table of docs/metrics.md. The keys in docs/outputs.md are listed by hand.
 

@@ -79,7 +79,7 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
 
     Every score is `{"mean", "mean_interval", "per_class", "per_class_interval"}`; lengths and sizes carry
     their unit in the name (`hd95_mm`, or `hd95_px` where planar). `mean` is the mean over cases of the mean
-    over classes. `surface_dice_at` holds a score for each tolerance, `components` one for each figure of theirs.
+    over classes. `surface_dice_at` holds a score for each tolerance, `components` a score for each of its figures.
 
     A class without a voxel in any case, true or predicted, is in `undefined` with the reason: its scores are None and no part
     of any mean. `absent_cases` counts for each class the cases without a voxel of it; these score 1, as two empty masks do. If

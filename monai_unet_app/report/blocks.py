@@ -1,4 +1,4 @@
-"""The parts of a page, without their looks: `html` and `pdf` each know how to write these.
+"""The parts of a page, without their appearance; `html` and `pdf` each write them in their own form.
 
 All texts are plain: markup in them is shown as it is.
 """

@@ -39,7 +39,7 @@ def read_measured(evaluation: Path, bundle: BundleFiles) -> dict[str, Any]:
     """The metrics.json of an evaluation of this very bundle.
 
     Raises:
-        InputRefusedError: The folder holds no evaluation, or one of other weights or settings.
+        InputRefusedError: The folder holds no evaluation, or an evaluation of other weights or settings.
     """
     try:
         document: dict[str, Any] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))

@@ -96,7 +96,7 @@ class CasePicture:
         case_id: Name of the case.
         role: The reason why this case is shown.
         image: Shape (I, J, K), or (I, J, K, 3) for colour (0 to 1, or uint8); of a picture also (I, J) or (I, J, 3).
-        truth: Shape (I, J, K) whole label values, or (C, I, J, K) boolean, one mask a named class; (I, J) for a picture.
+        truth: Shape (I, J, K) whole label values, or (C, I, J, K) boolean, a mask for each named class; (I, J) for a picture.
         predicted: As `truth`.
         spacing: Distance of neighbouring voxels along I, J, K, or I, J for a picture: drawings keep its proportions.
         axes: Patient direction in which I, J, K increase, letters of L R A P S I (oblique grids: the
@@ -149,7 +149,7 @@ class EvaluationReport:
     """The content of a report.
 
     Attributes:
-        evaluation: The scores of the cases, one case at least.
+        evaluation: The scores of at least one case.
         measured_on: Bundle and data set.
         pictures: Worst, median and best case, any of them.
         targets: Bounds for scores; they make the verdict.

@@ -95,7 +95,7 @@ def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
     """A row for each class of a case, then the row "mean" of the case; an undefined figure is an empty field.
 
     `ece_whole` and `ece_band` are the errors of one class against the rest in the rows of classes, and of the top label in the
-    row "mean". A class that no case has a voxel of has no scores here either, and is no part of the means.
+    row "mean". A class without a voxel in any case has no scores here either, and is no part of the means.
     """
     somewhere = presence(cases, plan).any(axis=0)
     columns = {

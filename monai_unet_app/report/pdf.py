@@ -125,7 +125,7 @@ def _paragraph(text: str, style: str = "plain") -> Paragraph:
 
 
 def flowables(block: Block) -> list[Flowable]:
-    """A block as ReportLab's flowables. Raises TypeError if it is not one of those in blocks.py."""
+    """A block as ReportLab's flowables. Raises TypeError for a class that is not in blocks.py."""
     match block:
         case blocks.Title():
             return [_paragraph(block.text, "title")]

@@ -1,4 +1,4 @@
-"""The content of a report, section by section, verdict first; `html` and `pdf` give it its looks.
+"""The content of a report, section by section, verdict first; `html` and `pdf` give it its appearance.
 
 It holds no path and no identity except the names of cases.
 """
