@@ -194,6 +194,7 @@ def _protect_file(path: Path, run: _Run) -> _Protected | None:
         _cut_behind_pixels(dataset)
         counts = protect(dataset, run.pseudonyms, run.options)
         content = _encoded(dataset)
+    # The UIDs are the new ones by now.
     name = f"{dataset.StudyInstanceUID}/{dataset.SeriesInstanceUID}/{dataset.SOPInstanceUID}.dcm"
     return _Protected(name, content, counts)
 
@@ -260,7 +261,9 @@ def _word(dataset: Dataset, keyword: str) -> str:
 def _has_overlay_in_pixels(dataset: Dataset) -> bool:
     """An overlay in spare bits of the pixels (retired, PS3.3-2004 C.9.2) stays with them, whatever it spells."""
     return any(
-        Tag(group, 0x0010) in dataset and Tag(group, 0x3000) not in dataset for group in range(0x6000, 0x6020, 2)
+        # Such an overlay has OverlayRows (60xx,0010) and no OverlayData (60xx,3000).
+        Tag(group, 0x0010) in dataset and Tag(group, 0x3000) not in dataset
+        for group in range(0x6000, 0x6020, 2)
     )
 
 

@@ -343,6 +343,7 @@ def _derivation(stored: _Stored) -> str:
 def _add_pixel_attributes(ds: Dataset, image: Volume, stored: _Stored) -> None:
     steps, spacing = image.affine_lps[:3, :3], image.spacing_mm
     cosines = steps / np.array(spacing)
+    # PS3.3 C.7.6.2.1.1: the direction of a row comes first, along which the column index I grows.
     ds.ImageOrientationPatient = decimal_strings(cosines[:, :2].ravel(order="F"))
     ds.PixelSpacing = decimal_strings(np.array([spacing[1], spacing[0]]))  # PS3.3 10.7.1.3: first between rows
     (ds.SliceThickness,) = (ds.SpacingBetweenSlices,) = decimal_strings(np.array(spacing[2:]))
@@ -366,6 +367,7 @@ def _slice(common: Dataset, image: Volume, stored: _Stored, k: int, uid: str) ->
     ds.ImagePositionPatient = decimal_strings(image.affine_lps[:3, 3] + k * image.affine_lps[:3, 2])
     pixels = stored.pixels[:, :, k].T  # rows are J, columns are I
     ds.PixelData = np.ascontiguousarray(pixels).astype(pixels.dtype.newbyteorder("<")).tobytes()
+    # PS3.5 A.2: pixels of more than 8 bits are OW.
     ds["PixelData"].VR = "OW"
     return ds
 
@@ -412,8 +414,10 @@ def _publish(part: Path, folder: Path, series_name: str) -> None:
     if seg.exists():
         os.replace(seg, folder / SEG_NAME)
     else:
+        # An earlier SEG refers to the series that was replaced.
         (folder / SEG_NAME).unlink(missing_ok=True)
     os.replace(part / series_name, folder / series_name)
+    # An earlier series of the other modality would stand beside a SEG that does not refer to it.
     for name in _FOLDERS:
         if name != series_name:
             shutil.rmtree(folder / name, ignore_errors=True)

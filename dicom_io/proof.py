@@ -135,6 +135,7 @@ class SliceComparison:
     def are_described(self, described: set[int]) -> None:
         """Every segment of a frame or a label of the result must be among those that the file describes."""
         segments = {segment for segment, _ in self.frames}
+        # Frames of segment 0 hold segment numbers, so the values of the result say which segments they show.
         if 0 in segments and not described.issuperset(range(1, int(self.result.array.max()) + 1)):
             segments |= set(np.unique(self.result.array).tolist())
         if not segments - {0} <= described:

@@ -289,6 +289,7 @@ def _encodings(dataset: Dataset, outer: list[str] | None = None) -> list[str]:
         try:
             return convert_encodings(named or "ISO_IR 6")
         except (LookupError, ValueError):
+            # An unknown character set: Latin-1 has a letter for every byte, so every text can be compared.
             return ["iso8859"]
 
 
@@ -300,6 +301,7 @@ def _readings(element: DataElement | RawDataElement, encodings: list[str]) -> se
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            # pydicom's warnings are ignored, since they may quote the text.
             texts = {_folded(decode_bytes(value, encodings, _DELIMITERS))}
         except (LookupError, ValueError):
             texts = {_folded(value.decode("latin-1"))}

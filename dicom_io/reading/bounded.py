@@ -292,6 +292,7 @@ def inflate(content: bytes) -> bytes:
         zlib.error: It is broken or ends early.
     """
     size = sum(map(len, _inflated_chunks(io.BytesIO(content).read, MAX_INFLATED_BYTES)))
+    # With the size known, the buffer never grows: a buffer that grows is copied.
     return zlib.decompress(content, -zlib.MAX_WBITS, bufsize=max(size, 1))
 
 

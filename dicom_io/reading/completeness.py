@@ -150,8 +150,10 @@ def _is_explained(groups: Sequence[SeriesRef], short: _Acquisition, here: int, e
             for acquisition in _acquisitions(parts)
             if (acquisition.number, acquisition.expected) == (short.number, short.expected)
         ]
+    # Decision 26: the other series hold just the images that are missing here, as with two echoes in two series.
     if alike and here + sum(count for _, count in alike) == short.expected:
         return True
+    # Decision 26: another series is whole, and this series reaches as far or is cut from it.
     complete = [parts for parts, count in alike if count >= short.expected]
     return any(_is_made_of(groups[0], source) for parts in complete for source in parts)
 
@@ -173,6 +175,7 @@ def _is_made_of(series: SeriesRef, source: SeriesRef) -> bool:
         return False
     # Two series may count their slices in opposite directions, so an angle near 180 degrees is the same cut.
     if _OTHER_DEGREES < angle_degrees(normal, other_normal) < 180 - _OTHER_DEGREES:
+        # PS3.3 C.7.6.1.1.2: the first word of ImageType is ORIGINAL or DERIVED.
         return "DERIVED" in image_type(series.instances[0].header)[:1]
     depths, reach = (np.sort([float(np.dot(plane.position, normal)) for plane in stack]) for stack in (planes, others))
     near = _END_GAPS * float(np.median(np.diff(depths))) + 0.02

@@ -275,6 +275,7 @@ def _distinguishing(header: Dataset, groups: _FunctionalGroups) -> tuple[tuple[s
         item = _macro(groups, first)
         for sequence in deeper:
             item = _macro((item,), sequence)
+        # The value in a functional group of the frame replaces the value at the top level.
         texts |= {keyword: text for keyword in keywords.split() if (text := _attribute_text(item, keyword))}
     return tuple(sorted((keyword, text) for keyword, text in texts.items() if text))
 

@@ -106,6 +106,7 @@ def stored_text(header: Dataset, keyword: str) -> str:
     """An attribute as its bytes stand in the file, without padding; "" if it is absent. An invalid value raises no error."""
     element = header.get_item(keyword)
     stored = "" if element is None or element.value is None else element.value
+    # Latin-1 has a letter for every byte, so no value fails to be decoded.
     return (stored.decode("latin-1") if isinstance(stored, bytes) else str(stored)).strip(" \0")
 
 

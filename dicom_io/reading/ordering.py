@@ -123,6 +123,7 @@ def _on_even_grid(
     thickness_mm = frames[0].thickness_mm
     grid: Grid | None = None
     try:
+        # A single slice has no gap; its thickness is the best that the header says of the third axis.
         grid = even_grid(planes, series.name, single_step_mm=thickness_mm or 1.0)
     # Decision 1: nothing is repaired unless the caller names the repair, so the refusal stands.
     except SeriesGeometryError:
@@ -238,6 +239,7 @@ def check_complete(ordered: OrderedSeries, others: Iterable[SeriesRef], options:
         SeriesGeometryError: Images are missing, and the caller does not accept that.
     """
     missing = None if ordered.is_picture else missing_images(ordered.series, others)
+    # Decision 26: slices that a repair fills in are not missing.
     filled = ordered.repair.shape[2] - len(ordered.repair.order) if ordered.repair else 0
     if missing is None or missing.count <= filled:
         return ordered

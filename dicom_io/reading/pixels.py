@@ -239,6 +239,7 @@ def _check_segments(dataset: Dataset, name: str) -> None:
     content = dataset.get(f"Segmented{name}PaletteColorLookupTableData")
     if not content:
         return
+    # PS3.3 C.7.6.3.1.5: the third value of a descriptor is the number of bits of an entry.
     is_wide = int(dataset[f"{name}PaletteColorLookupTableDescriptor"].value[2]) > 8
     words = np.frombuffer(content[: len(content) // 2 * 2], "<u2" if is_wide else "u1").tolist()
     entries, at = 0, 0
@@ -246,6 +247,7 @@ def _check_segments(dataset: Dataset, name: str) -> None:
         kind, length = words[at], words[at + 1]
         if kind == _SEGMENT_INDIRECT:
             raise ValueError(f"its {name} palette has a segment that repeats others, which is not read here")
+        # PS3.3 C.7.9.2: a discrete segment is followed by its entries, a linear segment by its last entry alone.
         entries, at = entries + length, at + 2 + (length if kind == _SEGMENT_DISCRETE else 1)
     if entries > _MAX_LUT_ENTRIES:
         raise ValueError(f"its {name} palette has more than the {_MAX_LUT_ENTRIES} entries that are possible")

@@ -92,6 +92,7 @@ def resample(slices: NDArray[np.float32], repair: Repair) -> NDArray[np.float32]
     for k in range(count):
         # Rounding must not lead beyond the last slice.
         depth_mm = min(k * step_mm, repair.depths_mm[-1])
+        # The neighbours of this depth among the source slices, weighted by their distance.
         after = int(np.clip(np.searchsorted(repair.depths_mm, depth_mm), 1, len(slices) - 1))
         before = after - 1
         share = (depth_mm - repair.depths_mm[before]) / (repair.depths_mm[after] - repair.depths_mm[before])
@@ -135,6 +136,7 @@ def _sideways(ordered: Sequence[ImagePlane], depths_mm: Points) -> Points:
     """Shape (S, 2): (columns, rows) by which the first pixel of each slice is shifted off the first slice's normal."""
     positions = np.array([plane.position for plane in ordered])
     along = positions - positions[0] - np.outer(depths_mm, ordered[0].normal)
+    # The steps of a plane are 3 x 2, so the pseudo-inverse turns mm within the plane into columns and rows.
     return np.asarray(along @ np.linalg.pinv(ordered[0].steps).T)
 
 

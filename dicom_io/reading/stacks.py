@@ -208,6 +208,7 @@ def _agrees_with_time(stacks: Sequence[Stack], attributes: _Attributes, position
     order = [(positions.of[index], n, index) for n, stack in enumerate(stacks) for index in stack.members]
     times = [time for time in attributes if time.keyword in TIMES and time.keyword != "ContentTime"]
     times = [time for time in times if all(time.numbers[index] for _, _, index in order)]
+    # Sorted by position and stack: neighbours are the slices of two stacks in turn at one position.
     pairs = [(first[2], second[2]) for first, second in pairwise(sorted(order)) if first[0] == second[0]]
     return all(time.numbers[first] <= time.numbers[second] for time in times for first, second in pairs)
 

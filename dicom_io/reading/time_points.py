@@ -89,6 +89,7 @@ def _contrast_values(attribute: FrameAttribute) -> tuple[list[str], float]:
     is_b_value = attribute.keyword == "DiffusionBValue"
     known = [n for n, text in enumerate(attribute.texts) if text != "none" or is_b_value]
     numbers = [attribute.numbers[n] or (0.0,) * is_b_value for n in known]
+    # InversionTimes may hold several values, which have no single spread.
     if any(len(value) != 1 for value in numbers):
         return attribute.values(known), 1.0
     least, largest = min(numbers)[0], max(numbers)[0]
