@@ -74,8 +74,8 @@ def without_patient(header: Dataset, text: str) -> str:
     """A text of at most 64 printable characters; words that are part of the patient's name or ID are replaced by "..."."""
     texts = [text for keyword in _OF_THE_PATIENT for text in text_values(header, keyword)]
     hidden = {part for value in texts for part in re.split(r"[\s^=,;_-]+", value) if len(part) > 1}
-    text = "".join(letter if letter.isprintable() else " " for letter in text)[:_LONGEST].strip()
+    text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
     # The longest part comes first: a short part may lie within it and would leave the rest.
     for part in sorted(hidden, key=len, reverse=True):
         text = re.sub(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
-    return text
+    return text[:_LONGEST].strip()  # cut last: half a name is not found

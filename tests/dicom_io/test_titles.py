@@ -34,6 +34,7 @@ def test_a_series_is_called_as_the_scanner_called_it(tmp_path: Path) -> None:
         ("Müller^Jörg", "Schädel MÜLLER", "Schädel ..."),
         ("Li^Bo", "LI, Bo: T2 FLAIR of liver", "..., ...: T2 FLAIR of liver"),
         ("Doe^Jane", "DOESN'T", "DOESN'T"),
+        ("Montgomery^Jane", "x" * 55 + " of Montgomery", "x" * 55 + " of ..."),
     ],
 )
 def test_what_is_the_patients_is_not_told(tmp_path: Path, name: str, text: str, told: str) -> None:
