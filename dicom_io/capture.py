@@ -195,7 +195,7 @@ def _check_slices(chosen: Sequence[int], count: int) -> None:
         )
 
 
-def _draw(scene: _Scene, k: int) -> drawing.Picture:
+def _draw(scene: _Scene, k: int) -> drawing.FramedPicture:
     rows, columns = scene.images.slices[k].shape
     size = drawing.picture_size((columns, rows), scene.images.pixel_size(k), scene.style.least_side)
     picture = _background(scene, k, size).astype(np.float64)
@@ -359,7 +359,7 @@ def _add_lossiness(dataset: Dataset, header: Dataset) -> None:
                 setattr(dataset, keyword, header[keyword].value)
 
 
-def _add_place(dataset: Dataset, capture: drawing.Picture, images: SourceImages, k: int) -> None:
+def _add_place(dataset: Dataset, capture: drawing.FramedPicture, images: SourceImages, k: int) -> None:
     """Which way the patient lies in a capture, and how large its pixels are."""
     letters = _edge_letters(images, k)
     dataset.PatientOrientation = [letters[1], letters[3]] if letters else ""

@@ -64,7 +64,7 @@ DIGITISED = frozenset({"DF", "DV", "SD", "SI"})  # film, video, a document, a pi
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Deidentified:
     """The result of a run.
 
     Attributes:
@@ -141,7 +141,7 @@ def deidentify(
     options: Iterable[str] = (),
     allow_burned_in: bool = False,
     step: Callable[[], None] = lambda: None,
-) -> Outcome:
+) -> Deidentified:
     """Writes every DICOM object of `files` without identity to output/<study>/<series>/<instance>.dcm.
 
     Args:
@@ -174,7 +174,7 @@ def deidentify(
         step()
     report = _report(run)
     _write(json.dumps(report, indent=2).encode() + b"\n", output / REPORT)
-    return Outcome(report, tuple(f"file {number}: {reason}" for number, reason in run.refused))
+    return Deidentified(report, tuple(f"file {number}: {reason}" for number, reason in run.refused))
 
 
 def _protect_file(path: Path, run: _Run) -> _Protected | None:

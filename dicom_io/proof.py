@@ -55,7 +55,7 @@ def save_proved(content: Dataset | Callable[[Path], None], path: Path, prove: Ca
 
 
 @dataclass(frozen=True)
-class Frame:
+class ComparedFrame:
     """One frame of a written object, or the contours of one slice as pixels.
 
     Attributes:
@@ -94,7 +94,7 @@ class SliceComparison:
             raise GeometryProofError(f"a part names the instance {key}, which is not a slice of the source")
         return self.slices[k]
 
-    def frame(self, frame: Frame) -> None:
+    def frame(self, frame: ComparedFrame) -> None:
         """Compare one frame: (rows, columns) of one segment, or of all where its segment is 0."""
         k = self._slice_of(frame)
         if (frame.segment, k) in self.frames:
@@ -147,7 +147,7 @@ class SliceComparison:
         """The number of labelled voxels, in all channels together; a probability that is stored as 0 does not count."""
         return int(np.count_nonzero(np.rint(array * self.steps) if self.steps else array))
 
-    def _slice_of(self, frame: Frame) -> int:
+    def _slice_of(self, frame: ComparedFrame) -> int:
         source_slice = self.slice_named(frame.source_key)
         k = self.numbers[source_slice.key]
         if frame.pixels.shape != source_slice.shape:
@@ -166,7 +166,7 @@ class SliceComparison:
             )
         return k
 
-    def _expected(self, frame: Frame, k: int) -> NDArray[Any]:
+    def _expected(self, frame: ComparedFrame, k: int) -> NDArray[Any]:
         source_slice = self.slices[k]
         here = self._at(source_slice if frame.plane is None else replace(source_slice, plane=frame.plane), k)
         if self.exclusive and frame.segment == 0:

@@ -171,13 +171,13 @@ def test_the_how_to_on_sending_shows_every_key_of_a_destination(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     known: set[str] = set()
-    close = site_of_dicom_io.Table.close
+    close = site_of_dicom_io.TomlTable.close
 
-    def noting(self: site_of_dicom_io.Table) -> None:
+    def noting(self: site_of_dicom_io.TomlTable) -> None:
         known.update(self.known)
         close(self)
 
-    monkeypatch.setattr(site_of_dicom_io.Table, "close", noting)
+    monkeypatch.setattr(site_of_dicom_io.TomlTable, "close", noting)
     page = REPOSITORY / "docs/how-to/send-and-fetch.md"
     (text,) = (block for block in blocks(page, "toml"))
     (tmp_path / "site.toml").write_text(text)

@@ -45,7 +45,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class ProfileTable:
     """Table E.1-1 with the Types of attributes.
 
     Attributes:
@@ -74,7 +74,7 @@ class Table:
 
 
 @cache
-def table() -> Table:
+def table() -> ProfileTable:
     """The table in this package."""
     file = files("dicom_io.confidentiality").joinpath("tables/confidentiality_profile.json")
     document = json.loads(file.read_text(encoding="utf-8"))
@@ -83,7 +83,9 @@ def table() -> Table:
         for row in document["rows"]
         if re.fullmatch("[0-9A-F]{8}", row["tag"])
     }
-    return Table(document["edition"], document["later_edition"], rows, document["sop_classes"], document["types"])
+    return ProfileTable(
+        document["edition"], document["later_edition"], rows, document["sop_classes"], document["types"]
+    )
 
 
 def checked_options(names: Iterable[str]) -> frozenset[str]:

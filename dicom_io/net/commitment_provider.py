@@ -47,14 +47,14 @@ _BEST_FIRST = (_COMMITTED, dimse_n.CLASS_CONFLICT, dimse_n.PROCESSING_FAILURE)
 _logger = logging.getLogger(__name__)
 
 
-class Reference(NamedTuple):
+class SopReference(NamedTuple):
     """One instance of a request or report."""
 
     sop_class_uid: str
     sop_instance_uid: str
 
     @classmethod
-    def of(cls, item: Dataset) -> "Reference":
+    def of(cls, item: Dataset) -> "SopReference":
         """The instance of an item. Raises RequestRefusedError where a UID is absent or invalid."""
         return cls(uid_of(item, "ReferencedSOPClassUID"), uid_of(item, "ReferencedSOPInstanceUID"))
 
@@ -75,7 +75,7 @@ class CommitmentRequest:
 
     ae_title: str
     transaction_uid: str
-    references: tuple[Reference, ...]
+    references: tuple[SopReference, ...]
 
     @property
     def key(self) -> tuple[str, str]:
@@ -264,7 +264,7 @@ def commitment_request(request: Request) -> CommitmentRequest:
         raise RequestRefusedError(dimse_n.NO_SUCH_ACTION, f"the action type is {request.type_id}; 1 is needed")
     transaction = uid_of(request.content, "TransactionUID")
     items = items_of(request.content, "ReferencedSOPSequence") or []
-    references = tuple(dict.fromkeys(map(Reference.of, items)))
+    references = tuple(dict.fromkeys(map(SopReference.of, items)))
     if not references:
         raise RequestRefusedError(dimse_n.INVALID_ARGUMENT, "ReferencedSOPSequence names no instance")
     return CommitmentRequest(request.ae_title, transaction, references)
@@ -278,13 +278,13 @@ def check_success(status: int, peer: str, message: str) -> None:
         )
 
 
-def _failure_reason(reference: Reference, files: Iterable[Path]) -> int:
+def _failure_reason(reference: SopReference, files: Iterable[Path]) -> int:
     """0 if one of the files is the instance, else the FailureReason."""
     reasons = {_failure_reason_of(reference, file) for file in files}
     return min(reasons, key=_BEST_FIRST.index, default=dimse_n.NO_SUCH_INSTANCE)
 
 
-def _failure_reason_of(reference: Reference, file: Path) -> int:
+def _failure_reason_of(reference: SopReference, file: Path) -> int:
     try:
         uids = read_uids(file)
     except InstanceRefusedError:

@@ -22,7 +22,7 @@ from dicom_io.net.commitment_provider import (
     PUSH_MODEL,
     PUSH_MODEL_INSTANCE,
     REQUEST_COMMITMENT,
-    Reference,
+    SopReference,
     check_success,
 )
 from dicom_io.net.destination import Destination
@@ -100,9 +100,9 @@ class ReportListener:
             )
         transaction_uid = dimse_n.text_of(request.content, "TransactionUID") or ""
         report = _Report(
-            frozenset(map(Reference.of, dimse_n.items_of(request.content, "ReferencedSOPSequence") or [])),
+            frozenset(map(SopReference.of, dimse_n.items_of(request.content, "ReferencedSOPSequence") or [])),
             {
-                Reference.of(item).sop_instance_uid: int(item.get("FailureReason") or 0x0110)
+                SopReference.of(item).sop_instance_uid: int(item.get("FailureReason") or 0x0110)
                 for item in dimse_n.items_of(request.content, "FailedSOPSequence") or []
             },
         )
@@ -137,7 +137,7 @@ def request_commitment(
         NetworkError: No association, no answer, or the request was refused.
         ValueError: There is no file.
     """
-    references = tuple(dict.fromkeys(Reference(*read_sop_uids(Path(file))) for file in files))
+    references = tuple(dict.fromkeys(SopReference(*read_sop_uids(Path(file))) for file in files))
     if not references:
         raise ValueError("no file was given; at least one is needed to ask for its commitment")
     listens = reports is not None
@@ -160,7 +160,7 @@ def request_commitment(
     return _result(destination.label, transaction_uid, references, pending.report)
 
 
-def _send_request(opened: OpenAssociation, transaction_uid: str, references: Iterable[Reference]) -> None:
+def _send_request(opened: OpenAssociation, transaction_uid: str, references: Iterable[SopReference]) -> None:
     items = [reference.item() for reference in references]
     action = data_set(TransactionUID=transaction_uid, ReferencedSOPSequence=items)  # PS3.4 table J.3-1
     answer, _ = opened.request(
@@ -176,7 +176,7 @@ def _wait(pending: "_PendingReport", deadline_s: float, opened: OpenAssociation 
 
 
 def _result(
-    peer: str, transaction_uid: str, references: tuple[Reference, ...], report: "_Report | None"
+    peer: str, transaction_uid: str, references: tuple[SopReference, ...], report: "_Report | None"
 ) -> CommitmentResult:
     """An instance is committed only if the report lists it with its class, and not among the failed instances too."""
     if report is None:
@@ -196,7 +196,7 @@ def _result(
 class _Report:
     """The committed instances, and SOP Instance UID -> FailureReason of the others."""
 
-    committed: frozenset[Reference]
+    committed: frozenset[SopReference]
     failed: Mapping[str, int]
 
 

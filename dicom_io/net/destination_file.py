@@ -40,7 +40,7 @@ def read_site(path: Path) -> dict[str, Destination]:
     return destinations
 
 
-def read_table(path: Path) -> "Table":
+def read_table(path: Path) -> "TomlTable":
     """A whole site file. Raises DestinationError if it is not TOML."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -48,18 +48,18 @@ def read_table(path: Path) -> "Table":
         raise DestinationError(
             f"{path.name} cannot be read ({error}); a site file in TOML is needed; check it"
         ) from error
-    return Table(document, path.name)
+    return TomlTable(document, path.name)
 
 
-def destinations_of(top: "Table", path: Path) -> dict[str, Destination]:
+def destinations_of(top: "TomlTable", path: Path) -> dict[str, Destination]:
     """The destinations of a site file, by name; empty if it has none."""
     return {
-        name: _destination(name, Table(table, f"{path.name}: {name}"), path.parent)
+        name: _destination(name, TomlTable(table, f"{path.name}: {name}"), path.parent)
         for name, table in (top.table("destinations") or {}).items()
     }
 
 
-class Table:
+class TomlTable:
     """A table of a site file; a key that was not read before `close` is unknown."""
 
     def __init__(self, content: Any, where: str) -> None:
@@ -88,10 +88,10 @@ class Table:
         content: Mapping[str, Any] | None = self.take(key, Mapping, "a table")
         return content
 
-    def part(self, key: str) -> "Table | None":
+    def part(self, key: str) -> "TomlTable | None":
         """The table below a key; None where the key is absent."""
         content = self.table(key)
-        return None if content is None else Table(content, f"{self.where}: {key}")
+        return None if content is None else TomlTable(content, f"{self.where}: {key}")
 
     def choice(self, key: str, values: tuple[str, ...], default: str | None) -> Any:
         value = self.take(key, str, f"one of {', '.join(values)}", default)
@@ -130,7 +130,7 @@ class Table:
             )
 
 
-def _destination(name: str, table: Table, folder: Path) -> Destination:
+def _destination(name: str, table: TomlTable, folder: Path) -> Destination:
     is_web = "url" in table.content
     peer = _dicom_web(table, folder) if is_web else _dimse(table, folder)
     parsed = Destination(
@@ -144,7 +144,7 @@ def _destination(name: str, table: Table, folder: Path) -> Destination:
     return parsed
 
 
-def _dimse(table: Table, folder: Path) -> Dimse:
+def _dimse(table: TomlTable, folder: Path) -> Dimse:
     peer = Dimse(
         host=table.take("host", str, "a host name or address (or a url for DICOMweb)", must=True),
         port=destination.checked_port(table.take("port", int, "a TCP port", must=True), table.where),
@@ -168,7 +168,7 @@ def _dimse(table: Table, folder: Path) -> Dimse:
     return peer
 
 
-def _dicom_web(table: Table, folder: Path) -> DicomWeb:
+def _dicom_web(table: TomlTable, folder: Path) -> DicomWeb:
     url = destination.checked_url(table.take("url", str, "an http(s) URL"), table.where)
     token_env = table.take("token_env", str, "the name of an environment variable", "")
     # The value is not repeated in the message: it may be the token itself, written here by mistake.
@@ -186,7 +186,7 @@ def _dicom_web(table: Table, folder: Path) -> DicomWeb:
     return DicomWeb(url, read_tls(table.part("tls"), folder), token_env)
 
 
-def read_tls(table: Table | None, folder: Path) -> Tls | None:
+def read_tls(table: TomlTable | None, folder: Path) -> Tls | None:
     """Certificates, their paths relative to `folder`; None for no table."""
     if table is None:
         return None
@@ -200,7 +200,7 @@ def read_tls(table: Table | None, folder: Path) -> Tls | None:
     return Tls(**paths, check_hostname=check_hostname)
 
 
-def _receive(table: Table | None) -> Receive | None:
+def _receive(table: TomlTable | None) -> Receive | None:
     if table is None:
         return None
     senders = tuple(destination.checked_ae_title(title, table.where) for title in table.texts("senders") or ())
@@ -213,7 +213,7 @@ def _receive(table: Table | None) -> Receive | None:
     return receive
 
 
-def _profile(table: Table | None) -> Profile:
+def _profile(table: TomlTable | None) -> Profile:
     if table is None:
         return Profile()
     objects = table.texts("objects", NAMES) or NAMES

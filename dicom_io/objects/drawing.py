@@ -23,7 +23,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
-class Picture:
+class FramedPicture:
     """A picture in its frame of text.
 
     Attributes:
@@ -127,7 +127,7 @@ def with_masks(
 
 def framed(
     picture: Pixels, letters: Letters | None, captions: Sequence[str], legend: Sequence[tuple[str, Rgb]]
-) -> Picture:
+) -> FramedPicture:
     """The picture in a black frame: research mark above, direction letters around, captions and legend below.
 
     Args:
@@ -149,7 +149,7 @@ def framed(
     if letters is not None:
         _draw_letters(draw, letters, layout, above)
     _draw_lines(draw, lines, layout, above + layout.height + layout.line)
-    return Picture(np.asarray(canvas), layout.left, above, (layout.width, layout.height))
+    return FramedPicture(np.asarray(canvas), layout.left, above, (layout.width, layout.height))
 
 
 def page(headline: str, paragraphs: Sequence[str]) -> Pixels:

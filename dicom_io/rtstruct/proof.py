@@ -15,7 +15,7 @@ from dicom_io.objects.proof_headers import Meaning, code_text, coded, compare
 from dicom_io.objects.raster import even_odd, off_half_way, painted
 from dicom_io.objects.raw_parser import Attributes, instance_key, integer, items, text
 from dicom_io.objects.slice_positions import Slice, slices_of
-from dicom_io.proof import Frame, SliceComparison
+from dicom_io.proof import ComparedFrame, SliceComparison
 from dicom_io.rtstruct.parse import CLOSED
 from dicom_io.volume import Volume
 
@@ -55,7 +55,7 @@ def prove_rtstruct(
         check_regions(written, segments, headers)
 
 
-def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> Iterator[Frame]:
+def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> Iterator[ComparedFrame]:
     """The contours on one slice as pixels: a map of all regions, or a frame for each region where regions may overlap."""
     source_slice = check.slice_named(uid)
     points = _half_way_points(drawn.points_mm, source_slice, check.tolerance_mm)
@@ -64,7 +64,7 @@ def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> I
         loops = np.split(points, np.cumsum(drawn.counts)[:-1])
         for roi in np.unique(drawn.rois).tolist():
             own = [loop for loop, number in zip(loops, drawn.rois, strict=True) if number == roi]
-            yield Frame(roi, source_slice.plane, uid, even_odd(own, source_slice.shape))
+            yield ComparedFrame(roi, source_slice.plane, uid, even_odd(own, source_slice.shape))
         return
     plane, shared = painted(points, drawn.counts, drawn.rois, source_slice.shape)
     # `painted` takes the smallest type for the numbers; a larger type than the result's holds a number that no label has.
@@ -76,7 +76,7 @@ def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> I
         raise GeometryProofError(
             f"{shared} voxels of the slice {uid} are in several regions; the result has one a voxel"
         )
-    yield Frame(0, source_slice.plane, uid, plane)
+    yield ComparedFrame(0, source_slice.plane, uid, plane)
 
 
 def _half_way_points(points_mm: Floats, source_slice: Slice, tolerance_mm: float) -> Floats:

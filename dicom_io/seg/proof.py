@@ -22,7 +22,7 @@ from dicom_io.objects.proof_groups import PER_FRAME, POSITION, REFERENCED_SEGMEN
 from dicom_io.objects.proof_headers import Meaning, cielab, cielab_of, code_text, coded, compare
 from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, text, whole
 from dicom_io.objects.slice_positions import slices_of
-from dicom_io.proof import Frame, SliceComparison
+from dicom_io.proof import ComparedFrame, SliceComparison
 from dicom_io.seg.frames import unpacked
 from dicom_io.volume import Volume
 
@@ -79,7 +79,7 @@ def prove_seg(
         check.are_described(described)
 
 
-def parsed_seg_frames(written: Attributes) -> Iterator[Frame]:
+def parsed_seg_frames(written: Attributes) -> Iterator[ComparedFrame]:
     """Every frame of a SEG of our own, by `raw_parser`.
 
     Raises:
@@ -96,7 +96,7 @@ def parsed_seg_frames(written: Attributes) -> Iterator[Frame]:
         if segment == 0 and kind != "LABELMAP":
             raise GeometryProofError(f"a frame of a {kind} segmentation names the segment 0; 1 or more is needed")
         plane = proof_groups.parsed_plane(own, shared) if placed else None
-        yield Frame(segment, plane, proof_groups.parsed_source(own), pixels)
+        yield ComparedFrame(segment, plane, proof_groups.parsed_source(own), pixels)
 
 
 def _checked_form(written: Attributes) -> str:

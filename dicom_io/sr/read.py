@@ -79,7 +79,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Site:
+class FindingSite:
     """A place in the body; side and topographical modifier are None where the report does not state them."""
 
     place: Code
@@ -138,7 +138,7 @@ class MeasurementGroup:
     tracking_uid: str
     category: Code | None
     finding: Code | None
-    sites: tuple[Site, ...]
+    sites: tuple[FindingSite, ...]
     method: Code | None
     segments: tuple[Reference, ...]
     regions: tuple[Region, ...]
@@ -368,11 +368,11 @@ def _group(group: _Item) -> MeasurementGroup:
     )
 
 
-def _sites(group: _Item) -> Iterator[Site]:
+def _sites(group: _Item) -> Iterator[FindingSite]:
     for item in group.all("CODE", codes.SCT.FindingSite):
         place = _code(item.dataset, "ConceptCodeSequence")
         if place is not None:
-            yield Site(place, item.code(codes.SCT.Laterality), item.code(codes.SCT.TopographicalModifier))
+            yield FindingSite(place, item.code(codes.SCT.Laterality), item.code(codes.SCT.TopographicalModifier))
 
 
 def _measurement(item: _Item) -> Measurement:

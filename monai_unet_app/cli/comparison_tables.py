@@ -9,7 +9,7 @@ from monai_unet_app.cli.show import between, folded, line, p_value, paragraph, p
 
 if TYPE_CHECKING:
     from monai_unet_app.comparison.differences import Comparison, Difference
-    from monai_unet_app.comparison.release_gate import Verdict
+    from monai_unet_app.comparison.release_gate import ReleaseVerdict
     from monai_unet_app.comparison.subgroups import Subgroups
 
 WORD_COLOURS = {"better": "green", "worse": "red", "too few": "yellow"}
@@ -58,7 +58,7 @@ def _difference_cells(entry: "Difference") -> list[str]:
     return [*means, between(estimate.low, estimate.high), p_value(entry.test.p), p_value(entry.test.p_holm), word]
 
 
-def gate_lines(comparison: "Comparison", verdict: "Verdict") -> None:
+def gate_lines(comparison: "Comparison", verdict: "ReleaseVerdict") -> None:
     """The verdict first, then a line for each score."""
     colour = {"passed": "green", "failed": "red"}.get(verdict.state, "yellow")
     styled(f"[{colour}]{verdict.state}[/{colour}]: {escape(verdict.reason)}")

@@ -37,7 +37,7 @@ class GatedScore:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReleaseVerdict:
     """The outcome of the gate.
 
     It is "failed" if a score failed, else "undecided" if a score is undecided or a case is missing, else "passed".
@@ -87,7 +87,7 @@ def _entry(score: GatedScore) -> dict[str, Any]:
     }
 
 
-def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unmeasured: int = 0) -> Verdict:
+def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unmeasured: int = 0) -> ReleaseVerdict:
     """Whether the second bundle may take the place of the first.
 
     Without a margin a score fails where the interval of its difference lies wholly on the bad side of 0. With a margin the
@@ -112,7 +112,7 @@ def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unm
         raise UsageError(
             f"--margin {', '.join(wrong)}: numbers from 0 for some of {', '.join(GATED_SCORES)} are needed"
         )
-    return Verdict(tuple(_gated(comparison, name, margins.get(name)) for name in GATED_SCORES), unmeasured)
+    return ReleaseVerdict(tuple(_gated(comparison, name, margins.get(name)) for name in GATED_SCORES), unmeasured)
 
 
 def _gated(comparison: Comparison, name: str, margin: float | None) -> GatedScore:

@@ -17,16 +17,16 @@ from monai_unet_app.errors import BundleError
 
 from .border import BorderCut
 from .features import Features, describe_structures
-from .quality import Grade, Verdict
+from .quality import GateVerdict, Grade
 from .statements import Confidence
 
 FAR_SHIFT = 2.0
 """An image this many times as far from the training's as flagged images are is reviewed, whatever the result looks like."""
 
-_BY_SEVERITY: tuple[Verdict, ...] = ("accept", "review", "reject")
+_BY_SEVERITY: tuple[GateVerdict, ...] = ("accept", "review", "reject")
 
 
-def _worst(verdicts: Iterable[Verdict]) -> Verdict | None:
+def _worst(verdicts: Iterable[GateVerdict]) -> GateVerdict | None:
     return max(verdicts, key=_BY_SEVERITY.index, default=None)
 
 
@@ -71,9 +71,9 @@ class StructureAssessment(SizeAssessment):
     cut: BorderCut | None = None
 
     @property
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> GateVerdict | None:
         """The verdict of the gate, and `review` at least for a structure that is cut off; None without either."""
-        verdicts: list[Verdict] = [self.grade.verdict] if self.grade else []
+        verdicts: list[GateVerdict] = [self.grade.verdict] if self.grade else []
         return _worst([*verdicts, "review"] if self.cut else verdicts)
 
     @property
@@ -129,7 +129,7 @@ class Assessment:
         return (self.shift or 0.0) > FAR_SHIFT * self._shift_limit
 
     @property
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> GateVerdict | None:
         """The final verdict: the worst verdict on a structure.
 
         It is `review` at least for an image far from the training, and for a size outside its own interval. None without a

@@ -29,7 +29,7 @@ _LEAST_LOGIT = 0.02  # the logarithm of the odds of 0 and 1 is infinite
 _LEAST_SPREAD = (0.005, 0.005, 0.005, 0.01, 0.1, 0.05, 0.01, 0.01)  # of FEATURES: below it a difference means nothing
 _SIZE = FEATURES.index("log_size")
 Floats = NDArray[np.float64]
-Verdict = Literal["accept", "review", "reject"]
+GateVerdict = Literal["accept", "review", "reject"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Grade:
 
     dice: float
     at_least: float
-    verdict: Verdict
+    verdict: GateVerdict
     reasons: tuple[str, ...]
 
 
@@ -157,7 +157,7 @@ class QualityGate(JsonDocument):
         at_least = max(0.0, dice - self.margins[0 if dice >= FINE else 1])
         if dice >= FINE:
             return Grade(dice, at_least, "accept", ())
-        verdict: Verdict = "reject" if dice < USELESS else "review"
+        verdict: GateVerdict = "reject" if dice < USELESS else "review"
         return Grade(dice, at_least, verdict, self._reasons(structure, features))
 
     def _reasons(self, structure: int, features: Features) -> tuple[str, ...]:

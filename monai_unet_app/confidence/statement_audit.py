@@ -14,12 +14,12 @@ from monai_unet_app.metrics.overlap import dice
 
 from .assessment import Assessment, StructureAssessment
 from .conformal import observed_coverage
-from .quality import Verdict
+from .quality import GateVerdict
 
 GOOD, BAD = 0.8, 0.6
 """True Dice above which a result should not be held back, and below which it should be held back."""
 
-_VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_VERDICTS: tuple[GateVerdict, ...] = get_args(GateVerdict)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StructureOutcome:
 
     subject: str
     stated: StructureAssessment
-    case_verdict: Verdict | None
+    case_verdict: GateVerdict | None
     dice: float
     size: float | None
     missed: float | None

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import replace
 
 from dicom_io.errors import DicomIoError
-from monai_unet_app.deploy.job import Job, job_from
+from monai_unet_app.deploy.job import ApplicationJob, job_from
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
@@ -40,7 +40,7 @@ def main() -> int:
     return DONE
 
 
-def _run(job: Job) -> None:
+def _run(job: ApplicationJob) -> None:
     try:
         # Imported here, so that an image without the SDK ends with a message and an exit code.
         from monai_unet_app.deploy.sdk import run

@@ -28,7 +28,7 @@ TASK, RESULT = "task.json", "result.json"
 
 
 @dataclass(frozen=True)
-class Job:
+class ApplicationJob:
     """One run.
 
     Attributes:
@@ -97,7 +97,7 @@ class Job:
             )
 
 
-def job_from(environment: Mapping[str, str]) -> Job:
+def job_from(environment: Mapping[str, str]) -> ApplicationJob:
     """The job that the environment describes.
 
     Raises:
@@ -118,7 +118,7 @@ def job_from(environment: Mapping[str, str]) -> Job:
         source, output = Path(incoming), _results_of_mercure(environment)
         # The later level overrides: the site chose these settings for its rule, the package only for the bundle.
         levels.append((f"{TASK}: settings", _task_settings(source)))
-    return Job(
+    return ApplicationJob(
         source=source,
         output=output,
         model=_only_model(path_of("HOLOSCAN_MODEL_PATH")),

@@ -5,7 +5,7 @@ from typing import Any
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, ConditionType, Operator
 
-from monai_unet_app.deploy.job import Job
+from monai_unet_app.deploy.job import ApplicationJob
 
 
 class SegmentCases(Operator):  # type: ignore[misc]  # the SDK has no types
@@ -14,7 +14,7 @@ class SegmentCases(Operator):  # type: ignore[misc]  # the SDK has no types
     Output "results": a list with the content of each `<case>_result.json`; nothing needs to be connected to it.
     """
 
-    def __init__(self, fragment: Any, *args: Any, job: Job, **kwargs: Any) -> None:
+    def __init__(self, fragment: Any, *args: Any, job: ApplicationJob, **kwargs: Any) -> None:
         self.job = job
         super().__init__(fragment, *args, **kwargs)
 
@@ -23,14 +23,14 @@ class SegmentCases(Operator):  # type: ignore[misc]  # the SDK has no types
         spec.output("results").condition(ConditionType.NONE)
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
-        """Raises what `Job.segment` raises, which stops the application."""
+        """Raises what `ApplicationJob.segment` raises, which stops the application."""
         op_output.emit(self.job.segment(), "results")
 
 
 class SegmentationApp(Application):  # type: ignore[misc]  # the SDK has no types
     """An application of this one operator."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ApplicationJob) -> None:
         self.job = job
         super().__init__()
 
@@ -39,6 +39,6 @@ class SegmentationApp(Application):  # type: ignore[misc]  # the SDK has no type
         self.add_operator(SegmentCases(self, CountCondition(self, 1), job=self.job, name="segment_cases"))
 
 
-def run(job: Job) -> None:
-    """Runs the job in the SDK. Raises what `Job.segment` raises."""
+def run(job: ApplicationJob) -> None:
+    """Runs the job in the SDK. Raises what `ApplicationJob.segment` raises."""
     SegmentationApp(job).run()

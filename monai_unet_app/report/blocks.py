@@ -22,7 +22,7 @@ class Title:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """The most important sentence."""
 
     text: str
@@ -110,7 +110,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Key:
+class Legend:
     """The meaning of colours: (colour, name)."""
 
     entries: tuple[tuple[str, str], ...]
@@ -132,4 +132,4 @@ class Folded:
     instead: str
 
 
-Block = Title | Verdict | Heading | Text | Lines | Tiles | Table | Chart | Picture | Key | Facts | Folded
+Block = Title | Conclusion | Heading | Text | Lines | Tiles | Table | Chart | Picture | Legend | Facts | Folded

@@ -129,7 +129,7 @@ def flowables(block: Block) -> list[Flowable]:
     match block:
         case blocks.Title():
             return [_paragraph(block.text, "title")]
-        case blocks.Verdict():
+        case blocks.Conclusion():
             return [Paragraph(_coloured(block.text, TONES[block.tone]), _STYLES["verdict"])]
         case blocks.Heading():
             return _with_next(_paragraph(block.text, "small heading" if block.small else "heading"))
@@ -146,7 +146,7 @@ def flowables(block: Block) -> list[Flowable]:
             return _image(png(block.draw(LIGHT), CHART_DPI), block.width, 0.8, block.caption)
         case blocks.Picture():
             return _image(png(block.draw(), PICTURE_DPI), 1.0, 0.4, block.caption)
-        case blocks.Key():
+        case blocks.Legend():
             entries = (
                 _square(colour) + "\u00a0" + _escaped(name.replace(" ", "\u00a0")) for colour, name in block.entries
             )

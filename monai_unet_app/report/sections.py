@@ -16,8 +16,23 @@ from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.score_registry import COMPONENT_SCORES, key_of, scores_of
 
 from . import charts
-from .blocks import Block, Cell, Chart, Facts, Folded, Heading, Key, Lines, Picture, Table, Text, Tiles, Title, Tone
-from .blocks import Verdict as VerdictLine
+from .blocks import (
+    Block,
+    Cell,
+    Chart,
+    Conclusion,
+    Facts,
+    Folded,
+    Heading,
+    Legend,
+    Lines,
+    Picture,
+    Table,
+    Text,
+    Tiles,
+    Title,
+    Tone,
+)
 from .case_pictures import CONFUSED_COLOUR, INVENTED_COLOUR, MISSED_COLOUR, TRUTH_COLOUR, case_figure
 from .evaluation_report import CasePicture, EvaluationReport, Outcome, Target
 from .statement_section import statement_blocks, verdict_counts
@@ -78,20 +93,20 @@ def _limits(report: EvaluationReport) -> tuple[tuple[Tone, str, str], ...]:
     return tuple(limits)
 
 
-def verdict(report: EvaluationReport) -> VerdictLine:
+def verdict(report: EvaluationReport) -> Conclusion:
     """Whether the targets were reached; without targets the most important figure."""
     if not report.targets:
         dice = report.summary["dice"]
-        return VerdictLine(f"Mean Dice {number(dice['mean'], 3)}{_in_brackets(dice['mean_interval'], 3)}")
+        return Conclusion(f"Mean Dice {number(dice['mean'], 3)}{_in_brackets(dice['mean_interval'], 3)}")
     outcomes = [target.outcome(report.summary) for target in report.targets]
     missed, undefined = outcomes.count("missed"), outcomes.count("undefined")
     if not missed and not undefined:
         all_reached = "The target is reached" if len(outcomes) == 1 else f"All {len(outcomes)} targets are reached"
-        return VerdictLine(f"{all_reached}, but:") if _limits(report) else VerdictLine(all_reached, "good")
+        return Conclusion(f"{all_reached}, but:") if _limits(report) else Conclusion(all_reached, "good")
     rest = f", {undefined} not defined" if undefined else ""
     if missed:
-        return VerdictLine(f"{missed} of {plural(len(outcomes), 'target')} missed{rest}", "bad")
-    return VerdictLine(f"{outcomes.count('reached')} of {plural(len(outcomes), 'target')} reached{rest}")
+        return Conclusion(f"{missed} of {plural(len(outcomes), 'target')} missed{rest}", "bad")
+    return Conclusion(f"{outcomes.count('reached')} of {plural(len(outcomes), 'target')} reached{rest}")
 
 
 def _target_line(target: Target, summary: Mapping[str, Any]) -> tuple[Tone, str, str]:
@@ -322,7 +337,7 @@ def _pictures(report: EvaluationReport) -> list[Block]:
     return [
         Heading("Worst, median and best case"),
         Text(f"By mean Dice.{cut}", note=True),
-        Key((*outlines, *errors)),
+        Legend((*outlines, *errors)),
         *(_picture(picture, scores.get(picture.case_id), report) for picture in report.pictures),
     ]
 

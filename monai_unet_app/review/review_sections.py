@@ -5,7 +5,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from monai_unet_app.bundle_folder import figure_of
-from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Lines, Picture, Table, Text, Title, Tone, Verdict
+from monai_unet_app.report.blocks import (
+    Block,
+    Cell,
+    Conclusion,
+    Facts,
+    Heading,
+    Lines,
+    Picture,
+    Table,
+    Text,
+    Title,
+    Tone,
+)
 from monai_unet_app.report.words import between, percent, plural
 
 from .key_images import KeySection, side_by_side
@@ -22,11 +34,11 @@ VERDICTS: dict[str | None, tuple[str, Tone]] = {
 _BAND = re.compile(r"^ece_band_([\d.]+)(mm|px)$")
 
 
-def gate(case: ReviewedCase) -> tuple[Verdict, list[str]]:
+def gate(case: ReviewedCase) -> tuple[Conclusion, list[str]]:
     """The quality gate's verdict, and its reasons."""
     assessment = case.document["assessment"] or {}
     words, tone = VERDICTS[assessment.get("verdict")]
-    return Verdict(words, tone), list(assessment.get("reasons", []))
+    return Conclusion(words, tone), list(assessment.get("reasons", []))
 
 
 def structure_table(case: ReviewedCase) -> Table:

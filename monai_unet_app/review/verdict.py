@@ -21,7 +21,7 @@ Decision = Literal["accepted", "corrected", "rejected"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReviewVerdict:
     """A reader's decision about one result.
 
     Attributes:
@@ -43,7 +43,7 @@ class Verdict:
     draft: bool
 
     @classmethod
-    def from_document(cls, document: Any) -> "Verdict":
+    def from_document(cls, document: Any) -> "ReviewVerdict":
         """From the JSON that a page sends or saves. Raises InputRefusedError if it breaks the schema `review_verdict`."""
         validate(document, "review_verdict")
         try:
@@ -60,7 +60,7 @@ class Verdict:
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "decided_at": self.decided_at.isoformat()}
 
 
-def read_verdict(path: Path) -> Verdict:
+def read_verdict(path: Path) -> ReviewVerdict:
     """A verdict that a page saved. Raises InputRefusedError if it cannot be read or breaks its schema."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def read_verdict(path: Path) -> Verdict:
         raise InputRefusedError(
             f"{path.name} cannot be read as JSON ({type(error).__name__}); a verdict of a review page is needed; check the path"
         ) from error
-    return Verdict.from_document(document)
+    return ReviewVerdict.from_document(document)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class VerdictContext:
 
 
 def apply_verdict(
-    verdict: Verdict, result: Path, output: Path, context: VerdictContext | None = None
+    verdict: ReviewVerdict, result: Path, output: Path, context: VerdictContext | None = None
 ) -> dict[str, Any]:
     """Carries out a verdict, writes its record and gives the content of the record.
 
@@ -173,7 +173,7 @@ def apply_verdict(
     return record
 
 
-def _check_about(verdict: Verdict, path: Path, document: dict[str, Any]) -> None:
+def _check_about(verdict: ReviewVerdict, path: Path, document: dict[str, Any]) -> None:
     labels = labels_file(path, document)
     # By digests, because a result may have been computed anew under the same names while the reader was looking
     current = (document["case"], file_sha256(path), None if labels is None else file_sha256(labels))
@@ -190,7 +190,7 @@ def _check_about(verdict: Verdict, path: Path, document: dict[str, Any]) -> None
         )
 
 
-def _check_given(verdict: Verdict, context: VerdictContext) -> None:
+def _check_given(verdict: ReviewVerdict, context: VerdictContext) -> None:
     corrects = verdict.decision == "corrected"
     if corrects and (context.correction is None or context.image is None):
         raise UsageError("the verdict is a correction; the corrected mask and the image are needed; give both")
@@ -200,7 +200,7 @@ def _check_given(verdict: Verdict, context: VerdictContext) -> None:
         )
 
 
-def _check_not_accepted(verdict: Verdict, output: Path) -> None:
+def _check_not_accepted(verdict: ReviewVerdict, output: Path) -> None:
     report = output / f"{file_name(verdict.case)}_sr_verified.dcm"
     if report.exists():
         raise InputRefusedError(
@@ -210,7 +210,12 @@ def _check_not_accepted(verdict: Verdict, output: Path) -> None:
 
 
 def _follow_up(
-    verdict: Verdict, path: Path, output: Path, context: VerdictContext, moment: datetime, correction: Correction | None
+    verdict: ReviewVerdict,
+    path: Path,
+    output: Path,
+    context: VerdictContext,
+    moment: datetime,
+    correction: Correction | None,
 ) -> dict[str, Path]:
     """The objects that follow from a verdict about the result at `path`, by kind; for its variants too, if it has some."""
     if context.reviewer is None:
@@ -236,7 +241,7 @@ def _same_variant(folder: Path, subfolder: Path) -> list[Path]:
 
 
 def _verified(
-    verdict: Verdict, path: Path, document: dict[str, Any], context: VerdictContext, made: dict[str, Path]
+    verdict: ReviewVerdict, path: Path, document: dict[str, Any], context: VerdictContext, made: dict[str, Path]
 ) -> tuple[dict[str, str] | None, str | None]:
     """(the record's entry for the verified report, None), or (None, the reason for its absence)."""
     if verdict.decision == "rejected":

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Table, Text, Tiles, Title, Tone, Verdict
+from monai_unet_app.report.blocks import Block, Cell, Conclusion, Facts, Heading, Table, Text, Tiles, Title, Tone
 from monai_unet_app.report.pdf import typeset
 from monai_unet_app.service.acceptance_checks import Acceptance, Check, State
 from monai_unet_app.service.phantoms import PATIENT
@@ -115,7 +115,7 @@ def _blocks(acceptance: Acceptance, key: SiteKey, digest: str) -> list[Block]:
     volumes = [check.volume_ml for check in acceptance.checks if check.volume_ml is not None]
     return [
         Title(f"Site acceptance of {acceptance.site}"),
-        Verdict(_summary(acceptance), "good" if acceptance.passed else "bad"),
+        Conclusion(_summary(acceptance), "good" if acceptance.passed else "bad"),
         Tiles(
             (
                 ("checks", str(len(acceptance.checks) - len(not_tried)), f"tried, of {len(acceptance.checks)}"),

@@ -12,7 +12,7 @@ from dicom_io.net.commitment_provider import (
     CommitmentProvider,
     CommitmentRequest,
     Holdings,
-    Reference,
+    SopReference,
 )
 from dicom_io.net.destination import Dimse
 from dicom_io.net.dimse_n import RequestRefusedError
@@ -85,7 +85,7 @@ class Commitments:
     def _report_all(self) -> None:
         """Reports on all requests without a report, the oldest first."""
         for row in self._database.rows("SELECT * FROM commitments WHERE reported IS NULL ORDER BY created"):
-            references = tuple(Reference(*pair) for pair in json.loads(row["refs"]))
+            references = tuple(SopReference(*pair) for pair in json.loads(row["refs"]))
             request = CommitmentRequest(row["ae_title"], row["transaction"], references)
             if not self._stop.is_set() and time.monotonic() >= self._not_before.get(request.key, 0.0):
                 self._report(request, row["attempts"], row["created"])

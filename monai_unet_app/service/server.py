@@ -36,7 +36,7 @@ class HttpServer:
 
     def __init__(self, app: FastAPI, config: HttpConfig) -> None:
         self._address = f"{config.host}:{config.port}"
-        connections = Connections(config.most_connections, config.most_per_address, config.head_s)
+        connections = HttpConnections(config.most_connections, config.most_per_address, config.head_s)
         settings = uvicorn.Config(
             app,
             http=cast(Any, connections.make),
@@ -79,7 +79,7 @@ class HttpServer:
         self._thread.join()
 
 
-class Connections:
+class HttpConnections:
     """The open connections; only the server's thread uses them."""
 
     def __init__(self, most: int, most_per_address: int, head_s: float) -> None:
@@ -137,7 +137,7 @@ class Connection(H11Protocol):
         waits_since: When its last answer was complete, or when it was opened, by the clock of the event loop.
     """
 
-    def __init__(self, connections: Connections, **arguments: Any) -> None:
+    def __init__(self, connections: HttpConnections, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.host, self.waits_since = "", self.loop.time()
         self._connections = connections

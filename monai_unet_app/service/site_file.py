@@ -16,7 +16,7 @@ from pydicom.datadict import tag_for_keyword
 from dicom_io.errors import DicomIoError
 from dicom_io.kinds import FORMATS
 from dicom_io.net.destination import OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
-from dicom_io.net.destination_file import LOOPBACK, Table, destinations_of, read_table, read_tls
+from dicom_io.net.destination_file import LOOPBACK, TomlTable, destinations_of, read_table, read_tls
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 
@@ -197,7 +197,7 @@ def read_site(path: Path) -> Site:
             path,
             _section(node, NodeConfig, path.parent),
             tuple(
-                _section(Table(row, f"{path.name}: rule {n}"), Rule, path.parent)
+                _section(TomlTable(row, f"{path.name}: rule {n}"), Rule, path.parent)
                 for n, row in enumerate(rules, start=1)
             ),
             destinations_of(top, path),
@@ -233,14 +233,14 @@ def _check(site: Site) -> None:
             )
 
 
-def _section(table: Table, config: type[_Section], folder: Path) -> _Section:
+def _section(table: TomlTable, config: type[_Section], folder: Path) -> _Section:
     """The values of a table as a dataclass; the table has no keys but the names of its fields."""
     section = config(**{setting.name: _value(table, setting, folder) for setting in fields(config)})
     table.close()
     return section
 
 
-def _value(table: Table, setting: Field[Any], folder: Path) -> Any:
+def _value(table: TomlTable, setting: Field[Any], folder: Path) -> Any:
     """The value of a key, checked by its rule in `_RULES`, else by the type of its default; `_s` at the end means seconds."""
     key, default = setting.name, setting.default
     if key in _RULES:
@@ -257,7 +257,7 @@ def _value(table: Table, setting: Field[Any], folder: Path) -> Any:
     return table.seconds(key, default) if key.endswith("_s") else _number(table, key, default)
 
 
-def _http(table: Table | None, folder: Path) -> HttpConfig | None:
+def _http(table: TomlTable | None, folder: Path) -> HttpConfig | None:
     if table is None:
         return None
     http = _section(table, HttpConfig, folder)
@@ -271,19 +271,19 @@ def _http(table: Table | None, folder: Path) -> HttpConfig | None:
     return http
 
 
-def _name(table: Table, folder: Path) -> str:
+def _name(table: TomlTable, folder: Path) -> str:
     name = str(table.take("name", str, "a short name", must=True))
     if not _NAME.fullmatch(name):
         raise UsageError(f"{table.where}: name is {name!r}; up to 32 letters, digits, _ and - are needed; correct it")
     return name
 
 
-def _bundle(table: Table, folder: Path) -> str:
+def _bundle(table: TomlTable, folder: Path) -> str:
     bundle = str(table.take("bundle", str, "name or folder of a bundle", must=True))
     return str(folder / bundle) if (folder / bundle).is_dir() else bundle
 
 
-def _patterns(table: Table, folder: Path) -> dict[str, re.Pattern[str]]:
+def _patterns(table: TomlTable, folder: Path) -> dict[str, re.Pattern[str]]:
     try:
         patterns = compiled(table.table("match") or {})
     except ValueError as error:
@@ -296,7 +296,7 @@ def _patterns(table: Table, folder: Path) -> dict[str, re.Pattern[str]]:
     return patterns
 
 
-def _keywords(table: Table, folder: Path) -> tuple[str, ...]:
+def _keywords(table: TomlTable, folder: Path) -> tuple[str, ...]:
     keywords = table.texts("find_by") or NodeConfig.find_by
     for keyword in keywords:
         if tag_for_keyword(keyword) is None:
@@ -315,19 +315,19 @@ def _network(text: str, where: str) -> str:
         ) from error
 
 
-def _audit_key(table: Table, folder: Path) -> Path | None:
+def _audit_key(table: TomlTable, folder: Path) -> Path | None:
     text = table.take("audit_key", str, "a path", "")
     return folder / text if text else None
 
 
-def _count(table: Table, key: str, default: int) -> int:
+def _count(table: TomlTable, key: str, default: int) -> int:
     value = int(table.take(key, int, "a whole number", default))
     if not 1 <= value <= 10_000:
         raise UsageError(f"{table.where}: {key} is {value}; 1 to 10000 is needed; correct it")
     return value
 
 
-def _number(table: Table, key: str, default: float, least: float | None = None) -> float:
+def _number(table: TomlTable, key: str, default: float, least: float | None = None) -> float:
     """A number of at least `least`; without `least`, a number greater than 0."""
     value = float(table.take(key, (int, float), "a number", default))
     if not (value > 0 if least is None else value >= least) or value > 1e6:
@@ -336,7 +336,7 @@ def _number(table: Table, key: str, default: float, least: float | None = None) 
     return value
 
 
-_RULES: dict[str, Callable[[Table, Path], Any]] = {
+_RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "folder": lambda table, folder: folder / table.take("folder", str, "a folder for studies and results", must=True),
     "tokens": lambda table, folder: folder / table.take("tokens", str, "a file of tokens", must=True),
     "audit_key": _audit_key,

@@ -24,7 +24,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.deploy import app
-from monai_unet_app.deploy.job import Job, job_from, result_of
+from monai_unet_app.deploy.job import ApplicationJob, job_from, result_of
 from monai_unet_app.deploy.settings import Settings, settings_of
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.pipeline import segment_case
@@ -348,7 +348,7 @@ def test_a_refused_case_is_raised_after_the_good_ones_are_written(
     for name in ("one", "two"):
         dicomize(crop, tmp_path / "studies" / name, case_id=name)
     sorted((tmp_path / "studies/two/mr").iterdir())[10].unlink()
-    job: Job = job_from(packaged | {"HOLOSCAN_INPUT_PATH": str(tmp_path / "studies")})
+    job: ApplicationJob = job_from(packaged | {"HOLOSCAN_INPUT_PATH": str(tmp_path / "studies")})
     with pytest.raises(InputRefusedError, match=r"^two: "):
         job.segment()
     assert names(tmp_path / "output") == ["one_result.json", "one_seg.dcm"]

@@ -23,7 +23,7 @@ from phantoms import (
 from pydicom.dataset import Dataset
 
 from dicom_io import capture
-from dicom_io.objects.drawing import Picture
+from dicom_io.objects.drawing import FramedPicture
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.source_images import labelled
 from dicom_io.read import read_series
@@ -131,7 +131,9 @@ def lopsided(source: Volume) -> Volume:
     return source.with_array(array)
 
 
-def drawn_capture(labels: Volume, source: Volume, k: int, result: ResultInfo, style: capture.CaptureStyle) -> Picture:
+def drawn_capture(
+    labels: Volume, source: Volume, k: int, result: ResultInfo, style: capture.CaptureStyle
+) -> FramedPicture:
     """The capture of slice k as a picture, with its place in the frame."""
     return capture._draw(capture._scene(*labelled(labels, source, result), result, style), k)
 

@@ -24,7 +24,7 @@ from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.objects.result_content import ReportFacts
 from dicom_io.seg import write_seg
 from dicom_io.sr import MeasurementGroup, write_sr
-from dicom_io.sr.read import Reference, Region, Site
+from dicom_io.sr.read import FindingSite, Reference, Region
 
 VOXEL_ML = 0.9 * 1.3 * 2.5 / 1000
 BOTH = Whole("Two parts", (1, 2), RESULT.segments[0].category, RESULT.segments[0].type)
@@ -75,8 +75,8 @@ def test_a_report_of_ours_says_what_the_writer_was_given(case: DicomizedCase, ou
         )
         assert (group.algorithm_name, group.algorithm_version) == ("a_network", "1.2.3")
         assert f"bundle sha256 {RESULT.bundle_sha256}" in group.algorithm_parameters
-    assert front.sites == (Site(codes.SCT.Hippocampus, modifier=codes.SCT.Anterior),)
-    assert back.sites == (Site(codes.SCT.Retina),)
+    assert front.sites == (FindingSite(codes.SCT.Hippocampus, modifier=codes.SCT.Anterior),)
+    assert back.sites == (FindingSite(codes.SCT.Retina),)
     assert (both.tracking_id, both.segments) == ("1+2 Two parts", ())
     assert values(both)["Volume", ""][0] == pytest.approx(np.count_nonzero(case.labels.array) * VOXEL_ML, rel=1e-6)
 
@@ -180,7 +180,7 @@ def test_a_report_by_highdicom_with_other_content_than_ours_is_read(case: Dicomi
     image = pydicom.dcmread(case.volume.provenance.files[2])
     drawn = Reference(image.SOPClassUID, image.SOPInstanceUID)
     assert flat.regions == (Region("POLYLINE", ((1.5, 2.0), (7.0, 3.0), (4.0, 6.5), (1.5, 2.0)), drawn),)
-    assert flat.sites == (Site(codes.SCT.Kidney, laterality=codes.SCT.Left),)
+    assert flat.sites == (FindingSite(codes.SCT.Kidney, laterality=codes.SCT.Left),)
     assert (flat.finding, flat.method) == (codes.SCT.Nodule, Code("2", "99TEST", ""))
     assert flat.evaluations == ((codes.DCM.LevelOfSignificance, codes.SCT.NotSignificant),)
     (diameter,) = flat.measurements
@@ -238,7 +238,7 @@ def test_a_report_by_dcmqi_is_read(case: DicomizedCase, ours: Path, tmp_path: Pa
     assert group.segments == (Reference(dataset.SOPClassUID, dataset.SOPInstanceUID, (), (2,)),)
     assert group.source_series == (case.volume.provenance.series_instance_uid,)
     assert (group.tracking_id, group.finding) == ("Back", Code("86049000", "SCT", ""))
-    assert group.sites == (Site(codes.SCT.Liver),)
+    assert group.sites == (FindingSite(codes.SCT.Liver),)
     assert group.evaluations == ((Code("123", "99TEST", ""), Code("124", "99TEST", "")),)
     (found,) = group.measurements
     assert (found.name, found.value, found.derivation) == (codes.SCT.Volume, 1.25, codes.SCT.Mean)

@@ -19,7 +19,7 @@ from review_cases import Delivered, deliver, result_document
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.results import write_nifti
 from monai_unet_app.review import ReviewConfig, write_review
-from monai_unet_app.review.verdict import Reviewer, Verdict, VerdictContext, apply_verdict, read_verdict
+from monai_unet_app.review.verdict import Reviewer, ReviewVerdict, VerdictContext, apply_verdict, read_verdict
 
 pytestmark = [
     pytest.mark.interop,
@@ -245,7 +245,7 @@ def test_a_page_of_a_node_sends_the_decision_there_and_says_whether_it_was_taken
             assert ratio >= 4.5, (scheme, where)
     first = posted[0]
     assert (first["path"], first["type"]) == ("/cases/7/verdict", "application/json")
-    verdict = Verdict.from_document(first["verdict"])
+    verdict = ReviewVerdict.from_document(first["verdict"])
     assert not verdict.draft
     record = apply_verdict(verdict, case.result, tmp_path / "out", VerdictContext(Reviewer("Lang^Eva", "Clinic")))
     assert record["report"] is not None

@@ -35,7 +35,7 @@ from monai_unet_app.review.correction import (
     store_training_case,
 )
 from monai_unet_app.review.reviewed_case import ReviewedCase, read_reviewed
-from monai_unet_app.review.verdict import Reviewer, Verdict, VerdictContext, apply_verdict, read_verdict
+from monai_unet_app.review.verdict import Reviewer, ReviewVerdict, VerdictContext, apply_verdict, read_verdict
 
 HEADER = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}
 READER = Reviewer("Lang^Eva^^Dr", "Clinic")
@@ -167,7 +167,7 @@ def test_a_moment_without_a_time_zone_is_refused() -> None:
 
 
 def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = Verdict.from_document(verdict_on(delivered, "accepted", comment="fits well"))
+    verdict = ReviewVerdict.from_document(verdict_on(delivered, "accepted", comment="fits well"))
     record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
     found = pydicom.dcmread(tmp_path / record["report"]["file"])
     assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121031500+0100"
@@ -177,27 +177,27 @@ def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, 
     assert json.loads((tmp_path / "case_verdict_20261121T021500Z.json").read_text()) == record
     validate(record, "review_record")
     for decision in ("accepted", "rejected"):
-        again = Verdict.from_document(verdict_on(delivered, decision))
+        again = ReviewVerdict.from_document(verdict_on(delivered, decision))
         with pytest.raises(InputRefusedError, match="decided on once"):
             apply_verdict(again, delivered.result, tmp_path, VerdictContext(reviewer=READER))
 
 
 def test_nothing_is_verified_where_nobody_answers_for_it(delivered: Delivered, tmp_path: Path) -> None:
-    record = apply_verdict(Verdict.from_document(verdict_on(delivered, "accepted")), delivered.result, tmp_path)
+    record = apply_verdict(ReviewVerdict.from_document(verdict_on(delivered, "accepted")), delivered.result, tmp_path)
     assert record["report"] is None
     assert record["not_verified"] == "nobody answers for the verdict"
     assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
 
 
 def test_a_draft_is_verified_at_the_moment_when_somebody_applies_it(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = Verdict.from_document(verdict_on(delivered, "accepted", draft=True))
+    verdict = ReviewVerdict.from_document(verdict_on(delivered, "accepted", draft=True))
     record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
     found = pydicom.dcmread(tmp_path / record["report"]["file"])
     assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121031500+0100"
 
 
 def test_a_rejected_result_is_recorded_and_no_more(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
+    verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
     record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER))
     assert (record["decision"], record["comment"], record["report"]) == ("rejected", "wrong side", None)
     assert len(list(tmp_path.iterdir())) == 1
@@ -205,7 +205,7 @@ def test_a_rejected_result_is_recorded_and_no_more(delivered: Delivered, tmp_pat
 
 def test_no_record_replaces_another_of_the_same_moment(delivered: Delivered, tmp_path: Path) -> None:
     for comment in ("wrong side", "too small"):
-        verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment=comment))
+        verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment=comment))
         apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
     comments = {path.name: json.loads(path.read_text())["comment"] for path in tmp_path.iterdir()}
     assert comments == {
@@ -215,7 +215,7 @@ def test_no_record_replaces_another_of_the_same_moment(delivered: Delivered, tmp
 
 def test_a_verdict_about_other_files_is_refused(tmp_path: Path) -> None:
     fresh = deliver(tmp_path / "fresh")
-    verdict = Verdict.from_document(verdict_on(fresh, "accepted"))
+    verdict = ReviewVerdict.from_document(verdict_on(fresh, "accepted"))
     write_nifti(np.zeros(fresh.volume.shape, np.uint8), fresh.volume, fresh.result.parent / "case_seg.nii.gz")
     with pytest.raises(InputRefusedError, match="its labels have changed"):
         apply_verdict(verdict, fresh.result, tmp_path / "out")
@@ -226,7 +226,7 @@ def test_a_verdict_about_other_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_correction_needs_a_mask_and_nothing_else_does(delivered: Delivered, tmp_path: Path) -> None:
-    corrected = Verdict.from_document(verdict_on(delivered, "corrected"))
+    corrected = ReviewVerdict.from_document(verdict_on(delivered, "corrected"))
     with pytest.raises(UsageError, match="corrected mask and the image are needed"):
         apply_verdict(corrected, delivered.result, tmp_path)
     accepted = replace(corrected, decision="accepted")
@@ -253,7 +253,7 @@ def test_what_is_no_verdict_is_refused(change: dict[str, object], delivered: Del
 
 
 def test_a_verdict_is_read_as_it_was_written(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment="gehört nicht dazu", draft=True))
+    verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment="gehört nicht dazu", draft=True))
     (tmp_path / "verdict.json").write_text(json.dumps(verdict.document()))
     assert read_verdict(tmp_path / "verdict.json") == verdict
     assert verdict.decided_at == datetime(2026, 11, 21, 2, 15, 30, 250000, tzinfo=UTC)
@@ -399,7 +399,7 @@ def test_a_correction_elsewhere_is_refused(delivered: Delivered, case: ReviewedC
 def test_a_corrected_result_becomes_a_case_to_train_on(delivered: Delivered, tmp_path: Path) -> None:
     mask = tmp_path / "mask.nii.gz"
     write_nifti(corrected_labels(), delivered.volume, mask)
-    verdict = Verdict.from_document(verdict_on(delivered, "corrected"))
+    verdict = ReviewVerdict.from_document(verdict_on(delivered, "corrected"))
     what = VerdictContext(READER, image=delivered.series, correction=mask, training=tmp_path / "train", applied_at=WHEN)
     record = apply_verdict(verdict, delivered.result, tmp_path / "out", what)
     validate(record, "review_record")
@@ -420,7 +420,7 @@ def corrected(delivered: Delivered, tmp_path_factory: pytest.TempPathFactory) ->
     """What follows from a correction of a delivered result, by kind."""
     folder = tmp_path_factory.mktemp("corrected")
     write_nifti(corrected_labels(), delivered.volume, folder / "mask.nii.gz")
-    verdict = Verdict.from_document(verdict_on(delivered, "corrected", comment="one voxel longer"))
+    verdict = ReviewVerdict.from_document(verdict_on(delivered, "corrected", comment="one voxel longer"))
     what = VerdictContext(
         READER, image=delivered.series, correction=folder / "mask.nii.gz", delivered=True, applied_at=WHEN
     )
@@ -488,7 +488,7 @@ def test_what_was_delivered_before_a_correction_is_rejected(delivered: Delivered
 
 
 def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
+    verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
     with pytest.raises(InputRefusedError, match="no person's name"):
         apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(Reviewer("root", "Clinic"), delivered=True))
     record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(READER, delivered=True))

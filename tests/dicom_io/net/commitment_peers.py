@@ -19,7 +19,7 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.transport import ThreadedAssociationServer
 
-from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, Reference
+from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, SopReference
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.instance_store import InstanceStore
 from dicom_io.net.pynetdicom_patches import limit_association
@@ -54,7 +54,7 @@ def uid(k: int) -> str:
 
 
 def asked_for(*references: tuple[str, str], transaction: str = "1.2.3") -> CommitmentRequest:
-    return CommitmentRequest("SENDER", transaction, tuple(Reference(*one) for one in references))
+    return CommitmentRequest("SENDER", transaction, tuple(SopReference(*one) for one in references))
 
 
 def items(*references: tuple[str, str]) -> Sequence:
