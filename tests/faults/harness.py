@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -108,9 +107,8 @@ def node_process(site: Path, port: int, worker: str = "fake_worker") -> Iterator
     try:
         yield node
     finally:
-        if node.process is not None and node.process.poll() is None:
-            node.process.send_signal(signal.SIGKILL)
-            node.process.wait()
+        if node.process is not None:
+            node.kill()
 
 
 @dataclass
