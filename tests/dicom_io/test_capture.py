@@ -356,7 +356,7 @@ def test_all_captures_are_written_or_none(tmp_path, monkeypatch):
     source = plain_mr(tmp_path / "mr")
     right = capture._draw
 
-    def failing(scene: object, k: int) -> drawing.Picture:
+    def failing(scene: object, k: int) -> drawing.FramedPicture:
         if k == 4:
             raise LabelError("no more")
         return right(scene, k)
