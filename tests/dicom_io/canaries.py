@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_io.deidentify import Outcome, deidentify, files_of
+from dicom_io.deidentify import Deidentified, deidentify, files_of
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -132,7 +132,7 @@ def saved(dataset: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) ->
     return path
 
 
-def run(source: Path, output: Path, *options: str, key: bytes = KEY, allow_burned_in: bool = False) -> Outcome:
+def run(source: Path, output: Path, *options: str, key: bytes = KEY, allow_burned_in: bool = False) -> Deidentified:
     """De-identifies a file or folder."""
     return deidentify(files_of([source], output), output, key, options=options, allow_burned_in=allow_burned_in)
 
