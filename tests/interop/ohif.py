@@ -156,7 +156,8 @@ class Viewer:
         while (shown := int(self.tab.ask(f"{_INSTANCE}[1]"))) != number:
             assert time.monotonic() < end, f"the viewer shows instance {shown} and does not come to {number}"
             self.tab.turn_wheel(CANVAS, 100 if number > shown else -100)
-            self.tab.wait(f"{_INSTANCE}[1] !== '{shown}'", WAIT_S)
+            with suppress(TimeoutError):  # OHIF may drop a turn of the wheel while it still loads
+                self.tab.wait(f"{_INSTANCE}[1] !== '{shown}'", WAIT_S / TRIES)
         return self._still(CANVAS, is_there)
 
     def reformatted(self, is_there: Callable[[NDArray[np.uint8]], bool]) -> list[NDArray[np.uint8]]:
