@@ -60,7 +60,7 @@ deploy-test: $(DEPLOY)/ready
 benchmarks: $(VENV)/ready
 	$(BIN)/python benchmarks/run.py --short
 
-# every benchmark with its peers, and docs/performance.md from what they print; an hour on a quiet machine
+# every benchmark with its peers, and docs/performance.md from what they print; some hours on a quiet machine
 performance: $(VENV)/ready
 	$(BIN)/python benchmarks/run.py --data $(DATA)
 

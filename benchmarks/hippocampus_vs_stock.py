@@ -68,7 +68,7 @@ def main() -> int:
     options = parser.parse_args()
     cases = by_partition(options.data, SPLITS)
     trained = options.trained or train_ours(options.data, options.epochs, options.output)
-    bundle = load_bundle(trained, resolve_device("auto"))
+    bundle = load_bundle(trained, "auto")
     check_unseen(bundle, cases["test"], ("train", "selection"))
     seconds = sum(session["seconds"] for session in bundle.run_record["sessions"])
     print(f"ours: {bundle.run_record['epochs_done']} epochs in {seconds / 60:.1f} minutes", flush=True)

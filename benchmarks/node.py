@@ -35,7 +35,7 @@ from dicom_io.net.destination import parse_destination
 from dicom_io.net.exchange import send
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.service.child_processes import resident_bytes
+from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.site_file import read_site
 from monai_unet_app.shipped import shipped

@@ -3,7 +3,7 @@
     python benchmarks/run.py [--data DIR] [--only NAME ...]      make performance
     python benchmarks/run.py --short                             make benchmarks
 
-The long form installs the peers into build/peers, takes about an hour on two quiet cores and writes the page. What each one
+The long form installs the peers into build/peers, takes some hours on two quiet cores and writes the page. What each one
 printed is kept in build/performance: with --only some are run anew, and the page is written when none is missing.
 
 The short form takes small sizes and no peers beyond those of the project's own environment, asks for a third of each claim, and
@@ -32,7 +32,18 @@ REPOSITORY = HERE.parent
 PAGE = REPOSITORY / "docs" / "performance.md"
 PEERS = REPOSITORY / "build" / "peers"
 KEPT = REPOSITORY / "build" / "performance"
-PEER_PACKAGES = ["dicom2nifti", "dcm2niix", "python-gdcm", "rt-utils", "opencv-python-headless", "surface-distance"]
+PEER_PACKAGES = [
+    *("dicom2nifti", "dcm2niix", "python-gdcm", "rt-utils", "opencv-python-headless", "surface-distance"),
+    *(
+        "nnunetv2",
+        "batchgenerators",
+        "batchgeneratorsv2",
+        "acvl-utils",
+        "dynamic-network-architectures",
+        "threadpoolctl",
+    ),
+    *("tqdm", "blosc2", "numexpr", "msgpack", "ndindex", "httpx", "pandas"),  # nnU-Net imports these
+]
 SHORT_SHARE = "0.33"
 EXAMPLES = REPOSITORY / "examples"
 
@@ -47,6 +58,7 @@ class Benchmark:
         long: Its arguments for the page; {data} and {peers} stand for folders.
         short: Its arguments for a quick look.
         needs: Folder below the data that the long form cannot do without; empty where it needs none.
+        picture: What the long form draws, below docs/; empty where it draws nothing.
     """
 
     name: str
@@ -54,6 +66,7 @@ class Benchmark:
     long: str
     short: str
     needs: str = ""
+    picture: str = ""
 
 
 BENCHMARKS = (
@@ -78,6 +91,13 @@ BENCHMARKS = (
     Benchmark("receive", "Receiving instances", "", "--instances 60 --rounds 1"),
     Benchmark("node", "From a complete study to results in the archive", "--studies 50", "--studies 4"),
     Benchmark("metrics", "A full table of scores", "", "--slices 40 --labels 6 --rounds 1"),
+    Benchmark(
+        "memory",
+        "Volumes of full size in bounded memory",
+        "--peers {peers} --work build/memory --plot docs/images/memory.svg",
+        "--short",
+        picture="images/memory.svg",
+    ),
     Benchmark(
         "quality_gate",
         "The quality gate on sound and spoiled images",
@@ -185,9 +205,9 @@ def page(done: list[Run]) -> str:
     lines = [
         "# Performance",
         "",
-        "Written by `make performance`; every line below was printed by the command above it. Both sides of a comparison run "
-        "in turns on one machine, and the ratio is what counts: seconds on other machines are others. `make benchmarks` runs a "
-        "short form of each, which fails where a figure is below a third of its claim.",
+        "Written by `make performance`; every line in a frame was printed by the command above it. Both sides of a comparison "
+        "run in turns on one machine, and the ratio is what counts: seconds on other machines are others. `make benchmarks` "
+        "runs a short form of each, which fails where a figure is below a third of its claim.",
         "",
         f"Machine: {_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}.",
     ]
@@ -197,7 +217,9 @@ def page(done: list[Run]) -> str:
             lines += ["Not measured: its data were absent."]
         else:
             verdict = "every target is reached" if one.code == 0 else "a target is missed, or it broke"
+            lines += [f"![{one.benchmark.claim}]({one.benchmark.picture})", ""] if one.benchmark.picture else []
             lines += ["```text", *one.printed.rstrip().splitlines(), "```", "", f"Exit code {one.code}: {verdict}."]
+    lines += ["", (HERE / "all_probabilities.md").read_text(encoding="utf-8").rstrip()]
     return "\n".join(lines) + "\n"
 
 
