@@ -33,9 +33,9 @@ from dicom_io.net.instance_store import INCOMING, InstanceStore, Stored
 from dicom_io.net.limits import Limits
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.service.arrivals import Arrivals
 from monai_unet_app.service.audit import AuditTrail
-from monai_unet_app.service.child_processes import resident_bytes
 from monai_unet_app.service.commitment_store import Commitments
 from monai_unet_app.service.dead_letters import DeadLetters
 from monai_unet_app.service.delivery_scheduler import DeliveryScheduler
