@@ -77,11 +77,9 @@ class SliceComparison:
     The result is looked up through the patient space, from the frame's own plane; the named slice must lie there too.
     """
 
-    def __init__(self, result: Volume, source: Volume, slices: Sequence[Slice], steps: int = 0) -> None:
+    def __init__(self, result: Volume, source: Volume, slices: Sequence[Slice]) -> None:
         self.exclusive = result.array.ndim == 3  # segments that nobody named are no Segmentation
-        if steps and self.exclusive:
-            raise GeometryProofError("the file is a FRACTIONAL segmentation; the result has labels, not probabilities")
-        self.result, self.source, self.slices, self.steps = result, source, slices, steps
+        self.result, self.source, self.slices = result, source, slices
         self.tolerance_mm = tolerance_mm(*source.spacing_mm)
         self.numbers = {source_slice.key: k for k, source_slice in enumerate(slices)}
         self.frames: dict[tuple[int, int], None] = {}
@@ -102,12 +100,7 @@ class SliceComparison:
         self.frames[frame.segment, k] = None
         expected, pixels = self._expected(frame, k), frame.pixels
         self.held[k] = self.held.get(k, 0) + int(np.count_nonzero(pixels))
-        if self.steps:
-            # A fraction is rounded to the nearest step, so half a step is allowed; 1e-6 is for float32.
-            differing = np.abs(pixels / self.steps - expected) > 0.5 / self.steps + 1e-6
-        else:
-            # as bytes where the mask is boolean: the stored values are not narrowed, so a 2 is no 1
-            differing = pixels != (expected.view(np.uint8) if expected.dtype == bool else expected)
+        differing = self._differing(pixels, expected)
         if differing.any():
             raise GeometryProofError(
                 f"segment {frame.segment or 'map'} on slice {k + 1}: the file holds {np.count_nonzero(pixels)} labelled "
@@ -117,15 +110,13 @@ class SliceComparison:
     def finish(self) -> None:
         """Check that every slice has shown as many labelled voxels as the result holds there, and that none lies elsewhere."""
         # A frame that the file lacks is compared nowhere; the counts of its slice show it.
-        total = 0
-        for k, source_slice in enumerate(self.slices):
-            expected = self._count(self._at(source_slice, k))
+        on_slices, everywhere = self._labelled()
+        for k, expected in enumerate(on_slices):
             if expected != self.held.get(k, 0):
                 raise GeometryProofError(
                     f"slice {k + 1} holds {expected} labelled voxels in the result, {self.held.get(k, 0)} in the file"
                 )
-            total += expected
-        everywhere = self._count(self.result.array)
+        total = sum(on_slices)
         # A resampled volume has voxels between the slices, which no frame can hold (decision 16).
         if total != everywhere and not self.source.provenance.resampled:
             raise GeometryProofError(
@@ -137,15 +128,21 @@ class SliceComparison:
         segments = {segment for segment, _ in self.frames}
         # Frames of segment 0 hold segment numbers, so the values of the result say which segments they show.
         if 0 in segments and not described.issuperset(range(1, int(self.result.array.max()) + 1)):
-            segments |= set(np.unique(self.result.array).tolist())
+            segments |= set(np.unique(self.result.array.ravel(order="K")).tolist())
         if not segments - {0} <= described:
             raise GeometryProofError(
                 f"the file describes the segments {sorted(described)} and shows {sorted(segments - {0})}"
             )
 
-    def _count(self, array: NDArray[Any]) -> int:
-        """The number of labelled voxels, in all channels together; a probability that is stored as 0 does not count."""
-        return int(np.count_nonzero(np.rint(array * self.steps) if self.steps else array))
+    def _labelled(self) -> tuple[list[int], int]:
+        """The number of labelled voxels of the result on each slice, and everywhere, in all channels together."""
+        on_slices = [np.count_nonzero(self._at(self.result, own, k)) for k, own in enumerate(self.slices)]
+        return [int(n) for n in on_slices], int(np.count_nonzero(self.result.array))
+
+    def _differing(self, pixels: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where stored pixels are not those of the result."""
+        # as bytes where the mask is boolean: the stored values are not narrowed, so a 2 is no 1
+        return np.asarray(pixels != (expected.view(np.uint8) if expected.dtype == bool else expected))
 
     def _slice_of(self, frame: ComparedFrame) -> int:
         source_slice = self.slice_named(frame.source_key)
@@ -167,15 +164,18 @@ class SliceComparison:
         return k
 
     def _expected(self, frame: ComparedFrame, k: int) -> NDArray[Any]:
-        source_slice = self.slices[k]
-        here = self._at(source_slice if frame.plane is None else replace(source_slice, plane=frame.plane), k)
+        here = self._at(self.result, self._place(frame, k), k)
         if self.exclusive and frame.segment == 0:
             return here
         if not self.exclusive and not 1 <= frame.segment <= here.shape[2]:
             raise GeometryProofError(f"the file has a segment {frame.segment}, the result has {here.shape[2]}")
-        return here[..., frame.segment - 1] if self.steps else SliceLabels(here, self.exclusive).mask(frame.segment)
+        return SliceLabels(here, self.exclusive).mask(frame.segment)
 
-    def _at(self, source_slice: Slice, k: int) -> NDArray[Any]:
+    def _place(self, frame: ComparedFrame, k: int) -> Slice:
+        return self.slices[k] if frame.plane is None else replace(self.slices[k], plane=frame.plane)
+
+    @staticmethod
+    def _at(result: Volume, source_slice: Slice, k: int) -> NDArray[Any]:
         if source_slice.plane is None:
-            return np.swapaxes(self.result.array[:, :, k], 0, 1)
-        return values_at(source_slice.plane, source_slice.shape, self.result)
+            return np.swapaxes(result.array[:, :, k], 0, 1)
+        return values_at(source_slice.plane, source_slice.shape, result)

@@ -83,7 +83,10 @@ def read_scanned(scan: Scan, options: ReadOptions) -> Volume:
         # All checks of the headers, of the ends and of the number of images come before a pixel is decoded.
         ordered = order_series(replace(series, notes=notes), options)
         check_ends(ordered, scan.series)
-        return _decode(check_complete(ordered, scan.series, options))
+        ordered = check_complete(ordered, scan.series, options)
+        if options.before_pixels is not None and not ordered.is_picture:
+            options.before_pixels(ordered.volume_shape, ordered.affine_lps)
+        return _decode(ordered)
 
 
 def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:

@@ -4,10 +4,10 @@ Everything that comes after the decision on labels asks a `Segmentation` and its
 overlapping?" and "picture or volume?" are answered here and in `Volume`, so that writers, statements and pages do not ask them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,85 @@ from dicom_io.coding import Segment, Whole
 from dicom_io.volume import Volume
 
 Box = tuple[slice, slice, slice]
+_LEAST = np.float32(1e-12)  # of a probability whose logarithm is taken
 EMPTY_BOX: Box = (slice(0, 0), slice(0, 0), slice(0, 0))
+
+
+class Channels(Protocol):
+    """Values of several channels, (C, I, J, K): an array, or a file from which one channel at a time is read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, channel: Any, /) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a result keeps of its probabilities: maps and sums that do not grow with the number of classes.
+
+    Attributes:
+        certainty: float32, 0 to 1. Exclusive segments: shape (I, J, K), the probability of the class that was decided on.
+            Overlapping ones: (S, I, J, K), the probability of each segment, perhaps in a file.
+        uncertainty: Shape (I, J, K), float32, 0 sure to 1 undecided, see `normalised_entropy`.
+        expected: Shape (S,), float64: sum of each segment's probability over all voxels.
+        doubt: Shape (S,), float64: sum of p (1 - p).
+    """
+
+    certainty: Channels
+    uncertainty: NDArray[np.float32]
+    expected: NDArray[np.float64]
+    doubt: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, probabilities: NDArray[np.float32], labels: NDArray[Any]) -> "Evidence":
+        """The evidence of an image, or of a box of it.
+
+        Args:
+            probabilities: As in `Segmentation`.
+            labels: As in `Segmentation`: exclusive if they have an axis less than the probabilities.
+        """
+        exclusive = labels.ndim < probabilities.ndim
+        uncertainty = normalised_entropy(probabilities, exclusive=exclusive)
+        expected, doubt = np.zeros((2, len(probabilities)))
+        # Channel by channel: a channel of a box stays in the processor's cache
+        for channel, p in enumerate(probabilities):
+            expected[channel] = p.sum(dtype=np.float64)
+            doubt[channel] = (p * (1 - p)).sum(dtype=np.float64)
+        if not exclusive:
+            return cls(probabilities, uncertainty, expected, doubt)
+        decided = np.take_along_axis(probabilities, labels[None].astype(np.intp), axis=0)[0]
+        return cls(decided, uncertainty, expected[1:], doubt[1:])
+
+
+def normalised_entropy(probabilities: NDArray[np.float32], *, exclusive: bool) -> NDArray[np.float32]:
+    """How undecided a network is at each voxel: 0 is sure, 1 means that all answers are equally likely.
+
+    Args:
+        probabilities: Shape (C, ...), 0 to 1.
+        exclusive: Channels sum to 1: the entropy over the channels, over its largest possible value, log C. Otherwise the
+            largest entropy of any channel against its absence, over log 2.
+
+    Returns:
+        Shape (...), 0 to 1.
+    """
+    entropy = np.zeros(probabilities.shape[1:], np.float32)
+    for p in probabilities:
+        if exclusive:
+            entropy += entropy_of(p)
+        else:
+            np.maximum(entropy, entropy_of(p) + entropy_of(1 - p), out=entropy)
+    entropy /= np.float32(np.log(len(probabilities) if exclusive else 2))
+    # Rounding can carry the quotient a little beyond 1
+    return np.clip(entropy, 0, 1, out=entropy)
+
+
+def entropy_of(p: NDArray[np.float32]) -> NDArray[np.float32]:
+    """-p log p, in nats; 0 where p is 0."""
+    part: NDArray[np.float32] = np.log(np.maximum(p, _LEAST))
+    part *= -p
+    return part
 
 
 @dataclass(frozen=True)
@@ -28,15 +106,35 @@ class Structure:
         segment: Its number, label, codes and colour.
         grid: The image that it lies on.
         box: The smallest index box that holds its voxels, along I, J, K; empty without voxels.
-        mask: Shape of the box, boolean.
-        probability: Shape (I, J, K) of the whole grid, 0 to 1; None where the result holds labels only.
+        labels: Shape (I, J, K) of the whole grid: the label values of exclusive segments, or the channel of this segment.
+        exclusive: True for label values; False for a channel, which is above 0 where the segment is.
+        evidence: What the result keeps of its probabilities; None where it holds labels only.
+        probabilities: As in `Segmentation`.
     """
 
     segment: Segment
     grid: Volume
     box: Box
-    mask: NDArray[np.bool_]
-    probability: NDArray[np.float32] | None = None
+    labels: NDArray[Any]
+    exclusive: bool
+    evidence: Evidence | None = None
+    probabilities: Channels | None = None
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Its voxels, shape of the box, boolean; made anew each time: the boxes of many structures are several volumes."""
+        return self.mask_in(self.box)
+
+    def mask_in(self, box: Box) -> NDArray[np.bool_]:
+        """Its voxels in another box of the grid, shape of this box, boolean."""
+        part = self.labels[box]
+        return np.asarray(part == self.number if self.exclusive else part > 0)
+
+    def box_with(self, other: "Structure") -> Box:
+        """The smallest box that holds this structure and another on the same grid; one voxel of neither if both are empty."""
+        boxes = [structure.box for structure in (self, other) if structure.box != EMPTY_BOX] or [(slice(0, 1),) * 3]
+        i, j, k = (slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*boxes, strict=True))
+        return i, j, k
 
     @property
     def number(self) -> int:
@@ -58,37 +156,53 @@ class Structure:
         """Size of the mask in the unit of the image: millilitres, or pixels of a picture."""
         return self.voxels * self.grid.voxel_size
 
-    @cached_property
+    @property
     def expected_size(self) -> float:
         """Sum of the probabilities times the size of a voxel, in the unit of `size`.
 
         Raises:
             ValueError: The result holds labels only.
         """
-        # A sum of millions of voxels would round in float32.
-        return float(self.probability_on_grid.sum(dtype=np.float64) * self.grid.voxel_size)
+        return float(self._known.expected[self.number - 1] * self.grid.voxel_size)
+
+    @property
+    def doubtful_part(self) -> float:
+        """Sum of p (1 - p) over the sum of p, 0 to 1: the part of the size that is in doubt. Raises as `expected_size`."""
+        n = self.number - 1
+        return float(self._known.doubt[n] / max(self._known.expected[n], _LEAST))
 
     @cached_property
     def confidence(self) -> float | None:
-        """Mean probability inside the mask, 0 to 1; None without voxels. Raises ValueError as `expected_size`."""
-        inside = self.probability_on_grid[self.box][self.mask]
-        return float(inside.mean()) if inside.size else None
+        """Mean probability inside the mask, 0 to 1; None without voxels. Raises as `expected_size`."""
+        known = self._known.certainty
+        inside = np.asarray((known if self.exclusive else known[self.number - 1])[self.box])[self.mask]
+        return float(inside.mean(dtype=np.float64)) if inside.size else None
+
+    @property
+    def _known(self) -> Evidence:
+        if self.evidence is None:
+            raise ValueError(
+                f"segment {self.number} has no probabilities; they are needed; read the file of probabilities"
+            )
+        return self.evidence
 
     @property
     def mask_on_grid(self) -> NDArray[np.bool_]:
-        """The mask on the whole grid, shape (I, J, K), boolean; made anew each time, as many of them would fill the memory."""
+        """The mask on the whole grid, shape (I, J, K), boolean; made anew each time."""
         on_grid = np.zeros(self.grid.shape, dtype=bool)
         on_grid[self.box] = self.mask
         return on_grid
 
     @property
     def probability_on_grid(self) -> NDArray[np.float32]:
-        """Shape (I, J, K), 0 to 1. Raises ValueError where the result holds labels only."""
-        if self.probability is None:
-            raise ValueError(
-                f"segment {self.number} has no probabilities; they are needed; read the file of probabilities"
-            )
-        return self.probability
+        """Shape (I, J, K), 0 to 1; read anew each time where it is in a file.
+
+        Raises:
+            ValueError: The result does not hold all probabilities.
+        """
+        if self.probabilities is None:
+            raise ValueError(f"segment {self.number} has no probabilities; they are needed; keep them with the result")
+        return np.asarray(self.probabilities[self.number if self.exclusive else self.number - 1])
 
 
 @dataclass(frozen=True)
@@ -101,15 +215,17 @@ class Segmentation:
             channel for each segment in their order, 0 or 1.
         segments: What the labels mean, in the order of their numbers, which are 1 to S.
         probabilities: Exclusive segments: shape (S + 1, I, J, K), the background first. Overlapping ones: (S, I, J, K). 0 to 1;
-            None where only labels are known.
+            an array, or a file where they would fill the memory; None where they were not kept.
         wholes: Structures whose parts are several segments.
+        evidence: What was kept of the probabilities; None where only labels, or all probabilities, are known.
     """
 
     image: Volume
     labels: NDArray[Any]
     segments: tuple[Segment, ...]
-    probabilities: NDArray[np.float32] | None = None
+    probabilities: Channels | None = None
     wholes: tuple[Whole, ...] = ()
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         channels = () if self.labels.ndim == 3 else (len(self.segments),)
@@ -156,11 +272,26 @@ class Segmentation:
     @cached_property
     def structures(self) -> tuple[Structure, ...]:
         """Every segment with its voxels and probabilities, in the order of the numbers."""
-        boxes = self._boxes()
+        known = self.known
+        channels = [self.labels] * len(self.segments) if self.exclusive else list(self.labels)
         return tuple(
-            Structure(segment, self.image, box, self._is(segment.number, box), self._probability(segment.number))
-            for segment, box in zip(self.segments, boxes, strict=True)
+            Structure(segment, self.image, box, labels, self.exclusive, known, self.probabilities)
+            for segment, box, labels in zip(self.segments, self._boxes(), channels, strict=True)
         )
+
+    @cached_property
+    def known(self) -> Evidence | None:
+        """What is known of the probabilities; None where the result holds labels only."""
+        if self.evidence is not None or self.probabilities is None:
+            return self.evidence
+        return Evidence.of(np.asarray(self.probabilities), self.labels)
+
+    @property
+    def uncertainty(self) -> NDArray[np.float32]:
+        """Shape (I, J, K), 0 sure to 1 undecided, see `normalised_entropy`. Raises ValueError for labels only."""
+        if self.known is None:
+            raise ValueError("the result holds labels only; probabilities are needed; read the file of probabilities")
+        return self.known.uncertainty
 
     @property
     def disjoint_groups(self) -> tuple[tuple[Structure, ...], ...]:
@@ -178,11 +309,12 @@ class Segmentation:
         return self.labels if self.exclusive else self.labels > 0
 
     @property
-    def segment_probabilities(self) -> NDArray[np.float32]:
-        """Shape (S, I, J, K): the probabilities of the segments, without the background. Raises ValueError without any."""
-        if self.probabilities is None:
+    def segment_probabilities(self) -> Iterator[NDArray[np.float32]]:
+        """Shape (I, J, K) each: the probabilities of the segments, without the background. Raises ValueError without any."""
+        probabilities = self.probabilities
+        if probabilities is None:
             raise ValueError("the result holds labels only; probabilities are needed; read the file of probabilities")
-        return self.probabilities[1:] if self.exclusive else self.probabilities
+        return (np.asarray(probabilities[self.channel_of(segment.number)]) for segment in self.segments)
 
     def channel_of(self, number: int) -> int:
         """Channel of the probabilities that belongs to a segment, from 0."""
@@ -193,16 +325,15 @@ class Segmentation:
         """The labels as a volume, as files hold them: shape (I, J, K), or (I, J, K, S) with the channels last."""
         return self.image.with_array(self.labels if self.exclusive else np.moveaxis(self.labels, 0, -1))
 
-    def _is(self, number: int, box: Box) -> NDArray[np.bool_]:
-        """Voxels of a segment in a box."""
-        return np.asarray(self.labels[box] == number if self.exclusive else self.labels[number - 1][box] > 0)
-
     def _boxes(self) -> list[Box]:
         if self.exclusive:
-            boxes = find_objects(self.labels, max_label=len(self.segments))
-        else:
-            boxes = [find_objects((channel > 0).view(np.uint8), max_label=1)[0] for channel in self.labels]
-        return [box or EMPTY_BOX for box in boxes]
+            return _boxes_of(self.labels, len(self.segments))
+        return [_boxes_of((channel > 0).view(np.uint8), 1)[0] for channel in self.labels]
 
-    def _probability(self, number: int) -> NDArray[np.float32] | None:
-        return None if self.probabilities is None else self.probabilities[self.channel_of(number)]
+
+def _boxes_of(labels: NDArray[Any], count: int) -> list[Box]:
+    """The box of each value from 1 to `count` in labels of shape (I, J, K)."""
+    # Along the memory: across it, as slices of DICOM lie in their array, scipy takes six times as long
+    if abs(labels.strides[0]) >= abs(labels.strides[-1]):
+        return [box or EMPTY_BOX for box in find_objects(labels, max_label=count)]
+    return [(box[2], box[1], box[0]) if box else EMPTY_BOX for box in find_objects(labels.T, max_label=count)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from dicom_io.coding import Whole, load_wholes
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files
+from monai_unet_app.config import resolve_device
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
 from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
     from monai.transforms import Compose
 
+    from monai_unet_app.inference.engines import Engine
     from monai_unet_app.inference.outputs import Outputs
-    from monai_unet_app.inference.predict import WindowSettings
+    from monai_unet_app.inference.pieces import ResultSteps
+    from monai_unet_app.inference.windows import WindowSettings
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class Bundle(BundleFiles):
     Attributes:
         device: Device of the network.
         overrides: Values that replace those of `inference.yaml`, by id.
+        may_leave_device: Windows for which the device has no memory run on the CPU.
     """
 
     device: "torch.device" = field(default_factory=_cpu)
     overrides: tuple[tuple[str, Any], ...] = ()
+    may_leave_device: bool = False
 
     @cached_property
     def parser(self) -> "ConfigParser":
@@ -125,7 +130,7 @@ class Bundle(BundleFiles):
         import torch
 
         with torch.random.fork_rng(devices=[]):  # initial weights are random
-            self._check_network(self.part("network_def").eval(), trained=False)
+            self._check_network(self._new_network.eval(), trained=False)
 
     @cached_property
     def exclusive(self) -> bool:
@@ -170,11 +175,14 @@ class Bundle(BundleFiles):
         return compose
 
     @cached_property
-    def result(self) -> "Compose":
-        """The list `result` as a Compose: logits under "pred" become "prob" and "pred" on the source grid."""
-        from monai.transforms import Compose
+    def result(self) -> "ResultSteps":
+        """The transforms of `result`, by part: logits under "pred" become "prob" and "pred" on the source grid."""
+        from monai_unet_app.inference.pieces import ResultSteps
 
-        return Compose(self.part("result"))
+        parts = ("probable", "back", "decide", "tidy")
+        if str(self.parser.get("result")).replace(" ", "") == f"$@{'+@'.join(parts)}":
+            return ResultSteps(*(self.part(name) for name in parts))
+        return ResultSteps((), self.part("result"), (), (), named=False)
 
     @property
     def no_calibration(self) -> dict[str, Any]:
@@ -182,31 +190,32 @@ class Bundle(BundleFiles):
         return {name: 0.0 if isinstance(value, float) else value for name, value in self.part("calibration").items()}
 
     @cached_property
-    def uncalibrated_result(self) -> "Compose":
+    def uncalibrated_result(self) -> "ResultSteps":
         """`result` without the calibration."""
         return self._result_with(self.no_calibration)
 
     @cached_property
-    def mirrored_result(self) -> "Compose":
+    def mirrored_result(self) -> "ResultSteps":
         """`result` for averages over mirror images: with `calibration_tta` if it is fitted, else with `calibration`."""
         calibration = self._optional("calibration_tta") or {}
         is_fitted = any(isinstance(number, float) and number for number in calibration.values())
         return self._result_with(calibration) if is_fitted else self.result
 
-    def _result_with(self, calibration: Mapping[str, Any]) -> "Compose":
-        from monai.transforms import Compose, Invertd
+    def _result_with(self, calibration: Mapping[str, Any]) -> "ResultSteps":
+        from monai.transforms import Invertd
 
         # A config parsed anew: the parser caches the objects that it has built, with the calibration inside them
-        twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", dict(calibration))))
-        steps = twin.part("result")
-        for step in steps:
+        twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", dict(calibration)))).result
+        for step in twin.back:
             if isinstance(step, Invertd):  # it must invert the preprocessing that ran, which is that of this bundle
                 step.transform = self.preprocessing
-        return Compose(steps)
+        return twin
 
     @cached_property
     def network(self) -> "torch.nn.Module":
         """The network with its trained weights, on the device, in eval mode, checked on a window of zeros.
+
+        A `ModuleList` of networks is their mean.
 
         Raises:
             BundleError: The configs contradict each other, weights are absent, or the network does not fit the bundle.
@@ -217,7 +226,7 @@ class Bundle(BundleFiles):
         self.check_configs()
         if not weights.is_file():
             raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
-        network: torch.nn.Module = self.part("network_def").to(self.device)
+        network = self._new_network.to(self.device)
         try:
             # weights_only: a pickle from elsewhere could run any code. load_state_dict casts float16 to the network's
             # float32.
@@ -226,6 +235,24 @@ class Bundle(BundleFiles):
             raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {_summary(error)}") from error
         self._check_network(network.eval(), trained=True)
         return network
+
+    @property
+    def _new_network(self) -> "torch.nn.Module":
+        """What `network_def` builds."""
+        import torch
+
+        from monai_unet_app.inference.engines.torch_engine import MeanOfNetworks
+
+        network: torch.nn.Module = self.part("network_def")
+        return MeanOfNetworks(network) if isinstance(network, torch.nn.ModuleList) else network
+
+    @cached_property
+    def engine(self) -> "Engine":
+        """What runs the windows: the network in torch."""
+        from monai_unet_app.inference.engines.torch_engine import TorchEngine
+
+        leave = self.may_leave_device
+        return TorchEngine(self.network, self.device, self.slice_axis, self.feature_layer, may_leave=leave)
 
     def _check_network(self, network: "torch.nn.Module", *, trained: bool) -> None:
         from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network
@@ -304,7 +331,7 @@ class Bundle(BundleFiles):
         """The sliding window, from `inferer`."""
         from monai.inferers import SlidingWindowInferer
 
-        from monai_unet_app.inference.predict import WindowSettings
+        from monai_unet_app.inference.windows import WindowSettings
 
         inferer = self.part("inferer")
         if not isinstance(inferer, SlidingWindowInferer):
@@ -359,13 +386,21 @@ def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: 
         )
 
 
-def load_bundle(name: str | Path, device: "torch.device | None" = None, **overrides: Any) -> Bundle:
-    """The bundle that a name, a folder or a zip stands for, on a device (default: the CPU).
+def load_bundle(name: str | Path, device: "torch.device | str | None" = None, **overrides: Any) -> Bundle:
+    """The bundle that a name, a folder or a zip stands for, on a device.
+
+    Args:
+        name: As in `bundle_files`.
+        device: A name as in `resolve_device`; "auto" lets a window run on the CPU for which the device has no memory. None: the
+            CPU.
+        overrides: Values that replace those of `inference.yaml`, by id.
 
     Raises:
-        UsageError, BundleError: As `bundle_files`.
+        UsageError, BundleError: As `bundle_files` and `resolve_device`.
     """
-    return Bundle(bundle_files(name).root, device or _cpu(), tuple(overrides.items()))
+    root = bundle_files(name).root
+    place = resolve_device(device) if isinstance(device, str) else device or _cpu()
+    return Bundle(root, place, tuple(overrides.items()), may_leave_device=device == "auto")
 
 
 def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Settings of one run: how images are read and segmented, and which files are written. The science is in the bundle."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -25,10 +26,14 @@ class PredictConfig:
     Attributes:
         tta: Average over the mirror images that the bundle was trained with.
         reading: For DICOM: the series and the time point to read, and the permitted repairs.
+        memory_limit: Bytes that the process may take; None: what the machine, its control group and `ulimit` leave.
+        on_plan: Called with a sentence about the memory that a large image will take, before its pixels are read.
     """
 
     tta: bool = False
     reading: ReadOptions = field(default_factory=ReadOptions)
+    memory_limit: float | None = None
+    on_plan: Callable[[str], None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class OutputConfig:
     Attributes:
         formats: Some of `FORMATS`.
         probabilities: Add `<case>_prob.nii.gz`, channels last.
+        uncertainty: Add `<case>_uncertainty.nii.gz`: entropy of the calibrated probabilities, 0 sure to 1 undecided.
         cautious: Add `<case>_cautious.nii.gz`, channels last: masks that miss little of a structure, as the bundle states.
         explain: Add `<case>_why.png` and `<case>_why.nii.gz`, channels last: the explanation by one of EXPLANATIONS.
         deliver_rejected: Write a result that the bundle's quality gate rejects like any other result.
@@ -51,6 +57,7 @@ class OutputConfig:
 
     formats: tuple[str, ...] = ("nifti",)
     probabilities: bool = False
+    uncertainty: bool = False
     cautious: bool = False
     explain: ExplainMethod | None = None
     deliver_rejected: bool = False
@@ -68,6 +75,13 @@ class OutputConfig:
             raise UsageError(f"--explain {self.explain}: one of {', '.join(EXPLANATIONS)} is needed")
         if self.dicomize and self.dicom_source is not None:
             raise UsageError("--dicomize and --dicom-source: one series to refer to is needed; give one of them")
+
+    @property
+    def keep(self) -> Literal["evidence", "cautious", "probabilities"]:
+        """What of the probabilities the files need, as `pipeline.segment_case` takes it."""
+        if self.probabilities or self.seg_encoding == "fractional":
+            return "probabilities"
+        return "cautious" if self.cautious else "evidence"
 
     @property
     def wants_dicom(self) -> bool:

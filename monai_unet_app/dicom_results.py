@@ -15,6 +15,7 @@ from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.kinds import KIND, RESULT_KINDS
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
+from dicom_io.objects.labels import Fractions
 from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.read import read_series
 from dicom_io.reading.instances import load_dataset
@@ -67,7 +68,7 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
         paths,
         config.seg_encoding,
         config.empty_frames,
-        probabilities=lambda: _on(_probability_volume(case), source),
+        probabilities=lambda: _fractions(case, source),
         uncertainty=lambda: _on(case.image.with_array(case.uncertainty), source),
         report=ReportFacts(_intervals(case), _wholes(case), _report_of_this_study(config.earlier_sr, source)),
     )
@@ -220,9 +221,14 @@ def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
     )
 
 
-def _probability_volume(case: Case) -> Volume:
-    """Calibrated probabilities of the structures, shape (I, J, K, S), 0 to 1."""
-    return case.image.with_array(np.clip(np.moveaxis(case.segmentation.segment_probabilities, 0, -1), 0.0, 1.0))
+def _fractions(case: Case, source: Volume) -> Fractions:
+    """Calibrated probabilities of the structures on the grid of the source, 0 to 1."""
+    structures = case.segmentation.structures
+
+    def channel(n: int) -> Volume:
+        return _on(case.image.with_array(np.clip(structures[n].probability_on_grid, 0.0, 1.0)), source)
+
+    return Fractions(len(structures), channel)
 
 
 def _on(values: Volume, source: Volume) -> Volume:

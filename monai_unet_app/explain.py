@@ -25,16 +25,20 @@ from monai.transforms import Invertd
 from monai.visualize import GradCAM, OcclusionSensitivity, SmoothGrad
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import find_objects
 
-from dicom_io.segmentation import Segmentation, Structure
+from dicom_io.segmentation import Box, Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import ExplainMethod
 from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.gathering import label_dtype, on_grid, on_volume
 from monai_unet_app.inference.predict import Progress, padded
+from monai_unet_app.inference.spool import IN_MEMORY_BYTES
+from monai_unet_app.inference.way_back import WayBack, way_back
 from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
 from monai_unet_app.metrics.boxes import bounding_box
-from monai_unet_app.pipeline import Case, on_volume, predict, preprocess
+from monai_unet_app.pipeline import Case, predict_rows, preprocess
 from monai_unet_app.report.case_pictures import case_figure, png
 from monai_unet_app.report.evaluation_report import CasePicture
 
@@ -64,16 +68,35 @@ class Explanation:
 
     Attributes:
         method: The tool that explained them.
-        maps: Shape (S, I, J, K), float32, on the source grid, a map for each structure of the bundle in its order; its unit is
-            in `UNITS`. NaN outside the window that was explained, and everywhere for a structure that was not found.
+        maps: For each structure of the bundle in its order, where it was explained; None for a structure that was not found.
         answers: The number that was explained for each structure, its mean log-odds; None for a structure that was not found.
         slice_axis: For a 2D network on a volume, the axis of the source across which the explained slice lies; else None.
     """
 
     method: ExplainMethod
-    maps: NDArray[np.float32]
+    maps: "tuple[StructureMap | None, ...]"
     answers: tuple[float | None, ...]
     slice_axis: int | None = None
+
+    def on_grid(self, structure: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+        """Shape (I, J, K): the map of a structure, counted from 0, on the whole source grid; NaN where it has no value."""
+        whole, own = np.full(shape, np.nan, np.float32), self.maps[structure]
+        if own is not None:
+            whole[own.box] = own.values
+        return whole
+
+
+@dataclass(frozen=True)
+class StructureMap:
+    """What the answer for one structure depends on, in the box of the source grid that holds the window that was explained.
+
+    Attributes:
+        box: On the source grid, along I, J, K.
+        values: Shape (*box), float32, NaN outside the window; the unit is in `UNITS`.
+    """
+
+    box: Box
+    values: NDArray[np.float32]
 
 
 class StructureAnswers(torch.nn.Module):
@@ -138,61 +161,115 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
     bundle = case.bundle
     check_explainable(bundle, method)
     # Steps: the structures on the grid of the network, one window for each of them, the map of each window by MONAI's
-    # tool, and all maps back on the source grid
+    # tool, and each map back on the source grid
     item = preprocess(case.image, bundle)
-    regions = bundle.outputs.masks(predict(item["image"], bundle, case.run))  # on the working grid
-    absent = [structure.voxels == 0 for structure in case.segmentation.structures]
-    regions[absent] = False  # post-processing may have removed a structure that the network found
-    plan = plan_windows(tuple(regions.shape[1:]), bundle.windows.window, bundle.windows.overlap)
-    image = padded(item["image"].as_tensor(), plan, bundle.windows.padding_mode, bundle.windows.padding_value)
-    regions = padded(regions.float(), plan).bool()
+    image, settings = item["image"], bundle.windows
+    plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap)
+    regions = _Regions.found(item, case, plan)
+    padded_image = padded(image.as_tensor(), plan, settings.padding_mode, settings.padding_value)
     shared = _windows(regions, plan, bundle.slice_axis)
     step = _counter(sum(_cost(method, plan.window, len(structures)) for _, structures in shared), progress)
-    slice_axis, reach = _slab(item["image"], case.image, bundle.slice_axis)
-    # A second image counts where a window was, because 0 is a value that a map may have
-    maps, covered = torch.zeros(2, *regions.shape)
-    answers: list[float | None] = [None] * len(regions)
+    slice_axis, reach = _slab(image, case.image, bundle.slice_axis)
+    back = _Back(way_back(image), item, bundle, case.image)
+    maps: list[StructureMap | None] = [None] * len(regions.boxes)
+    answers: list[float | None] = [None] * len(regions.boxes)
     for place, structures in shared:
-        window = _for_network(image[(slice(None), *place)], bundle.slice_axis)[None].to(bundle.device)
-        inside = _for_network(regions[structures][(slice(None), *place)], bundle.slice_axis)
-        network = StructureAnswers(bundle, inside, structures, step)
+        window = _for_network(padded_image[(slice(None), *place)], bundle.slice_axis)[None].to(bundle.device)
+        inside = torch.stack([torch.from_numpy(regions.mask(n, place)) for n in structures])
+        network = StructureAnswers(bundle, _for_network(inside, bundle.slice_axis), structures, step)
         with torch.no_grad():
             window_answers = network(window)[0]
         window_maps = _EXPLAINERS[method](network, window, window_answers, bundle).cpu()
+        covered = _on_image(_widened(place, bundle.slice_axis, reach), plan)
         for n, answer, window_map in zip(structures, window_answers, window_maps, strict=True):
             answers[n] = float(answer)
-            voxels = _widened(place, bundle.slice_axis, reach)
-            maps[n][voxels] = window_map if bundle.slice_axis is None else window_map.unsqueeze(bundle.slice_axis)
-            covered[n][voxels] = 1.0
-    both = torch.cat([maps, covered])[(slice(None), *plan.inside)]
-    return Explanation(method, _on_source(both, item, bundle, case.image), tuple(answers), slice_axis)
+            maps[n] = back(_filling(window_map, place, covered, plan, bundle.slice_axis), covered)
+    return Explanation(method, tuple(maps), tuple(answers), slice_axis)
 
 
-def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
+class _Regions:
+    """The voxels of the structures on the padded working grid.
+
+    Args:
+        labels: Class numbers (*spatial) of exclusive structures; else a channel for each, (S, *spatial), above 0 inside.
+        exclusive: Whether they are exclusive.
+        absent: For each structure whether it is left out.
+
+    Attributes:
+        boxes: The smallest box that holds each structure; None for a structure without a voxel.
+    """
+
+    def __init__(self, labels: NDArray[Any], exclusive: bool, absent: Sequence[bool]) -> None:
+        self._labels, self._exclusive = labels, exclusive
+        if exclusive:
+            boxes = find_objects(labels, max_label=len(absent))
+        else:
+            boxes = [find_objects(channel.view(np.uint8), max_label=1)[0] for channel in labels]
+        self.boxes: list[Slices | None] = [None if out else box for out, box in zip(absent, boxes, strict=True)]
+
+    @classmethod
+    def found(cls, item: dict[str, MetaTensor], case: Case, plan: WindowPlan) -> "_Regions":
+        """The structures that the network finds in a preprocessed image, without those that the result does not have."""
+        # Post-processing may have removed a structure that the network found
+        outputs, absent = case.bundle.outputs, [structure.voxels == 0 for structure in case.segmentation.structures]
+        # Of a large image, sums of windows wait on disk
+        settings = replace(
+            case.bundle.windows, mirror_axes=case.bundle.mirror_axes if case.run.tta else (), most_bytes=IN_MEMORY_BYTES
+        )
+        kind = label_dtype(case.bundle) if case.bundle.exclusive else np.uint8
+        rows = [
+            outputs.labels(values).cpu().numpy().astype(kind)
+            for _, values in predict_rows(item["image"], case.bundle, settings)
+        ]
+        channels = 0 if case.bundle.exclusive else 1
+        around = [(side.start, size - side.stop) for side, size in zip(plan.inside, plan.padded_shape, strict=True)]
+        labels = np.pad(np.concatenate(rows, axis=channels), [(0, 0)] * channels + around)
+        return cls(labels, case.bundle.exclusive, absent)
+
+    def mask(self, structure: int, place: Slices) -> NDArray[np.bool_]:
+        """Shape of a box of the padded grid, boolean: the voxels of a structure, counted from 0."""
+        if self._exclusive:
+            return np.asarray(self._labels[place] == structure + 1)
+        return np.asarray(self._labels[structure][place] > 0)
+
+
+def _windows(regions: _Regions, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
     """The windows that are explained, each with the indices of its structures; a structure without a voxel has no window."""
     shared: dict[tuple[int, ...], tuple[Slices, list[int]]] = {}
-    for n, region in enumerate(regions):
-        if region.any():
-            place = _best_window(region, plan, slice_axis)
+    for n, box in enumerate(regions.boxes):
+        if box is not None:
+            place = _best_window(regions.mask(n, box), box, plan, slice_axis)
             # Structures with the same window share its passes through the network
             shared.setdefault(tuple(side.start for side in place), (place, []))[1].append(n)
     return list(shared.values())
 
 
-def _best_window(region: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> Slices:
+def _best_window(mask: NDArray[np.bool_], box: Slices, plan: WindowPlan, slice_axis: int | None) -> Slices:
     """The window that holds most of a region; of a 2D network, among the windows of the slice with the region's largest area.
 
     Ties are broken by the distance between the centres of window and region.
+
+    Args:
+        mask: The region in its box.
+        box: Of the padded grid.
+        plan: The windows.
+        slice_axis: Of a 2D network on a volume.
     """
-    places: Sequence[Slices] = plan.windows
+    axes = range(mask.ndim)
+    along = [mask.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes]  # voxels at each position
+    centre = np.array([side.start + np.arange(len(n)) @ n / n.sum() for side, n in zip(box, along, strict=True)])
+    places = [window.place for window in plan.windows]
     if slice_axis is not None:
-        areas = region.sum([axis for axis in range(region.ndim) if axis != slice_axis])
-        places = [place for place in places if place[slice_axis].start == int(areas.argmax())]
-    centre = region.nonzero().double().mean(0)
+        largest = box[slice_axis].start + int(along[slice_axis].argmax())
+        places = [place for place in places if place[slice_axis].start == largest]
 
     def fit(place: Slices) -> tuple[int, float]:
-        middle = torch.tensor([(side.start + side.stop - 1) / 2 for side in place], dtype=torch.float64)
-        return int(region[place].sum()), -float((middle - centre).norm())
+        middle = np.array([(side.start + side.stop - 1) / 2 for side in place])
+        shared = tuple(
+            slice(max(0, side.start - own.start), max(0, side.stop - own.start))
+            for side, own in zip(place, box, strict=True)
+        )
+        return int(np.count_nonzero(mask[shared])), -float(np.linalg.norm(middle - centre))
 
     return max(places, key=fit)
 
@@ -306,13 +383,102 @@ def _widened(place: Slices, slice_axis: int | None, reach: int) -> Slices:
     )
 
 
-def _on_source(both: torch.Tensor, item: dict[str, MetaTensor], bundle: Bundle, volume: Volume) -> NDArray[np.float32]:
-    """Maps and their coverage, (2S, *spatial) on the working grid, as maps (S, I, J, K) on the source; NaN if not covered."""
-    back = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
-    with_maps: dict[Hashable, MetaTensor] = {"image": item["image"], "pred": MetaTensor(both)}
-    maps, covered = np.split(on_volume(back(with_maps)["pred"], volume), 2)
-    # Resampling mixes the edge of a window with zeros around it; division by the equally resampled coverage undoes it
-    return np.where(covered >= _LEAST_COVERED, maps / np.maximum(covered, _LEAST_COVERED), np.float32(np.nan))
+def _on_image(place: Slices, plan: WindowPlan) -> Slices:
+    """The part of a place in the padded image that lies in the image, in voxels of the image."""
+    return tuple(
+        slice(max(0, side.start - own.start), min(side.stop, own.stop) - own.start)
+        for side, own in zip(place, plan.inside, strict=True)
+    )
+
+
+def _filling(
+    window_map: torch.Tensor, place: Slices, covered: Slices, plan: WindowPlan, slice_axis: int | None
+) -> torch.Tensor:
+    """The map of a window on the part of the image that it covers; that of a slice is repeated across the slices."""
+    whole = window_map if slice_axis is None else window_map.unsqueeze(slice_axis)
+    inside = []
+    for axis, (side, own, first) in enumerate(zip(covered, place, plan.before, strict=True)):
+        start = side.start + first - own.start
+        inside.append(slice(None) if axis == slice_axis else slice(start, start + side.stop - side.start))
+    return whole[tuple(inside)].expand([side.stop - side.start for side in covered])
+
+
+class _Back:
+    """Takes maps of windows from the grid of a preprocessed image to its source.
+
+    Args:
+        way: The way back in boxes; None: MONAI's on the whole image.
+        item: The preprocessed image.
+        bundle: Its preprocessing made the image.
+        volume: The source.
+    """
+
+    def __init__(self, way: WayBack | None, item: dict[str, MetaTensor], bundle: Bundle, volume: Volume) -> None:
+        self._way, self._item, self._volume = way, item, volume
+        self._inverse = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
+
+    def __call__(self, values: torch.Tensor, covered: Slices) -> StructureMap | None:
+        """A map, shape (*covered) on the working grid, on the source; None where it covers no voxel of the source."""
+        box = _touched(self._way, covered) if self._way else None
+        if self._way and box is None:
+            return None
+        shape = tuple(self._item["image"].shape[1:])
+        needed = self._way.needed(box) if self._way and box else tuple(slice(0, n) for n in shape)
+        # A second image counts where the window was, because 0 is a value that a map may have
+        both = torch.zeros(2, *(side.stop - side.start for side in needed))
+        shared = [
+            (max(own.start, side.start), min(own.stop, side.stop)) for own, side in zip(covered, needed, strict=True)
+        ]
+        to = tuple(slice(a - side.start, b - side.start) for (a, b), side in zip(shared, needed, strict=True))
+        both[0][to] = values[
+            tuple(slice(a - own.start, b - own.start) for (a, b), own in zip(shared, covered, strict=True))
+        ]
+        both[1][to] = 1.0
+        if self._way and box:
+            moved = self._way(both, box)
+        else:
+            with_maps: dict[Hashable, MetaTensor] = {"image": self._item["image"], "pred": MetaTensor(both)}
+            moved = torch.as_tensor(self._inverse(with_maps)["pred"])
+            box = tuple(slice(0, n) for n in moved.shape[1:])
+        found, part = on_volume(moved, self._volume)
+        tight = bounding_box(part >= _LEAST_COVERED, (0, 0, 0))
+        if tight is None:
+            return None
+        # Resampling mixes the edge of a window with zeros around it; division by the equally resampled coverage undoes it
+        found, part = found[tight], part[tight]
+        found = np.where(part >= _LEAST_COVERED, found / np.maximum(part, _LEAST_COVERED), np.float32(np.nan))
+        i, j, k = (
+            slice(whole.start + own.start, whole.start + own.stop)
+            for whole, own in zip(on_grid(box, self._volume), tight, strict=True)
+        )
+        return StructureMap((i, j, k), found)
+
+
+def _touched(way: WayBack, covered: Slices) -> Slices | None:
+    """A box of the source grid outside of which nothing depends on a box of the working grid; None if nothing does."""
+    shape = way.source_shape
+    sides = []
+    for axis, length in enumerate(shape):
+        planes = [
+            n
+            for n in range(length)
+            if all(
+                max(own.start, side.start) < min(own.stop, side.stop)
+                for own, side in zip(
+                    covered,
+                    way.needed((*_whole(shape[:axis]), slice(n, n + 1), *_whole(shape[axis + 1 :]))),
+                    strict=True,
+                )
+            )
+        ]
+        if not planes:
+            return None
+        sides.append(slice(planes[0], planes[-1] + 1))
+    return tuple(sides)
+
+
+def _whole(shape: Sequence[int]) -> Slices:
+    return tuple(slice(0, n) for n in shape)
 
 
 _WIDTH_INCHES, _DPI = 7.2, 130
@@ -324,19 +490,19 @@ def explanation_png(segmentation: Segmentation, case_id: str, explanation: Expla
     """A PNG with the window of each structure in grey, its map in colour and its outline, each below a line of text."""
     strips = []
     rows = zip(segmentation.structures, explanation.answers, explanation.maps, strict=True)
-    for structure, answer, values in rows:
+    for structure, answer, own in rows:
         segment = structure.segment
-        if answer is None or np.isnan(values).all():
+        if answer is None or own is None:
             strips.append(_headline(f"{segment.label}: not found, there is nothing to explain"))
             continue
-        most = float(np.nanmax(np.abs(values)))
+        most = float(np.nanmax(np.abs(own.values)))
         scale = _Scale(most, signed=explanation.method == "occlusion")
         text = f"{segment.label}: {SHOWN[explanation.method]}"
         if most == 0:
             strips.append(_headline(f"{text}: 0 everywhere"))
         else:
             strips.append(_headline(text, f"{UNITS[explanation.method]} (the answer is {answer:.2f})", scale))
-        strips.append(_planes(structure, case_id, values, scale, explanation.slice_axis))
+        strips.append(_planes(structure, case_id, own, scale, explanation.slice_axis))
     return _stacked(strips)
 
 
@@ -368,21 +534,20 @@ class _Scale:
         return (grey[..., None] * (1 - opacity) + colours * opacity).astype(np.float32)
 
 
-def _planes(
-    structure: Structure, case_id: str, values: NDArray[np.float32], scale: _Scale, slice_axis: int | None
-) -> Figure:
+def _planes(structure: Structure, case_id: str, own: StructureMap, scale: _Scale, slice_axis: int | None) -> Figure:
     """The explained window in planes through the structure; of a 2D network the explained slice."""
-    volume, mask = structure.grid, structure.mask_on_grid
-    covered = ~np.isnan(values)
-    box = bounding_box(covered, (0, 0, 0))
-    assert box is not None  # `explanation_png` draws no map without a value
+    volume, box, values, mask = structure.grid, own.box, own.values, structure.mask_in(own.box)
     if slice_axis is not None:
-        areas = (mask & covered).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
-        index = int(areas.argmax()) if areas.any() else (box[slice_axis].start + box[slice_axis].stop) // 2
-        box = tuple(slice(index, index + 1) if axis == slice_axis else side for axis, side in enumerate(box))
-    image = scale.over(_grey(volume.array[box]), values[box])
-    everywhere = np.ones_like(mask[box])  # a class without an outline that keeps the picture from being cropped
-    outlines = np.stack([mask[box], everywhere])
+        areas = (mask & ~np.isnan(values)).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
+        index = int(areas.argmax()) if areas.any() else mask.shape[slice_axis] // 2
+        cut = tuple(slice(index, index + 1) if axis == slice_axis else slice(None) for axis in range(3))
+        values, mask = values[cut], mask[cut]
+        sides = list(box)
+        sides[slice_axis] = slice(box[slice_axis].start + index, box[slice_axis].start + index + 1)
+        box = (sides[0], sides[1], sides[2])
+    image = scale.over(_grey(volume.array[box]), values)
+    everywhere = np.ones_like(mask)  # a class without an outline that keeps the picture from being cropped
+    outlines = np.stack([mask, everywhere])
     picture = replace(CasePicture.of(case_id, "best", volume, np.zeros_like(outlines), outlines), image=image)
     if slice_axis is not None:
         picture = replace(picture, slices_along=slice_axis)

@@ -4,8 +4,8 @@ torch and MONAI take seconds to import. They are imported where they are used, s
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,25 +13,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import Segmentation
+from dicom_io.segmentation import Box, Channels, Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.fitted_to import InferenceSetting
-from monai_unet_app.confidence.shift import LayerWatch, image_features
+from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics.uncertainty import normalised_entropy
+from monai_unet_app.gathering import Gathered, Keep, on_grid, on_volume
+from monai_unet_app.memory_planner import MemoryPlanner
 
 if TYPE_CHECKING:
-    import torch
     from monai.data import MetaTensor
-    from monai.transforms import Compose
 
-    from monai_unet_app.inference.predict import Progress
+    from monai_unet_app.inference.pieces import Piece, ResultSteps
+    from monai_unet_app.inference.predict import Progress, Watch
+    from monai_unet_app.inference.spool import Rows, StoredRows
+    from monai_unet_app.inference.windows import WindowSettings
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,24 @@ class Case:
     """A segmented image, with the bundle and the settings that segmented it.
 
     Attributes:
-        segmentation: The image, its labels (uint8) and its calibrated probabilities, on the source grid.
+        segmentation: The image, its labels and what is kept of its calibrated probabilities, on the source grid.
         bundle: The bundle that segmented it.
         run: The settings that it was segmented with.
         seconds: Duration of each stage.
-        uncalibrated: Shape (C, I, J, K): the probabilities without calibration; None if they were not requested.
         assessment: The bundle's statements about this result; None while they are fitted.
         image_features: Shape (F,), the input of the shift detector; None if nothing uses it.
+        logits: What a second look at the probabilities is made of; None if it was not requested.
+        cautious: Shape (S, I, J, K), boolean: the cautious masks; None if they were not requested.
     """
 
     segmentation: Segmentation
     bundle: Bundle
     run: PredictConfig = field(default_factory=PredictConfig)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    uncalibrated: NDArray[np.float32] | None = None
     assessment: Assessment | None = None
     image_features: NDArray[np.float64] | None = None
+    logits: "StoredLogits | None" = None
+    cautious: Channels | None = None
 
     @property
     def image(self) -> Volume:
@@ -64,8 +68,41 @@ class Case:
     @property
     def uncertainty(self) -> NDArray[np.float32]:
         """Shape (I, J, K), 0 sure to 1 undecided: entropy of the calibrated probabilities."""
-        assert self.segmentation.probabilities is not None
-        return normalised_entropy(self.segmentation.probabilities, exclusive=self.segmentation.exclusive)
+        return self.segmentation.uncertainty
+
+    def second_look(self) -> Iterator[tuple[Box, NDArray[np.float32], NDArray[np.float32]]]:
+        """All probabilities once more, without the network: boxes that fill the image, calibrated and uncalibrated (C, *box).
+
+        Raises:
+            ValueError: `segment_case` was not asked to keep the logits.
+        """
+        if self.logits is None:
+            raise ValueError("the logits were not kept; segment the case with keep='logits'")
+        for piece in self.logits.pieces():
+            assert piece.uncalibrated is not None
+            calibrated, raw = (on_volume(part, self.image) for part in (piece.probabilities, piece.uncalibrated))
+            yield on_grid(piece.box, self.image), calibrated, raw
+
+
+@dataclass(frozen=True)
+class StoredLogits:
+    """The logits of a case, and what turns them into probabilities.
+
+    Attributes:
+        rows: The logits.
+        item: The preprocessed image.
+        result: The transforms of the bundle's `result`.
+        uncalibrated: The same without calibration.
+    """
+
+    rows: "StoredRows"
+    item: "dict[str, MetaTensor]"
+    result: "ResultSteps"
+    uncalibrated: "ResultSteps"
+
+    def pieces(self) -> "Iterator[Piece]":
+        """The result, calibrated and uncalibrated."""
+        return finished(self.rows, self.item, self.result, self.uncalibrated)
 
 
 def segment_case(
@@ -74,7 +111,7 @@ def segment_case(
     run: PredictConfig | None = None,
     progress: "Progress | None" = None,
     *,
-    uncalibrated: bool = False,
+    keep: Keep = "evidence",
     fitting: bool = False,
 ) -> Case:
     """Segments one case with one bundle.
@@ -84,48 +121,49 @@ def segment_case(
         bundle: The bundle, loaded on the device of the network.
         run: Settings of this run.
         progress: Called with (windows done, number of windows).
-        uncalibrated: Also give the probabilities without calibration, to compare.
+        keep: What of the probabilities is kept: "evidence" is what `Evidence` holds; "cautious" the cautious masks as well;
+            "probabilities" all of them as well, (C, I, J, K); "logits" makes `Case.second_look` possible. All but the first are
+            on disk where they are large.
         fitting: True while statements are fitted: the features of the image are computed and nothing is assessed.
 
     Raises:
-        InputRefusedError: The image cannot be read, or breaks the input rules of the bundle.
+        InputRefusedError: The image cannot be read, breaks the rules of the bundle, or does not fit into memory or on disk.
+        UsageError: Cautious masks are asked for, and the bundle states no threshold for them.
     """
     run = run or PredictConfig()
     seconds: dict[str, float] = {}
+    setting = setting_of(run, bundle)
+    result = bundle.mirrored_result if setting == "tta" else bundle.result
+    planner = MemoryPlanner(bundle, run, result, keep)
     with timed(seconds, "read"):
-        volume = source if isinstance(source, Volume) else read_volume(source, run.reading)
+        reading = replace(run.reading, before_pixels=planner.before_pixels)
+        volume = source if isinstance(source, Volume) else read_volume(source, reading)
         # Before preprocessing, which would hide a wrong modality or spacing behind a plausible tensor
         check_rules(volume, bundle.rules)
     with timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
-    setting = setting_of(run, bundle)
+        windows = planner.windows(item["image"], volume)
     statements = None if fitting else read_confidence(bundle, setting)
-    watched = fitting or (statements is not None and statements.shift is not None)
-    with timed(seconds, "predict"), _watch(bundle, watched) as watch:
-        logits = predict(item["image"], bundle, run, progress)
+    cuts = statements.cautious_cuts(bundle.segments) if statements is not None and keep == "cautious" else ()
+    layer = LayerMeans()
+    with timed(seconds, "predict"), planner.memory():
+        rows: Iterable[Rows] = predict_rows(item["image"], bundle, windows, progress, layer.add)
+        logits = None
+        if keep == "logits":
+            from monai_unet_app.inference.spool import StoredRows
+
+            logits = StoredLogits(StoredRows(), item, result, bundle.uncalibrated_result)
+            rows = logits.rows.kept(rows)
+        gathered = Gathered.of(volume, bundle, finished(rows, item, result), keep, cuts)
     with timed(seconds, "postprocess"):
-        result = bundle.mirrored_result if setting == "tta" else bundle.result
-        segmentation = decided(volume, *finish(item, logits, result, volume), bundle)
-    raw = finish(item, logits, bundle.uncalibrated_result, volume)[0] if uncalibrated else None
-    features = _image_features(volume, watch) if watched else None
+        segmentation = gathered.segmentation(result.tidy)
+    features = None
+    if fitting or (statements is not None and statements.shift is not None):
+        image = image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
+        features = np.concatenate([image, layer.features()]) if bundle.feature_layer else image
     with timed(seconds, "assess"):
-        case = Case(segmentation, bundle, run, seconds, raw, image_features=features)
+        case = Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious)
         return assessed(case, statements)
-
-
-def decided(
-    image: Volume, probabilities: NDArray[np.float32], decision: NDArray[np.float32], bundle: Bundle
-) -> Segmentation:
-    """The segmentation from the output of a bundle's `result`.
-
-    Args:
-        image: The image.
-        probabilities: Shape (C, I, J, K), the channels of the bundle's `labels`.
-        decision: "pred" of the bundle: shape (1, I, J, K) with label values, or of overlapping labels (S, I, J, K), 0 or 1.
-        bundle: The bundle that decided.
-    """
-    labels = np.rint(decision[0] if bundle.exclusive else decision).astype(np.uint8)
-    return Segmentation(image, labels, bundle.segments, probabilities, bundle.wholes)
 
 
 def setting_of(run: PredictConfig, bundle: Bundle) -> InferenceSetting:
@@ -140,66 +178,64 @@ def assessed(case: Case, statements: Confidence | None) -> Case:
     return replace(case, assessment=assess(statements, case.segmentation, case.image_features))
 
 
-def _watch(bundle: Bundle, watched: bool) -> AbstractContextManager[LayerWatch | None]:
-    """Collects the features of the bundle's `feature_layer` during the `with` block, if it names one and they are used."""
-    return LayerWatch(bundle.network, bundle.feature_layer) if watched and bundle.feature_layer else nullcontext()
-
-
-def _image_features(volume: Volume, watch: LayerWatch | None) -> NDArray[np.float64]:
-    image = image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
-    return image if watch is None else np.concatenate([image, watch.features()])
-
-
 def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":
     """{"image": tensor (C, *spatial)}: the input of the network, made by the bundle's own transforms."""
     from monai_unet_app.data.monai_bridge import to_metatensor
+    from monai_unet_app.inference.slabs import resampling_in_slabs
 
-    # start=1 skips the transform that loads; the volume is in memory
-    item: dict[str, MetaTensor] = bundle.preprocessing({"image": to_metatensor(volume)}, start=1)
+    compose, item = bundle.preprocessing, {"image": to_metatensor(volume)}
+    # 1: the first transform loads, and the volume is in memory. Step by step, so that no step's input outlives it;
+    # transforms that MONAI joins into one stay together.
+    steps = [(1, None)] if compose.lazy else [(n, n + 1) for n in range(1, len(compose.transforms))]
+    with resampling_in_slabs():
+        for start, end in steps:
+            item = compose(item, start=start, end=end)
     return item
 
 
-def predict(
-    image: "MetaTensor", bundle: Bundle, run: PredictConfig, progress: "Progress | None" = None
-) -> "torch.Tensor":
-    """Logits on the grid of the preprocessed image, shape (C, *spatial).
+def predict_rows(
+    image: "MetaTensor",
+    bundle: Bundle,
+    windows: "WindowSettings",
+    progress: "Progress | None" = None,
+    watch: "Watch" = lambda layer: None,
+) -> "Iterator[Rows]":
+    """Logits on the grid of the preprocessed image, row by row.
 
     Raises:
         InputRefusedError: A logit is infinite or NaN.
     """
     import torch
 
-    from monai_unet_app.inference.engines.torch_engine import TorchEngine
-    from monai_unet_app.inference.predict import predict_logits, predict_mirrored
+    from monai_unet_app.inference.predict import predict_rows
 
-    engine = TorchEngine(bundle.network, bundle.device, bundle.slice_axis)
-    tensor = image.as_tensor()
-    if run.tta:
-        logits = predict_mirrored(tensor, engine, bundle.windows, bundle.mirror_axes, progress)
-    else:
-        logits = predict_logits(tensor, engine, bundle.windows, progress)
-    if not torch.isfinite(logits).all():
-        raise InputRefusedError(
-            "the network's answer to it is not finite; look at its intensities with monai-unet inspect"
-        )
-    return logits
+    for rows in predict_rows(image.as_tensor(), bundle.engine, windows, progress, watch):
+        if not torch.isfinite(rows[1]).all():
+            raise InputRefusedError(
+                "the network's answer to it is not finite; look at its intensities with monai-unet inspect"
+            )
+        yield rows
 
 
-def finish(
-    item: "dict[str, MetaTensor]", logits: "torch.Tensor", result: "Compose", volume: Volume
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probabilities and labels on the source grid, both (C, I, J, K), by the bundle's `result`."""
-    # A copy, because transforms may write into their input and the logits are used twice
-    output = result({**item, "pred": logits.clone()})
-    return on_volume(output["prob"], volume), on_volume(output["pred"], volume)
+def finished(
+    rows: "Iterable[Rows]", item: "dict[str, MetaTensor]", result: "ResultSteps", raw: "ResultSteps | None" = None
+) -> "Iterator[Piece]":
+    """The result on the source grid, in pieces where the bundle allows it, else as one piece.
 
-
-def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:
-    """The values of a tensor (C, *spatial) as (C, I, J, K); a picture gets its third axis back."""
+    Args:
+        rows: Logits, from `predict_rows`.
+        item: The preprocessed image.
+        result: The bundle's `result`.
+        raw: The same without calibration, if its probabilities are asked for.
+    """
     import torch
 
-    array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32)
-    return array[..., None] if volume.planar else array
+    from monai_unet_app.inference.pieces import pieces, whole_piece
+
+    way = result.way_back(item["image"])
+    if way is None:
+        return iter([whole_piece(torch.cat([values for _, values in rows], 1), item, result, raw)])
+    return pieces(rows, way, result, raw)
 
 
 @contextmanager

@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import nibabel
 import numpy as np
+from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -35,7 +36,8 @@ from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.dicom_results import CaseOutput, converted_modality, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
-from monai_unet_app.pipeline import Case, assessed, decided, segment_case, setting_of
+from monai_unet_app.gathering import decided
+from monai_unet_app.pipeline import Case, assessed, segment_case, setting_of
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from monai_unet_app.inference.predict import Progress
 
 SCHEMA_VERSION = "1.0"
+_SLICES = 32  # that are turned from our order to that of a NIfTI file at once
 
 
 def formats_for(kinds: Sequence[str], *, planar: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -164,10 +167,10 @@ def predict_cases(
 
         check_explainable(bundle, config.explain)
     if config.cautious:
-        _safe_cuts(read_confidence(bundle, setting_of(run, bundle)), bundle)
+        read_confidence(bundle, setting_of(run, bundle)).cautious_cuts(bundle.segments)
     for files in cases:
         try:
-            case = segment_case(files.image, bundle, run, windows)
+            case = segment_case(files.image, bundle, run, windows, keep=config.keep)
             results.append(write_results(case, files.id, config, folder, windows))
             if is_rejected(case) and not config.deliver_rejected:
                 problems.append(_rejection(files.id, case))
@@ -356,11 +359,15 @@ def _write_files(output: CaseOutput) -> dict[str, str]:
             with refusing_as(files[ending].name):
                 write_itk(labels, image, files[ending])
     if config.probabilities:
-        assert segmentation.probabilities is not None
-        probabilities = np.moveaxis(segmentation.probabilities, 0, -1)
-        files["probabilities"] = write_nifti(probabilities, image, output.file("prob.nii.gz"))
+        kept = segmentation.probabilities
+        assert kept is not None
+        files["probabilities"] = write_channels(kept, len(kept), image, output.file("prob.nii.gz"))
+    if config.uncertainty:
+        files["uncertainty"] = write_nifti(segmentation.uncertainty, image, output.file("uncertainty.nii.gz"))
     if config.cautious:
-        files["cautious"] = write_nifti(_cautious(output.case), image, output.file("cautious.nii.gz"))
+        files["cautious"] = write_channels(
+            _cautious(output.case), len(segmentation.segments), image, output.file("cautious.nii.gz")
+        )
     if "png" in config.formats:
         files["png"] = write_overlay(segmentation, output.case_id, output.file("overlay.png"))
         if image.planar:
@@ -378,32 +385,20 @@ def _write_explanation(output: CaseOutput, progress: "Progress | None") -> dict[
     explanation = explain_case(case, output.config.explain, progress)
     picture = output.file("why.png")
     picture.write_bytes(explanation_png(case.segmentation, output.case_id, explanation))
-    maps = write_nifti(np.moveaxis(explanation.maps, 0, -1), case.image, output.file("why.nii.gz"))
+    count = len(explanation.maps)
+    maps = write_channels(
+        (explanation.on_grid(n, case.image.shape) for n in range(count)), count, case.image, output.file("why.nii.gz")
+    )
     return {"why": picture.name, "why_map": maps.name}
 
 
-def _cautious(case: Case) -> NDArray[np.uint8]:
-    """Shape (I, J, K, S), 0 or 1: each structure at the threshold at which the bundle states that little of it is missed."""
-    cuts = _safe_cuts(case.assessment.confidence if case.assessment else None, case.bundle)
-    masks = [p >= cut for p, cut in zip(case.segmentation.segment_probabilities, cuts, strict=True)]
-    return np.stack(masks, axis=-1).astype(np.uint8)
-
-
-def _safe_cuts(stated: Confidence | None, bundle: Bundle) -> list[float]:
-    """For each structure the probability threshold at which little of it is missed.
-
-    Raises:
-        UsageError: The bundle does not state such a threshold for every structure.
-    """
-    thresholds = stated.risk.thresholds if stated and stated.risk else {}
-    cuts = [cut for segment in bundle.segments if (cut := thresholds.get(segment.number)) is not None]
-    if len(cuts) < len(bundle.segments):
-        why = stated.why_not.get("risk") if stated else None
-        raise UsageError(
-            f"{bundle.name} does not state from which probability on little is missed; "
-            f"{why or 'calibrate it on more subjects'}, or leave --cautious out"
-        )
-    return cuts
+def _cautious(case: Case) -> Iterator[NDArray[np.uint8]]:
+    """Shape (I, J, K) each, 0 or 1: each structure at the threshold at which the bundle states that little of it is missed."""
+    if case.cautious is not None:
+        return (mask.view(np.uint8) for mask in case.cautious)
+    stated = case.assessment.confidence if case.assessment else Confidence()
+    pairs = zip(case.segmentation.segment_probabilities, stated.cautious_cuts(case.bundle.segments), strict=True)
+    return ((p >= cut).view(np.uint8) for p, cut in pairs)
 
 
 def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
@@ -411,6 +406,26 @@ def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
 
     A sheared grid gets no qform, because NIfTI's quaternion cannot hold shear and some readers prefer the qform to the sform.
     """
+    nibabel.save(_nifti(array, volume), path)
+    return path
+
+
+def write_channels(channels: Iterable[NDArray[Any]], count: int, volume: Volume, path: Path) -> Path:
+    """As `write_nifti` of (I, J, K, C), from arrays (I, J, K), `count` of them, of which one at a time is in memory."""
+    with ImageOpener(str(path), "wb") as file:
+        # The last axis of a NIfTI file is the slowest: the channels follow each other
+        for number, channel in enumerate(channels):
+            if number == 0:
+                image = _nifti(np.broadcast_to(channel[..., None], (*channel.shape, count)), volume)
+                image.update_header()
+                image.header.set_slope_inter(1, 0)
+                image.header.write_to(file)
+            for start in range(0, channel.shape[2], _SLICES):
+                file.write(channel[..., start : start + _SLICES].tobytes(order="F"))
+    return path
+
+
+def _nifti(array: NDArray[Any], volume: Volume) -> nibabel.Nifti1Image:
     image = nibabel.Nifti1Image(array, volume.affine_ras)
     # nibabel leaves the unit of a new image unknown
     image.header.set_xyzt_units("mm")
@@ -418,8 +433,7 @@ def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
     image.set_qform(volume.affine_ras, code=1)
     if not np.allclose(image.get_qform(), volume.affine_ras, atol=1e-3):
         image.set_qform(None, code=0)
-    nibabel.save(image, path)
-    return path
+    return image
 
 
 def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:

@@ -185,3 +185,11 @@ def test_the_how_to_on_sending_shows_every_key_of_a_destination(
     known -= {"destinations", "node", "rules", "http"}
     missing = {key for key in known if not re.search(rf"\b{key}\b", page.read_text())}
     assert not missing
+
+
+def test_performance_says_what_still_wants_all_probabilities() -> None:
+    kept = (REPOSITORY / "benchmarks/all_probabilities.md").read_text()
+    assert kept.rstrip() in (REPOSITORY / "docs/performance.md").read_text()
+    assert all(
+        what in kept for what in ("--probabilities", "--cautious", "fractional", "tidy", "evaluate", "calibrate")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,20 @@ import torch
 from conftest import EXAMPLES
 from small_data import drawn_eyes, few_examples, set_calibration
 
+from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
+from monai_unet_app.confidence.assessment import assess
+from monai_unet_app.confidence.statements import Confidence, RiskStatement
 from monai_unet_app.data.cases import by_partition, find_data
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate import EvaluationHandler, LabelledCases, choose_cases, evaluate_cases
-from monai_unet_app.evaluate.evaluation import targets_of
+from monai_unet_app.evaluate.counted_case import WHOLE_GRID, CountedCase
+from monai_unet_app.evaluate.evaluation import CaseLog, StoredLabels, targets_of
 from monai_unet_app.evaluate.reference import counted_voxels, read_reference
+from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
 
 TESTS = ("hippocampus_035", "hippocampus_037")
@@ -323,3 +329,39 @@ def test_voxels_of_the_ignore_label_change_no_figure(tiny_bundle: Callable[..., 
     assert set(np.unique(read_reference(row, volume, bundle).labels)) <= {0, 1, 2}
     metrics = evaluate_cases(bundle, LabelledCases([row]), tmp_path / "out").metrics
     assert metrics["calibration"]["whole"]["decisions"] == np.count_nonzero(marked != 255)
+
+
+def test_statements_are_held_against_the_voxels_that_count(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    row = dict(by_partition(few_examples(tmp_path / "data", TESTS[:1]))["test"][0])
+    root = tiny_bundle()
+    yaml = root / "configs/inference.yaml"
+    yaml.write_text(yaml.read_text() + "\nignore_label: 255\n")
+    bundle, volume, label = load_bundle(root), read_volume(row["image"]), nibabel.load(row["label"])
+    predicted = read_reference(row, volume, bundle).labels
+    marked = np.roll(np.asarray(label.dataobj), 1, axis=1).astype(np.uint8)
+    marked[: volume.shape[0] // 2] = 255
+    nibabel.save(nibabel.Nifti1Image(marked, label.affine), row["label"])
+    p = np.stack([np.where(predicted == n, 0.8, 0.1) for n in range(3)]).astype(np.float32)
+    result = Segmentation(volume, predicted, bundle.segments, p)
+    stated = Confidence(risk=RiskStatement(0.1, {1: 0.5, 2: None}, 20))
+    log = CaseLog(bundle)
+    counted = CountedCase(row, read_reference(row, volume, bundle), result, bundle, assess(stated, result, None))
+    counted.add(WHOLE_GRID, p)
+    log.add(counted)
+    truth = marked == 1
+    assert log.outcomes[0].dice == dice(truth, (predicted == 1) & (marked != 255)) < 1
+    assert log.outcomes[0].missed == (predicted[truth] != 1).mean() > 0
+    assert log.outcomes[1].missed is log.outcomes[0].size is None
+
+
+def test_labels_come_back_from_a_file_that_has_no_name() -> None:
+    stored, generator = StoredLabels(), np.random.default_rng(0)
+    numbers = [np.asfortranarray(generator.integers(0, 5, (7, 6, 5)).astype(np.uint8)) for _ in range(2)]
+    masks = [generator.random((3, 9, 8, 1)) > 0.5 for _ in range(2)]
+    for case_id, labels in (("a", numbers), ("b", masks), ("c", numbers[::-1])):
+        stored.add(case_id, *labels)
+    for case_id, labels in (("b", masks), ("a", numbers), ("c", numbers[::-1])):
+        for found, expected in zip(stored.read(case_id), labels, strict=True):
+            assert found.dtype == expected.dtype
+            assert np.array_equal(found, expected)
+    assert os.fstat(stored._file.fileno()).st_nlink == 0

@@ -98,6 +98,11 @@ def turned(volume: Volume) -> Volume:
     return Volume(there(volume.array).copy(), volume.affine_lps @ step)
 
 
+def on_grid(found: Explanation, volume: Volume) -> NDArray:
+    """The map of the first structure, on the whole grid."""
+    return found.on_grid(0, volume.shape)
+
+
 def there(array: NDArray) -> NDArray:
     return array.transpose(2, 0, 1)[::-1, :, ::-1]
 
@@ -129,7 +134,7 @@ def test_the_map_is_the_closed_form_on_the_source_grid(method: ExplainMethod, tu
     volume = turned(upright()) if turn else upright()
     found = explain_case(segment_case(volume, bundle), method)
     image = preprocess(upright(), bundle)["image"].numpy()[0]
-    drawn = back(found.maps[0]) if turn else found.maps[0]
+    drawn = back(on_grid(found, volume)) if turn else on_grid(found, volume)
     np.testing.assert_allclose(drawn, expected(method, image), rtol=2e-3, atol=1e-5)
     assert found.answers[0] == pytest.approx(image[BRIGHT].mean() - 3, rel=1e-4)
 
@@ -153,7 +158,7 @@ def test_of_an_oblique_source_of_another_spacing_the_map_lies_where_the_answer_c
         index = (grid * weights[..., None]).sum(axis=(0, 1, 2)) / weights.sum()
         return (volume.affine_ras @ [*index, 1])[:3]
 
-    drawn = centre_ras(np.maximum(np.nan_to_num(found.maps[0]), 0))
+    drawn = centre_ras(np.maximum(np.nan_to_num(on_grid(found, volume)), 0))
     aside = OFFSET * np.array([np.cos(angle), np.sin(angle), 0])  # RAS: the oblique grid's axis next to right
     np.testing.assert_allclose(centre_ras(inside) - centre_ras(case.segmentation.labels == 1), aside, atol=0.3)
     np.testing.assert_allclose(drawn, centre_ras(inside), atol=0.3 if method == "gradient" else 1.2)
@@ -162,11 +167,15 @@ def test_of_an_oblique_source_of_another_spacing_the_map_lies_where_the_answer_c
 def test_of_a_volume_larger_than_a_window_only_the_window_around_the_structure_is_explained(bundle: Bundle) -> None:
     array = np.random.default_rng(3).normal(100, 5, (60, 48, 20))
     array[44:50, 20:30, 8:16] += 100
-    found = explain_case(segment_case(Volume.from_ras(array, np.eye(4)), bundle), "gradient")
-    seen = np.isfinite(found.maps[0])
+    volume = Volume.from_ras(array, np.eye(4))
+    found = explain_case(segment_case(volume, bundle), "gradient")
+    drawn = on_grid(found, volume)
+    seen = np.isfinite(drawn)
+    assert found.maps[0] is not None
+    assert found.maps[0].values.shape == (32, 48, 20), "nothing is kept beside the window"
     assert seen.sum() == 32 * 48 * 20  # a window of 32 voxels along K, whose padding is not in the image
     assert seen[28:60].all()  # of windows from 0, 16 and 28 on, the last two hold it, the last nearer its middle
-    assert np.nanmax(found.maps[0]) == pytest.approx(1 / (6 * 10 * 8), rel=1e-3)
+    assert np.nanmax(drawn) == pytest.approx(1 / (6 * 10 * 8), rel=1e-3)
 
 
 @pytest.mark.parametrize(("thickness", "slices"), [(1.0, [17]), (2.0, [7, 8])])
@@ -180,12 +189,13 @@ def test_a_2d_network_explains_the_slice_with_the_largest_section(
     array = array if thickness == 1 else array[1::2]
     volume = Volume.from_ras(array.astype(np.float32), np.diag([thickness, 1, 1, 1]))
     found = explain_case(segment_case(volume, bundle), "gradient")
-    seen = np.flatnonzero(np.isfinite(found.maps[0]).any(axis=(1, 2)))
+    drawn = on_grid(found, volume)
+    seen = np.flatnonzero(np.isfinite(drawn).any(axis=(1, 2)))
     assert found.slice_axis == 0
     # Slice 8, of 2 mm, is the network's 16th, of 1 mm; its 15th, midway to slice 7, has the same section and comes first.
     assert seen.tolist() == slices
-    assert np.nanmax(found.maps[0]) == pytest.approx(1 / (10 * 10), rel=1e-3)
-    assert np.nanmax(found.maps[0][:, :24]) == pytest.approx(0, abs=1e-6)
+    assert np.nanmax(drawn) == pytest.approx(1 / (10 * 10), rel=1e-3)
+    assert np.nanmax(drawn[:, :24]) == pytest.approx(0, abs=1e-6)
 
 
 def test_of_a_picture_one_window_is_explained(tiny_bundle: Make) -> None:
@@ -194,19 +204,39 @@ def test_of_a_picture_one_window_is_explained(tiny_bundle: Make) -> None:
     array[300:320, 400:440, 0, 0] = 250
     case = segment_case(Volume(array, np.eye(4), planar=True), bundle)
     found = explain_case(case, "gradient")
-    assert found.maps.shape == (1, 720, 704, 1)
-    assert np.isfinite(found.maps).sum() == 256 * 256
-    np.testing.assert_allclose(found.maps[0][300:320, 400:440], 1 / 800, rtol=1e-3)
-    assert np.nansum(found.maps) == pytest.approx(1, rel=1e-3)
+    drawn = on_grid(found, case.image)
+    assert drawn.shape == (720, 704, 1)
+    assert np.isfinite(drawn).sum() == 256 * 256
+    np.testing.assert_allclose(drawn[300:320, 400:440], 1 / 800, rtol=1e-3)
+    assert np.nansum(drawn) == pytest.approx(1, rel=1e-3)
     assert Image.open(io.BytesIO(explanation_png(case.segmentation, "eye", found))).width > 500
+
+
+def test_a_map_taken_back_in_its_box_is_that_of_monai_on_the_whole_image(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, _ = np.linalg.qr(np.random.default_rng(8).normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn @ np.diag([0.9, 1.2, 0.8]), [-12.5, 31.25, -40.0]
+    array = np.random.default_rng(3).normal(100, 5, (70, 56, 40))
+    array[50:60, 20:34, 8:22] += 100
+    volume = Volume(array.astype(np.float32), affine)
+    case = segment_case(volume, bundle)
+    found = explain_case(case, "gradient")
+    boxed = found.maps[0]
+    assert boxed is not None
+    assert boxed.values.size < volume.array.size / 2
+    monkeypatch.setattr("monai_unet_app.explain.way_back", lambda image: None)
+    whole = explain_case(case, "gradient")
+    np.testing.assert_allclose(on_grid(found, volume), on_grid(whole, volume), atol=1e-7)
 
 
 def test_a_structure_that_was_not_found_has_no_map(bundle: Bundle) -> None:
     case = segment_case(upright(), bundle)
     found = explain_case(case, "gradient")
     assert found.answers[1] is None
-    assert np.isnan(found.maps[1]).all()
-    none = Explanation("gradient", np.full_like(found.maps, np.nan), (None, None))
+    assert found.maps[1] is None
+    none = Explanation("gradient", (None, None), (None, None))
     alone = Image.open(io.BytesIO(explanation_png(case.segmentation, "case", none)))
     both = Image.open(io.BytesIO(explanation_png(case.segmentation, "case", found)))
     assert alone.height < 150 < both.height  # two lines of words; a line of words and planes
@@ -234,9 +264,9 @@ def test_the_network_and_the_random_numbers_are_left_as_they_were(
     (folder / "configs/confidence.json").unlink(missing_ok=True)
     bundle = load_bundle(folder)
     case, state = segment_case(crop, bundle), torch.get_rng_state()
-    first = explain_case(case, "gradient").maps
-    np.testing.assert_array_equal(first, explain_case(case, "gradient").maps)
-    cams = explain_case(case, "gradcam").maps
+    first, second = (on_grid(explain_case(case, "gradient"), crop) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    cams = on_grid(explain_case(case, "gradcam"), crop)
     assert np.nanmin(cams) >= 0
     assert np.isfinite(cams).any()
     assert torch.equal(torch.get_rng_state(), state)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import BUNDLES
 from monai.bundle import ConfigWorkflow
 from PIL import Image
@@ -23,7 +25,8 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.pipeline import predict, preprocess, segment_case
+from monai_unet_app.inference.predict import predict_logits
+from monai_unet_app.pipeline import preprocess, segment_case
 
 NAMES = [folder.name for folder in BUNDLES]
 CPU = torch.device("cpu")
@@ -72,15 +75,54 @@ def test_monai_bundle_run_and_segment_case_give_the_same_voxels(
     image = write_case(name, crop, tmp_path / "data")
     theirs = monai_bundle_run(root, image.parent, tmp_path / "out")
     bundle = load_bundle(root)
-    case = segment_case(image, bundle, uncalibrated=True)
+    case = segment_case(image, bundle, keep="logits")
 
+    ((_, probabilities, uncalibrated),) = case.second_look()
     planar = bundle.rules.planar
     labels = case.segmentation.labels[None] if bundle.exclusive else case.segmentation.labels
-    np.testing.assert_array_equal(channel_first(case.segmentation.probabilities, planar), np.asarray(theirs["prob"]))
+    np.testing.assert_array_equal(channel_first(probabilities, planar), np.asarray(theirs["prob"]))
     np.testing.assert_array_equal(channel_first(labels, planar), np.asarray(theirs["pred"]))
-    assert case.uncalibrated is not None
-    assert np.abs(case.uncalibrated - case.segmentation.probabilities).max() > 1e-4, "the calibration changed nothing"
-    assert case.segmentation.probabilities.std() > 0
+    assert np.abs(uncalibrated - probabilities).max() > 1e-4, "the calibration changed nothing"
+    assert probabilities.std() > 0
+    again = segment_case(image, bundle, keep="probabilities")
+    np.testing.assert_array_equal(again.segmentation.probabilities, probabilities)
+
+
+def as_ensemble(root: Path) -> Path:
+    """The bundle with three networks of unlike weights, written as docs/bundles.md says."""
+    path = root / "configs/inference.yaml"
+    config = yaml.safe_load(path.read_text())
+    members, keys = ["first", "second", "third"], ["pred_0", "pred_1", "pred_2"]
+    config |= dict.fromkeys(members, config["network_def"])
+    config["network_def"] = {"_target_": "torch.nn.ModuleList", "modules": [f"@{name}" for name in members]}
+    config["feature_layer"] = f"1.{config['feature_layer']}"
+    config["mean"] = [{"_target_": "MeanEnsembled", "keys": keys, "output_key": "pred"}]
+    config["postprocessing"]["transforms"] = "$@mean + @result + @save"
+    del config["evaluator"]["network"]
+    config["evaluator"] |= {"_target_": "EnsembleEvaluator", "networks": "$list(@network)", "pred_keys": keys}
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    torch.manual_seed(5)
+    torch.save(load_bundle(root).part("network_def").state_dict(), root / "models/model.pt")
+    return root
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("hippocampus")])
+def test_an_ensemble_is_the_mean_of_its_networks_as_in_monai(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    root = as_ensemble(set_calibration(tiny_bundle(name), 0.35, -1.1))
+    image = write_case(name, crop, tmp_path / "data")
+    theirs = monai_bundle_run(root, image.parent, tmp_path / "out")
+    bundle = load_bundle(root)
+    case = segment_case(image, bundle, keep="probabilities", fitting=True)
+    np.testing.assert_allclose(case.segmentation.probabilities, np.asarray(theirs["prob"]), atol=1e-6)
+    assert (case.segmentation.labels != np.asarray(theirs["pred"])[0]).mean() < 1e-4
+    one = replace(load_bundle(root))
+    vars(one).update(network=bundle.network[0], feature_layer=None)  # a single member answers otherwise
+    alone = segment_case(image, one, keep="probabilities", fitting=True).segmentation.probabilities
+    assert np.abs(alone - case.segmentation.probabilities).max() > 1e-2
+    assert case.image_features is not None
+    assert np.isfinite(case.image_features).all()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("hippocampus")])
@@ -90,7 +132,7 @@ def test_the_files_of_monai_bundle_run_lie_on_the_source_grid_and_hold_these_vox
     root = set_calibration(tiny_bundle(name), 0.35, -1.1)
     image = write_case(name, crop, tmp_path / "data")
     monai_bundle_run(root, image.parent, tmp_path / "out")
-    case = segment_case(image, load_bundle(root))
+    case = segment_case(image, load_bundle(root), keep="probabilities")
     seg = nibabel.load(tmp_path / "out" / "case_seg.nii.gz")
     prob = nibabel.load(tmp_path / "out" / "case_prob.nii.gz")
     np.testing.assert_array_equal(np.asarray(seg.dataobj), case.segmentation.labels)
@@ -114,7 +156,7 @@ def test_the_command_of_monai_itself_gives_the_labels_of_segment_case(
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    case = segment_case(image, load_bundle(root))
+    case = segment_case(image, load_bundle(root), keep="probabilities")
     if name.startswith("retina"):
         written = np.asarray(Image.open(tmp_path / "out" / "case_seg.png")).T
         found, expected = written > 0, case.segmentation.labels[0, :, :, 0] > 0
@@ -131,13 +173,13 @@ def test_the_command_of_monai_itself_gives_the_labels_of_segment_case(
 def test_probabilities_sum_to_one_after_the_way_back_through_resampling(
     name: str, tiny_bundle: Callable[[str], Path], crop: Volume
 ) -> None:
-    case = segment_case(crop, load_bundle(set_calibration(tiny_bundle(name), 0.3, -0.7)), uncalibrated=True)
-    assert case.uncalibrated is not None
-    for probabilities in (case.segmentation.probabilities, case.uncalibrated):
+    case = segment_case(crop, load_bundle(set_calibration(tiny_bundle(name), 0.3, -0.7)), keep="logits")
+    ((_, *both),) = case.second_look()
+    for probabilities in both:
         assert probabilities.shape == (3, *crop.shape)
         np.testing.assert_allclose(probabilities.sum(0), 1.0, atol=1e-5)
         assert probabilities.min() >= -1e-6
-    np.testing.assert_array_equal(case.segmentation.labels, case.segmentation.probabilities.argmax(0))
+    np.testing.assert_array_equal(case.segmentation.labels, both[0].argmax(0))
 
 
 def test_probabilities_sum_to_one_after_the_way_back_through_a_crop(
@@ -152,7 +194,7 @@ def test_probabilities_sum_to_one_after_the_way_back_through_a_crop(
     text = config.read_text()
     assert text.count(marker) == 1
     config.write_text(text.replace(marker, cropping + marker))
-    case = segment_case(crop, load_bundle(set_calibration(root, 0.3, -0.7)))
+    case = segment_case(crop, load_bundle(set_calibration(root, 0.3, -0.7)), keep="probabilities")
     np.testing.assert_allclose(case.segmentation.probabilities.sum(0), 1.0, atol=1e-5)
     assert (case.segmentation.probabilities[:, 0, 0, 0] == [1, 0, 0]).all(), "what was cropped away is background"
     assert 0 < case.segmentation.probabilities[0, 17, 24, 16] < 1
@@ -162,7 +204,9 @@ def test_overlapping_labels_are_probabilities_of_their_own_and_their_files_hold_
     tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
 ) -> None:
     image = write_case("retina", crop, tmp_path / "data")
-    case = segment_case(image, load_bundle(set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.2, -0.5)))
+    case = segment_case(
+        image, load_bundle(set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.2, -0.5)), keep="probabilities"
+    )
     assert case.segmentation.probabilities.shape == (1, 702, 713, 1)
     assert case.segmentation.labels.shape == (1, 702, 713, 1)
     assert case.segmentation.label_volume.array.shape == (702, 713, 1, 1)
@@ -175,12 +219,14 @@ def test_uncalibrated_probabilities_differ_by_the_calibration_only(
 ) -> None:
     image = write_case(name, crop, tmp_path / "data")
     root = set_calibration(tiny_bundle(name), 0.35, -1.1)
-    both = segment_case(image, load_bundle(root), uncalibrated=True)
+    ((_, calibrated, uncalibrated),) = segment_case(image, load_bundle(root), keep="logits").second_look()
     set_calibration(root, 0.0)
-    plain = segment_case(image, load_bundle(root), uncalibrated=True)
-    assert both.uncalibrated is not None
-    np.testing.assert_array_equal(both.uncalibrated, plain.segmentation.probabilities)
-    np.testing.assert_array_equal(plain.uncalibrated, plain.segmentation.probabilities)
+    ((_, *plain),) = segment_case(image, load_bundle(root), keep="logits").second_look()
+    assert np.abs(calibrated - uncalibrated).max() > 1e-4
+    for probabilities in plain:
+        np.testing.assert_array_equal(uncalibrated, probabilities)
+    with pytest.raises(ValueError, match="keep='logits'"):
+        next(segment_case(image, load_bundle(root)).second_look())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,9 +237,9 @@ def test_calibration_changes_confidence_and_not_labels(
     straight = Volume(crop.array, np.diag([-1.0, -1.0, 1.0, 1.0]))
     image = write_case(name, straight, tmp_path / "data")
     root = set_calibration(tiny_bundle(name), 0.8, -2.5)
-    calibrated = segment_case(image, load_bundle(root))
+    calibrated = segment_case(image, load_bundle(root), keep="probabilities")
     set_calibration(root, 0.0)
-    plain = segment_case(image, load_bundle(root))
+    plain = segment_case(image, load_bundle(root), keep="probabilities")
     np.testing.assert_array_equal(calibrated.segmentation.labels, plain.segmentation.labels)
     assert np.abs(calibrated.segmentation.probabilities - plain.segmentation.probabilities).max() > 1e-4
 
@@ -203,7 +249,10 @@ def test_labels_follow_the_image_when_its_axes_are_turned(tiny_bundle: Callable[
     turned_affine = straight.affine_lps @ np.array([[0, -1, 0, 33], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
     turned = Volume(np.ascontiguousarray(crop.array.transpose(2, 0, 1)[:, ::-1, :]), turned_affine)
     bundle = load_bundle(set_calibration(tiny_bundle(), 0.2, -0.4))
-    first, second = segment_case(straight, bundle), segment_case(turned, bundle)
+    first, second = (
+        segment_case(straight, bundle, keep="probabilities"),
+        segment_case(turned, bundle, keep="probabilities"),
+    )
     assert len(np.unique(first.segmentation.labels)) > 1
     np.testing.assert_array_equal(
         second.segmentation.label_volume.on_grid_of(straight).array, first.segmentation.labels
@@ -218,26 +267,30 @@ def test_tta_averages_logits_over_the_mirror_images_that_the_bundle_names(
     image = preprocess(crop, bundle)["image"]
     flipped = image.clone()
     flipped.set_array(image.as_tensor().flip(1))
-    by_hand = (predict(image, bundle, PredictConfig()) + predict(flipped, bundle, PredictConfig()).flip(1)) / 2
-    torch.testing.assert_close(predict(image, bundle, PredictConfig(tta=True)), by_hand, atol=1e-6, rtol=0)
+    plain, mirrored = (replace(bundle.windows, mirror_axes=axes) for axes in ((), bundle.mirror_axes))
+    by_hand = (predict_logits(image, bundle.engine, plain) + predict_logits(flipped, bundle.engine, plain).flip(1)) / 2
+    torch.testing.assert_close(predict_logits(image, bundle.engine, mirrored), by_hand, atol=1e-6, rtol=0)
 
 
 def test_tta_of_a_bundle_without_mirror_axes_is_the_plain_prediction(
     tiny_bundle: Callable[[str], Path], crop: Volume
 ) -> None:
     bundle = load_bundle(tiny_bundle("hippocampus_mri_unet2d"), mirror_axes=[])
-    plain, averaged = segment_case(crop, bundle), segment_case(crop, bundle, PredictConfig(tta=True))
+    plain, averaged = (
+        segment_case(crop, bundle, keep="probabilities"),
+        segment_case(crop, bundle, PredictConfig(tta=True), keep="probabilities"),
+    )
     np.testing.assert_array_equal(averaged.segmentation.probabilities, plain.segmentation.probabilities)
 
 
 def test_a_bundle_gives_the_same_voxels_twice(tiny_bundle: Callable[..., Path], crop: Volume) -> None:
     bundle = load_bundle(set_calibration(tiny_bundle(), 0.3, -0.7))
-    first, second = segment_case(crop, bundle), segment_case(crop, bundle)
+    first, second = segment_case(crop, bundle, keep="probabilities"), segment_case(crop, bundle, keep="probabilities")
     np.testing.assert_array_equal(first.segmentation.probabilities, second.segmentation.probabilities)
 
 
 def test_time_is_noted_for_every_stage(tiny_bundle: Callable[..., Path], crop: Volume) -> None:
-    case = segment_case(crop, load_bundle(tiny_bundle()))
+    case = segment_case(crop, load_bundle(tiny_bundle()), keep="probabilities")
     assert list(case.seconds) == ["read", "preprocess", "predict", "postprocess", "assess"]
     assert all(seconds >= 0 for seconds in case.seconds.values())
 
@@ -247,9 +300,9 @@ def test_an_image_that_breaks_the_rules_is_refused_before_any_work(
 ) -> None:
     picture = write_case("retina", crop, tmp_path / "data")
     with pytest.raises(InputRefusedError, match="2D picture"):
-        segment_case(picture, load_bundle(tiny_bundle("hippocampus_mri_unet3d")))
+        segment_case(picture, load_bundle(tiny_bundle("hippocampus_mri_unet3d")), keep="probabilities")
     with pytest.raises(InputRefusedError, match="3D volume"):
-        segment_case(crop, load_bundle(tiny_bundle("retina_vessel_unet2d")))
+        segment_case(crop, load_bundle(tiny_bundle("retina_vessel_unet2d")), keep="probabilities")
     constant = crop.with_array(np.full(crop.shape, 3.0, np.float32))
     with pytest.raises(InputRefusedError, match="every voxel"):
-        segment_case(constant, load_bundle(tiny_bundle("hippocampus_mri_unet2d")))
+        segment_case(constant, load_bundle(tiny_bundle("hippocampus_mri_unet2d")), keep="probabilities")

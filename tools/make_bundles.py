@@ -1,6 +1,6 @@
 """Trains, calibrates and measures the reference bundles, and writes weights, figures and cards: `make bundles`.
 
-    python tools/make_bundles.py --data DIR [--only NAME ...] [--build build/bundles] [--measure]
+    python tools/make_bundles.py --data DIR [--only NAME ...] [--build build/bundles] [--measure | --calibrate]
     python tools/make_bundles.py --fitted-to [--only NAME ...]
 
 DIR holds `msd_hippocampus/` (images/ and labels/) and `chase_db1_2d/`. A training that was interrupted goes on; a finished
@@ -8,6 +8,8 @@ one is not repeated. Only when a bundle has been trained, calibrated and measure
 
 Intervals for sizes of `hippocampus_mri_unet3d` are fitted on its committed table `docs/out_of_fold.csv`, which five folds of a
 cross-validation made (`tools/make_folds.py`, some hours); everything else is fitted on the calibration cases.
+
+`--calibrate` trains nothing: it calibrates the bundles of the repository as they are, fits their statements and measures them.
 
 `--measure` trains and fits nothing: it measures the bundles of the repository as they are, and writes figures, cards and table.
 
@@ -28,7 +30,7 @@ from make_folds import NAME as CROSS_VALIDATED
 from make_folds import TABLE as TABLE_OF_FOLDS
 from make_folds import read_table, state
 
-from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles, bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(DATA), default=tuple(DATA))
     parser.add_argument("--build", type=Path, default=REPOSITORY / "build" / "bundles")
     parser.add_argument("--measure", action="store_true", help="measure the bundles as they are, and change no weights")
+    parser.add_argument("--calibrate", action="store_true", help="calibrate and measure the bundles; train nothing")
     parser.add_argument("--fitted-to", action="store_true", help="write what the statements are fitted to; fit nothing")
     options = parser.parse_args()
     if options.fitted_to:
@@ -79,7 +82,9 @@ def main() -> None:
     if options.data is None:
         parser.error("--data DIR is needed to make or to measure bundles")
     for name in options.only:
-        if not options.measure:
+        if options.calibrate:
+            calibrate(load_bundle(REPOSITORY / "bundles" / name, resolve_device("auto")), options.data)
+        elif not options.measure:
             make(name, options.data, options.build / name)
         measure(name, options.data, options.build / name)
 
@@ -103,17 +108,23 @@ def make(name: str, data: Path, build: Path) -> None:
     print(f"== {name}")
     run = TrainConfig(data=data / folder, output=build, splits=SPLITS, label_suffix=suffix)
     train_bundle(load_bundle(home), run, print)
-    bundle = load_bundle(build, resolve_device("auto"))
+    calibrate(load_bundle(build, resolve_device("auto")), data)
+    deliver(build, REPOSITORY / "bundles" / name)
+
+
+def calibrate(bundle: Bundle, data: Path) -> None:
+    """Calibrates the bundle and fits its statements, for every setting."""
+    folder, suffix = DATA[bundle.name]
     cases = find_data(data / folder, label_suffix=suffix)
     rows = choose_cases(bundle, cases, "calibration", SPLITS).rows
-    settings: tuple[InferenceSetting, ...] = ("plain", "tta") if bundle.part("mirror_axes") else ("plain",)
+    settings: tuple[InferenceSetting, ...] = ("plain", "tta") if bundle.mirror_axes else ("plain",)
     for setting in settings:
-        print("calibration", setting, calibrate_bundle(bundle, rows, setting=setting, unchecked=name in ONE_SUBJECT))
+        fitted = calibrate_bundle(bundle, rows, setting=setting, unchecked=bundle.name in ONE_SUBJECT)
+        print("calibration", setting, fitted)
     found = state_confidence(bundle, rows, known_rows(bundle, cases), StatementConfig(settings))
     print("statements", summary_of_statements(found, bundle))
-    if name == CROSS_VALIDATED:
-        state(read_table(TABLE_OF_FOLDS), build / CONFIDENCE)
-    deliver(build, REPOSITORY / "bundles" / name)
+    if bundle.name == CROSS_VALIDATED:
+        state(read_table(TABLE_OF_FOLDS), bundle.root / CONFIDENCE)
 
 
 def measure(name: str, data: Path, build: Path) -> None:

@@ -124,8 +124,12 @@ def displays(images: SourceImages) -> list[Display]:
     if all(display.window or display.table for display in slices):
         return slices
     # One window for all these slices: else the same intensity would differ in grey from slice to slice.
-    values = [display.file_values(images.values(k, images.source)).ravel() for k, display in enumerate(slices)]
-    common = percentile_window(np.concatenate(values))
+    values, start = np.empty(sum(int(np.prod(part.shape)) for part in images.slices)), 0
+    for k, display in enumerate(slices):
+        part = display.file_values(images.values(k, images.source)).ravel()
+        values[start : start + part.size] = part
+        start += part.size
+    common = percentile_window(values[:start], used_up=True)
     marked = replace(common, explanation=NOT_FITTING)
     return [
         display
@@ -176,9 +180,14 @@ def _with_fitting_windows(slices: Sequence[Display], images: SourceImages) -> li
     return fitted
 
 
-def percentile_window(values: NDArray[Any]) -> Window:
-    """The window from the 1st to the 99th percentile of intensities of any shape; LINEAR where its width is 1 or more."""
-    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+def percentile_window(values: NDArray[Any], *, used_up: bool = False) -> Window:
+    """The window from the 1st to the 99th percentile of intensities of any shape; LINEAR where its width is 1 or more.
+
+    Args:
+        values: The intensities.
+        used_up: They are not needed any more, so that no copy of them is sorted.
+    """
+    low, high = (float(value) for value in np.percentile(values, PERCENTILES, overwrite_input=used_up))
     if high - low >= 1.0:
         # The inverse of `Window._exact`: black at `low`, white at `high`.
         return Window((low + high) / 2 + 0.5, high - low + 1.0)

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,7 +103,7 @@ class ResultInfo:
                     "every object must name what made it; give it"
                 )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hex digest of all attributes; settings in another order are the same settings."""
         attributes = asdict(replace(self, settings=tuple(sorted(self.settings))))

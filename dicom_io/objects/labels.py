@@ -1,5 +1,6 @@
 """Labels as a writer takes them: each value has a segment, and equal meaning has equal bytes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,28 +34,55 @@ class SliceLabels:
             return [int(number) for number in np.flatnonzero(np.bincount(self.values.ravel())) if number]
         return [channel + 1 for channel in range(self.values.shape[2]) if self.values[..., channel].any()]
 
+    def in_rows(self) -> "SliceLabels":
+        """The same, row by row in memory."""
+        return SliceLabels(np.ascontiguousarray(self.values), self.exclusive)
+
     def mask(self, number: int) -> NDArray[np.bool_]:
         """Shape (rows, columns), boolean: the pixels of a segment."""
         return np.asarray(self.values == number if self.exclusive else self.values[..., number - 1] != 0)
 
 
-def in_slices(labels: Volume, encoding: SegEncoding = "binary") -> Volume:
+class Fractions:
+    """The probabilities of the segments of a result, one segment at a time: those of many segments would fill the memory.
+
+    Args:
+        count: Number of segments.
+        channel: Gives the probabilities (I, J, K) of a segment, counted from 0.
+    """
+
+    def __init__(self, count: int, channel: Callable[[int], Volume]) -> None:
+        self.count, self._channel = count, channel
+        self._last: tuple[int, Volume] | None = None
+
+    @classmethod
+    def of_volume(cls, probabilities: Volume) -> "Fractions":
+        """Those in a volume (I, J, K, C)."""
+        return cls(probabilities.array.shape[3], probabilities.channel)
+
+    def __getitem__(self, number: int) -> Volume:
+        """Shape (I, J, K), float32: the probability of a segment, counted from 1. Raises LabelError for other values."""
+        if self._last is None or self._last[0] != number:
+            self._last = None  # two of them are not held at once
+            volume = self._channel(number - 1)
+            _check_range(volume.array)
+            self._last = number, volume.with_array(slice_by_slice(volume.array.astype(np.float32, copy=False)))
+        return self._last[1]
+
+
+def in_slices(labels: Volume) -> Volume:
     """The labels in the smallest type, each slice in one piece of memory. Labels of the same meaning have the same digest.
 
     Args:
         labels: Shape (I, J, K) with whole values, or (I, J, K, C); see `write_seg`.
-        encoding: "fractional" for probabilities.
 
     Returns:
-        Label values as uint8 or uint16; channels as uint8, 1 where they are not 0; probabilities as float32.
+        Label values as uint8 or uint16; channels as uint8, 1 where they are not 0.
 
     Raises:
         LabelError: Label values that are not whole numbers from 0 to 65535.
     """
-    if encoding == "fractional":
-        array = labels.array.astype(np.float32, copy=False)
-    else:
-        array = _whole(labels.array) if labels.array.ndim == 3 else _set(labels.array)
+    array = _whole(labels.array) if labels.array.ndim == 3 else _set(labels.array)
     return labels.with_array(slice_by_slice(array))
 
 
@@ -103,9 +131,9 @@ def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "bi
             )
         return
     # The usual case, decided without np.unique, which sorts all voxels.
-    if array.dtype.kind == "u" and array.max(initial=0) <= count:
+    if array.dtype.kind in "iu" and array.min(initial=0) >= 0 and array.max(initial=0) <= count:
         return
-    unknown = [value for value in np.unique(array).tolist() if value not in range(count + 1)]
+    unknown = [value for value in np.unique(array.ravel(order="K")).tolist() if value not in range(count + 1)]
     if unknown:
         raise LabelError(
             f"the labels hold the value {unknown[0]}; 0 (background) to {count} are described; "
@@ -114,11 +142,20 @@ def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "bi
 
 
 def _check_probabilities(labels: Volume) -> None:
-    array = labels.array
+    if labels.array.ndim != 4:
+        raise _no_probabilities(labels.array)
+    _check_range(labels.array)
+
+
+def _check_range(array: NDArray[Any]) -> None:
     # `not (... and ...)`, so that NaN is refused too.
-    if array.ndim != 4 or array.dtype.kind != "f" or not (array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
-        raise LabelError(
-            f"a fractional SEG was asked for, and the values have the shape {array.shape}, type {array.dtype} and range "
-            f"{array.min(initial=0):g} to {array.max(initial=0):g}; probabilities of 0 to 1 are needed, one channel a segment; "
-            "give the probabilities, or write a binary SEG"
-        )
+    if array.dtype.kind != "f" or not (array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
+        raise _no_probabilities(array)
+
+
+def _no_probabilities(array: NDArray[Any]) -> LabelError:
+    return LabelError(
+        f"a fractional SEG was asked for, and the values have the shape {array.shape}, type {array.dtype} and range "
+        f"{array.min(initial=0):g} to {array.max(initial=0):g}; probabilities of 0 to 1 are needed, one channel a segment; "
+        "give the probabilities, or write a binary SEG"
+    )

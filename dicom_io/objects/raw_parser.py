@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from dicom_io.errors import GeometryProofError
 
 Attributes = dict[int, Any]
-"""Tag -> bytes, or a list of `Attributes` for a sequence, or a list of bytes for encapsulated pixels."""
+"""Tag -> bytes, or a list of `Attributes` for a sequence. Pixels are a view of the file, which is not copied; encapsulated
+pixels are a list of bytes."""
 
 # Explicit VRs with 32 bits of length (PS3.5 table 7.1-1).
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"))
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _TRANSFER_SYNTAX = 0x00020010
+_PIXEL_DATA = 0x7FE00010
 _REFERENCED_INSTANCE, _REFERENCED_FRAME = 0x00081155, 0x00081160
 _UNDEFINED = 0xFFFFFFFF
 _DEFLATED, _IMPLICIT, _BIG = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
@@ -123,7 +125,8 @@ def _data_set(content: bytes, at: int, end: int, only_group: int | None = None) 
         elif length == _UNDEFINED:
             attributes[tag], at = _fragments(content, at)
         else:
-            attributes[tag], at = content[at : at + length], at + length
+            value = memoryview(content) if tag == _PIXEL_DATA else content
+            attributes[tag], at = value[at : at + length], at + length
         if at > end:
             raise ValueError(f"the attribute {tag:08X} runs past the end")
     return attributes, at

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from dicom_io.coding import Whole
 from dicom_io.errors import LabelError
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.labels import Fractions
 from dicom_io.volume import Volume
 
 
@@ -28,6 +30,7 @@ class ReportFacts:
     earlier: Path | None = None
 
 
+_Values = TypeVar("_Values")
 NO_FACTS = ReportFacts()
 
 
@@ -42,7 +45,7 @@ class ResultContent:
         paths: Where the object of each kind is written, by the kind's name.
         encoding: How the SEG is encoded.
         empty_frames: The SEG has a frame for every slice and segment, also where there is no voxel.
-        probabilities: Gives the probabilities of the segments, shape (I, J, K, C), 0 to 1; None where only labels are known.
+        probabilities: Gives the probabilities of the segments; None where only labels are known.
         uncertainty: Gives the entropy of the probabilities, shape (I, J, K), 0 to 1; None where only labels are known.
         report: Statements of a report beside its measurements.
     """
@@ -53,11 +56,11 @@ class ResultContent:
     paths: Mapping[str, Path]
     encoding: SegEncoding = "binary"
     empty_frames: bool = False
-    probabilities: Callable[[], Volume] | None = None
+    probabilities: Callable[[], Fractions] | None = None
     uncertainty: Callable[[], Volume] | None = None
     report: ReportFacts = NO_FACTS
 
-    def known(self, values: Callable[[], Volume] | None) -> Volume:
+    def known(self, values: Callable[[], _Values] | None) -> _Values:
         """The values of `probabilities` or `uncertainty`. Raises LabelError where only labels are known."""
         if values is None:
             raise LabelError(

@@ -17,7 +17,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
 from dicom_io.kinds import KIND
-from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects import identity
 from dicom_io.objects.functional_groups import macro, reference
 from dicom_io.objects.identity import ResultInfo
@@ -131,7 +130,7 @@ def check_place(labels: Volume, images: SourceImages) -> None:
 
 
 def labelled(
-    labels: Volume, source: Volume, result: ResultInfo, encoding: SegEncoding = "binary", *, of_each: bool = True
+    labels: Volume, source: Volume, result: ResultInfo, *, of_each: bool = True
 ) -> tuple[Segmentation, SourceImages]:
     """The labels of a result as every writer holds them (`labels.in_slices`), and the images that they lie on.
 
@@ -139,7 +138,6 @@ def labelled(
         labels: On the grid of `source`. Shape (I, J, K) with whole values, or (I, J, K, C); see `write_seg`.
         source: DICOM volume, or a picture.
         result: What computed the labels.
-        encoding: "fractional" for probabilities.
         of_each: See `images_of`.
 
     Raises:
@@ -147,10 +145,10 @@ def labelled(
         UnreadableFileError: A source file cannot be read.
     """
     # Before the headers are read: this check needs no file.
-    check_labels(labels, result, encoding)
+    check_labels(labels, result)
     images = images_of(source, of_each=of_each)
     check_place(labels, images)
-    return Segmentation.of_volume(in_slices(labels, encoding), result.segments), images
+    return Segmentation.of_volume(in_slices(labels), result.segments), images
 
 
 def new_object(sop_class_uid: str, sop_instance_uid: str) -> Dataset:

@@ -1,7 +1,7 @@
 """A series -> its slices in order and the grid that they lie on, from headers alone; what is no volume is refused."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -40,6 +40,8 @@ class ReadOptions:
         resample_tilt: Put a stack whose slices are shifted sideways (gantry tilt) onto a right-angled grid.
         channels: Read these series of one frame of reference as channels, on the grid of the first (`channels.py`).
         accept_incomplete: Read a series although its own headers count more images than there are.
+        before_pixels: Called with the shape (I, J, K) in voxels and the affine in LPS mm of what will be read, when headers are
+            checked and no pixel is decoded; what it raises ends the reading. Not called for a picture or for channels.
     """
 
     series_instance_uid: str | None = None
@@ -48,6 +50,7 @@ class ReadOptions:
     resample_tilt: bool = False
     channels: tuple[str, ...] = ()
     accept_incomplete: bool = False
+    before_pixels: Callable[[tuple[int, ...], Points], None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

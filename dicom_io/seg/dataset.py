@@ -6,7 +6,9 @@ on the slices. They are then written in one pass over the slices, which is sever
 
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import highdicom as hd
@@ -17,14 +19,16 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dicom_io.coding import Segment, code_item
+from dicom_io.errors import LabelError
 from dicom_io.kinds.encodings import SYNTAXES, SegEncoding, segmentation_type
 from dicom_io.objects import identity
 from dicom_io.objects.encoding import encoded
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.labels import Fractions
 from dicom_io.objects.slice_positions import Slice
 from dicom_io.objects.source_images import SourceImages, add_image_side
 from dicom_io.objects.stand_ins import pixel_spacing, refer, stand_in, thickness_mm
-from dicom_io.seg.pixels import STEPS, frames_as_bytes, stored_frames
+from dicom_io.seg.pixels import STEPS, StoredFractions, StoredFrames, frame_groups
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
@@ -41,35 +45,39 @@ a group may stand either there or with the frames (PS3.3 C.7.6.16.1.1).
 
 @dataclass(frozen=True)
 class SegObject:
-    """A SEG in the order of its file: all attributes but the frames, the frames' functional groups, their pixels.
+    """A SEG in the order of its file: all attributes but the frames, the frames' functional groups, the frames.
 
     Attributes:
         head: Every attribute before PerFrameFunctionalGroupsSequence, with the file meta information.
         groups: The items of that sequence.
-        pixels: The value of PixelData, as fragments where the transfer syntax compresses.
+        frames: The frames, whose pixels are written last.
     """
 
     head: Dataset
     groups: bytes
-    pixels: bytes
+    frames: StoredFrames | StoredFractions
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        syntax = UID(self.head.file_meta.TransferSyntaxUID)
-        # Groups of frames and pixels have the highest tags, so they follow the head.
-        tail = struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, len(self.groups)) + self.groups
-        kind = b"OW" if self.head.BitsAllocated == 16 else b"OB"
-        # Fragments have an undefined length and end in a delimiter (PS3.5 A.4).
-        length = 0xFFFFFFFF if syntax.is_compressed else len(self.pixels)
-        tail += struct.pack("<HH2sHL", 0x7FE0, 0x0010, kind, 0, length)
-        end = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0) if syntax.is_compressed else b""
-        body = [encoded(self.head), tail, self.pixels, end]
-        if syntax == DeflatedExplicitVRLittleEndian:
-            body = [_deflated(b"".join(body))]
+        body = self._body()
+        if UID(self.head.file_meta.TransferSyntaxUID) == DeflatedExplicitVRLittleEndian:
+            body = _deflated(body)
         # PS3.10 7.1: a preamble of 128 bytes, the prefix DICM, and the file meta information, which is never deflated.
         with path.open("wb") as file:
             file.write(b"\0" * 128 + b"DICM" + _meta(self.head))
             file.writelines(body)
+
+    def _body(self) -> Iterator[bytes]:
+        """What follows the file meta information."""
+        # Groups of frames and pixels have the highest tags, so they follow the head.
+        yield encoded(self.head) + struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, len(self.groups)) + self.groups
+        kind = b"OW" if self.head.BitsAllocated == 16 else b"OB"
+        # Fragments have an undefined length and end in a delimiter (PS3.5 A.4).
+        is_compressed = UID(self.head.file_meta.TransferSyntaxUID).is_compressed
+        length = 0xFFFFFFFF if is_compressed else self.frames.length
+        yield struct.pack("<HH2sHL", 0x7FE0, 0x0010, kind, 0, length)
+        yield from self.frames.pieces()
+        yield struct.pack("<HHL", 0xFFFE, 0xE0DD, 0) if is_compressed else b""
 
 
 def _meta(head: Dataset) -> bytes:
@@ -79,15 +87,17 @@ def _meta(head: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _deflated(body: bytes) -> bytes:
+def _deflated(body: Iterable[bytes]) -> Iterator[bytes]:
     """PS3.5 A.5: the bare stream of RFC 1951, padded to even length."""
-    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    content = packer.compress(body) + packer.flush()
-    return content + b"\0" * (len(content) % 2)
+    packer, written = zlib.compressobj(wbits=-zlib.MAX_WBITS), 0
+    for content in chain(map(packer.compress, body), map(packer.flush, (zlib.Z_FINISH,))):
+        yield content
+        written += len(content)
+    yield b"\0" * (written % 2)
 
 
 def build_seg(
-    segmentation: Segmentation,
+    content: Segmentation | Fractions,
     images: SourceImages,
     result: ResultInfo,
     encoding: SegEncoding,
@@ -97,7 +107,7 @@ def build_seg(
     """A SEG that is ready to be saved.
 
     Args:
-        segmentation: From `objects.labels.in_slices`: labels, or for "fractional" channels with probabilities of 0 to 1.
+        content: Labels from `objects.labels.in_slices`; for "fractional" the probabilities.
         images: The source that it lies on; the whole header of the first image is enough.
         result: What computed it.
         encoding: How frames are stored.
@@ -111,12 +121,14 @@ def build_seg(
         identity.check_has_frame(images.headers)
     head = _template(header, first, source, result, encoding)
     refer(head, images.headers, images.slices)
-    groups, packed = frames_as_bytes(
-        stored_frames(segmentation, images, encoding, empty_frames=empty_frames),
-        images.slices,
-        encoding,
-        [int(dimension.DimensionIndexPointer) for dimension in head.DimensionIndexSequence],
-    )
+    frames: StoredFrames | StoredFractions
+    if isinstance(content, Fractions):
+        frames = StoredFractions(content, images, empty_frames=empty_frames)
+        overlaps, digest = frames.overlaps, frames.digest
+    else:
+        frames = StoredFrames(content, images, encoding, empty_frames=empty_frames)
+        overlaps, digest = _overlaps(content), identity.digest_of(content.label_volume.array)
+    check_length(frames.length, compressed=UID(SYNTAXES[encoding]).is_compressed)
     if first.plane is not None:  # highdicom knows one slice, not the gap between slices
         head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(header, first, source)
     else:
@@ -124,16 +136,16 @@ def build_seg(
     # The frames of highdicom's empty slice are replaced by those of the labels.
     for keyword in _OF_EACH_FRAME:
         head.SharedFunctionalGroupsSequence[0].pop(keyword, None)
-    head.SegmentsOverlap = "YES" if _overlaps(segmentation, encoding) else "NO"
-    head.NumberOfFrames = len(groups)
-    head.BitsAllocated = head.BitsStored = packed.bits
-    head.HighBit = packed.bits - 1
-    digest = identity.digest_of(segmentation.label_volume.array)
+    head.SegmentsOverlap = "YES" if overlaps else "NO"
+    head.NumberOfFrames = len(frames.where)
+    head.BitsAllocated = head.BitsStored = frames.bits
+    head.HighBit = frames.bits - 1
     uid = seg_uid(source, result, encoding, digest, empty_frames=empty_frames)
     _finish(head, source, images.headers, result, uid)
     head.file_meta.TransferSyntaxUID = SYNTAXES[encoding]
     del head.PerFrameFunctionalGroupsSequence, head.PixelData
-    return SegObject(head, b"".join(groups), packed.joined())
+    dimensions = [int(dimension.DimensionIndexPointer) for dimension in head.DimensionIndexSequence]
+    return SegObject(head, b"".join(frame_groups(frames.where, images.slices, dimensions)), frames)
 
 
 def seg_uid(source: Volume, result: ResultInfo, encoding: SegEncoding, digest: str, *, empty_frames: bool) -> str:
@@ -150,14 +162,18 @@ def seg_uid(source: Volume, result: ResultInfo, encoding: SegEncoding, digest: s
     return identity.result_uid(source, result, "SEG", "instance", encoding, digest, *every)
 
 
-def _overlaps(segmentation: Segmentation, encoding: SegEncoding) -> bool:
-    """Whether a voxel is of two segments; in a fractional SEG, whether two have a part in it."""
-    if segmentation.exclusive:
-        return False
-    labels = segmentation.labels
-    # As stored: a probability below half a step is 0 in the file.
-    inside = np.rint(labels * STEPS) != 0 if encoding == "fractional" else labels != 0
-    return bool((inside.sum(axis=0) > 1).any())
+def check_length(length: int, *, compressed: bool) -> None:
+    """Raises LabelError for frames of more bytes than the length of PixelData can say, 32 bits (PS3.5 7.1.2)."""
+    if not compressed and length >= 0xFFFFFFFF:
+        raise LabelError(
+            f"the frames of this SEG have {length / 1e9:.1f} GB; less than 4.3 GB fit one DICOM object; write a label map "
+            "or a binary SEG"
+        )
+
+
+def _overlaps(segmentation: Segmentation) -> bool:
+    """Whether a voxel is of two segments."""
+    return not segmentation.exclusive and bool(((segmentation.labels != 0).sum(axis=0) > 1).any())
 
 
 def _template(header: Dataset, first: Slice, source: Volume, result: ResultInfo, encoding: SegEncoding) -> Dataset:

@@ -91,7 +91,7 @@ def _pixels_of(dataset: Dataset) -> Iterator[NDArray[Any]]:
         ) from error
 
 
-def unpacked(packed: bytes, rows: int, columns: int, count: int) -> Iterator[NDArray[Any]]:
+def unpacked(packed: bytes | memoryview, rows: int, columns: int, count: int) -> Iterator[NDArray[Any]]:
     """Frames of single bits as arrays (rows, columns) of 0 and 1; the first bit is the lowest (PS3.5 8.1.1).
 
     A frame may begin within a byte.

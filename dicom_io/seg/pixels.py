@@ -1,8 +1,8 @@
 """The frames of a DICOM Segmentation as bytes: their functional groups and their pixels."""
 
+import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import imagecodecs
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders.base import RLELosslessEncoder
 from pydicom.sr.codedict import codes
-from pydicom.uid import JPEGLSLossless, RLELossless
 
 from dicom_io.coding import code_item
-from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
+from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.encoding import data_set, element, encoded, item
-from dicom_io.objects.labels import SliceLabels
+from dicom_io.objects.identity import digest_of
+from dicom_io.objects.labels import Fractions
 from dicom_io.objects.slice_positions import Slice
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.objects.stand_ins import decimal_strings, source_item
@@ -27,70 +27,135 @@ STEPS = 255
 """MaximumFractionalValue: a probability of 1."""
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """One frame: its segment (0 in a label map), slice and stored pixels of shape (rows, columns)."""
+class StoredFrames:
+    """The frames of a SEG by segment, then by slice: only frames with voxels, or all with `empty_frames`.
 
-    segment: int
-    k: int
-    pixels: NDArray[Any]
+    Where all segments are empty, the frames of segment 1 are written: an image needs at least one frame. Pixels are made while
+    they are written, because the frames of many segments take more memory than their labels.
 
-
-def stored_frames(
-    segmentation: Segmentation, images: SourceImages, encoding: SegEncoding, *, empty_frames: bool
-) -> Iterator[_Frame]:
-    """Frames by segment, then by slice: only frames with voxels, or all with `empty_frames`.
-
-    Where all segments are empty, the frames of segment 1 are written: an image needs at least one frame.
+    Attributes:
+        where: Segment (0 in a label map) and slice of each frame.
+        bits: Bits of a pixel: 1, 8 or 16.
     """
-    planes = [_stored(images.labels(k, segmentation), encoding) for k in range(len(images.slices))]
-    if encoding.startswith("labelmap"):
-        kind = np.uint8 if segmentation.labels.max(initial=0) < 256 else np.uint16
-        yield from (_Frame(0, k, plane.values.astype(kind, copy=False)) for k, plane in enumerate(planes))
-        return
-    # By segment first: the frames of one structure follow each other, as the dimension index values count them.
-    slices_of_segment: dict[int, list[int]] = {}
-    for k, plane in enumerate(planes):
-        for number in [segment.number for segment in segmentation.segments] if empty_frames else plane.numbers:
-            slices_of_segment.setdefault(number, []).append(k)
-    for number in sorted(slices_of_segment) or [1]:
-        for k in slices_of_segment.get(number, range(len(planes))):
-            plane = planes[k]
-            yield _Frame(number, k, plane.values[..., number - 1] if encoding == "fractional" else plane.mask(number))
+
+    def __init__(
+        self, segmentation: Segmentation, images: SourceImages, encoding: SegEncoding, *, empty_frames: bool
+    ) -> None:
+        self._encoding, self._shape = encoding, images.slices[0].shape
+        self._planes = [images.labels(k, segmentation).in_rows() for k in range(len(images.slices))]
+        if encoding.startswith("labelmap"):
+            self.bits = 8 if segmentation.labels.max(initial=0) < 256 else 16
+            self.where = [(0, k) for k in range(len(self._planes))]
+            return
+        self.bits = 1
+        # By segment first: the frames of one structure follow each other, as the dimension index values count them.
+        slices_of_segment: dict[int, list[int]] = {}
+        for k, plane in enumerate(self._planes):
+            for number in [segment.number for segment in segmentation.segments] if empty_frames else plane.numbers:
+                slices_of_segment.setdefault(number, []).append(k)
+        self.where = [
+            (number, k)
+            for number in sorted(slices_of_segment) or [1]
+            for k in slices_of_segment.get(number, range(len(self._planes)))
+        ]
+
+    @property
+    def length(self) -> int:
+        """Bytes of PixelData where it is not compressed; even (PS3.5 7.1)."""
+        return _even(-(-len(self.where) * self._shape[0] * self._shape[1] * self.bits // 8))
+
+    def pieces(self) -> Iterator[bytes]:
+        """The value of PixelData, piece by piece: fragments where it is compressed."""
+        frames = (self._pixels(segment, k) for segment, k in self.where)
+        if self._encoding == "labelmap-jpegls":
+            yield _fragments(bytes(imagecodecs.jpegls_encode(pixels)) for pixels in frames)
+        elif self._encoding == "labelmap-rle":
+            yield _fragments(_run_lengths(pixels) for pixels in frames)
+        else:
+            written = 0
+            for piece in _bits(frames) if self.bits == 1 else (pixels.tobytes() for pixels in frames):
+                yield piece
+                written += len(piece)
+            yield b"\0" * (self.length - written)
+
+    def _pixels(self, segment: int, k: int) -> NDArray[Any]:
+        """Shape (rows, columns): the stored pixels of a frame."""
+        plane = self._planes[k]
+        if segment == 0:
+            return plane.values.astype(f"<u{self.bits // 8}", copy=False)
+        return plane.mask(segment)
 
 
-def _stored(plane: SliceLabels, encoding: SegEncoding) -> SliceLabels:
-    """The labels of a slice row by row in memory; probabilities as steps of 1/255."""
-    values = np.ascontiguousarray(plane.values)
-    stored = np.rint(values * STEPS).astype(np.uint8) if encoding == "fractional" else values
-    return SliceLabels(stored, plane.exclusive)
+class StoredFractions:
+    """The frames of a fractional SEG, in steps of 1/255; as `StoredFrames`, but one segment at a time is in memory.
+
+    Attributes:
+        where: Segment and slice of each frame.
+        bits: 8.
+        overlaps: Whether two segments have a part in one voxel, as it is stored.
+        digest: Of the probabilities of all segments.
+    """
+
+    bits = 8
+
+    def __init__(self, fractions: Fractions, images: SourceImages, *, empty_frames: bool) -> None:
+        self._fractions, self._images = fractions, images
+        slices, digest = range(len(images.slices)), hashlib.sha256()
+        self.where: list[tuple[int, int]] = []
+        self.overlaps, seen = False, [np.zeros(images.slices[k].shape, dtype=bool) for k in slices]
+        for segment in range(1, fractions.count + 1):
+            digest.update(digest_of(fractions[segment].array).encode())
+            for k in slices:
+                inside = self._pixels(segment, k) > 0
+                if empty_frames or inside.any():
+                    self.where.append((segment, k))
+                    self.overlaps = self.overlaps or bool((inside & seen[k]).any())
+                    seen[k] |= inside
+        self.where = self.where or [(1, k) for k in slices]
+        self.digest = digest.hexdigest()
+
+    @property
+    def length(self) -> int:
+        """Bytes of PixelData; even (PS3.5 7.1)."""
+        rows, columns = self._images.slices[0].shape
+        return _even(len(self.where) * rows * columns)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The value of PixelData, frame by frame."""
+        written = 0
+        for segment, k in self.where:
+            piece = self._pixels(segment, k).tobytes()
+            yield piece
+            written += len(piece)
+        yield b"\0" * (self.length - written)
+
+    def _pixels(self, segment: int, k: int) -> NDArray[np.uint8]:
+        steps: NDArray[np.uint8] = np.rint(self._images.values(k, self._fractions[segment]) * STEPS).astype(np.uint8)
+        return steps
 
 
-def frames_as_bytes(
-    frames: Iterable[_Frame], slices: Sequence[Slice], encoding: SegEncoding, dimensions: Sequence[int]
-) -> "tuple[list[bytes], _Packed]":
-    """The functional groups of the frames as items of a sequence, and their pixels.
+def _even(length: int) -> int:
+    return length + length % 2
+
+
+def frame_groups(
+    where: Sequence[tuple[int, int]], slices: Sequence[Slice], dimensions: Sequence[int]
+) -> Iterator[bytes]:
+    """The functional groups of each frame, as items of a sequence.
 
     Args:
-        frames: In their order.
+        where: Segment (0 in a label map) and slice of each frame, in their order.
         slices: Of the source.
-        encoding: How they are stored.
         dimensions: Tags that the dimensions count: segments, positions, or frame labels in a label map on a picture.
     """
-    packed, where = _Packed(encoding), []
-    for frame in frames:
-        packed.add(frame.pixels)
-        where.append((frame.segment, frame.k))
     # DimensionIndexValues count from 1, over the slices that have frames (PS3.3 C.7.6.17).
     rank = {k: number for number, k in enumerate(sorted({k for _, k in where}), start=1)}
     places = {k: _place_groups(slices[k]) for k in rank}
     segments = {segment: _segment_group(segment) for segment in {segment for segment, _ in where}}
-    groups = []
     for segment, k in where:
         derivation, position = places[k]
         content = _content_group([segment if tag == SEGMENT_NUMBER else rank[k] for tag in dimensions], dimensions)
-        groups.append(item(derivation + content + position + segments[segment]))  # in the order of their tags
-    return groups, packed
+        yield item(derivation + content + position + segments[segment])  # in the order of their tags
 
 
 def _place_groups(image: Slice) -> tuple[bytes, bytes]:
@@ -122,39 +187,20 @@ def _segment_group(segment: int) -> bytes:
     return encoded(data_set(SegmentIdentificationSequence=[data_set(ReferencedSegmentNumber=segment)]))
 
 
-class _Packed:
-    """Collects the pixels of frames in the form in which they are stored."""
+def _bits(frames: Iterable[NDArray[np.bool_]]) -> Iterator[bytes]:
+    """Frames that follow each other bit by bit (PS3.5 8.1.1); a frame may begin within a byte."""
+    rest = np.zeros(0, dtype=bool)
+    for pixels in frames:
+        bits = np.concatenate([rest, pixels.ravel()]) if rest.size else pixels.ravel()
+        whole = bits.size - bits.size % 8
+        yield np.packbits(bits[:whole], bitorder="little").tobytes()
+        rest = bits[whole:]
+    yield np.packbits(rest, bitorder="little").tobytes()
 
-    def __init__(self, encoding: SegEncoding) -> None:
-        self.encoding = encoding
-        self.parts: list[bytes] = []
-        self.size, self.bits = 0, 1
 
-    def add(self, pixels: NDArray[Any]) -> None:
-        self.size = pixels.size
-        self.bits = 1 if self.encoding.startswith("binary") else pixels.dtype.itemsize * 8
-        self.parts.append(self._packed(pixels))
-
-    def _packed(self, pixels: NDArray[Any]) -> bytes:
-        if self.encoding == "labelmap-jpegls":
-            return bytes(imagecodecs.jpegls_encode(pixels))
-        if self.encoding == "labelmap-rle":
-            return _run_lengths(pixels)
-        if self.bits == 1:
-            # Frames follow each other bit by bit (PS3.5 8.1.1): a frame of whole bytes is packed at once, others in `joined`.
-            whole = pixels.size % 8 == 0
-            return (np.packbits(pixels, bitorder="little") if whole else pixels.astype(np.uint8)).tobytes()
-        return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
-
-    def joined(self) -> bytes:
-        """The value of PixelData: fragments where it is compressed."""
-        if SYNTAXES[self.encoding] in (RLELossless, JPEGLSLossless):
-            # A fragment has an even length (PS3.5 A.4), and so has a value (7.1).
-            return encapsulate([part + b"\0" * (len(part) % 2) for part in self.parts])
-        content = b"".join(self.parts)
-        if self.bits == 1 and self.size % 8:
-            content = np.packbits(np.frombuffer(content, np.uint8), bitorder="little").tobytes()
-        return content + b"\0" * (len(content) % 2)
+def _fragments(parts: Iterable[bytes]) -> bytes:
+    """The value of PixelData with a fragment for each frame; a fragment has an even length (PS3.5 A.4)."""
+    return encapsulate([part + b"\0" * (len(part) % 2) for part in parts])
 
 
 def _run_lengths(pixels: NDArray[Any]) -> bytes:

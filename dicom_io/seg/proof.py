@@ -18,10 +18,11 @@ from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.kinds import LABEL_MAP_STORAGE
 from dicom_io.objects import identity, proof_groups, proof_headers
+from dicom_io.objects.labels import Fractions
 from dicom_io.objects.proof_groups import PER_FRAME, POSITION, REFERENCED_SEGMENT, SEGMENT, SHARED
 from dicom_io.objects.proof_headers import Meaning, cielab, cielab_of, code_text, coded, compare
 from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, text, whole
-from dicom_io.objects.slice_positions import slices_of
+from dicom_io.objects.slice_positions import Slice, slices_of
 from dicom_io.proof import ComparedFrame, SliceComparison
 from dicom_io.seg.frames import unpacked
 from dicom_io.volume import Volume
@@ -44,7 +45,7 @@ _REGION, _REGION_MODIFIER = 0x00082218, 0x00082220
 
 def prove_seg(
     path: Path,
-    result: Volume,
+    result: Volume | Fractions,
     source: Volume,
     segments: Sequence[Segment] | None = None,
     headers: tuple[Dataset, ...] | None = None,
@@ -55,7 +56,7 @@ def prove_seg(
     Args:
         path: The written SEG (explicit VR); deleted on failure.
         result: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1: labels, or
-            probabilities 0 to 1 for a FRACTIONAL SEG, compared within half a step of its stored values.
+            probabilities 0 to 1 for a FRACTIONAL SEG, or `Fractions`, compared within half a step of its stored values.
         source: The image that the SEG refers to.
         segments: What the labels mean; None: only their numbers are compared.
         headers: Of the source, from `identity.source_headers`; None: read from its files.
@@ -67,7 +68,14 @@ def prove_seg(
     with proof_headers.deleting(path, "SEG") as written:
         headers = headers or identity.source_headers(source, of_each=False)
         steps = whole(written, _STEPS) if text(written, _SEGMENTATION_TYPE) == "FRACTIONAL" else 0
-        check = SliceComparison(result, source, slices_of(source, headers), steps)
+        slices = slices_of(source, headers)
+        check: SliceComparison
+        if steps:
+            check = FractionComparison(_fractions(result), source, slices, steps)
+        elif isinstance(result, Volume):
+            check = SliceComparison(result, source, slices)
+        else:
+            raise GeometryProofError("the file holds labels, the result probabilities")
         for frame in parsed_seg_frames(written):
             check.frame(frame)
         check.finish()
@@ -77,6 +85,51 @@ def prove_seg(
         proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, headers)
         described = check_segments(written, segments, label_map=text(written, _SEGMENTATION_TYPE) == "LABELMAP")
         check.are_described(described)
+
+
+def _fractions(result: Volume | Fractions) -> Fractions:
+    if isinstance(result, Fractions):
+        return result
+    if result.array.ndim == 3:
+        raise GeometryProofError("the file is a FRACTIONAL segmentation; the result has labels, not probabilities")
+    return Fractions.of_volume(result)
+
+
+class FractionComparison(SliceComparison):
+    """Compares the frames of a FRACTIONAL SEG with probabilities, within half a step.
+
+    Args:
+        fractions: The result.
+        source: The image that the SEG refers to.
+        slices: Of the source.
+        steps: MaximumFractionalValue.
+    """
+
+    def __init__(self, fractions: Fractions, source: Volume, slices: Sequence[Slice], steps: int) -> None:
+        super().__init__(fractions[1], source, slices)
+        self.exclusive, self.fractions, self.steps = False, fractions, steps
+
+    def _expected(self, frame: ComparedFrame, k: int) -> NDArray[Any]:
+        if not 1 <= frame.segment <= self.fractions.count:
+            raise GeometryProofError(f"the file has a segment {frame.segment}, the result has {self.fractions.count}")
+        return self._at(self.fractions[frame.segment], self._place(frame, k), k)
+
+    def _differing(self, pixels: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.bool_]:
+        # A fraction is rounded to the nearest step, so half a step is allowed; 1e-6 is for float32.
+        return np.asarray(np.abs(pixels / self.steps - expected) > 0.5 / self.steps + 1e-6)
+
+    def _labelled(self) -> tuple[list[int], int]:
+        on_slices, everywhere = [0] * len(self.slices), 0
+        for segment in range(1, self.fractions.count + 1):
+            result = self.fractions[segment]
+            for k, source_slice in enumerate(self.slices):
+                on_slices[k] += self._count(self._at(result, source_slice, k))
+            everywhere += sum(self._count(result.array[:, :, k]) for k in range(result.shape[2]))
+        return on_slices, everywhere
+
+    def _count(self, array: NDArray[Any]) -> int:
+        """A probability that is stored as 0 does not count."""
+        return int(np.count_nonzero(np.rint(array * self.steps)))
 
 
 def parsed_seg_frames(written: Attributes) -> Iterator[ComparedFrame]:

@@ -150,7 +150,8 @@ class _Segments:
         """
         for frame in seg_frames_of(self.dataset):
             # Only pixels of a segment are placed, so the empty part of a frame may reach beyond the image.
-            rows, columns = np.nonzero(frame.pixels)
+            # Counted in one dimension, in which numpy finds the pixels that are set many times faster.
+            rows, columns = np.divmod(np.flatnonzero(frame.pixels.ravel() != 0), frame.pixels.shape[1])
             stored = frame.pixels[rows, columns]
             named = np.full(len(stored), frame.segment) if frame.segment else stored
             self._check_described(named)

@@ -10,7 +10,7 @@ from pathlib import Path
 from dicom_io import proof
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import check_labels, in_slices
+from dicom_io.objects.labels import Fractions, check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.source_grid import check_grid
@@ -23,7 +23,7 @@ from dicom_io.volume import Volume
 
 @refusing_odd_headers
 def write_seg(
-    labels: Volume,
+    labels: Volume | Fractions,
     source: Volume,
     path: Path,
     result: ResultInfo,
@@ -36,7 +36,7 @@ def write_seg(
     Args:
         labels: On the grid of `source`. Shape (I, J, K) with whole values 0 (background) to N, of any type, or
             (I, J, K, C) with channel c non-zero where segment c + 1 is (segments may overlap); for "fractional"
-            (I, J, K, C) with the probability of segment c + 1, 0 to 1, kept as float32.
+            (I, J, K, C) with the probability of segment c + 1, 0 to 1, kept as float32, or `Fractions`.
         source: DICOM volume; its files are read again for their headers. A picture without patient space is
             welcome: its segments lie in pixels.
         path: Target file, replaced if it exists.
@@ -52,14 +52,20 @@ def write_seg(
         LabelError: The labels do not fit the source, the segments or the encoding.
         GeometryProofError: The written file does not hold the labels; no file is left.
     """
-    check_labels(labels, result, encoding)
+    if isinstance(labels, Volume):
+        check_labels(labels, result, encoding)
     images = images_of(source, of_each=False)
-    check_grid(labels, source, images.slices)
-    labels = in_slices(labels, encoding)
-    segmentation = Segmentation.of_volume(labels, result.segments)
-    built = build_seg(segmentation, images, result, encoding, empty_frames=empty_frames)
+    check_grid(labels if isinstance(labels, Volume) else labels[1], source, images.slices)
+    held: Volume | Fractions
+    content: Segmentation | Fractions
+    if isinstance(labels, Volume) and encoding != "fractional":
+        held = in_slices(labels)
+        content = Segmentation.of_volume(held, result.segments)
+    else:
+        held = content = Fractions.of_volume(labels) if isinstance(labels, Volume) else labels
+    built = build_seg(content, images, result, encoding, empty_frames=empty_frames)
     return proof.save_proved(
-        built.save, path, lambda file: prove_seg(file, labels, source, result.segments, images.headers)
+        built.save, path, lambda file: prove_seg(file, held, source, result.segments, images.headers)
     )
 
 

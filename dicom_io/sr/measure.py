@@ -1,10 +1,11 @@
-"""Size, shape and intensity of one segment, for reports.
+"""Size, shape and intensity of segments, for reports: all segments of a label map in one pass, slice by slice.
 
 The surface runs half-way between a voxel centre inside and its neighbour outside (marching cubes at level
 0.5), the same rule as the RTSTRUCT contours. Definitions and names follow the Image Biomarker Standardisation
 Initiative (IBSI, arXiv:1612.07003): C0JK surface area of the mesh, L0JK maximum 3D diameter of the mesh.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,14 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist
 
+from dicom_io.segmentation import Box
 from dicom_io.volume import Affine
 
-Mask = NDArray[np.bool_]
+Labels = NDArray[Any]
+Floats = NDArray[np.float64]
 # The eight corners of a cell, and its six faces as corner numbers, counter-clockwise seen from outside.
 _CORNERS = np.array([(x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1)], dtype=np.float64)
 _FACES = ((0, 2, 3, 1), (4, 5, 7, 6), (0, 1, 5, 4), (2, 6, 7, 3), (0, 4, 6, 2), (1, 3, 7, 5))
+_BLOCK = 512  # points whose distances to all others are computed at once
 
 
 @dataclass(frozen=True)
@@ -45,99 +49,187 @@ class SegmentMeasures:
     std: float | None
 
 
-def measure_segment(mask: Mask, image: NDArray[Any], affine_lps: Affine) -> SegmentMeasures:
-    """The figures of one segment.
+def measure_segments(
+    labels: Labels, boxes: Sequence[Box], image: NDArray[Any], affine_lps: Affine
+) -> list[SegmentMeasures]:
+    """The figures of segments that share no voxel, in the order of their numbers.
 
     Args:
-        mask: Shape (I, J, K): of the whole grid, or only of the box that holds the segment, which takes less time.
+        labels: Shape (I, J, K), numbers of segments from 1, 0 elsewhere; fastest where each slice is in one piece of memory.
+        boxes: For each number an index box that holds the segment; any box where it has no voxels.
         image: Same shape, the intensities.
         affine_lps: Array index to LPS mm, shape (4, 4).
 
     Raises:
-        ValueError: `mask` and `image` differ in shape.
+        ValueError: `labels` and `image` differ in shape.
     """
-    if mask.shape != image.shape:
-        raise ValueError(f"mask has the shape {mask.shape}, image {image.shape}; one grid is needed")
-    count = int(mask.sum())
-    if count == 0:
-        return SegmentMeasures(0.0, 0.0, None, None, None, None, None)
-    values = image[mask].astype(np.float64)
-    # The margin closes the surface at the edges of the box.
-    padded = np.pad(mask, 1)
-    long_axis_mm, short_axis_mm = axes_mm(padded, affine_lps)
-    return SegmentMeasures(
-        # The determinant of the steps is the volume of a voxel in mm3; 1000 of them are a millilitre.
-        volume_ml=count * float(abs(np.linalg.det(affine_lps[:3, :3]))) / 1000.0,
-        surface_mm2=mesh_area_mm2(padded, affine_lps),
-        max_diameter_mm=mesh_diameter_mm(padded, affine_lps),
-        long_axis_mm=long_axis_mm,
-        short_axis_mm=short_axis_mm,
-        mean=float(values.mean()),
-        std=float(values.std()),
-    )
-
-
-def mesh_area_mm2(mask: Mask, affine_lps: Affine) -> float:
-    """Area in mm2 of the marching-cubes surface of a mask (I, J, K) that has a margin of background on every side.
-
-    In a binary mask the eight corners of a cell determine its surface, so it is enough to count the 256 kinds of cell. Two
-    inside corners that touch only by the diagonal of a face are taken to be apart.
-    """
-    i, j, k = (n - 1 for n in mask.shape)
-    kinds = np.zeros((i, j, k), dtype=np.int64)
-    for bit, (x, y, z) in enumerate(_CORNERS.astype(int)):
-        # Bit n of the kind of a cell: corner n is inside.
-        kinds |= mask[x : x + i, y : y + j, z : z + k].astype(np.int64) << bit
-    counts = np.bincount(kinds.ravel(), minlength=256)
+    if labels.shape != image.shape:
+        raise ValueError(f"the labels have the shape {labels.shape}, the image {image.shape}; one grid is needed")
+    count = len(boxes)
+    surfaces = [_Surface(box, affine_lps) for box in boxes]
+    intensities, cells = _Intensities(count), np.zeros((count + 1, 256), np.int64)
+    # Around each slice, and above and below all segments, is background: it closes the surfaces at the edges of the grid.
+    plane = np.zeros((labels.shape[0] + 2, labels.shape[1] + 2), labels.dtype)
+    first, last = min((box[2].start for box in boxes), default=0), max((box[2].stop for box in boxes), default=0)
+    for k in range(first, last + 1):
+        below, plane = plane, np.zeros_like(plane)
+        if k < last:
+            plane[1:-1, 1:-1] = labels[:, :, k]
+            intensities.add(plane[1:-1, 1:-1], image[:, :, k])
+        cells += _cell_kinds(below, plane, count)
+        for number, points in _between(below, plane):
+            surfaces[number - 1].add(points, k - 0.5)
+        for number, points in _outlines(plane):
+            surfaces[number - 1].add_outline(points, k)
     step_mm = np.asarray(affine_lps)[:3, :3]
-    return float(sum(counts[kind] * _cell_area(kind, step_mm) for kind in np.flatnonzero(counts).tolist()))
+    areas_mm2 = [_cell_area(kind, step_mm) if used else 0.0 for kind, used in enumerate(cells.sum(axis=0))]
+    # The determinant of the steps is the volume of a voxel in mm3; 1000 of them are a millilitre.
+    voxel_ml = float(abs(np.linalg.det(step_mm))) / 1000.0
+    measures = [SegmentMeasures(0.0, 0.0, None, None, None, None, None)] * count
+    for n in np.flatnonzero(intensities.voxels).tolist():
+        voxels, surface = int(intensities.voxels[n]), surfaces[n - 1]
+        measures[n - 1] = SegmentMeasures(
+            volume_ml=voxels * voxel_ml,
+            surface_mm2=float(cells[n] @ areas_mm2),
+            max_diameter_mm=surface.diameter_mm(),
+            long_axis_mm=surface.axes_mm[0],
+            short_axis_mm=surface.axes_mm[1],
+            mean=float(intensities.means[n]),
+            std=float(np.sqrt(intensities.squares[n] / voxels)),
+        )
+    return measures
 
 
-def mesh_diameter_mm(mask: Mask, affine_lps: Affine) -> float:
-    """Greatest distance in mm between two vertices of the marching-cubes surface of a mask.
+class _Intensities:
+    """Number of voxels, mean intensity and sum of the squared deviations from it, of each segment; shape (count + 1,) each."""
 
-    Args:
-        mask: Shape (I, J, K), with a margin of background on every side.
-        affine_lps: Shape (4, 4): voxel index to LPS millimetres.
+    def __init__(self, count: int) -> None:
+        self.voxels = np.zeros(count + 1, np.int64)
+        self.means, self.squares = np.zeros(count + 1), np.zeros(count + 1)
+
+    def add(self, labels: Labels, image: NDArray[Any]) -> None:
+        """Add a slice: its labels and its intensities, shape (I, J) each."""
+        inside, length = labels > 0, len(self.voxels)
+        owners, values = labels[inside], image[inside].astype(np.float64)
+        voxels = np.bincount(owners, minlength=length)
+        means = np.bincount(owners, values, length) / np.maximum(voxels, 1)
+        squares = np.bincount(owners, (values - means[owners]) ** 2, length)
+        # Chan, Golub and LeVeque 1979: deviations from a mean lose no digits where the mean is large.
+        self.voxels += voxels
+        away, part = means - self.means, voxels / np.maximum(self.voxels, 1)
+        self.squares += squares + away**2 * part * (self.voxels - voxels)
+        self.means += away * part
+
+
+class _Surface:
+    """Points of the marching-cubes surface of one segment, of which those are kept that can be farthest apart.
+
+    In each slice the corners of its outline are kept, between slices the ends of each row.
+
+    Attributes:
+        axes_mm: Long and short axis in mm, as a reader draws them in one slice; see `SegmentMeasures`.
     """
-    points_mm = _half_way_points(mask) @ np.asarray(affine_lps)[:3, :3].T
-    # The two points that are farthest apart are corners of the convex hull.
-    hull = points_mm[ConvexHull(points_mm).vertices]
-    return float(pdist(hull).max())
 
+    def __init__(self, box: Box, affine_lps: Affine) -> None:
+        self.axes_mm = (0.0, 0.0)
+        self._start = np.array([along.start for along in box])
+        self._steps_mm = np.asarray(affine_lps)[:3, :3]
+        self._points: list[Floats] = []
+        # Two perpendicular unit vectors: lengths are right even if rows and columns are not exactly perpendicular.
+        across = self._steps_mm[:, 0] / np.linalg.norm(self._steps_mm[:, 0])
+        normal = np.cross(self._steps_mm[:, 0], self._steps_mm[:, 1])
+        down = np.cross(normal / np.linalg.norm(normal), across)
+        self._plane = np.stack([across, down], axis=1)
 
-def axes_mm(mask: Mask, affine_lps: Affine) -> tuple[float, float]:
-    """Long and short axis in mm, as a reader draws them in one slice; see `SegmentMeasures`.
+    def add(self, points: Floats, k: float) -> None:
+        """Add points at the height `k`; shape (n, 2), array indices."""
+        self._points.append(np.column_stack([points, np.full(len(points), k)]))
 
-    Args:
-        mask: Shape (I, J, K), not empty, with a margin of background in each slice.
-        affine_lps: Array index to LPS mm.
-    """
-    best = (0.0, 0.0)
-    for k in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
+    def add_outline(self, points: Floats, k: int) -> None:
+        """Add the whole outline in slice `k`; shape (n, 2), array indices."""
+        # Small indices, so that rounding does not depend on where the segment lies.
+        places_mm = (points - self._start[:2]) @ self._steps_mm[:, :2].T @ self._plane
+        corners = ConvexHull(places_mm).vertices
         # Pairs are compared by their long axis first.
-        best = max(best, _axes_in_slice(_outline_mm(mask[:, :, k], np.asarray(affine_lps)[:3, :2])))
-    return best
+        self.axes_mm = max(self.axes_mm, _axes(places_mm[corners]))
+        self.add(points[corners], k)
+
+    def diameter_mm(self) -> float:
+        """Greatest distance between two points."""
+        # The two points that are farthest apart are corners of the convex hull.
+        places_mm = np.concatenate(self._points) @ self._steps_mm.T
+        hull = places_mm[ConvexHull(places_mm).vertices]
+        # Block by block: a large surface has thousands of corners, and their pairs fill hundreds of megabytes.
+        starts = range(0, len(hull), _BLOCK)
+        return float(max(cdist(hull[start : start + _BLOCK], hull[start:]).max() for start in starts))
 
 
-def _outline_mm(plane: Mask, steps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shape (n, 2), mm: the points half-way between a pixel inside and its neighbour outside, in coordinates of the plane."""
-    # Two perpendicular unit vectors: lengths are right even if rows and columns are not exactly perpendicular.
-    across = steps_mm[:, 0] / np.linalg.norm(steps_mm[:, 0])
-    normal = np.cross(steps_mm[:, 0], steps_mm[:, 1])
-    down = np.cross(normal / np.linalg.norm(normal), across)
-    return np.asarray(_half_way_points(plane) @ steps_mm.T @ np.stack([across, down], axis=1))
+def _outlines(plane: Labels) -> Iterator[tuple[int, Floats]]:
+    """Each segment of a slice with a margin, and the points half-way between its pixels and their neighbours outside it.
+
+    The points have shape (n, 2), array indices with the margin.
+    """
+    flat, width = plane.ravel(), plane.shape[1]  # a row ends and the next begins in the margin
+    sides = [(*_sides(flat[:-step], flat[step:]), half) for step, half in ((width, (0.5, 0.0)), (1, (0.0, 0.5)))]
+    points = [np.stack(np.divmod(at, width), axis=1) + half for _, at, half in sides]
+    return _by_owner(np.concatenate([owners for owners, *_ in sides]), np.concatenate(points))
 
 
-def _half_way_points(mask: Mask) -> NDArray[np.float64]:
-    """Shape (n, axes of the mask), array indices: the points half-way between an element inside and its neighbour outside."""
-    half_steps = 0.5 * np.eye(mask.ndim)
-    changes = (np.diff(mask.astype(np.int8), axis=axis) for axis in range(mask.ndim))
-    return np.concatenate([np.argwhere(change) + half for change, half in zip(changes, half_steps, strict=True)])
+def _between(below: Labels, plane: Labels) -> Iterator[tuple[int, Floats]]:
+    """As `_outlines`, but between the voxels of two slices; of each row only the first and the last point, as no other can be
+    a corner of the convex hull.
+    """
+    rows, width = plane.shape
+    owners, at = _sides(below.ravel(), plane.ravel())
+    order = np.argsort(owners, kind="stable")
+    owners, at = owners[order], at[order]
+    row = owners.astype(np.int64) * rows + at // width
+    is_end = (np.diff(row, prepend=-1) != 0) | (np.diff(row, append=-1) != 0)
+    return _by_owner(owners[is_end], np.stack(np.divmod(at[is_end], width), axis=1))
 
 
-def _axes_in_slice(points: NDArray[np.float64]) -> tuple[float, float]:
-    hull = points[ConvexHull(points).vertices]
+def _sides(first: Labels, second: Labels) -> tuple[Labels, NDArray[np.intp]]:
+    """Where two flat arrays differ: the segments on either side and the positions, in order of these; shape (n,) each."""
+    at = np.flatnonzero(first != second)
+    owners = np.stack([first[at], second[at]], axis=1).ravel()
+    return owners[owners > 0], np.repeat(at, 2)[owners > 0]
+
+
+def _by_owner(owners: Labels, points: Floats) -> Iterator[tuple[int, Floats]]:
+    """Each segment with its points in their order."""
+    order = np.argsort(owners, kind="stable")
+    owners, points = owners[order], points[order]
+    starts = np.flatnonzero(np.diff(owners, prepend=0))
+    return zip(owners[starts].tolist(), np.split(points, starts[1:]), strict=False)
+
+
+def _cell_kinds(below: Labels, plane: Labels, count: int) -> NDArray[np.int64]:
+    """How many cells of each kind each segment has between two slices with a margin; shape (count + 1, 256).
+
+    In a binary mask the eight corners of a cell determine its surface, so it is enough to count the 256 kinds of cell: bit n of
+    a kind says that corner n is inside. Two inside corners that touch only by the diagonal of a face are taken to be apart.
+    Cells without a surface are left out.
+    """
+    width, size = plane.shape[1], plane.size - plane.shape[1] - 1
+    flat = below.ravel(), plane.ravel()
+    starts = [(z, x * width + y) for x, y, z in _CORNERS.astype(int).tolist()]
+    views = [flat[z][start : start + size] for z, start in starts]
+    is_mixed = np.zeros(size, bool)
+    for view in views[1:]:
+        is_mixed |= view != views[0]
+    at = np.flatnonzero(is_mixed)
+    corners = np.stack([view[at] for view in views])
+    counts = np.zeros((count + 1) * 256, np.int64)
+    for n, owner in enumerate(corners):
+        kinds = np.packbits(corners == owner, axis=0, bitorder="little")[0]
+        # A segment with several corners of a cell counts once, at its first corner.
+        first = (owner > 0) & (kinds & ((1 << n) - 1) == 0)
+        counts += np.bincount(owner[first] * np.int64(256) + kinds[first], minlength=counts.size)
+    return counts.reshape(-1, 256)
+
+
+def _axes(hull: Floats) -> tuple[float, float]:
+    """Long and short axis of the corners of an outline, shape (n, 2)."""
     apart = hull[:, None] - hull[None]
     lengths = np.linalg.norm(apart, axis=2)
     first, second = np.unravel_index(int(lengths.argmax()), lengths.shape)

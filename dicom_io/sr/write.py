@@ -1,6 +1,7 @@
 """Measurements to a Comprehensive 3D SR (TID 1500), beside the SEG that they were taken from."""
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 import highdicom as hd
@@ -24,7 +25,7 @@ from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg.dataset import seg_uid
 from dicom_io.segmentation import Segmentation
-from dicom_io.sr.measure import SegmentMeasures, measure_segment
+from dicom_io.sr.measure import SegmentMeasures, measure_segments
 from dicom_io.sr.proof import prove_report
 from dicom_io.volume import Volume
 
@@ -84,13 +85,13 @@ def write_sr(
     digest = identity.digest_of(segmentation.label_volume.array)
     seg_header = _read_seg_header(seg, digest, source, result)
     modality = _modality(source, headers)
+    measures = chain.from_iterable(
+        measure_segments(group[0].labels, [each.box for each in group], source.array, source.affine_lps)
+        for group in segmentation.disjoint_groups
+    )
     measured = [
-        _measurements(
-            measure_segment(structure.mask, source.array[structure.box], source.affine_lps),
-            modality,
-            intervals.get(structure.number),
-        )
-        for structure in segmentation.structures
+        _measurements(figures, modality, intervals.get(segment.number))
+        for segment, figures in zip(result.segments, measures, strict=True)
     ]
     groups: list[Group] = [
         _group(segment, source, result, seg_header, measurements)

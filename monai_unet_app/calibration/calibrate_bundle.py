@@ -1,9 +1,10 @@
 """Fits the calibration of a bundle's probabilities, on subjects that neither trained nor selected it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.confidence.fitted_to import InferenceSetting
@@ -13,10 +14,14 @@ from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.evaluate.case_selection import Row
-from monai_unet_app.pipeline import predict
+from monai_unet_app.memory_planner import MemoryPlanner
+from monai_unet_app.pipeline import predict_rows
 
 if TYPE_CHECKING:
     import torch
+    from monai.data import MetaTensor
+
+    from monai_unet_app.inference.spool import Rows
 
 Step = Callable[[str], None]
 
@@ -45,14 +50,22 @@ def calibrate_bundle(
     calibrate, calibration = bundle.part("calibrate"), bundle.part("calibration")
     fit = CalibrationFit(calibrate, calibration, bundle.exclusive, bundle.root, rows, setting, unchecked=unchecked)
     for row in rows:
-        fit.add(*logits_and_label(row, bundle, PredictConfig(tta=setting == "tta")))
+        fit.add(*rows_and_label(row, bundle, PredictConfig(tta=setting == "tta")))
         step(row["id"])
     return fit.finish()
 
 
-def logits_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Logits (C, *spatial) and label (1, *spatial) of a case on the working grid."""
+def rows_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[Iterator[Rows], torch.Tensor]":
+    """Logits, row by row, and label (1, *spatial) of a case on the working grid."""
     volume = read_volume(row["image"])
+    planner = MemoryPlanner(bundle, run, bundle.result, "evidence")
     labels = read_labels(Path(row["label"]), volume)
     item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
-    return predict(item["image"], bundle, run), item["label"]
+    return planned_rows(planner, item["image"], volume, bundle), item["label"]
+
+
+def planned_rows(planner: MemoryPlanner, image: "MetaTensor", volume: Volume, bundle: Bundle) -> "Iterator[Rows]":
+    """Logits of a preprocessed image (C, *spatial), row by row; what of their sums does not fit into memory waits on disk."""
+    windows = planner.windows(image, volume)
+    with planner.memory():
+        yield from predict_rows(image, bundle, windows)

@@ -3,7 +3,7 @@
 Each corruption is a pure function of image, labels and a random generator. Where it moves the anatomy, it moves the labels too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dicom_io.segmentation import Box
 from dicom_io.volume import Volume
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
@@ -19,6 +20,9 @@ Corruption = Callable[[NDArray[Any], NDArray[Any], np.random.Generator], Pair]
 
 TRUNCATED = "truncated"
 """The field of view ends too early: slices, rows or columns are missing on one side, and a part of the structures with them."""
+
+CROP_VOXELS = 1 << 21
+"""Of a crop that stands for a large image: an image of more voxels is corrupted and segmented as such a crop."""
 
 _REMAINING = 0.4, 0.8  # least and largest part of the field of view that a truncated image has
 
@@ -87,6 +91,26 @@ def truncated(volume: Volume, labels: NDArray[Any], axis: int, remaining: slice)
     affine_lps[:3, 3] += affine_lps[:3, axis] * remaining.indices(volume.array.shape[axis])[0]
     image, moved = np.ascontiguousarray(volume.array[part]), np.ascontiguousarray(labels[part])
     return replace(volume, array=image, affine_lps=affine_lps), moved
+
+
+def crop_around(volume: Volume, centre: Sequence[float], least: Sequence[int]) -> Box:
+    """A box of about CROP_VOXELS voxels, as long in mm along every axis, as far as the image goes.
+
+    Args:
+        volume: The image.
+        centre: Index of the voxel in the middle; the box is moved into the image.
+        least: Fewest voxels along I, J, K.
+    """
+    axes = 2 if volume.planar else 3
+    spacing = np.array([*volume.axis_spacing, 1.0][:3])
+    edge = (CROP_VOXELS * spacing[:axes].prod()) ** (1 / axes)
+    sizes = [min(n, max(round(edge / step), m)) for n, step, m in zip(volume.shape, spacing, least, strict=True)]
+    starts = [
+        min(max(0, round(middle) - size // 2), n - size)
+        for middle, size, n in zip(centre, sizes, volume.shape, strict=True)
+    ]
+    i, j, k = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    return i, j, k
 
 
 def _noise(level: float) -> Corruption:

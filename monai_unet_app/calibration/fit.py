@@ -8,8 +8,9 @@ mapping. Because the very function that inference calls is fitted, the two canno
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from ignite.engine import Engine, Events
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD
 from monai_unet_app.calibration.inference_yaml import Parameters, write_parameters
+from monai_unet_app.calibration.sample import Drawn, Part, parts_of
 from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.outputs import Outputs, outputs_of
+from monai_unet_app.inference.spool import Rows
+from monai_unet_app.inference.thin import AveragesOfThinImages
 
 SCHEMA_VERSION = "1.0"
 
@@ -49,6 +54,7 @@ class Fitted:
         nll_after: The same with calibration.
         cases: Number of cases that it was fitted on.
         check: The check on subjects left out; None where it was not checked.
+        drawn: What was taken of large cases; None where all cases were taken whole.
     """
 
     parameters: dict[str, float | int]
@@ -56,6 +62,7 @@ class Fitted:
     nll_after: float
     cases: int
     check: "SubjectCheck | None" = None
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True)
@@ -103,21 +110,42 @@ class StoredLogits:
 
     Args:
         outputs: What the logits mean.
+        calibrations: Every function that is to be fitted, and its numbers: of a large case boxes are kept, with as much
+            around them as these functions look at.
     """
 
-    def __init__(self, outputs: Outputs) -> None:
-        self.outputs = outputs
+    def __init__(self, outputs: Outputs, calibrations: Sequence[tuple[Calibrate, Parameters]]) -> None:
+        self.outputs, self.calibrations = outputs, calibrations
+        self.drawn: Drawn | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="monai-unet-logits-")
         self._files: list[Path] = []
 
-    def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
-        """Adds one case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
-        truth = self.outputs.truth(label, len(logits))
+    def add(self, rows: Iterable[Rows] | torch.Tensor, label: torch.Tensor) -> None:
+        """Adds one case.
+
+        Args:
+            rows: Its logits, from `predict_rows`, or as one tensor (C, *spatial).
+            label: Shape (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1.
+        """
+        rows = [(0, rows.as_subclass(torch.Tensor))] if isinstance(rows, torch.Tensor) else rows
+        parts, drawn = parts_of(rows, label.as_subclass(torch.Tensor), self.outputs, self._halo)
+        if drawn is not None:
+            self.drawn = self.drawn + drawn if self.drawn else drawn
         file = Path(self._folder.name) / f"{len(self._files)}.pt"
-        # Plain tensors with storages of their own: torch.save writes the whole storage of a view, and metadata of a
-        # MetaTensor.
-        torch.save([part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (logits, truth)], file)
+        torch.save([part.stored() for part in parts], file)
         self._files.append(file)
+
+    def _halo(self, channels: int, dims: int) -> tuple[float, ...]:
+        """How far the calibrations look along each axis, in voxels."""
+        halos = [(0.0,) * dims]
+        for calibrate, parameters in self.calibrations:
+            # Not 0: all floats at 0 leave the logits as they are, and look at nothing
+            numbers = {name: 0.5 if isinstance(value, float) else value for name, value in parameters.items()}
+            halos.append(halo_voxels(partial(self._calibrated, calibrate, numbers), channels, dims))
+        return tuple(map(max, zip(*halos, strict=True)))
+
+    def _calibrated(self, calibrate: Calibrate, numbers: Parameters, logits: torch.Tensor) -> torch.Tensor:
+        return self.outputs.probabilities(calibrate(logits, numbers))
 
     def only(self, places: Sequence[int]) -> "StoredLogits":
         """The cases at these places, counted from 0; the files stay where they are."""
@@ -128,12 +156,23 @@ class StoredLogits:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Part]:
+        """The parts of all cases."""
         for file in self._files:
             # Mapped instead of read: the search passes over all cases many times, and the system keeps what fits into
             # memory.
-            logits, truth = torch.load(file, weights_only=True, mmap=True)
-            yield logits, truth
+            yield from map(Part.of, torch.load(file, weights_only=True, mmap=True))
+
+
+def _likelihood(part: Part, calibrated: torch.Tensor, outputs: Outputs) -> torch.Tensor:
+    """The share of a part in the mean negative log likelihood of its case, in nats."""
+    return part.share * outputs.negative_log_likelihood(calibrated, part.truth)
+
+
+def _calibrated(part: Part, calibrate: Calibrate, parameters: Mapping[str, Any]) -> torch.Tensor:
+    """Shape (C, *box): the calibrated logits of the box."""
+    with AveragesOfThinImages():
+        return calibrate(part.logits, parameters)[(slice(None), *part.inside)]
 
 
 @dataclass(eq=False)
@@ -176,7 +215,7 @@ class CalibrationFit:
                 "data; a plan of yours by --splits; --partition test, if another data set measures the bundle), or pass "
                 "--unchecked to keep it all the same"
             )
-        self.logits = StoredLogits(outputs_of(self.exclusive))
+        self.logits = StoredLogits(outputs_of(self.exclusive), [(self.calibrate, self.parameters)])
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator, whose output must hold "pred" (logits) and "label"."""
@@ -198,9 +237,9 @@ class CalibrationFit:
             write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters)
         return fitted
 
-    def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
-        """Adds one case: logits (C, *spatial) and label (1, *spatial), as `StoredLogits.add`."""
-        self.logits.add(logits, label)
+    def add(self, rows: Iterable[Rows] | torch.Tensor, label: torch.Tensor) -> None:
+        """Adds one case: logits (C, *spatial) and labels (1, *spatial), as `StoredLogits.add`."""
+        self.logits.add(rows, label)
 
     def fit(self) -> Fitted:
         """The fit of `fit_parameters`, on fewer than ENOUGH_SUBJECTS subjects shrunk by `shrunk`."""
@@ -223,20 +262,19 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
         BundleError: There are parameters, but none of them is a float.
     """
     names = [name for name, value in parameters.items() if isinstance(value, float)]
-    nll_of = cases.outputs.negative_log_likelihood
     if not len(cases):
         raise InputRefusedError("no calibration case; at least one subject that neither trained nor selected is needed")
     if parameters and not names:
         raise BundleError(f"calibration is {dict(parameters)}; at least one float is needed to be fitted")
 
-    def nll_by_case(values: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The share of each case in the mean over all cases."""
+    def nll_by_part(values: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The share of each part of a case in the mean over all cases."""
         tried = {**parameters, **dict(zip(names, values, strict=True))}
-        for logits, truth in cases:
-            yield nll_of(calibrate(logits, tried), truth) / len(cases)
+        for part in cases:
+            yield _likelihood(part, _calibrated(part, calibrate, tried), cases.outputs) / len(cases)
 
     def nll(values: torch.Tensor) -> float:
-        return sum(map(float, nll_by_case(values)))
+        return sum(map(float, nll_by_part(values)))
 
     # All floats at 0 leave the logits as they are (decision 2), so this is the likelihood without calibration.
     before = nll(torch.zeros(len(names)))
@@ -245,8 +283,8 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
             f"the negative log likelihood is {before} before the fit; finite logits are needed; train again"
         )
     if not names:
-        return Fitted({}, before, before, len(cases))
-    least = _least(nll_by_case, len(names))
+        return Fitted({}, before, before, len(cases), drawn=cases.drawn)
+    least = _least(nll_by_part, len(names))
     fitted = {name: round(float(value), 5) for name, value in zip(names, least, strict=True)}
     # Of the rounded numbers, since inference.yaml will hold these.
     after = nll(torch.tensor(list(fitted.values())))
@@ -256,7 +294,7 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
             f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before, {after:.4f} after; a network that "
             f"has learned something and numbers of at most {LARGEST:g} are needed; train longer or give more cases"
         )
-    return Fitted({**parameters, **fitted}, before, after, len(cases))
+    return Fitted({**parameters, **fitted}, before, after, len(cases), drawn=cases.drawn)
 
 
 def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: Sequence[str]) -> Fitted:
@@ -272,7 +310,7 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: 
         cases: Logits and truth of all cases.
         subjects: The subject of each case; at least two different subjects.
     """
-    counts_of = {part: np.zeros((4, _BINS)) for part in _PARTS}
+    counts_of = {kept: np.zeros((4, _BINS)) for kept in _PARTS}
     everyone = sorted(set(subjects))
     count = min(_MOST_GROUPS, len(everyone))
     for group in (everyone[first::count] for first in range(count)):
@@ -283,19 +321,18 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: 
         except InputRefusedError:  # it ran away: it would have done harm
             return _part_of(fitted, 0.0, SubjectCheck(len(everyone), 0.0, None, None))
         own = cases.only([n for n, subject in enumerate(subjects) if subject in group])
-        for part in _PARTS:
-            scaled = _scaled(parameters, part)
-            for logits, truth in own:
-                counts_of[part] += _counts(calibrate(logits, scaled), truth, cases.outputs)
-    figures = {part: _figures(counts, len(cases)) for part, counts in counts_of.items()}
+        for kept in _PARTS:
+            scaled = _scaled(parameters, kept)
+            for part in own:
+                counts_of[kept] += _counts(part, _calibrated(part, calibrate, scaled), cases.outputs)
+    figures = {kept: _figures(counts, len(cases)) for kept, counts in counts_of.items()}
     none, whole = figures[0.0], figures[1.0]
     # The parts fall from 1 to 0, and 0 is no calibration, which is never worse than itself: the search always ends.
-    largest = next(part for part in _PARTS if all(a <= b for a, b in zip(figures[part], none, strict=True)))
+    largest = next(kept for kept in _PARTS if all(a <= b for a, b in zip(figures[kept], none, strict=True)))
     check = SubjectCheck(len(everyone), largest, (none[0], whole[0]), (none[1], whole[1]))
     after = _part_of(fitted, largest, check)
-    nll_of = cases.outputs.negative_log_likelihood
     # The likelihood in the record is that of the numbers that stay, on all cases.
-    nll = sum(float(nll_of(calibrate(logits, after.parameters), truth)) for logits, truth in cases)
+    nll = sum(float(_likelihood(part, _calibrated(part, calibrate, after.parameters), cases.outputs)) for part in cases)
     return replace(after, nll_after=nll / len(cases))
 
 
@@ -309,18 +346,18 @@ def _scaled(parameters: Parameters, part: float) -> dict[str, float | int]:
     return {name: round(n * part, 5) if isinstance(n, float) else n for name, n in parameters.items()}
 
 
-def _counts(calibrated: torch.Tensor, truth: torch.Tensor, outputs: Outputs) -> np.ndarray:
+def _counts(part: Part, calibrated: torch.Tensor, outputs: Outputs) -> np.ndarray:
     """Shape (4, bins): number of voxels, of right voxels, and sum of confidence in each bin of confidence.
 
     The last row holds the negative log likelihood in its first cell.
     """
-    confidence, right = (part.flatten() for part in outputs.confidence(calibrated, truth))
+    confidence, right = (values.flatten() for values in outputs.confidence(calibrated, part.truth))
     # float64, since sums in float32 stop growing at 2**24 voxels.
     exact, bins = confidence.double(), (confidence * _BINS).long().clamp(max=_BINS - 1)
     rows = [torch.bincount(bins, weights, _BINS) for weights in (torch.ones_like(exact), right.double(), exact)]
     likelihood = np.zeros(_BINS)
-    likelihood[0] = float(outputs.negative_log_likelihood(calibrated, truth))
-    return np.stack([*(row.numpy() for row in rows), likelihood])
+    likelihood[0] = float(_likelihood(part, calibrated, outputs))
+    return np.stack([*(part.times * row.numpy() for row in rows), likelihood])
 
 
 def _figures(counts: np.ndarray, cases: int) -> tuple[float, float]:
@@ -329,8 +366,8 @@ def _figures(counts: np.ndarray, cases: int) -> tuple[float, float]:
     return float(likelihood[0] / cases), float(np.abs(right - confidence).sum() / voxels.sum())
 
 
-def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count: int) -> torch.Tensor:
-    """Shape (count,): the values with the least sum over the cases, ridge included; the search starts at 0."""
+def _least(nll_by_part: Callable[[torch.Tensor], Iterator[torch.Tensor]], count: int) -> torch.Tensor:
+    """Shape (count,): the values with the least sum over all parts, ridge included; the search starts at 0."""
     values = torch.zeros(count, dtype=torch.float32, requires_grad=True)
     # The likelihood of all cases is smooth in a few numbers, so L-BFGS suits it; the line search finds the length of
     # each step.
@@ -340,8 +377,8 @@ def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count:
         optimizer.zero_grad()
         loss = RIDGE * values.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        # Case by case: the gradients add up in `values`, and only the graph of one case is held in memory.
-        for part in nll_by_case(values):
+        # Part by part: the gradients add up in `values`, and only the graph of one part is held in memory.
+        for part in nll_by_part(values):
             part.backward()  # type: ignore[no-untyped-call]
             loss = loss.detach() + part.detach()
         return loss
@@ -359,5 +396,6 @@ def write_record(bundle: Bundle, fitted: Fitted, cases: Sequence[Mapping[str, st
         "nll_after": fitted.nll_after,
         "cases": {row["id"]: seen_entry(row) for row in cases},
         **({"check": fitted.check.document()} if fitted.check else {}),
+        **({"sample": fitted.drawn.document()} if fitted.drawn else {}),
     }
     write_json(record, bundle.root / "models" / CALIBRATION_RECORD, "calibration")

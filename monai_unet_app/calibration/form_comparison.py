@@ -5,32 +5,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from monai_unet_app.bundle import Bundle, check_unseen
-from monai_unet_app.calibration.calibrate_bundle import Step, logits_and_label
+from monai_unet_app.calibration.calibrate_bundle import Step, planned_rows, rows_and_label
 from monai_unet_app.calibration.fit import Fitted, StoredLogits, fit_parameters, write_record
 from monai_unet_app.calibration.forms import Form, forms_for, with_form
-from monai_unet_app.calibration.halo import halo_voxels
 from monai_unet_app.calibration.inference_yaml import Parameters, read_text, write_text
+from monai_unet_app.calibration.sample import wide_boxes
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate.case_selection import Row
 from monai_unet_app.evaluate.reference import evaluation_plan, read_reference
+from monai_unet_app.gathering import Gathered
+from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.outputs import Outputs
+from monai_unet_app.inference.pieces import ResultSteps, RowStore
+from monai_unet_app.inference.spool import StoredRows
+from monai_unet_app.inference.thin import AveragesOfThinImages
+from monai_unet_app.memory_planner import MemoryPlanner
 from monai_unet_app.metrics.boundary import surface_band
-from monai_unet_app.metrics.case_scores import count_populations
 from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
-from monai_unet_app.metrics.reliability import ReliabilityCounts, negative_log_likelihood
+from monai_unet_app.metrics.reliability import ReliabilityCounts, count_populations, negative_log_likelihood
 from monai_unet_app.metrics.reliability import expected_calibration_error as ece
-from monai_unet_app.pipeline import finish, predict, preprocess
+from monai_unet_app.pipeline import finished, preprocess
 
 EQUAL_DECIMALS = 4
 """Calibration errors that are equal to so many decimals are taken as equal; the form with fewer numbers is then chosen."""
+
+_EDGE = 64  # of the boxes in which changed labels are counted, in voxels
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class FormTrial:
         failure: Why it failed.
         counts: By population.
         changed: How many labels differ from those without calibration.
+        halo: How far along each axis a probability depends on logits, in voxels.
     """
 
     form: Form
@@ -83,6 +89,7 @@ class FormTrial:
     failure: str | None = None
     counts: dict[str, ReliabilityCounts] = field(default_factory=dict)
     changed: int = 0
+    halo: tuple[float, ...] = ()
 
     @classmethod
     def fit(cls, form: Form, cases: StoredLogits) -> "FormTrial":
@@ -92,17 +99,23 @@ class FormTrial:
         except InputRefusedError as error:
             return cls(form, cases.outputs, None, str(error))
 
+    def measure_halo(self, channels: int, dims: int) -> None:
+        """Sets `halo`, for logits of so many channels and spatial axes."""
+        self.halo = halo_voxels(self.probabilities, channels, dims)
+
     def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (C, *spatial) as the fitted form gives them; unchanged where the fit failed."""
-        return logits if self.fitted is None else self.form.function(logits, self.fitted.parameters)
+        """The logits (C, *spatial) as the fitted form gives them; unchanged where the fit failed."""
+        if self.fitted is None:
+            return logits
+        with AveragesOfThinImages():
+            return self.form.function(logits, self.fitted.parameters)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Calibrated probabilities, shape (C, *spatial), of logits of the same shape."""
         return self.outputs.probabilities(self.calibrated(logits))
 
-    def add(self, changed: int, counts: Mapping[str, ReliabilityCounts]) -> None:
-        """Counts one selection case."""
-        self.changed += changed
+    def count(self, counts: Mapping[str, ReliabilityCounts]) -> None:
+        """Adds the counts of a selection case, or of a box of it."""
         self.counts = {name: self.counts[name] + new if self.counts else new for name, new in counts.items()}
 
     def score(self, plan: EvaluationPlan, halo_mm: tuple[float, ...]) -> FormScore:
@@ -147,18 +160,19 @@ def compare_forms(
         InputRefusedError: A case cannot be used, or the two lists share a subject, or the network finds nothing anywhere.
     """
     _check_apart(bundle, calibration, selection)
-    stored = StoredLogits(bundle.outputs)
+    forms, plan = forms_for(bundle), evaluation_plan(bundle)
+    stored = StoredLogits(bundle.outputs, [(form.function, form.start) for form in forms])
     for row in calibration:
-        stored.add(*logits_and_label(row, bundle, PredictConfig()))
+        stored.add(*rows_and_label(row, bundle, PredictConfig()))
         step(row["id"])
     # The network has run once for each case; all forms are fitted to the same logits.
-    trials = [FormTrial.fit(form, stored) for form in forms_for(bundle)]
-    plan = evaluation_plan(bundle)
+    trials = [FormTrial.fit(form, stored) for form in forms]
+    for trial in trials:
+        trial.measure_halo(plan.channels, 2 if bundle.rules.planar else 3)
     for row in selection:
         spacing = _try_forms(trials, row, bundle, plan)
         step(row["id"])
-    halos = [halo_voxels(trial.probabilities, plan.channels, len(spacing)) for trial in trials]
-    in_mm = [tuple(n * size for n, size in zip(halo, spacing, strict=True)) for halo in halos]
+    in_mm = [tuple(n * size for n, size in zip(trial.halo, spacing, strict=True)) for trial in trials]
     scores = with_choice([trial.score(plan, halo_mm) for trial, halo_mm in zip(trials, in_mm, strict=True)])
     if choose_form:
         write_choice(bundle, scores, calibration, selection)
@@ -181,44 +195,48 @@ def _check_apart(bundle: Bundle, calibration: Sequence[Row], selection: Sequence
 def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: EvaluationPlan) -> tuple[float, ...]:
     """Counts every form on one case, on its source grid; gives the spacing of its working grid, pixels for pictures."""
     volume = read_volume(row["image"])
+    rows, raw = StoredRows(), bundle.uncalibrated_result
+    planner = MemoryPlanner(bundle, PredictConfig(), raw, "logits")
     item = preprocess(volume, bundle)
-    logits = predict(item["image"], bundle, PredictConfig())
+    predicted = finished(rows.kept(planned_rows(planner, item["image"], volume, bundle)), item, raw)
     flat = volume.without_flat_axis
     truth = flat(read_reference(row, volume, bundle).classes)
-    foreground = flat(np.asarray(finish(item, logits, bundle.uncalibrated_result, volume)[1].any(axis=0)))
+    # What is predicted without calibration, so that all forms share one band.
+    foreground = flat(Gathered.of(volume, bundle, predicted).segmentation(bundle.result.tidy).foreground)
+    band = surface_band(foreground, volume.axis_spacing, plan.band_width)
     for trial in trials:
-        calibrated = trial.calibrated(logits)
-        probabilities = flat(finish(item, calibrated, bundle.uncalibrated_result, volume)[0])
         # Errors are counted on the source grid, where results are delivered; changed labels on the working grid, where
         # forms act.
-        counts = count_case(truth, probabilities, foreground, volume.axis_spacing, plan)
-        trial.add(labels_changed(logits, calibrated, bundle.outputs), counts)
+        for piece in finished(rows, item, _with_form(raw, trial)):
+            box: tuple[Any, ...] = (..., *piece.box)
+            within = {WHOLE: None, plan.band: band[piece.box]}
+            probabilities = piece.probabilities.cpu().numpy()
+            trial.count(count_populations(truth[box], probabilities, within, exclusive=plan.exclusive, bins=plan.bins))
+        trial.changed += _labels_changed_by(trial, rows, tuple(item["image"].shape[1:]))
     return volume.axis_spacing if volume.planar else tuple(map(float, item["image"].pixdim))
+
+
+def _with_form(raw: ResultSteps, trial: FormTrial) -> ResultSteps:
+    """The result without calibration, after the fitted form."""
+
+    def calibrate(item: dict[str, Any]) -> dict[str, Any]:
+        return {**item, "pred": trial.calibrated(item["pred"])}
+
+    return replace(raw, probable=[calibrate, *raw.probable])
+
+
+def _labels_changed_by(trial: FormTrial, rows: StoredRows, shape: tuple[int, ...]) -> int:
+    """How many labels of the working grid a form changes."""
+    changed = 0
+    for _, inside, logits in wide_boxes(RowStore(rows, shape), shape, _EDGE, trial.halo):
+        box = (slice(None), *inside)
+        changed += labels_changed(logits[box], trial.calibrated(logits)[box], trial.outputs)
+    return changed
 
 
 def labels_changed(before: torch.Tensor, after: torch.Tensor, outputs: Outputs) -> int:
     """How many labels differ between two sets of logits, both (C, *spatial)."""
     return int((outputs.labels(before) != outputs.labels(after)).sum())
-
-
-def count_case(
-    truth: NDArray[Any],
-    probabilities: NDArray[Any],
-    foreground: NDArray[np.bool_],
-    spacing: Sequence[float],
-    plan: EvaluationPlan,
-) -> dict[str, ReliabilityCounts]:
-    """Counts of one case for the two populations of the headlines: the whole image, and the band around the surface.
-
-    Args:
-        truth: Shape (I, J, K) class numbers, or (C, I, J, K) boolean; all arrays of a picture without K.
-        probabilities: Shape (C, I, J, K).
-        foreground: Shape (I, J, K). What is predicted without calibration, so that all forms share one band.
-        spacing: Distance of neighbouring voxels along each axis, in the unit of the plan.
-        plan: Names and widths of the populations.
-    """
-    band = surface_band(foreground, spacing, plan.band_width)
-    return count_populations(truth, probabilities, {WHOLE: None, plan.band: band}, plan)
 
 
 def with_choice(scores: Sequence[FormScore]) -> list[FormScore]:

@@ -19,7 +19,14 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, unchanged_on_failure
 from monai_unet_app.calibration.calibrate_bundle import Step
-from monai_unet_app.calibration.corruptions import corrupted, corruptions_of, dice_of_whole
+from monai_unet_app.calibration.corruptions import (
+    CROP_VOXELS,
+    corrupted,
+    corruptions_of,
+    crop_around,
+    dice_of_whole,
+    truncated,
+)
 from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
@@ -32,11 +39,13 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.rules import InputRules, least_shape
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate.case_selection import Row, choose_cases, seen_case
 from monai_unet_app.evaluate.reference import read_reference
-from monai_unet_app.pipeline import Case, segment_case
+from monai_unet_app.gathering import on_grid, on_volume
+from monai_unet_app.pipeline import Case, finished, segment_case
 
 COVERAGE, RISK = 0.9, 0.1
 MOST_CORRUPTED = 240
@@ -85,15 +94,17 @@ def state_confidence(
     bundle = load_bundle(bundle.root, bundle.device)
     check_cases(rows, bundle)
     stated: dict[InferenceSetting, Confidence] = {}
+    crops: dict[InferenceSetting, dict[str, Any]] = {}
     for setting in config.settings:
         observations = _Observations(bundle, PredictConfig(tta=setting == "tta"))
         observations.collect(rows, known, subjects_needed(config.coverage), step)
         stated[setting] = observations.fitted((elsewhere or {}).get(setting, ()), config)
+        crops[setting] = observations.crops
     document = {
         "schema_version": SCHEMA_VERSION,
         "structures": list(bundle.structure_names),
         "settings": {
-            setting: {**confidence.document(), "fitted_to": fitted_to(bundle, setting)}
+            setting: {**confidence.document(), **crops[setting], "fitted_to": fitted_to(bundle, setting)}
             for setting, confidence in stated.items()
         },
     }
@@ -112,6 +123,12 @@ class _Observations:
         self.images: list[NDArray[np.float64]] = []
         self.subjects: list[str] = []
         self.touching: list[BorderContact] = []
+        self.cropped = 0  # number of cases whose corrupted images are crops
+
+    @property
+    def crops(self) -> dict[str, Any]:
+        """What confidence.json says of crops; nothing where there is none."""
+        return {"crops": {"cases": self.cropped, "voxels": CROP_VOXELS}} if self.cropped else {}
 
     def collect(self, rows: Sequence[Row], known: Sequence[Row], fewest: int, step: Step) -> None:
         """Segments all cases; with fewer than `fewest` subjects there is no gate, and no image is corrupted."""
@@ -119,36 +136,49 @@ class _Observations:
         for number, row in enumerate(rows):
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, self.bundle)
-            case = self._segment(row["subject"], volume)
-            self.measured += statements.measure_structures(row["subject"], case.segmentation, truth)
-            self.samples += _samples(row["subject"], SOUND, case, truth)
-            self.touching += _touching(row["subject"], case)
-            for corruption, moved in _corrupted(truth, number, len(rows)) if has_gate else ():
-                self._add_corrupted(row["subject"], corruption, truth, moved)
+            self._add_sound(row["subject"], truth)
+            if has_gate:
+                self._add_all_corrupted(row["subject"], truth, number, len(rows))
             step(row["id"])
         for row in known:
-            self._segment(row["subject"], row["image"])
+            self._usual(row["subject"], segment_case(row["image"], self.bundle, self.run, fitting=True))
             step(row["id"])
 
-    def _segment(self, subject: str, image: Volume | str) -> Case:
-        """The segmented case, whose image counts as usual."""
-        case = segment_case(image, self.bundle, self.run, fitting=True)
+    def _add_sound(self, subject: str, truth: Segmentation) -> None:
+        """Adds the measurements of a sound image, whole; `truth` is the reference on it."""
+        case = segment_case(truth.image, self.bundle, self.run, keep="logits", fitting=True)
+        self._usual(subject, case)
+        self.measured += measured_case(subject, case, truth)
+        self.samples += _samples(subject, SOUND, case, truth)
+        self.touching += _touching(subject, case)
+
+    def _usual(self, subject: str, case: Case) -> None:
+        """Lets an image count as usual."""
         if case.image_features is not None:
             self.images.append(case.image_features)
             self.subjects.append(subject)
-        return case
 
-    def _add_corrupted(self, subject: str, corruption: str, truth: Segmentation, moved: Segmentation) -> None:
-        """Adds the samples of a corrupted image; `moved` is the truth on it."""
+    def _add_all_corrupted(self, subject: str, truth: Segmentation, number: int, cases: int) -> None:
+        """Adds the samples of the corrupted images of a case, this number of so many cases."""
+        part = near_structures(truth, self.bundle.rules, number)
+        if part is not truth:
+            self.cropped += 1
+            # A crop cuts structures off. If only corrupted images did, the gate would take that for their fault.
+            self._add_changed(subject, SOUND, part, part)
+        for corruption, moved in _corrupted(part, number, cases):
+            self._add_changed(subject, corruption, part, moved)
+
+    def _add_changed(self, subject: str, kind: str, truth: Segmentation, moved: Segmentation) -> None:
+        """Adds the samples of a crop or of a corrupted image; `moved` is the truth on it."""
         try:
-            # Not by `_segment`: features of a corrupted image must not count as usual.
+            # Features of such an image must not count as usual.
             result = segment_case(moved.image, self.bundle, self.run, fitting=True)
         except InputRefusedError:  # an image that is refused needs no gate
             return
         pairs = zip(truth.structures, moved.structures, strict=True)
         lost = [before.voxels - after.voxels for before, after in pairs]
         is_smaller = moved.image.shape != truth.image.shape  # the part that was cut away is missing in the result
-        self.samples += _samples(subject, corruption, result, moved, lost if is_smaller else ())
+        self.samples += _samples(subject, kind, result, moved, lost if is_smaller else ())
 
     def fitted(self, elsewhere: Sequence[StructureMeasurement], config: StatementConfig) -> Confidence:
         """The fitted statements; those of sizes on the cases of `elsewhere`, if it holds any."""
@@ -211,9 +241,8 @@ def out_of_fold(
         check_cases(rows, fold)
         for row in rows:
             volume = read_volume(row["image"])
-            case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
-            truth = read_reference(row, volume, fold)
-            measured += statements.measure_structures(row["subject"], case.segmentation, truth)
+            case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"), keep="logits")
+            measured += measured_case(row["subject"], case, read_reference(row, volume, fold))
             step(row["id"])
     if not measured:
         raise InputRefusedError(
@@ -295,6 +324,48 @@ def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[
         return []
 
 
+def measured_case(subject: str, case: Case, truth: Segmentation) -> list[StructureMeasurement]:
+    """The sizes and losses of each structure of a case whose logits were kept, box by box."""
+    logits, image = case.logits, case.image
+    assert logits is not None
+    # As `Case.second_look`, but for the uncalibrated probabilities, which would take as long again
+    pieces = finished(logits.rows, logits.item, logits.result)
+    slabs = ((on_grid(piece.box, image), on_volume(piece.probabilities, image)) for piece in pieces)
+    return statements.measure_structures(subject, case.segmentation, truth, slabs)
+
+
+def near_structures(truth: Segmentation, rules: InputRules, seed: int) -> Segmentation:
+    """What of a case is corrupted: a crop of a large image, with its truth; else the same object.
+
+    The crop lies around a voxel of a structure; each structure is as likely as any other.
+
+    Args:
+        truth: The reference on the whole image.
+        rules: Of the bundle; the crop is as large as they ask for.
+        seed: Draws structure and voxel.
+    """
+    image = truth.image
+    if np.prod(image.shape) <= CROP_VOXELS:
+        return truth
+    generator = np.random.default_rng([seed, CROP_VOXELS])
+    present = [structure for structure in truth.structures if structure.voxels]
+    centre = [n // 2 for n in image.shape]
+    if present:
+        structure = present[generator.integers(len(present))]
+        inside = np.flatnonzero(structure.mask)
+        place = np.unravel_index(inside[generator.integers(len(inside))], structure.mask.shape)
+        centre = [side.start + int(n) for side, n in zip(structure.box, place, strict=True)]
+    labels = truth.label_volume.array
+    for axis, side in enumerate(crop_around(image, centre, least_shape(image, rules))):
+        image, labels = truncated(image, labels, axis, side)
+    return _on(image, labels, truth)
+
+
+def _on(image: Volume, labels: NDArray[Any], truth: Segmentation) -> Segmentation:
+    """These labels, (I, J, K) or (I, J, K, S), on this image, with the segments of the truth."""
+    return replace(Segmentation.of_volume(image.with_array(labels), truth.segments), image=image)
+
+
 def _touching(subject: str, case: Case) -> list[BorderContact]:
     """The part of each structure's surface that lies on the border of the image; structures without voxels are left out."""
     present = [structure for structure in case.segmentation.structures if structure.voxels]
@@ -315,7 +386,7 @@ def _corrupted(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[s
         name = names[(number * share + n) % len(names)]
         # The number of the case is the seed: each case has its own noise and cuts, the same in every run.
         image, moved = corrupted(truth.image, truth.label_volume.array, name, seed=number)
-        yield name, replace(Segmentation.of_volume(image.with_array(moved), truth.segments), image=image)
+        yield name, _on(image, moved, truth)
 
 
 def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()) -> list[Sample]:
@@ -326,7 +397,8 @@ def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Seq
         structures, features, truth.structures, lost or [0] * len(structures), strict=True
     ):
         if values is not None:
-            true_dice = dice_of_whole(true.mask_on_grid, structure.mask_on_grid, n)
+            box = true.box_with(structure)
+            true_dice = dice_of_whole(true.mask_in(box), structure.mask_in(box), n)
             samples.append(Sample(subject, kind, structure.number, values, true_dice))
     return samples
 

@@ -59,6 +59,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
         "nll_after": fitted.nll_after,
         "cases": fitted.cases,
         "check": fitted.check.document() if fitted.check else None,
+        "sample": fitted.drawn.document() if fitted.drawn else None,
         "statements": statements,
         "sha256": bundle_files(bundle.root).sha256,
     }
@@ -111,6 +112,8 @@ def _sizes_by_fold(
 def _calibration_lines(fitted: "Fitted", statements: dict[str, Any], bundle: "Bundle") -> None:
     values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
     show.line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
+    if fitted.drawn:
+        show.line(fitted.drawn.sentence)
     if fitted.check:
         show.line(fitted.check.sentence)
     show.line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")

@@ -28,9 +28,8 @@ def loaded_bundle(bundle: Path | str, device: str | None = None) -> "Bundle":
         device: Where the network is to run; None checks the configs alone and builds no network.
     """
     from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.config import resolve_device
 
-    loaded = load_bundle(bundle, resolve_device(device)) if device else load_bundle(bundle)
+    loaded = load_bundle(bundle, device)
     if device:
         _ = loaded.network  # built on first use: a bundle that cannot be built fails here
     else:

@@ -1,6 +1,7 @@
 """Types of flag values: each has the function that checks the text of a value and converts it."""
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -43,9 +44,19 @@ def above_zero(text: str) -> float:
     return float(text)
 
 
+def size(text: str) -> float:
+    """Bytes, of a number with MB, GB, MiB or GiB behind it."""
+    match = re.fullmatch(r"([0-9.]+) ?([MG])(i?)B", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text} is no size; a number with MB or GB is needed, such as 4GB")
+    number, unit, binary = match.groups()
+    return above_zero(number) * (2**10 if binary else 10**3) ** (2 if unit.upper() == "M" else 3)
+
+
 Text = Annotated[str, nonempty]
 Place = Annotated[Path, path]
 Share = Annotated[float, share]
+Bytes = Annotated[float, size]
 AboveZero = Annotated[float, above_zero]
 FromZero = Annotated[int, at_least(0)]
 FromOne = Annotated[int, at_least(1)]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from dicom_io.kinds.encodings import SegEncoding
 from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
-from monai_unet_app.cli.flag_types import AboveZero, FromOne, FromTwo, FromZero, Place, Share, Text
+from monai_unet_app.cli.flag_types import AboveZero, Bytes, FromOne, FromTwo, FromZero, Place, Share, Text
 from monai_unet_app.errors import UsageError
 
 
@@ -315,6 +315,7 @@ class Predict(Reading, Device):
         destination: write the formats and the encoding of this destination of --site; instead of --format and --seg-encoding
         site: TOML file that describes destinations
         probabilities: add <case>_prob.nii.gz, channels last
+        uncertainty: add <case>_uncertainty.nii.gz, which a review page shows
         cautious: add <case>_cautious.nii.gz, masks that miss little, channels last
         explain: %(choices)s: add <case>_why.png and <case>_why.nii.gz, the parts of the image that the result depends on;
             takes longer
@@ -322,6 +323,7 @@ class Predict(Reading, Device):
         dicom_source: the DICOM series that a NIfTI input was made from
         dicomize: write a converted DICOM series for a NIfTI input
         tta: average over mirror images
+        memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
     """
 
     bundle: Text
@@ -332,9 +334,11 @@ class Predict(Reading, Device):
     destination: Annotated[Text | None, Flag(names=("--for",), metavar="NAME")] = None
     site: Place | None = None
     probabilities: bool = False
+    uncertainty: bool = False
     cautious: bool = False
     explain: Annotated[Literal["occlusion", "gradcam", "gradient"] | None, Flag(metavar="METHOD")] = None
     deliver_rejected: bool = False
     dicom_source: Place | None = None
     dicomize: bool = False
     tta: bool = False
+    memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from monai_unet_app.service.audit import Head
     from monai_unet_app.service.commission import Commissioning
     from monai_unet_app.service.node import Node
+    from monai_unet_app.service.stop_signal import StopSignal
 
 
 def node(options: service_flags.Node) -> Answer:
@@ -30,9 +30,10 @@ def node(options: service_flags.Node) -> Answer:
 
     Example: monai-unet node --config site.toml
     """
-    from monai_unet_app.service.memory import keep_small
+    from monai_unet_app.machine_memory import keep_small
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.site_file import read_site
+    from monai_unet_app.service.stop_signal import StopSignal
 
     # malloc must be set before the first thread starts.
     keep_small()
@@ -40,9 +41,7 @@ def node(options: service_flags.Node) -> Answer:
     _check_bundles(site.path)
     os.umask(0o077)  # its files are patient data
     _log()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # SIGHUP: its terminal was closed
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopSignal(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: its terminal was closed
     with Node(site, new_key=options.new_audit_key) as running, _http_server(running):
         show.line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
         for rule in site.rules:
@@ -93,14 +92,14 @@ def _http_server(running: "Node") -> AbstractContextManager[object]:
     return serve(running, running.site.http)
 
 
-def _wait(running: "Node", stop: threading.Event) -> None:
-    from monai_unet_app.service.memory import wait_and_trim
+def _wait(running: "Node", stop: "StopSignal") -> None:
+    from monai_unet_app.machine_memory import trim_until
 
     while not running.is_ready and not stop.wait(0.1):
         pass
-    if not stop.is_set():
+    if not stop.wait(0):
         show.line(f"ready: {len(running.workers.children)} worker(s) are warm")
-    wait_and_trim(stop)
+    trim_until(stop.wait)
     show.line("stopping; unfinished studies are segmented again at the next start")
 
 

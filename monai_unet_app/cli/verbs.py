@@ -236,7 +236,7 @@ def predict(options: flags.Predict) -> Answer:
 
     formats, left_out = _formats(options, planar=False)
     outputs = OutputConfig(**common.set_fields(options, OutputConfig) | formats)
-    run = PredictConfig(options.tta, common.read_options(options))
+    run = PredictConfig(options.tta, common.read_options(options), options.memory_limit, show.say)
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; results would be cases next time; name another folder"

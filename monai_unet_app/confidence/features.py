@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import Segmentation, Structure
+from dicom_io.segmentation import Segmentation, Structure, entropy_of
 from monai_unet_app.metrics.boundary import border, surface_band
 from monai_unet_app.metrics.components import components
 
 BAND = 2.0
 """Half width of the band around the predicted surface, in mm; pixels of a picture."""
-
-_LEAST = 1e-7  # of a probability whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -55,33 +52,42 @@ def describe_structures(segmentation: Segmentation) -> list[Features | None]:
     for group in segmentation.disjoint_groups:
         present = [structure for structure in group if structure.voxels]
         if present:
-            surroundings = _surroundings(group)
+            surroundings = _surroundings(segmentation, group)
             features |= {structure.number: _describe(structure, *surroundings) for structure in present}
     return [features.get(structure.number) for structure in segmentation.structures]
 
 
-def _surroundings(structures: Sequence[Structure]) -> tuple[float, float]:
+def _surroundings(segmentation: Segmentation, group: Sequence[Structure]) -> tuple[float, float]:
     """`band_confidence` and `entropy`: those of all structures of a softmax together, or of one label of a sigmoid."""
-    mask = np.logical_or.reduce([_flat_mask(structure) for structure in structures])
-    band = surface_band(mask, structures[0].grid.axis_spacing, BAND)
-    probabilities = [_flat_probability(structure) for structure in structures]
-    near_surface = np.stack([p[band] for p in probabilities]).astype(np.float64)
-    inside = np.stack([p[mask] for p in probabilities]).astype(np.float64)
+    grid, known = segmentation.image, segmentation.known
+    assert known is not None
+    if segmentation.exclusive:
+        mask, winning = segmentation.foreground, np.asarray(known.certainty)
+        entropy = known.uncertainty[mask] * np.float32(np.log(len(segmentation.segments) + 1))
+    else:
+        mask, yes = group[0].mask_on_grid, known.certainty[group[0].number - 1]
+        winning, inside = np.maximum(yes, 1 - yes), yes[mask]
+        entropy = entropy_of(inside) + entropy_of(1 - inside)
+    band = surface_band(grid.without_flat_axis(mask), grid.axis_spacing, BAND)
+    near_surface = grid.without_flat_axis(winning)[band]
     # A mask that fills the image has no surface beside which anything could be uncertain.
-    confidence = float(_with_background(near_surface).max(axis=0).mean()) if band.any() else 1.0
-    return confidence, float(_entropy(_with_background(inside)).mean())
+    confidence = float(near_surface.mean(dtype=np.float64)) if near_surface.size else 1.0
+    return confidence, float(entropy.mean(dtype=np.float64))
 
 
 def _describe(structure: Structure, band_confidence: float, entropy: float) -> Features:
-    mask, voxels = _flat_mask(structure), structure.voxels
+    # The mask in its box: voxels beyond it are background, as beyond the image
+    mask, voxels = structure.grid.without_flat_axis(structure.mask), structure.voxels
     numbers, count = components(mask)
-    # Component 0 is the background.
-    largest = int(np.bincount(numbers.ravel(), minlength=count + 1)[1:].max())
-    p = _flat_probability(structure).astype(np.float64)
+    # Plane by plane, since bincount copies what it counts into 8 bytes a voxel. Component 0 is the background.
+    sizes = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in numbers)
+    largest = int(np.asarray(sizes)[1:].max())
+    confidence = structure.confidence
+    assert confidence is not None  # it has voxels
     return Features(
-        confidence=float(p[mask].mean()),
+        confidence=confidence,
         band_confidence=band_confidence,
-        uncertainty=float((p * (1 - p)).sum() / max(p.sum(), _LEAST)),
+        uncertainty=structure.doubtful_part,
         entropy=entropy,
         log_size=float(np.log(structure.size)),
         # The surface grows with the power 2/3 of the volume (in 2D, 1/2 of the area): the quotient does not depend on
@@ -90,14 +96,6 @@ def _describe(structure: Structure, band_confidence: float, entropy: float) -> F
         largest_part=largest / voxels,
         border=float(on_border(structure).sum()),
     )
-
-
-def _flat_mask(structure: Structure) -> NDArray[np.bool_]:
-    return structure.grid.without_flat_axis(structure.mask_on_grid)
-
-
-def _flat_probability(structure: Structure) -> NDArray[np.float32]:
-    return structure.grid.without_flat_axis(structure.probability_on_grid)
 
 
 def on_border(structure: Structure) -> NDArray[np.float64]:
@@ -109,21 +107,17 @@ def on_border(structure: Structure) -> NDArray[np.float64]:
     Returns:
         Shape (axes, 2): for each axis the part on its first and on its last layer. All 0 for a structure without voxels.
     """
-    mask, spacing_mm = _flat_mask(structure), structure.grid.axis_spacing
+    grid, mask = structure.grid, structure.grid.without_flat_axis(structure.mask)
+    if not mask.size:
+        return np.zeros((mask.ndim, 2))
+    spacing_mm = grid.axis_spacing
     # The area of a face across an axis is the size of a voxel over its spacing along this axis.
     faces = np.prod(spacing_mm) / np.asarray(spacing_mm, dtype=np.float64)
-    ends = [[np.count_nonzero(mask.take(layer, axis)) for layer in (0, -1)] for axis in range(mask.ndim)]
-    within = [np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(mask.ndim)]
-    touching = np.array(ends, dtype=np.float64) * faces[:, None]
-    whole = touching.sum() + (np.array(within) * faces).sum()
-    return touching / whole if whole else touching
-
-
-def _with_background(p: NDArray[Any]) -> NDArray[Any]:
-    """Shape (C + 1, N): the probability of the background, and the given probabilities."""
-    # Rounding can carry the sum a little beyond 1.
-    return np.concatenate([np.clip(1 - p.sum(axis=0, keepdims=True), 0, 1), p])
-
-
-def _entropy(p: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(-(p * np.log(np.maximum(p, _LEAST))).sum(axis=0))
+    ends = np.array([[np.count_nonzero(mask.take(layer, axis)) for layer in (0, -1)] for axis in range(mask.ndim)])
+    inside = [np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(mask.ndim)]
+    # The ends of the box lie on the border of the image, or have voxels outside the structure beyond them.
+    sides = zip(structure.box, grid.shape, strict=True)
+    at_border = np.array([[side.start == 0, side.stop == size] for side, size in sides])[: mask.ndim]
+    touching = ends * at_border * faces[:, None]
+    whole = touching.sum() + ((inside + (ends * ~at_border).sum(axis=1)) * faces).sum()
+    return np.asarray(touching / whole)

@@ -7,9 +7,9 @@ deviation of the farthest single feature. One wrong feature, such as the balance
 distances, which are means over a hundred features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+_ENDS = (0.005, 0.995)
 _QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 _MOST_COMPONENTS = 20
 _LEAST_DEVIATION = 0.05  # along a component, where everything is standardised
@@ -30,6 +31,7 @@ _LEAST_SPREAD, _LEAST_MEAN = (
     0.5,
 )  # a feature that never varies may differ by this part of its mean, at least of 0.5
 _TINY = 1e-6
+_SLAB_VOXELS = 1 << 18  # 2 MiB in float64, which fit the cache
 USUAL = 0.98
 """Part of sound images that are not flagged, as far as the number of subjects allows."""
 
@@ -53,67 +55,113 @@ def image_features(array: NDArray[Any], spacing_mm: Sequence[float]) -> Floats:
     # A second difference needs three voxels.
     axes = [axis for axis in range(3) if channels.shape[axis + 1] > 2]
     extents = [np.log(channels.shape[axis + 1] * spacing_mm[axis]) for axis in axes]
-    own = [value for channel in channels for value in _channel_features(channel, axes)]
-    return np.array([*own, *_balance(channels), *extents])
+    own, spans = zip(*(_channel_features(channel, axes) for channel in channels), strict=True)
+    # The colours of a camera, as logarithm.
+    balance = np.log(np.divide(spans[1:], spans[0]))
+    return np.concatenate([*own, balance, extents])
 
 
-def _balance(channels: NDArray[Any]) -> list[float]:
-    """The span of each channel after the first, divided by that of the first, as logarithm: the colours of a camera."""
-    low, high = np.percentile(channels.reshape(len(channels), -1), [0.5, 99.5], axis=1)
-    spans = np.maximum(high - low, _TINY)
-    return [float(value) for value in np.log(spans[1:] / spans[0])]
-
-
-def _channel_features(channel: NDArray[Any], axes: Sequence[int]) -> list[float]:
-    values = channel.astype(np.float64)
-    low, high = np.percentile(values, [0.5, 99.5])
+def _channel_features(channel: NDArray[Any], axes: Sequence[int]) -> tuple[list[float], float]:
+    """The features of one channel, and its span."""
+    below, above, part = _neighbours(channel, (*_ENDS, *_QUANTILES))
     # Percentiles instead of the extremes, so that a few bright voxels do not set the scale.
-    scaled = np.clip((values - low) / max(high - low, _TINY), 0, 1)
-    deviation = scaled.std()
-    centred = (scaled - scaled.mean()) / (deviation + _TINY)
-    features = [*np.quantile(scaled, _QUANTILES), deviation]
+    low, high = (below + (above - below) * part)[:2]
+    span = max(high - low, _TINY)
+
+    def scaled(values: NDArray[Any]) -> Floats:
+        within: Floats = np.subtract(values, low, dtype=np.float64)
+        within /= span
+        np.clip(within, 0, 1, out=within)
+        return within
+
+    # Scaling keeps the order of the voxels, so the neighbours of a quantile stay its neighbours.
+    first, second = scaled(below[2:]), scaled(above[2:])
+    quantiles = first + (second - first) * part[2:]
+    sums = _sums(channel, scaled, quantiles[_QUANTILES.index(0.5)])
+    deviation = np.sqrt(max(sums.squares / channel.size - (sums.planes[0].sum() / channel.size) ** 2, 0.0))
+    features = [*quantiles, deviation]
     for axis in axes:
+        length = channel.shape[axis]
         # Sharpness: how large the steps between neighbouring voxels are, compared with the contrast of the image.
-        for order in (1, 2):
-            features.append(np.log(np.abs(np.diff(scaled, order, axis=axis)).mean() / (deviation + _TINY) + _TINY))
+        for order, steps in enumerate(sums.steps[axis], start=1):
+            mean = steps / (channel.size // length * (length - order))
+            features.append(np.log(mean / (deviation + _TINY) + _TINY))
         # Evenness: above 0 if the image is brighter towards the end of the axis.
-        along = np.linspace(-1, 1, scaled.shape[axis]).reshape([-1 if n == axis else 1 for n in range(3)])
-        features.append((centred * along).mean())
-    return [float(value) for value in features]
+        features.append(np.linspace(-1, 1, length) @ sums.planes[axis] / channel.size / (deviation + _TINY))
+    return features, span
 
 
-class LayerWatch:
-    """A context manager that sums up the output of one layer of a network over all windows.
+def _neighbours(channel: NDArray[Any], levels: Sequence[float]) -> tuple[Floats, Floats, Floats]:
+    """Shape (levels,) each: the voxels below and above each quantile, and the part of the way between them where it lies."""
+    ordered = channel.flatten("K")  # the only copy of the image, in its own type
+    rank = np.array(levels) * (ordered.size - 1)
+    below = rank.astype(np.intp)
+    above = np.minimum(below + 1, ordered.size - 1)
+    ordered.partition(np.unique([below, above]))
+    return ordered[below].astype(np.float64), ordered[above].astype(np.float64), rank - below
 
-    Args:
-        network: The network.
-        layer: Name of a submodule, whose output has shape (B, C, *spatial).
+
+class _Sums(NamedTuple):
+    """What a scaled image adds up to.
+
+    Attributes:
+        planes: For each axis, shape (its length,): the sums of the planes across it. A centre was subtracted from all values.
+        squares: The sum of the squares of these values.
+        steps: Shape (3, 2): the sums of the absolute first and second differences along each axis.
     """
 
-    def __init__(self, network: "torch.nn.Module", layer: str) -> None:
-        self._module = network.get_submodule(layer)
+    planes: list[Floats]
+    squares: float
+    steps: Floats
+
+
+def _sums(channel: NDArray[Any], scaled: Callable[[NDArray[Any]], Floats], centre: float) -> _Sums:
+    """The sums over a channel, shape (I, J, K), of scaled values, which are made slab by slab.
+
+    Args:
+        channel: Shape (I, J, K).
+        scaled: Scales values to 0 to 1.
+        centre: A usual scaled value: squares of deviations from it keep more digits.
+    """
+    planes, squares, steps = [np.zeros(length) for length in channel.shape], 0.0, np.zeros((3, 2))
+    # A slab is read in one go if its axis is the slowest in memory.
+    order = sorted(range(3), key=lambda axis: (channel.shape[axis] > 1, abs(channel.strides[axis])), reverse=True)
+    turned = channel.transpose(order)
+    height = max(1, _SLAB_VOXELS * len(turned) // turned.size)
+    for start in range(0, len(turned), height):
+        # Differences that begin in this slab may end in the next two planes.
+        slab = scaled(turned[start : start + height + 2])
+        own = slab[:height]
+        for n, axis in enumerate(order):
+            difference = own if n else slab
+            for power in (0, 1):
+                difference = np.diff(difference, axis=n)
+                steps[axis, power] += np.abs(difference[:height]).sum()
+        own -= centre
+        squares += float(np.vdot(own, own))
+        for n, axis in enumerate(order):
+            own_planes = slice(start, start + height) if n == 0 else slice(None)
+            planes[axis][own_planes] += own.sum(axis=tuple(other for other in range(3) if other != n))
+    return _Sums(planes, squares, steps)
+
+
+class LayerMeans:
+    """Mean over all windows of what a layer of the network made of each, from `inference.engines.Answer.layer`."""
+
+    def __init__(self) -> None:
         self._sums: list[Floats] = []
         self._windows = 0
 
-    def __enter__(self) -> "LayerWatch":
-        self._hook = self._module.register_forward_hook(self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-    def _take(self, module: "torch.nn.Module", inputs: Any, output: "torch.Tensor") -> None:
+    def add(self, layer: "torch.Tensor") -> None:
+        """Adds a batch of windows, shape (B, 2 C): the numbers of each window."""
         # Sums, and the number of windows: the last batch may hold fewer windows than the others.
-        flat = output.detach().float().flatten(2)
-        self._sums.append(
-            np.concatenate([part.sum(0).cpu().numpy() for part in (flat.mean(2), flat.std(2))]).astype(float)
-        )
-        self._windows += len(output)
+        self._sums.append(layer.sum(0).cpu().numpy().astype(float))
+        self._windows += len(layer)
 
     def features(self) -> Floats:
         """Shape (2 C,): mean over windows of each channel's mean and deviation. Raises ValueError before the first window."""
         if not self._windows:
-            raise ValueError("the layer gave nothing; run the network while it is watched")
+            raise ValueError("the layer gave nothing; run the network first")
         means: Floats = np.sum(self._sums, axis=0) / self._windows
         return means
 

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from dicom_io.segmentation import Segmentation
-from monai_unet_app.metrics.overlap import dice
+from monai_unet_app.metrics.missed import MissedVoxels
 
 from .assessment import Assessment, StructureAssessment
 from .conformal import observed_coverage
@@ -62,59 +61,69 @@ class WholeOutcome:
     interval: tuple[float, float] | None
 
 
-def audit_wholes(
-    subject: str, assessment: Assessment, truth: Segmentation, valid: NDArray[np.bool_] | None = None
-) -> list[WholeOutcome]:
+@dataclass(frozen=True)
+class StructureTruth:
+    """What is true of one structure of one result; the attributes are those of `StructureOutcome`."""
+
+    dice: float
+    size: float | None
+    missed: float | None
+
+
+def audit_wholes(subject: str, assessment: Assessment, true: Sequence[StructureTruth]) -> list[WholeOutcome]:
     """Whether the statements about wholes came true in one case; arguments as of `audit_statements`."""
-    sizes = [true.size for true in truth.structures]
     return [
         WholeOutcome(
-            subject,
-            stated.whole.name,
-            sum(sizes[n - 1] for n in stated.whole.numbers) if _all_count(valid) else None,
-            stated.size_interval,
+            subject, stated.whole.name, _total([true[n - 1].size for n in stated.whole.numbers]), stated.size_interval
         )
         for stated in assessment.wholes
     ]
 
 
-def audit_statements(
-    subject: str,
-    assessment: Assessment,
-    segmentation: Segmentation,
-    truth: Segmentation,
-    valid: NDArray[np.bool_] | None = None,
-) -> list[StructureOutcome]:
+def _total(sizes: Sequence[float | None]) -> float | None:
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def audit_statements(subject: str, assessment: Assessment, true: Sequence[StructureTruth]) -> list[StructureOutcome]:
     """Whether the statements about the structures of one case came true.
 
     Args:
         subject: The person that the case is of.
         assessment: What was stated.
-        segmentation: The result, with probabilities.
-        truth: The reference, of the same image and segments; background where voxels do not count.
-        valid: Shape (I, J, K). The voxels that count; None for all.
+        true: What is true of each structure, in the order of their numbers.
     """
-    confidence, outcomes = assessment.confidence, []
-    for stated, structure, true in zip(assessment.structures, segmentation.structures, truth.structures, strict=True):
-        threshold = confidence.risk.thresholds.get(stated.number) if confidence.risk else None
-        probabilities = structure.probability_on_grid[true.box][true.mask]
-        predicted = structure.mask_on_grid if valid is None else structure.mask_on_grid & valid
-        outcomes.append(
-            StructureOutcome(
-                subject,
-                stated,
-                assessment.verdict,
-                dice=dice(true.mask_on_grid, predicted),
-                size=true.size if _all_count(valid) else None,
-                missed=None if threshold is None or not true.voxels else float(np.mean(probabilities < threshold)),
-                shifted=assessment.is_shifted if confidence.shift else None,
-            )
-        )
-    return outcomes
+    shifted = assessment.is_shifted if assessment.confidence.shift else None
+    return [
+        StructureOutcome(subject, stated, assessment.verdict, truth.dice, truth.size, truth.missed, shifted)
+        for stated, truth in zip(assessment.structures, true, strict=True)
+    ]
 
 
-def _all_count(valid: NDArray[np.bool_] | None) -> bool:
-    return valid is None or bool(valid.all())
+def missed_voxels(assessment: Assessment, truth: NDArray[Any]) -> MissedVoxels:
+    """Counts what the cautious masks miss, once it is given the probabilities; `missed_parts` takes it from there.
+
+    Args:
+        assessment: What was stated.
+        truth: The reference, as `MissedVoxels` takes it.
+    """
+    return MissedVoxels(truth, len(assessment.structures), _thresholds(assessment))
+
+
+def missed_parts(assessment: Assessment, missed: MissedVoxels) -> list[float | None]:
+    """`StructureTruth.missed` of each structure, by what `missed_voxels` has counted."""
+    risk, thresholds = assessment.confidence.risk, _thresholds(assessment)
+    of_structures = [risk.thresholds.get(stated.number) if risk else None for stated in assessment.structures]
+    return [
+        None if cut is None or math.isnan(parts[0]) else float(parts[thresholds.index(cut)])
+        for cut, parts in zip(of_structures, missed.parts, strict=True)
+    ]
+
+
+def _thresholds(assessment: Assessment) -> list[float]:
+    """The thresholds of all cautious masks, rising, each once."""
+    risk = assessment.confidence.risk
+    return sorted({cut for cut in risk.thresholds.values() if cut is not None}) if risk else []
 
 
 def summarise_statements(

@@ -6,17 +6,18 @@ mirror images (`tta`): the two give different probabilities, so statements about
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.coding import Whole
-from dicom_io.segmentation import Segmentation
+from dicom_io.coding import Segment, Whole
+from dicom_io.segmentation import Box, Segmentation
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
-from monai_unet_app.errors import BundleError
+from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.metrics.missed import MissedVoxels
 
 from .border import BorderStatement
 from .conformal import conformal_quantile, least_threshold_of_risk, subjects_needed
@@ -42,7 +43,7 @@ class StructureMeasurement:
         expected: Sum of its calibrated probabilities times the size of a voxel, mL or pixels.
         true: True size, mL or pixels.
         voxel: Size of a voxel, mL or pixels.
-        losses: Shape (T,), 0 to 1. The part of the truth that a mask with each of THRESHOLDS misses.
+        losses: Shape (T,), 0 to 1. The part of the truth that a mask with each of THRESHOLDS misses; NaN without true voxels.
     """
 
     subject: str
@@ -132,13 +133,15 @@ class RiskStatement(JsonDocument):
 
     @classmethod
     def fit(cls, measured: Sequence[StructureMeasurement], risk: float) -> "RiskStatement":
-        """Conformal risk control of the false-negative rate; see `least_threshold_of_risk`."""
-        thresholds = {
-            number: least_threshold_of_risk(
-                [row.losses for row in rows], THRESHOLDS, [row.subject for row in rows], risk
-            )
-            for number, rows in _by_structure(measured).items()
-        }
+        """Conformal risk control of the false-negative rate; see `least_threshold_of_risk`.
+
+        A case without true voxels of a structure does not count for it: there is nothing that a mask could miss.
+        """
+        thresholds = {}
+        for number, rows in _by_structure(measured).items():
+            rows = [row for row in rows if not np.isnan(row.losses).any()]
+            losses = np.reshape([row.losses for row in rows], (-1, len(THRESHOLDS)))
+            thresholds[number] = least_threshold_of_risk(losses, THRESHOLDS, [row.subject for row in rows], risk)
         return cls(risk, thresholds, len({row.subject for row in measured}))
 
 
@@ -159,6 +162,21 @@ class Confidence(JsonDocument):
     gate: QualityGate | None = None
     shift: ShiftDetector | None = None
     border: BorderStatement | None = None
+
+    def cautious_cuts(self, segments: Sequence[Segment]) -> list[float]:
+        """For each segment the probability threshold from which on little of it is missed.
+
+        Raises:
+            UsageError: There is no such threshold for every segment.
+        """
+        thresholds = self.risk.thresholds if self.risk else {}
+        cuts = [cut for segment in segments if (cut := thresholds.get(segment.number)) is not None]
+        if len(cuts) < len(segments):
+            raise UsageError(
+                "the bundle does not state from which probability on little is missed; "
+                f"{self.why_not.get('risk') or 'calibrate it on more subjects'}, or leave --cautious out"
+            )
+        return cuts
 
 
 STATEMENTS = ("sizes", "risk", "gate", "shift", "border")
@@ -210,25 +228,29 @@ def _nothing_stated(reason: str) -> Confidence:
     return Confidence(why_not=dict.fromkeys(STATEMENTS, reason))
 
 
-def measure_structures(subject: str, segmentation: Segmentation, truth: Segmentation) -> list[StructureMeasurement]:
+def measure_structures(
+    subject: str,
+    segmentation: Segmentation,
+    truth: Segmentation,
+    slabs: Iterable[tuple[Box, NDArray[np.float32]]],
+) -> list[StructureMeasurement]:
     """The sizes and losses of each structure of one sound case.
 
     Args:
         subject: The person that the case is of.
-        segmentation: The result, with probabilities.
+        segmentation: The result, with what is known of its probabilities.
         truth: The reference, of the same image and segments.
+        slabs: Boxes that fill the image, and the probabilities (C, *box) there.
     """
-    pairs = zip(segmentation.structures, truth.structures, strict=True)
+    missed = MissedVoxels(truth.classes, len(truth.segments), THRESHOLDS)
+    for box, probabilities in slabs:
+        missed.add(box, probabilities)
+    triples = zip(segmentation.structures, truth.structures, missed.parts, strict=True)
     return [
         StructureMeasurement(
-            subject,
-            structure.number,
-            structure.expected_size,
-            true.size,
-            structure.grid.voxel_size,
-            _missed_parts(structure.probability_on_grid[true.box][true.mask]),
+            subject, structure.number, structure.expected_size, true.size, structure.grid.voxel_size, losses
         )
-        for structure, true in pairs
+        for structure, true, losses in triples
     ]
 
 
@@ -249,14 +271,6 @@ def measure_wholes(measured: Sequence[StructureMeasurement], wholes: Sequence[Wh
             expected, true = sum(part.expected for part in parts), sum(part.true for part in parts)
             rows.append(StructureMeasurement(case[0].subject, number, expected, true, case[0].voxel, np.empty(0)))
     return rows
-
-
-def _missed_parts(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Shape (T,): the part of the true voxels, with these probabilities, below each of THRESHOLDS; 0 without voxels."""
-    if not probabilities.size:
-        return np.zeros(len(THRESHOLDS))
-    # A voxel with exactly the threshold belongs to the mask, so only smaller probabilities are counted ("left").
-    return np.searchsorted(np.sort(probabilities.astype(np.float64)), THRESHOLDS, side="left") / probabilities.size
 
 
 def too_few_subjects(coverage: float) -> str:

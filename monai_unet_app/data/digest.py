@@ -24,7 +24,10 @@ def file_sha256(path: str | Path) -> str:
     # Sorted, because a file system lists a folder in any order
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            digest.update(file.read_bytes())
+            with file.open("rb") as stream:
+                hashlib.file_digest(
+                    stream, lambda: digest
+                )  # piece by piece: a SEG may be larger than the memory that is left
     return digest.hexdigest()
 
 

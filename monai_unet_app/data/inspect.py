@@ -251,8 +251,11 @@ def _fingerprint(
 
 
 def _class_sizes(labels: Volume) -> dict[int, float]:
-    values, counts = np.unique(labels.array.astype(int), return_counts=True)
-    return {int(value): round(float(count) * labels.voxel_size, 4) for value, count in zip(values, counts, strict=True)}
+    voxels: Counter[int] = Counter()
+    for plane in np.moveaxis(labels.array, 2, 0):  # planes, since counting sorts a copy
+        values, counts = np.unique(plane, return_counts=True)
+        voxels.update(dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True)))
+    return {value: round(count * labels.voxel_size, 4) for value, count in sorted(voxels.items())}
 
 
 def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:

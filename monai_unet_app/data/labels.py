@@ -14,6 +14,7 @@ from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.errors import InputRefusedError, refusing_as
 
 AFFINE_TOLERANCE_MM = 0.01
+_PART = 1 << 20  # values that are looked at together
 
 
 def read_labels(path: Path, image: Volume) -> Volume:
@@ -30,19 +31,35 @@ def read_labels(path: Path, image: Volume) -> Volume:
         InputRefusedError: The label has another shape or position than the image, its values are no whole numbers, or the
             file cannot be read.
     """
+    labels = read_label_numbers(path, image)
+    return labels.with_array(labels.array.astype(np.float32, copy=False))
+
+
+def read_label_numbers(path: Path, image: Volume) -> Volume:
+    """The same labels in the type of their file, if it holds whole numbers; those of a full-size image take less memory so.
+
+    Args and errors are those of `read_labels`.
+    """
     if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
         labels = read_volume(path)
         _check_grid(labels, image, path)
     else:
         labels = _read_dicom_labels(path, image)
-    array = labels.array.astype(np.float32)
+    array = labels.array if labels.array.dtype.kind in "bui" else labels.array.astype(np.float32, copy=False)
     if has_ending(path, PICTURE_ENDINGS):
-        return image.with_array(_picture_classes(array, path))
-    if array.ndim != 3 or not np.array_equal(array, np.rint(array)):
+        return image.with_array(_picture_classes(array.astype(np.float32), path))
+    if array.ndim != 3 or (array.dtype.kind == "f" and not _whole(array)):
         raise InputRefusedError(
             f"label {path.name} holds values that are no whole numbers; one class number for each voxel is needed"
         )
     return labels.with_array(array)
+
+
+def _whole(array: NDArray[np.float32]) -> bool:
+    """Whether all values are whole numbers."""
+    flat = array.ravel(order="K")
+    parts = (flat[start : start + _PART] for start in range(0, flat.size, _PART))
+    return all(np.array_equal(part, np.rint(part)) for part in parts)
 
 
 def _picture_classes(array: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
@@ -58,12 +75,22 @@ def _picture_classes(array: NDArray[np.float32], path: Path) -> NDArray[np.float
 
 def check_values(labels: Volume, known: Iterable[int], name: str) -> None:
     """Raises InputRefusedError for label values that the bundle does not know."""
-    unknown = sorted(set(np.unique(labels.array).astype(int).tolist()) - set(known))
+    unknown = unknown_values(labels, known)
     if unknown:
         raise InputRefusedError(
             f"label {name} holds the value(s) {unknown}; the bundle knows {sorted(known)}; change them in the label file, or "
             "declare them in segments.json and `labels`"
         )
+
+
+def unknown_values(labels: Volume, known: Iterable[int]) -> list[int]:
+    """The label values, whole numbers of any type, that are none of the known ones, rising."""
+    array, expected = labels.array, set(known)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    # The usual case, decided without np.unique
+    if expected and min(expected) <= low and high <= max(expected) and expected.issuperset(range(low, high + 1)):
+        return []
+    return sorted(set(np.unique(array.ravel(order="K")).astype(int).tolist()) - expected)
 
 
 def _read_dicom_labels(path: Path, image: Volume) -> Volume:

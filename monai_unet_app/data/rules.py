@@ -97,6 +97,18 @@ def _extent_reason(volume: Volume, rules: InputRules) -> str | None:
     return f"its field of view is {_by(extent)} {unit} ({axes}), {_by(least)} to {_by(most)} {unit} is needed"
 
 
+def least_shape(volume: Volume, rules: InputRules) -> tuple[int, ...]:
+    """The fewest voxels along I, J, K that an image with the grid of this volume may have."""
+    if rules.extent_mm is None:
+        return (1, 1, 1)
+    least = np.asarray(rules.extent_mm[0])
+    if volume.planar:
+        return (*(int(np.ceil(n)) for n in least), 1)
+    patient_axes = io_orientation(volume.affine_lps)[:, 0].astype(int)
+    needed = least[patient_axes] / volume.spacing_mm
+    return tuple(int(np.ceil(n - 1e-6)) for n in needed)  # less the rounding of the quotient
+
+
 def _patient_extent(volume: Volume) -> tuple[float, ...]:
     """Size in mm along the array axes nearest to right-left, front-back and foot-head, in this order."""
     # io_orientation gives the patient axis of each array axis; argsort turns this permutation round. Only axes count,

@@ -15,7 +15,6 @@ import yaml
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
-from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_images, named_series
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.deploy.picking import Picked, pick
@@ -66,7 +65,7 @@ class ApplicationJob:
         check_flags(cases, run, config)
         # A bundle is code: its digest is compared before anything in it is loaded.
         self._check_model()
-        bundle = load_bundle(self.model, resolve_device(self.settings.device))
+        bundle = load_bundle(self.model, self.settings.device)
         if named_series(run.reading):
             picked = Picked(tuple((case, run) for case in cases), ())
         else:

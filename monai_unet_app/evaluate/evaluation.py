@@ -1,7 +1,9 @@
 """Measures a bundle on labelled cases: for `monai-unet evaluate`, or as a handler in a bundle's `evaluate.yaml`."""
 
-import pickle
-import zlib
+import gzip
+import os
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,6 @@ import numpy as np
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.confidence import statement_audit
 from monai_unet_app.confidence.assessment import Assessment
@@ -19,15 +20,16 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.gathering import decided, on_volume
 from monai_unet_app.metrics.summary import Evaluation
-from monai_unet_app.pipeline import Case, decided, on_volume, segment_case
+from monai_unet_app.pipeline import segment_case
 from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases
 from monai_unet_app.report.evaluation_writer import write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 
 from .case_selection import Row
-from .reference import counted_voxels, evaluation_plan, read_reference, reference_segmentation
+from .counted_case import WHOLE_GRID, CountedCase
+from .reference import evaluation_plan, read_reference, reference_segmentation
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,39 @@ class Evaluated:
     problems: tuple[str, ...]
 
 
+class StoredLabels:
+    """Truth and prediction of cases, compressed in a temporary file, so that memory holds one case at a time.
+
+    Which cases a report shows is known at the end only. The file has no name: nothing is left of it however the process ends.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="monai-unet-labels-")  # noqa: SIM115 - `finalize` closes it
+        weakref.finalize(self, self._file.close)
+        self._starts: dict[str, int] = {}
+
+    def add(self, case_id: str, truth: NDArray[Any], predicted: NDArray[Any]) -> None:
+        """Adds the labels of a case, whole numbers or boolean, of any shape.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        self._starts[case_id] = self._file.seek(0, os.SEEK_END)
+        # Even the fastest level makes labels small.
+        with gzip.GzipFile(fileobj=self._file, mode="wb", compresslevel=1) as stream:
+            for labels in (truth, predicted):
+                np.lib.format.write_array(stream, labels, allow_pickle=False)
+
+    def read(self, case_id: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Truth and prediction of a case."""
+        self._file.seek(self._starts[case_id])
+        with gzip.GzipFile(fileobj=self._file) as stream:
+            truth, predicted = (np.lib.format.read_array(stream, allow_pickle=False) for _ in range(2))
+        return truth, predicted
+
+
 class CaseLog:
-    """Scores of the cases so far, and the compressed labels of each for the report's pictures.
+    """Scores of the cases so far, and the labels of each for the report's pictures.
 
     `targets` are those of a file; None takes the bundle's own targets or, if it has none, the usual targets.
     """
@@ -73,55 +106,26 @@ class CaseLog:
         self.targets, self.targets_from = _targets(bundle, targets)
         self.evaluation = Evaluation(evaluation_plan(bundle))
         self.rows: list[Row] = []
-        self.labels: dict[str, bytes] = {}
+        self.labels = StoredLabels()
         self.outcomes: list[statement_audit.StructureOutcome] = []
         self.whole_outcomes: list[statement_audit.WholeOutcome] = []
         self.assessed: Assessment | None = None
 
-    def add(
-        self,
-        row: Row,
-        truth: Segmentation,
-        predicted: Segmentation,
-        uncalibrated: NDArray[np.float32] | None = None,
-    ) -> float:
-        """Scores a case and gives its mean Dice.
-
-        Args:
-            row: The case, {"id", "subject", "image", "label"}.
-            truth: The reference.
-            predicted: The result on the same image, with probabilities.
-            uncalibrated: Shape (C, I, J, K): the probabilities without calibration, to compare.
-        """
-        image = truth.image
-        assert predicted.probabilities is not None
-        counted, flat = counted_voxels(row, image, self.bundle), image.without_flat_axis
-        case = CaseArrays(
-            row["id"],
-            row["subject"],
-            flat(truth.classes),
-            flat(predicted.classes),
-            flat(predicted.probabilities),
-            image.axis_spacing,
-            image.voxel_size,
-            None if uncalibrated is None else flat(uncalibrated),
-            None if counted is None else flat(counted),
-        )
-        scores = self.evaluation.add(case)
+    def add(self, case: CountedCase) -> float:
+        """Scores a case, holds what was stated about it against the truth, and gives its mean Dice."""
+        row, scores = case.row, self.evaluation.add_counted(case.counter)
         self.rows.append(row)
-        # Which cases will be shown is known at the end only; even the fastest level makes labels small.
-        self.labels[row["id"]] = zlib.compress(pickle.dumps((truth.classes, predicted.classes)), 1)
+        self.labels.add(row["id"], case.truth.classes, case.predicted.classes)
+        if case.assessment and case.missed:
+            self.assessed = case.assessment
+            missed = statement_audit.missed_parts(case.assessment, case.missed)
+            true = [
+                statement_audit.StructureTruth(entry.dice, entry.truth_size if case.complete else None, part)
+                for entry, part in zip(scores.classes, missed, strict=True)
+            ]
+            self.outcomes += statement_audit.audit_statements(row["subject"], case.assessment, true)
+            self.whole_outcomes += statement_audit.audit_wholes(row["subject"], case.assessment, true)
         return scores.mean("dice")
-
-    def audit(self, row: Row, case: Case, truth: Segmentation) -> None:
-        """Counts which of the bundle's statements about a case came true, if it made any."""
-        if case.assessment is None:
-            return
-        self.assessed, valid = case.assessment, counted_voxels(row, truth.image, self.bundle)
-        self.outcomes += statement_audit.audit_statements(
-            row["subject"], case.assessment, case.segmentation, truth, valid
-        )
-        self.whole_outcomes += statement_audit.audit_wholes(row["subject"], case.assessment, truth, valid)
 
     def _statements(self) -> Mapping[str, Any] | None:
         labels = {segment.number: segment.label for segment in self.bundle.segments}
@@ -147,12 +151,10 @@ class CaseLog:
 
     def _pictures(self) -> list[CasePicture]:
         images = {row["id"]: row["image"] for row in self.rows}
-        pictures = []
-        for role, case_id in exemplary_cases(self.evaluation.cases).items():
-            # The bytes come from `add` and never left this process, so unpickling runs no foreign code.
-            truth, predicted = pickle.loads(zlib.decompress(self.labels[case_id]))
-            pictures.append(CasePicture.of(case_id, role, read_volume(images[case_id]), truth, predicted))
-        return pictures
+        return [
+            CasePicture.of(case_id, role, read_volume(images[case_id]), *self.labels.read(case_id))
+            for role, case_id in exemplary_cases(self.evaluation.cases).items()
+        ]
 
 
 def targets_of(bundle: Bundle) -> tuple[Target, ...]:
@@ -204,14 +206,16 @@ def evaluate_cases(
         try:
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, bundle)
-            case = segment_case(volume, bundle, run, uncalibrated=True)
+            case = segment_case(volume, bundle, run, keep="logits")
         # Only a refusal lets the evaluation go on; the case is named in the report. Any other error ends it.
         except InputRefusedError as error:
             problems[row["id"]] = str(error)
             each(row["id"], None)
             continue
-        each(row["id"], log.add(row, truth, case.segmentation, case.uncalibrated))
-        log.audit(row, case, truth)
+        counted = CountedCase(row, truth, case.segmentation, bundle, case.assessment)
+        for box, probabilities, uncalibrated in case.second_look():
+            counted.add(box, probabilities, uncalibrated)
+        each(row["id"], log.add(counted))
     sentences = tuple(f"{case}: {problem}" for case, problem in problems.items())
     if not log.rows:
         raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(sentences))
@@ -260,7 +264,9 @@ class EvaluationHandler:
             volume = read_volume(row["image"])
             arrays = {key: on_volume(item[key], volume) for key in ("pred", "prob", "truth")}
             truth = reference_segmentation(arrays["truth"][0], volume, bundle)
-            self.log.add(row, truth, decided(volume, arrays["prob"], arrays["pred"], bundle))
+            counted = CountedCase(row, truth, decided(volume, arrays["prob"], arrays["pred"], bundle), bundle)
+            counted.add(WHOLE_GRID, arrays["prob"])
+            self.log.add(counted)
 
     def _write(self, engine: Engine) -> None:
         self.log.write(self.output, self.data)

@@ -1,66 +1,80 @@
 """From a preprocessed image to logits: windows are planned, run through the network, and blended."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from monai_unet_app.inference.blend import Blend
+from monai_unet_app.inference.blend import Blend, sum_bytes
 from monai_unet_app.inference.engines import Engine
-from monai_unet_app.inference.windows import WindowPlan, plan_windows
+from monai_unet_app.inference.spool import Rows
+from monai_unet_app.inference.windows import Window, WindowPlan, WindowSettings, plan_windows
 
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
+Watch = Callable[[torch.Tensor], None]  # (what a layer made of a batch)
 
 
-@dataclass(frozen=True)
-class WindowSettings:
-    """The sliding window of a bundle, as its `inferer` states it.
-
-    Attributes:
-        window: Size along each spatial axis of the image, in voxels; a 2D network on a volume has 1 along its slice axis.
-        overlap: Share of a window that its neighbour covers too, 0 to less than 1.
-        batch: Number of windows in one call of the engine.
-        mode: "gaussian" or "constant".
-        sigma_scale: Width of the Gaussian as a share of the window.
-        padding_mode: As in `torch.nn.functional.pad`.
-        padding_value: For padding_mode "constant".
-    """
-
-    window: tuple[int, ...]
-    overlap: float
-    batch: int
-    mode: str
-    sigma_scale: float
-    padding_mode: str
-    padding_value: float
-
-
-def predict_logits(
-    image: torch.Tensor, engine: Engine, settings: WindowSettings, progress: Progress | None = None
-) -> torch.Tensor:
-    """Logits of one image by sliding window.
+def predict_rows(
+    image: torch.Tensor,
+    engine: Engine,
+    settings: WindowSettings,
+    progress: Progress | None = None,
+    watch: Watch = lambda layer: None,
+) -> Iterator[Rows]:
+    """Logits of one image by sliding window, row by row: rows are given as soon as no window can change them.
 
     Args:
         image: Shape (C, *spatial), float32, preprocessed.
         engine: Runs the windows.
         settings: The sliding window of the bundle.
         progress: Called after each batch.
+        watch: Called with `Answer.layer` of each batch, where the engine gives it.
 
-    Returns:
-        Shape (C_out, *spatial), float32, on the image's device.
+    Yields:
+        Neighbouring rows, float32, on the image's device, in the order of the first spatial axis.
     """
-    plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap)
+    plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap, settings.mirror_axes)
     padded_image = padded(image, plan, settings.padding_mode, settings.padding_value)
-    blend = Blend(plan, settings.mode, settings.sigma_scale, image.device)
+    blend = None
     for first in range(0, len(plan.windows), settings.batch):
         windows = plan.windows[first : first + settings.batch]
-        batch = torch.stack([padded_image[(slice(None), *window)] for window in windows])
-        # The image and the sums stay on the image's device; the accelerator holds one batch of windows at a time
-        blend.add(windows, engine(batch.to(engine.device)).to(image.device))
+        batch = torch.stack([_seen(padded_image, window) for window in windows])
+        # The image stays where it is; the accelerator holds one batch of windows at a time, and the sums if they fit
+        answer = engine(batch.to(engine.device))
+        if answer.layer is not None:
+            watch(answer.layer)
+        if blend is None:
+            channels = answer.logits.shape[1]
+            blend = Blend(plan, settings, _place_of_sums(plan, channels, engine.device), channels)
+        blend.add(windows, answer.logits.to(blend.device))
+        del answer
         if progress is not None:
             progress(first + len(windows), len(plan.windows))
-    return blend.result()
+        yield from ((start, rows.to(image.device)) for start, rows in blend.finished())
+
+
+def _place_of_sums(plan: WindowPlan, channels: int, device: torch.device) -> torch.device:
+    """The device if it is CUDA and the sums take less than half of what it has free; else the CPU."""
+    if device.type == "cuda" and 2 * sum_bytes(plan, channels) < torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu")
+
+
+def predict_logits(
+    image: torch.Tensor,
+    engine: Engine,
+    settings: WindowSettings,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """All rows of `predict_rows` together: shape (C_out, *spatial), for each voxel of the image."""
+    return torch.cat([rows for _, rows in predict_rows(image, engine, settings, progress)], 1)
+
+
+def _seen(image: torch.Tensor, window: Window) -> torch.Tensor:
+    """A window of the image, shape (C, *window), as the network sees it."""
+    # Logits are averaged rather than probabilities: a calibration rescales logits, and `calibration_tta` is fitted to
+    # these means
+    return image[(slice(None), *window.place)].flip([axis + 1 for axis in window.mirrored])
 
 
 def padded(tensor: torch.Tensor, plan: WindowPlan, mode: str = "constant", value: float = 0.0) -> torch.Tensor:
@@ -79,34 +93,3 @@ def padded(tensor: torch.Tensor, plan: WindowPlan, mode: str = "constant", value
     # torch.nn.functional.pad takes the last axis first
     padding = [n for before, padded, size in reversed(list(sizes)) for n in (before, padded - size - before)]
     return F.pad(tensor[None], padding, mode, value)[0] if any(padding) else tensor
-
-
-def predict_mirrored(
-    image: torch.Tensor,
-    engine: Engine,
-    settings: WindowSettings,
-    mirror_axes: Sequence[int],
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """Mean logits (C, *spatial) of the image and of its mirror images along every combination of `mirror_axes`.
-
-    Args:
-        image: As in `predict_logits`.
-        engine: As in `predict_logits`.
-        settings: As in `predict_logits`.
-        mirror_axes: Spatial axes, counted from 0.
-        progress: Called after each batch; every mirror image counts its windows anew.
-
-    Returns:
-        As `predict_logits`.
-    """
-    # Logits are averaged rather than probabilities: a calibration rescales logits, and `calibration_tta` is fitted to
-    # these means. The mirrored answer is mirrored back before it is added.
-    total = torch.zeros(())
-    combinations = [
-        [axis + 1 for bit, axis in enumerate(mirror_axes) if number >> bit & 1]
-        for number in range(2 ** len(mirror_axes))
-    ]
-    for axes in combinations:
-        total = total + predict_logits(image.flip(axes), engine, settings, progress).flip(axes)
-    return total / len(combinations)

@@ -1,10 +1,54 @@
 """The plan: the position of every window on one image. No tensor is touched here."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from monai.data.utils import dense_patch_slices
 
 Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """The sliding window of a bundle, as its `inferer` states it, and how a run uses it.
+
+    Attributes:
+        window: Size along each spatial axis of the image, in voxels; a 2D network on a volume has 1 along its slice axis.
+        overlap: Share of a window that its neighbour covers too, 0 to less than 1.
+        batch: Number of windows in one call of the engine.
+        mode: "gaussian" or "constant".
+        sigma_scale: Width of the Gaussian as a share of the window.
+        padding_mode: As in `torch.nn.functional.pad`.
+        padding_value: For padding_mode "constant".
+        mirror_axes: Spatial axes, counted from 0. Logits are the mean over the windows of the image and of its mirror images
+            along every combination of these axes.
+        most_bytes: Of the sums of windows in memory; the others wait on disk. No value depends on it.
+    """
+
+    window: tuple[int, ...]
+    overlap: float
+    batch: int
+    mode: str
+    sigma_scale: float
+    padding_mode: str
+    padding_value: float
+    mirror_axes: tuple[int, ...] = ()
+    most_bytes: float = math.inf
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of an image, or of one of its mirror images.
+
+    Attributes:
+        place: Position in the padded image.
+        mirrored: Spatial axes, counted from 0, along which the network sees the window reversed.
+    """
+
+    place: Slices
+    mirrored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -22,17 +66,22 @@ class WindowPlan:
     window: tuple[int, ...]
     before: tuple[int, ...]
     padded_shape: tuple[int, ...]
-    windows: tuple[Slices, ...]
+    windows: tuple[Window, ...]
     inside: Slices
 
 
-def plan_windows(shape: tuple[int, ...], window: tuple[int, ...], overlap: float) -> WindowPlan:
+def plan_windows(
+    shape: tuple[int, ...], window: tuple[int, ...], overlap: float, mirror_axes: Sequence[int] = ()
+) -> WindowPlan:
     """The same windows as those of MONAI's SlidingWindowInferer, so that both give the same voxels.
+
+    With `mirror_axes`, each mirror image has the windows that it would have by itself.
 
     Args:
         shape: Spatial shape of the image.
         window: Window size; 0 or less takes the whole image along that axis.
         overlap: Share of a window that its neighbour covers too, 0 to less than 1.
+        mirror_axes: Spatial axes, counted from 0; every combination of them is a mirror image.
 
     Raises:
         ValueError: Shape and window differ in their number of axes, or the overlap is out of range.
@@ -49,4 +98,20 @@ def plan_windows(shape: tuple[int, ...], window: tuple[int, ...], overlap: float
     step = tuple(w if w == p else max(1, int(w * (1 - overlap))) for w, p in zip(size, padded, strict=True))
     inside = tuple(slice(b, b + s) for b, s in zip(before, shape, strict=True))
     # dense_patch_slices moves the last window of an axis back, so that it ends at the border and stays inside
-    return WindowPlan(size, before, padded, tuple(map(tuple, dense_patch_slices(padded, size, step))), inside)
+    places = [tuple(place) for place in dense_patch_slices(padded, size, step)]
+    windows = [Window(_mirrored(place, padded, axes), axes) for axes in _combinations(mirror_axes) for place in places]
+    # The order of dense_patch_slices, for all mirror images together: rows are finished early. Sorting is stable.
+    windows.sort(key=lambda window: [side.start for side in window.place])
+    return WindowPlan(size, before, padded, tuple(windows), inside)
+
+
+def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    return [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
+
+
+def _mirrored(place: Slices, shape: tuple[int, ...], axes: tuple[int, ...]) -> Slices:
+    """The position in the image of a window that stands at `place` in the mirror image."""
+    return tuple(
+        slice(shape[axis] - side.stop, shape[axis] - side.start) if axis in axes else side
+        for axis, side in enumerate(place)
+    )

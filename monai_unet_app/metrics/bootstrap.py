@@ -9,6 +9,7 @@ Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 a
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -163,9 +164,7 @@ def _interval(totals: Floats, statistic: Callable[[Floats], Floats], how: Bootst
     number = len(totals)
     if number < fewest_subjects(how.level):
         return float("nan"), float("nan")
-    # A draw of S subjects with replacement is a draw of the number of times that each subject comes.
-    draws = np.random.default_rng(how.seed).multinomial(number, np.full(number, 1 / number), size=how.resamples)
-    figures = statistic(draws @ totals)
+    figures = statistic(_draws(number, how) @ totals)
     # A draw may hold no subject that defines the figure; its 0 / 0 is no value.
     figures = figures[np.isfinite(figures)]
     if not len(figures):
@@ -173,6 +172,15 @@ def _interval(totals: Floats, statistic: Callable[[Floats], Floats], how: Bootst
     # The percentile interval of chapter 13: quantiles of the figures of the draws.
     low, high = np.quantile(figures, [(1 - how.level) / 2, (1 + how.level) / 2])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)  # the scores of all classes are mostly of the same subjects
+def _draws(number: int, how: Bootstrap) -> Floats:
+    """Shape (resamples, number): how many times each subject comes in each draw of `number` subjects with replacement."""
+    times = np.random.default_rng(how.seed).multinomial(number, np.full(number, 1 / number), size=how.resamples)
+    draws = times.astype(np.float64)
+    draws.setflags(write=False)
+    return draws
 
 
 def _ratio_of_sums(sums: Floats) -> Floats:

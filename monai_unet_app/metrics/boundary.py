@@ -13,9 +13,10 @@ Two definitions of a surface are used here, each where it is customary:
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Literal
 
 import edt
@@ -23,12 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .boxes import bounding_box
+from .boxes import Box, bounding_box
 from .overlap import Mask, check_masks, iou
 
 Spacing = Sequence[float]
 # A distance of 3 x 0.1 mm must count as within 0.3 mm, although binary fractions make it a little larger.
 _SLACK = 1e-6
+_BLOCK_VOXELS = 1 << 19  # 2 MiB in float32
 _VOXELS_A_THREAD = 1 << 18  # some milliseconds of work, so that starting a thread costs little
 
 
@@ -288,17 +290,42 @@ def surface_band(
     _check_lengths(predicted_foreground.ndim, spacing_mm, width_mm)
     band = np.zeros_like(predicted_foreground)
     # Only voxels near the foreground can lie in the band; two further voxels hold the faces and the rounding.
-    window = bounding_box(predicted_foreground, margin=[int(width_mm / step) + 2 for step in spacing_mm])
+    margin = [int(width_mm / step) + 2 for step in spacing_mm]
+    window = bounding_box(predicted_foreground, margin)
     if window is None:
         return band
-    mask, counts = predicted_foreground[window], None if valid is None else valid[window]
+    mask, counts, near = predicted_foreground[window], None if valid is None else valid[window], band[window]
+    for block, around, inside in _blocks(mask.shape, margin):
+        part = np.ascontiguousarray(mask[around])
+        if not part.all() and part.any():
+            near[block] = _near_faces(part, None if counts is None else counts[around], spacing_mm, width_mm)[inside]
+    if valid is not None:
+        band &= valid
+    return band
+
+
+def _blocks(shape: Sequence[int], margin: Sequence[int]) -> Iterator[tuple[Box, Box, Box]]:
+    """Boxes that tile an array, each with the box that has a margin around it, and its own place in this larger box."""
+    # Distances of a block fit the cache of a processor. Much smaller than its margin it would be mostly margin.
+    usual = round(_BLOCK_VOXELS ** (1 / len(shape)))
+    lengths = [max(usual, 4 * wide) for wide in margin]
+    for starts in product(*(range(0, whole, length) for whole, length in zip(shape, lengths, strict=True))):
+        sides = list(zip(starts, shape, lengths, margin, strict=True))
+        block = tuple(slice(start, min(start + length, whole)) for start, whole, length, _ in sides)
+        around = tuple(slice(max(0, start - wide), start + length + wide) for start, _, length, wide in sides)
+        inside = tuple(slice(b.start - a.start, b.stop - a.start) for b, a in zip(block, around, strict=True))
+        yield block, around, inside
+
+
+def _near_faces(mask: Mask, valid: Mask | None, spacing_mm: Spacing, width_mm: float) -> Mask:
+    """The band in an array whose outside does not count."""
     # Squares are compared, so that no root is taken. Centres of the faces across each axis form a grid of their own,
     # shifted by half a voxel along this axis; the band is the union over the axes.
-    limit = np.float32(reach(width_mm) ** 2)
+    limit, band = np.float32(reach(width_mm) ** 2), np.zeros(mask.shape, bool)
     for axis in range(mask.ndim):
-        faces = _faces(mask, axis, counts)
-        band[window] |= _squared_distance_to_faces(faces, mask.shape, axis, spacing_mm, width_mm) <= limit
-    return band if valid is None else band & valid
+        faces = _faces(mask, axis, valid)
+        band |= _squared_distance_to_faces(faces, mask.shape, axis, spacing_mm, width_mm) <= limit
+    return band
 
 
 def _faces(mask: Mask, axis: int, valid: Mask | None) -> Mask:

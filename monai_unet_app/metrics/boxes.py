@@ -1,8 +1,11 @@
-"""The smallest index box around a mask."""
+"""The smallest index box around a mask, or around each value of a label map."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from .overlap import Mask
 
@@ -16,3 +19,11 @@ def bounding_box(mask: Mask, margin: Sequence[int]) -> Box | None:
     if not held[0].size:
         return None
     return tuple(slice(max(0, int(at[0]) - m), int(at[-1]) + 1 + m) for at, m in zip(held, margin, strict=True))
+
+
+def boxes_of(labels: NDArray[Any], count: int) -> list[Box | None]:
+    """Smallest index box around each value from 1 to `count` in whole numbers of any shape; None for a value without voxels."""
+    # Along the memory: across it, as slices of DICOM lie in their array, scipy takes six times as long.
+    if abs(labels.strides[0]) >= abs(labels.strides[-1]):
+        return list(find_objects(labels, max_label=count))
+    return [None if box is None else box[::-1] for box in find_objects(labels.T, max_label=count)]

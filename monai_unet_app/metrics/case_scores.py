@@ -18,19 +18,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from . import boundary, overlap
+from .boxes import Box, boxes_of
 from .centreline import centreline_dice
 from .components import ComponentScores, match_components
 from .plan import EvaluationPlan
-from .populations import populations
-from .reliability import TOP_LABEL, ReliabilityCounts, count_reliability, expected_calibration_error
+from .populations import Populations
+from .reliability import (
+    CALIBRATION_ERRORS,
+    TOP_LABEL,
+    BinCounts,
+    ReliabilityCounts,
+    count_populations,
+    expected_calibration_error,
+)
 
 _WORK_BYTES = 2**30  # memory for the classes that are measured at once
 _BYTES_A_VOXEL = 16  # of a class's box: its two masks, their borders and distances
-Box = tuple[slice, ...]
 Counts = Mapping[str, ReliabilityCounts]
+Errors = Mapping[str, float]
+"""Key of `CALIBRATION_ERRORS` -> the error of the top label; NaN without decisions."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class CaseArrays:
             boolean, one mask for each named class.
         predicted: As `truth`: the labels that were delivered, after post-processing.
         probabilities: Shape (C, I, J, K), 0 to 1, calibrated if the bundle calibrates; the background first if the classes are
-            exclusive.
+            exclusive. None where a `CaseCounter` is given them slab by slab.
         spacing: Distance of neighbouring voxels along each axis: mm, or 1 for the pixels of a picture.
         voxel_size: Size of one voxel: millilitres (not the product of the spacing on a sheared grid), or 1 for a pixel.
         uncalibrated: Probabilities before calibration, same shape, or None.
@@ -56,7 +64,7 @@ class CaseArrays:
     subject: str
     truth: NDArray[Any]
     predicted: NDArray[Any]
-    probabilities: NDArray[Any]
+    probabilities: NDArray[Any] | None
     spacing: boundary.Spacing
     voxel_size: float
     uncalibrated: NDArray[Any] | None = None
@@ -106,14 +114,15 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """The scores of a case.
+    """The scores of a case: all that is kept of it, so little that a data set may be of any size.
 
     Attributes:
         case_id: Name of the case.
         subject: Name of the person.
         classes: One entry for each named class, in their order.
-        reliability: Counts for each of the plan's populations.
-        reliability_before: The same before calibration; empty if that was not given.
+        bins: Counts in the equal bins of confidence, for each of the two populations of the headlines.
+        errors: The errors of this case alone, for every population of the plan.
+        errors_before: The same before calibration; empty if that was not given.
         pixel_accuracy: Part of the counted voxels whose label is right, 0 to 1. Overlapping labels: part of the right answers
             among the answers for all labels and voxels.
     """
@@ -121,8 +130,9 @@ class CaseScores:
     case_id: str
     subject: str
     classes: tuple[ClassScores, ...]
-    reliability: Counts
-    reliability_before: Counts = field(default_factory=dict)
+    bins: Mapping[str, BinCounts]
+    errors: Mapping[str, Errors]
+    errors_before: Mapping[str, Errors] = field(default_factory=dict)
     pixel_accuracy: float = math.nan
 
     def mean(self, score: str) -> float:
@@ -132,48 +142,101 @@ class CaseScores:
         return float(values.mean()) if values.size else float("nan")
 
     def ece(self, population: str, row: int = TOP_LABEL) -> float:
-        """Calibration error of this case alone; NaN where its population is empty."""
-        return expected_calibration_error(self.reliability[population], row)
+        """Calibration error of this case alone in a population of the headlines; NaN where that is empty."""
+        return expected_calibration_error(self.bins[population], row)
 
 
-def score_case(case: CaseArrays, plan: EvaluationPlan) -> CaseScores:
-    """Every score of one case. Raises ValueError as `Evaluation.add` does."""
-    if len(case.probabilities) != plan.channels:
-        raise ValueError(
-            f"case {case.case_id} has {len(case.probabilities)} probability channels; {plan.channels} are needed: "
-            f"{', '.join(plan.channel_names)}"
-        )
-    grid = case.probabilities.shape[1:]
-    valid = _valid(case, grid)
-    read = _label_map if plan.exclusive else class_masks
-    truth = read(case.truth, plan.class_names, grid, f"truth of case {case.case_id}", valid)
-    predicted = read(case.predicted, plan.class_names, grid, f"prediction of case {case.case_id}", valid)
-    # A label map becomes a stack of one channel, so that the union of all classes is the same line for both kinds.
-    foreground = np.asarray(predicted.reshape(-1, *grid).any(axis=0))
-    # Populations are chosen by the prediction, never by the truth: see `populations`.
-    within = populations(plan, foreground, case.probabilities, case.spacing, valid)
-    after = count_populations(truth, case.probabilities, within, plan)
-    # The same voxels before and after calibration, since the band lies around the labels that were delivered (decision
-    # 10).
-    before = {} if case.uncalibrated is None else count_populations(truth, case.uncalibrated, within, plan)
-    scores = score_masks(truth, predicted, case.spacing, case.voxel_size, plan)
-    return CaseScores(case.case_id, case.subject, scores, after, before, _accuracy(truth, predicted, valid))
+class CaseCounter:
+    """Counts the probabilities of a case, which come slab by slab, and scores it in the end.
 
-
-def count_populations(
-    truth: NDArray[Any], probabilities: NDArray[Any], within: Mapping[str, overlap.Mask | None], plan: EvaluationPlan
-) -> dict[str, ReliabilityCounts]:
-    """Reliability counts of a case in each population.
+    A slab is any box of the grid. Slabs come in any order, and each voxel lies in one of them; the whole grid is one slab, too.
 
     Args:
-        truth: Shape (I, J, K) of class numbers, or (C, I, J, K) boolean.
-        probabilities: Shape (C, I, J, K), 0 to 1.
-        within: Name of each population -> its voxels, shape (I, J, K); None for all voxels.
-        plan: The kind of the classes and the number of bins.
+        case: Its labels; its probabilities are not read.
+        plan: What is measured.
+
+    Attributes:
+        after: The counts so far, for each population of the plan; empty before the first slab.
+        before: The same before calibration; empty if that was not given.
+
+    Raises:
+        ValueError: The labels do not share a grid, or hold an unknown value.
     """
+
+    def __init__(self, case: CaseArrays, plan: EvaluationPlan) -> None:
+        self.case, self.plan = case, plan
+        self.grid = case.predicted.shape[-len(case.spacing) :]
+        self.after: dict[str, ReliabilityCounts] = {}
+        self.before: dict[str, ReliabilityCounts] = {}
+        self._voxels = {"after": 0, "before": 0}
+        valid = _valid(case, self.grid)
+        read = label_map if plan.exclusive else class_masks
+        self._truth, self._predicted = (
+            read(labels, plan.class_names, self.grid, f"{name} of case {case.case_id}", valid)
+            for name, labels in (("truth", case.truth), ("prediction", case.predicted))
+        )
+        # A label map becomes a stack of one channel, so that the union of all classes is the same line for both kinds.
+        foreground = np.asarray(self._predicted.reshape(-1, *self.grid).any(axis=0))
+        # Populations are chosen by the prediction, never by the truth: see `populations`.
+        self._populations = Populations.of(plan, foreground, case.spacing, valid)
+
+    def add(self, slab: Box, probabilities: NDArray[Any], uncalibrated: NDArray[Any] | None = None) -> None:
+        """Counts one slab.
+
+        Args:
+            slab: Where it lies, a slice for each axis of the grid.
+            probabilities: Shape (C, ...) with the grid of the slab, 0 to 1, as `CaseArrays.probabilities`.
+            uncalibrated: Same shape: before calibration; None in all slabs where that is not compared.
+
+        Raises:
+            ValueError: Another number of channels or another grid, or probabilities that are not between 0 and 1.
+        """
+        if len(probabilities) != self.plan.channels:
+            raise ValueError(
+                f"case {self.case.case_id} has {len(probabilities)} probability channels; {self.plan.channels} are needed: "
+                f"{', '.join(self.plan.channel_names)}"
+            )
+        lead: Box = () if self.plan.exclusive else (slice(None),)
+        truth, within = self._truth[lead + slab], self._populations.within(slab, probabilities)
+        self.after = merged(self.after, self._counts(truth, probabilities, within))
+        self._voxels["after"] += math.prod(probabilities.shape[1:])
+        if uncalibrated is not None:
+            # The same voxels before and after calibration, since the band lies around the labels that were delivered
+            # (decision 10).
+            self.before = merged(self.before, self._counts(truth, uncalibrated, within))
+            self._voxels["before"] += math.prod(probabilities.shape[1:])
+
+    def _counts(self, truth: NDArray[Any], p: NDArray[Any], within: Mapping[str, overlap.Mask | None]) -> Counts:
+        return count_populations(truth, p, within, exclusive=self.plan.exclusive, bins=self.plan.bins)
+
+    def scores(self) -> CaseScores:
+        """Every score of the case. Raises ValueError unless each voxel was counted, before calibration all of them or none."""
+        case, plan, needed = self.case, self.plan, math.prod(self.grid)
+        if self._voxels["after"] != needed or self._voxels["before"] not in (0, needed):
+            raise ValueError(
+                f"case {case.case_id} has probabilities of {self._voxels['after']} voxels, before calibration of "
+                f"{self._voxels['before']}; {needed} are needed, each voxel in one slab"
+            )
+        return CaseScores(
+            case.case_id,
+            case.subject,
+            score_masks(self._truth, self._predicted, case.spacing, case.voxel_size, plan),
+            {name: self.after[name].in_bins for name in plan.populations},
+            _errors(self.after),
+            _errors(self.before),
+            _accuracy(self._truth, self._predicted, self._populations.valid),
+        )
+
+
+def merged(total: Counts, more: Counts) -> dict[str, ReliabilityCounts]:
+    """The counts of each population of `more`, added to those of `total`, which may be empty."""
+    return {name: total[name] + counts if total else counts for name, counts in more.items()}
+
+
+def _errors(counts: Counts) -> dict[str, Errors]:
     return {
-        name: count_reliability(truth, probabilities, exclusive=plan.exclusive, within=mask, bins=plan.bins)
-        for name, mask in within.items()
+        name: {key: error(entry, TOP_LABEL) for key, error in CALIBRATION_ERRORS.items()}
+        for name, entry in counts.items()
     }
 
 
@@ -238,9 +301,9 @@ class _Region(NamedTuple):
 def _class_regions(labels: NDArray[Any], plan: EvaluationPlan) -> list[_Region]:
     """The region of each class in labels of shape (I, J, K), or (C, I, J, K) boolean."""
     if plan.exclusive:
-        boxes = find_objects(labels, max_label=len(plan.class_names))
+        boxes = boxes_of(labels, len(plan.class_names))
         return [_Region(labels, number, box) for number, box in enumerate(boxes, start=1)]
-    return [_Region(mask, 1, find_objects(mask.view(np.uint8), max_label=1)[0]) for mask in labels]
+    return [_Region(mask, 1, boxes_of(mask.view(np.uint8), 1)[0]) for mask in labels]
 
 
 def _union(first: Box | None, second: Box | None) -> Box:
@@ -275,21 +338,20 @@ def class_masks(
     """
     if labels.dtype == np.bool_ and labels.shape == (len(class_names), *grid):
         return labels if valid is None else labels & valid
-    labels = _label_map(labels, class_names, grid, name, valid)
+    labels = label_map(labels, class_names, grid, name, valid)
     return np.stack([labels == number for number in range(1, len(class_names) + 1)])
 
 
-def _label_map(
-    labels: NDArray[Any], class_names: Sequence[str], grid: tuple[int, ...], name: str, valid: overlap.Mask | None
+def label_map(
+    labels: NDArray[Any],
+    class_names: Sequence[str],
+    grid: tuple[int, ...],
+    name: str,
+    valid: overlap.Mask | None = None,
 ) -> NDArray[Any]:
-    """Label values as whole numbers of shape (*grid), 0 where they do not count.
-
-    Raises ValueError for another grid, or a value of no class.
-    """
+    """Label values as whole numbers of shape (*grid), 0 where they do not count; arguments and errors as of `class_masks`."""
     if labels.shape != grid:
-        raise ValueError(
-            f"{name} has shape {labels.shape}; {grid} is needed, the grid of the probabilities; resample it"
-        )
+        raise ValueError(f"{name} has shape {labels.shape}; {grid} is needed, the grid of the image; resample it")
     # Before the values are checked, since voxels that do not count may hold any value, such as 255.
     if valid is not None:
         labels = np.where(valid, labels, labels.dtype.type(0))

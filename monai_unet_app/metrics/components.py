@@ -12,6 +12,8 @@ from scipy import ndimage
 
 from .overlap import Mask, check_masks
 
+_PIECE = 1 << 20  # voxels
+
 
 @dataclass(frozen=True)
 class ComponentScores:
@@ -107,9 +109,15 @@ def _overlaps(
     first: NDArray[Any], second: NDArray[Any], other_count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Pairs of components that share a voxel: the numbers of both, and their IoU; each of shape (pairs,)."""
-    either = (first > 0) | (second > 0)
-    # Two component numbers become one, so that a single pass counts the voxels of every pair.
-    pairs, voxels = np.unique(first[either] * np.int64(other_count + 1) + second[either], return_counts=True)
+    found = []
+    first, second = first.ravel(), second.ravel()
+    for start in range(0, max(1, first.size), _PIECE):  # the numbers of pairs take eight bytes a voxel, and are sorted
+        part, other = first[start : start + _PIECE], second[start : start + _PIECE]
+        either = (part > 0) | (other > 0)
+        # Two component numbers become one, so that a single pass counts the voxels of every pair.
+        found.append(np.unique(part[either] * np.int64(other_count + 1) + other[either], return_counts=True))
+    pairs, place = np.unique(np.concatenate([numbers for numbers, _ in found]), return_inverse=True)
+    voxels = np.bincount(place, np.concatenate([counts for _, counts in found]))
     of_first, of_second = np.divmod(pairs, other_count + 1)
     # Pairs with 0, the outside of the other mask, count as well: these are the sizes of whole components.
     sizes, other_sizes = np.bincount(of_first, voxels), np.bincount(of_second, voxels)

@@ -4,38 +4,66 @@ Labels that are drawn from a model's own probabilities are calibrated by constru
 population here. In the population "truth or prediction" they are not, since it takes in missed voxels because they are missed.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .boundary import Spacing, reach, surface_band
-from .boxes import bounding_box
+from .boxes import Box, bounding_box
 from .overlap import Mask
 from .plan import WHOLE, EvaluationPlan
 
 
-def populations(
-    plan: EvaluationPlan, foreground: Mask, probabilities: NDArray[Any], spacing_mm: Spacing, valid: Mask | None = None
-) -> dict[str, Mask | None]:
-    """A mask for each name of `plan.every_population`; None for every voxel of the image.
+@dataclass(frozen=True)
+class Populations:
+    """The populations of a case; `likely` is chosen by the probabilities, the others by the predicted labels alone.
 
-    Args:
+    Attributes:
         plan: Widths and names of the populations.
-        foreground: Shape (I, J, K) or (I, J). Valid voxels of any class, as predicted.
-        probabilities: Shape (C, I, J, K) or (C, I, J), as delivered.
-        spacing_mm: Distance of neighbouring voxels along each axis; 1 for pictures.
-        valid: Voxels that count, or None for all. No population reaches beyond them.
+        band: Shape (I, J, K) or (I, J). The band around the predicted surface.
+        box: Same shape. In and around the box of the predicted foreground.
+        valid: Same shape: voxels that count, or None for all. No population reaches beyond them.
     """
-    chosen: dict[str, Mask | None] = {
-        WHOLE: valid,
-        plan.band: surface_band(foreground, spacing_mm, plan.band_width, valid=valid),
-        plan.likely: likely_foreground(probabilities, plan),
-        plan.box: box_around(foreground, spacing_mm, plan.box_margin),
-    }
-    if valid is not None:  # the band has no surface at invalid voxels; the other populations are only cut there
-        chosen = {name: valid if mask is None else mask & valid for name, mask in chosen.items()}
-    return chosen
+
+    plan: EvaluationPlan
+    band: Mask
+    box: Mask
+    valid: Mask | None = None
+
+    @classmethod
+    def of(
+        cls, plan: EvaluationPlan, foreground: Mask, spacing_mm: Spacing, valid: Mask | None = None
+    ) -> "Populations":
+        """The populations of a prediction.
+
+        Args:
+            plan: Widths and names of the populations.
+            foreground: Shape (I, J, K) or (I, J). Valid voxels of any class, as predicted.
+            spacing_mm: Distance of neighbouring voxels along each axis; 1 for pictures.
+            valid: Voxels that count, or None for all.
+        """
+        # The band has no surface at invalid voxels; the other populations are only cut there.
+        band = surface_band(foreground, spacing_mm, plan.band_width, valid=valid)
+        return cls(plan, band, box_around(foreground, spacing_mm, plan.box_margin), valid)
+
+    def within(self, slab: Box, probabilities: NDArray[Any]) -> dict[str, Mask | None]:
+        """A mask of the slab for each name of `plan.every_population`; None for every voxel of it.
+
+        Args:
+            slab: Where it lies, a slice for each axis of the grid.
+            probabilities: Shape (C, ...) with the grid of the slab, as delivered.
+        """
+        chosen = {
+            self.plan.band: self.band[slab],
+            self.plan.likely: likely_foreground(probabilities, self.plan),
+            self.plan.box: self.box[slab],
+        }
+        if self.valid is None:
+            return {WHOLE: None, **chosen}
+        valid = self.valid[slab]
+        return {WHOLE: valid, **{name: mask & valid for name, mask in chosen.items()}}
 
 
 def likely_foreground(probabilities: NDArray[Any], plan: EvaluationPlan) -> Mask:

@@ -22,7 +22,7 @@ in Deep Learning, CVPR workshops 2019, arXiv:1904.01685 (ACE over equal-mass bin
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 BINS = 15
 # Row of the counts for the top label, the channel with the largest probability; channel c has row c + 1.
 TOP_LABEL = 0
-# Voxels that are counted at once: a limit for the memory of the float64 copies.
-_CHUNK = 1 << 18
+# Voxels, and probabilities of all channels, that a thread counts at once, and threads: limits for the memory of the copies.
+_CHUNK, _VALUES, _THREADS = 1 << 18, 1 << 21, 8
 # Smallest probability whose logarithm is taken (the float32 step below 1), so that a single 0 stays finite.
 NLL_FLOOR = 2.0**-24
 _SUM_TOLERANCE = 1e-2
@@ -166,6 +166,11 @@ class ReliabilityCounts:
         return FineBins(self.bins).summed(self.fine_confidence)
 
     @property
+    def in_bins(self) -> "BinCounts":
+        """The counts of the equal bins alone."""
+        return BinCounts(self.count, self.correct, self.confidence)
+
+    @property
     def decisions(self) -> int:
         """Number of decisions."""
         return int(self.fine_count[TOP_LABEL].sum())
@@ -177,6 +182,21 @@ class ReliabilityCounts:
     def mean_confidence(self, row: int = TOP_LABEL) -> Floats:
         """Shape (B,), 0 to 1: mean confidence of each bin; NaN for an empty bin."""
         return _divide(self.confidence[row], self.count[row])
+
+
+@dataclass(frozen=True)
+class BinCounts:
+    """Counts in the equal bins: what is kept of each case, a twentieth of its `ReliabilityCounts`, whose rows these are.
+
+    Attributes:
+        count: Shape (C + 1, B), int64. Decisions in each bin of confidence.
+        correct: Shape (C + 1, B), int64. Number of decisions that came true.
+        confidence: Shape (C + 1, B), float64. Sum of the confidences.
+    """
+
+    count: Counts
+    correct: Counts
+    confidence: Floats
 
 
 def count_reliability(
@@ -205,7 +225,7 @@ def count_reliability(
     _check_shapes(truth, probabilities, within, exclusive)
     count_rows = _exclusive_rows if exclusive else _overlapping_rows
     total = ReliabilityCounts.empty(len(probabilities), bins)
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1)) as pool:
         # The pieces are added in their order, whichever thread is done first, so that float sums are the same in every
         # run.
         pieces = _pieces(truth, probabilities, within)
@@ -214,7 +234,33 @@ def count_reliability(
     return total
 
 
-def expected_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -> float:
+def count_populations(
+    truth: NDArray[Any],
+    probabilities: NDArray[Any],
+    within: Mapping[str, NDArray[np.bool_] | None],
+    *,
+    exclusive: bool,
+    bins: int = BINS,
+) -> dict[str, ReliabilityCounts]:
+    """Reliability counts of one case in several populations, by their names.
+
+    Args:
+        truth: As in `count_reliability`.
+        probabilities: As in `count_reliability`; 0 to 1.
+        within: Shape (...) boolean for each population, or None for the whole image.
+        exclusive: As in `count_reliability`.
+        bins: As in `count_reliability`.
+
+    Raises:
+        ValueError: As `count_reliability`.
+    """
+    return {
+        name: count_reliability(truth, probabilities, exclusive=exclusive, within=mask, bins=bins)
+        for name, mask in within.items()
+    }
+
+
+def expected_calibration_error(counts: ReliabilityCounts | BinCounts, row: int = TOP_LABEL) -> float:
     """ECE, 0 to 1: mean gap between confidence and accuracy, bins weighted by their decisions. NaN without decisions."""
     return float(expected_gap(counts.count[row], counts.correct[row], counts.confidence[row]))
 
@@ -256,6 +302,15 @@ def equal_mass_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL
     cuts = np.linspace(0, mass[-1], (bins or counts.bins) + 1)
     shares = np.diff(np.interp(cuts, [0, *mass], [0, *gap]))
     return float(np.abs(shares).sum() / mass[-1])
+
+
+CALIBRATION_ERRORS: Mapping[str, Callable[[ReliabilityCounts, int], float]] = {
+    "ece": expected_calibration_error,
+    "mce": maximum_calibration_error,
+    "ace": average_calibration_error,
+    "ace_equal_mass": equal_mass_calibration_error,
+}
+"""The errors of a row of counts, by their keys in metrics.json."""
 
 
 def brier_score(counts: ReliabilityCounts) -> float:
@@ -359,13 +414,18 @@ def _winners(p: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
 
 def _overlapping_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> _Rows:
     """As `_exclusive_rows`; the top label is the likelier answer (yes or no) of each label at each voxel."""
-    yes = p >= 0.5
-    top, right = np.where(yes, p, 1 - p).ravel(), (yes == np.stack(hits)).ravel()
-    rows = [_histogram(confidence, hit, 2, bins) for confidence, hit in zip([top, *p], [right, *hits], strict=True)]
     pairs = list(zip(p, hits, strict=True))
+    rows = [_histogram(channel, hit, 2, bins) for channel, hit in pairs]
+    tops = [
+        _histogram(np.where(channel >= 0.5, channel, 1 - channel), (channel >= 0.5) == hit, 2, bins)
+        for channel, hit in pairs
+    ]
+
+    def stacked(part: int) -> NDArray[Any]:
+        return np.stack([np.sum([top[part] for top in tops], axis=0), *(row[part] for row in rows)])
+
     probability = np.concatenate([channel[hit] for channel, hit in pairs])
-    spared = [1 - channel[~hit] for channel, hit in pairs]
-    return _Rows(np.stack([held for held, _ in rows]), np.stack([total for _, total in rows]), probability, spared)
+    return _Rows(stacked(0), stacked(1), probability, [1 - channel[~hit] for channel, hit in pairs])
 
 
 def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
@@ -388,8 +448,9 @@ def _pieces(
     order = np.argsort(probabilities.strides[1:], kind="stable")[::-1]  # so that flattening copies nothing
     p, hit = _flat(probabilities, order), _flat(truth, order)
     inside = None if within is None else _flat(within, order)
-    for start in range(0, p.shape[1], _CHUNK):
-        piece = slice(start, start + _CHUNK)
+    step = min(_CHUNK, max(1, _VALUES // len(p)))
+    for start in range(0, p.shape[1], step):
+        piece = slice(start, start + step)
         yield hit[..., piece], p[:, piece], slice(None) if inside is None else np.flatnonzero(inside[piece])
 
 

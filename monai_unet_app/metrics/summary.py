@@ -1,10 +1,10 @@
 """The summary of all cases: every score of this package, per class and as a mean, with intervals by subject.
 
-Only the scores and the reliability counts of a case are kept (ten kilobytes for each class and population, whatever the size of
-the case), so a data set may be of any size.
+Of a case only its `CaseScores` are kept (some two kilobytes for each class, whatever the size of the case), so a data set may
+be of any size. The reliability counts, which are much larger, are added up over the cases as they come.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from . import reliability, score_registry
 from .bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean, finite_or_none
-from .case_scores import CaseArrays, CaseScores, Counts, score_case
+from .case_scores import CaseArrays, CaseCounter, CaseScores, Errors, merged
 from .plan import WHOLE, EvaluationPlan
-from .reliability import TOP_LABEL, ReliabilityCounts, expected_gap
+from .reliability import CALIBRATION_ERRORS, TOP_LABEL, ReliabilityCounts, expected_gap
 from .score_registry import Floats, Read, means_of_rows, score_table
 
 NOWHERE = "no case has a voxel of it, true or predicted: nothing was asked and nothing was invented"
@@ -29,77 +29,74 @@ class Evaluation:
         for arrays in cases:
             evaluation.add(arrays)
         evaluation.summary()["dice"]["mean"]
+
+    Attributes:
+        plan: What is measured.
+        cases: The scores of each case.
+        counts: Reliability counts over all cases, for every population of the plan.
     """
 
-    def __init__(self, plan: EvaluationPlan, cases: Iterable[CaseScores] = ()) -> None:
-        """`cases`: scores of earlier cases, so that evaluations can be merged."""
+    def __init__(self, plan: EvaluationPlan) -> None:
         self.plan = plan
-        self.cases: list[CaseScores] = list(cases)
+        self.cases: list[CaseScores] = []
+        self.counts = {name: ReliabilityCounts.empty(plan.channels, plan.bins) for name in plan.every_population}
+        self._before: dict[str, ReliabilityCounts] | None = dict(self.counts)
+
+    @property
+    def counts_before(self) -> dict[str, ReliabilityCounts] | None:
+        """The counts before calibration; None unless every case has uncalibrated probabilities."""
+        return self._before if self.cases else None
 
     def add(self, case: CaseArrays) -> CaseScores:
-        """Scores of a case, which is counted from now on.
+        """Scores of a case that is whole in memory, which is counted from now on.
 
         Raises:
             ValueError: The case was added before, its arrays do not share a grid, a label value is unknown, or its
                 probabilities are not between 0 and 1.
         """
-        if any(case.case_id == known.case_id for known in self.cases):
-            raise ValueError(f"case {case.case_id} was added before; each case counts once; give it a name of its own")
-        scores = score_case(case, self.plan)
+        counter = CaseCounter(case, self.plan)
+        assert case.probabilities is not None
+        counter.add((slice(None),) * len(counter.grid), case.probabilities, case.uncalibrated)
+        return self.add_counted(counter)
+
+    def add_counted(self, counter: CaseCounter) -> CaseScores:
+        """Scores of a case whose slabs have all been counted; it is counted from now on. Raises ValueError as `add`."""
+        if any(counter.case.case_id == known.case_id for known in self.cases):
+            raise ValueError(
+                f"case {counter.case.case_id} was added before; each case counts once; give it a name of its own"
+            )
+        scores = counter.scores()
         self.cases.append(scores)
+        self.counts = merged(self.counts, counter.after)
+        # Errors before and after are comparable only if both count the same cases.
+        self._before = merged(self._before, counter.before) if self._before and counter.before else None
         return scores
 
-    def pooled(self) -> dict[str, ReliabilityCounts]:
-        """Reliability counts over all cases, for the two populations of the headlines."""
-        return pooled_counts(self.plan, [case.reliability for case in self.cases])
-
-    def pooled_before(self) -> dict[str, ReliabilityCounts] | None:
-        """The same before calibration; None unless every case has uncalibrated probabilities."""
-        if not self.cases or not all(case.reliability_before for case in self.cases):
-            return None
-        return pooled_counts(self.plan, [case.reliability_before for case in self.cases])
-
     def summary(self, how: Bootstrap | None = None) -> dict[str, Any]:
-        """All figures, ready for JSON (what is undefined is None). See `summarise`."""
-        return summarise(self.plan, self.cases, how or Bootstrap())
+        """Means over cases, pooled calibration and their intervals, ready for JSON; what is undefined is None.
 
+        Every score is `{"mean", "mean_interval", "per_class", "per_class_interval"}`; lengths and sizes carry
+        their unit in the name (`hd95_mm`, or `hd95_px` where planar). `mean` is the mean over cases of the mean
+        over classes. `surface_dice_at` holds a score for each tolerance, `components` a score for each of its figures.
 
-def pooled_counts(
-    plan: EvaluationPlan, cases: Iterable[Counts], names: Sequence[str] = ()
-) -> dict[str, ReliabilityCounts]:
-    """The counts of all cases added up, for each named population (those of the headlines unless given)."""
-    total = {name: ReliabilityCounts.empty(plan.channels, plan.bins) for name in names or plan.populations}
-    for counts in cases:
-        total = {name: total[name] + counts[name] for name in total}
-    return total
+        A class without a voxel in any case, true or predicted, is in `undefined` with the reason: its scores are None and no
+        part of any mean. `absent_cases` counts for each class the cases without a voxel of it; these score 1, as two empty
+        masks do. If there are any, `present_only` in `dice` is the score without them.
 
-
-def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap) -> dict[str, Any]:
-    """Means over cases, pooled calibration and their intervals, ready for JSON.
-
-    Every score is `{"mean", "mean_interval", "per_class", "per_class_interval"}`; lengths and sizes carry
-    their unit in the name (`hd95_mm`, or `hd95_px` where planar). `mean` is the mean over cases of the mean
-    over classes. `surface_dice_at` holds a score for each tolerance, `components` a score for each of its figures.
-
-    A class without a voxel in any case, true or predicted, is in `undefined` with the reason: its scores are None and no part
-    of any mean. `absent_cases` counts for each class the cases without a voxel of it; these score 1, as two empty masks do. If
-    there are any, `present_only` in `dice` is the score without them.
-
-    `ece` and `ece_band` also hold `top_label` (the headline: top label, equal bins, pooled); their `per_class` is one class
-    against the rest, pooled. Intervals are None with fewer than `fewest_subjects` subjects.
-    """
-    cases = list(cases)
-    summary = _score_summary(plan, cases, how)
-    accuracy = bootstrap_mean([case.pixel_accuracy for case in cases], [case.subject for case in cases], how)
-    summary["pixel_accuracy"] = {"mean": finite_or_none(accuracy.value), "mean_interval": accuracy.interval}
-    for key, population in (("ece", WHOLE), ("ece_band", plan.band)):
-        summary[key] = _ece_block(population, plan, cases, how)
-    summary["calibration"] = calibration_table(plan, [case.reliability for case in cases])
-    before = [case.reliability_before for case in cases]
-    # Errors before and after are comparable only if both count the same cases.
-    if before and all(before):
-        summary["calibration_before"] = calibration_table(plan, before)
-    return summary
+        `ece` and `ece_band` also hold `top_label` (the headline: top label, equal bins, pooled); their `per_class` is one class
+        against the rest, pooled. Intervals are None with fewer than `fewest_subjects` subjects.
+        """
+        plan, cases, how = self.plan, self.cases, how or Bootstrap()
+        summary = _score_summary(plan, cases, how)
+        accuracy = bootstrap_mean([case.pixel_accuracy for case in cases], [case.subject for case in cases], how)
+        summary["pixel_accuracy"] = {"mean": finite_or_none(accuracy.value), "mean_interval": accuracy.interval}
+        for key, population in (("ece", WHOLE), ("ece_band", plan.band)):
+            summary[key] = _ece_block(population, plan, cases, how)
+        summary["calibration"] = _calibration_table(plan, self.counts, [case.errors for case in cases])
+        if self.counts_before:
+            earlier = [case.errors_before for case in cases]
+            summary["calibration_before"] = _calibration_table(plan, self.counts_before, earlier)
+        return summary
 
 
 def _score_summary(plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap) -> dict[str, Any]:
@@ -134,12 +131,12 @@ def _counted(cells: NDArray[np.bool_], plan: EvaluationPlan) -> dict[str, int]:
     return {name: int(number) for name, number in zip(plan.class_names, cells.sum(axis=0), strict=True)}
 
 
-def calibration_table(plan: EvaluationPlan, cases: Iterable[Counts]) -> dict[str, Any]:
+def _calibration_table(
+    plan: EvaluationPlan, pooled: Mapping[str, ReliabilityCounts], cases: Sequence[Mapping[str, Errors]]
+) -> dict[str, Any]:
     """Every calibration figure of each population, with the bins of its diagram, ready for JSON."""
-    cases = list(cases)
     return {
-        name: _calibration_block(counts, [case[name] for case in cases], plan)
-        for name, counts in pooled_counts(plan, cases, plan.every_population).items()
+        name: _calibration_block(pooled[name], [case[name] for case in cases], plan) for name in plan.every_population
     }
 
 
@@ -171,7 +168,7 @@ def _pooled_ece(
     # The bin counts of a case are its summands, so that a resample of subjects pools the counts of its cases.
     parts = [
         np.stack([c.count[rows], c.correct[rows], c.confidence[rows]]).ravel()
-        for c in (case.reliability[population] for case in cases)
+        for c in (case.bins[population] for case in cases)
     ]
     shape = (-1, 3, len(rows), plan.bins)
 
@@ -185,15 +182,8 @@ def _pooled_ece(
     return bootstrap_sums(table, [case.subject for case in cases], mean_ece, how)
 
 
-def _calibration_block(
-    pooled: ReliabilityCounts, cases: list[ReliabilityCounts], plan: EvaluationPlan
-) -> dict[str, Any]:
-    figures: dict[str, Callable[[ReliabilityCounts, int], float]] = {
-        "ece": reliability.expected_calibration_error,
-        "mce": reliability.maximum_calibration_error,
-        "ace": reliability.average_calibration_error,
-        "ace_equal_mass": reliability.equal_mass_calibration_error,
-    }
+def _calibration_block(pooled: ReliabilityCounts, cases: Sequence[Errors], plan: EvaluationPlan) -> dict[str, Any]:
+    figures = CALIBRATION_ERRORS
     rows = {name: plan.row_of(n) for n, name in enumerate(plan.class_names)}
     return {
         "decisions": pooled.decisions,
@@ -202,10 +192,7 @@ def _calibration_block(
             name: {key: finite_or_none(figure(pooled, row)) for key, figure in figures.items()}
             for name, row in rows.items()
         },
-        "per_case": {
-            key: finite_or_none(finite_mean([figure(case, TOP_LABEL) for case in cases]))
-            for key, figure in figures.items()
-        },
+        "per_case": {key: finite_or_none(finite_mean([errors[key] for errors in cases])) for key in figures},
         "brier": finite_or_none(reliability.brier_score(pooled)),
         "nll": finite_or_none(reliability.negative_log_likelihood(pooled)),
         "bins": _bins(pooled),

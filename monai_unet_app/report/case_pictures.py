@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.metrics.boxes import bounding_box
-from monai_unet_app.metrics.case_scores import class_masks
+from monai_unet_app.metrics.case_scores import label_map
 
 from .evaluation_report import CasePicture
 
@@ -126,32 +126,48 @@ _ARRAY_VIEWS = tuple((name, ("",) * 4) for name in ("plane J-K", "plane I-K", "p
 def _planes(picture: CasePicture, class_names: Sequence[str]) -> list[_Plane]:
     grid = picture.image.shape[: len(picture.spacing)]
     image = picture.image.reshape(*grid, -1)  # channels last, and no third axis of a picture
-    masks = [
-        class_masks(labels, class_names, grid, f"{name} of the picture of {picture.case_id}")
+    both = [
+        _channels(labels, class_names, grid, f"{name} of the picture of {picture.case_id}")
         for name, labels in (("truth", picture.truth), ("prediction", picture.predicted))
     ]
+    number = len(class_names)
     if picture.is_flat:
-        return _planar_views(image, *masks)
+        return _planar_views(image, *(_masks(labels, number) for labels in both))
     views = _ARRAY_VIEWS if picture.axes is None else _PATIENT_VIEWS
-    image, masks, spacing, order = _as_viewed(image, masks, picture)
-    window = _window(masks, spacing)
-    image, masks = image[window], [stack[(slice(None), *window)] for stack in masks]
+    image, both, spacing, order = _as_viewed(image, both, picture)
+    window = _window(both, spacing)
+    image, both = image[window], [labels[(slice(None), *window)] for labels in both]
     if picture.slices_along is None:
-        cuts = [(across, _fullest(masks, across)) for across in (2, 1, 0)]
+        cuts = [(across, _fullest(both, across)) for across in (2, 1, 0)]
     else:
         across = order.index(picture.slices_along)
-        cuts = [(across, index) for index in _three(masks, across)]
-    return [_cut(image, masks, spacing, cut, *views[cut[0]]) for cut in cuts]
+        cuts = [(across, index) for index in _three(both, across)]
+    return [_cut(image, both, number, spacing, cut, views[cut[0]]) for cut in cuts]
+
+
+def _channels(labels: NDArray[Any], class_names: Sequence[str], grid: tuple[int, ...], name: str) -> NDArray[Any]:
+    """Labels with channels first, as they are: a mask for each class, or class numbers in a single channel.
+
+    A mask for each class is made of the planes only, since the masks of a hundred classes of a volume would fill the memory.
+    """
+    if labels.dtype == np.bool_ and labels.shape == (len(class_names), *grid):
+        return labels
+    return label_map(labels, class_names, grid, name)[None]
+
+
+def _masks(labels: NDArray[Any], number: int) -> NDArray[np.bool_]:
+    """Shape (number, rows, columns): the mask of each class of a plane of `_channels`."""
+    return labels if labels.dtype == np.bool_ else labels == np.arange(1, number + 1).reshape(-1, 1, 1)
 
 
 def _as_viewed(
-    image: NDArray[Any], masks: list[NDArray[Any]], picture: CasePicture
+    image: NDArray[Any], both: list[NDArray[Any]], picture: CasePicture
 ) -> tuple[NDArray[Any], list[NDArray[Any]], Sequence[float], list[int]]:
-    """Image and masks with axes that increase to the patient's left, back and head, if these are known; their spacing, and
+    """Image and labels with axes that increase to the patient's left, back and head, if these are known; their spacing, and
     the place of each axis before.
     """
     if picture.axes is None:
-        return image, masks, picture.spacing, [0, 1, 2]
+        return image, both, picture.spacing, [0, 1, 2]
     order, flips = [], []
     for positive in "LPS":
         matches = [n for n, letter in enumerate(picture.axes) if letter in (positive, _OPPOSITE[positive])]
@@ -160,49 +176,50 @@ def _as_viewed(
         order.append(matches[0])
         flips.append(slice(None, None, 1 if picture.axes[matches[0]] == positive else -1))
     image = image.transpose(*order, 3)[tuple(flips)]
-    masks = [stack.transpose(0, *(n + 1 for n in order))[(slice(None), *flips)] for stack in masks]
-    return image, masks, [picture.spacing[n] for n in order], order
+    both = [labels.transpose(0, *(n + 1 for n in order))[(slice(None), *flips)] for labels in both]
+    return image, both, [picture.spacing[n] for n in order], order
 
 
-def _areas(masks: list[NDArray[Any]], across: int) -> NDArray[Any]:
+def _areas(both: list[NDArray[Any]], across: int) -> NDArray[Any]:
     """Voxels of the truth (of the prediction if there is no truth) in each slice across an axis."""
-    stack = next((stack for stack in masks if stack.any()), masks[0])
-    return np.asarray(stack.sum(axis=tuple(n for n in range(4) if n != 1 + across)))
+    labels = next((labels for labels in both if labels.any()), both[0])
+    return np.asarray(np.count_nonzero(labels, axis=tuple(n for n in range(4) if n != 1 + across)))
 
 
-def _fullest(masks: list[NDArray[Any]], across: int) -> int:
+def _fullest(both: list[NDArray[Any]], across: int) -> int:
     """The slice with the largest area, as `_areas` counts it; the middle slice if nothing is labelled."""
-    areas = _areas(masks, across)
+    areas = _areas(both, across)
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
-def _three(masks: list[NDArray[Any]], across: int) -> list[int]:
+def _three(both: list[NDArray[Any]], across: int) -> list[int]:
     """The fullest slice, and the two slices half-way from it to the ends of the labelled slices."""
-    areas = _areas(masks, across)
-    labelled, middle = np.flatnonzero(areas), _fullest(masks, across)
+    areas = _areas(both, across)
+    labelled, middle = np.flatnonzero(areas), _fullest(both, across)
     ends = (labelled[0], labelled[-1]) if len(labelled) else (0, len(areas) - 1)
     return sorted({(middle + int(ends[0])) // 2, middle, (middle + int(ends[1]) + 1) // 2})
 
 
 def _cut(
     image: NDArray[Any],
-    masks: list[NDArray[Any]],
+    both: list[NDArray[Any]],
+    number: int,
     spacing: Sequence[float],
     cut: tuple[int, int],
-    name: str,
-    edges: tuple[str, ...],
+    view: tuple[str, tuple[str, ...]],
 ) -> _Plane:
-    """The plane across an axis at an index of it; `cut` is (axis, index)."""
+    """The plane at `cut`, (axis, index), with masks of `number` classes; `view` is its name and the letters at its edges."""
     across, index = cut
     right, down = [n for n in range(3) if n != across]
     step = slice(None, None, -1 if down == 2 else 1)  # the third axis points to the head, which is drawn at the top
 
     def turned(array: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(np.moveaxis(array.take(index, axis=across), 0, 1)[step])
+        # A view of the plane, where `take` would copy the whole of a turned image
+        return np.asarray(np.moveaxis(np.moveaxis(array, across, 0)[index], 0, 1)[step])
 
-    truth, predicted = (np.stack([turned(mask) for mask in stack]) for stack in masks)
+    truth, predicted = (_masks(np.stack([turned(channel) for channel in labels]), number) for labels in both)
     size = image.shape[right] * spacing[right], image.shape[down] * spacing[down]
-    return _Plane(name, turned(image), (truth, predicted), size, edges)
+    return _Plane(view[0], turned(image), (truth, predicted), size, view[1])
 
 
 def _planar_views(image: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> list[_Plane]:
@@ -213,9 +230,10 @@ def _planar_views(image: NDArray[Any], truth: NDArray[Any], predicted: NDArray[A
     return [_Plane("image", upright, None, size), _Plane("outlines", upright, outlines, size)]
 
 
-def _window(masks: list[NDArray[Any]], spacing: Sequence[float]) -> tuple[slice, ...]:
-    """The box around all masks with a margin on each side: a quarter of its extent, at least 10 mm."""
-    box = bounding_box(np.logical_or.reduce(np.concatenate(masks), axis=0), (0, 0, 0))
+def _window(both: list[NDArray[Any]], spacing: Sequence[float]) -> tuple[slice, ...]:
+    """The box around all labels with a margin on each side: a quarter of its extent, at least 10 mm."""
+    truth, predicted = (np.asarray(labels.any(axis=0)) for labels in both)
+    box = bounding_box(truth | predicted, (0, 0, 0))
     if box is None:
         return (slice(None),) * 3
     margins = [
@@ -305,7 +323,10 @@ def _draw_contour(axis: Axes, mask: NDArray[np.bool_], size_mm: tuple[float, flo
     rows, columns = mask.shape
     x = (np.arange(columns) + 0.5) * size_mm[0] / columns
     y = (np.arange(rows) + 0.5) * size_mm[1] / rows
-    lines = axis.contour(x, y, mask.astype(float), levels=[0.5], colors=[colour], linewidths=width)
+    # In the box of the mask alone: matplotlib keeps the arrays of every outline until the figure is gone
+    box = bounding_box(mask, (1, 1))
+    assert box is not None
+    lines = axis.contour(x[box[1]], y[box[0]], mask[box].astype(float), levels=[0.5], colors=[colour], linewidths=width)
     lines.set_path_effects([Stroke(linewidth=1.7 * width, foreground="#000000", alpha=0.55), Normal()])
 
 

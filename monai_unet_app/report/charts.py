@@ -82,7 +82,7 @@ def accuracy_band(cases: Sequence[CaseScores], population: str, how: Bootstrap) 
         Lower and upper ends of the top label's bins, shape (B,) each, 0 to 1; NaN where fewer than `fewest_subjects` subjects
         have a voxel in the bin.
     """
-    counts = [case.reliability[population] for case in cases]
+    counts = [case.bins[population] for case in cases]
     number = np.array([entry.count[TOP_LABEL] for entry in counts], dtype=np.float64)
     right = np.array([entry.correct[TOP_LABEL] for entry in counts], dtype=np.float64)
     ends = []

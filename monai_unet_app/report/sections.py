@@ -13,6 +13,7 @@ from monai_unet_app.metrics.bootstrap import fewest_subjects
 from monai_unet_app.metrics.case_scores import CaseScores
 from monai_unet_app.metrics.glossary import score_definitions
 from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.reliability import ReliabilityCounts
 from monai_unet_app.metrics.score_registry import COMPONENT_SCORES, key_of, scores_of
 
 from . import charts
@@ -260,11 +261,12 @@ def populations_in_words(plan: EvaluationPlan) -> dict[str, str]:
 
 def _calibration(report: EvaluationReport) -> list[Block]:
     words = populations_in_words(report.plan)
-    pooled = report.evaluation.pooled()
+    pooled = _headlines(report.evaluation.counts, report.plan)
     bands = {name: charts.accuracy_band(report.cases, name, report.how) for name in pooled}
     # NaN is not equal to itself: `banded` says whether any bin has an interval.
     banded = any(low[low == low].size for low, _ in bands.values())
-    before = report.evaluation.pooled_before()
+    earlier = report.evaluation.counts_before
+    before = _headlines(earlier, report.plan) if earlier else None
     # Drawn later by each page: HTML takes its own variables as colours, PDF fixed colours.
     draw = partial(charts.reliability_figure, pooled, before, words, bands=bands if banded else None)
     caption = (
@@ -287,6 +289,11 @@ def _calibration(report: EvaluationReport) -> list[Block]:
         Text(note, note=True),
         _calibration_table(report, words),
     ]
+
+
+def _headlines(counts: Mapping[str, ReliabilityCounts], plan: EvaluationPlan) -> dict[str, ReliabilityCounts]:
+    """The counts of the two populations that are drawn."""
+    return {name: counts[name] for name in plan.populations}
 
 
 def _calibration_table(report: EvaluationReport, words: Mapping[str, str]) -> Table:

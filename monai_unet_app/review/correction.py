@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 
+from dicom_io.errors import LabelError
 from dicom_io.reading.instances import load_dataset, refusing
-from dicom_io.seg import read_segments, segment_numbers
+from dicom_io.seg import read_seg, read_segments, segment_numbers
 from dicom_io.segmentation import Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
@@ -122,15 +123,32 @@ def _tracking_uids(header: Dataset) -> dict[int, str]:
 def _read_seg(path: Path, numbers: Mapping[int, int], case: ReviewedCase) -> Segmentation:
     """The segments of a corrected SEG, in the order of the structures that `numbers` pairs them with."""
     with refusing_as(f"the correction {path.name}"):
-        channels = read_segments(path, case.image).array
-        order = segment_numbers(path)
-    if channels.dtype.kind == "f":
-        raise InputRefusedError(
-            f"the correction {path.name} is FRACTIONAL and holds probabilities; a BINARY or LABELMAP SEG is needed; export it "
-            "so"
-        )
-    masks = [channels[..., order.index(numbers[structure.number])] > 0 for structure in case.structures]
-    return Segmentation.of_masks(case.image, masks, case.segmentation.segments, exclusive=is_exclusive(case.document))
+        if _dicom_header(path).get("SegmentationType") == "FRACTIONAL":
+            raise InputRefusedError(
+                f"the correction {path.name} is FRACTIONAL and holds probabilities; a BINARY or LABELMAP SEG is needed; "
+                "export it so"
+            )
+        labels = _label_map(path, case.image) if is_exclusive(case.document) else None
+        if labels is None:
+            order, channels = segment_numbers(path), np.moveaxis(read_segments(path, case.image).array, -1, 0)
+            chosen = [order.index(numbers[structure.number]) for structure in case.structures]
+            labels = channels if chosen == list(range(len(channels))) else channels[chosen]
+            return Segmentation(case.image, labels, case.segmentation.segments)
+    own = np.zeros(max(numbers.values()) + 1, np.uint8 if len(case.structures) < 256 else np.uint16)
+    for position, structure in enumerate(case.structures, start=1):
+        own[numbers[structure.number]] = position
+    for plane in labels:
+        plane[...] = own[plane]
+    return Segmentation(case.image, labels, case.segmentation.segments)
+
+
+def _label_map(path: Path, image: Volume) -> NDArray[Any] | None:
+    """The segments of a SEG as one label map of their numbers, shape (I, J, K); None if they overlap."""
+    try:
+        return read_seg(path, image).array
+    except LabelError:
+        # Whatever else is wrong, reading them as channels tells it again
+        return None
 
 
 def _check_regions(path: Path, header: Dataset, case: ReviewedCase) -> None:
@@ -172,7 +190,9 @@ def correction_document(correction: Correction, case: ReviewedCase) -> dict[str,
 
 def _change(original: Structure, corrected: Structure, volume: Volume) -> dict[str, Any]:
     """The row of `correction_document` for one structure."""
-    masks = (corrected.mask_on_grid, original.mask_on_grid)
+    # Beyond the box of both there is nothing; where it ends, a mask has its border
+    box = original.box_with(corrected)
+    masks = (corrected.mask_in(box), original.mask_in(box))
     # A picture is measured in its plane: along a third axis of one voxel every pixel would lie on the surface
     flat = [volume.without_flat_axis(mask) for mask in masks]
     distances = boundary.surface_distances(flat[0], flat[1], volume.axis_spacing)
@@ -273,13 +293,13 @@ def _exclusive_labels(correction: Correction, case: ReviewedCase) -> NDArray[np.
     """
     labels = np.zeros(case.image.shape, np.uint8)
     for structure in correction.segmentation.structures:
-        mask = structure.mask_on_grid
-        if (labels[mask] > 0).any() or structure.number > np.iinfo(np.uint8).max:
+        mask, here = structure.mask, labels[structure.box]
+        if here[mask].any() or structure.number > np.iinfo(np.uint8).max:
             raise InputRefusedError(
                 f"structure {structure.number} of the correction overlaps another; a training label has one class a voxel, "
                 "from 1 to 255; store it by hand, a file for each structure"
             )
-        labels[mask] = structure.number
+        here[mask] = structure.number
     return labels
 
 

@@ -1,6 +1,7 @@
 """Image, masks, contours and uncertainty as small NIfTI files inside the page, which may load nothing."""
 
-import gzip
+import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,17 +9,20 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, generate_binary_structure
 
 from dicom_io.segmentation import Structure
 from monai_unet_app.metrics.boxes import bounding_box
 
-from .key_images import shown_channel, shown_window, slice_axis
-from .reviewed_case import Mask, ReviewedCase
+from .display_window import shown_channel
+from .key_images import slice_axis
+from .reviewed_case import ReviewedCase
 
 LayerKind = Literal["image", "mask", "contour", "uncertainty"]
 ROOM_MM = 20.0
 """Margin around the structures where an image is too large to be embedded whole."""
+
+COARSEST = 4
+"""A large image is thinned out to every second, third or fourth voxel along the rows and columns of its slices, no further."""
 
 UNCERTAINTY_STEPS = 250
 """Number of steps from 0 to 1 in which the page stores uncertainty, so that a voxel is one byte."""
@@ -51,7 +55,7 @@ class Embedded:
         layers: The image first; empty if the page has no viewer.
         window: (black, white) of the image; None in colour.
         note: A sentence about the parts that are left out, and why; empty if nothing is left out.
-        box: The part of the image that the layers hold, by array axes.
+        box: The part of the image that the layers hold, by array axes; with a step where voxels are left out.
     """
 
     layers: tuple[Layer, ...]
@@ -67,68 +71,98 @@ class Embedded:
 
 def embed(case: ReviewedCase, most_mb: float) -> Embedded:
     """The layers of a case in at most `most_mb` megabytes of base64: whole, else around the structures, else none."""
-    volume = shown_channel(case.image)
-    window = None if volume.array.ndim == 4 else shown_window(volume)[0]
+    window = case.window[0] if case.window else None
     whole = (slice(None),) * 3
-    complete = Embedded(tuple(_layers(case, whole)), window)
-    if complete.megabytes <= most_mb:
-        return complete
-    size = f"{complete.megabytes:.0f} MB of images are more than the {most_mb:g} MB that a page may hold"
-    box = bounding_box(case.segmentation.foreground, [int(np.ceil(ROOM_MM / step)) for step in case.image.spacing_mm])
+    layers = _layers_within(case, whole, most_mb)
+    if layers is not None:
+        return Embedded(layers, window)
+    size = f"the images are more than the {most_mb:g} MB that a page may hold"
+    box = bounding_box(case.covered, [int(np.ceil(ROOM_MM / step)) for step in case.image.spacing_mm])
     if box is not None:
-        part = Embedded(
-            tuple(_layers(case, box)),
-            window,
-            f"{size}: the viewer shows the structures and {ROOM_MM:g} mm around them, not the whole image.",
-            box,
-        )
-        if part.megabytes <= most_mb:
-            return part
+        around = f"{size}: the viewer shows the structures and {ROOM_MM:g} mm around them, not the whole image"
+        for step in range(1, COARSEST + 1):
+            note = f"{around}, and of each slice every {_ORDINALS[step]} row and column" if step > 1 else around
+            part = _thinned(box, step, slice_axis(case.image))
+            layers = _layers_within(case, part, most_mb)
+            if layers is not None:
+                return Embedded(layers, window, f"{note}.", part)
     return Embedded(
         (), window, f"{size}: there is no viewer here; look at the key images, or at the case in a workstation."
     )
 
 
-def _layers(case: ReviewedCase, box: tuple[slice, ...]) -> Iterator[Layer]:
+_ORDINALS = {2: "second", 3: "third", 4: "fourth"}
+
+
+def _thinned(box: tuple[slice, ...], step: int, across: int) -> tuple[slice, ...]:
+    """The box with one of `step` voxels along the axes of a slice, and with every slice."""
+    return tuple(part if axis == across else slice(part.start, part.stop, step) for axis, part in enumerate(box))
+
+
+class _TooLargeError(Exception):
+    """The layers are larger than the page may hold."""
+
+
+@dataclass
+class _Room:
+    """What is left of the bytes that the page may hold; nothing is compressed beyond them."""
+
+    left: float
+
+    def take(self, size: int) -> None:
+        """Raises _TooLargeError if it is not enough."""
+        self.left -= size
+        if self.left < 0:
+            raise _TooLargeError
+
+
+def _layers_within(case: ReviewedCase, box: tuple[slice, ...], most_mb: float) -> tuple[Layer, ...] | None:
+    """The layers of a box in at most `most_mb` megabytes of base64 (four bytes for three); None if they are larger."""
+    try:
+        return tuple(_layers(case, box, _Room(most_mb * 1e6 * 3 / 4)))
+    except _TooLargeError:
+        return None
+
+
+def _layers(case: ReviewedCase, box: tuple[slice, ...], room: _Room) -> Iterator[Layer]:
     """The layers from bottom to top, so that the outlines lie on the uncertainty."""
-    yield Layer("image", "image", _nifti(case, _image(shown_channel(case.image).array[box]), box))
+    yield Layer("image", "image", _nifti(case, _image(shown_channel(case.image).array[box]), box, room))
     if case.uncertainty is not None:
         steps = np.rint(case.uncertainty[box] * UNCERTAINTY_STEPS).astype(np.uint8)
-        yield Layer("uncertainty", "uncertainty", _nifti(case, steps, box))
+        yield Layer("uncertainty", "uncertainty", _nifti(case, steps, box, room))
     # A voxel of a label map holds one number, so structures that overlap are in layers of their own
     for group in case.segmentation.disjoint_groups if case.has_labels else ():
         name = "-".join(str(structure.number) for structure in group)
-        yield Layer(f"mask-{name}", "mask", _nifti(case, _label_image(group)[box], box), group)
-        outlines = _label_image(group, across=slice_axis(case.image))[box]
-        yield Layer(f"contour-{name}", "contour", _nifti(case, outlines, box), group)
+        labels = _label_image(group, box)
+        yield Layer(f"mask-{name}", "mask", _nifti(case, labels, box, room), group)
+        outlines = slice_border(labels, slice_axis(case.image))
+        yield Layer(f"contour-{name}", "contour", _nifti(case, outlines, box, room), group)
 
 
-def _label_image(group: tuple[Structure, ...], across: int | None = None) -> NDArray[np.uint8 | np.uint16]:
-    """Shape (I, J, K): the number of the structure at each voxel; with `across`, of its border in the slices only."""
-    largest = max(structure.number for structure in group)
-    labels = np.zeros(group[0].grid.shape, np.uint8 if largest < 256 else np.uint16)
-    for structure in group:
-        mask = structure.mask_on_grid
-        labels[mask if across is None else slice_border(mask, across)] = structure.number
-    return labels
+def _label_image(group: tuple[Structure, ...], box: tuple[slice, ...]) -> NDArray[np.uint8 | np.uint16]:
+    """The number of the structure at each voxel of a box."""
+    kind = np.uint8 if max(structure.number for structure in group) < 256 else np.uint16
+    part = group[0].labels[box]
+    # Structures that share no voxel are the numbers of one label map; another is alone in its group
+    return part.astype(kind, copy=False) if group[0].exclusive else (part > 0) * kind(group[0].number)
 
 
-def slice_border(mask: Mask, across: int) -> Mask:
-    """The voxels of a mask that share a side with a voxel outside of it in the same slice. Beyond the image is outside.
+def slice_border(labels: NDArray[Any], across: int) -> NDArray[Any]:
+    """The labels without the voxels inside: those whose four neighbours in the slice are equal. Beyond the image is outside.
 
     Args:
-        mask: Shape (I, J, K).
+        labels: Shape (I, J, K): a mask, or the numbers of structures, 0 outside of them.
         across: The axis across which the slices lie: 0, 1 or 2.
 
     Returns:
-        Same shape.
+        Same shape and type.
     """
-    border = np.zeros_like(mask)
-    box = bounding_box(mask, (0, 0, 0))
-    if box is not None:
-        cross = np.expand_dims(generate_binary_structure(2, 1), across)
-        # border_value=0: what is beyond the image counts as outside
-        border[box] = mask[box] & ~binary_erosion(mask[box], cross, border_value=0)
+    border = labels.copy()
+    for plane, kept in zip(np.moveaxis(labels, across, 0), np.moveaxis(border, across, 0), strict=True):
+        middle = plane[1:-1, 1:-1]
+        inside = (middle == plane[:-2, 1:-1]) & (middle == plane[2:, 1:-1])
+        inside &= (middle == plane[1:-1, :-2]) & (middle == plane[1:-1, 2:])
+        kept[1:-1, 1:-1][inside] = 0
     return border
 
 
@@ -139,20 +173,54 @@ def _image(array: NDArray[Any]) -> NDArray[Any]:
         # NIfTI's RGB24 is one voxel of three named bytes
         return np.ascontiguousarray(colours).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
     low, high = float(array.min()), float(array.max())
-    whole = _INT16.min <= low and high <= _INT16.max and bool((array == np.rint(array)).all())
+    # Plane by plane: a rounded copy of a large image would be as large again
+    whole = _INT16.min <= low and high <= _INT16.max and all(bool((plane == np.rint(plane)).all()) for plane in array)
     return array.astype(np.int16) if whole else array
 
 
-def _nifti(case: ReviewedCase, array: NDArray[Any], box: tuple[slice, ...]) -> bytes:
-    start = np.array([part.start or 0 for part in box] + [1], dtype=np.float64)
+def _nifti(case: ReviewedCase, array: NDArray[Any], box: tuple[slice, ...], room: _Room) -> bytes:
     affine_ras = case.image.affine_ras.copy()
     # The first voxel of the part is the origin of its own grid
-    affine_ras[:, 3] = affine_ras @ start
+    affine_ras[:, 3] = affine_ras @ np.array([part.start or 0 for part in box] + [1], dtype=np.float64)
+    affine_ras[:, :3] *= [part.step or 1 for part in box]
     image = nibabel.Nifti1Image(array, affine_ras)
     if array.dtype.kind == "f":
         image.set_data_dtype(np.int16)
     # The sform alone: a qform cannot hold the shear of a tilted gantry
     image.set_sform(affine_ras, code=1)
     image.set_qform(None, code=0)
-    # mtime=0: the same case gives the same bytes
-    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+    packed = _Packed(room)
+    image.to_stream(packed)
+    return packed.finished()
+
+
+class _Packed(io.RawIOBase):
+    """A file that is compressed while it is written. It has no date: the same case gives the same bytes."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        # 16 more window bits make a gzip file of the stream
+        self._packer, self._content, self._at = zlib.compressobj(6, wbits=16 + zlib.MAX_WBITS), io.BytesIO(), 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self._add(self._packer.compress(data))
+        self._at += size
+        return size
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if offset != self._at:
+            raise io.UnsupportedOperation("a compressed file is written from its beginning to its end")
+        return offset
+
+    def finished(self) -> bytes:
+        """The whole file."""
+        self._add(self._packer.flush())
+        return self._content.getvalue()
+
+    def _add(self, packed: bytes) -> None:
+        self._room.take(len(packed))
+        self._content.write(packed)

@@ -13,6 +13,7 @@ from dicom_io.kinds import FORMATS, RESULT_KINDS
 from dicom_io.net.destination import Profile
 from dicom_io.net.outgoing import prepare_files
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
+from dicom_io.objects.labels import Fractions
 from dicom_io.objects.patient_and_study import transcribed
 from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.reading.instances import load_dataset
@@ -105,7 +106,6 @@ def _write_corrected(
     kinds = [kind for kind in RESULT_KINDS if kind.from_labels and kind.format in document["files"]]
     paths = {kind.name: stem.with_name(f"{stem.name}_corrected_{kind.format}{kind.ending}") for kind in kinds}
     info, segmentation = _info(before, verification, document), correction.segmentation
-    masks = [structure.mask_on_grid for structure in segmentation.structures]
     ((sent,), _) = prepare_files([before], Profile())
     earlier = named_file(result, document, "sr") if "SR" in paths else None
     content = ResultContent(
@@ -115,7 +115,10 @@ def _write_corrected(
         paths,
         encoding=sent.encoding,  # type: ignore[arg-type]  # that of the SEG before, since its destination takes it
         empty_frames=before.parent.name.endswith(ALL_FRAMES),
-        probabilities=lambda: volume.with_array(np.stack(masks, axis=-1).astype(np.float32)),
+        probabilities=lambda: Fractions(
+            len(segmentation.structures),
+            lambda n: volume.with_array(segmentation.structures[n].mask_on_grid.astype(np.float32)),
+        ),
         report=ReportFacts(wholes_ml=_wholes(document, info.segments), earlier=earlier),
     )
     for kind in kinds:

@@ -12,12 +12,11 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from numpy.typing import NDArray
 from PIL import Image
 
-from dicom_io.errors import DicomIoError
 from dicom_io.objects import drawing
-from dicom_io.objects.display import NOT_FITTING, Window, displays, percentile_window
-from dicom_io.objects.source_images import images_of
+from dicom_io.segmentation import Structure
 from dicom_io.volume import Volume
 
+from .display_window import shown_channel
 from .reviewed_case import ReviewedCase
 
 LEAST_SIDE, SHOWN_MM = 512, 80.0
@@ -62,7 +61,7 @@ def key_sections(case: ReviewedCase) -> list[KeySection]:
     Without any structure, the first is the middle section.
     """
     view = _View.of(case)
-    areas = view.turned(case.segmentation.foreground).sum(axis=view.in_plane)
+    areas = np.count_nonzero(view.turned(case.covered), axis=view.in_plane)
     if areas.any():
         sections = [view.section(int(areas.argmax()), "Largest section", heat=False)]
     else:
@@ -98,62 +97,7 @@ def slice_axis(volume: Volume) -> int:
     return int(np.argmax(io_orientation(volume.affine_ras)[:, 0] == 2))
 
 
-def shown_window(volume: Volume) -> tuple[tuple[float, float], str]:
-    """(black, white) of a grey image, and a note if the window of its header does not fit.
-
-    The window is that of the middle slice's DICOM header if it fits the values, else it is made from percentiles.
-    """
-    window = _header_window(volume)
-    if window is None:
-        window = percentile_window(_sample(volume))
-    # PS3.3 C.11.2.1.2.1: LINEAR is centred half a value lower and spans one value less than its width
-    width = window.width - 1.0 if window.function == "LINEAR" else window.width
-    centre = window.center - 0.5 if window.function == "LINEAR" else window.center
-    # A LINEAR window of width 1 is a threshold and spans 0 here; the ends must differ, since grey values are divided
-    # by their distance
-    ends = centre - width / 2, centre + width / 2 if width > 0 else centre + 0.5
-    return ends, window.explanation if window.explanation == NOT_FITTING else ""
-
-
-def _sample(volume: Volume) -> NDArray[Any]:
-    """The values of an image, or every eighth if there are many: percentiles stay nearly the same."""
-    return volume.array[::2, ::2, ::2] if volume.array.size > 2**22 else volume.array
-
-
-# name, centre, width in HU; as https://radiopaedia.org/articles/windowing-ct lists them
-_CT_WINDOWS = (
-    ("Brain", 40.0, 80.0),
-    ("Lung", -600.0, 1500.0),
-    ("Soft tissue", 50.0, 400.0),
-    ("Liver", 30.0, 150.0),
-    ("Bone", 400.0, 1800.0),
-)
-
-
-def window_presets(volume: Volume, modality: str | None) -> list[dict[str, Any]]:
-    """Windows that a reader may choose from, the default window first; none for a picture in colour.
-
-    Each is {"name", "low", "high"}: values up to `low` are black, values from `high` on are white.
-
-    Args:
-        volume: The image.
-        modality: DICOM Modality. A CT gets the usual windows in HU, any other image windows by percentiles.
-    """
-    if volume.array.ndim == 4:
-        return []
-    ends, note = shown_window(volume)
-    rows, values = [(note or "Default", *ends)], _sample(volume)
-    if modality == "CT":
-        rows += [(name, centre - width / 2, centre + width / 2) for name, centre, width in _CT_WINDOWS]
-    else:
-        for outside in (2, 10):
-            low, high = (float(value) for value in np.percentile(values, (outside, 100 - outside)))
-            rows.append((f"{outside} to {100 - outside} %", low, high))
-    rows.append(("Whole range", float(values.min()), float(values.max())))
-    return [{"name": name, "low": low, "high": high} for name, low, high in rows if high > low]
-
-
-def anatomical_slices(volume: Volume, box: tuple[slice, ...]) -> tuple[list[int], list[int]]:
+def anatomical_slices(volume: Volume, box: tuple[slice, ...]) -> tuple[list[int], list[int], list[int]]:
     """How sagittal, coronal and axial slices are numbered, as in the captions of key images.
 
     Args:
@@ -161,30 +105,19 @@ def anatomical_slices(volume: Volume, box: tuple[slice, ...]) -> tuple[list[int]
         box: A part of the image, by array axes.
 
     Returns:
-        (first, count), each for sagittal slices (counted from the right), coronal slices (from the front) and axial slices
-        (from the feet): the number, from 0, of the first slice in the box, and the number of slices in the whole image.
+        (first, count, step), each for sagittal slices (counted from the right), coronal (from the front) and axial slices
+        (from the feet): the number, from 0, of the first slice in the box, the number of slices in the whole image, and the
+        distance of two slices of the box.
     """
-    first, count = [0, 0, 0], [0, 0, 0]
+    first, count, steps = [0, 0, 0], [0, 0, 0], [1, 1, 1]
     turn = ornt_transform(io_orientation(volume.affine_ras), axcodes2ornt(("L", "P", "S")))
     for axis, (target, direction) in enumerate(turn):
-        size, part = volume.shape[axis], box[axis]
-        start, stop = part.start or 0, size if part.stop is None else part.stop
+        size = volume.shape[axis]
+        held = range(size)[box[axis]]
         # An axis that runs against L, P or S is numbered from its other end
-        first[int(target)] = int(start if direction > 0 else size - stop)
-        count[int(target)] = int(size)
-    return first, count
-
-
-def _header_window(volume: Volume) -> Window | None:
-    if volume.provenance.kind != "dicom" or volume.provenance.resampled or volume.array.ndim == 4:
-        return None
-    try:
-        slices = displays(images_of(volume))
-    except (DicomIoError, ValueError, AttributeError):  # a header that lacks attributes of a display
-        return None
-    # Low values are bright in a MONOCHROME1 image; its window is not for a picture with bright high values
-    middle = slices[len(slices) // 2]
-    return None if middle.inverted or middle.mirror is not None else middle.window
+        first[int(target)] = held[0] if direction > 0 else size - 1 - held[-1]
+        count[int(target)], steps[int(target)] = size, held.step
+    return first, count, steps
 
 
 @dataclass(frozen=True)
@@ -209,11 +142,11 @@ class _View:
     def of(cls, case: ReviewedCase) -> "_View":
         volume = case.image
         if volume.planar:
-            window, note = ((0.0, 255.0), "") if volume.array.ndim == 4 else shown_window(volume)
-            return cls(case, None, 2, window, note)
+            return cls(case, None, 2, *(case.window or ((0.0, 255.0), "")))
         own = io_orientation(volume.affine_ras)
         turn = ornt_transform(own, axcodes2ornt(("L", "P", "S")))
-        return cls(case, turn, int(own[slice_axis(volume), 0]), *shown_window(shown_channel(volume)))
+        assert case.window is not None  # in a volume, channels are no colours
+        return cls(case, turn, int(own[slice_axis(volume), 0]), *case.window)
 
     @property
     def in_plane(self) -> tuple[int, int]:
@@ -227,7 +160,11 @@ class _View:
 
     def plane(self, array: NDArray[Any], index: int) -> NDArray[Any]:
         """Shape (rows, columns): a section with the head or the front at the top."""
-        return self._upright(self.turned(array).take(index, axis=self.across))
+        return self._upright(self._section(array, index))
+
+    def _section(self, array: NDArray[Any], index: int) -> NDArray[Any]:
+        """Shape (columns, rows): a view, where `take` would copy the whole turned array."""
+        return np.asarray(np.moveaxis(self.turned(array), self.across, 0)[index])
 
     def _upright(self, section: NDArray[Any]) -> NDArray[Any]:
         """Columns to the right, rows down; rows that run to the head are reversed."""
@@ -240,7 +177,7 @@ class _View:
         box = self._box()
         picture, legend = self._painted(index, box, heat=heat)
         letters = None if self.turn is None else _EDGES[self.across]
-        count = self.turned(self.case.segmentation.foreground).shape[self.across]
+        count = self.turned(self.case.covered).shape[self.across]
         caption = "picture" if self.turn is None else f"{PLANES[self.across]} {index + 1} of {count}"
         caption += f"; grey: {self.note}" if self.note else ""
         framed = drawing.framed(picture, letters, ["colour: uncertainty, dark to bright"] if heat else [], legend)
@@ -256,10 +193,15 @@ class _View:
             values = np.ascontiguousarray(self.plane(self.case.uncertainty, index)[box])
             _paint_uncertainty(picture, drawing.smooth(values, size))
         masks = (
-            (structure.label, structure.segment.rgb, self.plane(structure.mask_on_grid, index)[box])
+            (structure.label, structure.segment.rgb, self._mask(structure, index)[box])
             for structure in self.case.structures
         )
         return drawing.with_masks(picture, masks, 0.0 if heat else FILL)
+
+    def _mask(self, structure: Structure, index: int) -> NDArray[np.bool_]:
+        """The voxels of a structure in a section; its mask on the whole grid is never made."""
+        labels = self.plane(structure.labels, index)
+        return np.asarray(labels == structure.number if structure.exclusive else labels > 0)
 
     def _grey(self, image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
         """Shape (rows, columns, 3), 0 to 255."""
@@ -279,7 +221,7 @@ class _View:
 
     def _box(self) -> tuple[slice, slice]:
         """(rows, columns) around the structures of all sections: twice their extent, at least SHOWN_MM."""
-        projection = self._upright(np.asarray(self.turned(self.case.segmentation.foreground).any(axis=self.across)))
+        projection = self._upright(np.asarray(self.turned(self.case.covered).any(axis=self.across)))
         if self.turn is None or not projection.any():
             return slice(None), slice(None)
         rows, columns = (
@@ -290,7 +232,7 @@ class _View:
 
     def _place(self, index: int) -> tuple[float, float, float]:
         """RAS mm of the middle of the structures in a section; of the middle of the section if it has none."""
-        mask = self.turned(self.case.segmentation.foreground).take(index, axis=self.across)
+        mask = self._section(self.case.covered, index)
         centre = np.argwhere(mask).mean(axis=0) if mask.any() else (np.array(mask.shape) - 1) / 2
         voxel = np.ones(4)
         voxel[[*self.in_plane, self.across]] = *centre, index
@@ -312,11 +254,6 @@ def _around(occupied: NDArray[np.bool_], least: float) -> slice:
     low, high = int(indices[0]), int(indices[-1]) + 1
     side, middle = max(2.0 * (high - low), least), (low + high) / 2
     return slice(max(0, int(middle - side / 2)), min(len(occupied), int(middle + side / 2 + 1)))
-
-
-def shown_channel(volume: Volume) -> Volume:
-    """The first of several channels; a picture with three channels stays as it is, because they are its colours."""
-    return volume if volume.planar and volume.array.shape[3:] == (3,) else volume.channel(0)
 
 
 def _paint_uncertainty(picture: NDArray[np.float64], uncertainty: NDArray[np.float32]) -> None:

@@ -22,8 +22,9 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.report.blocks import Facts, Lines, Text
 from monai_unet_app.report.html import environment, render
 
+from .display_window import shown_channel, window_presets
 from .embedded import UNCERTAINTY_STEPS, Embedded
-from .key_images import KeySection, anatomical_slices, shown_channel, slice_axis, window_presets
+from .key_images import KeySection, anatomical_slices, slice_axis
 from .review_sections import MARK, facts, gate, statements, structure_table
 from .reviewed_case import ReviewedCase, file_name
 
@@ -133,13 +134,13 @@ def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) ->
         "planar": case.image.planar,
         "places": [list(section.place_mm) for section in sections],
         "window": embedded.window,
-        "windows": window_presets(shown_channel(case.image), case.document["source"]["modality"]),
+        "windows": window_presets(shown_channel(case.image), case.document["source"]["modality"], case.window),
         "unit": {
             "values": "HU" if case.document["source"]["modality"] == "CT" else "",
             "lengths": case.document["source"]["unit"],
         },
         # The viewer holds a part of a large image; its numbers of slices must be those of the captions
-        "slices": dict(zip(("first", "count"), anatomical_slices(case.image, embedded.box), strict=True)),
+        "slices": dict(zip(("first", "count", "step"), anatomical_slices(case.image, embedded.box), strict=True)),
         "across": int(io_orientation(case.image.affine_ras)[slice_axis(case.image), 0]),
         "steps": UNCERTAINTY_STEPS,
         "layers": [

@@ -74,7 +74,7 @@ def statements(case: ReviewedCase) -> list[str]:
     if case.prior is not None:
         sentences.append(prior_sentence(case))
     if case.uncertainty is None:
-        sentences.append("Uncertainty is not shown: the result was delivered without its probabilities.")
+        sentences.append("Uncertainty is not shown: the result was delivered without it.")
     if not case.has_labels:
         sentences.append("There is no outline to look at: the result was delivered without its labels.")
     return sentences

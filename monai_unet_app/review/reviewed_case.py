@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from dicom_io.parametric import read_parametric_map
 from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import read_regions
 from dicom_io.seg import read_segments
-from dicom_io.segmentation import Segmentation, Structure
+from dicom_io.segmentation import Segmentation, Structure, normalised_entropy
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
-from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_labels
+from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_label_numbers, unknown_values
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, refusing_as
-from monai_unet_app.metrics.uncertainty import normalised_entropy
+
+from .display_window import Shown, shown_channel, shown_window
 
 Mask = NDArray[np.bool_]
 
@@ -42,7 +44,7 @@ class ReviewedCase:
         result_sha256: Hex digest of `result.json`; a verdict names it.
         labels_sha256: Hex digest of the file that the masks were read from; None for a result without labels.
         segmentation: The image and the delivered labels; no voxel belongs to a segment where no labels were delivered.
-        uncertainty: Shape (I, J, K), 0 sure to 1 undecided; None where no probabilities were delivered.
+        uncertainty: Shape (I, J, K), 0 sure to 1 undecided; None where none was delivered.
         bundle: The bundle that computed the result; None if it is not on this machine.
         prior: Content of an earlier `result.json` to compare with; None without an earlier result.
         same_patient: True if the caller has checked that both results are of the same patient.
@@ -72,6 +74,18 @@ class ReviewedCase:
     def structures(self) -> tuple[Structure, ...]:
         """The structures of the result, in the order of their numbers."""
         return self.segmentation.structures
+
+    @property
+    def covered(self) -> NDArray[Any]:
+        """Shape (I, J, K): not 0 where there is a structure."""
+        # Labels say it themselves; a mask of a large image would be another array of its size
+        return self.segmentation.labels if self.segmentation.exclusive else self.segmentation.foreground
+
+    @cached_property
+    def window(self) -> Shown | None:
+        """(black, white) of the image, with a note if the window of its header does not fit; None in colour."""
+        image = shown_channel(self.image)
+        return None if image.array.ndim == 4 else shown_window(image)
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -205,14 +219,15 @@ def read_segmentation(
         return replace(Segmentation.of_volume(labels, segments), image=volume)
     # An editor may save a label file with further values; none of them may become part of a structure unseen
     numbers = [segment.number for segment in segments]
-    unknown = sorted(set(np.unique(labels.array).astype(int).tolist()) - {0, *numbers})
+    unknown = unknown_values(labels, {0, *numbers})
     if unknown:
         raise InputRefusedError(
             f"{path.name} holds the value(s) {unknown}; 0 and the result's {numbers} are needed; draw with these values in the "
             "program that made the file, or remove the others there"
         )
     if is_exclusive(document):
-        return Segmentation(volume, labels.array.astype(np.uint16), tuple(segments))
+        kind = np.uint8 if max(numbers) < 256 else np.uint16
+        return Segmentation(volume, labels.array.astype(kind, copy=False), tuple(segments))
     return Segmentation.of_masks(volume, [labels.array == number for number in numbers], segments)
 
 
@@ -230,7 +245,7 @@ def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray[An
         if stored.array.ndim == 4:
             check_same_place(stored, volume, path.name)
             return stored.array
-    return read_labels(path, volume).array
+    return read_label_numbers(path, volume).array
 
 
 def check_same_place(stored: Volume, image: Volume, name: str) -> None:
@@ -307,8 +322,12 @@ def _check_comparable(document: Mapping[str, Any], earlier: Mapping[str, Any]) -
 
 
 def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDArray[np.float32] | None:
-    """Entropy of the calibrated probabilities, from the file of probabilities or from the parametric map."""
+    """Entropy of the calibrated probabilities: from its own file, from the file of probabilities or from the parametric map."""
     files = document["files"]
+    if "uncertainty" in files:
+        own = read_volume(named_file(path, document, "uncertainty"))
+        check_same_place(own, volume, files["uncertainty"])
+        return np.asarray(own.array, dtype=np.float32)
     if "probabilities" in files:
         probabilities = read_volume(named_file(path, document, "probabilities"))
         check_same_place(probabilities, volume, files["probabilities"])

@@ -166,15 +166,6 @@ class Child:
         self._inbox.put((self, None))
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 if the process has ended, or the system has no /proc."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def _cpu_s(pid: int) -> float:
     """CPU time of a process in seconds; 0 if the process has ended, or the system has no /proc."""
     try:

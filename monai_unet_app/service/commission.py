@@ -264,10 +264,10 @@ class _Run:
     def _expect(self, rule: Rule) -> checks.StepResult:
         """Segments the rule's example with this program; the node must deliver the same labels."""
         from monai_unet_app.bundle import load_bundle
-        from monai_unet_app.config import PredictConfig, resolve_device
+        from monai_unet_app.config import PredictConfig
         from monai_unet_app.pipeline import segment_case
 
-        bundle = load_bundle(rule.bundle, resolve_device("auto"))
+        bundle = load_bundle(rule.bundle, self.site.node.device)
         for axes in self._axes(rule):
             case = segment_case(read_series(self._made(rule, axes).files), bundle, PredictConfig(tta=rule.tta))
             # A result that the gate holds back would never arrive, and the step that looks for it would wait in vain.

@@ -354,14 +354,11 @@ class Queue(Database):
                 close_if_done(db, row["result"], now_s)
 
     def retry_delivery(self, number: int) -> rows.Delivery | None:
-        """A dead delivery, which waits again now, with all its tries.
-
-        None if no dead delivery has this number, or if its result was superseded or refused: a later result counts, or none.
-        """
+        """A dead delivery, which waits again now, with all its tries; None if no dead delivery has this number."""
         with self.transaction() as db:
             changed = db.execute(
                 "UPDATE deliveries SET state = 'pending', attempts = 0, created = ?, since = ?, done = NULL WHERE id = ? "
-                "AND state = 'dead' AND result NOT IN (SELECT id FROM results WHERE state IN ('superseded', 'refused'))",
+                "AND state = 'dead'",
                 (time.time(), self.now_s(), number),
             ).rowcount
             if not changed:

@@ -98,8 +98,8 @@ def _supersede(db: sqlite3.Connection, series: tuple[str, str, str], now_s: floa
         (now_s, *series),
     )
     db.execute(
-        "DELETE FROM deliveries WHERE state = 'pending' AND result IN (SELECT id FROM results WHERE state = 'superseded' AND "
-        "study = ?)",
+        "DELETE FROM deliveries WHERE state != 'delivered' AND result IN "
+        "(SELECT id FROM results WHERE state = 'superseded' AND study = ?)",
         series[:1],
     )
     # A notice that is not delivered, given up or not, says what is no longer so.

@@ -22,7 +22,12 @@ from monai_unet_app.errors import UsageError
 
 # A rule's name is also the name of folders in `received` and `results`, and a label of metrics.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
-_TEXTS = {"host": "an address of this machine", "organization": "a name", "sha256": "the bundle's sha256"}
+_TEXTS = {
+    "host": "an address of this machine",
+    "device": "auto, cuda, cuda:N, mps or cpu",
+    "organization": "a name",
+    "sha256": "the bundle's sha256",
+}
 """What each key with a text needs, for messages."""
 
 _Section = TypeVar("_Section", "NodeConfig", "HttpConfig", "Rule")
@@ -43,7 +48,7 @@ class Rule:
         tta: Average over mirror images.
         hold_review: Hold results with the verdict "review" until a reviewer accepts or releases them; otherwise they are
             delivered, and say so themselves. Results with the verdict "reject" are always held back.
-        probabilities: Keep the probabilities beside the result, for the uncertainty on a review page; they are large.
+        probabilities: Keep the probabilities of all classes beside the result; they are large.
         deliver_ungated: Deliver results without a verdict if the bundle has no quality gate for this rule; without this setting
             such a rule does not start.
         notice: Destinations that take captures get a notice of a series that was picked and not processed.
@@ -59,7 +64,7 @@ class Rule:
     sha256: str = ""
     tta: bool = False
     hold_review: bool = True
-    probabilities: bool = True
+    probabilities: bool = False
     notice: bool = False
     allow_incomplete: bool = False
     deliver_ungated: bool = False
@@ -82,6 +87,8 @@ class NodeConfig:
         incomplete_s: As `stable_s`, for a study in which a rule picks a series that lacks images by its own headers.
         workers: Processes that segment at one time.
         worker_gb: Memory limit of a worker; a worker that exceeds it is ended.
+        device: Of the networks, as in `resolve_device`. With "auto" a window for which an accelerator has no memory runs on the
+            CPU; with a name such as "cuda" the study is refused.
         job_s: Seconds that a study may take.
         silent_s: A worker or sender without a heartbeat for so many seconds counts as frozen and is replaced.
         tries: Attempts at a study whose worker dies, hangs or exceeds its memory.
@@ -110,6 +117,7 @@ class NodeConfig:
     incomplete_s: float = 300.0
     workers: int = 1
     worker_gb: float = 8.0
+    device: str = "auto"
     job_s: float = 900.0
     silent_s: float = 10.0
     tries: int = 3

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from dicom_io.volume import Volume
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.bundle_folder import BundleFiles
+    from monai_unet_app.gathering import Keep
     from monai_unet_app.pipeline import Case
 
 
+_SHARE_OF_LIMIT = 0.95  # of a worker's memory that a plan may take: the node ends a worker that takes more than all
 _MOST_LISTED = 8  # series in the reason why no series of a study was picked
 
 
@@ -76,8 +78,9 @@ class Worker:
         from monai_unet_app.config import PredictConfig
 
         self.site = site
-        self.runs = {rule.name: PredictConfig(tta=rule.tta) for rule in site.rules}
-        self.bundles = {rule.name: _warm(rule) for rule in site.rules}
+        limit = _SHARE_OF_LIMIT * site.node.worker_gb * 1e9
+        self.runs = {rule.name: PredictConfig(tta=rule.tta, memory_limit=limit) for rule in site.rules}
+        self.bundles = {rule.name: _warm(rule, site.node.device) for rule in site.rules}
 
     def loaded(self) -> dict[str, dict[str, str]]:
         """Rule -> name, version and sha256 of its bundle."""
@@ -134,8 +137,11 @@ class Worker:
         name = f"{rule.name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
         earlier = task.earlier.get(f"{rule.name}/{uid}")
         try:
-            case = self._segment(_read_volume(rule, uid, series), rule)
-            for variant, destination in variants(rule, self.site):
+            wanted = variants(rule, self.site)
+            fractional = any(to is not None and to.profile.seg_encoding == "fractional" for _, to in wanted)
+            keep: Keep = "probabilities" if rule.probabilities or fractional else "evidence"
+            case = self._segment(_read_volume(rule, uid, series), rule, keep)
+            for variant, destination in wanted:
                 profile = destination.profile if destination else Profile()
                 _write_case(
                     case,
@@ -143,6 +149,7 @@ class Worker:
                     folder / name / variant,
                     formats=rule.formats,
                     probabilities=rule.probabilities,
+                    uncertainty=True,  # for the review page
                     seg_encoding=profile.seg_encoding or "binary",
                     empty_frames=profile.empty_frames,
                     earlier_sr=earlier / variant / f"{name}_sr.dcm" if earlier else None,
@@ -193,11 +200,11 @@ class Worker:
             return _not_processed(name, "", task.readable(error))
         return _new_result(rule, "", task, folder / name, case)
 
-    def _segment(self, source: "Path | Volume", rule: Rule) -> "Case":
+    def _segment(self, source: "Path | Volume", rule: Rule, keep: "Keep" = "evidence") -> "Case":
         # torch comes with this import; the node imports this module too and must stay without it.
         from monai_unet_app.pipeline import segment_case
 
-        return segment_case(source, self.bundles[rule.name], self.runs[rule.name])
+        return segment_case(source, self.bundles[rule.name], self.runs[rule.name], keep=keep)
 
 
 def _write_case(case: "Case", name: str, folder: Path, **options: Any) -> None:
@@ -361,20 +368,17 @@ def check_gated(rule: Rule, bundle: "BundleFiles") -> None:
         )
 
 
-def _warm(rule: Rule) -> "Bundle":
+def _warm(rule: Rule, device: str) -> "Bundle":
     """The loaded bundle of a rule, whose network has run once."""
     import torch
 
     from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.config import resolve_device
-    from monai_unet_app.inference.engines.torch_engine import TorchEngine
 
-    bundle = load_bundle(rule.bundle, resolve_device("auto"))
+    bundle = load_bundle(rule.bundle, device)
     _check_approved(rule, bundle)
     check_gated(rule, bundle)
     # Zeros of one window: the first run of a network is slow, and no study has to wait for it.
-    engine = TorchEngine(bundle.network, bundle.device, bundle.slice_axis)
-    engine(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
+    bundle.engine(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
     return bundle
 
 

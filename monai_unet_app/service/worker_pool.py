@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from monai_unet_app.service.child_processes import Child, Message, resident_bytes
+from monai_unet_app.machine_memory import resident_bytes
+from monai_unet_app.service.child_processes import Child, Message
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _LONGEST_START_S = 600.0

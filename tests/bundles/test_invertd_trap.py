@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import BUNDLES
-from monai.transforms import Compose, Invertd, Lambdad
+from monai.transforms import Invertd, Lambdad
 from small_data import set_calibration
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.gathering import Gathered
+from monai_unet_app.inference.pieces import ResultSteps
 from monai_unet_app.metrics.reliability import count_reliability
-from monai_unet_app.pipeline import finish, preprocess
+from monai_unet_app.pipeline import finished, preprocess
 
 EXCLUSIVE = [
     folder.name for folder in BUNDLES if "\noutputs: exclusive" in (folder / "configs/inference.yaml").read_text()
@@ -35,21 +38,24 @@ def cropping_bundle(root: Path, change: str) -> Bundle:
     return load_bundle(set_calibration(root, 0.3, -0.7))
 
 
-def made_up(bundle: Bundle, volume: Volume, result: Compose) -> tuple[np.ndarray, np.ndarray]:
+def made_up(bundle: Bundle, volume: Volume, result: ResultSteps) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities (C, I, J, K) and labels (I, J, K) on the source grid, of logits that came from no network."""
     item = preprocess(volume, bundle)
     shape = (len(bundle.labels), *item["image"].shape[1:])
     logits = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    probabilities, decided = finish(item, logits, result, volume)
-    return probabilities, decided[0]
+    gathered = Gathered(volume, bundle, "probabilities")
+    for piece in finished([(0, logits)], item, result):
+        gathered.add(piece)
+    assert gathered.probabilities is not None
+    return gathered.probabilities, gathered.labels
 
 
-def without_the_repair(bundle: Bundle) -> Compose:
+def without_the_repair(bundle: Bundle) -> ResultSteps:
     """`result` less the step that follows the inversion."""
-    steps = list(bundle.result.transforms)
-    after = next(n for n, step in enumerate(steps) if isinstance(step, Invertd)) + 1
-    assert isinstance(steps[after], Lambdad)
-    return Compose([*steps[:after], *steps[after + 1 :]])
+    invert, repair = bundle.result.back
+    assert isinstance(invert, Invertd)
+    assert isinstance(repair, Lambdad)
+    return replace(bundle.result, back=[invert])
 
 
 @each_exclusive

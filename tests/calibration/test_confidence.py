@@ -18,13 +18,18 @@ from dicom_io.coding import Whole
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
-from monai_unet_app.confidence.assessment import assess
+from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.quality import Grade
 from monai_unet_app.confidence.statement_audit import (
+    StructureOutcome,
+    StructureTruth,
+    WholeOutcome,
     area_under_risk_coverage,
     audit_statements,
     audit_wholes,
+    missed_parts,
+    missed_voxels,
     risk_coverage,
     summarise_statements,
 )
@@ -39,6 +44,7 @@ from monai_unet_app.confidence.statements import (
     read_confidence,
 )
 from monai_unet_app.errors import AppError, BundleError
+from monai_unet_app.metrics.overlap import dice
 
 VOLUME = Volume(np.zeros((10, 9, 8), np.float32), np.diag([1.0, 2.0, 3.0, 1.0]), Provenance(kind="nifti"))
 
@@ -92,7 +98,13 @@ def test_what_a_case_says_of_a_structure_is_counted_in_millilitres() -> None:
     p = np.zeros(VOLUME.shape)
     p[2:4, 2:4, 2:4] = [[[0.9, 0.4], [0.9, 0.005]]] * 2
     truth = p > 0
-    (found,) = measure_structures("s", exclusive(VOLUME, [p > 0.5], [p]), exclusive(VOLUME, [truth]))
+    predicted = exclusive(VOLUME, [p > 0.5], [p])
+    assert predicted.probabilities is not None
+    boxes = [np.s_[:3, :, :], np.s_[3:, :, :]]
+    slabs = [(box, predicted.probabilities[(slice(None), *box)]) for box in boxes]
+    (found,) = measure_structures("s", predicted, exclusive(VOLUME, [truth]), slabs)
+    (absent,) = measure_structures("s", predicted, exclusive(VOLUME, [truth & False]), slabs)
+    assert np.isnan(absent.losses).all()
     assert found.expected == pytest.approx(p.sum() * 0.006)
     assert found.true == pytest.approx(8 * 0.006)
     at = dict(zip(THRESHOLDS, found.losses, strict=True))
@@ -173,6 +185,21 @@ def test_a_gate_of_other_features_is_refused(tmp_path: Path) -> None:
         read_confidence(bundle_with(tmp_path, document), "plain")
 
 
+def audited(
+    found: Assessment, result: Segmentation, truth: Segmentation, complete: bool = True
+) -> tuple[list[StructureOutcome], list[WholeOutcome]]:
+    """The statements held against the truth, with the probabilities in two slabs."""
+    missed = missed_voxels(found, truth.classes)
+    for slab in ((slice(3, None), slice(None), slice(None)), (slice(0, 3), slice(None), slice(None))):
+        assert result.probabilities is not None
+        missed.add(slab, result.probabilities[(slice(None), *slab)])
+    true = [
+        StructureTruth(dice(one.mask_on_grid, other.mask_on_grid), one.size if complete else None, part)
+        for one, other, part in zip(truth.structures, result.structures, missed_parts(found, missed), strict=True)
+    ]
+    return audit_statements("s", found, true), audit_wholes("s", found, true)
+
+
 def test_statements_are_held_against_the_truth(stated: Confidence) -> None:
     p = np.zeros((3, *VOLUME.shape), np.float32)
     p[0] = 1.0
@@ -182,7 +209,7 @@ def test_statements_are_held_against_the_truth(stated: Confidence) -> None:
     found = assess(stated, result, None)
     assert found.verdict is None  # without a gate there is none
     truth = exclusive(VOLUME, [labels == 1, np.zeros_like(labels, dtype=bool)])
-    rows = audit_statements("s", found, result, truth)
+    rows, _ = audited(found, result, truth)
     assert rows[0].dice == 1.0
     assert rows[0].size == pytest.approx(64 * 0.006)
     assert rows[0].missed == 0.0
@@ -238,7 +265,7 @@ def test_the_statement_about_a_whole_is_held_against_the_truth() -> None:
     expected = 0.9 * 96 * 0.006  # of every voxel of both 0.1 is background
     assert said.size_interval == pytest.approx([(expected + 0.06) * math.exp(end) - 0.06 for end in (-0.05, 0.1)])
     assert said.is_beside_its_interval == (said.size > (said.size_interval or (0, 0))[1])
-    rows, wholes = audit_statements("s", found, result, result), audit_wholes("s", found, result)
+    rows, wholes = audited(found, result, result)
     assert [(one.name, one.size) for one in wholes] == [("a and b, whole", pytest.approx(96 * 0.006))]
     summary = summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)
     assert list(summary["sizes"]) == ["a", "b", "a and b, whole"]
@@ -251,32 +278,27 @@ def test_statements_about_wholes_alone_are_held_against_the_truth() -> None:
     mask[2:6, 2:6, 2:6] = True
     result = exclusive(VOLUME, [mask, np.roll(mask, 4, axis=0)], None, WHOLE)
     found = assess(stated, result, None)
-    rows, wholes = audit_statements("s", found, result, result), audit_wholes("s", found, result)
+    rows, wholes = audited(found, result, result)
     assert list(summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)["sizes"]) == ["a and b, whole"]
 
 
-def test_ignored_voxels_count_in_no_figure_about_statements(stated: Confidence) -> None:
+def test_without_a_true_size_no_interval_is_held_against_it(stated: Confidence) -> None:
     with_wholes = replace(stated, wholes=SizeStatement(0.9, {1: (-0.05, 0.1)}, 0.06, 20))
     mask = np.zeros(VOLUME.shape, bool)
     mask[2:6, 2:6, 2:6] = True
-    valid = np.ones(VOLUME.shape, bool)
-    valid[4:] = False  # half of what was predicted lies where nobody has drawn
-    empty = np.zeros(VOLUME.shape, bool)
-    result, truth = exclusive(VOLUME, [mask, empty], None, WHOLE), exclusive(VOLUME, [mask & valid, empty], None, WHOLE)
+    result = exclusive(VOLUME, [mask, np.zeros(VOLUME.shape, bool)], None, WHOLE)
     found = assess(with_wholes, result, None)
-    rows, wholes = audit_statements("s", found, result, truth, valid), audit_wholes("s", found, truth, valid)
-    assert [row.dice for row in rows] == [1.0, 1.0]
+    rows, wholes = audited(found, result, result, complete=False)
     assert rows[0].size is rows[1].size is wholes[0].size is None
     summary = summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)
     assert [summary["sizes"][name]["cases"] for name in ("a", "b", "a and b, whole")] == [0, 0, 0]
-    assert audit_statements("s", found, result, truth, valid | True)[0].dice == pytest.approx(2 / 3)
 
 
 def test_a_picture_is_measured_in_pixels() -> None:
     picture = Volume(np.zeros((6, 5, 1), np.float32), np.diag([0.5, 0.5, 1, 1]), Provenance(kind="image"), planar=True)
     p = np.full((1, 6, 5, 1), 0.5, np.float32)
     result = Segmentation(picture, np.ones((1, 6, 5, 1), np.uint8), segments("vessel"), p)
-    (found,) = measure_structures("s", result, result)
+    (found,) = measure_structures("s", result, result, [(np.s_[:, :, :], p)])
     assert (found.expected, found.true, found.voxel) == (15.0, 30.0, 1.0)
 
 

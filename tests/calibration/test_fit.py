@@ -132,13 +132,13 @@ def test_an_empty_calibration_is_a_fit_of_nothing() -> None:
 
 
 def test_several_functions_are_fitted_on_logits_that_are_kept_once() -> None:
-    cases, stored = [drawn(True, seed) for seed in (1, 2)], StoredLogits(outputs_of(exclusive=True))
+    cases, stored = [drawn(True, seed) for seed in (1, 2)], StoredLogits(outputs_of(exclusive=True), [])
     for logits, label in cases:
         stored.add(logits, label)
     assert len(stored) == 2
-    for (logits, label), (stored_logits, stored_label) in zip(cases, stored, strict=True):
-        assert torch.equal(stored_logits, logits)
-        assert torch.equal(stored_label.long(), label)
+    for (logits, label), part in zip(cases, stored, strict=True):
+        assert torch.equal(part.logits, logits)
+        assert torch.equal(part.truth.long(), label)
     one = fit_parameters(by_temperature, {"log_temperature": 0.0}, stored).parameters["log_temperature"]
     other = fit_parameters(lambda z, c: z * (1 + c["by"]), {"by": 0.0}, stored).parameters["by"]
     assert 1 + other == pytest.approx(math.exp(-one), abs=1e-3)

@@ -75,8 +75,8 @@ CHANGES: dict[str, tuple[Callable[[Path], None], set[InferenceSetting], str]] = 
     "a helper of calibrate": (in_inference("2 \\* n \\+ 1, 1, n", "4 * n + 1, 1, 2 * n"), {"plain", "tta"}, INFERENCE),
     "post-processing": (
         in_inference(
-            "# - _target_: KeepLarge(.*)\n#   keys: pred\n#   is_onehot: false",
-            "- _target_: KeepLarge\\1\n  keys: pred\n  is_onehot: false",
+            r"tidy: \[\]((?:\n#.*)*)\n# - _target_: KeepLarge(.*)\n#   keys: pred\n#   is_onehot: false",
+            "tidy:\\1\n- _target_: KeepLarge\\2\n  keys: pred\n  is_onehot: false",
         ),
         {"plain", "tta"},
         INFERENCE,

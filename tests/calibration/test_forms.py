@@ -23,20 +23,21 @@ from monai_unet_app.calibration.form_comparison import (
     FormScore,
     FormTrial,
     compare_forms,
-    count_case,
     labels_changed,
     with_choice,
 )
 from monai_unet_app.calibration.forms import Form, forms_for, known_forms, with_form
-from monai_unet_app.calibration.halo import halo_voxels
 from monai_unet_app.calibration.inference_yaml import Parameters, read_text, write_text
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate.reference import read_reference
+from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.outputs import outputs_of
+from monai_unet_app.metrics.boundary import surface_band
 from monai_unet_app.metrics.case_scores import CaseArrays
-from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
+from monai_unet_app.metrics.reliability import count_populations
 from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.pipeline import segment_case
 
@@ -73,7 +74,7 @@ def drawn(probabilities: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def fitted(form: Form, *cases: tuple[torch.Tensor, torch.Tensor], exclusive: bool = True) -> dict[str, float | int]:
-    stored = StoredLogits(outputs_of(exclusive))
+    stored = StoredLogits(outputs_of(exclusive), [])
     for logits, label in cases:
         stored.add(logits, label)
     return fit_parameters(form.function, form.start, stored).parameters
@@ -306,7 +307,7 @@ def test_without_a_predicted_surface_there_is_nothing_to_choose_by() -> None:
 
 
 def test_a_fit_that_fails_is_a_reason_and_no_figure() -> None:
-    stored = StoredLogits(outputs_of(True))
+    stored = StoredLogits(outputs_of(True), [])
     logits = torch.zeros(2, 6, 6, 6)
     logits[0] = -1e4
     stored.add(logits, torch.zeros(1, 6, 6, 6))  # sure and always wrong: the best temperature is infinite
@@ -326,10 +327,16 @@ def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
     p = np.exp(smooth) / np.exp(smooth).sum(axis=0)
     predicted, truth = p.argmax(0), np.roll(p.argmax(0), 1, axis=0)
     plan = EvaluationPlan(("A", "B"), planar=planar)
-    counts = count_case(truth, p, predicted > 0, spacing, plan)
+    band = surface_band(predicted > 0, spacing, plan.band_width)
+    trial = FormTrial(form_of("none"), outputs_of(True), None)
+    for slab in (np.s_[:10], np.s_[10:]):
+        within = {WHOLE: None, plan.band: band[slab]}
+        trial.count(count_populations(truth[slab], p[:, slab], within, exclusive=True, bins=plan.bins))
+    counts = trial.counts
     evaluation = Evaluation(plan)
     evaluation.add(CaseArrays("a", "a", truth, predicted, p, spacing, 0.002))
-    for name, found in evaluation.pooled().items():
+    for name in plan.populations:
+        found = evaluation.counts[name]
         assert found.decisions > 0
         assert np.array_equal(found.fine_count, counts[name].fine_count)
         assert np.array_equal(found.fine_correct, counts[name].fine_correct)
@@ -442,7 +449,7 @@ def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
     evaluation = Evaluation(plan)
     for row in rows["selection"]:
         volume = read_volume(row["image"])
-        case = segment_case(volume, found)
+        case = segment_case(volume, found, keep="probabilities")
         truth = read_reference(row, volume, found)
         arrays = CaseArrays(
             row["id"],

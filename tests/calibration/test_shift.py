@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from monai_unet_app.confidence.shift import LEAST_SUBJECTS, LayerWatch, ShiftDetector, image_features
+from monai_unet_app.confidence import shift
+from monai_unet_app.confidence.shift import LEAST_SUBJECTS, LayerMeans, ShiftDetector, image_features
+from monai_unet_app.inference.engines.torch_engine import TorchEngine
 
 SPACING = (1.0, 0.9, 2.5)
 
@@ -81,6 +85,75 @@ def test_an_even_image_has_finite_features() -> None:
     assert np.isfinite(image_features(np.zeros((5, 6, 7), np.float32), SPACING)).all()
 
 
+def of_whole_arrays(channels: list[np.ndarray], spacing: tuple[float, ...]) -> np.ndarray:
+    """The features by their definition, on whole arrays in float64."""
+    axes = [axis for axis in range(3) if channels[0].shape[axis] > 2]
+    features, spans = [], []
+    for channel in channels:
+        values = channel.astype(np.float64)
+        low, high = np.percentile(values, [0.5, 99.5])
+        spans.append(max(high - low, 1e-6))
+        scaled = np.clip((values - low) / spans[-1], 0, 1)
+        deviation = scaled.std()
+        features += [*np.quantile(scaled, (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)), deviation]
+        for axis in axes:
+            for order in (1, 2):
+                steps = np.abs(np.diff(scaled, order, axis=axis)).mean()
+                features.append(np.log(steps / (deviation + 1e-6) + 1e-6))
+            along = np.moveaxis(scaled - scaled.mean(), axis, -1) * np.linspace(-1, 1, scaled.shape[axis])
+            features.append(along.mean() / (deviation + 1e-6))
+    balance = [np.log(span / spans[0]) for span in spans[1:]]
+    return np.array([*features, *balance, *(np.log(channels[0].shape[axis] * spacing[axis]) for axis in axes)])
+
+
+LOPSIDED = (
+    np.random.default_rng(9).gamma(2.0, 100.0, (19, 11, 14)) * np.linspace(0.5, 2, 14) + np.arange(19)[:, None, None]
+)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        LOPSIDED.astype(np.float32),
+        (LOPSIDED * 30 - 1024).clip(-1024, 30000).astype(np.int16),
+        LOPSIDED.astype(np.float32)[::-1, :, ::2],
+        np.maximum(LOPSIDED, np.percentile(LOPSIDED, 60)).astype(np.float32),
+        np.full((5, 6, 7), 3.5, np.float32),
+        (LOPSIDED // LOPSIDED.max()).astype(np.float32),
+        LOPSIDED[:, :, :1].astype(np.float32),
+        LOPSIDED[:2].astype(np.float32),
+        LOPSIDED[:, :, :2].astype(np.float32),
+        LOPSIDED[:1, 3:5, :3].astype(np.float32),
+    ],
+    ids=["ct", "int16", "view", "60% air", "even", "one bright voxel", "plane", "2 thick", "2 slices", "six voxels"],
+)
+def test_slab_by_slab_the_features_are_those_of_the_whole_array(array, order, monkeypatch) -> None:
+    array = np.asarray(array, order=order)
+    expected = of_whole_arrays([array], SPACING)
+    for voxels in (1, 600, 1 << 18):  # slabs of one plane, of some planes with a rest, and of the whole image
+        monkeypatch.setattr(shift, "_SLAB_VOXELS", voxels)
+        assert np.allclose(image_features(array, SPACING), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("depth", [1, 9])
+def test_slab_by_slab_each_channel_is_described_as_if_it_were_alone(depth, monkeypatch) -> None:
+    monkeypatch.setattr(shift, "_SLAB_VOXELS", 100)
+    channels = [LOPSIDED[:, :, :depth], np.sqrt(LOPSIDED[:, :, -depth:]), np.full((19, 11, depth), 2.0)]
+    found = image_features(np.stack(channels, axis=-1), SPACING)
+    assert np.allclose(found, of_whole_arrays(channels, SPACING), rtol=1e-6, atol=1e-9)
+
+
+def test_describing_an_image_takes_little_more_than_its_own_memory() -> None:
+    array = np.asfortranarray(np.random.default_rng(1).normal(0, 1, (128, 128, 150)).astype(np.float32))
+    tracemalloc.start()
+    try:
+        image_features(array, SPACING)
+        assert tracemalloc.get_traced_memory()[1] < 5 * array.size + 12 * 2**20  # some slabs of 2 MiB
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_detector_is_the_same_after_it_was_written_and_read(detector: ShiftDetector) -> None:
     again = ShiftDetector.from_document(detector.document())
     features = image_features(image(5000), SPACING)
@@ -100,18 +173,21 @@ def test_a_watched_layer_gives_the_mean_over_windows_however_they_are_batched() 
     windows = torch.randn(6, 1, 8, 8, 8)
     found = []
     for batch in (6, 2):
-        with LayerWatch(network, "0") as watch:
-            for first in range(0, 6, batch):
-                network(windows[first : first + batch])
-        found.append(watch.features())
-    network(windows)  # no longer watched
+        means, engine = LayerMeans(), TorchEngine(network, torch.device("cpu"), feature_layer="0")
+        for first in range(0, 6, batch):
+            layer = engine(windows[first : first + batch]).layer
+            assert layer is not None
+            means.add(layer)
+        found.append(means.features())
+    assert not network[0]._forward_hooks
+    assert TorchEngine(network, torch.device("cpu"))(windows).layer is None
     given = network[0](windows).detach().flatten(2)
     assert np.allclose(found[0], found[1], atol=1e-6)
     assert np.allclose(
         found[0], np.concatenate([given.mean(2).mean(0).numpy(), given.std(2).mean(0).numpy()]), atol=1e-6
     )
-    with pytest.raises(ValueError, match="run the network"), LayerWatch(network, "0") as watch:
-        watch.features()
+    with pytest.raises(ValueError, match="run the network"):
+        LayerMeans().features()
 
 
 def test_one_feature_far_off_is_not_diluted_by_all_that_are_right() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dicom_io.dicomize import dicomize
 from dicom_io.read import ReadOptions
 from dicom_io.volume import LPS_FROM_RAS, Provenance, Volume
 from monai_unet_app.bundle import load_bundle
+from monai_unet_app.data import inspect
 from monai_unet_app.data.cases import CaseFiles
 from monai_unet_app.data.inspect import find_to_inspect, inspect_cases
 from monai_unet_app.data.rules import InputRules
@@ -220,3 +222,16 @@ def test_pictures_are_measured_in_pixels_and_counted_objects_are_no_classes(tmp_
     assert found.problems == (
         "look at the labels: their values go up to 204, as those of counted objects do and classes do not",
     )
+
+
+def test_voxels_of_classes_are_counted_beside_the_labels_not_in_a_copy() -> None:
+    labels = np.zeros((50, 40, 60), np.float32)
+    labels[2:7, 3:5, 4:13], labels[20:22, :, 30] = 3, 1000
+    volume = Volume(labels, np.diag([1.0, 2.0, 3.0, 1.0]), Provenance(kind="nifti"))
+    tracemalloc.start()
+    sizes = inspect._class_sizes(volume)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sizes == {0: pytest.approx((120000 - 90 - 80) * 0.006), 3: 90 * 0.006, 1000: 80 * 0.006}
+    assert list(sizes) == [0, 3, 1000]
+    assert peak < labels.nbytes / 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -307,6 +309,24 @@ def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path: Path) -> No
         else:
             with pytest.raises(InputRefusedError, match="too little for float32 to distinguish them"):
                 read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("slopes", [None, [0.37] * 24], ids=["as stored", "rescaled"])
+def test_a_series_is_read_in_little_more_memory_than_its_voxels(slopes, tmp_path: Path, monkeypatch) -> None:
+    stored = np.random.default_rng(2).integers(0, 4000, (512, 384, 24), np.uint16)
+    intercepts = None if slopes is None else [-1024.0] * 24
+    write_mr_series(tmp_path, stored, oblique_affine(), slopes=slopes, intercepts=intercepts)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # each thread holds a slice, here a large part of the volume
+    tracemalloc.start()
+    try:
+        volume = read_volume(tmp_path)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert volume.array.dtype == np.float32
+    if slopes is None:
+        assert np.array_equal(volume.array, stored)
+    assert most < 1.2 * volume.array.nbytes
 
 
 @pytest.mark.parametrize(("unit", "length"), [("mm", 1.0), ("unknown", 1.0), ("meter", 1e-3), ("micron", 1e3)])

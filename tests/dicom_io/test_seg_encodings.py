@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from result_phantoms import RESULT, dciodvfy_errors, labels_by_dcmqi
 
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.labels import Fractions
+from dicom_io.objects.source_images import labelled
 from dicom_io.read import read_series
 from dicom_io.rtstruct import read_rtstruct, write_rtstruct
 from dicom_io.seg import prove_seg, read_seg, read_segments, segment_numbers, write_seg
+from dicom_io.seg.dataset import build_seg, check_length
 from dicom_io.volume import Volume
 
 LABEL_ENCODINGS = ("binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls")
@@ -105,6 +109,59 @@ def parts(count: int) -> ResultInfo:
     """A result of so many structures."""
     segments = [replace(RESULT.segments[0], number=n, label=f"Part {n}") for n in range(1, count + 1)]
     return replace(RESULT, segments=tuple(segments))
+
+
+def test_probabilities_are_taken_one_segment_at_a_time(tmp_path) -> None:
+    write_mr_series(tmp_path / "source", lopsided_array((160, 120, 12)), oblique_affine())
+    source, result = read_series(tmp_path / "source"), parts(12)
+
+    def channel(n: int) -> Volume:
+        values = np.random.default_rng(n).random(source.shape, np.float32)
+        values[..., n % 7 :] = 0  # frames that are left out
+        return source.with_array(values)
+
+    write_seg(Fractions(12, channel), source, tmp_path / "first.dcm", result, encoding="fractional")  # imports are over
+    tracemalloc.start()
+    written = write_seg(Fractions(12, channel), source, tmp_path / "seg.dcm", result, encoding="fractional")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 4 * source.array.size / 2  # half of all probabilities; the file that is read back is a quarter
+    whole = source.with_array(np.stack([channel(n).array for n in range(12)], axis=-1))
+    together = write_seg(whole, source, tmp_path / "whole.dcm", result, encoding="fractional")
+    first, second = (pydicom.dcmread(path) for path in (written, together))
+    assert first.SOPInstanceUID == second.SOPInstanceUID
+    assert first.PixelData == second.PixelData
+    assert first.NumberOfFrames == sum(n % 7 for n in range(12))
+    beyond = Fractions(12, lambda n: source.with_array(channel(n).array * (1 + n / 9)))
+    with pytest.raises(LabelError, match="probabilities of 0 to 1 are needed"):
+        write_seg(beyond, source, tmp_path / "beyond.dcm", result, encoding="fractional")
+    with pytest.raises(GeometryProofError, match="differ"):
+        prove_seg(written, Fractions(12, lambda n: channel(n ^ 1)), source)
+
+
+def test_more_frames_than_an_object_holds_are_refused_with_the_figure() -> None:
+    check_length(0xFFFFFFFE, compressed=False)
+    check_length(8_200_000_000, compressed=True)
+    with pytest.raises(LabelError, match=r"8\.2 GB; less than 4\.3 GB"):
+        check_length(8_200_000_000, compressed=False)
+
+
+@pytest.mark.parametrize("encoding", ["binary", "binary-deflated"])
+def test_the_frames_of_many_segments_are_not_held_while_they_are_written(tmp_path, encoding) -> None:
+    noise = np.random.default_rng(4).integers(0, 41, (200, 160, 10)).astype(np.uint8)
+    write_mr_series(tmp_path / "series", noise.astype(np.float32), oblique_affine())
+    source = read_series(tmp_path / "series")
+    segmentation, images = labelled(source.with_array(noise), source, parts(40), of_each=False)
+    built = build_seg(segmentation, images, parts(40), encoding)
+    tracemalloc.start()
+    try:
+        built.save(tmp_path / "seg.dcm")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    frames = 40 * 10 * 200 * 160 // 8  # every structure is on every slice
+    assert (tmp_path / "seg.dcm").stat().st_size > (frames if encoding == "binary" else 0.1 * frames)
+    assert peak < 0.5 * frames
 
 
 @pytest.mark.parametrize("encoding", [*LABEL_ENCODINGS, "fractional"])

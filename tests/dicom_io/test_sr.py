@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
+import tracemalloc
+from dataclasses import asdict, replace
 
 import highdicom as hd
 import numpy as np
@@ -10,6 +11,8 @@ import pydicom
 import pytest
 from pydicom.sr.codedict import codes
 from result_phantoms import RESULT, dciodvfy_errors, oblique_affine, oblique_case, tool
+from scipy.ndimage import find_objects
+from scipy.spatial.distance import pdist
 
 from dicom_io import read_sr
 from dicom_io.coding import Whole
@@ -17,8 +20,9 @@ from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects.result_content import ReportFacts
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
+from dicom_io.segmentation import EMPTY_BOX
 from dicom_io.sr import write_sr
-from dicom_io.sr.measure import measure_segment
+from dicom_io.sr.measure import _CORNERS, SegmentMeasures, _cell_area, _cell_loops, measure_segments
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +164,91 @@ def test_a_multi_frame_source_is_reported_on(case, tmp_path):
 # --- the figures themselves ---
 
 
+def measured(mask: np.ndarray, image: np.ndarray, affine: np.ndarray) -> SegmentMeasures:
+    """The figures of one mask, shape (I, J, K)."""
+    box = tuple(slice(0, length) for length in mask.shape)
+    return measure_segments(mask.astype(np.uint8), [box], image, affine)[0]
+
+
+def half_way_points(mask: np.ndarray) -> list[np.ndarray]:
+    """Array indices of the points half-way between a voxel inside and its neighbour outside, along each axis."""
+    padded = np.pad(mask, 1)
+    return [np.argwhere(np.diff(padded, axis=axis)) + 0.5 * np.eye(3)[axis] for axis in range(3)]
+
+
+def measured_whole(mask: np.ndarray, image: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+    """The figures, but for the axes, by their definitions: from every cell, and from every pair of points."""
+    padded, steps = np.pad(mask, 1), affine[:3, :3]
+    kinds = sum(
+        padded[tuple(slice(c, n - 1 + c) for c, n in zip(corner, padded.shape, strict=True))].astype(int) << bit
+        for bit, corner in enumerate(_CORNERS.astype(int).tolist())
+    )
+    return {
+        "volume_ml": mask.sum() * abs(np.linalg.det(steps)) / 1000,
+        "surface_mm2": sum(_cell_area(kind, steps) for kind in kinds.ravel().tolist()),
+        "max_diameter_mm": pdist(np.concatenate(half_way_points(mask)) @ steps.T).max(),
+        "mean": image[mask].mean(),
+        "std": image[mask].std(),
+    }
+
+
+def longest_axes(mask: np.ndarray, steps: np.ndarray) -> list[tuple[float, float]]:
+    """Long and short axis of the slice with the longest outline; of each such slice, if several are equally long."""
+    points = np.concatenate(half_way_points(mask)[:2])
+    axes = []
+    for k in np.unique(points[:, 2]):
+        outline = points[points[:, 2] == k] @ steps.T
+        apart = outline[:, None] - outline
+        lengths = np.linalg.norm(apart, axis=2)
+        along = apart[np.unravel_index(lengths.argmax(), lengths.shape)]
+        across = np.cross(np.cross(steps[:, 0], steps[:, 1]), along)
+        axes.append((lengths.max(), np.ptp(outline @ across) / np.linalg.norm(across)))
+    return [pair for pair in axes if pair[0] > max(axes)[0] - 1e-9]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_segments_that_touch_each_other_and_the_edges_are_measured_as_each_alone(order, monkeypatch):
+    monkeypatch.setattr("dicom_io.sr.measure._BLOCK", 3)
+    generator = np.random.default_rng(8)
+    places = np.indices((11, 9, 7)).reshape(3, -1).T
+    centres = generator.uniform(-1, 9, (6, 3))
+    nearest = np.linalg.norm(places[:, None] - centres, axis=2).argmin(axis=1)
+    labels = np.array([0, 1, 2, 3, 256, 258], np.uint16)[nearest].reshape(11, 9, 7)
+    labels[generator.random(labels.shape) < 0.1] = 258  # in pieces
+    labels[10, 8, 6] = 259  # a single voxel
+    labels = np.asarray(labels, order=order)
+    # A large mean beside a small deviation; axes that are not perpendicular, so that no two diagonals are equally long.
+    image = (1e5 + generator.normal(0, 3, labels.shape)).astype(np.float32)
+    affine = np.array([[0.7, 0.11, 0.05, 3], [-0.1, 0.83, 0.02, 4], [0.03, -0.04, 1.3, 5], [0, 0, 0, 1]])
+    boxes = [found or EMPTY_BOX for found in find_objects(labels, max_label=300)]
+    found = measure_segments(labels, boxes, image, affine)
+    assert len(found) == 300
+    for number, measures in enumerate(found, start=1):
+        if number in labels:
+            figures = asdict(measures)
+            axes = figures.pop("long_axis_mm"), figures.pop("short_axis_mm")
+            assert figures == pytest.approx(measured_whole(labels == number, image.astype(float), affine), rel=1e-9)
+            assert any(axes == pytest.approx(pair) for pair in longest_axes(labels == number, affine[:3, :3]))
+        else:
+            assert measures == SegmentMeasures(0.0, 0.0, None, None, None, None, None)
+
+
+def test_a_hundred_segments_are_measured_in_less_memory_than_their_labels():
+    labels = np.zeros((256, 256, 40), np.uint8, order="F")
+    blocks = [tuple(slice(n + 2, n + 11) for n in np.multiply((24, 24, 20), at)) for at in np.ndindex(10, 10, 1)]
+    for number, block in enumerate(blocks, start=1):
+        labels[block] = number
+    labels[:, :, 20:] = labels[::-1, :, :20]  # the box of each is nearly as long as the grid
+    boxes, image = find_objects(labels.T), np.zeros(labels.shape, np.float32, order="F")
+    tracemalloc.start()
+    try:
+        found = measure_segments(labels, [box[::-1] for box in boxes], image, np.eye(4))
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * labels.size
+    finally:
+        tracemalloc.stop()
+    assert [measures.volume_ml for measures in found] == pytest.approx([2 * 9**3 / 1000] * 100)
+
+
 def ibsi_phantom() -> tuple[np.ndarray, np.ndarray]:
     """Intensities and mask of the digital phantom of the Image Biomarker Standardisation Initiative, (z, y,
     x).
@@ -181,7 +270,7 @@ def test_measures_agree_with_the_published_values_of_the_ibsi_phantom():
     ECT3.
     """
     intensities, mask = ibsi_phantom()
-    found = measure_segment(mask, intensities, np.diag([2.0, 2.0, 2.0, 1.0]))
+    found = measured(mask, intensities, np.diag([2.0, 2.0, 2.0, 1.0]))
     assert found.volume_ml == pytest.approx(0.592)
     assert found.surface_mm2 == pytest.approx(388, abs=0.5)
     assert found.max_diameter_mm == pytest.approx(13.1, abs=0.05)
@@ -192,7 +281,7 @@ def test_measures_agree_with_the_published_values_of_the_ibsi_phantom():
 def test_one_voxel_has_the_surface_and_diameter_of_an_octahedron():
     mask = np.zeros((3, 4, 5), dtype=bool)
     mask[0, 3, 2] = True
-    found = measure_segment(mask, np.full(mask.shape, 7.0), np.diag([1.0, 1.0, 1.0, 1.0]))
+    found = measured(mask, np.full(mask.shape, 7.0), np.diag([1.0, 1.0, 1.0, 1.0]))
     assert found.surface_mm2 == pytest.approx(np.sqrt(3))  # edge sqrt(1/2), area 2 sqrt(3) edge^2
     assert found.max_diameter_mm == pytest.approx(1.0)
     assert (found.mean, found.std) == (7.0, 0.0)
@@ -201,8 +290,8 @@ def test_one_voxel_has_the_surface_and_diameter_of_an_octahedron():
 def test_measures_do_not_depend_on_how_the_grid_is_turned():
     rng = np.random.default_rng(4)
     mask = rng.random((6, 7, 8)) > 0.6
-    straight = measure_segment(mask, mask * 1.0, np.diag([0.9, 1.3, 2.5, 1.0]))
-    turned = measure_segment(mask, mask * 1.0, oblique_affine())
+    straight = measured(mask, mask * 1.0, np.diag([0.9, 1.3, 2.5, 1.0]))
+    turned = measured(mask, mask * 1.0, oblique_affine())
     assert turned.surface_mm2 == pytest.approx(straight.surface_mm2)
     assert turned.max_diameter_mm == pytest.approx(straight.max_diameter_mm)
     assert turned.volume_ml == pytest.approx(straight.volume_ml)
@@ -210,8 +299,6 @@ def test_measures_do_not_depend_on_how_the_grid_is_turned():
 
 def test_the_surface_is_watertight_for_every_kind_of_cell():
     """By the divergence theorem the area vectors of a closed surface add up to nothing."""
-    from dicom_io.sr.measure import _CORNERS, _cell_loops
-
     mask = np.pad(np.random.default_rng(5).random((7, 7, 7)) > 0.5, 1)
     total = np.zeros(3)
     for cell in np.ndindex(*(n - 1 for n in mask.shape)):
@@ -225,7 +312,7 @@ def test_the_surface_is_watertight_for_every_kind_of_cell():
 def test_a_balls_diameter_is_right_to_a_voxel_and_its_binary_mesh_is_a_few_percent_too_large():
     grid = np.mgrid[-20:21, -20:21, -20:21]
     mask = (grid**2).sum(axis=0) <= 15.3**2
-    found = measure_segment(mask, mask * 1.0, np.eye(4))
+    found = measured(mask, mask * 1.0, np.eye(4))
     assert abs(found.max_diameter_mm - 30.6) < 1.0
     assert 1.0 < found.surface_mm2 / (4 * np.pi * 15.3**2) < 1.12
 
@@ -375,6 +462,6 @@ def test_long_and_short_axis_of_an_ellipse_are_its_axes():
     mask = np.zeros((121, 121, 3), bool)
     mask[:, :, 1] = (along / 25.0) ** 2 + (across / 10.0) ** 2 <= 1
     mask[58:63, 58:63, :] = True
-    found = measure_segment(mask, np.zeros(mask.shape), np.diag([0.5, 0.5, 3.0, 1.0]))
+    found = measured(mask, np.zeros(mask.shape), np.diag([0.5, 0.5, 3.0, 1.0]))
     assert found.long_axis_mm == pytest.approx(50.0, abs=0.5)
     assert found.short_axis_mm == pytest.approx(20.0, abs=0.5)

@@ -25,7 +25,7 @@ from web_peer import WebArchive
 
 from dicom_io.dicomize import dicomize
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.service.child_processes import resident_bytes
+from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.service.node import SENDER, WORKER
 from monai_unet_app.shipped import shipped
 

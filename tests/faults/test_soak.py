@@ -17,7 +17,7 @@ from harness import Ledger, NodeProcess, drained, node_process
 from nodes import make_study, pacs, write_site
 from ports import free_port
 
-from monai_unet_app.service.child_processes import resident_bytes
+from monai_unet_app.machine_memory import resident_bytes
 
 pytestmark = pytest.mark.faults
 

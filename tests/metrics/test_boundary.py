@@ -1,6 +1,7 @@
 """Boundary scores against geometry (boxes, balls, half-spaces), brute force and MONAI."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -280,17 +281,47 @@ def test_the_band_equals_brute_force_over_the_centre_of_every_face(width):
     assert np.array_equal(surface_band(mask, SPACING, width), near_face_centres(mask, SPACING, width))
 
 
-def near_face_centres(mask, spacing, width):
+def near_face_centres(mask, spacing, width, valid=None):
     """Every pair of voxel centre and face centre; faces are found one pair of neighbours at a time."""
+    valid = np.ones_like(mask) if valid is None else valid
     step = np.asarray(spacing)
     centres = np.indices(mask.shape).reshape(mask.ndim, -1).T * step
     nearest = np.full(len(centres), np.inf)
     for index, move in itertools.product(np.ndindex(mask.shape), np.eye(mask.ndim, dtype=int)):
         beside = tuple(index + move)
         if all(a < n for a, n in zip(beside, mask.shape, strict=True)) and mask[index] != mask[beside]:
+            if not (valid[index] and valid[beside]):
+                continue
             face = (np.asarray(index) + move / 2) * step
             nearest = np.minimum(nearest, np.linalg.norm(centres - face, axis=1))
     return (nearest <= width + 1e-9).reshape(mask.shape)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("width", [0.9, 2.6])
+def test_block_by_block_the_band_is_that_of_every_face(width, order, monkeypatch):
+    spacing, shape = (0.8, 2.2, 2.5), (31, 17, 15)
+    blob, chosen = blobs(11, shape)
+    mask, valid = np.asarray(blob & (np.indices(shape)[0] > 3), order=order), np.asarray(chosen | ~blob, order=order)
+    faces = near_face_centres(mask, spacing, width)
+    among_valid = near_face_centres(mask, spacing, width, valid) & valid
+    assert not np.array_equal(faces & valid, among_valid)
+    monkeypatch.setattr(boundary, "_BLOCK_VOXELS", 1)  # so each block is four times as long as its margin
+    assert np.array_equal(surface_band(mask, spacing, width), faces)
+    assert np.array_equal(surface_band(mask, spacing, width, valid=valid), among_valid)
+    plane = near_face_centres(mask[:, :, 7], spacing[:2], width)
+    assert np.array_equal(surface_band(mask[:, :, 7], spacing[:2], width), plane)
+
+
+def test_the_band_of_a_large_mask_takes_little_more_than_its_own_memory():
+    mask = box((200, 190, 150), (60, 0, 0), (70, 190, 150))
+    tracemalloc.start()
+    try:
+        band = surface_band(mask, (1, 1, 1), 2.0)
+        assert tracemalloc.get_traced_memory()[1] < 3 * mask.size
+    finally:
+        tracemalloc.stop()
+    assert band.sum() == 2 * 4 * 190 * 150
 
 
 def test_the_band_around_a_ball_is_the_spherical_shell():

@@ -87,3 +87,18 @@ def test_a_threshold_that_is_none_is_refused(threshold):
     mask = np.zeros((3, 3), bool)
     with pytest.raises(ValueError, match="least_iou"):
         match_components(mask, mask, least_iou=threshold)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 8), (30, 20), (0, 4, 4)])
+def test_piece_by_piece_every_pair_of_parts_is_compared(shape, monkeypatch):
+    monkeypatch.setattr("monai_unet_app.metrics.components._PIECE", 17)
+    generator = np.random.default_rng(3)
+    truth = generator.random(shape) < 0.08
+    predicted = truth & (generator.random(shape) < 0.8) | (generator.random(shape) < 0.03)
+    parts = [[labels == n + 1 for n in range(count)] for labels, count in map(components, (truth, predicted))]
+    ious = [[(a & b).sum() / (a | b).sum() for b in parts[1]] for a in parts[0]]
+    matched = np.array(ious).reshape(len(parts[0]), len(parts[1])) > 0.4
+    scores = match_components(truth, predicted, least_iou=0.4)
+    assert (scores.truth, scores.predicted) == matched.shape
+    assert (scores.found, scores.right) == (matched.any(axis=1).sum(), matched.any(axis=0).sum())
+    assert scores.iou_sum == pytest.approx(sum(max(row) for row in ious if max(row) > 0.4))

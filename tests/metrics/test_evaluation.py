@@ -1,15 +1,17 @@
 """The accumulator: hand-made cases of known scores, in both forms of labels, in space and in the plane."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from monai_unet_app.metrics import boundary
 from monai_unet_app.metrics.bootstrap import Bootstrap
 from monai_unet_app.metrics.boundary import boundary_iou, normalised_surface_dice, surface_band, surface_distances
-from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.case_scores import CaseArrays, CaseCounter
 from monai_unet_app.metrics.centreline import centreline_dice
 from monai_unet_app.metrics.glossary import score_definitions
 from monai_unet_app.metrics.overlap import dice
@@ -78,16 +80,17 @@ def test_calibration_is_counted_over_the_image_and_in_the_band_around_the_predic
     missed = lopsided_case().predicted
     missed = np.where(missed == 1, 0, missed)  # so that truth and prediction have unlike surfaces
     case = lopsided_case(predicted=missed, probabilities=softmax_of(missed, 3))
-    scores = Evaluation(PLAN).add(case)
-    assert set(scores.reliability) == {"whole", "band_2mm", "likely_0.01", "box_10mm"}
+    evaluation = Evaluation(PLAN)
+    evaluation.add(case)
+    assert set(evaluation.counts) == {"whole", "band_2mm", "likely_0.01", "box_10mm"}
     within = {
         "whole": np.ones(case.truth.shape, bool),
         "band_2mm": surface_band(case.predicted > 0, SPACING, 2.0),
     }
     for name, mask in within.items():
         accuracy = (case.truth == case.predicted)[mask].mean()
-        assert scores.reliability[name].decisions == mask.sum()
-        assert expected_calibration_error(scores.reliability[name]) == pytest.approx(abs(0.9 - accuracy), abs=1e-6)
+        assert evaluation.counts[name].decisions == mask.sum()
+        assert evaluation.cases[0].errors[name]["ece"] == pytest.approx(abs(0.9 - accuracy), abs=1e-6)
 
 
 def test_the_summary_pools_calibration_and_averages_scores_over_cases():
@@ -130,12 +133,13 @@ def test_labels_and_a_stack_of_masks_give_the_same_scores():
     overlapping, case = EvaluationPlan(PLAN.class_names, exclusive=False), lopsided_case()
     case = replace(case, probabilities=case.probabilities[1:])
     stacks = {name: np.stack([getattr(case, name) == v for v in (1, 2)]) for name in ("truth", "predicted")}
-    from_labels, from_masks = Evaluation(overlapping).add(case), Evaluation(overlapping).add(replace(case, **stacks))
+    both = Evaluation(overlapping), Evaluation(overlapping)
+    from_labels, from_masks = both[0].add(case), both[1].add(replace(case, **stacks))
     assert from_labels.classes == from_masks.classes == Evaluation(PLAN).add(lopsided_case()).classes
     in_floats = lopsided_case(truth=case.truth.astype(np.float32))  # as tensors of MONAI hold them
     assert Evaluation(PLAN).add(in_floats).classes == from_labels.classes
-    for name, counts in from_labels.reliability.items():
-        assert np.array_equal(counts.count, from_masks.reliability[name].count)
+    for name, counts in both[0].counts.items():
+        assert np.array_equal(counts.count, both[1].counts[name].count)
 
 
 def test_overlapping_labels_are_scored_a_label_at_a_time():
@@ -146,11 +150,12 @@ def test_overlapping_labels_are_scored_a_label_at_a_time():
     predicted = truth.copy()
     predicted[0, 4:6] = False
     case = CaseArrays("a", "s", truth, predicted, np.where(predicted, 0.9, 0.1), (1, 1, 1), 0.001)
-    scores = Evaluation(plan).add(case)
+    evaluation = Evaluation(plan)
+    scores = evaluation.add(case)
     assert [entry.dice for entry in scores.classes] == pytest.approx([2 / 3, 1.0])
-    assert scores.reliability["whole"].decisions == truth.size
+    assert evaluation.counts["whole"].decisions == truth.size
     expected = abs((truth == predicted).mean() - 0.9)
-    assert expected_calibration_error(scores.reliability["whole"]) == pytest.approx(expected)
+    assert scores.ece("whole") == pytest.approx(expected)
 
 
 def test_planar_images_speak_in_pixels():
@@ -164,7 +169,7 @@ def test_planar_images_speak_in_pixels():
     assert scores.classes[0].truth_size == 60
     plane = truth == 1, predicted == 1
     assert scores.classes[0].boundary_iou == boundary_iou(*plane, (1, 1), width_mm=1.0) < scores.classes[0].iou
-    assert scores.reliability["band_2px"].decisions == surface_band(plane[1], (1, 1), 2.0).sum()
+    assert evaluation.counts["band_2px"].decisions == surface_band(plane[1], (1, 1), 2.0).sum()
     summary = evaluation.summary()
     assert summary["hd95_px"]["mean"] == 2.0
     assert "size_difference_px" in summary
@@ -338,7 +343,8 @@ def field_of_view():
 
 def test_whatever_lies_outside_the_valid_voxels_changes_no_figure():
     case, valid = lopsided_case(uncalibrated=softmax_of(lopsided_case().predicted, 3, sure=0.99)), field_of_view()
-    expected = Evaluation(PLAN).add(replace(case, valid=valid))
+    evaluations = Evaluation(PLAN), Evaluation(PLAN)
+    expected = evaluations[1].add(replace(case, valid=valid))
     p, before = case.probabilities.copy(), case.uncalibrated.copy()
     p[:, ~valid], before[:, ~valid] = np.nan, -3.0
     ignored = replace(
@@ -349,14 +355,14 @@ def test_whatever_lies_outside_the_valid_voxels_changes_no_figure():
         probabilities=p,
         uncalibrated=before,
     )
-    found = Evaluation(PLAN).add(ignored)
+    found = evaluations[0].add(ignored)
     assert found.classes == expected.classes
     for name in PLAN.every_population:
-        for table in ("reliability", "reliability_before"):
-            one, other = getattr(found, table)[name], getattr(expected, table)[name]
+        for table in ("counts", "counts_before"):
+            one, other = (getattr(evaluation, table)[name] for evaluation in evaluations)
             assert np.array_equal(one.fine_count, other.fine_count)
             assert np.array_equal(one.fine_correct, other.fine_correct)
-    assert found.reliability["whole"].decisions == valid.sum()
+    assert evaluations[0].counts["whole"].decisions == valid.sum()
     assert found.classes != Evaluation(PLAN).add(case).classes
 
 
@@ -390,11 +396,12 @@ def test_at_the_edge_of_the_valid_voxels_a_mask_has_its_border_as_at_the_images_
     cut = CaseArrays(
         "a", "s", truth[:9], predicted[:9], softmax_of(predicted[:9], 2), SPACING, 0.001
     )  # the image itself ends there
-    found, expected = Evaluation(plan).add(replace(case, valid=valid)), Evaluation(plan).add(cut)
+    evaluations = Evaluation(plan), Evaluation(plan)
+    found, expected = evaluations[0].add(replace(case, valid=valid)), evaluations[1].add(cut)
     assert found.classes == expected.classes
     assert found.classes[0].hd == pytest.approx(SPACING[0])
     for name in plan.every_population:
-        assert np.array_equal(found.reliability[name].fine_count, expected.reliability[name].fine_count)
+        assert np.array_equal(*(evaluation.counts[name].fine_count for evaluation in evaluations))
 
 
 def test_valid_voxels_hold_for_overlapping_labels_and_planar_pictures_too():
@@ -408,9 +415,10 @@ def test_valid_voxels_hold_for_overlapping_labels_and_planar_pictures_too():
     case = CaseArrays("a", "s", truth, predicted, p, (1.0, 1.0), 1.0, valid=valid)
     masks = {name: getattr(case, name).astype(bool)[None] for name in ("truth", "predicted")}
     for given in (case, replace(case, **masks)):
-        entry = Evaluation(plan).add(given)
+        evaluation = Evaluation(plan)
+        entry = evaluation.add(given)
         assert (entry.classes[0].dice, entry.classes[0].predicted_size) == (1.0, 60)
-        assert entry.reliability["whole"].decisions == 12 * 18
+        assert evaluation.counts["whole"].decisions == 12 * 18
 
 
 @pytest.mark.parametrize(
@@ -430,23 +438,108 @@ def test_probabilities_before_calibration_are_counted_beside():
     evaluation = Evaluation(PLAN)
     case = lopsided_case()
     evaluation.add(lopsided_case(uncalibrated=softmax_of(case.predicted, 3, sure=0.999)))
-    before, after = evaluation.pooled_before(), evaluation.pooled()
+    before, after = evaluation.counts_before, evaluation.counts
     accuracy = (case.truth == case.predicted).mean()
     assert expected_calibration_error(before["whole"]) == pytest.approx(abs(0.999 - accuracy), abs=1e-6)
     assert expected_calibration_error(after["whole"]) == pytest.approx(abs(0.9 - accuracy), abs=1e-6)
     for table in ("calibration", "calibration_before"):
         assert set(evaluation.summary()[table]) == {"whole", "band_2mm", "likely_0.01", "box_10mm"}
     evaluation.add(lopsided_case("b"))
-    assert evaluation.pooled_before() is None
+    assert evaluation.counts_before is None
+    evaluation.add(lopsided_case("c", uncalibrated=softmax_of(case.predicted, 3, sure=0.999)))
+    assert evaluation.counts_before is None
+    assert "calibration_before" not in evaluation.summary()
 
 
-def test_two_evaluations_merge_into_one():
-    cases = [lopsided_case(f"c{n}", f"s{n}", shift=n % 3) for n in range(4)]
-    whole, first, second = Evaluation(PLAN), Evaluation(PLAN), Evaluation(PLAN)
-    for n, case in enumerate(cases):
-        whole.add(case)
-        (first if n < 2 else second).add(case)
-    assert Evaluation(PLAN, [*first.cases, *second.cases]).summary() == whole.summary()
+def test_the_mean_error_of_cases_is_taken_over_their_own_counts():
+    alone = []
+    evaluation = Evaluation(PLAN)
+    for n, sure in enumerate((0.9, 0.6)):
+        case = lopsided_case(f"c{n}", f"s{n}", probabilities=softmax_of(lopsided_case().predicted, 3, sure))
+        alone.append(abs(sure - (case.truth == case.predicted).mean()))
+        evaluation.add(case)
+    block = evaluation.summary()["calibration"]["whole"]
+    assert block["per_case"]["ece"] == block["per_case"]["ace_equal_mass"] == pytest.approx(np.mean(alone), abs=1e-6)
+
+
+def test_little_is_kept_of_a_case_however_many_classes_it_has():
+    names = tuple(f"c{n}" for n in range(105))
+    labels = np.random.default_rng(0).integers(0, 106, (6, 7, 8)).astype(np.uint8)
+    p = softmax_of(labels, 106, sure=0.5)
+    evaluation = Evaluation(EvaluationPlan(names))
+    evaluation.add(CaseArrays("warm", "s", labels, labels, p, SPACING, 0.001, p))
+    tracemalloc.start()
+    evaluation.add(CaseArrays("a", "s", labels, labels, p, SPACING, 0.001, p))
+    evaluation.add(CaseArrays("b", "s", labels, labels, p, SPACING, 0.001, p))
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    # The pooled counts were made anew by both cases; they do not grow.
+    pooled = sum(
+        array.nbytes
+        for counts in (*evaluation.counts.values(), *evaluation.counts_before.values())
+        for array in (counts.fine_count, counts.fine_correct, counts.fine_confidence)
+    )
+    assert pooled > 7e6
+    assert (kept - pooled) / 2 < 0.5e6
+
+
+# --- slab by slab
+
+
+def smooth_case(exclusive=True, case_id="a", valid=None, shape=(23, 17, 14)):
+    """Random smooth probabilities of three classes and the background, calibrated and not, of truth and prediction."""
+    rng = np.random.default_rng(3)
+    raw = 6 * ndimage.gaussian_filter(rng.normal(size=(3, 4, *shape)), (0, 0, *(2 for _ in shape))) * 8
+    truth, logits, other = raw
+    if exclusive:
+        p, before = (np.exp(part) / np.exp(part).sum(axis=0) for part in (logits, other))
+        labels = truth.argmax(0), p.argmax(0)
+    else:
+        p, before = (1 / (1 + np.exp(-part[1:])) for part in (logits, other))
+        labels = truth[1:] > 0, p >= 0.5
+    p, before = p.astype(np.float32), before.astype(np.float32)
+    return CaseArrays(case_id, "s", *labels, p, SPACING[: len(shape)], 0.002, before, valid)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slabs_in_any_order_give_the_counts_of_the_whole(axis, exclusive):
+    plan = EvaluationPlan(("A", "B", "C"), exclusive=exclusive, likely_above=0.3, box_margin=1.0)
+    valid = np.random.default_rng(1).random((23, 17, 14)) > 0.2
+    case = smooth_case(exclusive, valid=valid)
+    whole = Evaluation(plan)
+    expected = whole.add(case)
+    counter = CaseCounter(replace(case, probabilities=None, uncalibrated=None), plan)
+    for start, stop in ((5, 6), (0, 5), (9, 99), (6, 9)):
+        slab = tuple(slice(start, stop) if n == axis else slice(None) for n in range(3))
+        counter.add(slab, case.probabilities[(slice(None), *slab)], case.uncalibrated[(slice(None), *slab)])
+    by_slabs = Evaluation(plan)
+    found = by_slabs.add_counted(counter)
+    assert found.classes == expected.classes
+    assert found.pixel_accuracy == expected.pixel_accuracy
+    for name in plan.every_population:
+        for table in ("counts", "counts_before"):
+            one, other = (getattr(evaluation, table)[name] for evaluation in (by_slabs, whole))
+            assert other.decisions > 0
+            assert np.array_equal(one.fine_count, other.fine_count)
+            assert np.array_equal(one.fine_correct, other.fine_correct)
+            assert one.fine_confidence == pytest.approx(other.fine_confidence, rel=1e-9, abs=0)
+            assert (one.brier_sum, one.nll_sum) == pytest.approx((other.brier_sum, other.nll_sum), rel=1e-9)
+
+
+def test_a_case_is_scored_only_when_each_voxel_was_counted():
+    case = smooth_case()
+    plan = EvaluationPlan(("A", "B", "C"))
+    counter = CaseCounter(case, plan)
+    lower, upper = (slice(0, 9), *[slice(None)] * 2), (slice(9, 23), *[slice(None)] * 2)
+    counter.add(lower, case.probabilities[:, :9], case.uncalibrated[:, :9])
+    with pytest.raises(ValueError, match=f"of {9 * 17 * 14} voxels.*{23 * 17 * 14} are needed"):
+        counter.scores()
+    counter.add(upper, case.probabilities[:, 9:])
+    with pytest.raises(ValueError, match=f"before calibration of {9 * 17 * 14};"):
+        counter.scores()
+    with pytest.raises(ValueError, match="probabilities have shape"):
+        counter.add(upper, case.probabilities[:, :9])
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_unet_app.metrics.case_scores import CaseArrays, score_case
+from monai_unet_app.metrics.case_scores import CaseArrays
 from monai_unet_app.metrics.plan import EvaluationPlan
-from monai_unet_app.metrics.populations import box_around, likely_foreground, populations
+from monai_unet_app.metrics.populations import Populations, box_around, likely_foreground
 from monai_unet_app.metrics.reliability import ReliabilityCounts, count_reliability, expected_calibration_error
+from monai_unet_app.metrics.summary import Evaluation
 
 SPACING = (0.7, 1.1, 2.5)
 SPACE = EvaluationPlan(("Head", "Tail"), box_margin=3.0)
@@ -48,15 +49,14 @@ def drawn_from(probabilities, seed, exclusive):
 def test_every_population_is_calibrated_where_labels_are_drawn_from_the_probabilities(plan, probabilities):
     predicted = probabilities.argmax(axis=0) if plan.exclusive else probabilities >= 0.5
     spacing = SPACING if plan is SPACE else (1.0, 1.0)
-    pooled = {name: ReliabilityCounts.empty(plan.channels) for name in (*plan.every_population, "by outcome")}
+    evaluation, outcomes = Evaluation(plan), ReliabilityCounts.empty(plan.channels)
     for seed in range(8):
         truth = drawn_from(probabilities, seed, plan.exclusive)
-        scores = score_case(CaseArrays("a", "s", truth, predicted, probabilities, spacing, 0.001), plan)
-        assert tuple(scores.reliability) == plan.every_population
-        for name, counts in scores.reliability.items():
-            pooled[name] += counts
+        evaluation.add(CaseArrays(f"{seed}", "s", truth, predicted, probabilities, spacing, 0.001))
         by_outcome = ((truth > 0) | (predicted > 0)).reshape(-1, *probabilities.shape[1:]).any(axis=0)
-        pooled["by outcome"] += count_reliability(truth, probabilities, exclusive=plan.exclusive, within=by_outcome)
+        outcomes += count_reliability(truth, probabilities, exclusive=plan.exclusive, within=by_outcome)
+    assert tuple(evaluation.counts) == plan.every_population
+    pooled = {**evaluation.counts, "by outcome": outcomes}
     error = {name: expected_calibration_error(counts) for name, counts in pooled.items()}
     sizes = [counts.decisions / pooled["whole"].decisions for counts in pooled.values()]
     assert len(set(sizes)) == len(sizes)
@@ -105,18 +105,20 @@ def test_before_and_after_calibration_are_counted_in_the_same_voxels():
     after, before = lopsided_softmax((30, 26, 12)), lopsided_softmax((30, 26, 12)) ** 2
     before /= before.sum(axis=0)
     truth = drawn_from(after, 0, True)
-    scores = score_case(CaseArrays("a", "s", truth, after.argmax(axis=0), after, SPACING, 0.001, before), SPACE)
-    for name, counts in scores.reliability.items():
-        assert counts.decisions == scores.reliability_before[name].decisions > 0
-    assert expected_calibration_error(scores.reliability_before["likely_0.01"]) > 0.01
+    evaluation = Evaluation(SPACE)
+    evaluation.add(CaseArrays("a", "s", truth, after.argmax(axis=0), after, SPACING, 0.001, before))
+    for name, counts in evaluation.counts.items():
+        assert counts.decisions == evaluation.counts_before[name].decisions > 0
+    assert expected_calibration_error(evaluation.counts_before["likely_0.01"]) > 0.01
 
 
 def test_no_population_reaches_beyond_the_valid_voxels():
     p = lopsided_softmax((30, 26, 12))
     valid = np.random.default_rng(0).random(p.shape[1:]) > 0.4
-    for mask in populations(SPACE, (p.argmax(axis=0) > 0) & valid, p, SPACING, valid).values():
+    slab = (slice(4, 21), slice(None), slice(None))
+    for mask in Populations.of(SPACE, (p.argmax(axis=0) > 0) & valid, SPACING, valid).within(slab, p[:, 4:21]).values():
         assert mask.any()
-        assert not (mask & ~valid).any()
+        assert not (mask & ~valid[slab]).any()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Calibration counts against hand counting, MONAI, and labels drawn from the probabilities themselves."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -254,6 +256,47 @@ def test_one_pass_equals_the_sum_of_its_parts():
     assert parts.nll_sum == pytest.approx(whole.nll_sum, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_populations_counted_in_one_pass_are_those_counted_voxel_by_voxel(monkeypatch, exclusive, dtype):
+    """Voxels of no population hold NaN; some probabilities lie exactly where bins and rungs begin, and some are equal."""
+    monkeypatch.setattr(reliability, "_VALUES", 1000)
+    rng = np.random.default_rng(2)
+    p = 10.0 ** rng.uniform(-14, 0, (4, 10, 9, 8))
+    p[:, :2] = rng.choice([0, 2.0**-26, 2.0**-24, 2.0**-8, 1 / 240, 0.0041], (4, 2, 9, 8))
+    p[:, 2] = 1e-9
+    p[1, :3] += 0.5
+    p[2, :1] += 0.5
+    p = np.minimum(p, 1) if not exclusive else p / p.sum(axis=0)
+    p = p.astype(dtype)
+    truth = rng.integers(0, 4, (10, 9, 8)) if exclusive else rng.random((4, 10, 9, 8)) > 0.7
+    most = rng.random((10, 9, 8)) > 0.1
+    within = {"most": most, "few": most & (rng.random((10, 9, 8)) > 0.8), "some": most & (p[0] > 1e-4)}
+    p[:, ~most] = np.nan
+    found = reliability.count_populations(truth, p, within, exclusive=exclusive)
+    fine = FineBins(15)
+    for name, mask in within.items():
+        q = p[:, mask].astype(np.promote_types(dtype, np.float32))
+        hits = np.stack([truth[mask] == c for c in range(4)]) if exclusive else truth[:, mask]
+        if exclusive:
+            rows = [(q.max(axis=0), q.argmax(axis=0) == truth[mask])]
+            likelihood = q[hits]
+        else:
+            rows = [(np.where(q >= 0.5, q, 1 - q).ravel(), ((q >= 0.5) == hits).ravel())]
+            likelihood = np.where(hits, q, 1 - q)
+        for n, (confidence, right) in enumerate([*rows, *zip(q, hits, strict=True)]):
+            at = fine.index(confidence)
+            assert found[name].fine_count[n].tolist() == np.bincount(at, minlength=fine.number).tolist()
+            assert found[name].fine_correct[n].tolist() == np.bincount(at[right], minlength=fine.number).tolist()
+            expected = np.bincount(at, confidence, fine.number)
+            np.testing.assert_allclose(found[name].fine_confidence[n], expected, rtol=1e-12, atol=0)
+        squares = (q.astype(np.float64) - hits) ** 2
+        nll = -np.log(np.maximum(likelihood, reliability.NLL_FLOOR).astype(np.float64))
+        assert found[name].brier_sum == pytest.approx(squares.sum(), rel=1e-12)
+        assert found[name].nll_sum == pytest.approx(nll.sum(), rel=1e-12)
+    assert found["some"].decisions < found["most"].decisions
+
+
 def test_a_case_longer_than_one_chunk_counts_the_same(monkeypatch):
     p = smooth_probabilities(9, 2, (20, 12, 10))
     truth, within = drawn_labels(p, 5), p[0] > 0.3
@@ -262,6 +305,22 @@ def test_a_case_longer_than_one_chunk_counts_the_same(monkeypatch):
     pieces = count_reliability(truth, p, exclusive=True, within=within)
     assert np.array_equal(pieces.count, whole.count)
     assert whole.decisions == within.sum()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_counting_takes_less_memory_than_the_probabilities(monkeypatch, exclusive):
+    monkeypatch.setattr(reliability, "_VALUES", 1 << 18)
+    p = np.random.default_rng(0).random((105, 8, 64, 100), dtype=np.float32)
+    truth = p > 0.5
+    if exclusive:
+        p /= p.sum(axis=0)
+        truth = p.argmax(axis=0).astype(np.uint8)
+    tracemalloc.start()
+    counts = count_reliability(truth, p, exclusive=exclusive)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counts.decisions == truth.size
+    assert peak < p.nbytes
 
 
 def test_an_empty_population_has_no_error_rather_than_none_at_all():

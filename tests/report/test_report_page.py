@@ -1,6 +1,7 @@
 """The page and its drawings: self-contained, readable in light and dark, and true to space."""
 
 import re
+import tracemalloc
 from html.parser import HTMLParser
 from importlib.resources import files
 
@@ -13,7 +14,8 @@ from monai_unet_app.metrics.bootstrap import Bootstrap
 from monai_unet_app.metrics.case_scores import CaseArrays
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.summary import Evaluation
-from monai_unet_app.report.case_pictures import INVENTED_COLOUR, MISSED_COLOUR, case_figure, error_colours
+from monai_unet_app.report import case_pictures
+from monai_unet_app.report.case_pictures import INVENTED_COLOUR, MISSED_COLOUR, case_figure, error_colours, png
 from monai_unet_app.report.charts import LIGHT
 from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target
 from monai_unet_app.report.html import render_html
@@ -226,6 +228,29 @@ def test_planes_keep_the_proportions_of_the_body_at_one_scale():
             rows * spacing[down] / (box.height * height),
         ]
     assert scales == pytest.approx([scales[0]] * 6)
+
+
+def test_class_numbers_and_a_mask_for_each_class_are_drawn_alike():
+    labels = np.zeros((30, 20, 10), np.uint8)
+    labels[5:15, 4:11, 2:6], labels[15:20, 8:12, 3:9] = 1, 2
+    moved = np.roll(labels, 1, 0)
+    pictures = []
+    for truth, predicted in ((labels, moved), [np.stack([one == 1, one == 2]) for one in (labels, moved)]):
+        shown = CasePicture("a", "best", labels.astype(float), truth, predicted, SPACING, ("R", "P", "S"))
+        pictures.append(png(case_figure(shown, PLAN.class_names, errors=True)))
+    assert pictures[0] == pictures[1]
+
+
+def test_masks_are_made_of_the_planes_alone():
+    names = tuple(f"c{n}" for n in range(100))
+    labels = np.random.default_rng(0).integers(0, 101, (48, 40, 36)).astype(np.uint8)
+    picture = CasePicture("a", "best", np.zeros(labels.shape, np.float32), labels, labels, SPACING)
+    tracemalloc.start()
+    planes = case_pictures._planes(picture, names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(planes) == 3
+    assert peak < 30 * labels.size  # masks of the volume would take 200 bytes a voxel
 
 
 def test_a_contour_runs_midway_between_the_voxels_inside_and_outside():

@@ -17,8 +17,9 @@ from monai_unet_app.confidence.assessment import StructureAssessment
 from monai_unet_app.confidence.quality import Grade
 from monai_unet_app.confidence.statement_audit import StructureOutcome, summarise_statements
 from monai_unet_app.metrics.bootstrap import Bootstrap
-from monai_unet_app.metrics.case_scores import CaseArrays, CaseScores, score_case
+from monai_unet_app.metrics.case_scores import CaseArrays, CaseScores
 from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.report.blocks import Cell, Facts, Heading, Picture, Table, Text
 from monai_unet_app.report.case_pictures import TRUTH_COLOUR
 from monai_unet_app.report.charts import accuracy_band, reliability_figure, risk_coverage_figure, tolerance_figure
@@ -112,7 +113,7 @@ def scored(name: str, subject: str, right: bool) -> CaseScores:
     predicted = np.full_like(truth, 0 if right else 1)
     plan = EvaluationPlan(("Front",))
     sure = np.where(np.arange(2).reshape(-1, 1, 1, 1) == predicted, 0.7, 0.3)
-    return score_case(CaseArrays(name, subject, truth, predicted, sure, (1, 1, 1), 0.001), plan)
+    return Evaluation(plan).add(CaseArrays(name, subject, truth, predicted, sure, (1, 1, 1), 0.001))
 
 
 def test_the_band_of_a_bin_is_drawn_by_subject_not_by_voxel():
@@ -141,7 +142,7 @@ def test_a_report_on_too_few_people_says_that_it_has_no_intervals():
 
 def test_the_band_is_drawn_around_the_curve_it_belongs_to():
     report = plain_report(how=Bootstrap(level=0.5))
-    pooled = report.evaluation.pooled()
+    pooled = {name: report.evaluation.counts[name] for name in report.plan.populations}
     bands = {name: accuracy_band(report.cases, name, report.how) for name in pooled}
     figure = reliability_figure(pooled, None, dict.fromkeys(pooled, ""), bands=bands)
     for axis, (name, counts) in zip(figure.axes[:2], pooled.items(), strict=True):

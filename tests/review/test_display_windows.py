@@ -10,7 +10,7 @@ from phantoms import write_mr_series
 
 from dicom_io.objects.display import NOT_FITTING
 from dicom_io.read import read_series
-from monai_unet_app.review.key_images import shown_window, window_presets
+from monai_unet_app.review.display_window import shown_window, window_presets
 
 ARRAY = np.rint(np.linspace(100, 1000, 40 * 30 * 6)).astype(np.int16).reshape((40, 30, 6), order="F")
 

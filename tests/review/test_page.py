@@ -25,9 +25,10 @@ from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.results import write_nifti
-from monai_unet_app.review import ReviewConfig, write_review
+from monai_unet_app.review import ReviewConfig, embedded, write_review
+from monai_unet_app.review.display_window import window_presets
 from monai_unet_app.review.embedded import slice_border
-from monai_unet_app.review.key_images import anatomical_slices, key_sections, window_presets
+from monai_unet_app.review.key_images import anatomical_slices, key_sections
 from monai_unet_app.review.patient import person
 from monai_unet_app.review.review_sections import MARK
 from monai_unet_app.review.reviewed_case import check_same_place, read_reviewed
@@ -228,6 +229,13 @@ def test_a_border_lies_in_slices_across_the_axis_that_is_asked_for() -> None:
         assert border.take(3, axis=axis).sum() == 16
 
 
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_the_borders_of_all_structures_are_those_of_each_of_them(across: int) -> None:
+    labels = np.random.default_rng(5).integers(0, 3, (4, 5, 6)).repeat(3, 0).repeat(3, 1).repeat(3, 2).astype(np.uint8)
+    wanted = sum(n * slice_border(labels == n, across) for n in (1, 2))
+    assert np.array_equal(slice_border(labels, across), wanted)
+
+
 def test_uncertainty_is_greatest_where_all_answers_are_alike(page: Page) -> None:
     steps = np.asanyarray(page.layer("uncertainty").dataobj)
     assert (steps[:, :, 4] == 250).all()
@@ -254,9 +262,13 @@ def test_windows_are_the_usual_ones_of_ct_and_percentiles_else() -> None:
 def test_a_part_of_an_image_keeps_the_slice_numbers_of_the_whole() -> None:
     affine_ras = np.array([[0, 0, 2.0, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # axes run to P, S, R
     volume = Volume.from_ras(np.zeros((10, 20, 30), np.float32), affine_ras, Provenance("nifti"))
-    first, count = anatomical_slices(volume, (slice(2, 7), slice(5, 9), slice(11, 27)))
-    assert count == [30, 10, 20]
+    first, count, step = anatomical_slices(volume, (slice(2, 7), slice(5, 9), slice(11, 27)))
+    assert (count, step) == ([30, 10, 20], [1, 1, 1])
     assert first == [3, 2, 5]  # the right-most of slices 11 to 26 is the fourth of 30 from the right
+    first, count, step = anatomical_slices(volume, (slice(2, 7), slice(5, 9), slice(11, 27, 3)))
+    assert (count, step) == ([30, 10, 20], [3, 1, 1])
+    assert first == [3, 2, 5]  # of slices 11, 14, ..., 26 it is the same
+    assert anatomical_slices(volume, (slice(2, 7), slice(5, 9), slice(11, 27, 4)))[0] == [6, 2, 5]  # 11, 15, 19, 23
 
 
 def test_key_images_show_the_largest_and_the_most_uncertain_section(delivered: Delivered) -> None:
@@ -341,7 +353,7 @@ def test_change_is_counted_from_the_earlier_result(delivered: Delivered, tmp_pat
 
 
 def test_too_large_an_image_is_cut_around_the_structures_and_then_left_out(
-    delivered: Delivered, tmp_path: Path
+    delivered: Delivered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = read_reviewed(delivered.result, delivered.volume)
     noise = np.random.default_rng(1).integers(0, 30000, (80, 80, 40)).astype(np.float32)
@@ -351,8 +363,7 @@ def test_too_large_an_image_is_cut_around_the_structures_and_then_left_out(
     masks = [grid & (segment.number == 1) for segment in case.segmentation.segments]
     segmentation = Segmentation.of_masks(large, masks, case.segmentation.segments, exclusive=True)
     case = replace(case, segmentation=segmentation, uncertainty=None)
-    from monai_unet_app.review.embedded import embed
-
+    embed = embedded.embed
     assert embed(case, 10.0).note == ""
     part = embed(case, 0.6)
     shape = nibabel.Nifti1Image.from_bytes(gzip.decompress(part.layers[0].content)).shape
@@ -366,7 +377,16 @@ def test_too_large_an_image_is_cut_around_the_structures_and_then_left_out(
     assert np.array_equal(
         np.asanyarray(placed.dataobj), noise[tuple(slice(a, a + n) for a, n in zip(first, shape, strict=True))]
     )
-    assert embed(case, 0.01).layers == ()
+    thin = embed(case, part.megabytes / 3)  # a quarter of the voxels is left where every second row and column is shown
+    placed = nibabel.Nifti1Image.from_bytes(gzip.decompress(thin.layers[0].content))
+    box = tuple(slice(a, a + n) for a, n in zip(first, shape, strict=True))
+    assert np.array_equal(np.asanyarray(placed.dataobj), noise[box][::2, ::2])
+    last = [a + 2 * (n - 1) for a, n in zip(first[:2], placed.shape[:2], strict=True)]
+    end = placed.affine @ [*(n - 1 for n in placed.shape[:2]), 0, 1]
+    assert end == pytest.approx(large.affine_ras @ [*last, first[2], 1], abs=1e-3)
+    assert "every second row and column" in thin.note
+    monkeypatch.delattr(embedded, "slice_border")  # nothing is made after a layer that is too large by itself
+    assert embed(case, 1e-3).layers == ()
 
 
 def test_without_a_viewer_the_page_is_small_and_says_why(delivered: Delivered, tmp_path: Path) -> None:
@@ -429,6 +449,18 @@ def test_masks_are_read_from_a_seg_where_there_is_nothing_else(delivered: Delive
     for structure in case.structures:
         assert np.array_equal(structure.mask_on_grid, lopsided_labels() == structure.number)
     assert case.uncertainty is None
+
+
+def test_uncertainty_comes_from_its_own_file_before_all_others(delivered: Delivered, tmp_path: Path) -> None:
+    values = (lopsided_array() / 1000).astype(np.float32)
+    write_nifti(values, delivered.volume, tmp_path / "case_uncertainty.nii.gz")
+    files = {"nifti": "case_seg.nii.gz", "probabilities": "case_prob.nii.gz", "uncertainty": "case_uncertainty.nii.gz"}
+    record = altered(delivered, tmp_path, files=files)
+    assert np.array_equal(read_reviewed(record, delivered.volume).uncertainty, values)
+    moved = replace(delivered.volume, affine_lps=delivered.volume.affine_lps @ np.diag([1, 1, 2, 1]))
+    write_nifti(values, moved, tmp_path / "case_uncertainty.nii.gz")
+    with pytest.raises(InputRefusedError, match=r"case_uncertainty\.nii\.gz"):
+        read_reviewed(record, delivered.volume)
 
 
 def test_uncertainty_comes_from_a_parametric_map_where_there_are_no_probabilities(

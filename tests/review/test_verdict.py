@@ -26,7 +26,9 @@ from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.metrics import boundary
 from monai_unet_app.results import write_nifti
+from monai_unet_app.review import correction
 from monai_unet_app.review.correction import (
     Correction,
     added_path_length,
@@ -34,6 +36,7 @@ from monai_unet_app.review.correction import (
     read_correction,
     store_training_case,
 )
+from monai_unet_app.review.key_images import slice_axis
 from monai_unet_app.review.reviewed_case import ReviewedCase, read_reviewed
 from monai_unet_app.review.verdict import Reviewer, ReviewVerdict, VerdictContext, apply_verdict, read_verdict
 
@@ -315,6 +318,22 @@ def test_a_structure_that_was_deleted_has_no_surface_distance(case: ReviewedCase
         assert change["size_difference"] < 0
 
 
+def test_a_change_is_the_same_in_the_whole_image(case: ReviewedCase) -> None:
+    rng, spacing = np.random.default_rng(3), (1.0, 2.0, 3.0)
+    volume = replace(case.image, array=np.zeros((9, 8, 7), np.float32), affine_lps=np.diag([*spacing, 1.0]))
+    before, after = (rng.integers(0, 3, volume.shape).astype(np.uint8) for _ in range(2))
+    before[:4], after[3:], after[:, :2] = 0, 0, 0  # they end at different sides of the image
+    names, across = segments(*"ab"), slice_axis(volume)
+    original = replace(case, segmentation=Segmentation(volume, before, names))
+    corrected = Correction(Segmentation(volume, after, names), "image grid", ".nii.gz")
+    for change in correction_document(corrected, original)["structures"]:
+        masks = [labels == change["number"] for labels in (after, before)]
+        distances = boundary.surface_distances(*masks, spacing)
+        assert change["mean_surface_distance"] == round(boundary.average_surface_distance(distances), 4) > 0
+        assert change["surface_dice"] == round(boundary.normalised_surface_dice(distances, tolerance_mm=1.0), 5)
+        assert change["added_path_length"] == round(added_path_length(*masks, spacing, across), 3) > 0
+
+
 # --- where a correction comes from ---
 
 
@@ -338,6 +357,27 @@ def test_a_segmentation_that_was_numbered_anew_is_paired_by_tracking_uid(
     assert found.paired_by == "tracking UID"
     for number, mask in enumerate((one.mask_on_grid for one in found.segmentation.structures), start=1):
         assert np.array_equal(mask, corrected_labels() == number)
+
+
+def test_segments_that_exclude_each_other_are_read_as_one_label_map(
+    delivered: Delivered, case: ReviewedCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_seg(delivered.volume.with_array(corrected_labels()), delivered.volume, tmp_path / "new.dcm", RESULT)
+    monkeypatch.delattr(correction, "read_segments")  # a whole grid for each of 105 structures is 8 GB
+    found = read_correction(path, case).segmentation
+    assert np.array_equal(found.labels, corrected_labels())
+    assert found.labels.dtype == np.uint8
+
+
+def test_segments_that_overlap_are_read_as_they_are(delivered: Delivered, case: ReviewedCase, tmp_path: Path) -> None:
+    channels = np.stack([corrected_labels() == 1, corrected_labels() == 2], axis=-1).astype(np.uint8)
+    channels[4, 1:4, 1:3, 1] = 1
+    path = write_seg(delivered.volume.with_array(channels), delivered.volume, tmp_path / "new.dcm", RESULT)
+    found = read_correction(path, case)
+    for structure, mask in zip(found.segmentation.structures, np.moveaxis(channels, -1, 0), strict=True):
+        assert np.array_equal(structure.mask_on_grid, mask)
+    with pytest.raises(InputRefusedError, match="structure 2 of the correction overlaps another"):
+        store_training_case(found, case, correction_document(found, case), tmp_path / "cases")
 
 
 def test_a_segmentation_with_tracking_uids_of_its_own_is_paired_by_the_grid(

@@ -18,7 +18,7 @@ from ports import free_port
 
 from dicom_io.net.destination import parse_destination
 from dicom_io.net.exchange import send
-from monai_unet_app.service.child_processes import resident_bytes
+from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.service.tokens import new_token
 
 PROMISED_MB = 150

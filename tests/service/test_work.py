@@ -97,6 +97,9 @@ def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
     for path in folder.rglob("*.dcm"):
         kinds[path.relative_to(folder).parts[0]].add(path.stem.rpartition("_")[2])
     assert kinds == {"binary": {"seg", "sr"}, "labelmap-all-frames": {"seg", "sr"}}
+    # For the review page the uncertainty is enough: the probabilities of all classes grow with their number
+    assert len(list(folder.rglob("*_uncertainty.nii.gz"))) == 2
+    assert not list(folder.rglob("*_prob.nii.gz"))
     (labelmap,) = folder.glob("labelmap-all-frames/*_seg.dcm")
     assert dcmread(labelmap).SegmentationType == "LABELMAP"
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["1-1"]

@@ -1,8 +1,23 @@
 """Engines: each runs one batch of windows through the network. A new engine is a module here with the same call."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a network to a batch of windows.
+
+    Attributes:
+        logits: Shape (B, C_out, *window), float32, on the engine's device, or on the CPU.
+        layer: Shape (B, 2 C), float32, on the CPU: mean, then deviation over the window of each channel of the bundle's
+            `feature_layer`; None where the bundle names no layer.
+    """
+
+    logits: torch.Tensor
+    layer: torch.Tensor | None = None
 
 
 class Engine(Protocol):
@@ -10,13 +25,6 @@ class Engine(Protocol):
 
     device: torch.device
 
-    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch.
-
-        Args:
-            windows: Shape (B, C_in, *window), float32, on `device`.
-
-        Returns:
-            Shape (B, C_out, *window), float32, on `device`.
-        """
+    def __call__(self, windows: torch.Tensor) -> Answer:
+        """The answer to windows of shape (B, C_in, *window), float32, on `device`."""
         ...

@@ -1,6 +1,28 @@
 """The plain engine: the network as torch runs it, in float32."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+from torch.utils.hooks import RemovableHandle
+
+from monai_unet_app.errors import InputRefusedError
+
+from . import Answer
+
+_LARGE_BYTES = 1 << 27  # of a layer's output
+
+
+class MeanOfNetworks(torch.nn.ModuleList):
+    """An ensemble: its answer is the mean of those of its networks, which `model.pt` holds one after the other."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C_out, *window) of windows (B, C_in, *window)."""
+        networks = iter(self)
+        mean: torch.Tensor = next(networks)(windows)
+        for network in networks:  # one answer at a time beside the sum
+            mean = mean + network(windows)
+        return mean / len(self)
 
 
 class TorchEngine:
@@ -11,15 +33,92 @@ class TorchEngine:
         device: CUDA, MPS or CPU.
         slice_axis: Spatial axis along which a 2D network takes one slice at a time; None for a network with as many spatial
             axes as the image.
+        feature_layer: Name of the submodule whose output, shape (B, C, *spatial), is summed up in each answer; None for none.
+        may_leave: A window for which `device` has no memory runs on the CPU.
     """
 
-    def __init__(self, network: torch.nn.Module, device: torch.device, slice_axis: int | None = None) -> None:
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        device: torch.device,
+        slice_axis: int | None = None,
+        feature_layer: str | None = None,
+        *,
+        may_leave: bool = False,
+    ) -> None:
         self.network = network.eval()
-        self.device = device
+        self.device, self.may_leave = device, may_leave
         self.slice_axis = slice_axis
+        self.heads = [
+            part
+            for part in network.modules()
+            if isinstance(part, torch.nn.Conv2d | torch.nn.Conv3d) and max(part.kernel_size) == max(part.stride) == 1
+        ]
+        self.layer = None if feature_layer is None else network.get_submodule(feature_layer)
 
-    @torch.inference_mode()
-    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+    def __call__(self, windows: torch.Tensor) -> Answer:
+        """The answer; where the device has no memory for it, window by window, or from the CPU.
+
+        Raises:
+            InputRefusedError: The device has no memory for one window, and the CPU may not take its place.
+        """
+        try:
+            return self._answer(windows)
+        except torch.OutOfMemoryError:
+            if len(windows) > 1:
+                answers = [self(window) for window in torch.split(windows, 1)]
+                layers = [answer.layer for answer in answers if answer.layer is not None]
+                return Answer(torch.cat([answer.logits for answer in answers]), torch.cat(layers) if layers else None)
+            if not self.may_leave:
+                raise InputRefusedError(
+                    f"{self.device} has no memory for one window of {' x '.join(map(str, windows.shape[2:]))}; free memory "
+                    "there, take --device cpu, or a bundle with a smaller window"
+                ) from None
+        try:
+            self.network.cpu()
+            return self._answer(windows.cpu())
+        finally:
+            self.network.to(self.device)
+
+    # Not inference_mode: its tensors could not be changed in place afterwards, and their sums are
+    @torch.no_grad()
+    def _answer(self, windows: torch.Tensor) -> Answer:
         axis = None if self.slice_axis is None else self.slice_axis + 2  # behind batch and channel
-        logits: torch.Tensor = self.network(windows if axis is None else windows.squeeze(axis))
-        return logits if axis is None else logits.unsqueeze(axis)
+        if axis is not None:
+            windows = windows.squeeze(axis)
+        logits, layer = self._run(windows)
+        return Answer(logits if axis is None else logits.unsqueeze(axis), layer)
+
+    def _run(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        seen: list[torch.Tensor] = []
+
+        def see(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            flat = output.float().flatten(2)
+            seen.append(torch.cat([flat.mean(2), flat.std(2)], 1).cpu())
+
+        # Only for this call, so that the network is the same as before for whoever else runs it
+        hooks = [] if self.layer is None else [self.layer.register_forward_hook(see)]
+        hooks += [hook for head in self.heads for hook in _in_plain_layout(head)]
+        try:
+            logits: torch.Tensor = self.network(windows)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, seen[-1] if seen else None
+
+
+def _in_plain_layout(head: Any) -> Iterator[RemovableHandle]:
+    """Hooks by which oneDNN leaves out a layer whose output is large: it would hold that output in two layouts at once."""
+    switch: Any = torch.backends.mkldnn.set_flags
+    enabled = torch.backends.mkldnn.enabled
+
+    def before(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        values = inputs[0].numel() // head.in_channels * head.out_channels
+        if 4 * values >= _LARGE_BYTES and inputs[0].device.type == "cpu":
+            switch(False)
+
+    def after(*_: object) -> None:
+        switch(enabled)
+
+    yield head.register_forward_pre_hook(before)
+    yield head.register_forward_hook(after, always_call=True)

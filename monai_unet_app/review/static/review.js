@@ -323,7 +323,8 @@
   function numbers(voxel, image) {
     const [x, y, z] = voxel;
     const own = [image.dimsRAS[1] - 1 - x, image.dimsRAS[2] - 1 - y, z];
-    const told = (axis) => `${own[axis] + review.slices.first[axis] + 1} of ${review.slices.count[axis]}`;
+    const slices = review.slices;
+    const told = (axis) => `${slices.first[axis] + slices.step[axis] * own[axis] + 1} of ${slices.count[axis]}`;
     return `axial ${told(2)}, coronal ${told(1)}, sagittal ${told(0)}`;
   }
 

@@ -1,0 +1,203 @@
+"""What of a case a calibration is fitted on: all of it, or boxes of a large image.
+
+The logits of a large image do not fit into the memory of a fit, which passes over all cases many times. Boxes are drawn from
+them while they come: more where labels meet, since probabilities are hard to calibrate there, fewer elsewhere. Each box counts
+for those of its kind that were not drawn, so that the likelihood of a sample is that of the image but for chance.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_unet_app.inference.outputs import Outputs
+from monai_unet_app.inference.pieces import RowStore, widened
+from monai_unet_app.inference.spool import Rows
+from monai_unet_app.inference.way_back import Box
+
+SAMPLE_BYTES = 1 << 25
+"""Of the logits of a case. A case with fewer is taken whole; of a larger one so many are drawn."""
+
+BOX_VOXELS = 512
+"""Of a box: 8 voxels along each axis of a volume, 23 pixels of a picture."""
+
+SEED = 0
+_AT_BOUNDARIES = 0.75  # of the sample, if there are so many boxes in which labels meet
+
+Halo = Callable[[int, int], Sequence[float]]
+"""From the number of channels and of spatial axes: how many voxels away along each axis a calibration looks."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Logits and truth of a box of a case, or of the whole case.
+
+    Attributes:
+        logits: Shape (C, *wide): of the box, and of the voxels around it that its calibration looks at.
+        truth: Shape (1, *box) of class numbers, or (C, *box) of 0 and 1.
+        inside: The place of the box in `logits`.
+        times: How many voxels of the image a voxel of the box stands for; 1 for a whole case.
+        share: Of the box in a mean over the voxels of the image, 0 to 1; those of all parts of a case sum to 1.
+    """
+
+    logits: torch.Tensor
+    truth: torch.Tensor
+    inside: Box
+    times: float = 1.0
+    share: float = 1.0
+
+    def stored(self) -> tuple[Any, ...]:
+        """As `torch.save` writes it; `Part.of` reads it."""
+        # Plain tensors with storages of their own: torch.save writes the whole storage of a view, and metadata of a
+        # MetaTensor.
+        tensors = [part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (self.logits, self.truth)]
+        return (*tensors, [(side.start, side.stop) for side in self.inside], self.times, self.share)
+
+    @classmethod
+    def of(cls, stored: tuple[Any, ...]) -> "Part":
+        """From `stored`."""
+        logits, truth, inside, times, share = stored
+        return cls(logits, truth, tuple(slice(*side) for side in inside), times, share)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How many boxes were drawn from large images, and of how many.
+
+    Attributes:
+        cases: Number of cases of which boxes were drawn; other cases were taken whole.
+        at_boundaries: (boxes drawn, boxes that there are) in which, or beside which, predicted labels meet.
+        elsewhere: The same of all other boxes.
+    """
+
+    cases: int
+    at_boundaries: tuple[int, int]
+    elsewhere: tuple[int, int]
+
+    def __add__(self, other: "Drawn") -> "Drawn":
+        ours, theirs = (self.at_boundaries, self.elsewhere), (other.at_boundaries, other.elsewhere)
+        first, second = ((a[0] + b[0], a[1] + b[1]) for a, b in zip(ours, theirs, strict=True))
+        return Drawn(self.cases + other.cases, first, second)
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in `models/calibration.json`."""
+        return {
+            "cases": self.cases,
+            "voxels_of_a_box": BOX_VOXELS,
+            "seed": SEED,
+            "at_boundaries": {"boxes": self.at_boundaries[0], "of": self.at_boundaries[1]},
+            "elsewhere": {"boxes": self.elsewhere[0], "of": self.elsewhere[1]},
+        }
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        return (
+            f"{self.cases} large case(s) by a sample of boxes of about {BOX_VOXELS} voxels: {self.at_boundaries[0]} of "
+            f"{self.at_boundaries[1]} where labels meet, {self.elsewhere[0]} of {self.elsewhere[1]} elsewhere (seed {SEED})"
+        )
+
+
+def parts_of(
+    rows: Iterable[Rows], label: torch.Tensor, outputs: Outputs, halo: Halo
+) -> tuple[list[Part], Drawn | None]:
+    """What of a case is fitted on.
+
+    Args:
+        rows: Its logits, from `predict_rows`.
+        label: Shape (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1.
+        outputs: What the logits mean.
+        halo: How far the calibrations look that will be fitted; asked for a large case only.
+
+    Returns:
+        The parts, and what was drawn; None for a whole case. A calibration that looks without limit needs the whole case.
+    """
+    shape = tuple(label.shape[1:])
+    store = RowStore(rows, shape)
+    if 4 * store.channels * label[0].numel() > SAMPLE_BYTES:
+        margin = halo(store.channels, len(shape))
+        if np.isfinite(margin).all():
+            return _drawn(store, label, outputs, margin)
+    everything = tuple(slice(0, n) for n in shape)
+    return [Part(store.box(everything), outputs.truth(label, store.channels), everything)], None
+
+
+def _drawn(store: RowStore, label: torch.Tensor, outputs: Outputs, margin: Sequence[float]) -> tuple[list[Part], Drawn]:
+    shape = tuple(label.shape[1:])
+    edge = round(BOX_VOXELS ** (1 / len(shape)))
+    bytes_of_box = 4 * store.channels * np.prod([min(n, edge + 2 * m) for n, m in zip(shape, margin, strict=True)])
+    room, generator = max(2, int(SAMPLE_BYTES / bytes_of_box)), np.random.default_rng(SEED)
+    most = max(1, int(room * _AT_BOUNDARIES))
+    at_boundaries, elsewhere = _Kind(most, generator), _Kind(room - most, generator)
+    for box, inside, logits in wide_boxes(store, shape, edge, margin):
+        part = Part(logits, outputs.truth(label[(slice(None), *box)], store.channels), inside)
+        (at_boundaries if _labels_meet(outputs.labels(logits), outputs) else elsewhere).offer(part)
+    parts = [*at_boundaries.parts(label[0].numel()), *elsewhere.parts(label[0].numel())]
+    return parts, Drawn(1, at_boundaries.counts, elsewhere.counts)
+
+
+def wide_boxes(
+    store: RowStore, shape: Sequence[int], edge: int, margin: Sequence[float]
+) -> Iterator[tuple[Box, Box, torch.Tensor]]:
+    """Boxes that fill a working grid, one after the other, each with a margin.
+
+    Args:
+        store: The logits.
+        shape: Of the grid.
+        edge: Of a box, in voxels; the last ones are narrower.
+        margin: In voxels along each axis, finite.
+
+    Yields:
+        The box, its place in the wider one, and the logits of the wider one, (C, *wide), a copy.
+    """
+    sides = [[slice(start, min(start + edge, n)) for start in range(0, n, edge)] for n in shape]
+    for box in product(*sides):
+        wide = widened(box, margin, shape)
+        store.forget(int(box[0].start - 2 * margin[0]))  # a wider box never reaches back further than this
+        inside = tuple(slice(own.start - w.start, own.stop - w.start) for own, w in zip(box, wide, strict=True))
+        yield box, inside, store.box(wide)
+
+
+def _labels_meet(labels: torch.Tensor, outputs: Outputs) -> bool:
+    """Whether labels (*box), or (C, *box) of overlapping ones, are not the same everywhere."""
+    each = labels.flatten(1) if outputs.name == "overlapping" else labels.flatten()[None]
+    return bool((each != each[:, :1]).any())
+
+
+class _Kind:
+    """Boxes of one kind: a sample of those that come, each as likely as any other (reservoir sampling).
+
+    Args:
+        most: Of boxes that are kept.
+        generator: Draws them.
+
+    Source: Vitter, Random Sampling with a Reservoir, ACM TOMS 1985, algorithm R.
+    """
+
+    def __init__(self, most: int, generator: np.random.Generator) -> None:
+        self._most, self._generator = most, generator
+        self._kept: list[Part] = []
+        self._boxes = self._voxels = 0
+
+    def offer(self, part: Part) -> None:
+        """The next box."""
+        self._boxes += 1
+        self._voxels += part.truth[0].numel()
+        if len(self._kept) < self._most:
+            self._kept.append(part)
+        elif (place := int(self._generator.integers(self._boxes))) < self._most:
+            self._kept[place] = part
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(boxes drawn, boxes that came)."""
+        return len(self._kept), self._boxes
+
+    def parts(self, voxels: int) -> Iterator[Part]:
+        """The boxes drawn, which stand for all of this kind in an image of so many voxels."""
+        times = self._voxels / max(1, sum(part.truth[0].numel() for part in self._kept))
+        for part in self._kept:
+            yield replace(part, times=times, share=times * part.truth[0].numel() / voxels)

@@ -1,0 +1,142 @@
+"""The result of an image, gathered from pieces: labels, and what is kept of the probabilities."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.segmentation import Box, Evidence, Segmentation
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import Bundle
+
+if TYPE_CHECKING:
+    import torch
+
+    from monai_unet_app.inference.pieces import Piece
+
+Keep = Literal["evidence", "cautious", "probabilities", "logits"]
+
+
+def label_dtype(bundle: Bundle) -> type[np.unsignedinteger[Any]]:
+    """The smallest type of whole numbers that holds a bundle's label values."""
+    return np.uint8 if len(bundle.segments) < 256 else np.uint16
+
+
+class Gathered:
+    """The result of an image, gathered from pieces. Raises InputRefusedError where the disk is too full for what is kept.
+
+    Args:
+        image: The image.
+        bundle: The bundle that decides.
+        keep: As in `pipeline.segment_case`.
+        cuts: For "cautious": the threshold of each structure's probability from which on a voxel is in its mask.
+    """
+
+    def __init__(self, image: Volume, bundle: Bundle, keep: Keep = "evidence", cuts: Sequence[float] = ()) -> None:
+        from monai_unet_app.inference.stored_channels import channels_of
+
+        self.image, self.bundle, self.keep, self.cuts = image, bundle, keep, cuts
+        shape, segments = image.shape, len(bundle.segments)
+        self.labels: NDArray[Any] = np.empty(shape if bundle.exclusive else (segments, *shape), label_dtype(bundle))
+        # Post-processing of the whole label map may give a voxel to another structure. Of overlapping labels all
+        # probabilities are the certainty.
+        kept = keep == "probabilities" or bool(bundle.result.tidy) or not bundle.exclusive
+        self.probabilities = channels_of((len(bundle.labels), *shape), np.float32) if kept else None
+        self.cautious = channels_of((segments, *shape), np.bool_) if keep == "cautious" else None
+        self.certainty = np.empty(shape, np.float32) if bundle.exclusive else None
+        self.uncertainty = np.empty(shape, np.float32)
+        self.expected, self.doubt = np.zeros((2, segments))
+
+    @classmethod
+    def of(
+        cls,
+        image: Volume,
+        bundle: Bundle,
+        pieces: "Iterable[Piece]",
+        keep: Keep = "evidence",
+        cuts: Sequence[float] = (),
+    ) -> "Gathered":
+        """The result in these pieces, which fill the image."""
+        gathered = cls(image, bundle, keep, cuts)
+        for piece in pieces:
+            gathered.add(piece)
+            del piece  # the next windows run before the next piece
+        return gathered
+
+    def add(self, piece: "Piece") -> None:
+        """Adds a piece; together they fill the image."""
+        probabilities, decision = (on_volume(part, self.image) for part in (piece.probabilities, piece.decision))
+        labels = _labels(decision, self.bundle)
+        evidence = Evidence.of(probabilities, labels)
+        box = (..., *on_grid(piece.box, self.image))
+        self.labels[box], self.uncertainty[box] = labels, evidence.uncertainty
+        if self.certainty is not None:
+            self.certainty[box] = np.asarray(evidence.certainty)
+        self.expected += evidence.expected
+        self.doubt += evidence.doubt
+        if self.probabilities is not None:
+            self.probabilities[box] = probabilities
+        if self.cautious is not None:
+            of_segments = probabilities[1:] if self.bundle.exclusive else probabilities
+            self.cautious[box] = np.stack([p >= cut for p, cut in zip(of_segments, self.cuts, strict=True)])
+
+    def segmentation(self, tidy: Sequence[Any] = ()) -> Segmentation:
+        """The segmentation, after these transforms of the whole label map."""
+        labels = self._tidied(tidy) if tidy else self.labels
+        certainty = self.probabilities if self.certainty is None else self.certainty
+        assert certainty is not None
+        evidence = Evidence(certainty, self.uncertainty, self.expected, self.doubt)
+        bundle, kept = self.bundle, self.probabilities if self.keep == "probabilities" else None
+        return Segmentation(self.image, labels, bundle.segments, kept, bundle.wholes, evidence)
+
+    def _tidied(self, tidy: Sequence[Any]) -> NDArray[Any]:
+        import torch
+        from monai.transforms import Compose
+
+        flat = self.image.without_flat_axis(self.labels)
+        channels = flat[None] if self.bundle.exclusive else flat
+        output = Compose(list(tidy))({"pred": torch.from_numpy(channels.astype(np.float32))})["pred"]
+        tidied = np.rint(on_volume(output, self.image)).astype(self.labels.dtype)
+        if self.certainty is None:
+            return tidied
+        assert self.probabilities is not None
+        labels: NDArray[Any] = tidied[0]
+        moved = labels != self.labels
+        for number in np.flatnonzero(np.bincount(labels[moved])):
+            here = moved & (labels == number)
+            self.certainty[here] = self.probabilities[int(number)][here]
+        return labels
+
+
+def _labels(decision: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
+    """ "pred" of a bundle, shape (1, ...) or (S, ...), as labels: (...) of numbers, or (S, ...) of 0 and 1."""
+    return np.rint(decision[0] if bundle.exclusive else decision).astype(label_dtype(bundle))
+
+
+def decided(
+    image: Volume, probabilities: NDArray[np.float32], decision: NDArray[np.float32], bundle: Bundle
+) -> Segmentation:
+    """The segmentation from the output of a bundle's whole `result`.
+
+    Args:
+        image: The image.
+        probabilities: Shape (C, I, J, K), the channels of the bundle's `labels`.
+        decision: "pred" of the bundle: shape (1, I, J, K) with label values, or of overlapping labels (S, I, J, K), 0 or 1.
+        bundle: The bundle that decided.
+    """
+    return Segmentation(image, _labels(decision, bundle), bundle.segments, probabilities, bundle.wholes)
+
+
+def on_grid(box: tuple[slice, ...], volume: Volume) -> Box:
+    """A box of a tensor's spatial axes as a box of the volume; a picture gets its third axis back."""
+    i, j, k = (*box, slice(0, 1)) if volume.planar else box
+    return i, j, k
+
+
+def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:
+    """The values of a tensor (C, *spatial) as (C, I, J, K); a picture gets its third axis back."""
+    import torch
+
+    array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32)
+    return array[..., None] if volume.planar else array
