@@ -45,7 +45,7 @@ FEW = 3
 FILTERS, LEVELS = (16, 32, 64, 128), (32, 64, 128, 256, 320)
 SIDES = ("ours", "MONAI", "MONAI buffered", "MONAI labels first", "nnU-Net", "nnU-Net labels only")
 CURVE_SHARES = (0.215, 0.3162, 0.464, 0.681, 1.0)  # of each axis: two decades of voxels
-MOST_GB = {"full": 4.0, "few": 3.5}
+MOST_GB = {"full": 4.0, "few": 2.0}
 MOST_GROWTH_GB, MOST_SLICE_GROWTH, MOST_SLOWER, MOST_DP = 0.5, 1.15, 1.05, 1e-6
 MOST_OVERHEAD = {FEW: 0.05, 105: 0.25}
 

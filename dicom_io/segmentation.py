@@ -22,7 +22,7 @@ EMPTY_BOX: Box = (slice(0, 0), slice(0, 0), slice(0, 0))
 
 
 class Channels(Protocol):
-    """Values of several channels, (C, I, J, K): an array, or a file from which one channel at a time is read."""
+    """Values of several channels, (C, I, J, K), or of one, (I, J, K): an array, or a file that is read where asked for."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -36,15 +36,15 @@ class Evidence:
     """What a result keeps of its probabilities: maps and sums that do not grow with the number of classes.
 
     Attributes:
-        certainty: float32, 0 to 1. Exclusive segments: shape (I, J, K), the probability of the class that was decided on.
-            Overlapping ones: (S, I, J, K), the probability of each segment, perhaps in a file.
-        uncertainty: Shape (I, J, K), float32, 0 sure to 1 undecided, see `normalised_entropy`.
+        certainty: float32, 0 to 1, perhaps in a file. Exclusive segments: shape (I, J, K), the probability of the class that
+            was decided on. Overlapping ones: (S, I, J, K), the probability of each segment.
+        uncertainty: Shape (I, J, K), float32, 0 sure to 1 undecided, see `normalised_entropy`; perhaps in a file.
         expected: Shape (S,), float64: sum of each segment's probability over all voxels.
         doubt: Shape (S,), float64: sum of p (1 - p).
     """
 
     certainty: Channels
-    uncertainty: NDArray[np.float32]
+    uncertainty: Channels
     expected: NDArray[np.float64]
     doubt: NDArray[np.float64]
 
@@ -291,7 +291,7 @@ class Segmentation:
         """Shape (I, J, K), 0 sure to 1 undecided, see `normalised_entropy`. Raises ValueError for labels only."""
         if self.known is None:
             raise ValueError("the result holds labels only; probabilities are needed; read the file of probabilities")
-        return self.known.uncertainty
+        return np.asarray(self.known.uncertainty)
 
     @property
     def disjoint_groups(self) -> tuple[tuple[Structure, ...], ...]:

@@ -34,7 +34,7 @@ class Gathered:
     """
 
     def __init__(self, image: Volume, bundle: Bundle, keep: Keep = "evidence", cuts: Sequence[float] = ()) -> None:
-        from monai_unet_app.inference.stored_channels import channels_of
+        from monai_unet_app.inference.stored_channels import channels_of, map_of
 
         self.image, self.bundle, self.keep, self.cuts = image, bundle, keep, cuts
         shape, segments = image.shape, len(bundle.segments)
@@ -44,8 +44,8 @@ class Gathered:
         kept = keep == "probabilities" or bool(bundle.result.tidy) or not bundle.exclusive
         self.probabilities = channels_of((len(bundle.labels), *shape), np.float32) if kept else None
         self.cautious = channels_of((segments, *shape), np.bool_) if keep == "cautious" else None
-        self.certainty = np.empty(shape, np.float32) if bundle.exclusive else None
-        self.uncertainty = np.empty(shape, np.float32)
+        self.certainty = map_of(shape, np.float32) if bundle.exclusive else None
+        self.uncertainty = map_of(shape, np.float32)
         self.expected, self.doubt = np.zeros((2, segments))
 
     @classmethod
@@ -70,7 +70,7 @@ class Gathered:
         labels = _labels(decision, self.bundle)
         evidence = Evidence.of(probabilities, labels)
         box = (..., *on_grid(piece.box, self.image))
-        self.labels[box], self.uncertainty[box] = labels, evidence.uncertainty
+        self.labels[box], self.uncertainty[box] = labels, np.asarray(evidence.uncertainty)
         if self.certainty is not None:
             self.certainty[box] = np.asarray(evidence.certainty)
         self.expected += evidence.expected
@@ -138,5 +138,5 @@ def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:
     """The values of a tensor (C, *spatial) as (C, I, J, K); a picture gets its third axis back."""
     import torch
 
-    array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32)
+    array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32, copy=False)
     return array[..., None] if volume.planar else array

@@ -78,10 +78,6 @@ def _surroundings(segmentation: Segmentation, group: Sequence[Structure]) -> tup
 def _describe(structure: Structure, band_confidence: float, entropy: float) -> Features:
     # The mask in its box: voxels beyond it are background, as beyond the image
     mask, voxels = structure.grid.without_flat_axis(structure.mask), structure.voxels
-    numbers, count = components(mask)
-    # Plane by plane, since bincount copies what it counts into 8 bytes a voxel. Component 0 is the background.
-    sizes = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in numbers)
-    largest = int(np.asarray(sizes)[1:].max())
     confidence = structure.confidence
     assert confidence is not None  # it has voxels
     return Features(
@@ -93,9 +89,17 @@ def _describe(structure: Structure, band_confidence: float, entropy: float) -> F
         # The surface grows with the power 2/3 of the volume (in 2D, 1/2 of the area): the quotient does not depend on
         # the size.
         roughness=float(np.count_nonzero(border(mask)) / voxels ** (1 - 1 / mask.ndim)),
-        largest_part=largest / voxels,
+        largest_part=_largest_part(mask) / voxels,
         border=float(on_border(structure).sum()),
     )
+
+
+def _largest_part(mask: NDArray[np.bool_]) -> int:
+    """Voxels of the largest component of a mask that is not empty."""
+    numbers, count = components(mask)
+    # Plane by plane, since bincount copies what it counts into 8 bytes a voxel. Component 0 is the background.
+    sizes = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in numbers)
+    return int(np.asarray(sizes)[1:].max())
 
 
 def on_border(structure: Structure) -> NDArray[np.float64]:

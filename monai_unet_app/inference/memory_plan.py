@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference.blend import rows_together, sum_bytes
 from monai_unet_app.inference.pieces import PIECE_BYTES, piece_sides
+from monai_unet_app.inference.spool import IN_MEMORY_BYTES
 from monai_unet_app.inference.windows import WindowPlan, WindowSettings, plan_windows
 
 SMALL_BYTES = 1 << 28
@@ -24,8 +25,8 @@ AMPLE_BYTES = 8 * SMALL_BYTES
 
 _PIECE_COPIES = 6  # of the probabilities of a piece, while it is made and gathered
 _MONAI_COPIES = 3.6  # of all probabilities on the source grid, where MONAI undoes the preprocessing of the whole image
-_WRITER_BYTES = 10  # a voxel of the source, beside image and result, for SEG, SR and the review page
-_EVIDENCE_BYTES = 8  # a voxel of the source: top probability and entropy
+_WRITER_BYTES = 9  # a voxel of the source, beside image and result, for statements, SEG and SR
+_EVIDENCE_BYTES = 8  # a voxel of the source: top probability and entropy, on disk where they are large
 _ROOM_BYTES = 1 << 27  # for everything that is not counted
 
 
@@ -107,9 +108,9 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
     voxels = math.prod(work.source)
     image, prepared = 4.0 * work.image_channels * voxels, 4.0 * work.image_channels * math.prod(plan.padded_shape)
     label = 1 if work.channels <= 256 else 2
-    result = voxels * (label + _EVIDENCE_BYTES if work.exclusive else 5 * work.channels + 4)
-    # The copy in float64 that is resampled is the largest of preprocessing
-    before = 2 * image + (2 * image + prepared if work.source != work.working else 0)
+    evidence = _EVIDENCE_BYTES * voxels if _EVIDENCE_BYTES * voxels <= IN_MEMORY_BYTES else 0
+    result = voxels * label + evidence if work.exclusive else voxels * 5 * work.channels + evidence
+    before = 2 * image + (prepared if work.source != work.working else 0)  # read and turned; resampled slab by slab
     rows, pieces = _rows_and_pieces(work, plan)
     # Windows run and pieces are made in turns
     during = image + prepared + result + rows + max(process.batch, pieces)

@@ -5,11 +5,11 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from monai_unet_app.errors import InputRefusedError
 
@@ -74,6 +74,12 @@ class Spool:
         with suppress(AttributeError, OSError):
             os.posix_fadvise(self._descriptor(), place, len(data), os.POSIX_FADV_DONTNEED)
         return torch.from_numpy(array)
+
+    def mapped(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """The first values of the file, an array of this shape; what is looked at is in memory until the array goes."""
+        self._descriptor()
+        assert self._file is not None
+        return np.memmap(self._file, dtype, "r+", shape=shape)
 
     def _descriptor(self) -> int:
         if self._file is None:  # not before it is needed

@@ -1,4 +1,4 @@
-"""Probabilities of many classes, on disk: written box by box, read class by class."""
+"""What a large result keeps of its probabilities, on disk: written box by box, read class by class or box by box."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -51,6 +51,44 @@ class StoredChannels:
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self[channel] for channel in range(len(self)))
+
+
+class StoredMap:
+    """One value for each voxel, in a file without a name; none of it is in memory but while it is looked at.
+
+    Args:
+        shape: (I, J, K), in voxels.
+        dtype: Of the values.
+
+    Raises:
+        InputRefusedError: The disk has no room for it.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: DTypeLike) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._spool = Spool("the certainty of every voxel", "take a smaller image")
+        self._spool.reserve(self.dtype.itemsize * math.prod(shape))
+
+    def __setitem__(self, where: Any, values: NDArray[Any]) -> None:
+        self._spool.mapped(self.shape, self.dtype)[where] = values
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        return np.asarray(self._spool.mapped(self.shape, self.dtype)[where])
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self._spool.mapped(self.shape, self.dtype), dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return iter(np.asarray(self))
+
+
+def map_of(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any] | StoredMap:
+    """Room for one value of each voxel: an array, or for more than half of IN_MEMORY_BYTES a file. Raises as `StoredMap`."""
+    in_memory = 2 * np.dtype(dtype).itemsize * math.prod(shape) <= IN_MEMORY_BYTES
+    return np.empty(tuple(shape), dtype) if in_memory else StoredMap(shape, dtype)
 
 
 def channels_of(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any] | StoredChannels:

@@ -5,6 +5,7 @@ grid: which box of the working grid it needs, and the values on it. The arithmet
 grid the values are those of `Invertd` to the bit, and otherwise to the rounding of a position in float64.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 Box = tuple[slice, ...]
 Affine = NDArray[np.float64]
 _CHUNK_BYTES = 1 << 26  # of the float64 values that are interpolated at once
+_POSITIONS = 1 << 19  # of voxels that are computed at once, 150 bytes each
 _ROUNDING = 1e-6  # voxels: far more than the rounding of a position
 
 
@@ -98,11 +100,20 @@ class Interpolated:
         )
 
     def __call__(self, values: torch.Tensor, held: Box, box: Box) -> torch.Tensor:
+        plane = math.prod(side.stop - side.start for side in box[1:])
+        height = max(1, _POSITIONS // plane)
+        out = values.new_empty((len(values), *(side.stop - side.start for side in box)))
+        for start in range(box[0].start, box[0].stop, height):
+            slab = slice(start, min(start + height, box[0].stop))
+            out[:, slab.start - box[0].start : slab.stop - box[0].start] = self._sampled(values, held, (slab, *box[1:]))
+        return out
+
+    def _sampled(self, values: torch.Tensor, held: Box, box: Box) -> torch.Tensor:
         grid = self.positions(box).to(values.device)
         corners = self.corners
         if any(side.stop - side.start < n for side, n in zip(held, self.size, strict=True)):
             grid, corners = self._within(grid, held), False
-        count = 8 * int(np.prod(grid.shape[1:-1]))
+        count = 8 * math.prod(grid.shape[1:-1])
         parts = torch.split(values, max(1, _CHUNK_BYTES // count))
         return torch.cat(
             [F.grid_sample(part[None].double(), grid, "bilinear", "border", corners)[0].float() for part in parts]

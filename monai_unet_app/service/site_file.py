@@ -88,7 +88,7 @@ class NodeConfig:
         workers: Processes that segment at one time.
         worker_gb: Memory limit of a worker; a worker that exceeds it is ended.
         device: Of the networks, as in `resolve_device`. With "auto" a window for which an accelerator has no memory runs on the
-            CPU; with a name such as "cuda" the study is refused.
+            CPU; with a name such as "cuda" the study is refused. What the first worker finds holds until the node ends.
         job_s: Seconds that a study may take.
         silent_s: A worker or sender without a heartbeat for so many seconds counts as frozen and is replaced.
         tries: Attempts at a study whose worker dies, hangs or exceeds its memory.

@@ -69,8 +69,12 @@ class Task:
 class Worker:
     """Loaded bundles, and the segmentation of studies by them."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, device: str | None = None) -> None:
         """Loads every bundle of the site and runs its network once.
+
+        Args:
+            site: The site.
+            device: What a worker before this one found for the site's `device`.
 
         Raises:
             AppError: A bundle cannot be loaded, or is not the bundle that the site names.
@@ -80,7 +84,12 @@ class Worker:
         self.site = site
         limit = _SHARE_OF_LIMIT * site.node.worker_gb * 1e9
         self.runs = {rule.name: PredictConfig(tta=rule.tta, memory_limit=limit) for rule in site.rules}
-        self.bundles = {rule.name: _warm(rule, site.node.device) for rule in site.rules}
+        self.bundles = {rule.name: _warm(rule, site.node.device, device) for rule in site.rules}
+
+    @property
+    def device(self) -> str:
+        """Of the networks."""
+        return next((str(bundle.device) for bundle in self.bundles.values()), self.site.node.device)
 
     def loaded(self) -> dict[str, dict[str, str]]:
         """Rule -> name, version and sha256 of its bundle."""
@@ -368,13 +377,13 @@ def check_gated(rule: Rule, bundle: "BundleFiles") -> None:
         )
 
 
-def _warm(rule: Rule, device: str) -> "Bundle":
-    """The loaded bundle of a rule, whose network has run once."""
+def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
+    """The loaded bundle of a rule, whose network has run once, on the site's device or on what was found for it before."""
     import torch
 
     from monai_unet_app.bundle import load_bundle
 
-    bundle = load_bundle(rule.bundle, device)
+    bundle = replace(load_bundle(rule.bundle, found or device), may_leave_device=device == "auto")
     _check_approved(rule, bundle)
     check_gated(rule, bundle)
     # Zeros of one window: the first run of a network is slow, and no study has to wait for it.
@@ -382,16 +391,16 @@ def _warm(rule: Rule, device: str) -> "Bundle":
     return bundle
 
 
-def _prepare(site: Site) -> tuple[Callable[[Message], Message], Message]:
-    worker = Worker(site)
-    return worker.answer, {"bundles": worker.loaded()}
+def _prepare(site: Site, device: str | None) -> tuple[Callable[[Message], Message], Message]:
+    worker = Worker(site, device)
+    return worker.answer, {"bundles": worker.loaded(), "args": ["--device", worker.device]}
 
 
 def main() -> None:
     """Serves a node until it is gone. With `--check` only checks the bundles: exit code 0, or 1 with the reason."""
-    site = read_site(Path(sys.argv[1]))
-    if "--check" not in sys.argv:
-        serve(lambda: _prepare(site))
+    site, others = read_site(Path(sys.argv[1])), sys.argv[2:]
+    if "--check" not in others:
+        serve(lambda: _prepare(site, others[1] if others[:1] == ["--device"] else None))
     try:
         check_bundles(site)
     except AppError as error:

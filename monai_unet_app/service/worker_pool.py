@@ -44,7 +44,8 @@ class WorkerPool:
         inbox: Messages of the children that `messages` has not given yet; None when a child has ended.
         children: Those that run, and those whose end `messages` has not given yet.
         started: How many were started in all.
-        ready_message: What the last child that became ready said of itself; empty before any child was ready.
+        ready_message: What the last child that became ready said of itself; empty before any child was ready. Its "args" are
+            arguments for the children that come after it, so that a retry finds what the first try found.
     """
 
     def __init__(self, module: str, args: Sequence[str], count: int, silent_s: float) -> None:
@@ -60,7 +61,7 @@ class WorkerPool:
     def start_missing(self) -> None:
         """Starts children until there are enough; after a child that never became ready only when a growing pause is over."""
         while len(self.children) < self.count and self._pause.is_over:
-            self.children.append(Child(self.module, self.args, self.inbox))
+            self.children.append(Child(self.module, [*self.args, *self.ready_message.get("args", ())], self.inbox))
             self.started += 1
 
     def watch(self, longest_task_s: float, most_bytes: float = math.inf) -> None:

@@ -11,6 +11,7 @@ from monai.transforms import Compose, Orientationd, Spacingd
 from monai_unet_app.inference import slabs
 from monai_unet_app.inference.slabs import resampling_in_slabs
 from monai_unet_app.inference.way_back import Interpolated
+from monai_unet_app.machine_memory import taken_by
 
 
 def image_of(shape: tuple[int, ...], shear: float, channels: int = 1) -> MetaTensor:
@@ -22,7 +23,7 @@ def image_of(shape: tuple[int, ...], shear: float, channels: int = 1) -> MetaTen
 
 
 @pytest.mark.parametrize("corners", [False, True])
-@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("padding", ["border", "zeros", "reflection"])
 @pytest.mark.parametrize("shear", [0.0, 1.0])
 @pytest.mark.parametrize("voxels", [1, 700, 5000])
 def test_slabs_equal_the_whole_to_the_bit(
@@ -31,11 +32,13 @@ def test_slabs_equal_the_whole_to_the_bit(
     spacing = Spacingd("image", (1.1, 0.7, 2.0), mode="bilinear", padding_mode=padding, align_corners=corners)
     steps = Compose([Orientationd("image", "RAS", labels=None), spacing])
     whole = steps({"image": image_of((31, 22, 13), shear, channels=2)})["image"]
-    heights = sampled_heights(monkeypatch)
+    heights, rows = sampled_heights(monkeypatch), rows_in_float64(monkeypatch)
     monkeypatch.setattr(slabs, "_SLAB_VOXELS", voxels)
     with resampling_in_slabs():
         in_slabs = steps({"image": image_of((31, 22, 13), shear, channels=2)})["image"]
     assert len(heights) > 2
+    if padding != "reflection":
+        assert max(rows) < 31, "never the whole image in float64"
     assert sum(heights) == whole.shape[1]
     assert torch.equal(in_slabs, whole)
     assert in_slabs.dtype == whole.dtype
@@ -54,6 +57,27 @@ def sampled_heights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Interpolated, "positions", noted)
     return heights
+
+
+def rows_in_float64(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows of the input are in float64 at a time from now on."""
+    counts: list[int] = []
+
+    class Counted(slabs._RowsInFloat64):
+        def __call__(self, rows: slice) -> torch.Tensor:
+            counts.append(rows.stop - rows.start)
+            return super().__call__(rows)
+
+    monkeypatch.setattr(slabs, "_RowsInFloat64", Counted)
+    return counts
+
+
+def test_a_large_image_is_never_in_float64_as_a_whole() -> None:
+    image, step = MetaTensor(torch.zeros(1, 400, 400, 240)), Spacingd("image", (1.5, 1.5, 1.5))
+    assert not step({"image": MetaTensor(torch.zeros(1, 9, 9, 9))})["image"].any()  # what a first run loads
+    with resampling_in_slabs():
+        grown = taken_by(lambda: step({"image": image}))
+    assert grown < 4 * 400 * 400 * 240 + 1.2e8  # the result is a third of the image; float64 would be twice
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("nearest", np.float64), ("bilinear", np.float32), (3, np.float64)])

@@ -22,7 +22,8 @@ from monai_unet_app.confidence.statements import Confidence, RiskStatement
 from monai_unet_app.config import OutputConfig
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.inference import pieces, stored_channels
-from monai_unet_app.inference.stored_channels import StoredChannels, channels_of
+from monai_unet_app.inference.stored_channels import StoredChannels, StoredMap, channels_of, map_of
+from monai_unet_app.machine_memory import taken_by
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.results import write_channels, write_nifti, write_results
 
@@ -56,6 +57,36 @@ def test_channels_come_back_from_boxes_that_came_in_any_order(tmp_path: Path, mo
     with pytest.raises(IndexError, match="3 channels, and channel 3"):
         stored[3]
     assert not list(tmp_path.iterdir()), "a file without a name"
+
+
+def test_a_map_on_disk_is_what_was_written_and_takes_no_memory_but_where_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    values = np.random.default_rng(3).normal(size=(300, 400, 100)).astype(np.float32)  # 48 MB
+
+    def written() -> StoredMap:
+        stored = StoredMap(values.shape, np.float32)
+        for start in range(0, 300, 20):
+            stored[..., start : start + 20, 0:150, 0:100] = values[start : start + 20, :150]
+            stored[..., start : start + 20, 150:400, 0:100] = values[start : start + 20, 150:]
+        return stored
+
+    assert taken_by(written) < 1.5e7
+    stored, mask = written(), values > 1
+    assert taken_by(lambda: stored[10:20, 5:300, 7]) < 1e7
+    np.testing.assert_array_equal(stored[10:20, 5:300, 7], values[10:20, 5:300, 7])
+    np.testing.assert_array_equal(stored[mask], values[mask])
+    np.testing.assert_array_equal(np.asarray(stored), values)
+    stored[mask] = np.float32(7)
+    assert (stored[mask] == 7).all()
+    assert (stored.shape, len(stored), stored.dtype) == (values.shape, 300, np.float32)
+    assert not list(tmp_path.iterdir()), "a file without a name"
+
+
+def test_a_small_map_stays_in_memory() -> None:
+    assert isinstance(map_of((20, 30, 40), np.float32), np.ndarray)
+    assert isinstance(map_of((400, 300, 300), np.float32), StoredMap)
 
 
 def test_a_disk_without_room_is_refused_before_the_work_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:

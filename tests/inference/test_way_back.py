@@ -22,6 +22,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
+from monai_unet_app.inference import way_back as way_back_module
 from monai_unet_app.inference.way_back import way_back
 
 SHAPE = (26, 23, 17)
@@ -69,8 +70,12 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("positions", [1 << 19, 1000])
 @pytest.mark.parametrize(("transforms", "place"), CASES.values(), ids=CASES.keys())
-def test_boxes_of_any_size_hold_what_invertd_gives(transforms: list[Any], place: np.ndarray) -> None:
+def test_boxes_of_any_size_hold_what_invertd_gives(
+    transforms: list[Any], place: np.ndarray, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(way_back_module, "_POSITIONS", positions)
     torch.manual_seed(3)
     image = MetaTensor(torch.rand(1, *SHAPE) + 0.1, affine=torch.from_numpy(place))
     preprocessing = Compose(transforms)

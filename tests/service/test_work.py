@@ -86,6 +86,21 @@ def without_a_slice(study: Path) -> None:
     files[3].unlink()
 
 
+def test_a_worker_takes_the_device_that_was_found_before_it(site_file: Path) -> None:
+    from monai_unet_app.config import resolve_device
+
+    site = read_site(site_file)
+    assert site.node.device == "auto"
+    assert Worker(site).device == str(resolve_device("auto"))
+    second = Worker(site, "cpu")
+    assert second.device == "cpu"
+    assert all(bundle.may_leave_device for bundle in second.bundles.values())
+    named = replace(site, node=replace(site.node, device="cpu"))
+    assert not any(bundle.may_leave_device for bundle in Worker(named).bundles.values())
+    with pytest.raises(AppError, match="cuda:7"):
+        Worker(site, "cuda:7")
+
+
 def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
     site_file: Path, study: Path, tmp_path: Path
 ) -> None:

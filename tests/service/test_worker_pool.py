@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from monai_unet_app.service.child_processes import READY
-from monai_unet_app.service.worker_pool import Pause
+from monai_unet_app.service.child_processes import READY, Child
+from monai_unet_app.service.worker_pool import Pause, WorkerPool
 
 
 def test_each_pause_is_twice_the_one_before_until_a_try_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +47,39 @@ def test_a_child_that_cannot_read_what_the_node_sends_ends_with_a_traceback() ->
         assert "JSONDecodeError" in log
     finally:
         child.kill()
+
+
+def test_a_child_that_takes_the_place_of_another_works_where_that_one_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import sys
+from monai_unet_app.service.child_processes import serve
+found = sys.argv[2] if sys.argv[1:2] == ["--device"] else "cuda:3"
+serve(lambda: (lambda message: sys.exit(1) if message["last"] else {"found": found}, {"args": ["--device", found + "!"]}))
+"""
+    (tmp_path / "found_once.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = WorkerPool("found_once", [], 1, silent_s=30)
+    try:
+        for wanted in ("cuda:3", "cuda:3!"):
+            child = ready_child(pool)
+            child.start_task("a study", {"last": False})
+            _, message = pool.inbox.get(timeout=20)
+            assert message == {"found": wanted}
+            child.end_task()
+            child.start_task("a study that kills its worker", {"last": True})
+            child._process.wait(20)
+    finally:
+        pool.end(0)
+
+
+def ready_child(pool: WorkerPool) -> Child:
+    """The child of a pool of one, as soon as it can work; one that has ended is replaced."""
+    end = time.monotonic() + 20
+    while not pool.idle():
+        assert time.monotonic() < end
+        list(pool.messages())
+        pool.start_missing()
+        time.sleep(0.02)
+    return pool.idle()[0]
