@@ -3,8 +3,8 @@
     python benchmarks/run.py [--data DIR] [--only NAME ...]      make performance
     python benchmarks/run.py --short                             make benchmarks
 
-The long form installs the peers into build/peers, takes some hours on two quiet cores and writes the page. What each one
-printed is kept in build/performance: with --only some are run anew, and the page is written when none is missing.
+The long form installs the peers into build/peers, takes some hours on two quiet cores and writes the page. With --only some are
+run anew, and of the others the page keeps what it has.
 
 The short form takes small sizes and no peers beyond those of the project's own environment, asks for a third of each claim, and
 writes nothing: it is there to notice on any machine when a figure falls far below its claim. What needs larger data below DIR
@@ -14,7 +14,6 @@ writes nothing: it is there to notice on any machine when a figure falls far bel
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -31,7 +30,6 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 PAGE = REPOSITORY / "docs" / "performance.md"
 PEERS = REPOSITORY / "build" / "peers"
-KEPT = REPOSITORY / "build" / "performance"
 PEER_PACKAGES = [
     *("dicom2nifti", "dcm2niix", "python-gdcm", "rt-utils", "opencv-python-headless", "surface-distance"),
     *(
@@ -142,11 +140,8 @@ def main() -> int:
     chosen = [one for one in BENCHMARKS if not options.only or one.name in options.only]
     done = list(runs(chosen, options))
     if not options.short:
-        keep(done)
-        every = [kept(one) for one in BENCHMARKS]
-        if None not in every:
-            PAGE.write_text(page([one for one in every if one]), encoding="utf-8")
-            print(f"written: {PAGE.relative_to(REPOSITORY)}")
+        PAGE.write_text(page(done), encoding="utf-8")
+        print(f"written: {PAGE.relative_to(REPOSITORY)}")
     for one in done:
         word = "left out" if one.code is None else "reached" if one.code == 0 else "MISSED"
         print(f"{one.benchmark.name:22} {word:9} {one.seconds:6.0f} s")
@@ -185,42 +180,47 @@ def runs(chosen: list[Benchmark], options: argparse.Namespace) -> Iterator[Run]:
         yield Run(one, command, done.returncode, done.stdout, time.monotonic() - began)
 
 
-def keep(done: list[Run]) -> None:
-    """Keeps what some benchmarks printed, for the page."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    for one in done:
-        told = {"command": one.command, "code": one.code, "printed": one.printed, "seconds": one.seconds}
-        (KEPT / f"{one.benchmark.name}.json").write_text(json.dumps(told), encoding="utf-8")
-
-
-def kept(benchmark: Benchmark) -> Run | None:
-    """What a benchmark printed when it was run last; None where it was not."""
-    path = KEPT / f"{benchmark.name}.json"
-    return Run(benchmark, **json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
 def page(done: list[Run]) -> str:
-    """docs/performance.md."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "pydicom", "numpy", "SimpleITK"))
-    lines = [
+    """docs/performance.md, with these runs anew."""
+    head = [
         "# Performance",
         "",
         "Written by `make performance`; every line in a frame was printed by the command above it. Both sides of a comparison "
         "run in turns on one machine, and the ratio is what counts: seconds on other machines are others. `make benchmarks` "
         "runs a short form of each, which fails where a figure is below a third of its claim.",
-        "",
-        f"Machine: {_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}.",
     ]
-    for one in done:
-        lines += ["", f"## {one.benchmark.claim}", "", "```", one.command, "```", ""]
-        if one.code is None:
-            lines += ["Not measured: its data were absent."]
-        else:
-            verdict = "every target is reached" if one.code == 0 else "a target is missed, or it broke"
-            lines += [f"![{one.benchmark.claim}]({one.benchmark.picture})", ""] if one.benchmark.picture else []
-            lines += ["```text", *one.printed.rstrip().splitlines(), "```", "", f"Exit code {one.code}: {verdict}."]
-    lines += ["", (HERE / "all_probabilities.md").read_text(encoding="utf-8").rstrip()]
-    return "\n".join(lines) + "\n"
+    sections = _sections() | {one.benchmark.claim: section(one) for one in done}
+    parts = ["\n".join(head), *(sections[one.claim] for one in BENCHMARKS if one.claim in sections)]
+    return "\n\n".join([*parts, (HERE / "all_probabilities.md").read_text(encoding="utf-8").rstrip()]) + "\n"
+
+
+def section(run: Run) -> str:
+    """What the page says of a run."""
+    one = run.benchmark
+    lines = [f"## {one.claim}", "", "```", run.command, "```", ""]
+    if run.code is None:
+        return "\n".join([*lines, "Not measured: its data were absent."])
+    verdict = "every target is reached" if run.code == 0 else "a target is missed, or it broke"
+    lines += [f"![{one.claim}]({one.picture})", ""] if one.picture else []
+    lines += [
+        "```text",
+        *run.printed.rstrip().splitlines(),
+        "```",
+        "",
+        f"Exit code {run.code}: {verdict}. {_machine()}",
+    ]
+    return "\n".join(lines)
+
+
+def _sections() -> dict[str, str]:
+    """What the page says already, by heading."""
+    parts = PAGE.read_text(encoding="utf-8").rstrip().split("\n## ")[1:] if PAGE.is_file() else []
+    return {part.partition("\n")[0]: f"## {part.rstrip()}" for part in parts}
+
+
+def _machine() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "pydicom", "numpy", "SimpleITK"))
+    return f"{_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}."
 
 
 def _processor() -> str:
