@@ -114,7 +114,7 @@ class MemoryPlanner:
         settings, engine = self._bundle.windows, self._bundle.engine
         window = plan_windows(work.working, settings.window, settings.overlap).window
         empty = torch.zeros(settings.batch, _input_channels(self._bundle, work), *window, device=engine.device)
-        kept = 0 if self._keep == "evidence" else IN_MEMORY_BYTES
+        kept = 0 if self._keep == "evidence" else min(IN_MEMORY_BYTES, 4 * work.channels * math.prod(work.source))
         held = resident_bytes() - in_memory + kept
         return Process(held, taken_by(lambda: engine(empty)), self._limit)
 
