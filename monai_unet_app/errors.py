@@ -20,6 +20,10 @@ class InputRefusedError(AppError):
     """The data cannot be used. The message states what was found, what is needed and what to do."""
 
 
+class NoRoomError(InputRefusedError):
+    """Memory or disk do not hold what the data need; they may, once others leave them."""
+
+
 class BundleError(AppError):
     """A bundle is incomplete or contradicts itself."""
 

@@ -35,7 +35,8 @@ class MemoryPlanner:
 
     def __init__(self, bundle: Bundle, run: PredictConfig, result: "ResultSteps", keep: Keep) -> None:
         self._bundle, self._run, self._result, self._keep = bundle, run, result, keep
-        self._limit = min(run.memory_limit or math.inf, most_resident_bytes())
+        self._asked = run.memory_limit or math.inf
+        self._limit = min(self._asked, most_resident_bytes())
         self._process: Process | None = None
 
     def before_pixels(self, shape: tuple[int, ...], affine: NDArray[np.float64]) -> None:
@@ -116,7 +117,7 @@ class MemoryPlanner:
         empty = torch.zeros(settings.batch, _input_channels(self._bundle, work), *window, device=engine.device)
         kept = 0 if self._keep == "evidence" else min(IN_MEMORY_BYTES, 4 * work.channels * math.prod(work.source))
         held = resident_bytes() - in_memory + kept
-        return Process(held, taken_by(lambda: engine(empty)), self._limit)
+        return Process(held, taken_by(lambda: engine(empty)), self._limit, self._asked)
 
     def _spacing(self) -> Any:
         """Voxel size in mm of the grid of the network; None if images keep their own."""

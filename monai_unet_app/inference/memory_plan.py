@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, NoRoomError
 from monai_unet_app.inference.blend import rows_together, sum_bytes
 from monai_unet_app.inference.pieces import PIECE_BYTES, piece_sides
 from monai_unet_app.inference.spool import IN_MEMORY_BYTES
@@ -65,11 +65,13 @@ class Process:
         held: Bytes that it holds before the image is read.
         batch: Bytes that a batch of windows takes beside them.
         limit: Bytes that it may take.
+        asked: The limit that somebody set; `limit` is what of it the machine has free.
     """
 
     held: float
     batch: float
     limit: float
+    asked: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
 
     Raises:
         InputRefusedError: The image does not fit, even if every sum of windows that can waits on disk.
+        NoRoomError: It would, if the machine had more memory free.
     """
     plan = plan_windows(work.working, windows.window, windows.overlap)
     voxels = math.prod(work.source)
@@ -122,7 +125,7 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
     needed = fixed + max(before, process.batch, after, during + least)
     if needed > limit:
         # Rounded up, so that a limit of this figure does
-        raise InputRefusedError(
+        raise (NoRoomError if needed <= process.asked else InputRefusedError)(
             f"it needs {gb(needed + 5e6)} of memory ({_by(work.source)} voxels, {work.channels} classes, windows of "
             f"{_by(plan.window)}) and {gb(limit)} are allowed; raise --memory-limit, or take a machine with more"
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import NoRoomError
 
 IN_MEMORY_BYTES = 1 << 28
 """Of stored rows: the logits of a small case stay in memory."""
@@ -40,7 +40,7 @@ class Spool:
         """Writes a tensor and gives its place.
 
         Raises:
-            InputRefusedError: The disk is full.
+            NoRoomError: The disk is full.
         """
         data = tensor.contiguous().cpu().numpy().reshape(-1).view(np.uint8).data
         free = self._free.get(len(data))
@@ -92,7 +92,7 @@ class Spool:
         try:
             yield
         except OSError as error:
-            raise InputRefusedError(
+            raise NoRoomError(
                 f"{self._held} cannot be written to {tempfile.gettempdir()} ({error.strerror}); {size / 1e6:.0f} MB more are "
                 f"needed at least; free space, name another folder by TMPDIR, or {self._remedy}"
             ) from error

@@ -21,7 +21,7 @@ from dicom_io.net.destination import Destination, Profile
 from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
-from monai_unet_app.errors import AppError, InputRefusedError, without_folders
+from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, without_folders
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.site_file import Rule, Site, read_site
@@ -101,12 +101,14 @@ class Worker:
 
         Returns:
             {"results": [...], "seconds": ...}, each result with the fields of `NewResult`; {"broken": why} after a fault;
-            {"wait": why} where results could not be written; or {"incomplete": what is missing} where the images that a series
-            lacks should be waited for.
+            {"wait": why} where memory or disk have no room now; or {"incomplete": what is missing} where the images that a
+            series lacks should be waited for.
         """
         begin = time.perf_counter()
         try:
             return {**self.work(Task.parse(message)), "seconds": round(time.perf_counter() - begin, 3)}
+        except NoRoomError as error:
+            return {"wait": f"there is no room for it: {error}"}
         except OSError as error:
             return {"wait": f"its results could not be written ({error.strerror or type(error).__name__})"}
         except Exception as error:  # a fault of ours: only its place is told, as its text may hold values of the data
@@ -163,6 +165,8 @@ class Worker:
                     empty_frames=profile.empty_frames,
                     earlier_sr=earlier / variant / f"{name}_sr.dcm" if earlier else None,
                 )
+        except NoRoomError:
+            raise
         except (AppError, DicomIoError) as error:
             if (folder / name).exists():  # no file of it may be sent with the notice
                 shutil.rmtree(folder / name)
@@ -205,6 +209,8 @@ class Worker:
         try:
             case = self._segment(image, rule)
             _write_case(case, name, folder / name, formats=("nifti",))
+        except NoRoomError:
+            raise
         except AppError as error:
             return _not_processed(name, "", task.readable(error))
         return _new_result(rule, "", task, folder / name, case)

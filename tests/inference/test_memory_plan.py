@@ -14,7 +14,7 @@ from monai.transforms import Compose, Orientationd, Spacingd
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, NoRoomError
 from monai_unet_app.inference.blend import Blend
 from monai_unet_app.inference.memory_plan import Process, Work, memory_plan, working_shape
 from monai_unet_app.inference.windows import WindowSettings, plan_windows
@@ -56,6 +56,14 @@ def test_what_cannot_fit_is_refused_with_its_figures_and_fits_with_what_they_say
     assert memory_plan(CT, WINDOWS, replace(PROCESS, limit=needed + 1e7)).on_disk > 0
     with pytest.raises(InputRefusedError, match="--memory-limit"):
         memory_plan(CT, WINDOWS, replace(PROCESS, limit=needed - 1e7))
+
+
+def test_what_a_machine_has_no_memory_for_now_is_told_from_what_exceeds_a_limit() -> None:
+    with pytest.raises(NoRoomError):
+        memory_plan(CT, WINDOWS, replace(PROCESS, limit=2e9, asked=4e9))
+    with pytest.raises(InputRefusedError) as refused:
+        memory_plan(CT, WINDOWS, replace(PROCESS, limit=2e9, asked=2.2e9))
+    assert type(refused.value) is InputRefusedError
 
 
 def test_a_result_that_is_made_of_the_whole_image_takes_all_probabilities() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,9 +27,12 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app import memory_planner
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.inference import stored_channels
+from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.results import write_nifti
 from monai_unet_app.service import work
 from monai_unet_app.service.site_file import Rule, read_site
@@ -99,6 +104,30 @@ def test_a_worker_takes_the_device_that_was_found_before_it(site_file: Path) -> 
     assert not any(bundle.may_leave_device for bundle in Worker(named).bundles.values())
     with pytest.raises(AppError, match="cuda:7"):
         Worker(site, "cuda:7")
+
+
+@pytest.mark.parametrize("what", ["memory", "disk"])
+def test_a_study_for_which_there_is_no_room_now_waits_and_one_that_is_too_large_for_the_site_does_not(
+    what: str, site_file: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, message = Worker(read_site(site_file)), task(study, tmp_path / "results" / "1-1")
+    with monkeypatch.context() as short:
+        if what == "memory":
+            short.setattr(memory_planner, "most_resident_bytes", lambda: resident_bytes() + 1e6)
+        else:
+            short.setattr(stored_channels, "IN_MEMORY_BYTES", 0)
+            short.setattr(os, "posix_fallocate", no_space)
+        answer = worker.answer(message)
+    assert set(answer) == {"wait"}
+    assert answer["wait"].startswith("there is no room for it: ")
+    assert not (tmp_path / "results" / "1-1").exists()
+    worker.runs = {name: replace(run, memory_limit=1e6) for name, run in worker.runs.items()}
+    (found,) = worker.answer(message)["results"]
+    assert (found["state"], "0.00 GB are allowed" in found["reason"]) == ("not processed", True)
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
