@@ -18,6 +18,7 @@ from dicom_io.volume import Volume
 
 Box = tuple[slice, slice, slice]
 _LEAST = np.float32(1e-12)  # of a probability whose logarithm is taken
+_SLAB_VOXELS = 1 << 22  # of a map that is read at once
 EMPTY_BOX: Box = (slice(0, 0), slice(0, 0), slice(0, 0))
 
 
@@ -98,6 +99,18 @@ def entropy_of(p: NDArray[np.float32]) -> NDArray[np.float32]:
     return part
 
 
+def values_in(values: Channels, mask: NDArray[np.bool_], box: Box = (slice(0, None),) * 3) -> NDArray[Any]:
+    """The values (I, J, K) of the voxels of a mask, which has the shape of the box, in its order; read slab by slab."""
+    height = max(1, _SLAB_VOXELS * len(mask) // max(1, mask.size))
+    first = box[0].start
+    slabs = [mask[start : start + height] for start in range(0, len(mask), height)]
+    parts = [
+        np.asarray(values[(slice(first + n * height, first + n * height + len(slab)), *box[1:])])[slab]
+        for n, slab in enumerate(slabs)
+    ]
+    return np.concatenate([np.zeros(0, np.float32), *parts])
+
+
 @dataclass(frozen=True)
 class Structure:
     """A segment of a segmentation.
@@ -175,7 +188,7 @@ class Structure:
     def confidence(self) -> float | None:
         """Mean probability inside the mask, 0 to 1; None without voxels. Raises as `expected_size`."""
         known = self._known.certainty
-        inside = np.asarray((known if self.exclusive else known[self.number - 1])[self.box])[self.mask]
+        inside = values_in(known if self.exclusive else known[self.number - 1], self.mask, self.box)
         return float(inside.mean(dtype=np.float64)) if inside.size else None
 
     @property
@@ -298,9 +311,9 @@ class Segmentation:
         """Groups of structures that share no voxel: all structures if they are exclusive, else each structure alone."""
         return (self.structures,) if self.exclusive else tuple((structure,) for structure in self.structures)
 
-    @cached_property
+    @property
     def foreground(self) -> NDArray[np.bool_]:
-        """Shape (I, J, K): voxels of any segment."""
+        """Shape (I, J, K): voxels of any segment; made anew each time."""
         return self.labels > 0 if self.exclusive else np.asarray((self.labels > 0).any(axis=0))
 
     @property

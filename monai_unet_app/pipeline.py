@@ -155,6 +155,7 @@ def segment_case(
             logits = StoredLogits(StoredRows(), item, result, bundle.uncalibrated_result)
             rows = logits.rows.kept(rows)
         gathered = Gathered.of(volume, bundle, finished(rows, item, result), keep, cuts)
+    del item, rows  # what follows needs the memory
     with timed(seconds, "postprocess"):
         segmentation = gathered.segmentation(result.tidy)
     features = None

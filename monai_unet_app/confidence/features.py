@@ -6,9 +6,9 @@ from dataclasses import astuple, dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import Segmentation, Structure, entropy_of
+from dicom_io.segmentation import Segmentation, Structure, entropy_of, values_in
 from monai_unet_app.metrics.boundary import border, surface_band
-from monai_unet_app.metrics.components import components
+from monai_unet_app.metrics.components import largest_component
 
 BAND = 2.0
 """Half width of the band around the predicted surface, in mm; pixels of a picture."""
@@ -62,14 +62,14 @@ def _surroundings(segmentation: Segmentation, group: Sequence[Structure]) -> tup
     grid, known = segmentation.image, segmentation.known
     assert known is not None
     if segmentation.exclusive:
-        mask, winning = segmentation.foreground, np.asarray(known.certainty)
-        entropy = known.uncertainty[mask] * np.float32(np.log(len(segmentation.segments) + 1))
+        mask, winning = segmentation.foreground, known.certainty
+        entropy = values_in(known.uncertainty, mask) * np.float32(np.log(len(segmentation.segments) + 1))
     else:
         mask, yes = group[0].mask_on_grid, known.certainty[group[0].number - 1]
         winning, inside = np.maximum(yes, 1 - yes), yes[mask]
         entropy = entropy_of(inside) + entropy_of(1 - inside)
     band = surface_band(grid.without_flat_axis(mask), grid.axis_spacing, BAND)
-    near_surface = grid.without_flat_axis(winning)[band]
+    near_surface = values_in(winning, band.reshape(mask.shape))
     # A mask that fills the image has no surface beside which anything could be uncertain.
     confidence = float(near_surface.mean(dtype=np.float64)) if near_surface.size else 1.0
     return confidence, float(entropy.mean(dtype=np.float64))
@@ -89,17 +89,9 @@ def _describe(structure: Structure, band_confidence: float, entropy: float) -> F
         # The surface grows with the power 2/3 of the volume (in 2D, 1/2 of the area): the quotient does not depend on
         # the size.
         roughness=float(np.count_nonzero(border(mask)) / voxels ** (1 - 1 / mask.ndim)),
-        largest_part=_largest_part(mask) / voxels,
+        largest_part=largest_component(mask) / voxels,
         border=float(on_border(structure).sum()),
     )
-
-
-def _largest_part(mask: NDArray[np.bool_]) -> int:
-    """Voxels of the largest component of a mask that is not empty."""
-    numbers, count = components(mask)
-    # Plane by plane, since bincount copies what it counts into 8 bytes a voxel. Component 0 is the background.
-    sizes = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in numbers)
-    return int(np.asarray(sizes)[1:].max())
 
 
 def on_border(structure: Structure) -> NDArray[np.float64]:

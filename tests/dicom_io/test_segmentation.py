@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pydicom.sr.codedict import codes
 
+from dicom_io import segmentation as segmentation_module
 from dicom_io.coding import Segment
-from dicom_io.segmentation import Segmentation
+from dicom_io.segmentation import Segmentation, values_in
 from dicom_io.volume import Volume
 
 
@@ -68,3 +69,14 @@ def test_the_box_of_two_structures_holds_both() -> None:
     first, second = Segmentation(Volume(labels, np.eye(4)), labels, segments(2)).structures
     assert first.box_with(second) == second.box_with(first) == (slice(1, 7), slice(1, 5), slice(0, 7))
     assert np.array_equal(second.mask_in((slice(0, 4), slice(2, 5), slice(0, 7))), labels[:4, 2:5] == 2)
+
+
+@pytest.mark.parametrize("voxels", [1, 100, 1 << 22])
+def test_values_in_a_mask_are_those_of_the_mask_in_their_order(voxels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmentation_module, "_SLAB_VOXELS", voxels)
+    rng = np.random.default_rng(2)
+    values, mask = rng.normal(size=(9, 11, 7)).astype(np.float32), rng.random((9, 11, 7)) > 0.7
+    np.testing.assert_array_equal(values_in(values, mask), values[mask])
+    box = slice(2, 8), slice(3, 5), slice(0, 7)
+    np.testing.assert_array_equal(values_in(values, mask[box], box), values[box][mask[box]])
+    assert values_in(values, np.zeros((0, 0, 0), bool), (slice(0, 0),) * 3).size == 0

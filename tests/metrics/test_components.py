@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_unet_app.metrics.components import components, match_components
+from monai_unet_app.metrics import components as components_module
+from monai_unet_app.metrics.components import components, largest_component, match_components
 
 
 def boxes(*places, shape=(30, 20, 12)):
@@ -33,6 +34,24 @@ def test_components_are_what_can_be_walked_to(shape, density):
     assert count == len(parts) > 1
     assert np.array_equal(labels > 0, mask)
     assert all(len({labels[voxel] for voxel in part}) == 1 for part in parts)
+
+
+@pytest.mark.parametrize("shape", [(25, 31, 17), (60, 43), (1, 40), (40, 1), (1, 1, 40), (1, 30, 20)])
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("voxels", [1, 400, 1 << 20])
+def test_the_largest_component_is_the_same_whether_it_is_cut_into_slabs_or_not(shape, density, voxels, monkeypatch):
+    monkeypatch.setattr(components_module, "_SLAB", voxels)
+    noise = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=shape), 0.6)
+    mask = noise > np.quantile(noise, 1 - density)
+    assert largest_component(mask) == max(map(len, walked(mask)))
+    assert largest_component(np.zeros(shape, bool)) == 0
+    assert largest_component(np.ones(shape, bool)) == mask.size
+
+
+def test_parts_that_touch_across_a_slab_by_a_corner_are_one(monkeypatch):
+    monkeypatch.setattr(components_module, "_SLAB", 1)
+    stairs = boxes(*(((n, n % 20, n % 12), (1, 1, 1)) for n in range(12)), ((14, 0, 0), (2, 2, 2)))
+    assert largest_component(stairs) == 12
 
 
 def walked(mask):
