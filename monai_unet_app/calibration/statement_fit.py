@@ -41,7 +41,7 @@ from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, least_shape
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, NoRoomError
 from monai_unet_app.evaluate.case_selection import Row, choose_cases, seen_case
 from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.gathering import on_grid, on_volume
@@ -173,6 +173,8 @@ class _Observations:
         try:
             # Features of such an image must not count as usual.
             result = segment_case(moved.image, self.bundle, self.run, fitting=True)
+        except NoRoomError:  # what a machine has free decides nothing that a bundle states
+            raise
         except InputRefusedError:  # an image that is refused needs no gate
             return
         pairs = zip(truth.structures, moved.structures, strict=True)

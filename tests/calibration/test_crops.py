@@ -18,8 +18,10 @@ from monai_unet_app.calibration import corruptions, statement_fit
 from monai_unet_app.calibration.corruptions import CORRUPTIONS, TRUNCATED, crop_around
 from monai_unet_app.calibration.statement_fit import StatementConfig, near_structures, state_confidence
 from monai_unet_app.confidence.quality import SOUND, Sample
+from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.rules import InputRules, least_shape
+from monai_unet_app.errors import InputRefusedError, NoRoomError
 
 AFFINE = np.array([[0.0, 0.8, 0.0, 10.0], [-0.8, 0.0, 0.0, 20.0], [0.0, 0.0, 2.0, -30.0], [0.0, 0.0, 0.0, 1.0]])
 RULES = InputRules(channels=1)
@@ -111,3 +113,23 @@ def test_the_gate_sees_sound_crops_beside_corrupted_ones_and_the_file_says_so(
     crops = json.loads((root / "configs/confidence.json").read_text())["settings"]["plain"]["crops"]
     assert crops == {"cases": 2, "voxels": 24_000}
     assert [sample.kind for sample in seen].count(SOUND) > 4
+
+
+def test_an_image_that_is_refused_needs_no_gate_and_one_that_finds_no_room_ends_the_fit(
+    tiny_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Volume(np.zeros((30, 40, 30), np.float32), np.eye(4))
+    truth = Segmentation(image, np.zeros(image.shape, np.uint8), segments("a", "b"))
+    observations = statement_fit._Observations(load_bundle(tiny_bundle("hippocampus_mri_unet3d")), PredictConfig())
+
+    def refused_by(kind: type[InputRefusedError]) -> None:
+        def refusing(*_: object, **__: object) -> None:
+            raise kind("it needs more")
+
+        monkeypatch.setattr(statement_fit, "segment_case", refusing)
+        observations._add_changed("s", SOUND, truth, truth)
+
+    refused_by(InputRefusedError)
+    assert observations.samples == []
+    with pytest.raises(NoRoomError):
+        refused_by(NoRoomError)
