@@ -29,7 +29,7 @@ CANVAS = ".cornerstone-canvas"
 RESULT = '[data-cy="study-browser-thumbnail-no-image"]'  # a series without pictures of its own: our SEG or RTSTRUCT
 YES = '[data-cy="yes-hydrate-btn"]'
 _SKIP = "[...document.querySelectorAll('button')].find((one) => one.textContent.trim() === 'Skip all')"
-_INSTANCE = "document.querySelector('[data-cy=\"viewport-overlay-bottom-right\"]').textContent.match(/I:(\\d+)/)"
+_INSTANCE = "document.querySelector('[data-cy=\"viewport-overlay-bottom-right\"]')?.textContent.match(/I:(\\d+)/)?.[1]"
 _NOTHING_OVER_THE_IMAGE = (
     "document.head.append(Object.assign(document.createElement('style'), {textContent:"
     "'.ViewportOrientationMarkers, .viewport-overlay, [role=slider] {visibility: hidden}'}))"
@@ -153,12 +153,17 @@ class Viewer:
     def slice_picture(self, number: int, is_there: Callable[[NDArray[np.uint8]], bool]) -> NDArray[np.uint8]:
         """Shape (rows, columns, 3): the window's view of the instance with this InstanceNumber, once `is_there` knows it."""
         end = time.monotonic() + WAIT_S
-        while (shown := int(self.tab.ask(f"{_INSTANCE}[1]"))) != number:
+        while (shown := self._instance_shown()) != number:
             assert time.monotonic() < end, f"the viewer shows instance {shown} and does not come to {number}"
             self.tab.turn_wheel(CANVAS, 100 if number > shown else -100)
             with suppress(TimeoutError):  # OHIF may drop a turn of the wheel while it still loads
-                self.tab.wait(f"{_INSTANCE}[1] !== '{shown}'", WAIT_S / TRIES)
+                self.tab.wait(f"({_INSTANCE} ?? '{shown}') !== '{shown}'", WAIT_S / TRIES)
         return self._still(CANVAS, is_there)
+
+    def _instance_shown(self) -> int:
+        """The InstanceNumber at the image's corner, which OHIF takes away while it exchanges what the window shows."""
+        self.tab.wait(f"!!{_INSTANCE}", WAIT_S)
+        return int(self.tab.ask(f"{_INSTANCE} ?? 0"))
 
     def reformatted(self, is_there: Callable[[NDArray[np.uint8]], bool]) -> list[NDArray[np.uint8]]:
         """The patient's axial, sagittal and coronal plane through the volume's middle, once `is_there` knows them."""
