@@ -182,13 +182,17 @@ def assessed(case: Case, statements: Confidence | None) -> Case:
 def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":
     """{"image": tensor (C, *spatial)}: the input of the network, made by the bundle's own transforms."""
     from monai_unet_app.data.monai_bridge import to_metatensor
-    from monai_unet_app.inference.slabs import resampling_in_slabs
+    from monai_unet_app.inference.slabs import resampled, resampling_in_slabs
 
-    compose, item = bundle.preprocessing, {"image": to_metatensor(volume)}
-    # 1: the first transform loads, and the volume is in memory. Step by step, so that no step's input outlives it;
-    # transforms that MONAI joins into one stay together.
-    steps = [(1, None)] if compose.lazy else [(n, n + 1) for n in range(1, len(compose.transforms))]
+    compose = bundle.preprocessing
     with resampling_in_slabs():
+        # 1: the first transform loads, and the volume is in memory
+        item, start = resampled(compose, {"image": to_metatensor(volume, copied=False)}) or (
+            {"image": to_metatensor(volume)},
+            1,
+        )
+        # Step by step, so that no step's input outlives it; transforms that MONAI joins into one stay together
+        steps = [(start, None)] if compose.lazy else [(n, n + 1) for n in range(start, len(compose.transforms))]
         for start, end in steps:
             item = compose(item, start=start, end=end)
     return item

@@ -170,9 +170,9 @@ def _likelihood(part: Part, calibrated: torch.Tensor, outputs: Outputs) -> torch
 
 
 def _calibrated(part: Part, calibrate: Calibrate, parameters: Mapping[str, Any]) -> torch.Tensor:
-    """Shape (C, *box): the calibrated logits of the box."""
+    """Shape (C, *box): the calibrated logits of the boxes."""
     with AveragesOfThinImages():
-        return calibrate(part.logits, parameters)[(slice(None), *part.inside)]
+        return part.of_boxes(calibrate(part.logits, parameters))
 
 
 @dataclass(eq=False)

@@ -31,16 +31,20 @@ Halo = Callable[[int, int], Sequence[float]]
 """From the number of channels and of spatial axes: how many voxels away along each axis a calibration looks."""
 
 
+_TOGETHER_BYTES = 1 << 22  # of the logits of boxes that are calibrated together; a call takes longer than a box
+
+
 @dataclass(frozen=True)
 class Part:
-    """Logits and truth of a box of a case, or of the whole case.
+    """Logits and truth of a box of a case, of boxes of one size behind each other along the first axis, or of the whole case.
 
     Attributes:
         logits: Shape (C, *wide): of the box, and of the voxels around it that its calibration looks at.
         truth: Shape (1, *box) of class numbers, or (C, *box) of 0 and 1.
-        inside: The place of the box in `logits`.
+        inside: The place of the box in `logits`; of several, that of each in its own.
         times: How many voxels of the image a voxel of the box stands for; 1 for a whole case.
-        share: Of the box in a mean over the voxels of the image, 0 to 1; those of all parts of a case sum to 1.
+        share: Of the boxes in a mean over the voxels of the image, 0 to 1; those of all parts of a case sum to 1.
+        boxes: How many there are.
     """
 
     logits: torch.Tensor
@@ -48,19 +52,25 @@ class Part:
     inside: Box
     times: float = 1.0
     share: float = 1.0
+    boxes: int = 1
+
+    def of_boxes(self, calibrated: torch.Tensor) -> torch.Tensor:
+        """Shape (C, *box), one behind the other, from calibrated logits (C, *wide): without what lies around."""
+        each = calibrated.reshape(len(calibrated), self.boxes, -1, *calibrated.shape[2:])
+        return each[(slice(None), slice(None), *self.inside)].flatten(1, 2)
 
     def stored(self) -> tuple[Any, ...]:
         """As `torch.save` writes it; `Part.of` reads it."""
         # Plain tensors with storages of their own: torch.save writes the whole storage of a view, and metadata of a
         # MetaTensor.
         tensors = [part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (self.logits, self.truth)]
-        return (*tensors, [(side.start, side.stop) for side in self.inside], self.times, self.share)
+        return (*tensors, [(side.start, side.stop) for side in self.inside], self.times, self.share, self.boxes)
 
     @classmethod
     def of(cls, stored: tuple[Any, ...]) -> "Part":
         """From `stored`."""
-        logits, truth, inside, times, share = stored
-        return cls(logits, truth, tuple(slice(*side) for side in inside), times, share)
+        logits, truth, inside, *numbers = stored
+        return cls(logits, truth, tuple(slice(*side) for side in inside), *numbers)
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,28 @@ def _drawn(store: RowStore, label: torch.Tensor, outputs: Outputs, margin: Seque
         part = Part(logits, outputs.truth(label[(slice(None), *box)], store.channels), inside)
         (at_boundaries if _labels_meet(outputs.labels(logits), outputs) else elsewhere).offer(part)
     parts = [*at_boundaries.parts(label[0].numel()), *elsewhere.parts(label[0].numel())]
-    return parts, Drawn(1, at_boundaries.counts, elsewhere.counts)
+    return list(_together(parts, margin[0])), Drawn(1, at_boundaries.counts, elsewhere.counts)
+
+
+def _together(parts: Sequence[Part], margin: float) -> Iterator[Part]:
+    """The parts, with boxes that are alike behind each other along the first axis.
+
+    Those that have the whole margin there, in voxels, on both sides: their calibration does not see the next box.
+    """
+    alike: dict[Any, list[Part]] = {}
+    for part in parts:
+        shape, first = part.logits.shape, part.inside[0]
+        if min(first.start, shape[1] - first.stop) < margin:
+            yield part
+        else:
+            places = tuple((side.start, side.stop) for side in part.inside)
+            alike.setdefault((shape, places, part.times), []).append(part)
+    for boxes in alike.values():
+        count = max(1, _TOGETHER_BYTES // (4 * boxes[0].logits.numel()))
+        for start in range(0, len(boxes), count):
+            some = boxes[start : start + count]
+            logits, truth = (torch.cat([getattr(part, name) for part in some], 1) for name in ("logits", "truth"))
+            yield replace(some[0], logits=logits, truth=truth, share=sum(part.share for part in some), boxes=len(some))
 
 
 def wide_boxes(

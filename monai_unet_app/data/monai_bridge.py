@@ -51,12 +51,20 @@ def array_and_meta(volume: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]
     return array, meta
 
 
-def to_metatensor(volume: Volume) -> MetaTensor:
-    """The tensor that `LoadImaged` gives for this volume; shapes as in `array_and_meta`, affine in RAS mm."""
+def to_metatensor(volume: Volume, *, copied: bool = True) -> MetaTensor:
+    """The tensor that `LoadImaged` gives for this volume; shapes as in `array_and_meta`, affine in RAS mm.
+
+    Args:
+        volume: The image.
+        copied: False for a tensor that may share the memory of the volume, and may have another order of axes in memory. Its
+            values are equal; what is computed by sums may then differ by rounding.
+    """
     array, meta = array_and_meta(volume)
     files = volume.provenance.files
     meta["filename_or_obj"] = str(files[0]) if files else ""
-    tensor: MetaTensor = MetaTensor.ensure_torch_and_prune_meta(torch.from_numpy(np.ascontiguousarray(array)), meta)
+    if copied or min(array.strides) < 0 or not array.flags.writeable:
+        array = np.ascontiguousarray(array)
+    tensor: MetaTensor = MetaTensor.ensure_torch_and_prune_meta(torch.from_numpy(array), meta)
     return tensor
 
 

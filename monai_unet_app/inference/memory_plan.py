@@ -113,7 +113,8 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
     label = 1 if work.channels <= 256 else 2
     evidence = _EVIDENCE_BYTES * voxels if _EVIDENCE_BYTES * voxels <= IN_MEMORY_BYTES else 0
     result = voxels * label + evidence if work.exclusive else voxels * 5 * work.channels + evidence
-    before = 2 * image + (prepared if work.source != work.working else 0)  # read and turned; resampled slab by slab
+    # Read and turned; then resampled slab by slab, or, on the grid that it has, copied before it is turned
+    before = 2 * image + (prepared if work.source != work.working else image)
     rows, pieces = _rows_and_pieces(work, plan)
     # Windows run and pieces are made in turns
     during = image + prepared + result + rows + max(process.batch, pieces)

@@ -1,4 +1,4 @@
-"""MONAI's resampling of a large image, slab by slab.
+"""MONAI's resampling of a large image, slab by slab and without a copy of the image.
 
 `Spacingd` copies the whole image to float64 and computes the position of every voxel of its output at once, twice: 38 bytes for
 a voxel of a CT. Here the copy and the positions exist for one slab at a time. The arithmetic is MONAI's own: every voxel is
@@ -14,7 +14,9 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F  # noqa: N812
 from monai.config import USE_COMPILED
+from monai.data import MetaTensor
 from monai.networks.layers import AffineTransform
+from monai.transforms import Compose, EnsureChannelFirstd, Orientationd, Spacingd
 from monai.transforms.spatial.functional import spatial_resample
 from torch.overrides import TorchFunctionMode
 
@@ -33,6 +35,26 @@ def resampling_in_slabs() -> Iterator[None]:
     )
     with patch(layer, AffineInSlabs), patch(resample, _resampled):
         yield
+
+
+def resampled(compose: Compose, item: dict[str, MetaTensor]) -> tuple[dict[str, MetaTensor], int] | None:
+    """The item after the transforms up to the first that resamples, and the number of the one after it.
+
+    The order of an image's axes in memory does not matter to a resampled image, and to every other computed one it may, in the
+    last bit. So an image that shares the memory of its volume may come here, and nowhere else.
+
+    Returns:
+        None if the image was not resampled, or another transform computes before.
+    """
+    for number, step in enumerate(compose.transforms[1:], 1):  # the first loads
+        if compose.lazy or type(step) not in (EnsureChannelFirstd, Orientationd, Spacingd):
+            return None
+        before, item = item["image"], compose(item, start=number, end=number + 1)
+        if isinstance(step, Spacingd):
+            image = item["image"]
+            is_left_alone = image.shape == before.shape and torch.equal(image.affine, before.affine)
+            return None if is_left_alone else (item, number + 1)
+    return None
 
 
 def _resampled(

@@ -62,19 +62,26 @@ def test_a_small_case_is_taken_whole() -> None:
     assert (part.times, part.share) == (1.0, 1.0)
 
 
-def test_all_boxes_together_are_the_image_to_the_last_voxel(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = 3 * torch.randn((3, 21, 20, 18), generator=torch.Generator().manual_seed(1))  # labels meet everywhere
-    label = smooth(1, (21, 20, 18))[1]
+@pytest.mark.parametrize(("together", "count"), [(0, 100), (1 << 22, 40 + 9)])
+def test_all_boxes_together_are_the_image_to_the_last_voxel(
+    monkeypatch: pytest.MonkeyPatch, together: int, count: int
+) -> None:
+    """Five layers of 4 x 5 boxes: in three the first axis has its whole margin, and the borders of the others make 9 kinds."""
+    shape = (37, 30, 34)
+    logits = 3 * torch.randn((3, *shape), generator=torch.Generator().manual_seed(1))  # labels meet everywhere
+    label = smooth(1, shape)[1]
     numbers = {"reach": 2, "far": 0.2, "near": 0.9}
 
     def likelihood(part: sample.Part) -> float:
-        calibrated = REGION[True].function(part.logits, numbers)[(slice(None), *part.inside)]
+        calibrated = part.of_boxes(REGION[True].function(part.logits, numbers))
         return part.share * float(outputs_of(True).negative_log_likelihood(calibrated, part.truth))
 
     monkeypatch.setattr(sample, "SAMPLE_BYTES", 4 * logits.numel() - 1)
     monkeypatch.setattr(sample, "_AT_BOUNDARIES", 1000.0)  # room for all of them
+    monkeypatch.setattr(sample, "_TOGETHER_BYTES", together)
     parts, drawn = drawn_of(logits, label)
-    assert drawn == sample.Drawn(1, (27, 27), (0, 0))
+    assert drawn == sample.Drawn(1, (100, 100), (0, 0))
+    assert len(parts) == count
     whole = sample.Part(logits, label, (slice(None),) * 3)
     assert sum(map(likelihood, parts)) == pytest.approx(likelihood(whole), rel=1e-5)
 
@@ -85,6 +92,7 @@ def test_a_box_stands_for_those_of_its_kind_that_were_not_drawn(monkeypatch: pyt
     logits[1, 64:] = 2.0  # from here on the other label: rows 62 to 65 have a boundary within 2 voxels
     label = torch.zeros(1, 80, 16, 16)
     monkeypatch.setattr(sample, "SAMPLE_BYTES", 8 * 4 * 2 * 12**3)
+    monkeypatch.setattr(sample, "_TOGETHER_BYTES", 0)
     parts, drawn = drawn_of(logits, label)
     assert drawn == sample.Drawn(1, (6, 8), (2, 32))  # two layers of 2 x 2 boxes beside the boundary, of ten
     shares = [part.share for part in parts]

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Orientationd, Spacingd
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    Identityd,
+    NormalizeIntensityd,
+    Orientationd,
+    ScaleIntensityd,
+    ScaleIntensityRangePercentilesd,
+    Spacingd,
+)
 
+from dicom_io.volume import LPS_FROM_RAS, Volume
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.inference import slabs
-from monai_unet_app.inference.slabs import resampling_in_slabs
+from monai_unet_app.inference.slabs import resampled, resampling_in_slabs
 from monai_unet_app.inference.way_back import Interpolated
 from monai_unet_app.machine_memory import taken_by
+from monai_unet_app.pipeline import preprocess
 
 
 def image_of(shape: tuple[int, ...], shear: float, channels: int = 1) -> MetaTensor:
@@ -88,3 +105,47 @@ def test_other_interpolation_is_that_of_monai(monkeypatch: pytest.MonkeyPatch, m
     monkeypatch.setattr(slabs, "_SLAB_VOXELS", 100)
     with resampling_in_slabs():
         assert torch.equal(step({"image": image_of((12, 13, 14), 1.0)})["image"], whole)
+
+
+def preprocessing(spacing_mm: tuple[float, float, float], *first: object) -> Compose:
+    """Transforms as a bundle has them; the first stands for the one that loads."""
+    looking = [Identityd("image"), EnsureChannelFirstd("image"), Orientationd("image", "RAS", labels=None)]
+    computing = [ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0, 1, clip=True), NormalizeIntensityd("image")]
+    return Compose([*looking, *first, Spacingd("image", spacing_mm), *computing])
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("spacing_mm", [(0.8, 0.9, 2.5), (1.1, 0.7, 2.0)], ids=["kept", "resampled"])
+def test_the_order_of_axes_in_memory_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch,
+    spacing_mm: tuple[float, float, float],
+    axes: tuple[int, int, int],
+    channels: int,
+    large: bool,
+) -> None:
+    values = np.random.default_rng(0).normal(size=(31, 22, 13, channels)).astype(np.float32)
+    turned = np.diag([-0.8, 0.9, -2.5, 1.0])[:, [*axes, 3]]
+    array = np.asfortranarray(values.transpose(*axes, 3))
+    volume = Volume(array if channels > 1 else array[..., 0], LPS_FROM_RAS @ turned)
+    bundle = cast(Bundle, SimpleNamespace(preprocessing=preprocessing(spacing_mm)))
+    wanted = bundle.preprocessing({"image": to_metatensor(volume)}, start=1)["image"]
+    if large:
+        monkeypatch.setattr(slabs, "_SLAB_VOXELS", 700)
+    before = volume.array.copy()
+    image = preprocess(volume, bundle)["image"]
+    assert torch.equal(image, wanted)
+    assert image.stride() == wanted.stride()
+    assert str(image.applied_operations) == str(wanted.applied_operations)
+    assert np.array_equal(volume.array, before)
+
+
+def test_an_image_is_shared_only_with_transforms_that_look_at_it() -> None:
+    """What computes before the resampling gets a copy of its own, and so does all where nothing is resampled."""
+    volume = Volume(np.zeros((31, 22, 13), np.float32), np.diag([0.8, -0.9, -2.5, 1.0]))
+    item = {"image": to_metatensor(volume)}
+    assert resampled(preprocessing((1.1, 0.7, 2.0)), item) is not None
+    assert resampled(preprocessing((0.8, 0.9, 2.5)), item) is None
+    assert resampled(preprocessing((1.1, 0.7, 2.0), ScaleIntensityd("image")), item) is None
+    assert resampled(Compose([Identityd("image")]), item) is None
