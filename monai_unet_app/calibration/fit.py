@@ -7,10 +7,10 @@ mapping. Because the very function that inference calls is fitted, the two canno
 
 import copy
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.outputs import Outputs, outputs_of
-from monai_unet_app.inference.spool import Rows
+from monai_unet_app.inference.spool import Rows, Spool
 from monai_unet_app.inference.thin import AveragesOfThinImages
 
 SCHEMA_VERSION = "1.0"
@@ -106,7 +106,7 @@ class SubjectCheck:
 
 
 class StoredLogits:
-    """Logits and truth of cases on the working grid, in a temporary folder, so that memory holds one case at a time.
+    """Logits and truth of cases on the working grid, in a temporary file, so that memory holds one case at a time.
 
     Args:
         outputs: What the logits mean.
@@ -117,8 +117,8 @@ class StoredLogits:
     def __init__(self, outputs: Outputs, calibrations: Sequence[tuple[Calibrate, Parameters]]) -> None:
         self.outputs, self.calibrations = outputs, calibrations
         self.drawn: Drawn | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="monai-unet-logits-")
-        self._files: list[Path] = []
+        self._spool = Spool("the logits of the cases", "give fewer cases")
+        self._cases: list[list[_StoredPart]] = []
 
     def add(self, rows: Iterable[Rows] | torch.Tensor, label: torch.Tensor) -> None:
         """Adds one case.
@@ -126,14 +126,21 @@ class StoredLogits:
         Args:
             rows: Its logits, from `predict_rows`, or as one tensor (C, *spatial).
             label: Shape (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1.
+
+        Raises:
+            NoRoomError: The disk is full.
         """
         rows = [(0, rows.as_subclass(torch.Tensor))] if isinstance(rows, torch.Tensor) else rows
         parts, drawn = parts_of(rows, label.as_subclass(torch.Tensor), self.outputs, self._halo)
         if drawn is not None:
             self.drawn = self.drawn + drawn if self.drawn else drawn
-        file = Path(self._folder.name) / f"{len(self._files)}.pt"
-        torch.save([part.stored() for part in parts], file)
-        self._files.append(file)
+        self._cases.append([self._stored(part) for part in parts])
+
+    def _stored(self, part: Part) -> "_StoredPart":
+        logits, truth = (
+            (self._spool.put(tensor.detach().float()), tuple(tensor.shape)) for tensor in (part.logits, part.truth)
+        )
+        return replace(part, logits=_ON_DISK, truth=_ON_DISK), logits, truth
 
     def _halo(self, channels: int, dims: int) -> tuple[float, ...]:
         """How far the calibrations look along each axis, in voxels."""
@@ -148,20 +155,26 @@ class StoredLogits:
         return self.outputs.probabilities(calibrate(logits, numbers))
 
     def only(self, places: Sequence[int]) -> "StoredLogits":
-        """The cases at these places, counted from 0; the files stay where they are."""
+        """The cases at these places, counted from 0; the file stays as it is."""
         part = copy.copy(self)
-        part._files = [self._files[n] for n in places]
+        part._cases = [self._cases[n] for n in places]
         return part
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._cases)
 
     def __iter__(self) -> Iterator[Part]:
         """The parts of all cases."""
-        for file in self._files:
+        for part, *stored in chain.from_iterable(self._cases):
             # Mapped instead of read: the search passes over all cases many times, and the system keeps what fits into
             # memory.
-            yield from map(Part.of, torch.load(file, weights_only=True, mmap=True))
+            logits, truth = (torch.from_numpy(self._spool.mapped(shape, place=place)) for place, shape in stored)
+            yield replace(part, logits=logits, truth=truth)
+
+
+_ON_DISK = torch.empty(0)
+_StoredPart = tuple[Part, tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]]]
+"""A part without its tensors, and of logits and truth the place in the file and the shape."""
 
 
 def _likelihood(part: Part, calibrated: torch.Tensor, outputs: Outputs) -> torch.Tensor:

@@ -59,19 +59,6 @@ class Part:
         each = calibrated.reshape(len(calibrated), self.boxes, -1, *calibrated.shape[2:])
         return each[(slice(None), slice(None), *self.inside)].flatten(1, 2)
 
-    def stored(self) -> tuple[Any, ...]:
-        """As `torch.save` writes it; `Part.of` reads it."""
-        # Plain tensors with storages of their own: torch.save writes the whole storage of a view, and metadata of a
-        # MetaTensor.
-        tensors = [part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (self.logits, self.truth)]
-        return (*tensors, [(side.start, side.stop) for side in self.inside], self.times, self.share, self.boxes)
-
-    @classmethod
-    def of(cls, stored: tuple[Any, ...]) -> "Part":
-        """From `stored`."""
-        logits, truth, inside, *numbers = stored
-        return cls(logits, truth, tuple(slice(*side) for side in inside), *numbers)
-
 
 @dataclass(frozen=True)
 class Drawn:
