@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 from dicom_io.coding import Whole, load_wholes
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files
@@ -173,6 +175,14 @@ class Bundle(BundleFiles):
         """The list `deterministic` as a Compose; its first transform loads and is skipped for images in memory."""
         compose: Compose = self.part("preprocessing")
         return compose
+
+    @cached_property
+    def grid_spacing(self) -> tuple[float, ...] | None:
+        """Voxel size in mm of the grid of the network, along its axes; None if images keep their own."""
+        from monai.transforms import Spacingd
+
+        steps = [step for step in self.preprocessing.transforms if isinstance(step, Spacingd)]
+        return tuple(np.resize(steps[-1].spacing_transform.pixdim, 3)) if steps else None
 
     @cached_property
     def result(self) -> "ResultSteps":

@@ -4,7 +4,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class MemoryPlanner:
         from monai_unet_app.inference.memory_plan import working_shape
 
         if np.linalg.matrix_rank(affine[:3, :3]) == 3:  # else the reader refuses it
-            self._plan(shape[:3], working_shape(shape[:3], affine, self._spacing()), math.prod(shape[3:]))
+            self._plan(shape[:3], working_shape(shape[:3], affine, self._bundle.grid_spacing), math.prod(shape[3:]))
 
     def windows(self, image: "MetaTensor", volume: Volume) -> "WindowSettings":
         """The sliding window for a preprocessed image, shape (C, *spatial) in voxels, with what of its sums waits on disk.
@@ -118,13 +118,6 @@ class MemoryPlanner:
         kept = 0 if self._keep == "evidence" else min(IN_MEMORY_BYTES, 4 * work.channels * math.prod(work.source))
         held = resident_bytes() - in_memory + kept
         return Process(held, taken_by(lambda: engine(empty)), self._limit, self._asked)
-
-    def _spacing(self) -> Any:
-        """Voxel size in mm of the grid of the network; None if images keep their own."""
-        from monai.transforms import Spacingd
-
-        steps = [step for step in self._bundle.preprocessing.transforms if isinstance(step, Spacingd)]
-        return np.resize(steps[-1].spacing_transform.pixdim, 3) if steps else None
 
 
 def _input_channels(bundle: Bundle, work: "Work") -> int:

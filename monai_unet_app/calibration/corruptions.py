@@ -21,9 +21,6 @@ Corruption = Callable[[NDArray[Any], NDArray[Any], np.random.Generator], Pair]
 TRUNCATED = "truncated"
 """The field of view ends too early: slices, rows or columns are missing on one side, and a part of the structures with them."""
 
-CROP_VOXELS = 1 << 21
-"""Of a crop that stands for a large image: an image of more voxels is corrupted and segmented as such a crop."""
-
 _REMAINING = 0.4, 0.8  # least and largest part of the field of view that a truncated image has
 
 
@@ -93,23 +90,19 @@ def truncated(volume: Volume, labels: NDArray[Any], axis: int, remaining: slice)
     return replace(volume, array=image, affine_lps=affine_lps), moved
 
 
-def crop_around(volume: Volume, centre: Sequence[float], least: Sequence[int]) -> Box:
-    """A box of about CROP_VOXELS voxels, as long in mm along every axis, as far as the image goes.
+def crop_around(volume: Volume, centre: Sequence[float], sizes: Sequence[int]) -> Box:
+    """A box of a volume, moved into it where it would reach beyond.
 
     Args:
         volume: The image.
-        centre: Index of the voxel in the middle; the box is moved into the image.
-        least: Fewest voxels along I, J, K.
+        centre: Index of the voxel in the middle.
+        sizes: Of the box along I, J, K, in voxels; no more than the image has.
     """
-    axes = 2 if volume.planar else 3
-    spacing = np.array([*volume.axis_spacing, 1.0][:3])
-    edge = (CROP_VOXELS * spacing[:axes].prod()) ** (1 / axes)
-    sizes = [min(n, max(round(edge / step), m)) for n, step, m in zip(volume.shape, spacing, least, strict=True)]
-    starts = [
-        min(max(0, round(middle) - size // 2), n - size)
+    i, j, k = (
+        slice(start, start + size)
         for middle, size, n in zip(centre, sizes, volume.shape, strict=True)
-    ]
-    i, j, k = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+        for start in [min(max(0, round(middle) - size // 2), n - size)]
+    )
     return i, j, k
 
 

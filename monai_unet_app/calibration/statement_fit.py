@@ -4,6 +4,7 @@ The statements are intervals for sizes, masks of bounded risk, the quality gate,
 are fitted with calibrated probabilities: calibrate the bundle first.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, unchanged_on_failure
 from monai_unet_app.calibration.calibrate_bundle import Step
 from monai_unet_app.calibration.corruptions import (
-    CROP_VOXELS,
     corrupted,
     corruptions_of,
     crop_around,
@@ -39,7 +39,7 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.rules import InputRules, least_shape
+from monai_unet_app.data.rules import least_shape
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, NoRoomError
 from monai_unet_app.evaluate.case_selection import Row, choose_cases, seen_case
@@ -50,6 +50,9 @@ from monai_unet_app.pipeline import Case, finished, segment_case
 COVERAGE, RISK = 0.9, 0.1
 MOST_CORRUPTED = 240
 """Largest number of predictions on corrupted images; with more cases, each case has a share of the corruptions."""
+
+LARGE_VOXELS, CROP_VOXELS = 1 << 22, 1 << 21
+"""In the windows of an image. With more than the first it is corrupted as a crop, of at most the second or of one window."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class _Observations:
 
     def _add_all_corrupted(self, subject: str, truth: Segmentation, number: int, cases: int) -> None:
         """Adds the samples of the corrupted images of a case, this number of so many cases."""
-        part = near_structures(truth, self.bundle.rules, number)
+        part = near_structures(truth, self.bundle, number)
         if part is not truth:
             self.cropped += 1
             # A crop cuts structures off. If only corrupted images did, the gate would take that for their fault.
@@ -336,18 +339,18 @@ def measured_case(subject: str, case: Case, truth: Segmentation) -> list[Structu
     return statements.measure_structures(subject, case.segmentation, truth, slabs)
 
 
-def near_structures(truth: Segmentation, rules: InputRules, seed: int) -> Segmentation:
+def near_structures(truth: Segmentation, bundle: Bundle, seed: int) -> Segmentation:
     """What of a case is corrupted: a crop of a large image, with its truth; else the same object.
 
     The crop lies around a voxel of a structure; each structure is as likely as any other.
 
     Args:
         truth: The reference on the whole image.
-        rules: Of the bundle; the crop is as large as they ask for.
+        bundle: Its windows say what is large, and the crop is at least as large as its rules ask for.
         seed: Draws structure and voxel.
     """
     image = truth.image
-    if np.prod(image.shape) <= CROP_VOXELS:
+    if math.prod(_windows(image.shape, image, bundle)) <= LARGE_VOXELS:
         return truth
     generator = np.random.default_rng([seed, CROP_VOXELS])
     present = [structure for structure in truth.structures if structure.voxels]
@@ -358,9 +361,35 @@ def near_structures(truth: Segmentation, rules: InputRules, seed: int) -> Segmen
         place = np.unravel_index(inside[generator.integers(len(inside))], structure.mask.shape)
         centre = [side.start + int(n) for side, n in zip(structure.box, place, strict=True)]
     labels = truth.label_volume.array
-    for axis, side in enumerate(crop_around(image, centre, least_shape(image, rules))):
+    for axis, side in enumerate(crop_around(image, centre, _crop_sizes(image, bundle))):
         image, labels = truncated(image, labels, axis, side)
     return _on(image, labels, truth)
+
+
+def _crop_sizes(image: Volume, bundle: Bundle) -> tuple[int, ...]:
+    """Voxels along I, J, K of the largest crop with CROP_VOXELS in its windows, as long in mm along every axis."""
+    spacing, least = (*image.axis_spacing, 1.0)[:3], least_shape(image, bundle.rules)
+    sizes: tuple[int, ...] = image.shape
+    edge = max(map(math.prod, zip(sizes, spacing, strict=True)))
+    while edge > min(spacing):
+        windows, voxels = _windows(sizes, image, bundle)
+        if windows == 1 or windows * voxels <= CROP_VOXELS:
+            break
+        edge *= 0.95
+        sides = zip(image.shape, spacing, least, strict=True)
+        sizes = tuple(min(n, max(round(edge / step), fewest)) for n, step, fewest in sides)
+    return sizes
+
+
+def _windows(shape: tuple[int, ...], image: Volume, bundle: Bundle) -> tuple[int, int]:
+    """How many windows an image of this shape has, with the voxels of another, and the voxels of each."""
+    from monai_unet_app.inference.memory_plan import working_shape
+    from monai_unet_app.inference.windows import plan_windows
+
+    settings = bundle.windows
+    working = shape[:2] if image.planar else working_shape(shape, image.affine_lps, bundle.grid_spacing)
+    plan = plan_windows(working, settings.window, settings.overlap)
+    return len(plan.windows), math.prod(plan.window)
 
 
 def _on(image: Volume, labels: NDArray[Any], truth: Segmentation) -> Segmentation:

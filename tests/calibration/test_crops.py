@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from small_data import few_examples, set_calibration
 
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration import corruptions, statement_fit
 from monai_unet_app.calibration.corruptions import CORRUPTIONS, TRUNCATED, crop_around
 from monai_unet_app.calibration.statement_fit import StatementConfig, near_structures, state_confidence
@@ -27,9 +29,15 @@ AFFINE = np.array([[0.0, 0.8, 0.0, 10.0], [-0.8, 0.0, 0.0, 20.0], [0.0, 0.0, 2.0
 RULES = InputRules(channels=1)
 
 
+def bundle_of(rules: InputRules = RULES, window: int = 1) -> Bundle:
+    """With windows of so many voxels along each axis, and as little overlap, on the grid of the image."""
+    windows = SimpleNamespace(window=(window,) * (2 if rules.planar else 3), overlap=0.0)
+    return cast(Bundle, SimpleNamespace(windows=windows, rules=rules, grid_spacing=None))
+
+
 def large(monkeypatch: pytest.MonkeyPatch, voxels: int = 1000) -> Segmentation:
-    for module in (corruptions, statement_fit):
-        monkeypatch.setattr(module, "CROP_VOXELS", voxels)
+    monkeypatch.setattr(statement_fit, "LARGE_VOXELS", voxels)
+    monkeypatch.setattr(statement_fit, "CROP_VOXELS", voxels)
     numbers = np.arange(60 * 50 * 20, dtype=np.float32).reshape(60, 50, 20)
     labels = np.zeros((60, 50, 20), np.uint8)
     labels[52:58, 3:9, 8:12] = 1
@@ -37,18 +45,32 @@ def large(monkeypatch: pytest.MonkeyPatch, voxels: int = 1000) -> Segmentation:
     return Segmentation(Volume(numbers, AFFINE), labels, segments("a", "b"))
 
 
-def test_a_crop_is_as_long_in_mm_along_every_axis_and_lies_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crop_lies_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     image = large(monkeypatch).image
-    # A cube of 1000 x 1.28 mm3 has edges of 10.86 mm: 14 and 5 voxels
-    assert crop_around(image, (30, 25, 10), (1, 1, 1)) == np.s_[23:37, 18:32, 8:13]
-    assert crop_around(image, (0, 49, 19), (1, 1, 1)) == np.s_[0:14, 36:50, 15:20]
-    assert crop_around(image, (30, 25, 10), (20, 1, 99)) == np.s_[20:40, 18:32, 0:20]
+    assert crop_around(image, (30, 25, 10), (14, 14, 5)) == np.s_[23:37, 18:32, 8:13]
+    assert crop_around(image, (0, 49, 19), (14, 14, 5)) == np.s_[0:14, 36:50, 15:20]
+    assert crop_around(image, (30, 25, 10), (20, 14, 20)) == np.s_[20:40, 18:32, 0:20]
+
+
+@pytest.mark.parametrize(
+    ("window", "shape"),
+    [
+        (1, (14, 14, 5)),  # voxels of 0.8 x 0.8 x 2 mm; 980 of 1000
+        (10, (10, 10, 4)),  # one window of 1000 voxels; the crop is narrower along K than the window
+        (12, (12, 12, 5)),  # one window of 1728 voxels, since there is no smaller one
+    ],
+)
+def test_a_crop_is_as_long_in_mm_along_every_axis_and_its_windows_are_counted(
+    monkeypatch: pytest.MonkeyPatch, window: int, shape: tuple[int, int, int]
+) -> None:
+    part = near_structures(large(monkeypatch), bundle_of(window=window), 0)
+    assert part.image.shape == shape
 
 
 def test_the_crop_of_a_large_image_holds_a_structure_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, found = large(monkeypatch), set()
     for seed in range(12):
-        part = near_structures(truth, RULES, seed)
+        part = near_structures(truth, bundle_of(), seed)
         assert part.image.shape == (14, 14, 5)
         first = int(part.image.array[0, 0, 0])
         i, j, k = (int(n) for n in np.unravel_index(first, truth.image.shape))
@@ -57,22 +79,22 @@ def test_the_crop_of_a_large_image_holds_a_structure_where_it_was(monkeypatch: p
         np.testing.assert_allclose(part.image.affine_lps[:3, 3], (AFFINE @ [i, j, k, 1])[:3])
         assert part.foreground.any()
         found |= set(np.unique(part.labels)) - {0}
-        assert near_structures(truth, RULES, seed).image.array[0, 0, 0] == first
+        assert near_structures(truth, bundle_of(), seed).image.array[0, 0, 0] == first
     assert found == {1, 2}
 
 
 def test_a_small_image_and_an_image_without_structures_have_their_own_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = large(monkeypatch)
     empty = Segmentation(truth.image, np.zeros_like(truth.labels), truth.segments)
-    assert near_structures(empty, RULES, 0).image.array[7, 7, 2] == truth.image.array[30, 25, 10]
-    monkeypatch.setattr(statement_fit, "CROP_VOXELS", 60 * 50 * 20)
-    assert near_structures(truth, RULES, 0) is truth
+    assert near_structures(empty, bundle_of(), 0).image.array[7, 7, 2] == truth.image.array[30, 25, 10]
+    monkeypatch.setattr(statement_fit, "LARGE_VOXELS", 60 * 50 * 20)
+    assert near_structures(truth, bundle_of(), 0) is truth
 
 
 def test_overlapping_structures_are_cropped_with_their_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = large(monkeypatch)
     masks = Segmentation.of_masks(truth.image, [truth.labels > 0, truth.labels == 2], truth.segments)
-    part = near_structures(masks, RULES, 3)
+    part = near_structures(masks, bundle_of(), 3)
     assert part.labels.shape == (2, 14, 14, 5)
     assert part.foreground.any()
 
@@ -82,14 +104,14 @@ def test_a_crop_is_as_large_as_the_bundle_demands(monkeypatch: pytest.MonkeyPatc
     # Right-left is the second array axis here: 30 mm of 0.8 mm are 37.5 voxels
     rules = InputRules(channels=1, extent_mm=((30.0, 8.0, 26.0), (999.0,) * 3))
     assert least_shape(truth.image, rules) == (10, 38, 13)
-    assert near_structures(truth, rules, 0).image.shape == (14, 38, 13)
+    assert near_structures(truth, bundle_of(rules), 0).image.shape == (10, 38, 13)
     picture = Volume(np.zeros((9, 7, 1)), np.eye(4), planar=True)
     assert least_shape(picture, InputRules(channels=1, planar=True, extent_mm=((5.0, 6.0), (9.0, 9.0)))) == (5, 6, 1)
 
 
 @pytest.mark.parametrize("name", sorted([*CORRUPTIONS, TRUNCATED]))
 def test_every_corruption_works_on_a_crop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = near_structures(large(monkeypatch), RULES, 0)
+    part = near_structures(large(monkeypatch), bundle_of(), 0)
     image, labels = corruptions.corrupted(part.image, part.label_volume.array, name, 0)
     assert image.shape == labels.shape
 
@@ -107,11 +129,11 @@ def test_the_gate_sees_sound_crops_beside_corrupted_ones_and_the_file_says_so(
     assert "crops" not in json.loads((root / "configs/confidence.json").read_text())["settings"]["plain"]
     assert [sample.kind for sample in seen].count(SOUND) == 4
     seen.clear()
-    for module in (corruptions, statement_fit):
-        monkeypatch.setattr(module, "CROP_VOXELS", 24_000)
+    monkeypatch.setattr(statement_fit, "LARGE_VOXELS", 60_000)  # a window of the tiny bundle has 49,152
+    monkeypatch.setattr(statement_fit, "CROP_VOXELS", 50_000)
     state_confidence(load_bundle(root), rows, config=config)
     crops = json.loads((root / "configs/confidence.json").read_text())["settings"]["plain"]["crops"]
-    assert crops == {"cases": 2, "voxels": 24_000}
+    assert crops == {"cases": 2, "voxels": 50_000}
     assert [sample.kind for sample in seen].count(SOUND) > 4
 
 
