@@ -23,8 +23,8 @@ from monai_unet_app.confidence.statements import Confidence, RiskStatement
 from monai_unet_app.data.cases import by_partition, find_data
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.evaluate import EvaluationHandler, LabelledCases, choose_cases, evaluate_cases
+from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
+from monai_unet_app.evaluate import EvaluationHandler, LabelledCases, choose_cases, evaluate_cases, evaluation
 from monai_unet_app.evaluate.counted_case import WHOLE_GRID, CountedCase
 from monai_unet_app.evaluate.evaluation import CaseLog, StoredLabels, targets_of
 from monai_unet_app.evaluate.reference import counted_voxels, read_reference
@@ -132,6 +132,19 @@ def test_when_no_case_can_be_measured_nothing_is_written(tiny_bundle: Callable[.
     array[0, 0, 0] = 7
     nibabel.save(nibabel.Nifti1Image(array, image.affine), label)
     with pytest.raises(InputRefusedError, match=r"\[7\]"):
+        evaluate_cases(load_bundle(tiny_bundle()), LabelledCases(by_partition(data)["test"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_case_that_finds_no_room_ends_the_evaluation(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise NoRoomError("more space is needed")
+
+    data = few_examples(tmp_path / "msd", TESTS)
+    monkeypatch.setattr(evaluation, "segment_case", full)
+    with pytest.raises(NoRoomError):
         evaluate_cases(load_bundle(tiny_bundle()), LabelledCases(by_partition(data)["test"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

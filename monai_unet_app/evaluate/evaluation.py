@@ -19,7 +19,7 @@ from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
 from monai_unet_app.gathering import decided, on_volume
 from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.pipeline import segment_case
@@ -200,6 +200,7 @@ def evaluate_cases(
 
     Raises:
         InputRefusedError: No case could be measured.
+        NoRoomError: Memory or disk are short for a case.
     """
     log, problems = CaseLog(bundle, targets), dict[str, str]()
     for row in data.rows:
@@ -207,6 +208,8 @@ def evaluate_cases(
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, bundle)
             case = segment_case(volume, bundle, run, keep="logits")
+        except NoRoomError:  # what a machine has free decides nothing that is measured
+            raise
         # Only a refusal lets the evaluation go on; the case is named in the report. Any other error ends it.
         except InputRefusedError as error:
             problems[row["id"]] = str(error)
