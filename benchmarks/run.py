@@ -48,23 +48,25 @@ EXAMPLES = REPOSITORY / "examples"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One file of this folder.
+    """One file of this folder, or a part of what it measures.
 
     Attributes:
-        name: Of the file, without its ending.
+        name: For --only; of the file, without its ending, where `file` names no other.
         claim: What it measures, as a heading.
         long: Its arguments for the page; {data} and {peers} stand for folders.
-        short: Its arguments for a quick look.
+        short: Its arguments for a quick look; None where there is none.
         needs: Folder below the data that the long form cannot do without; empty where it needs none.
         picture: What the long form draws, below docs/; empty where it draws nothing.
+        file: Whose part it is, without its ending; empty where it is a file of its own.
     """
 
     name: str
     claim: str
     long: str
-    short: str
+    short: str | None
     needs: str = ""
     picture: str = ""
+    file: str = ""
 
 
 BENCHMARKS = (
@@ -92,9 +94,16 @@ BENCHMARKS = (
     Benchmark(
         "memory",
         "Volumes of full size in bounded memory",
-        "--peers {peers} --work build/memory --plot docs/images/memory.svg",
+        "--work build/memory --rows full few classes slices loop equal",
         "--short",
+    ),
+    Benchmark(
+        "memory_curve",
+        "Memory and time over two decades of voxels",
+        "--work build/memory --rows curve --peers {peers} --plot docs/images/memory.svg",
+        None,
         picture="images/memory.svg",
+        file="memory",
     ),
     Benchmark(
         "quality_gate",
@@ -138,6 +147,8 @@ def main() -> int:
     if not options.short:
         install_peers()
     chosen = [one for one in BENCHMARKS if not options.only or one.name in options.only]
+    if options.short:
+        chosen = [one for one in chosen if one.short is not None]
     done = list(runs(chosen, options))
     if not options.short:
         PAGE.write_text(page(done), encoding="utf-8")
@@ -161,8 +172,9 @@ def runs(chosen: list[Benchmark], options: argparse.Namespace) -> Iterator[Run]:
     if not options.short:  # metrics.py imports its peer in its own process
         environment["PYTHONPATH"] += os.pathsep + str(PEERS)
     for one in chosen:
-        arguments = one.short if options.short else one.long.format(data="../shared/data", peers="build/peers")
-        command = f"python benchmarks/{one.name}.py {arguments}".strip()
+        file = f"{one.file or one.name}.py"
+        arguments = (one.short if options.short else one.long.format(data="../shared/data", peers="build/peers")) or ""
+        command = f"python benchmarks/{file} {arguments}".strip()
         print(f"== {command}", flush=True)
         if not options.short and one.needs and not (options.data / one.needs).is_dir():
             print(f"  left out: {one.needs}/ is absent from {options.data}")
@@ -171,7 +183,7 @@ def runs(chosen: list[Benchmark], options: argparse.Namespace) -> Iterator[Run]:
         typed = arguments if options.short else one.long.format(data=options.data, peers=PEERS)
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, str(HERE / f"{one.name}.py"), *typed.split()],
+            [sys.executable, str(HERE / file), *typed.split()],
             capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False,
         )  # fmt: skip
         print(done.stdout, flush=True)

@@ -138,10 +138,11 @@ def _sums(channel: NDArray[Any], scaled: Callable[[NDArray[Any]], Floats], centr
                 difference = np.diff(difference, axis=n)
                 steps[axis, power] += np.abs(difference[:height]).sum()
         own -= centre
-        squares += float(np.vdot(own, own))
         for n, axis in enumerate(order):
             own_planes = slice(start, start + height) if n == 0 else slice(None)
             planes[axis][own_planes] += own.sum(axis=tuple(other for other in range(3) if other != n))
+        # No product of vectors: OpenBLAS's threads spin for a while after it, beside those of the next case's network
+        squares += float(np.square(own, out=own).sum())
     return _Sums(planes, squares, steps)
 
 
