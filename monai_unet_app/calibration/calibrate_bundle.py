@@ -57,10 +57,13 @@ def calibrate_bundle(
 
 def rows_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[Iterator[Rows], torch.Tensor]":
     """Logits, row by row, and label (1, *spatial) of a case on the working grid."""
+    from monai_unet_app.inference.slabs import resampling_in_slabs
+
     volume = read_volume(row["image"])
     planner = MemoryPlanner(bundle, run, bundle.result, "evidence")
     labels = read_labels(Path(row["label"]), volume)
-    item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
+    with resampling_in_slabs():
+        item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
     return planned_rows(planner, item["image"], volume, bundle), item["label"]
 
 

@@ -98,11 +98,11 @@ def crop_around(volume: Volume, centre: Sequence[float], sizes: Sequence[int]) -
         centre: Index of the voxel in the middle.
         sizes: Of the box along I, J, K, in voxels; no more than the image has.
     """
-    i, j, k = (
-        slice(start, start + size)
+    starts = [
+        min(max(0, round(middle) - size // 2), n - size)
         for middle, size, n in zip(centre, sizes, volume.shape, strict=True)
-        for start in [min(max(0, round(middle) - size // 2), n - size)]
-    )
+    ]
+    i, j, k = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
     return i, j, k
 
 

@@ -167,8 +167,8 @@ class StoredLogits:
         """The parts of all cases."""
         for part, *stored in chain.from_iterable(self._cases):
             # Mapped instead of read: the search passes over all cases many times, and the system keeps what fits into
-            # memory.
-            logits, truth = (torch.from_numpy(self._spool.mapped(shape, place=place)) for place, shape in stored)
+            # memory. A bundle's function may write into what it gets.
+            logits, truth = (self._spool.copied_on_write(place, shape) for place, shape in stored)
             yield replace(part, logits=logits, truth=truth)
 
 

@@ -27,9 +27,7 @@ BOX_VOXELS = 512
 SEED = 0
 _AT_BOUNDARIES = 0.75  # of the sample, if there are so many boxes in which labels meet
 
-_TOGETHER_BYTES = (
-    1 << 22
-)  # of the logits of boxes that are calibrated in one call, which takes longer than a box by itself
+_TOGETHER_BYTES = 1 << 22  # of the logits of boxes that are calibrated in one call
 
 Halo = Callable[[int, int], Sequence[float]]
 """From the number of channels and of spatial axes: how many voxels away along each axis a calibration looks."""

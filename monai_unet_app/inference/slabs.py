@@ -33,7 +33,7 @@ def resampling_in_slabs() -> Iterator[None]:
         "monai.transforms.spatial.functional.AffineTransform",
         "monai.transforms.spatial.array.spatial_resample",
     )
-    with patch(layer, AffineInSlabs), patch(resample, _resampled):
+    with patch(layer, AffineInSlabs), patch(resample, _spatial_resample):
         yield
 
 
@@ -57,7 +57,7 @@ def resampled(compose: Compose, item: dict[str, MetaTensor]) -> tuple[dict[str, 
     return None
 
 
-def _resampled(
+def _spatial_resample(
     img: torch.Tensor, dst_affine: Any, spatial_size: Any, mode: str | int, *others: Any, **named: Any
 ) -> Any:
     """`spatial_resample`, which leaves it to `AffineInSlabs` to make the image float64."""

@@ -75,11 +75,16 @@ class Spool:
             os.posix_fadvise(self._descriptor(), place, len(data), os.POSIX_FADV_DONTNEED)
         return torch.from_numpy(array)
 
-    def mapped(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32, place: int = 0) -> NDArray[Any]:
-        """The values at a place, an array of this shape; what is looked at is in memory until the array goes."""
+    def mapped(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """The first values of the file, an array of this shape; what is looked at is in memory until the array goes."""
         self._descriptor()
         assert self._file is not None
-        return np.memmap(self._file, dtype, "r+", place, shape)
+        return np.memmap(self._file, dtype, "r+", shape=shape)
+
+    def copied_on_write(self, place: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """The tensor at a place, mapped; what is written into it does not come into the file."""
+        assert self._file is not None
+        return torch.from_numpy(np.memmap(self._file, np.float32, "c", place, shape))
 
     def _descriptor(self) -> int:
         if self._file is None:  # not before it is needed

@@ -144,6 +144,20 @@ def test_several_functions_are_fitted_on_logits_that_are_kept_once() -> None:
     assert 1 + other == pytest.approx(math.exp(-one), abs=1e-3)
 
 
+def test_a_function_that_writes_into_its_logits_changes_none_that_are_kept() -> None:
+    logits, label = drawn(True, 1)
+    stored = StoredLogits(outputs_of(exclusive=True), [])
+    stored.add(logits, label)
+    wanted = fit_parameters(by_temperature, {"log_temperature": 0.0}, stored).parameters
+
+    def in_place(z: torch.Tensor, numbers: Mapping[str, Any]) -> torch.Tensor:
+        return z.add_(1.0) * torch.exp(-torch.as_tensor(numbers["log_temperature"]))  # softmax does not see the 1
+
+    found = fit_parameters(in_place, {"log_temperature": 0.0}, stored).parameters
+    assert found["log_temperature"] == pytest.approx(wanted["log_temperature"], abs=1e-4)
+    assert all(torch.equal(part.logits, logits) for part in stored)
+
+
 def test_a_fit_that_finds_no_number_is_refused_and_leaves_the_bundle_as_it_is(tiny_bundle: Callable[..., Path]) -> None:
     root = tiny_bundle()
     before = (root / "configs/inference.yaml").read_bytes()
