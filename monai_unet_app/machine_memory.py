@@ -41,18 +41,28 @@ def taken_by(work: Callable[[], object]) -> int:
 
 
 def most_resident_bytes() -> float:
-    """How large this process may become: with what its machine, its control group and its own limits leave."""
-    own = resident_bytes()
-    return own + min(_free_of_machine(), *_free_of_groups(), _free_addresses())
+    """How large this process may become now: with what its machine, its control groups and its own limits leave."""
+    return resident_bytes() + min((most - taken for most, taken in _limits()), default=math.inf)
 
 
-def _free_of_machine() -> float:
-    return _entry(Path("/proc/meminfo"), "MemAvailable:") * 1024
+def ever_resident_bytes() -> float:
+    """How large a process may become here when nothing else takes memory."""
+    return min((most for most, _ in _limits()), default=math.inf)
 
 
-def _free_of_groups() -> Iterator[float]:
+def _limits() -> Iterator[tuple[float, float]]:
+    """Each limit on the memory of this process, and what is taken of it: machine, control groups, addresses."""
+    machine = Path("/proc/meminfo")
+    if not math.isinf(most := _entry(machine, "MemTotal:") * 1024):
+        yield most, most - _entry(machine, "MemAvailable:") * 1024
+    yield from _limits_of_groups()
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
+    if most != resource.RLIM_INFINITY:
+        yield most, _status("VmSize")
+
+
+def _limits_of_groups() -> Iterator[tuple[float, float]]:
     """Of each control group above this process that has a limit; files that the system may drop count as free."""
-    yield math.inf
     with suppress(OSError):
         for line in _GROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -71,13 +81,7 @@ def _free_of_groups() -> Iterator[float]:
                     with suppress(OSError, ValueError):  # a group that is not shown here, or "max"
                         limit, used = (int((folder / name).read_text()) for name in names[:2])
                         files = _entry(folder / "memory.stat", names[2])
-                        yield limit - used + (0 if math.isinf(files) else files)
-
-
-def _free_addresses() -> float:
-    """Under `ulimit -v`."""
-    most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return math.inf if most == resource.RLIM_INFINITY else most - _status("VmSize")
+                        yield limit, used - (0 if math.isinf(files) else files)
 
 
 def _status(name: str) -> int:

@@ -13,7 +13,13 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.gathering import Keep
-from monai_unet_app.machine_memory import large_blocks_go_back, most_resident_bytes, resident_bytes, taken_by
+from monai_unet_app.machine_memory import (
+    ever_resident_bytes,
+    large_blocks_go_back,
+    most_resident_bytes,
+    resident_bytes,
+    taken_by,
+)
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -35,8 +41,8 @@ class MemoryPlanner:
 
     def __init__(self, bundle: Bundle, run: PredictConfig, result: "ResultSteps", keep: Keep) -> None:
         self._bundle, self._run, self._result, self._keep = bundle, run, result, keep
-        self._asked = run.memory_limit or math.inf
-        self._limit = min(self._asked, most_resident_bytes())
+        self._ever = min(run.memory_limit or math.inf, ever_resident_bytes())
+        self._limit = min(self._ever, most_resident_bytes())
         self._process: Process | None = None
 
     def before_pixels(self, shape: tuple[int, ...], affine: NDArray[np.float64]) -> None:
@@ -117,7 +123,7 @@ class MemoryPlanner:
         empty = torch.zeros(settings.batch, _input_channels(self._bundle, work), *window, device=engine.device)
         kept = 0 if self._keep == "evidence" else min(IN_MEMORY_BYTES, 4 * work.channels * math.prod(work.source))
         held = resident_bytes() - in_memory + kept
-        return Process(held, taken_by(lambda: engine(empty)), self._limit, self._asked)
+        return Process(held, taken_by(lambda: engine(empty)), self._limit, self._ever)
 
 
 def _input_channels(bundle: Bundle, work: "Work") -> int:

@@ -64,14 +64,14 @@ class Process:
     Attributes:
         held: Bytes that it holds before the image is read.
         batch: Bytes that a batch of windows takes beside them.
-        limit: Bytes that it may take.
-        asked: The limit that somebody set; `limit` is what of it the machine has free.
+        limit: Bytes that it may take now.
+        ever: The same if nothing else took memory.
     """
 
     held: float
     batch: float
     limit: float
-    asked: float = math.inf
+    ever: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
 
     Raises:
         InputRefusedError: The image does not fit, even if every sum of windows that can waits on disk.
-        NoRoomError: It would, if the machine had more memory free.
+        NoRoomError: It would, if other processes left it more memory.
     """
     plan = plan_windows(work.working, windows.window, windows.overlap)
     voxels = math.prod(work.source)
@@ -126,7 +126,7 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
     needed = fixed + max(before, process.batch, after, during + least)
     if needed > limit:
         # Rounded up, so that a limit of this figure does
-        raise (NoRoomError if needed <= process.asked else InputRefusedError)(
+        raise (NoRoomError if needed <= process.ever else InputRefusedError)(
             f"it needs {gb(needed + 5e6)} of memory ({_by(work.source)} voxels, {work.channels} classes, windows of "
             f"{_by(plan.window)}) and {gb(limit)} are allowed; raise --memory-limit, or take a machine with more"
         )

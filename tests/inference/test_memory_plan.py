@@ -60,9 +60,9 @@ def test_what_cannot_fit_is_refused_with_its_figures_and_fits_with_what_they_say
 
 def test_what_a_machine_has_no_memory_for_now_is_told_from_what_exceeds_a_limit() -> None:
     with pytest.raises(NoRoomError):
-        memory_plan(CT, WINDOWS, replace(PROCESS, limit=2e9, asked=4e9))
+        memory_plan(CT, WINDOWS, replace(PROCESS, limit=2e9, ever=4e9))
     with pytest.raises(InputRefusedError) as refused:
-        memory_plan(CT, WINDOWS, replace(PROCESS, limit=2e9, asked=2.2e9))
+        memory_plan(CT, WINDOWS, replace(PROCESS, limit=2e9, ever=2.2e9))
     assert type(refused.value) is InputRefusedError
 
 

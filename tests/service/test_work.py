@@ -107,7 +107,7 @@ def test_a_worker_takes_the_device_that_was_found_before_it(site_file: Path) -> 
 
 
 @pytest.mark.parametrize("what", ["memory", "disk"])
-def test_a_study_for_which_there_is_no_room_now_waits_and_one_that_is_too_large_for_the_site_does_not(
+def test_a_study_for_which_there_is_no_room_now_waits_and_one_that_is_too_large_for_site_or_machine_does_not(
     what: str, site_file: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, message = Worker(read_site(site_file)), task(study, tmp_path / "results" / "1-1")
@@ -121,6 +121,10 @@ def test_a_study_for_which_there_is_no_room_now_waits_and_one_that_is_too_large_
     assert set(answer) == {"wait"}
     assert answer["wait"].startswith("there is no room for it: ")
     assert not (tmp_path / "results" / "1-1").exists()
+    with monkeypatch.context() as short:
+        short.setattr(memory_planner, "ever_resident_bytes", lambda: 1e6)
+        (found,) = worker.answer(message)["results"]
+    assert (found["state"], "0.00 GB are allowed" in found["reason"]) == ("not processed", True)
     worker.runs = {name: replace(run, memory_limit=1e6) for name, run in worker.runs.items()}
     (found,) = worker.answer(message)["results"]
     assert (found["state"], "0.00 GB are allowed" in found["reason"]) == ("not processed", True)
