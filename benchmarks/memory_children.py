@@ -131,8 +131,8 @@ def nnunet(side: str, bundle: str, image: str, output: str) -> int:
     }
     manager = PlansManager(plans)
     network = config.get_parsed_content("network_def")
-    # Its sums of windows are float16, where the logits of this made-up network, up to 2,000, overflow. A power of two changes no
-    # label.
+    # Its sums of windows are float16, where the logits of this made-up network, up to 2,000, overflow. A power of two
+    # changes no label.
     weights = {
         name: value / 64 if name.startswith("output_block") else value
         for name, value in torch.load(f"{bundle}/models/model.pt", weights_only=True).items()
