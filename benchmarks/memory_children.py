@@ -171,9 +171,14 @@ def plot(path: str) -> int:
     for limit in LIMITS_GB:
         memory.axhline(limit, color="grey", linewidth=0.7, linestyle=":")
         memory.annotate(f"{limit} GB", (memory.get_xlim()[0], limit), fontsize=8, color="grey")
-    memory.set(xlabel="voxels of the image", ylabel="largest resident memory, GB")
-    seconds.set(xlabel="voxels of the image", ylabel="seconds, from the file to the label map")
-    memory.legend(fontsize=8)
+    memory.set(xlabel="voxels of the image", ylabel="largest resident memory, GB", yticks=[1, 2, 4, 8, 16])
+    seconds.set(
+        xlabel="voxels of the image", ylabel="seconds, from the file to the label map", yticks=[10, 30, 100, 300]
+    )
+    for axes in (memory, seconds):
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    seconds.legend(fontsize=8)
     figure.suptitle(f"{table[0]['classes']} classes; a side ends where it failed or was above the limit")
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
     return 0
