@@ -41,7 +41,8 @@ class MemoryPlanner:
 
     def __init__(self, bundle: Bundle, run: PredictConfig, result: "ResultSteps", keep: Keep) -> None:
         self._bundle, self._run, self._result, self._keep = bundle, run, result, keep
-        self._ever = min(run.memory_limit or math.inf, ever_resident_bytes())
+        # Without a limit, as in an evaluation, no case is left out because of the machine: the run ends for want of room
+        self._ever = min(run.memory_limit, ever_resident_bytes()) if run.memory_limit else math.inf
         self._limit = min(self._ever, most_resident_bytes())
         self._process: Process | None = None
 

@@ -30,9 +30,10 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app import memory_planner
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.cli import main
-from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError
 from monai_unet_app.inference import stored_channels
 from monai_unet_app.machine_memory import resident_bytes
+from monai_unet_app.pipeline import segment_case
 from monai_unet_app.results import write_nifti
 from monai_unet_app.service import work
 from monai_unet_app.service.site_file import Rule, read_site
@@ -516,3 +517,14 @@ def test_a_node_with_another_bundle_than_the_site_approved_does_not_start(site_f
     assert ended.returncode == 2
     assert "names a bundle of sha256 000000000000" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_without_a_limit_of_its_own_a_run_never_leaves_a_case_out_because_of_the_machine(
+    site_file: Path, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(read_site(site_file))
+    bundle = next(iter(worker.bundles.values()))
+    for name in ("ever_resident_bytes", "most_resident_bytes"):
+        monkeypatch.setattr(memory_planner, name, lambda: resident_bytes() + 1e6)
+    with pytest.raises(NoRoomError):  # an evaluation ends at it
+        segment_case(study, bundle)
