@@ -30,7 +30,7 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration.corruptions import corrupted, corruptions_of, dice_of_whole
 from monai_unet_app.confidence.border import LEAST_PART
 from monai_unet_app.confidence.features import on_border
-from monai_unet_app.data.cases import find_data, find_images
+from monai_unet_app.data.case_files import find_data, find_images
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate import choose_cases

@@ -1,7 +1,8 @@
 """What label values mean: the coded concepts of a bundle's `segments.json`.
 
 The file has the form of dcmqi's metainfo, so that `itkimage2segimage` can use it too. All codes are SNOMED CT ("SCT"): SNOMED
-RT ("SRT") was retired from DICOM in 2019, and private schemes ("99...") mean nothing to other programs.
+RT ("SRT") was retired from DICOM in 2019, and private schemes ("99...") mean nothing to other programs. A structure that nobody
+has coded yet has the private scheme UNCODED.
 """
 
 import json
@@ -24,6 +25,8 @@ from dicom_io.reading.bounded import BoundedFile
 from dicom_io.reading.headers import shown
 
 SCHEMA_MAJOR = 1
+UNCODED = "99MUA_UNCODED"
+"""Coding scheme of a structure that nobody has coded yet."""
 _OWN_KEYS = ("wholes", "schema_version", "segmentAttributes")
 MAX_BYTES = 2**20
 """The largest segments.json: enough for some thousand segments."""
@@ -73,6 +76,11 @@ class Segment:
     description: str = ""
 
     @property
+    def is_coded(self) -> bool:
+        """Whether its codes mean something to other programs."""
+        return UNCODED not in (self.category.scheme_designator, self.type.scheme_designator)
+
+    @property
     def rgb(self) -> tuple[int, int, int]:
         """The colour that it is drawn in, 0 to 255 each."""
         return self.display_rgb or display_rgb(self.number)
@@ -118,6 +126,14 @@ def load_segments(path: Path) -> tuple[Segment, ...]:
             have the label of a segment, or it has a key at its top that is neither ours nor dcmqi's.
     """
     return _contents(Path(path))[0]
+
+
+def uncoded(segments: Sequence[Segment]) -> str:
+    """A sentence about the segments that nobody has coded yet; empty if all are coded."""
+    labels = ", ".join(segment.label for segment in segments if not segment.is_coded)
+    return labels and (
+        f"segments.json has no SNOMED CT code for {labels}; other programs know a structure by its code; write one in its place"
+    )
 
 
 def load_wholes(path: Path) -> tuple[Whole, ...]:

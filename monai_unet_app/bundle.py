@@ -7,7 +7,7 @@ refused at once.
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,6 +19,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
+from monai_unet_app.data.labels import FileValues
 from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
@@ -60,11 +61,28 @@ class Bundle(BundleFiles):
         device: Device of the network.
         overrides: Values that replace those of `inference.yaml`, by id.
         may_leave_device: Windows for which the device has no memory run on the CPU.
+        fold: The weights are those of a fold of the cross-validation, in `folds/`; None: the bundle's own.
     """
 
     device: "torch.device" = field(default_factory=_cpu)
     overrides: tuple[tuple[str, Any], ...] = ()
     may_leave_device: bool = False
+    fold: int | None = None
+
+    def of_fold(self, fold: int) -> "Bundle":
+        """The same bundle with the weights of a fold of its cross-validation, which tests the cases of that fold."""
+        return replace(self, fold=fold)
+
+    @property
+    def weights_dir(self) -> Path:
+        """Holds the weights and the record of their training."""
+        return self.root / "models" if self.fold is None else self.root / f"folds/{self.fold}/models"
+
+    @property
+    def folds(self) -> "tuple[Bundle, ...]":
+        """The bundle with the weights of each fold that is trained."""
+        trained = (int(path.parts[-3]) for path in self.root.glob("folds/*/models/model.pt"))
+        return tuple(map(self.of_fold, sorted(trained)))
 
     @cached_property
     def parser(self) -> "ConfigParser":
@@ -232,7 +250,7 @@ class Bundle(BundleFiles):
         """
         import torch
 
-        weights = self.root / "models/model.pt"
+        weights = self.weights_dir / "model.pt"
         self.check_configs()
         if not weights.is_file():
             raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
@@ -277,7 +295,7 @@ class Bundle(BundleFiles):
     @cached_property
     def run_record(self) -> dict[str, Any]:
         """`models/run.json`: how the weights were trained, and on which cases; empty if the file is absent."""
-        path = self.root / "models/run.json"
+        path = self.weights_dir / "run.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
     @cached_property
@@ -287,7 +305,7 @@ class Bundle(BundleFiles):
         Raises:
             BundleError: One of these files is damaged or of another version.
         """
-        path = self.root / "models" / CALIBRATION_RECORD
+        path = self.weights_dir / CALIBRATION_RECORD
         try:
             calibrated = json.loads(path.read_text())["cases"] if path.is_file() else {}
             # A list, not a mapping by id: a case may stand in both records
@@ -319,6 +337,11 @@ class Bundle(BundleFiles):
         """Label value of voxels that an evaluation leaves out; None if the bundle names no such value."""
         value: int | None = self._optional("ignore_label")
         return value
+
+    @cached_property
+    def file_values(self) -> FileValues:
+        """What the values of label files stand for."""
+        return FileValues.parse(self._optional("label_values"), self.ignore_label)
 
     @cached_property
     def centreline(self) -> bool:

@@ -51,6 +51,7 @@ class OutputConfig:
         dicomize: Write a converted series for a NIfTI input and refer to that.
         seg_encoding: One of `dicom_io.kinds.encodings.SEG_ENCODINGS`; "fractional" writes probabilities.
         empty_frames: A SEG has a frame for every slice and segment, also where there is no voxel.
+        uncoded: Write DICOM results although structures have no SNOMED CT code; a private code says so.
         earlier_sr: The report of an earlier run, which the new report names as its predecessor if it differs; None: the report
             that the new report would replace.
     """
@@ -65,6 +66,7 @@ class OutputConfig:
     dicomize: bool = False
     seg_encoding: SegEncoding = "binary"
     empty_frames: bool = False
+    uncoded: bool = False
     earlier_sr: Path | None = None
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.read import ReadOptions
 from dicom_io.rtstruct import read_regions
-from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as

@@ -18,7 +18,7 @@ from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.statement_fit import known_rows, state_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig, resolve_device
 from monai_unet_app.convert import dicomize_cases
-from monai_unet_app.data.cases import CaseFiles, find_data
+from monai_unet_app.data.case_files import CaseFiles, find_data
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import AppError

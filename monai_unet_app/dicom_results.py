@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage
 
-from dicom_io.coding import Whole
+from dicom_io.coding import Segment, Whole, uncoded
 from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.kinds import KIND, RESULT_KINDS
@@ -23,7 +23,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import figure_of
 from monai_unet_app.config import OutputConfig
-from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusing_as
 from monai_unet_app.pipeline import Case
 
 
@@ -53,10 +53,13 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
 
     Raises:
         UsageError: The input is no DICOM, and no DICOM series is named.
+        BundleError: A structure is not coded, and `uncoded` is not set.
         InputRefusedError: The named series is at another place than the image, an object cannot be written, or the image is a
             picture and a format needs patient space.
     """
     case, config = output.case, output.config
+    if not config.uncoded:
+        check_coded(case.bundle.name, case.bundle.segments)
     source, files = _target(output)
     if source.planar:
         check_possible(output.case_id, config.formats)
@@ -92,6 +95,14 @@ def check_possible(name: str, formats: Sequence[str]) -> None:
         raise InputRefusedError(
             f"{name}: {', '.join(impossible)} cannot be made of a picture, which has no millimetres and no place in the "
             f"patient; of {possible} some are possible; change --format"
+        )
+
+
+def check_coded(name: str, segments: Sequence[Segment]) -> None:
+    """Raises BundleError, with `name` in its message, if a structure has no codes that mean something to other programs."""
+    if problem := uncoded(segments):
+        raise BundleError(
+            f"{name}: {problem}, or let monai-unet predict --uncoded write a private code that says that there is none"
         )
 
 

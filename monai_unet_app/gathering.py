@@ -1,5 +1,6 @@
 """The result of an image, gathered from pieces: labels, and what is kept of the probabilities."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,22 +92,38 @@ class Gathered:
         return Segmentation(self.image, labels, bundle.segments, kept, bundle.wholes, evidence)
 
     def _tidied(self, tidy: Sequence[Any]) -> NDArray[Any]:
-        import torch
-        from monai.transforms import Compose
-
-        flat = self.image.without_flat_axis(self.labels)
-        channels = flat[None] if self.bundle.exclusive else flat
-        output = Compose(list(tidy))({"pred": torch.from_numpy(channels.astype(np.float32))})["pred"]
-        tidied = np.rint(on_volume(output, self.image)).astype(self.labels.dtype)
+        labels = tidied(self.image, self.labels, tidy, exclusive=self.bundle.exclusive)
         if self.certainty is None:
-            return tidied
+            return labels
         assert self.probabilities is not None
-        labels: NDArray[Any] = tidied[0]
         moved = labels != self.labels
         for number in np.flatnonzero(np.bincount(labels[moved])):
             here = moved & (labels == number)
             self.certainty[here] = self.probabilities[int(number)][here]
         return labels
+
+
+def tidied(image: Volume, labels: NDArray[Any], tidy: Sequence[Any], *, exclusive: bool) -> NDArray[Any]:
+    """Labels on the grid of an image after these transforms of the whole label map; same shape and type.
+
+    Args:
+        image: Whose spacing in mm sizes of pieces are measured by.
+        labels: Shape (I, J, K) of numbers if `exclusive`, else (S, I, J, K) of 0 and 1.
+        tidy: MONAI's transforms of the item "pred".
+        exclusive: Whether a voxel has one label.
+    """
+    import torch
+    from monai.data import MetaTensor
+    from monai.transforms import Compose
+
+    flat = image.without_flat_axis(labels)
+    channels = torch.from_numpy((flat[None] if exclusive else flat).astype(np.float32))
+    item = {"pred": MetaTensor(channels, affine=torch.from_numpy(image.affine_ras.copy()))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's transforms call numpy and scikit-image in ways that those deprecate
+        output = Compose(list(tidy))(item)["pred"]
+    result: NDArray[Any] = np.rint(on_volume(output, image)).astype(labels.dtype)
+    return result[0] if exclusive else result
 
 
 def _labels(decision: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:

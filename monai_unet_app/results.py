@@ -31,10 +31,10 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.statements import Confidence, read_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig
-from monai_unet_app.data.cases import CaseFiles, case_id, case_message
+from monai_unet_app.data.case_files import CaseFiles, case_id, case_message
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.dicom_results import CaseOutput, converted_modality, write_dicom
+from monai_unet_app.dicom_results import CaseOutput, check_coded, converted_modality, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 from monai_unet_app.gathering import decided
 from monai_unet_app.pipeline import Case, assessed, segment_case, setting_of
@@ -160,6 +160,8 @@ def predict_cases(
     results, problems = [], []
     windows = watcher.windows if watcher else None
     check_flags(cases, run, config)
+    if config.wants_dicom and not config.uncoded:
+        check_coded(bundle.name, bundle.segments)
     if config.dicomize and config.wants_dicom:
         converted_modality(bundle)  # raises before the work starts
     if config.explain is not None:

@@ -6,10 +6,12 @@ import shutil
 from itertools import cycle
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import yaml
 from conftest import EXAMPLES
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from monai_unet_app.calibration.inference_yaml import write_parameters
 
@@ -66,3 +68,45 @@ def set_calibration(bundle: Path, *values: float) -> Path:
     }
     write_parameters(bundle / "configs/inference.yaml", parameters)
     return bundle
+
+
+def tilted_volumes(folder: Path, count: int = 5, values: tuple[int, int] = (2, 5)) -> Path:
+    """`folder` as nnU-Net wants its raw data, without dataset.json: thick, oblique, lopsided volumes with two balls each.
+
+    The balls have these label values, and 62 and 24 voxels of 1.1 x 0.9 x 3.6 mm at least.
+    """
+    for kind in ("imagesTr", "labelsTr"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(count):
+        shape = (30 + number, 26, 14)
+        turn = Rotation.from_euler("xyz", [8, -5, 3 + number], degrees=True).as_matrix()
+        affine = np.eye(4)
+        affine[:3] = np.column_stack([turn @ np.diag([1.1, 0.9, 3.6]), [-10, 20, 5]])
+        place = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+        label = np.zeros(shape, np.uint8)
+        label[np.linalg.norm((place - (11, 12, 6)) / (6, 5, 3), axis=-1) < 1] = values[0]
+        label[np.linalg.norm((place - (20, 16, 9)) / (4, 5, 3), axis=-1) < 1] = values[1]
+        noise = np.random.default_rng(number).normal(100, 8, shape)
+        image = noise + 60 * (label == values[0]) + 110 * (label == values[1])
+        nibabel.save(
+            nibabel.Nifti1Image(image.astype(np.float32), affine), folder / f"imagesTr/case{number}_0000.nii.gz"
+        )
+        nibabel.save(nibabel.Nifti1Image(label, affine), folder / f"labelsTr/case{number}.nii.gz")
+    return folder
+
+
+def numbered_discs(folder: Path, count: int = 5, discs: int = 40) -> Path:
+    """`folder` with images/ of grey RGBA pictures and labels/ that number the discs in them, some of which overlap."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    y, x = np.mgrid[:70, :90]
+    for number in range(count):
+        random = np.random.default_rng(number)
+        label = np.zeros((70, 90), np.uint16)
+        for disc in range(1, discs + 1):
+            label[(x - random.integers(5, 85)) ** 2 + (y - random.integers(5, 65)) ** 2 < 16] = disc
+        grey = np.clip(random.normal(60, 9, label.shape) + 80 * (label > 0), 0, 255).astype(np.uint8)
+        picture = np.dstack([grey, grey, grey, np.full_like(grey, 255)])
+        Image.fromarray(picture).save(folder / f"images/p{number}.png")
+        Image.fromarray(label).save(folder / f"labels/p{number}.png")
+    return folder

@@ -38,6 +38,7 @@ VERBS = [
         "dicomize",
         "regions",
         "inspect",
+        "plan",
         "train",
         "calibrate",
         "evaluate",

@@ -26,7 +26,7 @@ from monai_unet_app.comparison.differences import compare
 from monai_unet_app.comparison.rank_tests import holm, rank_groups, signed_rank, subject_means
 from monai_unet_app.comparison.release_gate import gate
 from monai_unet_app.comparison.subgroups import subgroups
-from monai_unet_app.data.cases import find_images
+from monai_unet_app.data.case_files import find_images
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from phantoms import write_picture
 
@@ -13,7 +15,7 @@ from dicom_io.read import read_series
 from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import OutputConfig
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.pipeline import Case
 from monai_unet_app.results import write_results
 
@@ -60,3 +62,25 @@ def test_a_fundus_photograph_has_a_seg_outlines_and_captures(photograph: Case, t
     assert set(document["files"]) == {"seg", "gsps", "sc"}
     for name in document["files"].values():
         assert (tmp_path / "out" / name).exists()
+
+
+def test_a_structure_without_code_is_written_only_where_it_may_say_so(photograph: Case, tmp_path: Path) -> None:
+    file = photograph.bundle.root / "configs/segments.json"
+    text = re.sub(
+        r'("SegmentedPropertyTypeCodeSequence": \{)[^}]*\}',
+        r'\1"CodeValue": "STRUCTURE_1", "CodingSchemeDesignator": "99MUA_UNCODED", "CodeMeaning": "Vessels, not coded"}',
+        file.read_text(),
+    )
+    file.write_text(text)
+    bundle = load_bundle(photograph.bundle.root)
+    found = photograph.segmentation
+    case = Case(Segmentation(found.image, found.labels, bundle.segments, found.labels * np.float32(0.9)), bundle)
+    with pytest.raises(BundleError, match=r"no SNOMED CT code for .*--uncoded"):
+        write_results(case, "case", OutputConfig(("seg",)), tmp_path / "refused")
+    assert list((tmp_path / "refused").iterdir()) == []
+    write_results(case, "case", OutputConfig(("seg",), uncoded=True), tmp_path / "out")
+    (segment,) = pydicom.dcmread(tmp_path / "out/case_seg.dcm").SegmentSequence
+    code = segment.SegmentedPropertyTypeCodeSequence[0]
+    assert (code.CodingSchemeDesignator, code.CodeMeaning) == ("99MUA_UNCODED", "Vessels, not coded")
+    # No DICOM, no code
+    write_results(case, "case", OutputConfig(("nifti",)), tmp_path / "plain")

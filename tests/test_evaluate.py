@@ -20,7 +20,8 @@ from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.confidence.assessment import assess
 from monai_unet_app.confidence.statements import Confidence, RiskStatement
-from monai_unet_app.data.cases import by_partition, find_data
+from monai_unet_app.data.case_files import find_data
+from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError

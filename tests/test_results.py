@@ -31,7 +31,7 @@ from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid15
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import OutputConfig, PredictConfig
-from monai_unet_app.data.cases import CaseFiles, find_images
+from monai_unet_app.data.case_files import CaseFiles, find_images
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate

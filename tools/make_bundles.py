@@ -7,7 +7,7 @@ DIR holds `msd_hippocampus/` (images/ and labels/) and `chase_db1_2d/`. A traini
 one is not repeated. Only when a bundle has been trained, calibrated and measured do its files replace those in bundles/.
 
 Intervals for sizes of `hippocampus_mri_unet3d` are fitted on its committed table `docs/out_of_fold.csv`, which five folds of a
-cross-validation made (`tools/make_folds.py`, some hours); everything else is fitted on the calibration cases.
+cross-validation made; everything else is fitted on the calibration cases.
 
 `--calibrate` trains nothing: it calibrates the bundles of the repository as they are, fits their statements and measures them.
 
@@ -20,27 +20,27 @@ change of what is written there, never after a change of the bundle.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_folds import NAME as CROSS_VALIDATED
-from make_folds import TABLE as TABLE_OF_FOLDS
-from make_folds import read_table, state
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles, bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
-from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence
+from monai_unet_app.calibration.statement_fit import COVERAGE, StatementConfig, known_rows, state_confidence
 from monai_unet_app.calibration.statement_fit import summary as summary_of_statements
 from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, InferenceSetting, fitted_to
+from monai_unet_app.confidence.statements import SizeStatement, StructureMeasurement, measure_wholes
 from monai_unet_app.config import resolve_device
-from monai_unet_app.data.cases import find_data
+from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.splits import read_splits
 from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_mean
 from monai_unet_app.metrics.overlap import dice
@@ -62,6 +62,9 @@ TABLE = {
 }
 ONE_SUBJECT = ("retina_vessel_unet2d",)  # one child calibrates it, so nothing can be checked on others
 SECOND_GRADER = "_2ndHO"
+CROSS_VALIDATED = "hippocampus_mri_unet3d"
+TABLE_OF_FOLDS = REPOSITORY / "bundles" / CROSS_VALIDATED / "docs/out_of_fold.csv"
+EXPECTED: dict[InferenceSetting, str] = {"plain": "expected_ml", "tta": "expected_tta_ml"}
 DELIVERED = ("models/model.pt", "models/run.json", "models/calibration.json", "configs/inference.yaml")
 
 
@@ -153,6 +156,42 @@ def deliver(build: Path, home: Path) -> None:
         shutil.copy2(build / CONFIDENCE, home / CONFIDENCE)
     else:
         (home / CONFIDENCE).unlink(missing_ok=True)
+
+
+def state(table: list[dict[str, str]], file: Path) -> None:
+    """Replaces the sizes of each setting in a bundle's `confidence.json` by those that the table tells of."""
+    reserved = {case for case, place in read_splits(SPLITS).items() if place.partition == "test"}
+    document, wholes = json.loads(file.read_text()), load_bundle(CROSS_VALIDATED).wholes
+    for setting, found in document["settings"].items():
+        known = [row for row in table if row["case"] not in reserved and row.get(EXPECTED[setting])]
+        if not known:
+            print(f"{setting}: the table says nothing of it; its sizes stay as they are")
+            continue
+        measured = [
+            StructureMeasurement(
+                subject=row["subject"],
+                structure=int(row["structure"]),
+                expected=float(row[EXPECTED[setting]]),
+                true=float(row["true_ml"]),
+                voxel=float(row["voxel_ml"]),
+                losses=np.empty(0),
+            )
+            for row in known
+        ]
+        found["sizes"] = SizeStatement.fit(measured, COVERAGE).document()
+        found["wholes"] = SizeStatement.fit(measure_wholes(measured, wholes), COVERAGE).document()
+        ends = [*found["sizes"]["log_ratios"].values(), *found["wholes"]["log_ratios"].values()]
+        halves = ", ".join(f"{np.tanh((high - low) / 2):.1%}" for low, high in ends)
+        print(f"{setting}: {found['sizes']['subjects']} subjects, half widths {halves}")
+    write_json(document, file, "confidence", indent=None)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of the table so far."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def second_grader(folder: Path, rows: list[Any]) -> dict[str, Any]:

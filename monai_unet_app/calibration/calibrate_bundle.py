@@ -1,6 +1,6 @@
 """Fits the calibration of a bundle's probabilities, on subjects that neither trained nor selected it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.evaluate.case_selection import Row
+from monai_unet_app.evaluate.case_selection import Networks, Row
 from monai_unet_app.memory_planner import MemoryPlanner
 from monai_unet_app.pipeline import predict_rows
 
@@ -32,6 +32,7 @@ def calibrate_bundle(
     step: Step = lambda case_id: None,
     setting: InferenceSetting = "plain",
     *,
+    folds: Mapping[str, int] | None = None,
     unchecked: bool = False,
 ) -> Fitted:
     """Fits the bundle's calibration on these cases and writes it into its `inference.yaml`.
@@ -41,6 +42,7 @@ def calibrate_bundle(
         rows: {"id", "subject", "image", "label"} of each case.
         step: Called with each case's id when the case is done.
         setting: Whether logits are taken plain or averaged over mirror images.
+        folds: As `folds` of `SelectedCases`.
         unchecked: Keep a fit on few subjects without the check on subjects left out.
 
     Raises:
@@ -48,9 +50,19 @@ def calibrate_bundle(
     """
     check_cases(rows, bundle)
     calibrate, calibration = bundle.part("calibrate"), bundle.part("calibration")
-    fit = CalibrationFit(calibrate, calibration, bundle.exclusive, bundle.root, rows, setting, unchecked=unchecked)
+    fit = CalibrationFit(
+        calibrate,
+        calibration,
+        bundle.exclusive,
+        bundle.root,
+        rows,
+        setting,
+        unchecked=unchecked,
+        out_of_fold=set(folds or ()),
+    )
+    networks = Networks(bundle, folds or {})
     for row in rows:
-        fit.add(*rows_and_label(row, bundle, PredictConfig(tta=setting == "tta")))
+        fit.add(*rows_and_label(row, networks.of(row), PredictConfig(tta=setting == "tta")))
         step(row["id"])
     return fit.finish()
 
@@ -61,7 +73,7 @@ def rows_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[Itera
 
     volume = read_volume(row["image"])
     planner = MemoryPlanner(bundle, run, bundle.result, "evidence")
-    labels = read_labels(Path(row["label"]), volume)
+    labels = read_labels(Path(row["label"]), volume, bundle.file_values)
     with resampling_in_slabs():
         item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
     return planned_rows(planner, item["image"], volume, bundle), item["label"]

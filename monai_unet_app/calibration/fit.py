@@ -7,7 +7,7 @@ mapping. Because the very function that inference calls is fitted, the two canno
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -201,6 +201,7 @@ class CalibrationFit:
         cases: The data list that is fitted on, {"id", "subject", "image"}; for the record.
         setting: "plain", or "tta" for logits that are averages over mirror images, whose fit is written as `calibration_tta`.
         unchecked: Keep a fit on fewer than ENOUGH_SUBJECTS subjects, even on a single subject, without the check.
+        out_of_fold: Ids of the cases whose logits are of a network that has not seen them, although the bundle's own may have.
 
     Raises:
         InputRefusedError: The bundle was trained on one of the cases, or a fit on a single subject is to be checked.
@@ -213,13 +214,15 @@ class CalibrationFit:
     cases: Sequence[Mapping[str, str]] = ()
     setting: str = "plain"
     unchecked: bool = False
+    out_of_fold: Collection[str] = ()
 
     def __post_init__(self) -> None:
         self.parameters, self.cases = dict(self.parameters), list(self.cases)
         self.bundle = load_bundle(self.bundle_root) if self.bundle_root else None
         if self.bundle is not None:
             # Cases of an earlier calibration may be used again, since the new fit replaces the earlier fit.
-            check_unseen(self.bundle, self.cases, ("train", "selection"))
+            own = [row for row in self.cases if row["id"] not in self.out_of_fold]
+            check_unseen(self.bundle, own, ("train", "selection"))
         self.subjects = [] if self.unchecked else [row["subject"] for row in self.cases]
         if len(set(self.subjects)) == 1 and self.parameters:
             raise InputRefusedError(

@@ -1,8 +1,10 @@
 """Writes numbers into a bundle's `inference.yaml` as text, so that comments, order and line ends stay as they are."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,3 +49,31 @@ def with_parameters(text: str, parameters: Parameters, name: str = "calibration"
 def _yaml(value: float | int) -> str:
     """The number as YAML reads it back. YAML 1.1 reads 1e-05 as a word, so no exponent is written."""
     return np.format_float_positional(value, trim="0") if isinstance(value, float) else str(value)
+
+
+TIDY_FREE = re.compile(r"^tidy: \[\].*$", re.MULTILINE)
+_CHOSEN = "tidy:  # chosen by monai-unet calibrate; with [] in its place it begins anew"
+_CHOSEN_BLOCK = re.compile(rf"^{re.escape(_CHOSEN)}\n(?:(?:# \||- | +\S).*\n)*", re.MULTILINE)
+
+
+def without_chosen_tidy(text: str) -> str:
+    """The text of an inference.yaml with `tidy: []` in place of what `with_tidy` wrote."""
+    return _CHOSEN_BLOCK.sub("tidy: []\n", text)
+
+
+def with_tidy(text: str, steps: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The text of an inference.yaml whose `tidy: []` holds these steps, each with a reason as a comment; [] for none.
+
+    Raises:
+        BundleError: There is no line `tidy: []`.
+    """
+    lines = [_CHOSEN] if steps else ["tidy: []"]
+    for reason, step in steps:
+        lines.append(f"# | {reason}")
+        lines += [
+            f"{'-' if n == 0 else ' '} {name}: {json.dumps(value)}" for n, (name, value) in enumerate(step.items())
+        ]
+    changed, count = TIDY_FREE.subn(lambda match: "\n".join(lines), without_chosen_tidy(text))
+    if count != 1:
+        raise BundleError(f"inference.yaml has {count} line(s) `tidy: []`; exactly one is needed")
+    return changed

@@ -36,13 +36,14 @@ from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 from monai_unet_app.confidence.shift import ShiftDetector
 from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.data.cases import CaseFiles, data_row, find_data
+from monai_unet_app.data.case_files import CaseFiles, find_data
+from monai_unet_app.data.cases import data_row
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import least_shape
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, NoRoomError
-from monai_unet_app.evaluate.case_selection import Row, choose_cases, seen_case
+from monai_unet_app.evaluate.case_selection import Networks, Row, seen_case
 from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.gathering import on_grid, on_volume
 from monai_unet_app.pipeline import Case, finished, segment_case
@@ -76,7 +77,7 @@ def state_confidence(
     known: Sequence[Row] = (),
     config: StatementConfig = StatementConfig(),
     *,
-    elsewhere: Mapping[InferenceSetting, Sequence[StructureMeasurement]] | None = None,
+    folds: Mapping[str, int] | None = None,
     step: Step = lambda case_id: None,
 ) -> dict[InferenceSetting, Confidence]:
     """Fits the bundle's statements for each setting and writes them into its `configs/confidence.json`.
@@ -87,7 +88,7 @@ def state_confidence(
         known: Cases whose images the bundle trained or selected with. With `rows`, they are the usual images of its shift
             detector.
         config: The promises.
-        elsewhere: Sizes of other cases by setting, from `out_of_fold`; used instead of those of `rows`, since they are more.
+        folds: As `folds` of `SelectedCases`. The shift detector is about the bundle's own network, and then knows `known` only.
         step: Called with each case's id when the case is done, once for each setting.
 
     Raises:
@@ -99,9 +100,9 @@ def state_confidence(
     stated: dict[InferenceSetting, Confidence] = {}
     crops: dict[InferenceSetting, dict[str, Any]] = {}
     for setting in config.settings:
-        observations = _Observations(bundle, PredictConfig(tta=setting == "tta"))
+        observations = _Observations(Networks(bundle, folds or {}), PredictConfig(tta=setting == "tta"))
         observations.collect(rows, known, subjects_needed(config.coverage), step)
-        stated[setting] = observations.fitted((elsewhere or {}).get(setting, ()), config)
+        stated[setting] = observations.fitted(config)
         crops[setting] = observations.crops
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -119,8 +120,8 @@ def state_confidence(
 class _Observations:
     """Measurements of the cases by one bundle in one setting, to which the statements are fitted."""
 
-    def __init__(self, bundle: Bundle, run: PredictConfig) -> None:
-        self.bundle, self.run = bundle, run
+    def __init__(self, networks: Networks, run: PredictConfig) -> None:
+        self.networks, self.bundle, self.run = networks, networks.bundle, run
         self.measured: list[StructureMeasurement] = []
         self.samples: list[Sample] = []
         self.images: list[NDArray[np.float64]] = []
@@ -139,18 +140,20 @@ class _Observations:
         for number, row in enumerate(rows):
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, self.bundle)
-            self._add_sound(row["subject"], truth)
+            self._add_sound(row, truth)
             if has_gate:
-                self._add_all_corrupted(row["subject"], truth, number, len(rows))
+                self._add_all_corrupted(row, truth, number, len(rows))
             step(row["id"])
         for row in known:
             self._usual(row["subject"], segment_case(row["image"], self.bundle, self.run, fitting=True))
             step(row["id"])
 
-    def _add_sound(self, subject: str, truth: Segmentation) -> None:
+    def _add_sound(self, row: Row, truth: Segmentation) -> None:
         """Adds the measurements of a sound image, whole; `truth` is the reference on it."""
-        case = segment_case(truth.image, self.bundle, self.run, keep="logits", fitting=True)
-        self._usual(subject, case)
+        network, subject = self.networks.of(row), row["subject"]
+        case = segment_case(truth.image, network, self.run, keep="logits", fitting=True)
+        if network is self.bundle:  # features of another network mean nothing to it
+            self._usual(subject, case)
         self.measured += measured_case(subject, case, truth)
         self.samples += _samples(subject, SOUND, case, truth)
         self.touching += _touching(subject, case)
@@ -161,21 +164,21 @@ class _Observations:
             self.images.append(case.image_features)
             self.subjects.append(subject)
 
-    def _add_all_corrupted(self, subject: str, truth: Segmentation, number: int, cases: int) -> None:
+    def _add_all_corrupted(self, row: Row, truth: Segmentation, number: int, cases: int) -> None:
         """Adds the samples of the corrupted images of a case, this number of so many cases."""
         part = near_structures(truth, self.bundle, number)
         if part is not truth:
             self.cropped += 1
             # A crop cuts structures off. If only corrupted images did, the gate would take that for their fault.
-            self._add_changed(subject, SOUND, part, part)
+            self._add_changed(row, SOUND, part, part)
         for corruption, moved in _corrupted(part, number, cases):
-            self._add_changed(subject, corruption, part, moved)
+            self._add_changed(row, corruption, part, moved)
 
-    def _add_changed(self, subject: str, kind: str, truth: Segmentation, moved: Segmentation) -> None:
+    def _add_changed(self, row: Row, kind: str, truth: Segmentation, moved: Segmentation) -> None:
         """Adds the samples of a crop or of a corrupted image; `moved` is the truth on it."""
         try:
             # Features of such an image must not count as usual.
-            result = segment_case(moved.image, self.bundle, self.run, fitting=True)
+            result = segment_case(moved.image, self.networks.of(row), self.run, fitting=True)
         except NoRoomError:  # what a machine has free decides nothing that a bundle states
             raise
         except InputRefusedError:  # an image that is refused needs no gate
@@ -183,11 +186,11 @@ class _Observations:
         pairs = zip(truth.structures, moved.structures, strict=True)
         lost = [before.voxels - after.voxels for before, after in pairs]
         is_smaller = moved.image.shape != truth.image.shape  # the part that was cut away is missing in the result
-        self.samples += _samples(subject, kind, result, moved, lost if is_smaller else ())
+        self.samples += _samples(row["subject"], kind, result, moved, lost if is_smaller else ())
 
-    def fitted(self, elsewhere: Sequence[StructureMeasurement], config: StatementConfig) -> Confidence:
-        """The fitted statements; those of sizes on the cases of `elsewhere`, if it holds any."""
-        sized, wholes, coverage = elsewhere or self.measured, self.bundle.wholes, config.coverage
+    def fitted(self, config: StatementConfig) -> Confidence:
+        """The fitted statements."""
+        sized, wholes, coverage = self.measured, self.bundle.wholes, config.coverage
         why_not: dict[str, str] = {}
         sizes, of_wholes = None, None
         subjects = {row.subject for row in sized}
@@ -211,49 +214,6 @@ class _Observations:
             except ValueError as error:
                 why_not[name] = str(error)
         return Confidence(sizes, of_wholes, risk, why_not=why_not, **fitted)
-
-
-def out_of_fold(
-    folds: Sequence[Bundle],
-    cases: Sequence[CaseFiles],
-    bundle: Bundle,
-    setting: InferenceSetting = "plain",
-    step: Step = lambda case_id: None,
-) -> list[StructureMeasurement]:
-    """How far sizes are off in cross-validation: each fold's bundle measures its own test cases.
-
-    The folds stand in for the bundle, which was trained in the same way on about as many cases. Test cases of the
-    bundle are left out, so that it can be measured on them.
-
-    Args:
-        folds: Bundles trained with `--fold`, each calibrated on its own calibration cases.
-        cases: All cases.
-        bundle: The bundle that is to make the statements.
-        setting: How the folds predict.
-        step: Called with each case's id when the case is done.
-
-    Raises:
-        InputRefusedError: A fold is not calibrated, a case cannot be used, or no fold has a test case among these.
-    """
-    reserved = {row["id"] for row in _chosen(bundle, cases, "test")}
-    measured: list[StructureMeasurement] = []
-    for fold in folds:
-        if fold.part("calibration") == fold.no_calibration:
-            raise InputRefusedError(
-                f"{fold.name} is not calibrated; sizes come from calibrated probabilities; calibrate it first"
-            )
-        rows = [row for row in _chosen(fold, cases, "test") if row["id"] not in reserved]
-        check_cases(rows, fold)
-        for row in rows:
-            volume = read_volume(row["image"])
-            case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"), keep="logits")
-            measured += measured_case(row["subject"], case, read_reference(row, volume, fold))
-            step(row["id"])
-    if not measured:
-        raise InputRefusedError(
-            "no fold has a test case among these; bundles trained with --fold on this data are needed"
-        )
-    return measured
 
 
 def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> list[Row]:
@@ -319,14 +279,6 @@ class StatementFit:
             bundle = load_bundle(self.bundle_root)
             config = StatementConfig(coverage=self.coverage, risk=self.risk)
             state_confidence(bundle, self.cases, known_rows(bundle, self.data), config)
-
-
-def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[Row]:
-    """The cases of a partition; an empty list if it has no case."""
-    try:
-        return choose_cases(bundle, cases, partition).rows
-    except InputRefusedError:
-        return []
 
 
 def measured_case(subject: str, case: Case, truth: Segmentation) -> list[StructureMeasurement]:

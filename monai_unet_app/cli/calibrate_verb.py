@@ -6,6 +6,8 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, Answer
 
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
     from monai_unet_app.calibration import Fitted
     from monai_unet_app.calibration.form_comparison import FormScore
     from monai_unet_app.confidence.fitted_to import InferenceSetting
-    from monai_unet_app.confidence.statements import Confidence, StructureMeasurement
-    from monai_unet_app.data.cases import CaseFiles
-    from monai_unet_app.evaluate.case_selection import Row
+    from monai_unet_app.confidence.statements import Confidence
+    from monai_unet_app.data.case_files import CaseFiles
+    from monai_unet_app.evaluate.case_selection import Row, SelectedCases
 
 
 def calibrate(options: flags.Calibrate) -> Answer:
@@ -37,10 +39,13 @@ def calibrate(options: flags.Calibrate) -> Answer:
 def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.statement_fit import summary
-    from monai_unet_app.evaluate import choose_cases
+    from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
 
     bundle = common.loaded_bundle(root, options.device)
-    chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
+    if options.folds or (bundle.folds and not options.partition and not _set_aside(bundle)):
+        chosen = choose_out_of_fold(bundle, data)
+    else:
+        chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
     show.say(chosen.note)
     scores = [] if options.form == "keep" else _compare_forms(bundle, data, chosen.rows, options)
     forms = {"forms": [_form_row(score) for score in scores]}
@@ -48,9 +53,10 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
         return forms, EXIT_DONE
     if scores:  # the bundle on disk has the chosen form now
         bundle = common.loaded_bundle(root, options.device)
-    fitted = _fit(bundle, chosen.rows, scores, options)
+    fitted = _fit(bundle, chosen, scores, options)
+    tidied = _tidy(bundle, data, chosen, options)
     # Statements are about calibrated probabilities, so they are fitted after the calibration.
-    statements = summary(_state(bundle, data, chosen.rows, options), bundle)
+    statements = summary(_state(bundle, data, chosen, options), bundle)
     _calibration_lines(fitted, statements, bundle)
     show.line(common.next_command("evaluate", bundle.root, options))
     answer = {
@@ -60,53 +66,69 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
         "cases": fitted.cases,
         "check": fitted.check.document() if fitted.check else None,
         "sample": fitted.drawn.document() if fitted.drawn else None,
+        "tidy": tidied,
         "statements": statements,
         "sha256": bundle_files(bundle.root).sha256,
     }
     return answer | (forms if scores else {}), EXIT_DONE
 
 
-def _fit(bundle: "Bundle", rows: "Sequence[Row]", scores: "Sequence[FormScore]", options: flags.Calibrate) -> "Fitted":
+def _set_aside(bundle: "Bundle") -> bool:
+    """Whether its training left cases for its calibration."""
+    return any(entry["partition"] == "calibration" for entry in bundle.run_record.get("cases", {}).values())
+
+
+def _fit(
+    bundle: "Bundle", chosen: "SelectedCases", scores: "Sequence[FormScore]", options: flags.Calibrate
+) -> "Fitted":
     """The calibration of the chosen form, or a new fit on these cases; with --tta averages are calibrated too."""
     from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 
     fitted = next((score.fitted for score in scores if score.chosen), None)
     if fitted is None:
-        with show.Steps("calibrating", len(rows)) as step:
-            fitted = calibrate_bundle(bundle, rows, step, unchecked=options.unchecked)
+        with show.Steps("calibrating", len(chosen.rows)) as step:
+            fitted = calibrate_bundle(bundle, chosen.rows, step, folds=chosen.folds, unchecked=options.unchecked)
     if options.tta and not bundle.mirror_axes:
         show.say(f"{bundle.name} has no mirror axes: --tta changes no result, and the plain statements hold for it too")
     elif options.tta:
-        with show.Steps("calibrating averages", len(rows)) as step:
-            calibrate_bundle(bundle, rows, step, "tta", unchecked=options.unchecked)
+        with show.Steps("calibrating averages", len(chosen.rows)) as step:
+            calibrate_bundle(bundle, chosen.rows, step, "tta", folds=chosen.folds, unchecked=options.unchecked)
     return fitted
 
 
+def _tidy(
+    bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "SelectedCases", options: flags.Calibrate
+) -> list[dict[str, Any]]:
+    """Chooses the post-processing of labels out of fold, or on the selection cases, and writes it; gives what was tried."""
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.calibration.tidying import begin_anew, choose_tidy, gain_in_words, write_tidy
+    from monai_unet_app.evaluate.case_selection import Networks, cases_of_partition
+
+    if options.tidy == "keep" or not begin_anew(bundle.root):
+        return []
+    rows = chosen.rows if chosen.folds else cases_of_partition(bundle, data, "selection")
+    if not rows:
+        return []
+    with show.Steps("post-processing", len(rows)) as step:
+        trials = choose_tidy(Networks(load_bundle(bundle.root, bundle.device), chosen.folds), rows, step)
+    write_tidy(bundle.root, trials)
+    taken = {True: "[green]taken[/green]", False: "not taken"}
+    cells = [(escape(trial.what), gain_in_words(trial.gain), taken[trial.taken]) for trial in trials]
+    show.print_table((show.folded("post-processing"), show.folded("Dice, with minus without"), ""), cells)
+    return [{"step": dict(trial.step), "gain": trial.gain.value, "taken": trial.taken} for trial in trials]
+
+
 def _state(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: flags.Calibrate
+    bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "SelectedCases", options: flags.Calibrate
 ) -> "dict[InferenceSetting, Confidence]":
     """The statements of the bundle about its results, for each setting; fitted on these cases and written."""
     from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence
 
     settings: list[InferenceSetting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
-    known, by_fold = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
-    with show.Steps("stating", len(settings) * (len(rows) + len(known))) as step:
+    known = known_rows(bundle, data)
+    with show.Steps("stating", len(settings) * (len(chosen.rows) + len(known))) as step:
         config = StatementConfig(settings, options.coverage, options.risk)
-        return state_confidence(bundle, rows, known, config, elsewhere=by_fold, step=step)
-
-
-def _sizes_by_fold(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", settings: "Sequence[InferenceSetting]", options: flags.Calibrate
-) -> "dict[InferenceSetting, list[StructureMeasurement]] | None":
-    """The errors of sizes in the bundles of --folds; None without --folds."""
-    from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.calibration.statement_fit import out_of_fold
-
-    folds = [common.loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
-    if not folds:
-        return None
-    with show.Steps("sizes by fold", len(settings) * len(data)) as step:
-        return {setting: out_of_fold(folds, data, bundle, setting, step) for setting in settings}
+        return state_confidence(bundle, chosen.rows, known, config, folds=chosen.folds, step=step)
 
 
 def _calibration_lines(fitted: "Fitted", statements: dict[str, Any], bundle: "Bundle") -> None:

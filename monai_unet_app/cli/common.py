@@ -2,6 +2,7 @@
 
 import shlex
 import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from monai_unet_app.errors import InputRefusedError, UsageError
 if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
     from monai_unet_app.bundle import Bundle
-    from monai_unet_app.data.cases import CaseFiles
+    from monai_unet_app.data.case_files import CaseFiles
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
 Answer = tuple[dict[str, Any], int]
@@ -69,7 +70,7 @@ def read_options(options: Reading) -> "ReadOptions":
 
 def labelled_cases(options: Cases) -> "list[CaseFiles]":
     """The labelled cases that --data, or --images and --labels, name. Raises UsageError without both."""
-    from monai_unet_app.data.cases import find_data
+    from monai_unet_app.data.case_files import find_data
 
     return find_data(options.source, options.labels, options.label_suffix)
 
@@ -80,8 +81,8 @@ def set_fields(options: Options, settings: type[Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 
-def next_command(verb: str, bundle: Path, options: object) -> str:
-    """The command that comes next, with the flags that both verbs have, quoted for a shell."""
+def next_command(verb: str, bundle: Path, options: object, more: Sequence[str] = ()) -> str:
+    """The command that comes next, with the flags that both verbs have and more, quoted for a shell."""
     words = ["monai-unet", verb, "--bundle", str(bundle)]
     for name in ("data", "images", "labels", "label_suffix", "splits", "device"):
         value = str(getattr(options, name, None) or "")
@@ -91,4 +92,5 @@ def next_command(verb: str, bundle: Path, options: object) -> str:
             words += [f"{flag}={value}"] if value.startswith("-") else [flag, value]
     if verb == "evaluate":
         words += ["--output", f"{bundle.resolve().name}_evaluation"]
+    words += more
     return "next: " + shlex.join(words + (["--tta"] if getattr(options, "tta", False) else []))

@@ -63,7 +63,7 @@ def subgroups(options: flags.Subgroups) -> Answer:
     from monai_unet_app.comparison.attributes import dicom_attributes, read_attributes
     from monai_unet_app.comparison.comparison_writer import write_subgroups
     from monai_unet_app.comparison.subgroups import subgroups as by_group
-    from monai_unet_app.data.cases import find_images
+    from monai_unet_app.data.case_files import find_images
 
     if options.institution and options.dicom is None:
         raise UsageError(

@@ -53,10 +53,19 @@ def size(text: str) -> float:
     return above_zero(number) * (2**10 if binary else 10**3) ** (2 if unit.upper() == "M" else 3)
 
 
+def seconds(text: str) -> float:
+    """Seconds, of a number with min or h behind it."""
+    match = re.fullmatch(r"([0-9.]+) ?(min|h)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text} is no time; a number with min or h is needed, such as 90min")
+    return above_zero(match[1]) * (60 if match[2] == "min" else 3600)
+
+
 Text = Annotated[str, nonempty]
 Place = Annotated[Path, path]
 Share = Annotated[float, share]
 Bytes = Annotated[float, size]
+Seconds = Annotated[float, seconds]
 AboveZero = Annotated[float, above_zero]
 FromZero = Annotated[int, at_least(0)]
 FromOne = Annotated[int, at_least(1)]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from dicom_io.kinds.encodings import SegEncoding
 from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
-from monai_unet_app.cli.flag_types import AboveZero, Bytes, FromOne, FromTwo, FromZero, Place, Share, Text
+from monai_unet_app.cli.flag_types import AboveZero, Bytes, FromOne, FromTwo, FromZero, Place, Seconds, Share, Text
 from monai_unet_app.errors import UsageError
 
 
@@ -158,6 +158,29 @@ class Inspect(Labels, Reading):
     bundle: str | None = None
 
 
+class Plan(Labels, Device):
+    """Flags of `plan`.
+
+    Attributes:
+        data: images/ and labels/, an nnU-Net or Decathlon folder, DICOM with SEG or RTSTRUCT, or a CSV or JSON list
+        output: the new bundle
+        structure: name of a label value; all values need one (default: as dataset.json names them)
+        modality: what the images are, if the files do not say
+        configuration: %(choices)s; 3d_low has longer voxels, so that a window sees more (default: 2d for pictures; for volumes
+            3d, or 3d_low where a window would see less than a fifth)
+        memory_limit: what a training may take (default: 8GB)
+        time: what a training may take on this machine, such as 90min or 2h (default: 1h)
+    """
+
+    data: Annotated[Place, Flag(names=("data",))]
+    output: Place
+    structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
+    modality: Literal["CT", "MR"] | None = None
+    configuration: Literal["2d", "3d", "3d_low"] | None = None
+    memory_limit: Annotated[Bytes, Flag(metavar="SIZE")] = 8e9
+    time: Annotated[Seconds, Flag(metavar="TIME")] = 3600.0
+
+
 class Train(Labels, Device):
     """Flags of `train`.
 
@@ -167,7 +190,7 @@ class Train(Labels, Device):
         output: the trained bundle; an unfinished run in it goes on
         name: name of the new bundle in its card (default: its folder's name)
         splits: splits.json with the cases for training, selection, calibration and test
-        fold: cross-validation: the fold of the plan that tests
+        folds: cross-validation: a network for each of these folds of the plan; all: then one on all but the test cases too
         epochs: length of the training (default: the bundle's)
         seed: seed for windows, augmentation and weights (default: the bundle's)
         learning_rate: largest learning rate (default: the bundle's)
@@ -181,7 +204,7 @@ class Train(Labels, Device):
     output: Place
     name: Text | None = None
     splits: Place | None = None
-    fold: Literal[0, 1, 2, 3, 4] | None = None
+    folds: list[Literal["all", "0", "1", "2", "3", "4"]] = field(default_factory=list)
     epochs: FromOne | None = None
     seed: FromZero | None = None
     learning_rate: AboveZero | None = None
@@ -196,9 +219,12 @@ class Calibrate(Cases):
     Attributes:
         bundle: folder of the bundle; its inference.yaml is rewritten
         partition: which cases of the plan (default: calibration)
-        folds: bundles of a cross-validation, which say how far sizes are off
+        folds: fit on all cases but the test cases, each by the network of the fold that tests it (default where the training
+            left no case to calibrate)
         form: how the temperature depends on a voxel; keep: as the bundle has it; compare: only compare all known forms on
             the selection cases; choose: take the best form (default: keep)
+        tidy: post-processing of the labels; choose: take what surely helps on cases that the network has not seen; keep: leave
+            it as it is (default: choose)
         tta: also fit the statements about averages over mirror images
         unchecked: keep a fit on fewer than 10 subjects, without the check on subjects that were left out
         coverage: coverage of intervals and bounds (default: 0.9)
@@ -207,8 +233,9 @@ class Calibrate(Cases):
 
     bundle: Text
     partition: Literal["calibration", "test", "all"] | None = None
-    folds: list[Place] = field(default_factory=list)
+    folds: bool = False
     form: Literal["keep", "compare", "choose"] = "keep"
+    tidy: Literal["choose", "keep"] = "choose"
     tta: bool = False
     unchecked: bool = False
     coverage: Share = 0.9
@@ -221,12 +248,14 @@ class Evaluate(Cases):
     Attributes:
         bundle: a name, a folder or a zip
         partition: which cases of the plan (default: only those that the bundle has not seen)
+        folds: all cases but the test cases, each by the network of the fold that tests it
         output: folder for the report
         targets: TOML file with target values (default: the bundle's own, or usual ones)
     """
 
     bundle: Text
     partition: Literal["train", "selection", "calibration", "test", "all"] | None = None
+    folds: bool = False
     output: Place
     targets: Place | None = None
 
@@ -322,6 +351,7 @@ class Predict(Reading, Device):
         deliver_rejected: also write results that the quality gate of the bundle rejects
         dicom_source: the DICOM series that a NIfTI input was made from
         dicomize: write a converted DICOM series for a NIfTI input
+        uncoded: write DICOM results although structures have no SNOMED CT code; a private code says so
         tta: average over mirror images
         memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
     """
@@ -340,5 +370,6 @@ class Predict(Reading, Device):
     deliver_rejected: bool = False
     dicom_source: Place | None = None
     dicomize: bool = False
+    uncoded: bool = False
     tta: bool = False
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None

@@ -1,6 +1,7 @@
 """The verbs: each verb reads its flags, calls one function of the layers below and shows the result."""
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -13,7 +14,8 @@ from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
-    from monai_unet_app.data.cases import CaseFiles
+    from monai_unet_app.bundle import Bundle
+    from monai_unet_app.data.case_files import CaseFiles
 
 
 def bundles(options: Options) -> Answer:
@@ -48,9 +50,11 @@ def inspect(options: flags.Inspect) -> Answer:
 
     Example: monai-unet inspect DATA
     """
+    from dicom_io.coding import uncoded
     from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.data.cases import named_series
+    from monai_unet_app.data.case_files import named_series
     from monai_unet_app.data.inspect import inspect_cases
+    from monai_unet_app.data.labels import AS_NUMBERED
     from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
 
     reading = common.read_options(options)
@@ -60,8 +64,15 @@ def inspect(options: flags.Inspect) -> Answer:
     bundle = common.loaded_bundle(known.root) if known and cases else None
     with show.Steps("reading", len(cases)) as step:
         fingerprint = inspect_cases(
-            cases, bundle.rules if bundle else None, bundle.label_values if bundle else None, step, reading
+            cases,
+            bundle.rules if bundle else None,
+            bundle.label_values if bundle else None,
+            step,
+            reading,
+            values=bundle.file_values if bundle else AS_NUMBERED,
         )
+    if bundle and (problem := uncoded(bundle.segments)):
+        problems.append(problem)
     rows = with_cases(verdicts, cases, fingerprint.refusals, named_series(reading))
     inspect_tables.series_blocks(rows, with_cases=len(cases) > 1)
     inspect_tables.fingerprint_table(fingerprint.summary())
@@ -77,7 +88,7 @@ def _find_to_inspect(
     options: flags.Inspect, reading: "ReadOptions", *, has_series: bool
 ) -> "tuple[list[CaseFiles], list[str]]":
     """The cases, and the problems of the whole folder. A problem is raised only if there is nothing else to show."""
-    from monai_unet_app.data.cases import named_series
+    from monai_unet_app.data.case_files import named_series
     from monai_unet_app.data.inspect import find_to_inspect
 
     try:
@@ -95,7 +106,7 @@ def dicomize(options: flags.Dicomize) -> Answer:
     """
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.convert import dicomize_cases
-    from monai_unet_app.data.cases import find_cases, find_images
+    from monai_unet_app.data.case_files import find_cases, find_images
 
     labelled = bool(options.labels or options.label_suffix)
     if labelled and not options.bundle:
@@ -131,6 +142,47 @@ def regions(options: flags.Regions) -> Answer:
     return {"output": str(options.output), "regions": rows}, EXIT_DONE
 
 
+def plan(options: flags.Plan) -> Answer:
+    """Measure labelled images and write a bundle for them, ready to be trained; every value has its reason beside it.
+
+    Example: monai-unet plan DATA --output my_bundle
+    """
+    common.check_writable(options.output.parent)
+    from dicom_io.coding import load_segments, uncoded
+    from monai_unet_app.planning.plan import PlanConfig, plan_bundle
+    from monai_unet_app.planning.speed import seconds_of_a_window
+    from monai_unet_app.planning.write import write_plan
+
+    if not options.data.exists():
+        raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
+    config = PlanConfig(
+        **common.set_fields(options, PlanConfig), structures=_structures(options.structure), time_s=options.time
+    )
+    with show.Steps("reading", None) as step:
+        made = plan_bundle(config, partial(seconds_of_a_window, device=options.device), step)
+    write_plan(made, options.output)
+    shown = ("spacing_mm", "intensities", "window", "network_def", "mirror_axes", "ratios", "rotation", "epochs")
+    rows = [(name, escape(str(made.values[name] or "none")), escape(made.reasons[name])) for name in shown]
+    show.print_table(("what", show.folded("value"), show.folded("why")), rows)
+    if problem := uncoded(load_segments(options.output / "configs/segments.json")):
+        show.say(problem)
+    show.line(f"wrote {options.output}")
+    more = ["--output", f"{options.output}_trained", *(["--folds", "all"] if made.by_folds else [])]
+    show.line(common.next_command("train", options.output, options, more))
+    return {"bundle": str(options.output), "values": made.values, "reasons": made.reasons}, EXIT_DONE
+
+
+def _structures(pairs: list[str]) -> dict[int, str]:
+    """Label value -> name, of VALUE=NAME."""
+    named = {}
+    for pair in pairs:
+        value, sign, name = pair.partition("=")
+        if not (sign and name.strip() and value.isdigit() and int(value)):
+            raise UsageError(f"--structure {pair}: a label value above 0, = and a name are needed, such as 1=liver")
+        named[int(value)] = name.strip()
+    return named
+
+
 def train(options: flags.Train) -> Answer:
     """Train a copy of a bundle on a folder of cases; the same command resumes.
 
@@ -143,7 +195,7 @@ def train(options: flags.Train) -> Answer:
         raise InputRefusedError(f"--data {options.data} does not exist; a folder of cases is needed; check the path")
     common.check_writable(options.output)
     # this import takes seconds, since it brings torch; the checks that need none of it come first
-    from monai_unet_app.training.run import TrainConfig, few_to_calibrate, train_bundle
+    from monai_unet_app.training.run import TrainConfig, train_bundle, train_folds
 
     names = ("epochs", "seed", "learning_rate", "precision", "workers")
     overrides = {**{name: getattr(options, name) for name in names}, "tracker": options.tracking}
@@ -151,13 +203,29 @@ def train(options: flags.Train) -> Answer:
     run = TrainConfig(**common.set_fields(options, TrainConfig), overrides=overrides)
     show.say("loading torch and MONAI")
     loaded = common.loaded_bundle(template.root)
-    bundle = train_bundle(loaded, run, show.say, show.Steps)
-    record = bundle.run_record
-    show.line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
+    if not options.folds:
+        return _trained(train_bundle(loaded, run, show.say, show.Steps), options)
+    whole = "all" in options.folds
+    folds = [] if whole else sorted({int(fold) for fold in options.folds})
+    return _trained(train_folds(loaded, run, folds, deliver=whole, say=show.say, watch=show.Steps), options)
+
+
+def _trained(bundle: "Bundle", options: flags.Train) -> Answer:
+    from monai_unet_app.training.run import few_to_calibrate
+
+    best = bundle.run_record.get("best")
+    if best and best["epoch"]:
+        show.line(f"Dice on the selection cases: {best['metric']:.4f} (epoch {best['epoch']})")
+    folds = [fold.fold for fold in bundle.folds]
+    if folds:
+        show.line(f"folds: {', '.join(map(str, folds))}")
+    answer = {"bundle": str(bundle.root), "best": best, "folds": folds}
+    if not bundle.run_record:
+        return answer, EXIT_DONE
     show.line(f"trained bundle: {bundle.root}")
     few = few_to_calibrate({case.subject for case in bundle.seen if case.partition == "calibration"})
-    show.line(few or common.next_command("calibrate", bundle.root, options))
-    return {"bundle": str(bundle.root), "sha256": bundle.sha256, "best": record["best"]}, EXIT_DONE
+    show.line((not folds and few) or common.next_command("calibrate", bundle.root, options))
+    return answer | {"sha256": bundle.sha256}, EXIT_DONE
 
 
 def evaluate(options: flags.Evaluate) -> Answer:
@@ -174,15 +242,18 @@ def evaluate(options: flags.Evaluate) -> Answer:
 
     targets = read_targets(options.targets) if options.targets else None
     # this import brings torch, as in `train`
-    from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
+    from monai_unet_app.evaluate import LabelledCases, choose_cases, choose_out_of_fold, evaluate_cases
 
     bundle = common.loaded_bundle(root, options.device)
-    chosen = choose_cases(bundle, data, options.partition, options.splits)
+    if options.folds:
+        chosen = choose_out_of_fold(bundle, data)
+    else:
+        chosen = choose_cases(bundle, data, options.partition, options.splits)
     show.say(chosen.note)
     with show.Steps("evaluating", len(chosen.rows)) as step:
         evaluated = evaluate_cases(
             bundle,
-            LabelledCases(chosen.rows, options.source.resolve().name, chosen.note, chosen.seen),
+            LabelledCases(chosen.rows, options.source.resolve().name, chosen.note, chosen.seen, chosen.folds),
             options.output,
             run=PredictConfig(tta=options.tta),
             targets=targets,
@@ -231,7 +302,7 @@ def predict(options: flags.Predict) -> Answer:
     """
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import OutputConfig, PredictConfig
-    from monai_unet_app.data.cases import find_images, named_series
+    from monai_unet_app.data.case_files import find_images, named_series
     from monai_unet_app.results import check_flags, predict_cases
 
     formats, left_out = _formats(options, planar=False)

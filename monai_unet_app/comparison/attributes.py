@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.reading.instances import load_dataset
-from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 from .stored_evaluation import CaseTable, first_names, read_table

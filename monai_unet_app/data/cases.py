@@ -1,338 +1,21 @@
-"""The cases of a folder: images with their labels, and the partition of each.
+"""Cases as MONAI's data lists: the subject and the partition of each."""
 
-images/ and labels/      files with the same name in both (NIfTI or 2D pictures), or one folder with a suffix for labels
-a folder of DICOM        one folder for each case: one image series and the SEG or RTSTRUCT with its labels
-a study and UIDs         one case: the series with this UID, or several series as its channels
-"""
-
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
-from dicom_io.read import ReadOptions
-from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
+from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset
-from dicom_io.reading.series import SeriesRef, counted, files_below, find_series, scan_files, survey_files
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
-from monai_unet_app.data.splits import Partition, SplitCase, make_split, read_splits
+from monai_unet_app.data.case_files import CaseFiles, find_data, find_images, first_names
+from monai_unet_app.data.splits import Partition, SplitCase, check_subjects, deal_folds, make_split, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
 
-FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
-SHOWN = 5  # names in a message
+ALL: Literal["all"] = "all"
+Fold = int | Literal["all"] | None
+"""What a training leaves out: the partitions of the plan, a fold, or the test cases only."""
 
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """One case on disk.
-
-    Attributes:
-        id: File or folder name without ending.
-        image: NIfTI, picture, or folder with one DICOM image series.
-        label: NIfTI, picture, SEG or RTSTRUCT; None for an image without a label.
-        label_objects: Every SEG and RTSTRUCT beside a DICOM series.
-        header: One file of a DICOM series, whose PatientID identifies the subject.
-    """
-
-    id: str
-    image: Path
-    label: Path | None = None
-    label_objects: tuple[Path, ...] = ()
-    header: Path | None = None
-
-
-def named_series(options: ReadOptions) -> tuple[str, ...]:
-    """The UIDs of the requested series: one series, or several channels; empty for any series."""
-    return options.channels or ((options.series_instance_uid,) if options.series_instance_uid else ())
-
-
-def case_id(path: Path) -> str:
-    """File name without its ending; `.nii.gz` is one ending."""
-    name = path.name
-    # The longest ending first, so that no shorter ending leaves a part of it in the id
-    for ending in sorted((*FILE_ENDINGS, ".dcm"), key=len, reverse=True):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
-
-
-def find_images(source: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
-    """Every case at `source`: a file, a folder of files, or DICOM with one case for each folder that holds an image series.
-
-    Args:
-        source: A file or a folder.
-        series: SeriesInstanceUIDs of the only DICOM series to take. Several series are the channels of one case, in any
-            folders of a study. If a series is absent, the source is the only case, and reading it gives the reason.
-
-    Raises:
-        InputRefusedError: The source holds no image, or it holds image files and DICOM in one folder.
-    """
-    source = Path(os.path.abspath(source))  # "." has no name
-    if not source.exists():
-        raise InputRefusedError(
-            f"{source.name} does not exist; an image, a DICOM folder or a folder of cases is needed"
-        )
-    if source.is_file():
-        return [CaseFiles(case_id(source), source)]
-    files = sorted(file for file in source.iterdir() if file.is_file() and has_ending(file, FILE_ENDINGS))
-    if files:
-        files += _broken_dicom_beside(files, source)
-    cases = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series)
-    if not cases:
-        raise InputRefusedError(
-            f"no image found in {source.name}/{_dicomdir_note(source)}; NIfTI, NRRD or MetaImage "
-            f"({', '.join(VOLUME_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
-        )
-    return _with_unique_ids(cases, source)
-
-
-def _dicomdir_note(folder: Path) -> str:
-    """How many files a DICOMDIR in the folder lists, for a message about a folder without images; empty without DICOMDIR."""
-    index = next((file for file in folder.iterdir() if file.is_file() and is_dicomdir(file)), None)
-    if index is None:
-        return ""
-    try:
-        listed = files_of_dicomdir(index)
-    except DicomIoError as error:
-        return f" ({error})"
-    return f": {index.name} lists {counted(len(listed), 'file')}" + (", none of which is here" if listed else "")
-
-
-def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
-    """Damaged DICOM files among the image files of a folder; they are cases that cannot be read.
-
-    Raises:
-        InputRefusedError: The folder also holds whole DICOM images, so that the intended kind is unknown.
-    """
-    images = set(files)
-    kinds = {file: _kind_of(file) for file in files_below(source) if file not in images}
-    if "image" in kinds.values():
-        raise InputRefusedError(
-            f"{source.name}/ holds {len(files)} image file(s) ({files[0].name} ...) and DICOM images beside or below them; one "
-            "kind in a folder is needed; name the file that is meant, or move one kind away"
-        )
-    return [file for file, kind in kinds.items() if kind == "broken" and file.parent == source]
-
-
-def _with_unique_ids(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles]:
-    """The cases with unique ids, since these name the results: folders with the same name get their path as id."""
-    count = Counter(case.id for case in cases)
-    named = [
-        replace(case, id="_".join(case.image.relative_to(source).parts))
-        if count[case.id] > 1 and case.image.is_dir() and case.image != source
-        else case
-        for case in cases
-    ]
-    name, times = Counter(case.id for case in named).most_common(1)[0]
-    if times > 1:
-        files = ", ".join(case.image.name for case in named if case.id == name)
-        raise InputRefusedError(
-            f"{times} cases of {source.name}/ are called {name} ({files}); each needs a name of its own; rename one or move it "
-            "away"
-        )
-    return named
-
-
-def image_rows(folder: str | Path) -> list[dict[str, str]]:
-    """`find_images` as MONAI's data list: {"image", "id"}."""
-    return [{"image": str(case.image), "id": case.id} for case in find_images(Path(folder))]
-
-
-def find_cases(
-    images: Path, labels: Path | None = None, label_suffix: str = "", *, need_all: bool = True
-) -> list[CaseFiles]:
-    """Images with their labels.
-
-    Args:
-        images: Folder of images, or of DICOM folders that hold an image series with a SEG or RTSTRUCT each.
-        labels: Folder of labels whose names are those of the images plus `label_suffix`; None if the labels lie beside
-            the images.
-        label_suffix: For instance "_1stHO" if the label of Image_01L.jpg is Image_01L_1stHO.png.
-        need_all: Refuse images without a label. If False, only images without any label are refused.
-
-    Raises:
-        InputRefusedError: There is no case, or an image has no label.
-    """
-    cases = find_images(images)
-    if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in cases):
-        pairs = [replace(case, label=_only_label(case)) for case in cases]
-    elif labels is None:
-        pairs = _with_labels(_without_derived(cases, label_suffix), images, label_suffix)
-    else:
-        pairs = _with_labels(cases, labels, label_suffix)
-    unlabelled = [case for case in pairs if case.label is None]
-    for case in unlabelled:
-        if need_all and not has_ending(case.image, FILE_ENDINGS):
-            read_volume(case.image)  # raises for a damaged series, which is a better reason
-    missing = [case.id for case in unlabelled]
-    if missing and (need_all or len(missing) == len(pairs)):
-        raise InputRefusedError(
-            f"{len(missing)} of {len(pairs)} image(s) have no label: {_first_names(missing)}; "
-            f"a label of the same name{f' plus {label_suffix!r}' if label_suffix else ''} is needed; add it or move the "
-            "image away"
-        )
-    return pairs
-
-
-def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseFiles]:
-    if not labels.is_dir():
-        raise InputRefusedError(f"{labels.name}/ is no folder; one with a label for each image is needed")
-    by_id: dict[str, Path] = {}
-    for file in sorted(labels.iterdir()):
-        other = by_id.setdefault(case_id(file), file)
-        if other != file and has_ending(file, FILE_ENDINGS) and has_ending(other, FILE_ENDINGS):
-            raise InputRefusedError(
-                f"{labels.name}/ has {other.name} and {file.name}; one label for each name is needed; move the others away"
-            )
-        if has_ending(file, FILE_ENDINGS):
-            by_id[case_id(file)] = file
-    return [CaseFiles(case.id, case.image, by_id.get(case.id + suffix)) for case in cases]
-
-
-def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]:
-    """The images of one folder that holds labels too.
-
-    A file that has a label is an image. A file whose name extends an image's name is not an image if every image has a file
-    with the same extension: a second grader's labels, for instance, Image_1_2ndHO beside Image_1. Every other file is an
-    image that lacks its label.
-    """
-    if not suffix:
-        raise InputRefusedError(
-            "no labels are named; give --labels DIR, or --label-suffix where images and labels lie in one folder"
-        )
-    # Steps: which files are images (they have a label), by which endings other names extend them, which of these
-    # endings every image has
-    ids = {case.id for case in cases}
-    images = {name for name in ids if name + suffix in ids}
-    suffixes = {name[len(image) :] for name in ids for image in images if name != image and name.startswith(image)}
-    common = {end for end in suffixes if not end[0].isalnum() and all(image + end in ids for image in images)}
-    derived = {image + end for end in common for image in images}
-    return [case for case in cases if case.id in images or case.id not in derived]
-
-
-def _dicom_cases(source: Path, requested: Sequence[str] = ()) -> list[CaseFiles]:
-    """One case for each folder at any depth below `source` that holds an image series, with the labels beside the series.
-
-    If a file is broken, every folder is searched by itself: the good cases are found, and reading the bad case gives the
-    reason.
-    """
-    try:
-        series = survey_files(files_below(source)).series if requested else find_series(source)
-    except UnreadableFileError:
-        return _cases_by_folder(source)
-    except SeriesSelectionError:  # no DICOM at all
-        return []
-    except DicomIoError as error:
-        raise InputRefusedError(f"{source.name}/: {error}") from error
-    if requested:
-        return _requested_cases(source, series, requested)
-    folders: dict[Path, list[SeriesRef]] = {}
-    for ref in series:
-        if ref.kind == "image" and not ref.set_aside:
-            folders.setdefault(_folder_of([ref]), []).append(ref)
-    return [_case(source, folder, refs, list(folders), series) for folder, refs in sorted(folders.items())]
-
-
-def _requested_cases(source: Path, series: Sequence[SeriesRef], requested: Sequence[str]) -> list[CaseFiles]:
-    """A case for each study that has all requested series; else the source itself, so that reading it gives the reason."""
-    # A localizer or a capture, which is set aside otherwise, is a case when it is requested by its UID
-    images = [ref for ref in series if ref.files and (ref.kind == "image" or ref.set_aside)]
-    studies = _by_study(ref for ref in images if ref.series_instance_uid in requested)
-    complete = [refs for refs in studies if {ref.series_instance_uid for ref in refs} == set(requested)]
-    groups = _by_study(images) if len(requested) > 1 else [[ref] for ref in images]
-    folders = [_folder_of(refs) for refs in groups]
-    cases = [_case(source, _folder_of(refs), refs, folders, series) for refs in complete]
-    return cases or [CaseFiles(source.name, source)]
-
-
-def _by_study(series: Iterable[SeriesRef]) -> list[list[SeriesRef]]:
-    studies: dict[str, list[SeriesRef]] = {}
-    for ref in series:
-        studies.setdefault(ref.study_instance_uid, []).append(ref)
-    return list(studies.values())
-
-
-def _folder_of(refs: Sequence[SeriesRef]) -> Path:
-    """The lowest folder that holds all files of the series."""
-    return Path(os.path.commonpath([file.parent for ref in refs for file in ref.files]))
-
-
-def _case(
-    source: Path, folder: Path, refs: Sequence[SeriesRef], folders: Sequence[Path], series: Sequence[SeriesRef]
-) -> CaseFiles:
-    """The case of the series in a folder, with the name of the highest folder that holds none of the other `folders`."""
-    top = source if len(set(folders)) == 1 else _top_folder(folder, source, folders)
-    objects = [file for ref in series if ref.kind in ("seg", "rtstruct") for file in ref.files]
-    beside = tuple(file for file in objects if top in file.parents)
-    return CaseFiles(top.name, folder, label_objects=beside, header=refs[0].files[0])
-
-
-def _cases_by_folder(source: Path) -> list[CaseFiles]:
-    entries = sorted(source.iterdir())
-    kinds = {file: _kind_of(file) for file in entries if file.is_file()}
-    if {"image", "other DICOM"} & set(kinds.values()) or len(kinds) == len(entries):
-        return [CaseFiles(source.name, source)]
-    cases = [CaseFiles(case_id(file), file) for file, kind in kinds.items() if kind == "broken"]
-    for folder in (entry for entry in entries if entry.is_dir()):
-        cases += _dicom_cases(folder)
-    return cases
-
-
-def _kind_of(file: Path) -> Literal["image", "other DICOM", "broken", "foreign"]:
-    try:
-        (series,) = scan_files([file]).series
-    except UnreadableFileError:
-        return "broken"
-    except SeriesSelectionError:
-        return "foreign"
-    return "image" if series.kind == "image" else "other DICOM"
-
-
-def _top_folder(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
-    """The highest folder below `source` that holds this image series and no other."""
-    top = folder
-    while top.parent != source and sum(top.parent in (other, *other.parents) for other in folders) == 1:
-        top = top.parent
-    return top
-
-
-def _only_label(case: CaseFiles) -> Path | None:
-    if len(case.label_objects) > 1:
-        raise InputRefusedError(f"{case.id}/ has {several_labels(case)}; one is needed; move the others away")
-    return case.label_objects[0] if case.label_objects else None
-
-
-def several_labels(case: CaseFiles) -> str:
-    """The label objects of a case, with modality and path, for a message."""
-    names = [
-        f"{_modality_of(file)} {os.path.relpath(file, os.path.commonpath([file.parent, case.image]))}"
-        for file in case.label_objects
-    ]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} label objects ({', '.join(names[:SHOWN])}{more})"
-
-
-def _modality_of(file: Path) -> str:
-    try:
-        return scan_files([file]).series[0].modality
-    except DicomIoError:
-        return "unreadable"
-
-
-def _first_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
-
-
-def case_message(case: CaseFiles, error: Exception) -> str:
-    """The message of an error about a case, with the case's name once, at its beginning."""
-    message = str(error)
-    for name in (case.id, case.image.name):
-        message = message.removeprefix(f"{name}: ")
-    return f"{case.id}: {message}"
+MOST_WATCHED = 4
 
 
 def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
@@ -344,9 +27,14 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
     known = read_splits(shipped("examples") / "splits.json")
     first: dict[tuple[str, str], str] = {}
     return {
-        case.id: known[case.id].subject if case.id in known else first.setdefault(_patient(case), case.id)
+        case.id: _listed_subject(case)
+        or (known[case.id].subject if case.id in known else first.setdefault(_patient(case), case.id))
         for case in sorted(cases, key=lambda case: case.id)
     }
+
+
+def _listed_subject(case: CaseFiles) -> str | None:
+    return case.listed.subject if case.listed else None
 
 
 def _patient(case: CaseFiles) -> tuple[str, str]:
@@ -362,44 +50,55 @@ def _patient(case: CaseFiles) -> tuple[str, str]:
     return (str(header.get("IssuerOfPatientID") or ""), str(header.PatientID)) if header.get("PatientID") else own
 
 
-def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, SplitCase]:
+def plan_of(
+    cases: Sequence[CaseFiles], splits: str | Path | None, own: str | Path | None = None
+) -> dict[str, SplitCase]:
     """The entry of each case in the given `splits.json`.
 
-    With `splits` None: the shipped plan if it knows every case, else a new plan over `subjects_of` the cases.
+    With `splits` None: the partitions that a list of cases tells; else the bundle's own plan or the shipped one, if it knows
+    every case; else a new plan over `subjects_of` the cases.
+
+    Args:
+        cases: Of one data set.
+        splits: A plan that must know every case.
+        own: `configs/splits.json` of a bundle, which may be absent.
 
     Raises:
-        InputRefusedError: The given plan does not know a case.
+        InputRefusedError: The given plan does not know a case, the bundle's own plan knows only some, or a list has one subject
+            in two partitions.
     """
-    known = read_splits(Path(splits)) if splits else read_splits(shipped("examples") / "splits.json")
-    unknown = [case.id for case in cases if case.id not in known]
-    if not unknown:
-        return {case.id: known[case.id] for case in cases}
-    if splits:
-        raise InputRefusedError(
-            f"{Path(splits).name} does not know {len(unknown)} of {len(cases)} case(s): {_first_names(unknown)}; a place for "
-            "each case is needed; add them or leave --splits out"
-        )
+    if not splits and cases and all(case.listed and case.listed.partition for case in cases):
+        return _listed_plan(cases)
+    for path in (Path(splits),) if splits else (Path(own or ""), shipped("examples") / "splits.json"):
+        known = read_splits(path) if path.is_file() or splits else {}
+        unknown = [case.id for case in cases if case.id not in known]
+        if not unknown:
+            return {case.id: known[case.id] for case in cases}
+        if splits or (own and path == Path(own) and len(unknown) < len(cases)):
+            raise InputRefusedError(
+                f"{path.name} does not know {len(unknown)} of {len(cases)} case(s): {first_names(unknown)}; a place for "
+                f"each case is needed; add them{' or leave --splits out' if splits else ', or give --splits'}"
+            )
     return {case.id: case for case in make_split("data", subjects_of(cases))}
 
 
-def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, label_suffix: str = "") -> list[CaseFiles]:
-    """The labelled cases of a data folder.
+def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:
+    """The plan that a list of cases tells; folds that it does not tell are dealt out."""
+    subjects = subjects_of(cases)
+    dealt = deal_folds("data", subjects)
+    plan = {}
+    for case in cases:
+        listed = case.listed
+        if listed is not None and listed.partition is not None:
+            fold = dealt[case.id] if listed.fold is None else listed.fold
+            plan[case.id] = SplitCase(case.id, subjects[case.id], listed.partition, fold)
+    check_subjects(plan.values(), "the list of cases")
+    return plan
 
-    Args:
-        dataset_dir: Holds images/ and labels/, or both mixed, or DICOM; or images alone if `labels_dir` is given.
-        labels_dir: Folder of labels apart from the images.
-        label_suffix: As in `find_cases`.
-    """
-    return find_cases(
-        *image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None), label_suffix
-    )
 
-
-def image_and_label_folders(folder: Path, labels: Path | None = None) -> tuple[Path, Path | None]:
-    """The folder of the images, and the folder of the labels if they have one of their own."""
-    if labels is None and (folder / "images").is_dir():
-        return folder / "images", folder / "labels"
-    return folder, labels
+def image_rows(folder: str | Path) -> list[dict[str, str]]:
+    """`find_images` as MONAI's data list: {"image", "id"}."""
+    return [{"image": str(case.image), "id": case.id} for case in find_images(Path(folder))]
 
 
 def by_partition(
@@ -407,7 +106,8 @@ def by_partition(
     splits: str | Path | None = None,
     label_suffix: str = "",
     labels_dir: str | Path | None = None,
-    fold: int | None = None,
+    fold: Fold = None,
+    own_splits: str | Path | None = None,
 ) -> dict[Partition, list[dict[str, str]]]:
     """Cases of a data folder by partition, as MONAI's data lists: {"image", "label", "id", "subject"}.
 
@@ -416,22 +116,33 @@ def by_partition(
         splits: A `splits.json`; None as in `plan_of`.
         label_suffix: As in `find_cases`.
         labels_dir: As in `find_data`.
-        fold: For cross-validation: the cases of this fold (0 to 4) test, and all other test cases train.
+        fold: None takes the partitions. A number (0 to 4), for cross-validation: the cases of this fold test, test cases are
+            left out, and all others train. "all": all but the test cases train.
+        own_splits: `configs/splits.json` of the bundle, which may be absent; as `own` of `plan_of`.
     """
     cases = find_data(dataset_dir, labels_dir, label_suffix)
-    plan = plan_of(cases, splits)
+    plan = plan_of(cases, splits, own_splits)
     rows: dict[Partition, list[dict[str, str]]] = {"train": [], "selection": [], "calibration": [], "test": []}
     for case in cases:
-        rows[_partition_of(plan[case.id], fold)].append(data_row(case, plan[case.id].subject))
+        if (part := _partition_of(plan[case.id], fold)) is not None:
+            rows[part].append(data_row(case, plan[case.id].subject))
     return rows
 
 
-def _partition_of(entry: SplitCase, fold: int | None) -> Partition:
-    if fold is None:
+def _partition_of(entry: SplitCase, fold: Fold) -> Partition | None:
+    if fold is None or (fold == ALL and entry.partition == "test"):
         return entry.partition
-    if entry.fold == fold:
-        return "test"
-    return "train" if entry.partition == "test" else entry.partition
+    if entry.partition == "test":  # no fold sees what the whole bundle is tested on
+        return None
+    return "test" if entry.fold == fold else "train"
+
+
+def watched(cases: Mapping[Partition, Sequence[Mapping[str, str]]], fold: Fold = None) -> list[Mapping[str, str]]:
+    """Cases whose curves a training shows: those that select its weights; else the first of its fold, or of those that train.
+
+    A fold selects nothing on the cases that it tests: its last weights are taken.
+    """
+    return list(cases["selection"] or cases["train" if fold == ALL else "test"][:MOST_WATCHED])
 
 
 def data_row(case: CaseFiles, subject: str) -> dict[str, str]:

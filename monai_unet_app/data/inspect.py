@@ -14,7 +14,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.read import ReadOptions
 from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.volume import Volume
-from monai_unet_app.data.cases import (
+from monai_unet_app.data.case_files import (
     CaseFiles,
     case_id,
     case_message,
@@ -22,9 +22,9 @@ from monai_unet_app.data.cases import (
     find_images,
     image_and_label_folders,
     several_labels,
-    subjects_of,
 )
-from monai_unet_app.data.labels import check_values, read_labels
+from monai_unet_app.data.cases import subjects_of
+from monai_unet_app.data.labels import AS_NUMBERED, FileValues, check_values, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.errors import InputRefusedError
@@ -46,6 +46,7 @@ class CaseFingerprint:
         intensity: The 0.5th, 50th and 99.5th percentile.
         class_size: Size of each label value in mL (pixels for pictures); empty without a label.
         subject: As in `subjects_of`.
+        foreground: Of the voxels of all structures: 0.5th percentile, mean, standard deviation, 99.5th percentile, or nothing.
     """
 
     id: str
@@ -57,6 +58,7 @@ class CaseFingerprint:
     intensity: tuple[float, float, float]
     class_size: dict[int, float]
     subject: str
+    foreground: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ def inspect_cases(
     known: Iterable[int] | None = None,
     step: Callable[[str], None] = lambda case_id: None,
     options: ReadOptions | None = None,
+    *,
+    values: FileValues = AS_NUMBERED,
 ) -> Fingerprint:
     """Reads every case once.
 
@@ -171,6 +175,7 @@ def inspect_cases(
         known: Label values that the bundle knows; None accepts all.
         step: Called with the id of each case when it has been read.
         options: How DICOM is read.
+        values: What the values of label files stand for.
     """
     usable: list[CaseFingerprint] = []
     refused: dict[str, str] = {}
@@ -179,7 +184,9 @@ def inspect_cases(
     for case in cases:
         try:
             # The image first: if it cannot be read, that is a better reason than an absent label
-            fingerprint = _fingerprint(case, subjects[case.id], rules, known, options)
+            volume = _read_image(case, rules, options)
+            labels = _read_label(case, volume, known, values)
+            fingerprint = _fingerprint(case.id, volume, labels, subjects[case.id])
             if labelled and case.label is None and not case.label_objects:
                 raise InputRefusedError(
                     "it has no label, other cases have; add one of the same name or move the image away"
@@ -198,8 +205,8 @@ def inspect_cases(
 
 def check_cases(
     rows: Sequence[Mapping[str, str]], bundle: Any, step: Callable[[str], None] = lambda case_id: None
-) -> None:
-    """Raises InputRefusedError with a list of all cases on which this bundle cannot be trained or calibrated.
+) -> Fingerprint:
+    """Reads the cases. Raises InputRefusedError with a list of all on which this bundle cannot be trained or calibrated.
 
     Args:
         rows: {"id", "image", "label"} of each case.
@@ -209,7 +216,7 @@ def check_cases(
     cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
     ignored = bundle.ignore_label
     readable = bundle.label_values if ignored is None else (*bundle.label_values, ignored)
-    fingerprint = inspect_cases(cases, bundle.rules, readable, step)
+    fingerprint = inspect_cases(cases, bundle.rules, readable, step, values=bundle.file_values)
     refused = [*fingerprint.refused]
     refused += [
         f"{case.id}: its label holds the `ignore_label` {ignored}, which only evaluate leaves out; a class for every voxel is "
@@ -219,35 +226,51 @@ def check_cases(
     ]
     if refused:
         raise InputRefusedError(f"{len(refused)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(refused))
+    return fingerprint
 
 
-def _fingerprint(
-    case: CaseFiles, subject: str, rules: InputRules | None, known: Iterable[int] | None, options: ReadOptions | None
-) -> CaseFingerprint:
+def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions | None) -> Volume:
     volume = read_volume(case.image, options)
     if rules is not None:
         check_rules(volume, rules)
     elif (volume.array == volume.array.flat[0]).all():
         raise InputRefusedError(f"every voxel is {volume.array.flat[0]:g}, an image is needed; export it again")
-    sizes: dict[int, float] = {}
-    if case.label is not None:
-        labels = read_labels(case.label, volume)
-        if known is not None:
-            check_values(labels, known, case.label.name)
-        sizes = _class_sizes(labels)
+    return volume
+
+
+def _read_label(case: CaseFiles, volume: Volume, known: Iterable[int] | None, values: FileValues) -> Volume | None:
+    if case.label is None:
+        return None
+    labels = read_labels(case.label, volume, values)
+    if known is not None:
+        check_values(labels, known, case.label.name)
+    return labels
+
+
+def _fingerprint(name: str, volume: Volume, labels: Volume | None, subject: str) -> CaseFingerprint:
     i, j, k = volume.spacing_mm
     low, middle, high = (float(value) for value in np.percentile(volume.array, PERCENTILES))
     return CaseFingerprint(
-        id=case.id,
+        id=name,
         shape=volume.shape,
         spacing_mm=None if volume.planar else (round(i, 4), round(j, 4), round(k, 4)),
         axes="px" if volume.planar else "".join(aff2axcodes(volume.affine_ras)),
         channels=volume.array.shape[3] if volume.array.ndim == 4 else 1,
         modality=volume.provenance.modality,
         intensity=(low, middle, high),
-        class_size=sizes,
+        class_size=_class_sizes(labels) if labels else {},
         subject=subject,
+        foreground=_foreground(volume, labels) if labels else (),
     )
+
+
+def _foreground(volume: Volume, labels: Volume) -> tuple[float, ...]:
+    """Percentiles, mean and deviation of the intensities inside all structures."""
+    values = volume.array[labels.array > 0]
+    if not values.size:
+        return ()
+    low, high = np.percentile(values, PERCENTILES[::2])
+    return tuple(float(value) for value in (low, values.mean(dtype=float), values.std(dtype=float), high))
 
 
 def _class_sizes(labels: Volume) -> dict[int, float]:

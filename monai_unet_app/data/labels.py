@@ -1,7 +1,9 @@
 """Labels from a NIfTI, NRRD or MetaImage file, a picture, a DICOM SEG or RTSTRUCT, on the grid of their image."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +13,84 @@ from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
-from monai_unet_app.errors import InputRefusedError, refusing_as
+from monai_unet_app.errors import BundleError, InputRefusedError, refusing_as
 
 AFFINE_TOLERANCE_MM = 0.01
 _PART = 1 << 20  # values that are looked at together
 
 
-def read_labels(path: Path, image: Volume) -> Volume:
+@dataclass(frozen=True)
+class FileValues:
+    """Which values of label files stand for which structure: `label_values` of an `inference.yaml`.
+
+    Attributes:
+        values: The value of each structure, in the order of their numbers; () for the numbers themselves.
+        objects: Every value above 0 is the only structure: files that number objects.
+        ignored: A value that stays as it is: the bundle's `ignore_label`.
+    """
+
+    values: tuple[int, ...] = ()
+    objects: bool = False
+    ignored: int | None = None
+
+    @classmethod
+    def parse(cls, told: object, ignored: int | None = None) -> "FileValues":
+        """From the value in the YAML file: a list of numbers, "objects", or None. Raises BundleError for anything else."""
+        if told is None or told == "objects":
+            return cls((), told is not None, ignored)
+        values = tuple(told) if isinstance(told, list) else ()
+        if (
+            not values
+            or not all(isinstance(value, int) and value > 0 for value in values)
+            or len(set(values)) < len(values)
+        ):
+            raise BundleError(
+                f"label_values is {told!r}; a list with the value of each structure in label files, or the word objects, is "
+                "needed; see docs/bundles.md"
+            )
+        return cls(values, ignored=ignored)
+
+    def numbered(self, array: NDArray[Any], name: str) -> NDArray[Any]:
+        """Label values of a file, any shape, as numbers of structures.
+
+        Args:
+            array: Whole numbers.
+            name: Of the file, for a message.
+
+        Raises:
+            InputRefusedError: A value stands for no structure.
+        """
+        if self.objects:
+            return np.where(array == self.ignored, array, array > 0).astype(array.dtype)
+        if not self.values:
+            return array
+        numbers = {0: 0, **{value: n for n, value in enumerate(self.values, 1)}}
+        if self.ignored is not None:
+            numbers[self.ignored] = self.ignored
+        result = np.empty_like(array)
+        for plane, numbered in zip(
+            array.T, result.T, strict=True
+        ):  # planes, since np.unique takes many times their memory
+            found, places = np.unique(plane, return_inverse=True)
+            if unknown := sorted({int(value) for value in found} - set(numbers)):
+                raise InputRefusedError(
+                    f"label {name} holds the value(s) {unknown}; the bundle's `label_values` are {list(self.values)}; change "
+                    "them in the label file, or state them in inference.yaml"
+                )
+            numbered[:] = np.array([numbers[int(value)] for value in found])[places].reshape(plane.shape)
+        return result
+
+
+AS_NUMBERED = FileValues()
+
+
+def read_labels(path: Path, image: Volume, values: FileValues = AS_NUMBERED) -> Volume:
     """The labels on the grid of their image.
 
     Args:
         path: The label file, or a folder with one SEG or RTSTRUCT.
         image: Shape (I, J, K) or (I, J, K, C).
+        values: What the values of the file stand for.
 
     Returns:
         Shape (I, J, K), float32, whole numbers; 0 is the background.
@@ -32,7 +100,8 @@ def read_labels(path: Path, image: Volume) -> Volume:
             file cannot be read.
     """
     labels = read_label_numbers(path, image)
-    return labels.with_array(labels.array.astype(np.float32, copy=False))
+    numbers = values.numbered(labels.array, path.name)
+    return labels.with_array(numbers.astype(np.float32, copy=False))
 
 
 def read_label_numbers(path: Path, image: Volume) -> Volume:

@@ -18,7 +18,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
-from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.labels import FileValues, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.errors import InputRefusedError
@@ -78,16 +78,19 @@ class VolumeReader(ImageReader):
         cases: Dicts with "image" and "label". A label that is a DICOM object (SEG, RTSTRUCT) is read on the grid of its
             image; every other label must have the grid of its image.
         rules: The bundle's `input_rules`; images that break them are refused.
+        values: The bundle's `label_values`.
     """
 
     def __init__(
         self,
         cases: Mapping[str, Sequence[Mapping[str, str]]] | Sequence[Mapping[str, str]] | None = None,
         rules: Mapping[str, Any] | None = None,
+        values: object = None,
     ) -> None:
         rows = [row for part in cases.values() for row in part] if isinstance(cases, Mapping) else cases or []
         self.image_of_label = {row["label"]: row["image"] for row in rows if "label" in row}
         self.rules = InputRules.parse(rules) if rules else None
+        self.values = FileValues.parse(values)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         return True
@@ -106,7 +109,7 @@ class VolumeReader(ImageReader):
 
     def _read(self, path: str) -> Volume:
         if path in self.image_of_label:
-            return read_labels(Path(path), read_volume(self.image_of_label[path]))
+            return read_labels(Path(path), read_volume(self.image_of_label[path]), self.values)
         volume = read_volume(path)
         if self.rules is not None:
             check_rules(volume, self.rules, Path(path).name)

@@ -42,7 +42,7 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
                 return f"calls structure {index + 1} {name!r}, but segment {index + 1} is {own.label!r} and {other}"
         # A side weighs more than shared words: "kidney_left" shares a word with "Right kidney"
         sides = {"left", "right"}
-        other_side = sides in ({_sides(name), side_of(own)}, {_sides(name), _sides(own.label)})
+        other_side = sides in ({side_in(name), side_of(own)}, {side_in(name), side_in(own.label)})
         if other_side or not _shared(name, f"{_text(own)} {own.description}"):
             return f"calls structure {index + 1} {name!r}, but segment {index + 1} is {own.label!r}"
     return None
@@ -52,10 +52,11 @@ def side_of(segment: Segment) -> str | None:
     """ "left" or "right" by the segment's codes, else by its label; None for no side or both sides."""
     codes = (segment.type_modifier, segment.anatomic_region_modifier)
     coded = {_SIDE_CODES[code.value] for code in codes if code is not None and code.value in _SIDE_CODES}
-    return coded.pop() if len(coded) == 1 else _sides(f"{segment.label} {segment.type.meaning}")
+    return coded.pop() if len(coded) == 1 else side_in(f"{segment.label} {segment.type.meaning}")
 
 
-def _sides(text: str) -> str | None:
+def side_in(text: str) -> str | None:
+    """ "left" or "right" if the text has one of the words; None for neither or both."""
     sides = {_SIDES[word] for word in _words(text) if word in _SIDES}
     return sides.pop() if len(sides) == 1 else None
 

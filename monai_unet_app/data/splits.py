@@ -5,7 +5,7 @@ A subject (one person, whose two hippocampi or two eyes are two cases) is never 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -15,6 +15,7 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 
 Partition = Literal["train", "selection", "calibration", "test"]
+FOLDS = 5
 SHARES: Mapping[Partition, float] = {"test": 0.2, "calibration": 0.11, "selection": 0.07, "train": 0.62}
 
 
@@ -28,7 +29,7 @@ class SplitCase:
     fold: int
 
 
-def make_split(name: str, subjects: Mapping[str, str], folds: int = 5) -> list[SplitCase]:
+def make_split(name: str, subjects: Mapping[str, str], folds: int = FOLDS) -> list[SplitCase]:
     """A split of the cases, the same on every machine: subjects are ordered by a hash and divided by `SHARES`.
 
     Args:
@@ -42,19 +43,26 @@ def make_split(name: str, subjects: Mapping[str, str], folds: int = 5) -> list[S
     Raises:
         InputRefusedError: Fewer subjects than partitions.
     """
-    # A hash instead of a seed: random generators may change with a library's version, SHA-256 does not
-    order = sorted(set(subjects.values()), key=lambda s: hashlib.sha256(f"{name}:{s}".encode()).hexdigest())
+    order = _in_order(name, subjects)
     if len(order) < len(SHARES):
         raise InputRefusedError(
             f"{len(order)} subject(s) found; at least {len(SHARES)} are needed, one each to train, select, calibrate "
             "and test; add cases"
         )
-    partition = _partitions(order)
-    return [
-        # Dealt out in turn: partitions are blocks of this order, so a fold takes subjects of every large partition
-        SplitCase(case, subject, partition[subject], order.index(subject) % folds)
-        for case, subject in sorted(subjects.items())
-    ]
+    partition, fold = _partitions(order), deal_folds(name, subjects, folds)
+    return [SplitCase(case, subject, partition[subject], fold[case]) for case, subject in sorted(subjects.items())]
+
+
+def deal_folds(name: str, subjects: Mapping[str, str], folds: int = FOLDS) -> dict[str, int]:
+    """The fold of each case, from 0; arguments as in `make_split`."""
+    # Dealt out in turn: partitions are blocks of this order, so a fold takes subjects of every large partition
+    place = {subject: n % folds for n, subject in enumerate(_in_order(name, subjects))}
+    return {case: place[subject] for case, subject in subjects.items()}
+
+
+def _in_order(name: str, subjects: Mapping[str, str]) -> list[str]:
+    # A hash instead of a seed: random generators may change with a library's version, SHA-256 does not
+    return sorted(set(subjects.values()), key=lambda s: hashlib.sha256(f"{name}:{s}".encode()).hexdigest())
 
 
 def _partitions(order: list[str]) -> dict[str, Partition]:
@@ -80,18 +88,24 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
     validate(document, "splits")
     cases: dict[str, SplitCase] = {}
     for name, dataset in document["datasets"].items():
-        partitions: dict[str, str] = {}
-        for row in dataset["cases"]:
-            case = SplitCase(**row)
+        rows = [SplitCase(**row) for row in dataset["cases"]]
+        # Subjects are compared within a data set; two data sets may use the same names for different people
+        check_subjects(rows, f"{path}: {name}")
+        for case in rows:
             if case.id in cases:
                 raise InputRefusedError(
                     f"{path}: case {case.id} stands twice; one entry for each case is needed; remove one"
                 )
-            # Subjects are compared within a data set; two data sets may use the same names for different people
-            if partitions.setdefault(case.subject, case.partition) != case.partition:
-                raise InputRefusedError(
-                    f"{path}: subject {case.subject} of {name} is in {partitions[case.subject]} and in {case.partition}; "
-                    "one subject belongs to one partition, else the test is no test"
-                )
             cases[case.id] = case
     return cases
+
+
+def check_subjects(cases: Iterable[SplitCase], where: str) -> None:
+    """Raises InputRefusedError if a subject is in two partitions."""
+    partitions: dict[str, Partition] = {}
+    for case in cases:
+        if partitions.setdefault(case.subject, case.partition) != case.partition:
+            raise InputRefusedError(
+                f"{where}: subject {case.subject} is in {partitions[case.subject]} and in {case.partition}; "
+                "one subject belongs to one partition, else the test is no test"
+            )

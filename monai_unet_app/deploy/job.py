@@ -15,7 +15,7 @@ import yaml
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
-from monai_unet_app.data.cases import find_images, named_series
+from monai_unet_app.data.case_files import find_images, named_series
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.deploy.picking import Picked, pick
 from monai_unet_app.deploy.settings import Settings, image_paths, settings_of

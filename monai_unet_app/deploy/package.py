@@ -29,14 +29,14 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
 from monai_unet_app.deploy import entry
 from monai_unet_app.deploy.settings import Settings, common_manifest, image_paths, template
-from monai_unet_app.dicom_results import check_possible
+from monai_unet_app.dicom_results import check_coded, check_possible
 from monai_unet_app.errors import BundleError, UsageError
 
 Device = Literal["cpu", "gpu"]
 DEVICES: tuple[Device, ...] = ("cpu", "gpu")
 PLATFORMS = {"cpu": "cpu", "gpu": "dgpu"}
 TIME = 1577836800  # 2020-01-01, as in the zips of the bundles
-_IGNORED = shutil.ignore_patterns("run", "eval", "data", "__pycache__", "*.pyc", ".*")
+_IGNORED = shutil.ignore_patterns("run", "folds", "cache", "eval", "data", "__pycache__", "*.pyc", ".*")
 """Files and folders in the folder of a bundle that are not part of the bundle."""
 
 
@@ -74,7 +74,8 @@ def render_package(
     Raises:
         UsageError: The output exists, or there is no bundle of that name.
         InputRefusedError: The bundle is for pictures, and one of the formats cannot be made from pictures.
-        BundleError: The folder is no bundle, has no weights, or needs another version of a package than the image has.
+        BundleError: The folder is no bundle, has no weights or a structure without a code, or needs another version of a
+            package than the image has.
     """
     output = Path(os.path.abspath(output))
     if os.path.lexists(output):
@@ -83,6 +84,7 @@ def render_package(
     if not (model.root / "models/model.pt").is_file():
         raise BundleError(f"{model.name} has no weights (models/model.pt); a trained bundle is needed; train it first")
     settings = settings or usual_settings(model.root)
+    check_coded(model.name, model.segments)
     if load_bundle(model.root).rules.planar:
         check_possible(model.name, settings.format)
     requirements = image_requirements(model)

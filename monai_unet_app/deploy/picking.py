@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.data.selection import compiled, misfits

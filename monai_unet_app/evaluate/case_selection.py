@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from monai_unet_app.bundle import Bundle, SeenCase, load_bundle
-from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
+from monai_unet_app.data.case_files import CaseFiles, find_data
+from monai_unet_app.data.cases import data_row, subjects_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import InputRefusedError
@@ -24,11 +25,13 @@ class SelectedCases:
         rows: The cases.
         note: How they were selected, in words.
         made_with: Id -> partition of the cases that the bundle was made with; without cases of the partition test.
+        folds: Id -> the fold that tests the case; empty where the bundle's own network is meant.
     """
 
     rows: list[Row]
     note: str
     made_with: Mapping[str, str] = field(default_factory=dict)
+    folds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:
@@ -96,6 +99,58 @@ def choose_cases(
             f"{note}: no case is left to work on; give other cases, or --partition all to take them as well"
         )
     return SelectedCases(rows, note, made_with)
+
+
+def choose_out_of_fold(bundle: Bundle, cases: Sequence[CaseFiles]) -> SelectedCases:
+    """The cases that a fold of the bundle tests, each for the network of its fold. Test cases of the bundle are in no fold.
+
+    Raises:
+        InputRefusedError: The bundle has no folds, or they have tested none of the cases.
+    """
+    if not bundle.folds:
+        raise InputRefusedError(
+            f"{bundle.name} has no folds; networks of a cross-validation are needed; monai-unet train --folds all makes them"
+        )
+    rows, folds = list[Row](), dict[str, int]()
+    for case in cases:
+        volume = read_volume(case.image)
+        for fold in bundle.folds:
+            known = fold.seen_as(volume)
+            if known and known.partition == "test" and fold.fold is not None:
+                rows.append(data_row(case, known.subject))
+                folds[case.id] = fold.fold
+    if not rows:
+        raise InputRefusedError(
+            f"the folds of {bundle.name} have tested none of these cases; give the data that trained it"
+        )
+    names = ", ".join(str(fold.fold) for fold in bundle.folds)
+    note = f"{len(rows)} of {len(cases)} case(s) out of fold: each by the network that has not seen it (folds {names})"
+    return SelectedCases(rows, note, folds=folds)
+
+
+def cases_of_partition(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[Row]:
+    """The cases of a partition of the bundle's plan; an empty list if it has none."""
+    try:
+        return choose_cases(bundle, cases, partition).rows
+    except InputRefusedError:
+        return []
+
+
+class Networks:
+    """The network that answers for a case: that of the fold which tests it, or the bundle's own.
+
+    Args:
+        bundle: The bundle.
+        folds: Id -> fold.
+    """
+
+    def __init__(self, bundle: Bundle, folds: Mapping[str, int]) -> None:
+        self.bundle, self.folds = bundle, folds
+        self._loaded = {fold: bundle.of_fold(fold) for fold in set(folds.values())}
+
+    def of(self, row: Row) -> Bundle:
+        """The bundle with that network."""
+        return self._loaded[self.folds[row["id"]]] if row["id"] in self.folds else self.bundle
 
 
 def _by_partition(made_with: Mapping[str, str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from monai_unet_app.report.evaluation_report import CasePicture, EvaluationRepor
 from monai_unet_app.report.evaluation_writer import write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 
-from .case_selection import Row
+from .case_selection import Networks, Row
 from .counted_case import WHOLE_GRID, CountedCase
 from .reference import evaluation_plan, read_reference, reference_segmentation
 
@@ -41,12 +41,14 @@ class LabelledCases:
         name: Name of the data set.
         partition: How these cases relate to the bundle, in words.
         seen: Partition -> number of cases with which the bundle was made.
+        folds: Id -> the fold whose network segments the case; empty for the bundle's own network.
     """
 
     rows: Sequence[Row]
     name: str = ""
     partition: str = ""
     seen: Mapping[str, int] = field(default_factory=dict)
+    folds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,13 @@ def evaluate_cases(
         InputRefusedError: No case could be measured.
         NoRoomError: Memory or disk are short for a case.
     """
-    log, problems = CaseLog(bundle, targets), dict[str, str]()
+    log, problems, networks = CaseLog(bundle, targets), dict[str, str](), Networks(bundle, data.folds)
     for row in data.rows:
         try:
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, bundle)
-            case = segment_case(volume, bundle, run, keep="logits")
+            # What the bundle states is about its own network, and was fitted on the cases of its folds
+            case = segment_case(volume, networks.of(row), run, keep="logits", fitting=row["id"] in data.folds)
         except NoRoomError:  # what a machine has free decides nothing that is measured
             raise
         # Only a refusal lets the evaluation go on; the case is named in the report. Any other error ends it.

@@ -26,9 +26,9 @@ def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
     Raises:
         InputRefusedError: The label does not lie on the image, or holds values that the bundle does not know.
     """
-    labels = read_labels(Path(row["label"]), volume)
     # The ignored value is no class of the bundle, but a reference may hold it.
     ignored = () if bundle.ignore_label is None else (bundle.ignore_label,)
+    labels = read_labels(Path(row["label"]), volume, bundle.file_values)
     check_values(labels, (*bundle.label_values, *ignored), Path(row["label"]).name)
     return reference_segmentation(labels.array, volume, bundle)
 
@@ -37,7 +37,7 @@ def counted_voxels(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_
     """Shape (I, J, K): False where the label is the bundle's `ignore_label`; None if the bundle has no such value."""
     if bundle.ignore_label is None:
         return None
-    return np.asarray(read_labels(Path(row["label"]), volume).array != bundle.ignore_label)
+    return np.asarray(read_labels(Path(row["label"]), volume, bundle.file_values).array != bundle.ignore_label)
 
 
 def reference_segmentation(numbers: NDArray[Any], image: Volume, bundle: Bundle) -> Segmentation:

@@ -131,7 +131,7 @@ def out_of_fold(bundle: Bundle) -> dict[str, Any]:
         estimate = bootstrap_mean(means, [subjects[case] for case in cases], Bootstrap())
     except (OSError, ValueError, KeyError) as error:
         raise InputRefusedError(
-            f"{bundle.name}: {OUT_OF_FOLD} cannot be used ({error}); a table of tools/make_folds.py is needed; make it "
+            f"{bundle.name}: {OUT_OF_FOLD} cannot be used ({error}); a row for each structure of each case is needed; make it "
             "again, or remove it"
         ) from error
     tested = {case.id for case in bundle.seen if case.partition == "test"}

@@ -339,17 +339,24 @@ def _describe(series: SeriesRef, rules: Sequence[Rule]) -> str:
 
 
 def check_bundles(site: Site) -> None:
-    """Checks that each rule's bundle is there, is the bundle that the rule names, and has a quality gate; loads no network.
+    """Checks that each rule's bundle is there, is the one that the rule names, has a quality gate and codes; loads no network.
 
     Raises:
-        AppError: A bundle is missing, has another sha256, or lacks a gate, see `check_gated`.
+        AppError: A bundle is missing, has another sha256, or lacks a gate (see `check_gated`) or the code of a structure.
     """
     from monai_unet_app.bundle_folder import bundle_files
 
     for rule in site.rules:
         bundle = bundle_files(rule.bundle)
-        _check_approved(rule, bundle)
-        check_gated(rule, bundle)
+        _check_rule(rule, bundle)
+
+
+def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
+    from monai_unet_app.dicom_results import check_coded
+
+    _check_approved(rule, bundle)
+    check_gated(rule, bundle)
+    check_coded(bundle.name, bundle.segments)
 
 
 def _check_approved(rule: Rule, bundle: "BundleFiles") -> None:
@@ -390,8 +397,7 @@ def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
     from monai_unet_app.bundle import load_bundle
 
     bundle = replace(load_bundle(rule.bundle, found or device), may_leave_device=device == "auto")
-    _check_approved(rule, bundle)
-    check_gated(rule, bundle)
+    _check_rule(rule, bundle)
     # Zeros of one window: the first run of a network is slow, and no study has to wait for it.
     bundle.engine(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
     return bundle

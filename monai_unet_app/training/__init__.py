@@ -1,6 +1,7 @@
 """The parts that `train.yaml` of a bundle names: replayable windows, training step, checkpoints, progress, the run record."""
 
 from monai_unet_app.training.checkpoints import Checkpoints
+from monai_unet_app.training.prepared import PreparedDataset
 from monai_unet_app.training.progress import ProgressBar
 from monai_unet_app.training.record import RunRecord
 from monai_unet_app.training.replay import ReplayDataset, ReplayLoader
@@ -9,6 +10,7 @@ from monai_unet_app.training.update import TrainingStep, ValidationStep, average
 
 __all__ = [
     "Checkpoints",
+    "PreparedDataset",
     "ProgressBar",
     "ReplayDataset",
     "ReplayLoader",

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.training.replay import ReplayLoader
 
 OUT_OF_FOLD = "docs/out_of_fold.csv"
+INFERENCE = "configs/inference.yaml"
 
 
 def save_atomically(payload: object, path: Path) -> None:
@@ -44,6 +46,7 @@ def half_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return weights
 
 
+@dataclass(eq=False)
 class Checkpoints:
     """Ignite handler: resumes at the start, saves after every epoch, keeps the best model and delivers it at the end.
 
@@ -57,23 +60,19 @@ class Checkpoints:
         best: The network whose weights are kept when `validator`'s key metric rises.
         validator: MONAI evaluator that has run before this handler is called.
         deliver_to: Path of the best weights (float16) when training has completed.
+        select: Whether the key metric chooses the weights; otherwise the last are delivered.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        state: Mapping[str, Any],
-        loader: ReplayLoader,
-        best: torch.nn.Module,
-        validator: Any,
-        deliver_to: str | Path,
-    ) -> None:
-        self.folder = Path(folder)
-        self.state = dict(state)
-        self.loader = loader
-        self.best = best
-        self.validator = validator
-        self.deliver_to = Path(deliver_to)
+    folder: Path
+    state: Mapping[str, Any]
+    loader: ReplayLoader
+    best: torch.nn.Module
+    validator: Any
+    deliver_to: Path
+    select: bool = True
+
+    def __post_init__(self) -> None:
+        self.folder, self.deliver_to = Path(self.folder), Path(self.deliver_to)
         self.best_metric = float("-inf")
         self.best_epoch = 0
         self.history: list[dict[str, Any]] = []
@@ -123,7 +122,7 @@ class Checkpoints:
         self.history.append({"epoch": engine.state.epoch, "loss": loss, "metric": metric})
         # best.pt before last.pt: after a crash between the two, the epoch is repeated from the old last.pt and writes
         # the same best.pt again. The other order could name a best metric whose weights were never saved.
-        if metric is not None and metric > self.best_metric:
+        if self.select and metric is not None and metric > self.best_metric:
             self.best_metric, self.best_epoch = metric, engine.state.epoch
             save_atomically(half_weights(self.best), self.folder / "best.pt")
         saved = {
@@ -139,8 +138,8 @@ class Checkpoints:
     def deliver(self, engine: Engine) -> None:
         """At the end: the best weights become the bundle's `models/model.pt`, with a copy of the run's record beside them.
 
-        A calibration and figures of other weights are removed. A run that ended before its first validation has no best
-        weights; its last weights are delivered.
+        A calibration and figures of other weights are removed. A run without selection, or one that ended before its
+        first validation, delivers its last weights.
         """
         if self.best_epoch:
             best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
@@ -149,7 +148,8 @@ class Checkpoints:
         # A finished run that is started again delivers the same weights; their calibration and figures are still true
         if not _has_weights(self.deliver_to, best):
             # Figures first: a crash between the two leaves weights without figures, never figures of other weights
-            forget_figures(self.deliver_to.parents[1])
+            if (self.deliver_to.parents[1] / INFERENCE).is_file():  # the weights of a fold have no configs of their own
+                forget_figures(self.deliver_to.parents[1])
             save_atomically(best, self.deliver_to)
         record = self.folder / "run.json"
         if record.exists():
@@ -169,7 +169,7 @@ def forget_figures(root: Path) -> None:
     bundle = Bundle(root)
     for name in ("calibration", "calibration_tta"):
         if name in bundle.parser.get():
-            write_parameters(root / "configs/inference.yaml", bundle.no_calibration, name)
+            write_parameters(root / INFERENCE, bundle.no_calibration, name)
     for stale in (root / "models" / CALIBRATION_RECORD, root / CONFIDENCE, root / OUT_OF_FOLD):
         stale.unlink(missing_ok=True)
     metadata = json.loads((root / "configs/metadata.json").read_text())

@@ -47,7 +47,7 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
         **({"name": name} if name else {}),
     }
     # Derived facts win: classes and channels follow from the configs, whatever the metadata said before
-    metadata = facts | _derived(root)
+    metadata = facts | derived_facts(root)
     write_json(metadata, root / METADATA)
     licence = root / LICENSE_OF_DATA
     if licence.is_file() and (is_trained or _is_shipped(licence)):
@@ -84,7 +84,7 @@ def _own_facts(old: Mapping[str, Any], *, inherit_none: bool) -> dict[str, Any]:
     return {**facts, **{key: facts.get(key, NOT_STATED) for key in REQUIRED}}
 
 
-def _derived(root: Path) -> dict[str, Any]:
+def derived_facts(root: Path) -> dict[str, Any]:
     """The facts about images, classes and tensors that follow from the configs."""
     bundle = Bundle(root)
     rules, labels = bundle.rules, bundle.labels

@@ -5,6 +5,7 @@ possible.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from monai.data import CacheDataset, DataLoader
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
+
+from monai_unet_app.training.prepared import PreparedDataset
 
 Draw = tuple[int, int]  # (index of the case, number of the draw since training began)
 
@@ -23,42 +26,48 @@ def replay_rng(seed: int, *numbers: int) -> np.random.RandomState:
     return np.random.RandomState(np.random.SeedSequence([seed, *numbers]).generate_state(4))
 
 
+@dataclass(eq=False)
 class ReplayDataset(Dataset[dict[str, Any]]):
     """Cases that are read and preprocessed once, and augmented anew for each draw.
 
     Args:
         data: A dict for each case, for instance {"image": path, "label": path}.
-        deterministic: The list of transforms that inference uses; its results are kept in memory.
-        random: Augmentation and the drawing of a window.
+        deterministic: The list of transforms that inference uses.
+        random: Augmentation and the drawing of a window; of a transform that gives a list, the first window is taken.
         seed: Fixes the augmentation, together with the number of a draw.
-        num_workers: Threads that fill the cache.
+        num_workers: Threads that fill the memory.
+        prepare: More that is done once for each case, such as the places of each class.
+        cache_dir: A folder that keeps what is done once; None keeps it in memory.
     """
 
-    def __init__(
-        self,
-        data: Sequence[dict[str, Any]],
-        deterministic: Sequence[Any],
-        random: Sequence[Any],
-        seed: int = 0,
-        num_workers: int = 2,
-    ) -> None:
-        self.data = data
-        self.seed = seed
-        self.random = Compose(list(random))
-        self.cases = CacheDataset(
-            data=list(data), transform=Compose(list(deterministic)), num_workers=num_workers, progress=False
+    data: Sequence[dict[str, Any]]
+    deterministic: Sequence[Any]
+    random: Sequence[Any]
+    seed: int = 0
+    num_workers: int = 2
+    prepare: Sequence[Any] = ()
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        self.varied = Compose(list(self.random))
+        once = Compose([*self.deterministic, *self.prepare])
+        self.cases: Dataset[Any] = (
+            CacheDataset(data=list(self.data), transform=once, num_workers=self.num_workers, progress=False)
+            if self.cache_dir is None
+            else PreparedDataset(self.data, once, self.cache_dir)
         )
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.data)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         case, number = draw
-        self.random.set_random_state(seed=int(replay_rng(self.seed, number).randint(2**31)))
+        self.varied.set_random_state(seed=int(replay_rng(self.seed, number).randint(2**31)))
         # Copies, because MONAI appends every transform to a list of the tensor, which would grow with each draw
         items = self.cases[case].items()
         copies = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in items}
-        window: dict[str, Any] = self.random(copies)
+        drawn = self.varied(copies)
+        window: dict[str, Any] = drawn[0] if isinstance(drawn, list) else drawn
         return window
 
 

@@ -1,18 +1,19 @@
 """`monai-unet train`: a copy of a bundle, trained on a folder of cases by the bundle's own `train.yaml`."""
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.bundle_folder import NEEDED_FILES
 from monai_unet_app.config import resolve_device
-from monai_unet_app.data.cases import by_partition
-from monai_unet_app.data.inspect import check_cases
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.data.cases import ALL, Fold, by_partition
+from monai_unet_app.data.inspect import Fingerprint, check_cases
+from monai_unet_app.data.splits import FOLDS, Partition
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.record import recipe_sha256
@@ -30,9 +31,9 @@ class TrainConfig:
         data: Folder with images/ and labels/, with both mixed, or with DICOM series and their SEG or RTSTRUCT.
         output: Folder of the new bundle; an unfinished run in it goes on.
         labels: Folder of labels, if `data` holds images only.
-        splits: A `splits.json`, or None as in `monai_unet_app.data.cases.plan_of`.
+        splits: A `splits.json`; None takes the template's own, as `monai_unet_app.data.cases.plan_of` does.
         label_suffix: End of a label's name that its image's name lacks.
-        fold: For cross-validation: this fold of the plan tests, and all other test cases train; None takes the partitions.
+        fold: As in `by_partition`.
         device: "auto" or a torch device.
         overrides: Values of `train.yaml` by id, for instance {"epochs": 5}.
         name: Name of the new bundle in its card and metadata; None takes the name of its folder.
@@ -43,7 +44,7 @@ class TrainConfig:
     labels: Path | None = None
     splits: Path | None = None
     label_suffix: str = ""
-    fold: int | None = None
+    fold: Fold = None
     device: str = "auto"
     overrides: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
@@ -61,7 +62,7 @@ def _unwatched(text: str, total: int) -> AbstractContextManager[Step]:
 def train_bundle(
     template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None, watch: Watch = _unwatched
 ) -> Bundle:
-    """The trained bundle at `run.output`.
+    """The trained bundle at `run.output`; for a fold the same with the weights of the fold, which lie in `folds/`.
 
     Every case is read and checked before the first step. The run writes `run/run.json`, `run/last.pt` and its curves
     beside the bundle's own files; `models/model.pt` appears when it has completed.
@@ -71,37 +72,133 @@ def train_bundle(
         UsageError: The output folder holds something else.
         BundleError: The configs of the template contradict each other, or its network does not fit them.
     """
-    # Checks in the order of their cost, and nothing is written before all have passed: configs and network, the plan
-    # of the cases, then every image and label
+    _check(template, run, say, watch)
+    _copy(template, run.output, run.name)
+    return _trained(template, run, say)
+
+
+def train_folds(
+    template: Bundle,
+    run: TrainConfig,
+    folds: Sequence[int] = (),
+    *,
+    deliver: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+    watch: Watch = _unwatched,
+) -> Bundle:
+    """The bundle at `run.output` with a network for each fold in `folds/`, for figures of cases that a network has not seen.
+
+    What is trained already is not trained again. The test cases of the plan are seen by no fold.
+
+    Args:
+        template: As in `train_bundle`.
+        run: As in `train_bundle`, without a fold.
+        folds: Some of the plan's folds; by default all.
+        deliver: Train the bundle's own network too, on all but the test cases.
+        say: Takes a line of text for the user.
+        watch: As in `train_bundle`.
+
+    Raises:
+        As `train_bundle`; InputRefusedError: a fold has no case, or no case is left to train on.
+    """
+    if "@weights_dir" not in (template.root / "configs/train.yaml").read_text(encoding="utf-8"):
+        raise BundleError(
+            f"{template.name}: its train.yaml does not deliver to `weights_dir`, so each fold would overwrite the others; "
+            "`deliver_to`, `select` and the cases of `validate` as in a planned bundle are needed; take them over from one"
+        )
+    wanted = folds or _folds_of(template, run)
+    for fold in wanted:
+        _check_rows(replace(run, fold=fold), _rows(template, replace(run, fold=fold)))
+    measured = _check(template, replace(run, fold=ALL), say, watch)
+    for fold in wanted:
+        _check_classes(template, replace(run, fold=fold), measured)
+    _copy(template, run.output, run.name)
+    for fold in wanted:
+        say(f"fold {fold}")
+        _trained(template, replace(run, fold=fold), say)
+    if deliver:
+        say("all cases but those that test")
+        _trained(template, replace(run, fold=ALL), say)
+    return load_bundle(run.output, template.device)
+
+
+def _folds_of(template: Bundle, run: TrainConfig) -> list[int]:
+    """The folds of the plan that have a case to test."""
+    return [fold for fold in range(FOLDS) if _rows(template, replace(run, fold=fold))["test"]]
+
+
+def _rows(template: Bundle, run: TrainConfig) -> dict[Partition, list[dict[str, str]]]:
+    own_splits = template.root / "configs/splits.json"
+    return by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold, own_splits)
+
+
+def _check(template: Bundle, run: TrainConfig, say: Callable[[str], None], watch: Watch) -> Fingerprint:
+    """Checks in the order of their cost: configs and network, the plan of the cases, then every image and label."""
     template.check_network()
-    cases = by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold)
+    cases = _rows(template, run)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
-    if few := few_to_calibrate({row["subject"] for row in cases["calibration"]}):
+    if run.fold is None and (few := few_to_calibrate({row["subject"] for row in cases["calibration"]})):
         say(few)
-    for part in ("train", "selection"):
-        if not cases[part]:
-            raise InputRefusedError(
-                f"{run.data.name} has no case to {_VERBS[part]}"
-                f"{'' if run.fold is None else f' beside fold {run.fold}'}; at least one is needed; give another --splits or "
-                "--fold, or leave them out"
-            )
+    _check_rows(run, cases)
     everything = [row for rows in cases.values() for row in rows]
     say(f"reading and checking {len(everything)} case(s)")
     with watch("checking", len(everything)) as step:
-        check_cases(everything, template, step)
-    _copy(template, run.output, run.name)
+        measured = check_cases(everything, template, step)
+    _check_classes(template, run, measured)
+    return measured
+
+
+def _check_classes(template: Bundle, run: TrainConfig, measured: Fingerprint) -> None:
+    """Raises InputRefusedError if a structure is in no case that trains."""
+    training = {row["id"] for row in _rows(template, run)["train"]}
+    found = {number for case in measured.cases if case.id in training for number in case.class_size}
+    absent = [segment.label for segment in template.segments if segment.number not in found]
+    if absent:
+        where = f"fold {run.fold}" if isinstance(run.fold, int) else run.data.name
+        raise InputRefusedError(
+            f"{where}: no case to train on has {', '.join(absent)}; what is never seen cannot be learnt; add cases with it, or "
+            "give a --splits in which some of its cases train"
+        )
+
+
+def _check_rows(run: TrainConfig, cases: Mapping[Partition, Sequence[Mapping[str, str]]]) -> None:
+    """Raises InputRefusedError if a partition that the training needs has no case."""
+    needed: dict[Fold, tuple[Partition, ...]] = {None: ("train", "selection"), ALL: ("train",)}
+    for part in needed.get(run.fold, ("train", "test")):
+        if cases[part]:
+            continue
+        if run.fold is None and cases["train"] and not any(cases[other] for other in ("calibration", "test")):
+            raise InputRefusedError(
+                f"{run.data.name}: the plan has no case to {_VERBS[part]}, it deals all cases to folds; give --folds all, "
+                "which trains a network for each fold and one on all cases"
+            )
+        raise InputRefusedError(
+            f"{run.data.name} has no case to {_VERBS[part]}"
+            f"{f' in fold {run.fold}' if isinstance(run.fold, int) else ''}; at least one is needed; give another --splits or "
+            "--folds, or leave them out"
+        )
+
+
+def _trained(template: Bundle, run: TrainConfig, say: Callable[[str], None]) -> Bundle:
+    """Runs `train.yaml` of the bundle at `run.output`, until it is done."""
+    bundle = load_bundle(run.output, template.device)
+    if isinstance(run.fold, int):
+        bundle = bundle.of_fold(run.fold)
     overrides = {
         "dataset_dir": str(run.data),
         "splits": str(run.splits) if run.splits else None,
         "label_suffix": run.label_suffix,
         "labels_dir": str(run.labels) if run.labels else None,
         "fold": run.fold,
+        "run_dir": str(bundle.weights_dir.parent / "run"),
+        "weights_dir": str(bundle.weights_dir),
         "device": resolve_device(run.device),
         **run.overrides,
     }
-    say(f"preprocessing {len(cases['train']) + len(cases['selection'])} case(s), which stay in memory while it trains")
+    say("training")
     run_overlay(run.output, "train", overrides)
-    return load_bundle(run.output, template.device)
+    shutil.rmtree(run.output / "cache", ignore_errors=True)
+    return replace(bundle)  # reads the new weights
 
 
 def few_to_calibrate(subjects: Collection[str]) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import BUNDLES, EXAMPLES, REPOSITORY
 
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.data.cases import find_data
+from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.splits import read_splits
 from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 

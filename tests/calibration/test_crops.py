@@ -24,6 +24,7 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.rules import InputRules, least_shape
 from monai_unet_app.errors import InputRefusedError, NoRoomError
+from monai_unet_app.evaluate.case_selection import Networks
 
 AFFINE = np.array([[0.0, 0.8, 0.0, 10.0], [-0.8, 0.0, 0.0, 20.0], [0.0, 0.0, 2.0, -30.0], [0.0, 0.0, 0.0, 1.0]])
 RULES = InputRules(channels=1)
@@ -142,14 +143,15 @@ def test_an_image_that_is_refused_needs_no_gate_and_one_that_finds_no_room_ends_
 ) -> None:
     image = Volume(np.zeros((30, 40, 30), np.float32), np.eye(4))
     truth = Segmentation(image, np.zeros(image.shape, np.uint8), segments("a", "b"))
-    observations = statement_fit._Observations(load_bundle(tiny_bundle("hippocampus_mri_unet3d")), PredictConfig())
+    networks = Networks(load_bundle(tiny_bundle("hippocampus_mri_unet3d")), {})
+    observations = statement_fit._Observations(networks, PredictConfig())
 
     def refused_by(kind: type[InputRefusedError]) -> None:
         def refusing(*_: object, **__: object) -> None:
             raise kind("it needs more")
 
         monkeypatch.setattr(statement_fit, "segment_case", refusing)
-        observations._add_changed("s", SOUND, truth, truth)
+        observations._add_changed({"id": "case", "subject": "s"}, SOUND, truth, truth)
 
     refused_by(InputRefusedError)
     assert observations.samples == []

@@ -20,16 +20,8 @@ from dicom_io.dicomize import dicomize
 from dicom_io.read import ReadOptions
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.data.cases import (
-    by_partition,
-    case_id,
-    find_cases,
-    find_data,
-    find_images,
-    image_rows,
-    plan_of,
-    subjects_of,
-)
+from monai_unet_app.data.case_files import case_id, find_cases, find_data, find_images
+from monai_unet_app.data.cases import by_partition, image_rows, plan_of, subjects_of
 from monai_unet_app.data.digest import dataset_sha256, file_sha256, image_fingerprint, mirrored_fingerprints, same_image
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
@@ -414,15 +406,17 @@ def test_no_two_example_cases_look_alike() -> None:
     assert not [pair for pair in combinations(marks, 2) if same_image(*pair)]
 
 
-def test_a_fold_tests_its_own_subjects_and_trains_on_the_other_test_subjects() -> None:
+def test_a_fold_tests_its_own_subjects_and_sees_none_that_the_bundle_is_tested_on() -> None:
     data = shipped("examples") / "msd_hippocampus"
     plan = plan_of(find_data(data), None)
     parts = {row["id"]: part for part, rows in by_partition(data, fold=2).items() for row in rows}
     for name, place in plan.items():
-        if place.fold == 2:
-            assert parts[name] == "test"
+        if place.partition == "test":
+            assert name not in parts
         else:
-            assert parts[name] == ("train" if place.partition == "test" else place.partition)
+            assert parts[name] == ("test" if place.fold == 2 else "train")
+    everything = {row["id"]: part for part, rows in by_partition(data, fold="all").items() for row in rows}
+    assert everything == {name: "test" if place.partition == "test" else "train" for name, place in plan.items()}
     subjects = {part: {plan[case].subject for case in parts if parts[case] == part} for part in set(parts.values())}
     for one, other in combinations(subjects.values(), 2):
         assert not one & other

@@ -20,7 +20,7 @@ from dicom_io.read import ReadOptions
 from dicom_io.volume import LPS_FROM_RAS, Provenance, Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data import inspect
-from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.inspect import find_to_inspect, inspect_cases
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import validate, write_json

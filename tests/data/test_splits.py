@@ -133,7 +133,7 @@ ROW = {"id": "a", "subject": "1", "partition": "train", "fold": 0}
     ("rows", "message"),
     [
         ([ROW, ROW], "case a stands twice"),
-        ([ROW, {**ROW, "id": "b", "partition": "test"}], "subject 1 of set is in train and in test"),
+        ([ROW, {**ROW, "id": "b", "partition": "test"}], "set: subject 1 is in train and in test"),
         ([{**ROW, "partition": "validation"}], "validation"),
         ([{**ROW, "fold": -1}], "-1"),
     ],

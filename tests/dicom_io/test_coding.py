@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from pydicom.sr._concepts_dict import concepts
 from result_phantoms import oblique_case, tool
 
-from dicom_io.coding import load_segments, load_wholes
+from dicom_io.coding import load_segments, load_wholes, uncoded
 from dicom_io.errors import SegmentCodingError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -213,6 +213,22 @@ def test_a_key_at_the_top_that_means_nothing_is_refused_by_name(key: str, tmp_pa
     content = parts() | {key: [whole()]}
     with pytest.raises(SegmentCodingError, match=rf"has the key '{key}' at its top, which means nothing; wholes, "):
         load_segments(written(tmp_path, content))
+
+
+def test_a_structure_that_nobody_has_coded_says_so(tmp_path: Path) -> None:
+    private = {
+        "SegmentedPropertyCategoryCodeSequence": _code("UNKNOWN", "Not coded", "99MUA_UNCODED"),
+        "SegmentedPropertyTypeCodeSequence": _code("STRUCTURE_1", "Blob, not coded", "99MUA_UNCODED"),
+    }
+    (segment,) = load_segments(written(tmp_path, document(SegmentLabel="Blob", **private)))
+    assert not segment.is_coded
+    assert "for Blob;" in uncoded([segment])
+    (coded,) = load_segments(written(tmp_path, document()))
+    assert coded.is_coded
+    assert uncoded([coded]) == ""
+    other = {"SegmentedPropertyTypeCodeSequence": _code("STRUCTURE_1", "Blob", "99OTHER")}
+    with pytest.raises(SegmentCodingError, match="SNOMED CT"):
+        load_segments(written(tmp_path, document(**other)))
 
 
 def test_keys_of_dcmqi_at_the_top_pass(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.sr import Verification, write_verified_sr
 from dicom_io.sr.proof import prove_verified
 from dicom_io.volume import Volume
-from monai_unet_app.data.cases import find_data
+from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate

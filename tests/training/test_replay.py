@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import (
+    CastToTyped,
     MapTransform,
     RandAffined,
     RandFlipd,
@@ -133,3 +135,44 @@ def test_the_batch_size_only_cuts_the_same_stream_at_other_places() -> None:
 def test_an_epoch_is_so_many_windows_of_each_case() -> None:
     assert len(ReplayLoader(dataset(), batch_size=2, windows_per_case=4)) == 5 * 4 // 2
     assert len(ReplayLoader(dataset(), batch_size=16, windows_per_case=1)) == 1
+
+
+class Read(MapTransform):
+    """Reads the numbers of a text file as a lopsided image and its label, and counts how often."""
+
+    times = 0
+
+    def __call__(self, data: Any) -> dict[str, Any]:
+        type(self).times += 1
+        return Draw(KEYS)({"number": int(Path(data["image"]).read_text())})
+
+
+def prepared(folder: Path, cases: int = 3) -> ReplayDataset:
+    rows = [{"image": str(folder / f"{n}.txt"), "id": str(n)} for n in range(cases)]
+    cast = CastToTyped(keys="label", dtype=torch.uint8)
+    return ReplayDataset(rows, [Read(KEYS)], augmentation(), 3, prepare=[cast], cache_dir=str(folder / "cache"))
+
+
+def test_what_is_prepared_on_disk_gives_the_same_windows_and_is_done_once(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    Read.times = 0
+    in_memory, on_disk = dataset(), prepared(tmp_path)
+    draws = [(case, number) for number, case in enumerate((0, 2, 1, 0, 0, 2))]
+    for draw in draws:
+        expected, found = in_memory[draw], on_disk[draw]
+        assert all(torch.equal(expected[key], found[key].to(expected[key].dtype)) for key in KEYS)
+    assert Read.times == 3
+    again = prepared(tmp_path)[draws[3]]  # another process that goes on
+    assert Read.times == 3
+    assert torch.equal(again["image"], in_memory[draws[3]]["image"])
+
+
+def test_a_changed_file_is_prepared_again(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    before = prepared(tmp_path)[(1, 0)]
+    (tmp_path / "1.txt").write_text("41")
+    after = prepared(tmp_path)[(1, 0)]
+    assert not torch.equal(before["image"], after["image"])
+    assert torch.equal(prepared(tmp_path)[(0, 0)]["image"], dataset()[(0, 0)]["image"])

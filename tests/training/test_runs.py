@@ -470,7 +470,7 @@ def test_train_bundle_copies_the_template_trains_the_copy_and_leaves_the_templat
     assert said == [
         "2 to train on, 1 to select the best model",
         "reading and checking 3 case(s)",
-        "preprocessing 3 case(s), which stay in memory while it trains",
+        "training",
     ]
 
 

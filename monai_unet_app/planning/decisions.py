@@ -1,0 +1,184 @@
+"""What a new bundle is set to, each value with its reason, from the fingerprint of its data.
+
+Every decision is a function of the fingerprint and gives a `Reasoned`; `plan` puts them together.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from nibabel.orientations import axcodes2ornt
+
+from monai_unet_app.data.inspect import CaseFingerprint
+
+Value = TypeVar("Value")
+Configuration = Literal["2d", "3d", "3d_low"]
+
+ANISOTROPIC = 3.0  # slices so many times as thick as pixels are wide
+LOW_VOXELS = 2**20
+"""Of a usual image on a coarse grid: a window then sees a quarter of it or more."""
+
+_SPACING_MARGIN = 1.25  # of the spacings that were seen; other scanners have others
+_EXTENT_MARGIN = 1.5
+
+
+@dataclass(frozen=True)
+class Reasoned(Generic[Value]):
+    """A value, and why it is this one."""
+
+    value: Value
+    reason: str
+
+
+def spacings_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:
+    """Voxel size of each case along R, A and S in mm, shape (cases, 3)."""
+    return np.array([_ras(case, case.spacing_mm or (1.0, 1.0, 1.0)) for case in cases])
+
+
+def shapes_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:
+    """Voxels of each case along R, A and S, shape (cases, 3); pictures keep width, height, 1."""
+    return np.array([_ras(case, case.shape) for case in cases])
+
+
+def _ras(case: CaseFingerprint, values: Sequence[float]) -> list[float]:
+    """Values of the axes I, J, K in the order R, A, S."""
+    if case.axes == "px":
+        return list(values)
+    axes = axcodes2ornt(tuple(case.axes))[:, 0].astype(int)
+    return [values[list(axes).index(axis)] for axis in range(3)]
+
+
+def target_spacing(cases: Sequence[CaseFingerprint], *, coarse: bool = False) -> Reasoned[tuple[float, ...]]:
+    """Spacing of the grid of the network along R, A and S in mm.
+
+    Args:
+        cases: Volumes.
+        coarse: Make voxels longer, the shortest first, until a usual image has LOW_VOXELS.
+    """
+    found = spacings_ras(cases)
+    middle = np.median(found, axis=0)
+    thick = int(middle.argmax())
+    reason = f"the median of {len(cases)} images; they have {_span(found)} mm"
+    if middle[thick] >= ANISOTROPIC * middle.min() and found[:, thick].max() > found[:, thick].min():
+        # Thick slices: a tenth of the images is finer than that, and coarser ones gain nothing from a coarser grid
+        middle[thick] = np.percentile(found[:, thick], 10)
+        reason += f"; along {'RAS'[thick]}, the slices, the value that a tenth of them are below"
+    if coarse:
+        size = np.median(shapes_ras(cases) * found, axis=0)
+        while np.prod(size / middle) > LOW_VOXELS:
+            finest = middle < 1.01 * middle.min()
+            middle[finest] *= 1.01
+        reason += f"; then coarser, the shortest first, until a usual image has {LOW_VOXELS / 1e6:.1f} million voxels"
+    return Reasoned(tuple(float(f"{step:.3g}") for step in middle), reason)
+
+
+def intensities(cases: Sequence[CaseFingerprint], modality: str | None) -> Reasoned[Mapping[str, Any]]:
+    """How intensities are normalised."""
+    if cases[0].axes == "px":
+        return Reasoned({"kind": "each"}, "pictures: each channel of each picture by its own mean and deviation")
+    told = [case.foreground for case in cases if case.foreground]
+    if modality == "CT" and told:
+        low, mean, deviation, high = np.median(np.array(told), axis=0)
+        values = {"low": low, "high": high, "mean": mean, "deviation": deviation}
+        return Reasoned(
+            {"kind": "range", **{name: round(float(value), 1) for name, value in values.items()}},
+            f"CT numbers mean the same in every scanner: cut to {low:.0f} to {high:.0f} HU, where 99 % of the voxels of the "
+            "structures lie, and scaled by their mean and deviation",
+        )
+    return Reasoned(
+        {"kind": "percentiles"},
+        f"{modality or 'these'} intensities have no unit: each image is cut to its own 0.5th and 99.5th percentile, and then "
+        "scaled by its own mean and deviation",
+    )
+
+
+def mirror_axes(sided: Sequence[str], *, planar: bool, slice_axis: int | None) -> Reasoned[tuple[int, ...]]:
+    """Axes of the network's input along which training mirrors, and `--tta`.
+
+    Args:
+        sided: Names of the structures that are left or right.
+        planar: Whether images are pictures.
+        slice_axis: The axis of the slices, for a 2D network on volumes.
+    """
+    if planar:
+        axes = (1,) if sided else (0, 1)
+        why = f"width is left out: {_names(sided)} have a side" if sided else "a picture may lie any way up"
+        return Reasoned(axes, f"{why}; training sees mirror images along these, and `--tta` averages over them")
+    if sided:
+        return Reasoned((), f"right and left are not exchanged: {_names(sided)} have a side")
+    if slice_axis == 0:
+        return Reasoned((), "right-left is the axis of the slices: a mirror image shows the network nothing new")
+    return Reasoned(
+        (0,), "right-left, since no structure has a side; training sees mirror images, and `--tta` averages over them"
+    )
+
+
+def input_rules(cases: Sequence[CaseFingerprint], modality: str | None) -> Reasoned[Mapping[str, Any]]:
+    """What later images must be like: what was seen, with a margin."""
+    channels = cases[0].channels
+    if cases[0].axes == "px":
+        sizes = shapes_ras(cases)[:, :2]
+        rules: dict[str, Any] = {"planar": True, "channels": channels, "extent_mm": _bounds(sizes, _EXTENT_MARGIN, 0)}
+        return Reasoned(
+            rules, f"{len(cases)} pictures of {_span(sizes, 0)} pixels were seen; half as much again may be"
+        )
+    spacing, sizes = spacings_ras(cases), spacings_ras(cases) * shapes_ras(cases)
+    steps = {
+        "least": float(f"{spacing.min() / _SPACING_MARGIN:.2g}"),
+        "most": float(f"{spacing.max() * _SPACING_MARGIN:.2g}"),
+    }
+    rules = {"modality": [modality]} if modality else {}
+    rules |= {"channels": channels, "spacing_mm": steps, "extent_mm": _bounds(sizes, _EXTENT_MARGIN, 0)}
+    return Reasoned(
+        rules,
+        f"{len(cases)} images with voxels of {spacing.min():.3g} to {spacing.max():.3g} mm and fields of view of "
+        f"{_span(sizes, 0)} mm were seen; voxels may be a quarter larger or smaller, fields of view by half",
+    )
+
+
+def _bounds(sizes: np.ndarray, margin: float, digits: int) -> dict[str, list[float]]:
+    least, most = sizes.min(axis=0) / margin, sizes.max(axis=0) * margin
+    return {
+        "least": [math.floor(size) for size in least],
+        "most": [math.ceil(size) for size in most],
+    }
+
+
+def ratios(shares: Mapping[str, float]) -> Reasoned[list[int]]:
+    """How often a window is drawn about a voxel of each class, the background first.
+
+    Args:
+        shares: Of all voxels, by the name of a structure.
+    """
+    smallest = min(shares, key=shares.__getitem__)
+    return Reasoned(
+        [len(shares)] + [1] * len(shares),
+        "half of the windows about a voxel of the background, half about one of a structure, each structure as often as the "
+        f"others: {smallest} fills {shares[smallest]:.2%} of the images",
+    )
+
+
+def rotations(spacing_mm: Sequence[float]) -> Reasoned[list[float]]:
+    """Largest rotation about each axis in radians: none that would turn thick slices into the plane."""
+    if len(spacing_mm) == 2:
+        return Reasoned([0.4], "in the plane")
+    ranges = []
+    for axis in range(3):
+        others = [step for other, step in enumerate(spacing_mm) if other != axis]
+        ranges.append(0.4 if max(others) < ANISOTROPIC * min(others) else 0.0)
+    if 0.0 in ranges:
+        return Reasoned(ranges, "only within the plane: the slices are too thick to be turned into it")
+    return Reasoned(ranges, "about every axis, since the voxels are nearly as long as they are wide")
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _span(rows: np.ndarray, digits: int = 2) -> str:
+    """Least to most of each column: "1.25-1.89 x 1.25-1.89 x 7.7"."""
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    ends = ((f"{a:.{digits}f}", f"{b:.{digits}f}") for a, b in zip(low, high, strict=True))
+    return " x ".join(a if a == b else f"{a} to {b}" for a, b in ends)

@@ -1,0 +1,368 @@
+"""A bundle for a folder of images and labels: measured, decided, written. Every value has its reason beside it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_unet_app.data.case_files import CaseFiles, find_data
+from monai_unet_app.data.cases import plan_of
+from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
+from monai_unet_app.data.inspect import MOST_CLASSES, CaseFingerprint, Fingerprint, inspect_cases
+from monai_unet_app.data.naming import side_in
+from monai_unet_app.data.splits import SplitCase
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.machine_memory import ever_resident_bytes
+from monai_unet_app.planning.decisions import (
+    Configuration,
+    Reasoned,
+    input_rules,
+    intensities,
+    mirror_axes,
+    ratios,
+    rotations,
+    shapes_ras,
+    spacings_ras,
+    target_spacing,
+)
+from monai_unet_app.planning.network import LEAST_EDGE, NetworkPlan, plan_network
+
+Speed = Callable[[NetworkPlan, int, int], float]
+"""Seconds that a training step takes for each window of a network: its plan, its channels in and out."""
+
+EPOCHS = 24
+LEAST_SEEN = 0.2
+"""Of a usual image, by a window."""
+
+OBJECTS = 0
+"""Stands for every label value above 0, where files number objects."""
+
+LEAST_STEPS = 2000
+FEW_SUBJECTS = 60
+"""With fewer, four partitions leave too few in each: every case trains and is tested, in five folds."""
+
+_STEPS_SHARE = 0.85  # of the time of a training; the rest reads, varies and validates
+_MARGIN = 1.3  # of the window: what a rotated and sheared window may need
+_WINDOW_VOXELS = {2: 2**16, 3: 2**20}
+_BYTES = 0.7e9  # of a training, beside its windows
+_BYTES_A_VOXEL = 4200  # of the windows of a step, with 32 filters at the first level
+_LEAST_VOXELS = 2**10
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What a user says of a plan.
+
+    Attributes:
+        data: As in `find_data`.
+        labels: Folder of labels, if `data` holds images only.
+        label_suffix: End of a label's name that its image's name lacks.
+        structures: Names of the label values; None takes those of `dataset.json`.
+        modality: DICOM's term; None takes that of the files.
+        configuration: 2d, 3d, or 3d on a coarser grid; None takes 2d for pictures and 3d for volumes.
+        memory_limit: Bytes that a training may take.
+        time_s: Seconds that a training may take on this machine.
+    """
+
+    data: Path
+    labels: Path | None = None
+    label_suffix: str = ""
+    structures: Mapping[int, str] = field(default_factory=dict)
+    modality: str | None = None
+    configuration: Configuration | None = None
+    memory_limit: float = 8e9
+    time_s: float = 3600.0
+
+
+@dataclass(frozen=True)
+class BundlePlan:
+    """All that the files of the new bundle say.
+
+    Attributes:
+        values: Names of the templates' values.
+        reasons: Why, by the name of a value.
+        structures: Names by label value, without the background.
+        fingerprint: What was measured.
+        splits: The document `splits.json`.
+    """
+
+    values: Mapping[str, Any]
+    reasons: Mapping[str, str]
+    structures: Mapping[int, str]
+    fingerprint: Fingerprint
+    splits: Mapping[str, Any]
+
+    @property
+    def by_folds(self) -> bool:
+        """Whether every case trains and is tested, in folds."""
+        cases = [case for dataset in self.splits["datasets"].values() for case in dataset["cases"]]
+        return all(case["partition"] == "train" for case in cases)
+
+
+def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = lambda case_id: None) -> BundlePlan:
+    """Measures the data and decides.
+
+    Args:
+        config: The data, and what the user says of it.
+        speed: Measures or estimates one training step.
+        step: Called with the id of each case when it has been read.
+
+    Raises:
+        InputRefusedError: Cases cannot be used, or are no one kind of images; the message lists all.
+    """
+    if config.memory_limit > (machine := ever_resident_bytes()):
+        raise InputRefusedError(
+            f"--memory-limit {config.memory_limit / 1e9:.0f}GB: this machine has {machine / 1e9:.0f} GB of memory; less is "
+            "needed; give a smaller limit"
+        )
+    cases = find_data(config.data, config.labels, config.label_suffix)
+    facts = read_dataset_json(config.data) if config.data.is_dir() else None
+    fingerprint = inspect_cases(cases, step=step)
+    _check(cases, fingerprint, config.configuration)
+    measured = fingerprint.cases
+    structures = _structures(measured, config, facts)
+    modality = config.modality or _modality(measured) or (facts.modality if facts else None)
+    decided = _decided(measured, structures, modality, config, speed)
+    values = {name: reasoned.value for name, reasoned in decided.items()}
+    values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases)}
+    splits = {
+        "schema_version": "1.0",
+        "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in _places(cases)]}},
+    }
+    return BundlePlan(
+        values, {name: reasoned.reason for name, reasoned in decided.items()}, structures, fingerprint, splits
+    )
+
+
+def _places(cases: Sequence[CaseFiles]) -> list[SplitCase]:
+    """The partition and the fold of each case."""
+    entries = list(plan_of(cases, None).values())
+    told = any(case.listed and case.listed.partition for case in cases)
+    if told or len({entry.subject for entry in entries}) >= FEW_SUBJECTS:
+        return entries
+    return [replace(entry, partition="train") for entry in entries]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A usual image on the grid of the network, without the axis of the slices for a 2D network.
+
+    Attributes:
+        shape: Voxels along each axis.
+        steps: Spacing along each axis, in `unit`.
+        unit: "mm" or "pixels".
+    """
+
+    shape: tuple[int, ...]
+    steps: tuple[float, ...]
+    unit: str
+
+    def extent(self, voxels: Sequence[int]) -> str:
+        """So many voxels along each axis, as a size in words."""
+        return " x ".join(f"{n * step:.0f}" for n, step in zip(voxels, self.steps, strict=True)) + f" {self.unit}"
+
+
+def _share(cases: Sequence[CaseFingerprint], value: int) -> float:
+    """Of all voxels, those with this label value; with any, for OBJECTS."""
+    size = sum(size for case in cases for own, size in case.class_size.items() if own and value in (own, OBJECTS))
+    return size / sum(_size(case) for case in cases)
+
+
+def _size(case: CaseFingerprint) -> float:
+    """Of the whole image, in the unit of `class_size`: mL, or pixels."""
+    voxels = math.prod(case.shape)
+    return voxels if case.spacing_mm is None else voxels * math.prod(case.spacing_mm) / 1000
+
+
+def _grid(decided: Mapping[str, Reasoned[Any]], cases: Sequence[CaseFingerprint]) -> _Grid:
+    spacing, planar = decided["spacing_mm"].value, decided["planar"].value
+    kept = [axis for axis in range(len(spacing)) if axis != decided["slice_axis"].value]
+    size = np.median(shapes_ras(cases)[:, kept] * spacings_ras(cases)[:, kept], axis=0)
+    steps = tuple(spacing[axis] for axis in kept)
+    return _Grid(tuple(np.ceil(size / steps).astype(int).tolist()), steps, "pixels" if planar else "mm")
+
+
+def _check(cases: Sequence[CaseFiles], fingerprint: Fingerprint, configuration: Configuration | None) -> None:
+    if fingerprint.refused:
+        listed = "\n  ".join(fingerprint.refused)
+        raise InputRefusedError(f"{len(fingerprint.refused)} of {len(cases)} case(s) cannot be used:\n  {listed}")
+    for what in ("channels", "modality"):
+        found = {getattr(case, what) for case in fingerprint.cases} - {None}
+        if len(found) > 1:
+            raise InputRefusedError(
+                f"the images have {what} {', '.join(map(str, sorted(found)))}; one kind of image is needed; plan each kind "
+                "apart"
+            )
+    planar = {case.axes == "px" for case in fingerprint.cases}
+    if len(planar) > 1:
+        raise InputRefusedError("some images are pictures, some are volumes; one kind is needed; plan each kind apart")
+    if planar == {True} and configuration not in (None, "2d"):
+        raise InputRefusedError(
+            f"--configuration {configuration}: the images are pictures; volumes are needed; leave it out"
+        )
+
+
+def _pattern(cases: Sequence[CaseFiles]) -> str:
+    """Names of the images in their folder, for `monai.bundle run`."""
+    name = cases[0].image.name
+    return "*" if cases[0].image.is_dir() else f"*{name[name.index('.') :]}"
+
+
+def _structures(cases: Sequence[CaseFingerprint], config: PlanConfig, facts: LabelFacts | None) -> Mapping[int, str]:
+    """The name of each label value that training will know."""
+    seen = sorted({value for case in cases for value in case.class_size if value})
+    if not seen:
+        raise InputRefusedError("no label holds a structure: all are 0; labels with structures are needed; add them")
+    names = dict(config.structures) or (dict(facts.names) if facts else {})
+    if unnamed := [value for value in seen if names and value not in names]:
+        raise InputRefusedError(
+            f"the labels hold the value(s) {unnamed}, which have no name; name them by --structure VALUE=NAME, or change the "
+            "labels"
+        )
+    if absent := [f"{value} ({name})" for value, name in names.items() if value not in seen]:
+        raise InputRefusedError(
+            f"no label holds {', '.join(absent)}; a structure that no case has cannot be learnt; leave it out of the names"
+        )
+    if not names and max(seen) > MOST_CLASSES:
+        return {OBJECTS: "object"}
+    return names or {value: f"structure_{value}" for value in seen}
+
+
+def _label_values(cases: Sequence[CaseFingerprint], structures: Mapping[int, str]) -> Reasoned[Any]:
+    """What `label_values` says; None where label values are the numbers of the structures."""
+    if OBJECTS in structures:
+        most = max(max(case.class_size) for case in cases)
+        return Reasoned("objects", f"label files number their objects, up to {most}; all are one structure")
+    if list(structures) == list(range(1, len(structures) + 1)):
+        return Reasoned(None, "")
+    pairs = ", ".join(f"{value} is {number}" for number, value in enumerate(structures, 1))
+    return Reasoned(list(structures), f"of each structure in label files, where values have gaps: {pairs}")
+
+
+def _modality(cases: Sequence[CaseFingerprint]) -> str | None:
+    return next((case.modality for case in cases if case.modality), None)
+
+
+def _decide(
+    cases: Sequence[CaseFingerprint], structures: Mapping[int, str], modality: str | None, config: PlanConfig
+) -> dict[str, Reasoned[Any]]:
+    """The decisions that need no network."""
+    planar = cases[0].axes == "px"
+    sided = [name for name in structures.values() if side_in(name)]
+    spacing = (
+        Reasoned((1.0, 1.0), "pixels") if planar else target_spacing(cases, coarse=config.configuration == "3d_low")
+    )
+    slice_axis = None if planar or config.configuration != "2d" else int(np.argmax(spacing.value))
+    exclusive = not (planar and len(structures) == 1)
+    classes = len(structures) + 1
+    in_plane = [step for axis, step in enumerate(spacing.value) if axis != slice_axis]
+    return {
+        "image_words": Reasoned("a picture" if planar else f"a volume{f' ({modality})' if modality else ''}", ""),
+        "structure_words": Reasoned(_listed(list(structures.values())), ""),
+        "planar": Reasoned(planar, "what the files are"),
+        "binary": Reasoned(not exclusive, "one structure and the rest"),
+        "outputs": Reasoned("exclusive" if exclusive else "overlapping", "each voxel has one label value"),
+        "labels": Reasoned(
+            [*(["background"] if exclusive else []), *structures.values()], "as the data set names them"
+        ),
+        "label_values": _label_values(cases, structures),
+        "classes": Reasoned(classes, "background included"),
+        "channels": Reasoned(cases[0].channels, "of every image"),
+        "modality": Reasoned(modality, "as the files say"),
+        "spacing_mm": spacing,
+        "slice_axis": Reasoned(slice_axis, "the axis with the longest voxels"),
+        "input_rules": input_rules(cases, modality),
+        "intensities": intensities(cases, modality),
+        "mirror_axes": mirror_axes(sided, planar=planar, slice_axis=slice_axis),
+        "ratios": ratios({name: _share(cases, value) for value, name in structures.items()}),
+        "rotation": rotations(in_plane),
+        "bias_field": Reasoned(modality == "MR" and len(in_plane) == 3, "the field of an MR scanner is not even"),
+    }
+
+
+def _decided(
+    cases: Sequence[CaseFingerprint],
+    structures: Mapping[int, str],
+    modality: str | None,
+    config: PlanConfig,
+    speed: Speed,
+) -> dict[str, Reasoned[Any]]:
+    """All decisions. If the user names no configuration, volumes of which a window sees little are seen on a coarser grid."""
+    decided = _decide(cases, structures, modality, config)
+    grid = _grid(decided, cases)
+    decided |= _network(decided, grid, config, speed, len(cases))
+    seen = math.prod(decided["window"].value) / math.prod(grid.shape)
+    if config.configuration is None and not decided["planar"].value and seen < LEAST_SEEN:
+        low = _decided(cases, structures, modality, replace(config, configuration="3d_low"), speed)
+        why = (
+            low["spacing_mm"].reason + f"; on the full grid a window of this time and memory would see {seen:.0%} of it"
+        )
+        return low | {"spacing_mm": Reasoned(low["spacing_mm"].value, why)}
+    return decided
+
+
+def _network(
+    decided: Mapping[str, Reasoned[Any]], image: "_Grid", config: PlanConfig, speed: Speed, cases: int
+) -> dict[str, Reasoned[Any]]:
+    """Network, window and length of the training: the widest network that sees enough windows in the time."""
+    channels, outputs = decided["channels"].value, len(decided["labels"].value)
+    most = _WINDOW_VOXELS[len(image.shape)]
+    batch = 2 if len(image.shape) == 3 else 16
+    seconds_a_voxel: dict[int, float] = {}
+    for voxels, base in product((most, most / 2, most / 4), (32, 24, 16)):
+        room = max(_LEAST_VOXELS, (config.memory_limit - _BYTES) / (batch * _BYTES_A_VOXEL * base / 32))
+        network = plan_network(image.shape, image.steps, min(voxels, room), base)
+        if base not in seconds_a_voxel:
+            seconds_a_voxel[base] = speed(network, channels, outputs) / network.voxels
+        seconds = seconds_a_voxel[base] * network.voxels * batch
+        steps = int(_STEPS_SHARE * config.time_s / seconds)
+        if steps >= LEAST_STEPS:
+            break
+    train_cases = max(1, round(0.8 * cases))
+    per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
+    epochs = max(2, round(steps * batch / (per_case * train_cases)))
+    margin = [math.ceil(size * _MARGIN) for size in network.window]
+    slice_axis = decided["slice_axis"].value
+    if slice_axis is not None:
+        margin.insert(slice_axis, 1)
+    part = math.prod(network.window) / math.prod(image.shape)
+    return {
+        "window": Reasoned(
+            list(network.window),
+            f"{image.extent(network.window)} of a usual field of view of {image.extent(image.shape)}, {part:.0%} of its voxels",
+        ),
+        "network_def": Reasoned(
+            f"{len(network.strides)} levels of {_to(network.filters)} filters",
+            f"an axis is halved while {LEAST_EDGE} voxels or more are left of the window and its voxels are the shortest. The "
+            f"number of filters and the window are the largest with which {LEAST_STEPS} steps fit into the time",
+        ),
+        "kernels": Reasoned(network.kernels, ""),
+        "strides": Reasoned(network.strides, ""),
+        "upsample": Reasoned(network.strides[1:], ""),
+        "filters": Reasoned(network.filters, ""),
+        "windows_at_once": Reasoned(4 if len(image.shape) == 3 else 32, ""),
+        "batch_size": Reasoned(batch, ""),
+        "windows_per_case": Reasoned(per_case, ""),
+        "epochs": Reasoned(
+            epochs,
+            f"{steps} steps of {batch} windows, {seconds:.2f} s each as measured here, in {config.time_s / 60:.0f} minutes, "
+            "reading and validation included",
+        ),
+        "margin": Reasoned(margin, ""),
+        "scaling": Reasoned([0.25] * len(image.shape), ""),
+        "shearing": Reasoned([0.15] * len(image.shape), ""),
+        "learning_rate": Reasoned(0.002, ""),
+        "weight_decay": Reasoned(0.05, ""),
+    }
+
+
+def _to(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]} to {numbers[-1]}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

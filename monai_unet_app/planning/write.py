@@ -1,0 +1,135 @@
+"""The files of a planned bundle, written as one folder or not at all."""
+
+import json
+import shutil
+import textwrap
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydicom.sr.coding import Code
+
+from dicom_io.coding import UNCODED
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.errors import UsageError
+from monai_unet_app.planning.coding import StructureCodes, codes_of
+from monai_unet_app.planning.plan import BundlePlan
+from monai_unet_app.training.identity import NOT_STATED, REQUIRED, derived_facts
+
+CONFIGS = ("inference", "train", "calibrate", "evaluate", "inference_dicom")
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+LICENSE = "No licence is stated for this bundle. Its owner writes one here before it is given away.\n"
+
+
+def write_plan(plan: BundlePlan, output: Path) -> None:
+    """Writes the bundle under a temporary name and renames it.
+
+    Raises:
+        UsageError: The folder exists and is not empty: a bundle that somebody may have edited is not replaced.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} exists and is not empty; a plan replaces nothing; choose another folder")
+    partial = output.with_name(f".part-{output.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "configs").mkdir(parents=True)
+    for name in CONFIGS:
+        if not (name == "inference_dicom" and plan.values["planar"]):
+            (partial / "configs" / f"{name}.yaml").write_text(rendered(name, plan), encoding="utf-8")
+    (partial / "LICENSE").write_text(LICENSE, encoding="utf-8")
+    write_json(segments(plan.structures, output.name), partial / "configs/segments.json")
+    write_json(plan.fingerprint.as_dict(), partial / "configs/fingerprint.json")
+    write_json(plan.splits, partial / "configs/splits.json", "splits")
+    write_json(metadata(output.name), partial / "configs/metadata.json")
+    write_json(metadata(output.name) | derived_facts(partial), partial / "configs/metadata.json")
+    if output.exists():
+        output.rmdir()
+    partial.rename(output)
+
+
+def rendered(name: str, plan: BundlePlan) -> str:
+    """The text of a config."""
+    environment = Environment(
+        loader=PackageLoader(__package__),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        finalize=_yaml,
+    )
+    why = {key: _comment(reason) for key, reason in plan.reasons.items() if reason}
+    return environment.get_template(f"{name}.yaml").render({**plan.values, "why": why})
+
+
+def _comment(reason: str) -> str:
+    return "\n".join(textwrap.wrap(reason, 126, initial_indent="# ", subsequent_indent="# "))
+
+
+def _yaml(value: Any) -> Any:
+    """Lists, tuples and mappings in YAML's flow style, which JSON is."""
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def metadata(name: str) -> dict[str, Any]:
+    """`metadata.json` of a bundle of which its owner has stated nothing yet."""
+    stated = {
+        "name": name,
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "planned with monai-unet plan"},
+        "eval_metrics": {},
+    }
+    return {
+        "schema": SCHEMA,
+        **stated,
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").partition("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"pytorch-ignite": version("pytorch-ignite"), "nibabel": version("nibabel")},
+        **dict.fromkeys(REQUIRED, NOT_STATED),
+        "intended_use": "Research. Not a medical device; not for diagnosis.",
+    }
+
+
+def segments(structures: Mapping[int, str], algorithm: str) -> dict[str, Any]:
+    """`segments.json`: each structure with the codes that its name has; one without codes says so."""
+    items = [_segment(number, name, algorithm) for number, name in enumerate(structures.values(), 1)]
+    return {"schema_version": "1.2", "segmentAttributes": [items]}
+
+
+def _segment(number: int, name: str, algorithm: str) -> dict[str, Any]:
+    label = name.replace("_", " ").strip()
+    found = codes_of(name)
+    item: dict[str, Any] = {
+        "labelID": number,
+        "SegmentLabel": label[:1].upper() + label[1:],
+        "SegmentAlgorithmType": "AUTOMATIC",
+        "SegmentAlgorithmName": algorithm,
+    }
+    return item | _codes(found or _uncoded(number, item["SegmentLabel"]))
+
+
+def _uncoded(number: int, label: str) -> StructureCodes:
+    """Private codes that say that nobody has coded the structure yet."""
+    return StructureCodes(
+        category=Code("UNKNOWN", UNCODED, "Not coded"),
+        type=Code(f"STRUCTURE_{number}", UNCODED, f"{label}, not coded"[:64]),
+    )
+
+
+def _codes(found: StructureCodes) -> dict[str, Any]:
+    named = {
+        "SegmentedPropertyCategoryCodeSequence": found.category,
+        "SegmentedPropertyTypeCodeSequence": found.type,
+        "SegmentedPropertyTypeModifierCodeSequence": found.modifier,
+        "AnatomicRegionSequence": found.region,
+        "AnatomicRegionModifierSequence": found.region_modifier,
+    }
+    return {
+        keyword: {
+            "CodeValue": code.value,
+            "CodingSchemeDesignator": code.scheme_designator,
+            "CodeMeaning": code.meaning,
+        }
+        for keyword, code in named.items()
+        if code is not None
+    }

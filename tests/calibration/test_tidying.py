@@ -1,0 +1,156 @@
+"""Post-processing is taken where it helps for sure, and stands in inference.yaml as MONAI's own transforms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from monai.transforms import Compose
+from numpy.typing import NDArray
+from small_data import numbered_discs, tilted_volumes
+
+from dicom_io.segmentation import Segmentation
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.calibration import tidying
+from monai_unet_app.calibration.inference_yaml import with_tidy, without_chosen_tidy
+from monai_unet_app.data.cases import by_partition
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import BundleError
+from monai_unet_app.evaluate.case_selection import Networks, Row
+from monai_unet_app.evaluate.reference import read_reference
+from monai_unet_app.gathering import tidied
+from monai_unet_app.planning.plan import PlanConfig, plan_bundle
+from monai_unet_app.planning.write import write_plan
+from monai_unet_app.training.record import recipe_sha256
+
+Spoil = Callable[[NDArray[np.uint8], int], None]
+
+
+def planned(data: Path, root: Path, **said: object) -> tuple[Bundle, list[Row]]:
+    write_plan(plan_bundle(PlanConfig(data, **said), lambda network, i, o: 1e-6 * network.voxels), root)
+    return load_bundle(root), list(by_partition(data, own_splits=root / "configs/splits.json")["train"])
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> tuple[Bundle, list[Row]]:
+    data = tilted_volumes(tmp_path / "volumes", 8)
+    return planned(data, tmp_path / "bundle", structures={2: "liver", 5: "spleen"})
+
+
+def tries(bundle: Bundle, rows: list[Row], spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> dict[str, tidying.Trial]:
+    """What is tried on results that are the truth, spoilt."""
+    turn = iter(range(len(rows)))
+
+    def answer(volume: Volume, network: Bundle, **settings: object) -> SimpleNamespace:
+        number = next(turn)
+        labels = read_reference(rows[number], volume, network).labels.astype(np.uint8)
+        spoil(labels, number)
+        return SimpleNamespace(segmentation=Segmentation(volume, labels, network.segments))
+
+    monkeypatch.setattr(tidying, "segment_case", answer)
+    trials = tidying.choose_tidy(Networks(bundle, {}), rows)
+    return {trial.step["_target_"]: trial for trial in trials}
+
+
+def test_stray_pieces_of_one_structure(volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, rows = volumes
+
+    def spoil(labels: NDArray[np.uint8], number: int) -> None:
+        labels[25:28, 2:5, 1:3] = 1  # 18 voxels of liver, far from it
+
+    found = tries(bundle, rows, spoil, monkeypatch)
+    largest = found["KeepLargestConnectedComponentd"]
+    assert largest.taken
+    assert largest.step["applied_labels"] == [1]
+    assert largest.what == "the largest piece alone: Liver"
+    voxels = np.count_nonzero(read_reference(rows[0], image_of(rows[0]), bundle).labels == 1)
+    assert largest.gain.value == pytest.approx(1 - 2 * voxels / (2 * voxels + 18))
+    assert not found["FillHolesd"].taken
+    assert not found["RemoveSmallObjectsd"].taken  # nothing is left to remove
+
+
+def image_of(row: Row) -> Volume:
+    return read_volume(row["image"])
+
+
+def test_holes_and_islands(volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, rows = volumes
+
+    def spoil(labels: NDArray[np.uint8], number: int) -> None:
+        labels[11, 12, 6] = 0  # the middle of the liver
+        labels[20, 16, 9:] = 2  # the spleen is whole
+        labels[3 : 5 + number % 2, 20, 2] = 2
+
+    found = tries(bundle, rows, spoil, monkeypatch)
+    assert found["FillHolesd"].taken
+    assert 1 in found["FillHolesd"].step["applied_labels"]
+    assert found["KeepLargestConnectedComponentd"].step["applied_labels"] == [2]
+
+
+def test_what_does_not_surely_help_is_not_taken(
+    volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, rows = volumes
+
+    def spoil(labels: NDArray[np.uint8], number: int) -> None:
+        if number == 0:  # it would help one of eight
+            labels[25:28, 2:5, 1:3] = 1
+
+    found = tries(bundle, rows, spoil, monkeypatch)
+    assert not any(trial.taken for trial in found.values())
+    before = (bundle.root / "configs/inference.yaml").read_text()
+    tidying.write_tidy(bundle.root, list(found.values()))
+    assert re.search(r"^tidy: \[\]$", (bundle.root / "configs/inference.yaml").read_text(), re.MULTILINE)
+    assert (bundle.root / "configs/inference.yaml").read_text() == before
+
+
+def test_islands_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle")
+
+    def spoil(labels: NDArray[np.uint8], number: int) -> None:
+        free = np.argwhere(labels[0, 1:-1, 1:-1, 0] == 0)
+        for i, j in free[:: max(1, len(free) // 40)]:
+            labels[0, i + 1, j + 1, 0] = 1  # single pixels
+
+    found = tries(bundle, rows, spoil, monkeypatch)
+    assert not found["KeepLargestConnectedComponentd"].taken  # many discs
+    assert found["RemoveSmallObjectsd"].taken
+    assert "px" in found["RemoveSmallObjectsd"].what
+
+
+def test_what_is_written_does_the_same_and_is_taken_out_again(
+    volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, rows = volumes
+
+    def spoil(labels: NDArray[np.uint8], number: int) -> None:
+        labels[25:28, 2:5, 1:3] = 1
+
+    configs = [bundle.root / "configs/inference.yaml"]
+    before, recipe = configs[0].read_bytes(), recipe_sha256(configs)
+    trials = list(tries(bundle, rows, spoil, monkeypatch).values())
+    tidying.write_tidy(bundle.root, trials)
+    written = load_bundle(bundle.root)
+    assert len(yaml.safe_load(configs[0].read_text())["tidy"]) == 1
+    assert recipe_sha256(configs) == recipe  # the training can still be resumed
+    image = image_of(rows[0])
+    labels = read_reference(rows[0], image, bundle).labels.astype(np.uint8)
+    spoilt = labels.copy()
+    spoil(spoilt, 0)
+    assert isinstance(written.result.tidy, (list, tuple, Compose))
+    assert np.array_equal(tidied(image, spoilt, written.result.tidy, exclusive=True), labels)
+    assert tidying.begin_anew(bundle.root)
+    assert configs[0].read_bytes() == before
+
+
+def test_post_processing_of_the_owner_stays() -> None:
+    own = "tidy:\n- _target_: FillHolesd\n  keys: pred\nresult: x\n"
+    assert without_chosen_tidy(own) == own
+    with pytest.raises(BundleError, match=r"0 line\(s\)"):
+        with_tidy(own, [("why", {"_target_": "FillHolesd", "keys": "pred"})])

@@ -1,0 +1,154 @@
+"""Lists of cases, and the folders of nnU-Net and of the Medical Segmentation Decathlon."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_unet_app.data.case_files import find_data
+from monai_unet_app.data.cases import by_partition, plan_of, subjects_of
+from monai_unet_app.data.datalist import read_datalist, read_dataset_json
+from monai_unet_app.errors import InputRefusedError
+
+
+def touch(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def test_numbers_at_the_end_of_a_name_are_channels_only_where_labels_lack_them(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"{folder}/ct_{n:04}.nii.gz" for folder in ("imagesTr", "labelsTr") for n in (1, 2)))
+    assert [case.id for case in find_data(tmp_path)] == ["ct_0001", "ct_0002"]
+
+
+def pairs(cases: Any) -> list[tuple[str, str, str]]:
+    return [(case.id, case.image.name, case.label.name) for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "image,label,id,subject\na.nii.gz,la.nii.gz,one,P1\nb.nii.gz,lb.nii.gz,two,P1\n"),
+        ("list.csv", "\ufeffid;image;label;subject\r\none;a.nii.gz;la.nii.gz;P1\r\ntwo;b.nii.gz;lb.nii.gz;P1\r\n"),
+        ("list.json", {"training": [{"image": "a.nii.gz", "label": "la.nii.gz", "id": "one", "subject": "P1"},
+                                    {"image": "b.nii.gz", "label": "lb.nii.gz", "id": "two", "subject": "P1"}]}),
+        ("LIST.JSON", [{"image": "b.nii.gz", "label": "lb.nii.gz", "id": "two", "subject": "P1"},
+                       {"image": "a.nii.gz", "label": "la.nii.gz", "id": "one", "subject": "P1"}]),
+    ],
+)  # fmt: skip
+def test_a_list_names_images_labels_and_who_they_are_of(name: str, text: Any, tmp_path: Path) -> None:
+    touch(*(tmp_path / file for file in ("a.nii.gz", "b.nii.gz", "la.nii.gz", "lb.nii.gz")))
+    (tmp_path / name).write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
+    cases = find_data(tmp_path / name)
+    assert pairs(cases) == [("one", "a.nii.gz", "la.nii.gz"), ("two", "b.nii.gz", "lb.nii.gz")]
+    assert subjects_of(cases) == {"one": "P1", "two": "P1"}
+
+
+def test_a_list_with_partitions_is_the_plan(tmp_path: Path) -> None:
+    rows = ["image,label,subject,partition,fold"]
+    for number, part in enumerate(("train", "selection", "calibration", "test")):
+        touch(tmp_path / f"{number}.nii.gz", tmp_path / f"l{number}.nii.gz")
+        rows.append(f"{number}.nii.gz,l{number}.nii.gz,s{number},{part},{3 - number}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    found = by_partition(tmp_path / "list.csv")
+    assert {part: [row["id"] for row in cases] for part, cases in found.items()} == {
+        "train": ["0"], "selection": ["1"], "calibration": ["2"], "test": ["3"],
+    }  # fmt: skip
+    assert [plan_of(find_data(tmp_path / "list.csv"), None)[str(n)].fold for n in range(4)] == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("image,label\n", "lists no case"),
+        ("picture,label\na.nii.gz,la.nii.gz\n", "case 1 has no image.*picture, label"),
+        ("image,label\na.nii.gz,la.nii.gz\ngone.nii.gz,also.nii.gz\n", r"2 file\(s\) that do not exist: gone.*also"),
+        ("image,label\na.nii.gz,\n", "1 of 1 case.*no label: a.nii.gz"),
+        ("image,label,partition\na.nii.gz,la.nii.gz,validation\n", "'validation'; train, selection, calibration, test"),
+        ("image,label,partition\na.nii.gz,la.nii.gz,train\nb.nii.gz,lb.nii.gz,\n", r"partition of 1 of 2 case\(s\)"),
+        ("image,label,fold\na.nii.gz,la.nii.gz,first\n", "fold 'first'"),
+        ("image,label\na.nii.gz,la.nii.gz\na.nii.gz,lb.nii.gz\n", "2 cases of .* are called a"),
+        (
+            "image,label,subject,partition\na.nii.gz,la.nii.gz,P,train\nb.nii.gz,lb.nii.gz,P,test\n",
+            "P is in train and in test",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    touch(*(tmp_path / file for file in ("a.nii.gz", "b.nii.gz", "la.nii.gz", "lb.nii.gz")))
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(InputRefusedError, match=says):
+        plan_of(find_data(tmp_path / "list.csv"), None)
+
+
+@pytest.mark.parametrize("text", ["{", '{"validation": []}', "[1, 2]"])
+def test_json_that_is_no_list_of_cases_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(InputRefusedError, match="cannot be read as a list of cases"):
+        read_datalist(tmp_path / "list.json")
+
+
+def test_several_files_for_one_image_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps([{"image": ["a.nii", "b.nii"], "label": "l.nii"}]))
+    with pytest.raises(InputRefusedError, match="case 1 has several files for one image"):
+        read_datalist(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("channel", ["_0000", ""])
+def test_a_raw_folder_of_nnunet_or_of_the_decathlon_is_taken_as_it_is(channel: str, tmp_path: Path) -> None:
+    for name in ("la_003", "la_004"):
+        touch(tmp_path / "imagesTr" / f"{name}{channel}.nii.gz", tmp_path / "labelsTr" / f"{name}.nii.gz")
+    touch(
+        tmp_path / "imagesTs/la_001.nii.gz",
+        tmp_path / "imagesTr/._la_003.nii.gz",
+        tmp_path / "labelsTr/._la_003.nii.gz",
+    )
+    (tmp_path / "dataset.json").write_text("{}")
+    assert pairs(find_data(tmp_path)) == [
+        ("la_003", f"la_003{channel}.nii.gz", "la_003.nii.gz"),
+        ("la_004", f"la_004{channel}.nii.gz", "la_004.nii.gz"),
+    ]
+
+
+def test_several_channels_of_nnunet_are_refused_by_name(tmp_path: Path) -> None:
+    touch(*(tmp_path / "imagesTr" / f"brain_1_000{n}.nii.gz" for n in range(2)), tmp_path / "labelsTr/brain_1.nii.gz")
+    with pytest.raises(InputRefusedError, match=r"several channels.*brain_1_0000, brain_1_0001"):
+        find_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "names", "modality"),
+    [
+        ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumour": 2}}, {1: "liver", 2: "tumour"}, "CT"),
+        ({"modality": {"0": "MRI"}, "labels": {"0": "background", "2": "Posterior", "1": "Anterior"}},
+         {1: "Anterior", 2: "Posterior"}, "MR"),
+        ({"channel_names": {"0": "zscore"}, "labels": {"background": 0, "vessel": 1}}, {1: "vessel"}, None),
+    ],
+)  # fmt: skip
+def test_dataset_json_tells_the_names_of_labels(
+    document: Mapping[str, Any], names: Mapping[int, str], modality: str | None, tmp_path: Path
+) -> None:
+    assert read_dataset_json(tmp_path) is None
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    facts = read_dataset_json(tmp_path)
+    assert facts is not None
+    assert (facts.names, facts.modality) == (names, modality)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"labels": {"background": 0, "whole": [1, 2], "core": 2}}', "regions .whole."),
+        ('{"labels": {"background": 0, "liver": 1, "ignore": 2}}', "without a class .ignore."),
+        ('{"labels": {"0": "background", "1": "lung", "2": "lung"}}', "two label values the name 'lung'"),
+        ('{"labels": [1, 2]}', "does not tell its labels"),
+        ("{", "does not tell its labels"),
+    ],
+)
+def test_labels_that_cannot_be_learnt_are_refused_by_name(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(InputRefusedError, match=says):
+        read_dataset_json(tmp_path)

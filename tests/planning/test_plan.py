@@ -1,0 +1,292 @@
+"""From a folder of images to a bundle that trains: what is decided, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from monai.bundle import ConfigWorkflow
+from shell import Run, shell
+from small_data import drawn_eyes, numbered_discs, tilted_volumes
+
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.data.cases import by_partition
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.planning.decisions import LOW_VOXELS
+from monai_unet_app.planning.network import NetworkPlan
+from monai_unet_app.planning.plan import BundlePlan, PlanConfig, plan_bundle
+from monai_unet_app.planning.write import write_plan
+
+NAMES = {2: "liver", 5: "left kidney"}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    yield from shell(capsys)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tilted_volumes(tmp_path_factory.mktemp("plan") / "volumes")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return numbered_discs(tmp_path_factory.mktemp("plan") / "pictures")
+
+
+def quick(network: NetworkPlan, channels: int, outputs: int) -> float:
+    """A machine that trains a million voxels of 16 filters a second."""
+    return network.voxels * network.filters[0] / 16e6
+
+
+def planned(data: Path, **said: Any) -> BundlePlan:
+    return plan_bundle(PlanConfig(data, **{"time_s": 20.0, **said}), quick)
+
+
+def test_values_follow_from_what_was_measured(volumes: Path) -> None:
+    made = planned(volumes, structures=NAMES, modality="MR")
+    values = made.values
+    assert values["labels"] == ["background", "liver", "left kidney"]
+    assert values["label_values"] == [2, 5]  # 1 and 2 of the bundle
+    assert values["spacing_mm"] == (1.1, 0.9, 3.6)
+    assert values["window"] == [32, 28, 14]  # the whole of a usual image, 32 x 26 x 14, as far as it can be halved
+    assert values["mirror_axes"] == ()
+    assert "left kidney" in made.reasons["mirror_axes"]
+    assert values["rotation"] == [0.0, 0.0, 0.4]  # 3.6 mm is four times 0.9 mm
+    assert values["ratios"] == [2, 1, 1]
+    rules = values["input_rules"]
+    assert rules["modality"] == ["MR"]
+    # 0.9 and 3.6 mm, a quarter more
+    assert rules["spacing_mm"] == {"least": 0.72, "most": 4.5}
+    # 30 to 34 voxels of 1.1 mm, 26 of 0.9 mm, 14 of 3.6 mm; half as much again
+    assert rules["extent_mm"] == {"least": [22, 15, 33], "most": [57, 36, 76]}
+    cases = made.splits["datasets"]["volumes"]["cases"]
+    # Four partitions of 5 subjects would leave one to calibrate on
+    assert {case["partition"] for case in cases} == {"train"}
+    assert sorted(case["fold"] for case in cases) == [0, 1, 2, 3, 4]
+
+
+def test_time_and_memory_decide_how_large_and_how_long(volumes: Path) -> None:
+    much, little = (planned(volumes, time_s=seconds).values for seconds in (200.0, 1.0))
+    assert much["filters"][0] == 32
+    assert little["filters"][0] == 16
+    for values, seconds in ((much, 200.0), (little, 1.0)):
+        steps = values["epochs"] * values["windows_per_case"] * 4 / values["batch_size"]  # of 5 cases 4 train
+        voxels = np.prod(values["window"])
+        assert steps * voxels * values["batch_size"] * values["filters"][0] / 16e6 <= 1.1 * seconds
+    tight = planned(volumes, memory_limit=1e7).values
+    assert np.prod(tight["window"]) < np.prod(much["window"])
+
+
+def test_ct_numbers_are_cut_where_the_structures_are(volumes: Path) -> None:
+    said = planned(volumes, modality="CT").values["intensities"]
+    assert said["kind"] == "range"
+    # Balls of 160 and 210, with noise of 8, on 100
+    assert 135 < said["low"] < 150 < said["mean"] < 200 < said["high"] < 235
+
+
+def test_a_coarse_grid_makes_the_shortest_voxels_longer(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for number in range(4):
+        image = np.random.default_rng(number).normal(size=(200, 150, 50)).astype(np.float32)
+        for kind, array in (("images", image), ("labels", (image > 3).astype(np.uint8))):
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([0.8, 0.8, 4, 1])), tmp_path / kind / f"{number}.nii.gz")
+    spacing = planned(tmp_path, configuration="3d_low").values["spacing_mm"]
+    assert spacing[2] == 4
+    assert spacing[0] == spacing[1]
+    assert 160 / spacing[0] * 120 / spacing[1] * 50 == pytest.approx(LOW_VOXELS, rel=0.03)
+
+
+@pytest.mark.parametrize("said", [{}, {"configuration": "2d"}, {"modality": "CT"}], ids=str)
+def test_the_bundle_is_whole(volumes: Path, tmp_path: Path, said: dict[str, Any]) -> None:
+    write_plan(planned(volumes, structures=NAMES, **said), tmp_path / "made")
+    check_bundle(tmp_path / "made", volumes)
+
+
+def test_a_bundle_for_pictures_is_whole(pictures: Path, tmp_path: Path) -> None:
+    made = planned(pictures)
+    assert made.values["label_values"] == "objects"  # 40 numbers, no two structures
+    assert made.values["labels"] == ["object"]
+    assert made.values["outputs"] == "overlapping"
+    assert made.values["mirror_axes"] == (0, 1)
+    write_plan(made, tmp_path / "made")
+    check_bundle(tmp_path / "made", pictures)
+
+
+def check_bundle(root: Path, data: Path) -> None:
+    bundle = load_bundle(root)
+    bundle.check_network()
+    assert bundle.segments[0].number == 1
+    assert sorted(path.name for path in (root / "configs").glob("*.json")) == [
+        "fingerprint.json", "metadata.json", "segments.json", "splits.json",
+    ]  # fmt: skip
+    assert not list(root.parent.glob(".part-*"))
+    for name in ("inference", "train", "evaluate", "calibrate"):
+        text = (root / f"configs/{name}.yaml").read_text()
+        assert max(map(len, text.splitlines())) <= 200, name
+        assert "{{" not in text
+        assert yaml.safe_load(text)
+    inference = (root / "configs/inference.yaml").read_text()
+    for name in ("window", "input_rules", "mirror_axes", "network_def"):
+        assert re.search(rf"^# .*\n{name}:", inference, re.MULTILINE), f"{name} has no reason"
+    # MONAI's own loader takes every config
+    configs = [str(root / f"configs/{name}.yaml") for name in ("inference", "train")]
+    workflow = ConfigWorkflow(
+        config_file=configs, meta_file=str(root / "configs/metadata.json"), workflow_type="train", logging_file=False,
+        bundle_root=str(root), dataset_dir=str(data),
+    )  # fmt: skip
+    workflow.initialize()
+    first = workflow.parser.get_parsed_content("train::dataset")[(0, 0)]
+    size = yaml.safe_load(inference)["window"]
+    assert first["image"].shape[1:] == tuple(size)
+    assert set(first["label"].unique().tolist()) <= set(range(len(bundle.label_values) + 1))
+
+
+def test_train_takes_the_plan_that_the_bundle_brings(volumes: Path, tmp_path: Path) -> None:
+    made = planned(volumes)
+    write_plan(made, tmp_path / "made")
+    own = tmp_path / "made/configs/splits.json"
+    document = json.loads(own.read_text())
+    for case, part in zip(
+        document["datasets"]["volumes"]["cases"], ("test", "train", "test", "train", "selection"), strict=True
+    ):
+        case["partition"] = part
+    own.write_text(json.dumps(document))
+    rows = by_partition(volumes, own_splits=own)
+    assert {part: sorted(row["id"] for row in cases) for part, cases in rows.items()} == {
+        "train": ["case1", "case3"], "selection": ["case4"], "calibration": [], "test": ["case0", "case2"],
+    }  # fmt: skip
+    del document["datasets"]["volumes"]["cases"][0]
+    own.write_text(json.dumps(document))
+    with pytest.raises(InputRefusedError, match=r"splits.json does not know 1 of 5 case\(s\): case0"):
+        by_partition(volumes, own_splits=own)
+    document["datasets"]["volumes"]["cases"] = [{"id": "other", "subject": "other", "partition": "train", "fold": 0}]
+    own.write_text(json.dumps(document))
+    assert sum(map(len, by_partition(volumes, own_splits=own).values())) == 5  # another data set: a new plan
+
+
+def test_the_verb_shows_reasons_and_the_next_command(volumes: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "made"
+    said = ["--structure", "2=liver", "--structure", "5=left kidney", "--modality", "MR", "--time", "1min"]
+    answer = run("plan", volumes, "--output", out, *said)
+    assert answer.code == 0, answer.err
+    assert "the median of 5 images" in " ".join(answer.out.split())
+    assert re.search(r"monai-unet train --bundle \S*made --data \S*volumes", answer.out.replace("\n", ""))
+    again = run("plan", volumes, "--output", out, *said)
+    assert again.code == 2
+    assert "a plan replaces nothing" in again.err
+
+
+def test_unknown_structures_are_told_and_written_with_a_private_code(volumes: Path, tmp_path: Path, run: Run) -> None:
+    answer = run("plan", volumes, "--output", tmp_path / "made", "--time", "1min")
+    assert answer.code == 0, answer.err
+    assert "Structure 2, Structure 5" in " ".join(answer.err.split())
+    segments = json.loads((tmp_path / "made/configs/segments.json").read_text())["segmentAttributes"][0]
+    assert [item["SegmentedPropertyTypeCodeSequence"]["CodingSchemeDesignator"] for item in segments] == [
+        "99MUA_UNCODED", "99MUA_UNCODED",
+    ]  # fmt: skip
+    inspected = run("inspect", volumes, "--bundle", tmp_path / "made")
+    assert "Structure 2, Structure 5" in " ".join(inspected.err.split())
+
+
+def one_case(data: Path) -> list[str]:
+    for file in [*data.glob("imagesTr/*"), *data.glob("labelsTr/*")]:
+        if "case0" not in file.name:
+            file.unlink()
+    return []
+
+
+def name_an_absent_structure(data: Path) -> list[str]:
+    return ["--structure", "2=liver", "--structure", "5=spleen", "--structure", "7=kidney"]
+
+
+def name_too_few(data: Path) -> list[str]:
+    return ["--structure", "2=liver"]
+
+
+def empty_all_labels(data: Path) -> list[str]:
+    for file in data.glob("labelsTr/*"):
+        image = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), file)
+    return []
+
+
+def give_one_two_channels(data: Path) -> list[str]:
+    file = data / "imagesTr/case1_0000.nii.gz"
+    image = nibabel.load(file)
+    nibabel.save(nibabel.Nifti1Image(np.stack([image.get_fdata()] * 2, -1).astype(np.float32), image.affine), file)
+    return []
+
+
+def flatten_a_voxel(data: Path) -> list[str]:
+    file = data / "imagesTr/case1_0000.nii.gz"
+    image = nibabel.load(file)
+    affine = image.affine.copy()
+    affine[:3, 2] = 0
+    header = image.header.copy()
+    header["pixdim"][3] = 0
+    header.set_sform(affine, 1)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata().astype(np.float32), None, header), file)
+    return []
+
+
+def want_more_memory_than_there_is(data: Path) -> list[str]:
+    return ["--memory-limit", "900000GB"]
+
+
+def drop_a_label(data: Path) -> list[str]:
+    (data / "labelsTr/case3.nii.gz").unlink()
+    return []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (one_case, "1 subject"),
+        (name_an_absent_structure, "no label holds 7 (kidney)"),
+        (name_too_few, "the labels hold the value(s) [5], which have no name"),
+        (empty_all_labels, "no label holds a structure"),
+        (give_one_two_channels, "the images have channels 1, 2"),
+        (flatten_a_voxel, "case1"),
+        (want_more_memory_than_there_is, "of memory"),
+        (drop_a_label, "case3"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    volumes: Path, tmp_path: Path, run: Run, spoil: Any, words: str
+) -> None:
+    data = Path(shutil.copytree(volumes, tmp_path / "data"))
+    answer = run("plan", data, "--output", tmp_path / "made", "--time", "1min", *spoil(data))
+    assert answer.code == 3, answer.err + answer.out
+    assert words in " ".join(answer.err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_list_with_absent_files_is_refused(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "list.csv").write_text("image,label\nnowhere.nii.gz,label.nii.gz\n")
+    answer = run("plan", tmp_path / "list.csv", "--output", tmp_path / "made")
+    assert answer.code == 3
+    assert "nowhere.nii.gz" in answer.err
+    assert not (tmp_path / "made").exists()
+
+
+def test_pictures_have_no_3d(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match="the images are pictures"):
+        planned(pictures, configuration="3d")
+
+
+def test_labels_beside_the_images(tmp_path: Path) -> None:
+    made = planned(drawn_eyes(tmp_path / "eyes"), label_suffix="_1stHO")
+    assert made.values["channels"] == 3
+    assert made.values["labels"] == ["structure_1"]
+    assert made.values["label_suffix"] == "_1stHO"

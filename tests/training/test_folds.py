@@ -1,0 +1,164 @@
+"""Cross-validation with one command: a network for each fold, figures and calibration of cases that it has not seen."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from shell import Run, shell
+from small_data import calibration_of, tilted_volumes
+
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.data.case_files import find_data
+from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.evaluate import choose_out_of_fold
+from monai_unet_app.planning.plan import PlanConfig, plan_bundle
+from monai_unet_app.planning.write import write_plan
+from monai_unet_app.training.run import TrainConfig, train_bundle, train_folds
+
+pytestmark = pytest.mark.slow
+
+QUICK: dict[str, Any] = {
+    "epochs": 3,
+    "train::loader::windows_per_case": 4,
+    "averaged::decay": 0.8,
+    "learning_rate": 0.01,
+    "precision": "f32",
+    "tracker": "none",
+}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    yield from shell(capsys)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tilted_volumes(tmp_path_factory.mktemp("folds") / "volumes", 6)
+
+
+@pytest.fixture(scope="module")
+def template(volumes: Path) -> Path:
+    root = volumes.parent / "template"
+    said = PlanConfig(volumes, structures={2: "liver", 5: "spleen"}, modality="MR", time_s=1.0)
+    write_plan(plan_bundle(said, lambda network, channels, outputs: 1e-6 * network.voxels), root)
+    config = root / "configs/inference.yaml"
+    config.write_text(re.sub(r"^  filters: .*", "  filters: [4, 8, 8, 8]", config.read_text(), flags=re.MULTILINE))
+    path = root / "configs/splits.json"  # one case is kept for the test of the whole bundle
+    document = json.loads(path.read_text())
+    document["datasets"]["volumes"]["cases"][5]["partition"] = "test"
+    path.write_text(json.dumps(document))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(volumes: Path, template: Path) -> Path:
+    said: list[str] = []
+    root = volumes.parent / "trained"
+    train_folds(load_bundle(template), TrainConfig(volumes, root, overrides=QUICK), say=said.append)
+    assert [line for line in said if line.startswith("fold ")] == [f"fold {n}" for n in range(5) if f"fold {n}" in said]
+    return root
+
+
+def test_each_fold_has_a_network_that_saw_neither_its_cases_nor_the_test_case(trained: Path) -> None:
+    bundle = load_bundle(trained)
+    tested: list[str] = []
+    for fold in bundle.folds:
+        parts = {case.id: case.partition for case in fold.seen}
+        assert "case5" not in parts
+        assert len(parts) == 5
+        assert set(parts.values()) == {"train", "test"}
+        tested += [name for name, part in parts.items() if part == "test"]
+        assert fold.run_record["best"] == {"epoch": 0, "metric": None}  # nothing was selected on what it tests
+        assert fold.run_record["history"][-1]["metric"] is not None  # but its curve is known
+    assert sorted(tested) == [f"case{n}" for n in range(5)]
+    own = {case.id: case.partition for case in bundle.seen}
+    assert own == {**{f"case{n}": "train" for n in range(5)}, "case5": "test"}
+    weights = [next(iter(one.network.parameters())) for one in (bundle, *bundle.folds)]
+    assert all(not weights[0].equal(other) for other in weights[1:])
+    assert not (trained / "cache").exists()
+
+
+def test_what_is_trained_is_not_trained_again(volumes: Path, template: Path, trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("model.pt")}
+    train_folds(load_bundle(template), TrainConfig(volumes, trained, overrides=QUICK))
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("model.pt")} == before
+    assert len(before) == 1 + len(load_bundle(trained).folds)
+
+
+def test_each_case_is_chosen_for_the_fold_that_tests_it(volumes: Path, trained: Path, template: Path) -> None:
+    bundle = load_bundle(trained)
+    chosen = choose_out_of_fold(bundle, find_data(volumes))
+    assert sorted(chosen.folds) == [f"case{n}" for n in range(5)]
+    plan = json.loads((template / "configs/splits.json").read_text())["datasets"]["volumes"]["cases"]
+    assert chosen.folds == {case["id"]: case["fold"] for case in plan if case["partition"] == "train"}
+    assert "5 of 6 case(s) out of fold" in chosen.note
+    with pytest.raises(InputRefusedError, match="has no folds"):
+        choose_out_of_fold(load_bundle(template), find_data(volumes))
+
+
+def test_calibration_and_figures_out_of_fold(volumes: Path, trained: Path, tmp_path: Path, run: Run) -> None:
+    answer = run("calibrate", "--bundle", trained, "--data", volumes, "--unchecked")
+    assert answer.code == 0, answer.err
+    assert "out of fold" in answer.err  # the training left none to calibrate
+    assert any(value for value in calibration_of(trained).values() if isinstance(value, float))
+    assert json.loads((trained / "models/calibration.json").read_text())["cases"].keys() == {
+        f"case{n}" for n in range(5)
+    }
+    answer = run("evaluate", "--bundle", trained, "--data", volumes, "--folds", "--output", tmp_path / "oof")
+    assert answer.code == 0, answer.err
+    assert cases_of(tmp_path / "oof/cases.csv") == {f"case{n}" for n in range(5)}
+    own = run("evaluate", "--bundle", trained, "--data", volumes, "--output", tmp_path / "test")
+    assert own.code == 0, own.err
+    assert cases_of(tmp_path / "test/cases.csv") == {"case5"}
+
+
+def cases_of(table: Path) -> set[str]:
+    with table.open(newline="") as stream:
+        return {row["case"] for row in csv.DictReader(stream)}
+
+
+def test_a_plan_of_folds_has_no_single_training(volumes: Path, template: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match="no case to select"):
+        train_bundle(load_bundle(template), TrainConfig(volumes, tmp_path / "out", overrides=QUICK))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_structure_that_no_case_of_a_fold_trains_is_refused(template: Path, tmp_path: Path) -> None:
+    volumes = tilted_volumes(tmp_path / "volumes", 6)
+    for number in range(1, 6):  # the spleen is in case0 alone, which is in one fold
+        file = volumes / f"labelsTr/case{number}.nii.gz"
+        image = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) % 5, image.affine), file)
+    with pytest.raises(InputRefusedError, match=r"fold \d: no case to train on has Spleen; "):
+        train_folds(load_bundle(template), TrainConfig(volumes, tmp_path / "out", overrides=QUICK))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_template_that_would_overwrite_the_folds_is_refused(volumes: Path, template: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(template, tmp_path / "old"))
+    file = old / "configs/train.yaml"
+    file.write_text(file.read_text().replace("$@weights_dir + '/model.pt'", "$@bundle_root + '/models/model.pt'"))
+    with pytest.raises(BundleError, match="each fold would overwrite the others"):
+        train_folds(load_bundle(old), TrainConfig(volumes, tmp_path / "out"))
+
+
+def test_some_folds_only(volumes: Path, template: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "some"
+    plan = json.loads((template / "configs/splits.json").read_text())["datasets"]["volumes"]["cases"]
+    fold = next(case["fold"] for case in plan if case["partition"] == "train")
+    flags = ["--folds", fold, "--epochs", "1", "--tracking", "none", "--precision", "f32"]
+    answer = run("train", "--bundle", template, "--data", volumes, "--output", out, *flags)
+    assert answer.code == 0, answer.err
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("model.pt")) == [
+        f"folds/{fold}/models/model.pt"
+    ]
