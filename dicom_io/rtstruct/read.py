@@ -97,6 +97,21 @@ def read_regions(path: Path, reference: Volume, names: Sequence[str] | None = No
         return _with_notes(reference.with_array(array), note_counts)
 
 
+def region_names(path: Path) -> dict[int, str]:
+    """The ROIName of each region by its ROINumber, which is its label value.
+
+    Raises:
+        UnreadableFileError: Not a DICOM file.
+        LabelError: Not an RTSTRUCT, or one that does not describe its regions.
+    """
+    dataset = load_object(path, "an RT Structure Set", (RTStructureSetStorage,))
+    with refusing(path):
+        named = {
+            int(item.ROINumber): str(item.get("ROIName") or "") for item in dataset.get("StructureSetROISequence") or []
+        }
+        return {number: named[number] for number in _numbers(dataset)}
+
+
 def _called(dataset: Dataset, names: Sequence[str]) -> list[int]:
     """The ROINumbers of regions by their names."""
     by_name: dict[str, list[int]] = {}

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from monai_unet_app.data.case_files import CaseFiles, find_data
+from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles, find_data
 from monai_unet_app.data.cases import plan_of
-from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
+from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.inspect import MOST_CLASSES, CaseFingerprint, Fingerprint, inspect_cases
+from monai_unet_app.data.labels import dicom_label_names
 from monai_unet_app.data.naming import side_in
+from monai_unet_app.data.read import has_ending
 from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.machine_memory import ever_resident_bytes
@@ -124,7 +126,7 @@ def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = 
     fingerprint = inspect_cases(cases, step=step)
     _check(cases, fingerprint, config.configuration)
     measured = fingerprint.cases
-    structures = _structures(measured, config, facts)
+    structures = _structures(measured, config.structures or (facts.names if facts else _dicom_names(cases, measured)))
     modality = config.modality or _modality(measured) or (facts.modality if facts else None)
     decided = _decided(measured, structures, modality, config, speed)
     values = {name: reasoned.value for name, reasoned in decided.items()}
@@ -212,12 +214,32 @@ def _pattern(cases: Sequence[CaseFiles]) -> str:
     return "*" if cases[0].image.is_dir() else f"*{name[name.index('.') :]}"
 
 
-def _structures(cases: Sequence[CaseFingerprint], config: PlanConfig, facts: LabelFacts | None) -> Mapping[int, str]:
-    """The name of each label value that training will know."""
+def _dicom_names(cases: Sequence[CaseFiles], measured: Sequence[CaseFingerprint]) -> dict[int, str]:
+    """What SEGs and RTSTRUCTs call the label values that they hold."""
+    held, names = {value for case in measured for value in case.class_size}, dict[int, str]()
+    for case in cases:
+        if case.label is None or has_ending(case.label, FILE_ENDINGS):
+            continue
+        for value, name in dicom_label_names(case.label).items():
+            if value in held and names.setdefault(value, name) != name:
+                raise InputRefusedError(
+                    f"label value {value} is {names[value]!r} in one label and {name!r} in that of {case.id}; one meaning for "
+                    "each value is needed; write label files by monai-unet regions, which takes regions by their names"
+                )
+    return names
+
+
+def _structures(cases: Sequence[CaseFingerprint], told: Mapping[int, str]) -> Mapping[int, str]:
+    """The name of each label value that training will know.
+
+    Args:
+        cases: What their labels hold.
+        told: Names by label value; empty where nobody has named them.
+    """
     seen = sorted({value for case in cases for value in case.class_size if value})
     if not seen:
         raise InputRefusedError("no label holds a structure: all are 0; labels with structures are needed; add them")
-    names = dict(config.structures) or (dict(facts.names) if facts else {})
+    names = dict(told)
     if unnamed := [value for value in seen if names and value not in names]:
         raise InputRefusedError(
             f"the labels hold the value(s) {unnamed}, which have no name; name them by --structure VALUE=NAME, or change the "

@@ -11,11 +11,12 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import yaml
 from monai.bundle import ConfigWorkflow
 from shell import Run, shell
-from small_data import drawn_eyes, numbered_discs, tilted_volumes
+from small_data import FEW, drawn_eyes, few_examples, numbered_discs, tilted_volumes
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.cases import by_partition
@@ -278,6 +279,28 @@ def test_a_list_with_absent_files_is_refused(tmp_path: Path, run: Run) -> None:
     assert answer.code == 3
     assert "nowhere.nii.gz" in answer.err
     assert not (tmp_path / "made").exists()
+
+
+def test_dicom_labels_say_what_they_mean(tmp_path: Path, run: Run) -> None:
+    data = few_examples(tmp_path / "nifti")
+    flags = ["--images", data / "images", "--labels", data / "labels", "--bundle", "hippocampus_mri_unet3d"]
+    assert run("dicomize", *flags, "--output", tmp_path / "dicom").code == 0
+    answer = run("plan", tmp_path / "dicom", "--output", tmp_path / "made", "--time", "1min")
+    assert answer.code == 0, answer.err
+    made = load_bundle(tmp_path / "made")
+    shipped = load_bundle("hippocampus_mri_unet3d")
+    assert [(s.type.value, s.type_modifier and s.type_modifier.value) for s in made.segments] == [
+        (s.type.value, s.type_modifier and s.type_modifier.value) for s in shipped.segments
+    ]
+    assert made.rules.modality == ("MR",)
+    (seg,) = list((tmp_path / "dicom").glob(f"{FEW[0]}/**/*seg*"))[:1]
+    file = seg if seg.is_file() else next(seg.glob("*.dcm"))
+    other = pydicom.dcmread(file)
+    other.SegmentSequence[0].SegmentLabel = "Amygdala"
+    other.save_as(file)
+    answer = run("plan", tmp_path / "dicom", "--output", tmp_path / "other")
+    assert answer.code == 3
+    assert "label value 1 is" in " ".join(answer.err.split())
 
 
 def test_pictures_have_no_3d(pictures: Path, tmp_path: Path) -> None:
