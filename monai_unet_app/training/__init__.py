@@ -7,6 +7,7 @@ from monai_unet_app.training.record import RunRecord
 from monai_unet_app.training.replay import ReplayDataset, ReplayLoader
 from monai_unet_app.training.tracking import Tracking
 from monai_unet_app.training.update import TrainingStep, ValidationStep, averaged_model
+from monai_unet_app.training.watch_dog import WatchDog
 
 __all__ = [
     "Checkpoints",
@@ -18,5 +19,6 @@ __all__ = [
     "Tracking",
     "TrainingStep",
     "ValidationStep",
+    "WatchDog",
     "averaged_model",
 ]

@@ -56,12 +56,14 @@ class ProgressBar:
             self.bar.update(self.task, completed=engine.state.iteration, description=f"loss {output['loss']:.3f}")
 
     def print_epoch(self, engine: Engine) -> None:
-        """Prints one line: mean loss, metric on the selection cases, and the best metric so far."""
-        entry = self.checkpoints.history[-1]
-        metric = "" if entry["metric"] is None else f" · Dice on selection cases {entry['metric']:.4f}"
-        best = f" (best {self.checkpoints.best_metric:.4f})" if metric else ""
+        """Prints one line: mean loss, metric on the validated cases, and the best metric so far if it selects the weights."""
+        entry, metric = self.checkpoints.history[-1], ""
+        if entry["metric"] is not None and self.checkpoints.select:
+            metric = f" · Dice on selection cases {entry['metric']:.4f} (best {self.checkpoints.best_metric:.4f})"
+        elif entry["metric"] is not None:  # nothing is selected by it
+            metric = f" · Dice on watched cases {entry['metric']:.4f}"
         self.console.print(
-            f"epoch {engine.state.epoch:>3}/{engine.state.max_epochs} · loss {entry['loss']:.4f}{metric}{best}",
+            f"epoch {engine.state.epoch:>3}/{engine.state.max_epochs} · loss {entry['loss']:.4f}{metric}",
             highlight=False,
         )
 

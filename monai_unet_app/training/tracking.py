@@ -6,7 +6,9 @@ handlers do not write these files: docs/decisions/0007.
 
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from ignite.engine import Engine, Events
 
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.checkpoints import Checkpoints
+from monai_unet_app.training.watch_dog import WatchDog
 
 KINDS = ("tensorboard", "mlflow", "none")
 
@@ -26,17 +29,20 @@ class Tracking:
         kind: "tensorboard", "mlflow" (needs the extra `mlflow`) or "none".
         folder: The run's folder; gets `tensorboard/` or `mlflow/`.
         checkpoints: Holds the history; must stand before this handler in the list.
+        watch_dog: Knows the Dice of each structure; None draws no curves of structures.
 
     Raises:
         UsageError: Another kind, or MLflow is not installed.
     """
 
-    def __init__(self, kind: str, folder: str | Path, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, kind: str, folder: str | Path, checkpoints: Checkpoints, watch_dog: WatchDog | None = None
+    ) -> None:
         if kind not in KINDS:
             raise UsageError(f"tracking is {kind!r}; one of {', '.join(KINDS)} is needed")
         self.kind = kind
         self.folder = Path(folder)
-        self.checkpoints = checkpoints
+        self.checkpoints, self.watch_dog = checkpoints, watch_dog
         self.log: _TensorBoard | _MLflow
 
     def attach(self, engine: Engine) -> None:
@@ -56,9 +62,19 @@ class Tracking:
         if isinstance(self.log, _MLflow) and record.is_file():
             self.log.add_parameters(_parameters(json.loads(record.read_text())))
         entry = self.checkpoints.history[-1]
-        for name, value in (("train/loss", entry["loss"]), ("selection/mean_dice", entry["metric"])):
+        curves = {"train/loss": entry["loss"], "selection/mean_dice": entry["metric"]}
+        curves |= {f"selection/dice/{name}": value for name, value in self._of_structures().items()}
+        for name, value in curves.items():
             if value is not None:
                 self.log.add(name, value, entry["epoch"])
+
+    def _of_structures(self) -> dict[str, float]:
+        return {
+            # MLflow takes no other signs in a name
+            re.sub(r"[^\w. -]", "_", name): value
+            for name, value in (self.watch_dog.per_class if self.watch_dog else {}).items()
+            if not math.isnan(value)
+        }
 
 
 def _parameters(record: Mapping[str, Any]) -> dict[str, str]:

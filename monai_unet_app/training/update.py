@@ -93,9 +93,10 @@ class TrainingStep:
         output[Keys.LOSS] = loss
         # Before the backward pass, so that a broken gradient never reaches the weights
         if not torch.isfinite(loss):
+            cases = f" on windows of {', '.join(batch['id'])}" if "id" in batch else ""
             raise AppError(
-                f"the loss is {loss.item()} at step {trainer.state.iteration}; a finite one is needed; "
-                "lower the learning rate or train with --precision f32"
+                f"the loss is {loss.item()} at step {trainer.state.iteration}{cases}; a finite one is needed; look at "
+                "these images, lower the learning rate or train with --precision f32; the state after the last epoch is kept"
             )
         loss.backward()
         # Clipped to a norm of 12 by default, as in nnU-Net

@@ -10,6 +10,7 @@ import pydicom
 import pytest
 from shell import Run, shell
 from small_data import tilted_volumes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +29,15 @@ def test_from_a_raw_folder_to_a_dicom_result(tmp_path: Path, run: Run) -> None:
     answer = run("plan", data, "--output", tmp_path / "plan", "--time", "1min")
     assert answer.code == 0, answer.err
     assert "--folds all" in answer.out.replace("\n", " ")  # the next command
-    quick = ["--epochs", "4", "--tracking", "none", "--learning-rate", "0.01"]
+    quick = ["--epochs", "4", "--learning-rate", "0.01"]
     answer = run(
         "train", "--bundle", tmp_path / "plan", "--data", data, "--output", tmp_path / "made", "--folds", "all", *quick
     )
     assert answer.code == 0, answer.err
+    curves = (
+        EventAccumulator(str(next((tmp_path / "made/run/tensorboard").rglob("events*")))).Reload().Tags()["scalars"]
+    )
+    assert {"train/loss", "selection/mean_dice", "selection/dice/liver", "selection/dice/spleen"} <= set(curves)
     answer = run("calibrate", "--bundle", tmp_path / "made", "--data", data)
     assert answer.code == 0, answer.err
     answer = run("evaluate", "--bundle", tmp_path / "made", "--data", data, "--folds", "--output", tmp_path / "oof")

@@ -1,0 +1,127 @@
+"""Looks after a training: says loudly what goes wrong, and ends what cannot come right or is good enough."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from rich.console import Console
+
+from monai_unet_app.errors import AppError
+
+APART = 0.02
+"""Dice below the best from which on training and validation have parted, if the loss went on falling."""
+
+
+@dataclass(eq=False)
+class WatchDog:
+    """Ignite handler; stands after the validation handler and before `Checkpoints`, which keeps its state.
+
+    Args:
+        validator: MONAI evaluator whose output has "pred" and "label", shape (C, *spatial) of 0 and 1.
+        labels: Names of the structures, which are the last channels.
+        patience: Validations in a row after which a finding is told.
+        stop_after: Validations in a row without a voxel of some structure after which the training ends; 0: it goes on.
+        stop_at: Value of the key metric with which the training is good enough; None: it goes on to its end.
+    """
+
+    validator: Any
+    labels: Sequence[str]
+    patience: int = 3
+    stop_after: int = 6
+    stop_at: float | None = None
+    per_class: dict[str, float] = field(default_factory=dict, init=False)
+    """Mean Dice of each structure in the last validation; NaN where no case has it."""
+
+    def __post_init__(self) -> None:
+        self.nowhere = dict.fromkeys(self.labels, 0)
+        self.best: tuple[float, float] | None = None  # metric and loss
+        self.worse = 0
+        self._losses: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's trainer."""
+        self.validator.add_event_handler(Events.STARTED, self._begin)
+        self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._add_case)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._judge)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs."""
+        return {"nowhere": dict(self.nowhere), "best": self.best, "worse": self.worse}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.nowhere, self.best, self.worse = dict(state["nowhere"]), state["best"], state["worse"]
+
+    def _begin(self) -> None:
+        self._found, self._dice = np.zeros(len(self.labels)), list[list[float]]()
+
+    def _add_case(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        for item in output:
+            pred, label = (item[key].flatten(1)[-len(self.labels) :] > 0.5 for key in ("pred", "label"))
+            both, found, true = ((mask.sum(1).cpu().numpy()) for mask in (pred & label, pred, label))
+            self._found += found
+            with np.errstate(invalid="ignore"):
+                self._dice.append((2 * both / (found + true)).tolist())
+
+    def _add_loss(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        self._losses.append(float(output["loss"]))
+
+    def _judge(self, engine: Engine) -> None:
+        loss = float(np.mean(self._losses)) if self._losses else float("nan")
+        self._losses.clear()
+        state = self.validator.state
+        if state.epoch != engine.state.epoch or not state.metrics:  # this epoch was not validated
+            self.per_class = {}
+            return
+        table = np.array(self._dice)
+        told = [column[~np.isnan(column)] for column in table.T]
+        self.per_class = {
+            name: float(column.mean()) if column.size else float("nan")
+            for name, column in zip(self.labels, told, strict=True)
+        }
+        self._judge_classes()
+        self._judge_metric(float(state.metrics[state.key_metric_name]), loss, engine)
+
+    def _judge_classes(self) -> None:
+        for name, found in zip(self.labels, self._found, strict=True):
+            self.nowhere[name] = 0 if found else self.nowhere[name] + 1
+        for count, act in ((self.stop_after, _end), (self.patience, _warn)):
+            missing = [name for name, times in self.nowhere.items() if count and times >= count]
+            if missing:
+                act(
+                    f"{', '.join(missing)}: predicted nowhere in {self.nowhere[missing[0]]} validations in a row; look whether "
+                    "its labels are right and often enough in the windows (`ratios` in train.yaml), or lower the learning rate"
+                )
+                return
+
+    def _judge_metric(self, metric: float, loss: float, engine: Engine) -> None:
+        if self.best is None or metric > self.best[0]:
+            self.best, self.worse = (metric, loss), 0
+        elif metric < self.best[0] - APART and loss < self.best[1]:
+            self.worse += 1
+        if self.worse >= self.patience:
+            _warn(
+                f"training and validation have parted: the loss fell from {self.best[1]:.4f} to {loss:.4f}, the metric from "
+                f"{self.best[0]:.4f} to {metric:.4f}; more cases, more augmentation or fewer epochs are needed"
+            )
+        if self.stop_at is not None and metric >= self.stop_at:
+            _say(f"good enough: the metric is {metric:.4f}, and {self.stop_at} was asked for")
+            engine.terminate()
+
+
+def _say(text: str, style: str = "") -> None:
+    Console(file=sys.stderr).print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def _warn(text: str) -> None:
+    _say(f"warning: {text}", "bold yellow")
+
+
+def _end(text: str) -> None:
+    raise AppError(text)
