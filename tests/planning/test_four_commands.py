@@ -21,12 +21,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
 
 
 def test_from_a_raw_folder_to_a_dicom_result(tmp_path: Path, run: Run) -> None:
-    data = tilted_volumes(tmp_path / "Dataset001_Balls", 6)
+    data = tilted_volumes(tmp_path / "Dataset001_Balls", 4)
     names = {"background": 0, "liver": 2, "spleen": 5}
     (data / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MRI"}, "labels": names}))
     assert run("dicomize", "--images", data / "imagesTr/case0_0000.nii.gz", "--output", tmp_path / "dicom").code == 0
 
-    answer = run("plan", data, "--output", tmp_path / "plan", "--time", "1min")
+    answer = run("plan", data, "--output", tmp_path / "plan", "--time", "0.2min")
     assert answer.code == 0, answer.err
     assert "--folds all" in answer.out.replace("\n", " ")  # the next command
     quick = ["--epochs", "4", "--learning-rate", "0.01"]
