@@ -81,7 +81,7 @@ class Bundle(BundleFiles):
     @property
     def folds(self) -> "tuple[Bundle, ...]":
         """The bundle with the weights of each fold that is trained."""
-        trained = (int(path.parts[-3]) for path in self.root.glob("folds/*/models/model.pt"))
+        trained = (int(path.parts[-3]) for path in self.root.glob("folds/[0-9]/models/model.pt"))
         return tuple(map(self.of_fold, sorted(trained)))
 
     @cached_property

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from dicom_io.coding import Segment
+from dicom_io.coding import Segment, uncoded
 from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.read import ReadOptions
 from dicom_io.rtstruct import read_regions
 from monai_unet_app.data.case_files import CaseFiles
-from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_labels
 from monai_unet_app.data.read import has_ending, read_volume
-from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusing_as
 
 LABEL_ENDINGS = (".nrrd", ".mha")
 """File name endings that `label_file` writes."""
@@ -31,6 +31,7 @@ def dicomize_cases(
     segments: tuple[Segment, ...] | None = None,
     step: Callable[[str], None] = lambda case_id: None,
     modality: ConvertedModality = "MR",
+    values: FileValues = AS_NUMBERED,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Writes `output`/<case>/mr/*.dcm (or ct) and, for labelled cases, `output`/<case>/seg.dcm.
 
@@ -42,16 +43,22 @@ def dicomize_cases(
         segments: The meaning of the label values; needed with labels.
         step: Called with the id of each case when it is done.
         modality: Modality of the series: MR, or CT with values in HU.
+        values: What the values of label files stand for.
 
     Returns:
         One row for each converted case with the largest rounding error of an intensity (in the image's own units), and one
         sentence for each case that failed.
+
+    Raises:
+        BundleError: A structure has no code.
     """
+    if problem := uncoded(segments or ()):
+        raise BundleError(problem)
     rows, problems = [], []
     for case in cases:
         try:
             image = read_volume(case.image)
-            labels = read_labels(case.label, image) if case.label else None
+            labels = read_labels(case.label, image, values) if case.label else None
             converted = dicomize(
                 image,
                 output / case.id,

@@ -14,6 +14,7 @@ from monai.transforms import FillHolesd, KeepLargestConnectedComponentd, RemoveS
 from numpy.typing import NDArray
 
 from dicom_io.segmentation import Segmentation
+from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration.inference_yaml import TIDY_FREE, read_text, with_tidy, without_chosen_tidy, write_text
 from monai_unet_app.data.read import read_volume
@@ -80,11 +81,14 @@ class _Cases:
     def __init__(self, networks: Networks, rows: Sequence[Row], progress: Callable[[str], None]) -> None:
         self.bundle, self.rows, self.stored = networks.bundle, rows, StoredLabels()
         self.sizes: list[list[float]] = []
+        self.grids: dict[str, Volume] = {}
         for row in rows:
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, self.bundle)
             case = segment_case(volume, networks.of(row), fitting=True)
             self.stored.add(row["id"], truth.labels, case.segmentation.labels)
+            # The place of the voxels without their values, which nothing asks for again
+            self.grids[row["id"]] = volume.with_array(np.broadcast_to(np.float32(0), volume.shape))
             self.sizes.append([structure.size for structure in truth.structures])
             progress(row["id"])
 
@@ -93,7 +97,7 @@ class _Cases:
         return np.array([self._dice(row, steps) for row in self.rows])
 
     def _dice(self, row: Row, steps: Sequence[Step]) -> list[float]:
-        image, bundle = read_volume(row["image"]), self.bundle
+        image, bundle = self.grids[row["id"]], self.bundle
         true, labels = self.stored.read(row["id"])
         if steps:
             labels = tidied(image, labels, [_built(step) for step in steps], exclusive=bundle.exclusive)

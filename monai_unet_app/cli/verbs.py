@@ -107,6 +107,7 @@ def dicomize(options: flags.Dicomize) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.convert import dicomize_cases
     from monai_unet_app.data.case_files import find_cases, find_images
+    from monai_unet_app.data.labels import AS_NUMBERED, FileValues
 
     labelled = bool(options.labels or options.label_suffix)
     if labelled and not options.bundle:
@@ -116,10 +117,13 @@ def dicomize(options: flags.Dicomize) -> Answer:
     cases = (
         find_cases(options.images, options.labels, options.label_suffix) if labelled else find_images(options.images)
     )
-    segments = bundle_files(options.bundle).segments if labelled and options.bundle else None
+    files = bundle_files(options.bundle) if labelled and options.bundle else None
+    values = FileValues.parse(files.inference_document.get("label_values")) if files else AS_NUMBERED
     common.check_writable(options.output)
     with show.Steps("converting", len(cases)) as step:
-        rows, problems = dicomize_cases(cases, options.output, segments, step, options.modality)
+        rows, problems = dicomize_cases(
+            cases, options.output, files.segments if files else None, step, options.modality, values
+        )
     names = ("id", "series", "seg")
     cells = ([*(escape(row[name] or "-") for name in names), f"{row['max_rounding_error']:.3g}"] for row in rows)
     show.print_table(("case", show.folded("series"), show.folded("labels"), "largest rounding"), cells)

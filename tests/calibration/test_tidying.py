@@ -27,6 +27,7 @@ from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.gathering import tidied
 from monai_unet_app.planning.plan import PlanConfig, plan_bundle
 from monai_unet_app.planning.write import write_plan
+from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.record import recipe_sha256
 
 Spoil = Callable[[NDArray[np.uint8], int], None]
@@ -147,6 +148,40 @@ def test_what_is_written_does_the_same_and_is_taken_out_again(
     assert np.array_equal(tidied(image, spoilt, written.result.tidy, exclusive=True), labels)
     assert tidying.begin_anew(bundle.root)
     assert configs[0].read_bytes() == before
+
+
+def test_other_weights_begin_without_what_was_chosen_for_these(
+    volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, rows = volumes
+
+    def spoil(labels: NDArray[np.uint8], number: int) -> None:
+        labels[25:28, 2:5, 1:3] = 1
+
+    before = (bundle.root / "configs/inference.yaml").read_bytes()
+    tidying.write_tidy(bundle.root, list(tries(bundle, rows, spoil, monkeypatch).values()))
+    assert (bundle.root / "configs/inference.yaml").read_bytes() != before
+    forget_figures(bundle.root)
+    assert (bundle.root / "configs/inference.yaml").read_bytes() == before
+
+
+def test_a_structure_that_no_case_has_does_not_stop_the_choice(
+    volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, rows = volumes
+    truth = tidying.read_reference
+
+    def without_spleen(row: Row, volume: Volume, of: Bundle) -> Segmentation:
+        labels = truth(row, volume, of).labels
+        return Segmentation(volume, np.where(labels == 2, 0, labels), of.segments)
+
+    monkeypatch.setattr(tidying, "read_reference", without_spleen)
+
+    def spoil(labels: NDArray[np.uint8], number: int) -> None:
+        labels[labels == 2] = 0
+        labels[25:28, 2:5, 1:3] = 1
+
+    assert tries(bundle, rows, spoil, monkeypatch)["KeepLargestConnectedComponentd"].step["applied_labels"] == [1]
 
 
 def test_post_processing_of_the_owner_stays() -> None:

@@ -20,6 +20,8 @@ from small_data import FEW, drawn_eyes, few_examples, numbered_discs, tilted_vol
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.cases import by_partition
+from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.planning.decisions import LOW_VOXELS
 from monai_unet_app.planning.network import NetworkPlan
@@ -301,6 +303,25 @@ def test_dicom_labels_say_what_they_mean(tmp_path: Path, run: Run) -> None:
     answer = run("plan", tmp_path / "dicom", "--output", tmp_path / "other")
     assert answer.code == 3
     assert "label value 1 is" in " ".join(answer.err.split())
+
+
+def test_labels_with_gaps_become_dicom_by_the_values_of_the_bundle(volumes: Path, tmp_path: Path, run: Run) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    shutil.copy2(volumes / "imagesTr/case0_0000.nii.gz", images / "case0.nii.gz")
+    shutil.copytree(volumes / "labelsTr", labels)
+    for name, said in (("coded", NAMES), ("uncoded", {})):
+        write_plan(planned(volumes, structures=said), tmp_path / name)
+    flags = ["--images", images, "--labels", labels, "--output", tmp_path / "dicom"]
+    answer = run("dicomize", *flags, "--bundle", tmp_path / "coded")
+    assert answer.code == 0, answer.err
+    (seg,) = (tmp_path / "dicom").rglob("seg.dcm")
+    label = np.asarray(nibabel.load(labels / "case0.nii.gz").dataobj)
+    read = read_labels(seg, read_volume(next((tmp_path / "dicom").rglob("mr")))).array
+    assert [np.count_nonzero(read == n) for n in (1, 2)] == [np.count_nonzero(label == value) for value in NAMES]
+    refused = run("dicomize", *flags, "--bundle", tmp_path / "uncoded")
+    assert refused.code != 0
+    assert "no SNOMED CT code for Structure 2" in " ".join(refused.err.split())
 
 
 def test_pictures_have_no_3d(pictures: Path, tmp_path: Path) -> None:
