@@ -170,6 +170,7 @@ class Plan(Labels, Device):
             3d, or 3d_low where a window would see less than a fifth)
         memory_limit: what a training may take (default: 8GB)
         time: what a training may take on this machine, such as 90min or 2h (default: 1h)
+        networks: so many are trained together, and their answer is the mean (default: 1)
     """
 
     data: Annotated[Place, Flag(names=("data",))]
@@ -179,6 +180,7 @@ class Plan(Labels, Device):
     configuration: Literal["2d", "3d", "3d_low"] | None = None
     memory_limit: Annotated[Bytes, Flag(metavar="SIZE")] = 8e9
     time: Annotated[Seconds, Flag(metavar="TIME")] = 3600.0
+    networks: FromOne = 1
 
 
 class Train(Labels, Device):

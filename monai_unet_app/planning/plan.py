@@ -68,6 +68,7 @@ class PlanConfig:
         configuration: 2d, 3d, or 3d on a coarser grid; None takes 2d for pictures and 3d for volumes.
         memory_limit: Bytes that a training may take.
         time_s: Seconds that a training may take on this machine.
+        networks: Trained together; their answer is the mean.
     """
 
     data: Path
@@ -78,6 +79,7 @@ class PlanConfig:
     configuration: Configuration | None = None
     memory_limit: float = 8e9
     time_s: float = 3600.0
+    networks: int = 1
 
 
 @dataclass(frozen=True)
@@ -336,11 +338,13 @@ def _network(
     batch = 2 if len(image.shape) == 3 else 16
     seconds_a_voxel: dict[int, float] = {}
     for voxels, base in product((most, most / 2, most / 4), (32, 24, 16)):
-        room = max(_LEAST_VOXELS, (config.memory_limit - _BYTES) / (batch * _BYTES_A_VOXEL * base / 32))
+        room = max(
+            _LEAST_VOXELS, (config.memory_limit - _BYTES) / (batch * config.networks * _BYTES_A_VOXEL * base / 32)
+        )
         network = plan_network(image.shape, image.steps, min(voxels, room), base)
         if base not in seconds_a_voxel:
             seconds_a_voxel[base] = speed(network, channels, outputs) / network.voxels
-        seconds = seconds_a_voxel[base] * network.voxels * batch
+        seconds = seconds_a_voxel[base] * network.voxels * batch * config.networks
         steps = int(_STEPS_SHARE * config.time_s / seconds)
         if steps >= LEAST_STEPS:
             break
@@ -348,6 +352,7 @@ def _network(
     per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
     epochs = max(2, round(steps * batch / (per_case * train_cases)))
     margin = [math.ceil(size * _MARGIN) for size in network.window]
+    names = [f"network_{n}" for n in range(1, config.networks + 1)] if config.networks > 1 else ["network_def"]
     slice_axis = decided["slice_axis"].value
     if slice_axis is not None:
         margin.insert(slice_axis, 1)
@@ -362,6 +367,10 @@ def _network(
             f"an axis is halved while {LEAST_EDGE} voxels or more are left of the window and its voxels are the shortest. The "
             f"number of filters and the window are the largest with which {LEAST_STEPS} steps fit into the time",
         ),
+        "networks": Reasoned(config.networks, ""),
+        "network_ids": Reasoned(names, ""),
+        "modules": Reasoned([f"@{name}" for name in names], ""),
+        "answers": Reasoned([f"pred_{n}" for n in range(config.networks)], ""),
         "kernels": Reasoned(network.kernels, ""),
         "strides": Reasoned(network.strides, ""),
         "upsample": Reasoned(network.strides[1:], ""),

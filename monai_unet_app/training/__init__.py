@@ -6,7 +6,7 @@ from monai_unet_app.training.progress import ProgressBar
 from monai_unet_app.training.record import RunRecord
 from monai_unet_app.training.replay import ReplayDataset, ReplayLoader
 from monai_unet_app.training.tracking import Tracking
-from monai_unet_app.training.update import TrainingStep, ValidationStep, averaged_model
+from monai_unet_app.training.update import TrainingStep, ValidationStep, averaged_model, together
 from monai_unet_app.training.watch_dog import WatchDog
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "ValidationStep",
     "WatchDog",
     "averaged_model",
+    "together",
 ]

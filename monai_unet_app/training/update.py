@@ -13,6 +13,7 @@ from monai.utils import CommonKeys as Keys
 from torch.optim.swa_utils import AveragedModel
 
 from monai_unet_app.errors import AppError
+from monai_unet_app.inference.engines.torch_engine import MeanOfNetworks
 
 PRECISIONS = ("auto", "bf16", "f32")
 
@@ -61,6 +62,11 @@ def averaged_model(network: torch.nn.Module, decay: float = 0.999) -> AveragedMo
     return AveragedModel(network, multi_avg_fn=update)
 
 
+def together(networks: torch.nn.ModuleList, device: torch.device | str) -> torch.nn.Module:
+    """Networks that are trained at once, on the same windows, each by its own loss; in use their answer is the mean."""
+    return MeanOfNetworks(networks).to(device)
+
+
 class TrainingStep:
     """Forward pass, loss in float32, backward pass, gradient clipping, optimizer step, learning rate, moving average.
 
@@ -88,8 +94,7 @@ class TrainingStep:
         trainer.network.train()
         trainer.optimizer.zero_grad(set_to_none=True)
         output = _forward(trainer, batch, self.precision)
-        # bfloat16 has 8 bits of precision, too few for the sums over voxels in a loss
-        loss = trainer.loss_function(output[Keys.PRED].float(), output[Keys.LABEL]).mean()
+        loss = _loss(trainer.loss_function, output[Keys.PRED], output[Keys.LABEL])
         output[Keys.LOSS] = loss
         # Before the backward pass, so that a broken gradient never reaches the weights
         if not torch.isfinite(loss):
@@ -98,7 +103,7 @@ class TrainingStep:
                 f"the loss is {loss.item()} at step {trainer.state.iteration}{cases}; a finite one is needed; look at "
                 "these images, lower the learning rate or train with --precision f32; the state after the last epoch is kept"
             )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         # Clipped to a norm of 12 by default, as in nnU-Net
         torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_gradient_norm)
         trainer.optimizer.step()
@@ -108,6 +113,21 @@ class TrainingStep:
         if self.averaged is not None:
             self.averaged.update_parameters(trainer.network)
         return _model_completed(trainer)
+
+
+def _loss(loss_function: Any, answers: Any, label: torch.Tensor) -> torch.Tensor:
+    """The loss of one answer (B, C, *window); the mean over a list of answers, each of which counts alike; or that of the heads
+    of deep supervision, stacked as (B, heads, C, *window), each of which counts half as much as the one before.
+    """
+    if isinstance(answers, list | tuple):
+        return torch.stack([_loss(loss_function, answer, label) for answer in answers]).mean()
+    if answers.dim() > label.dim():
+        weights = torch.tensor([0.5**n for n in range(answers.shape[1])], device=answers.device)
+        losses = torch.stack([_loss(loss_function, head, label) for head in answers.unbind(1)])
+        return (losses * weights).sum() / weights.sum()
+    # bfloat16 has 8 bits of precision, too few for the sums over voxels in a loss
+    loss: torch.Tensor = loss_function(answers.float(), label).mean()
+    return loss
 
 
 class ValidationStep:

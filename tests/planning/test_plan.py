@@ -110,7 +110,7 @@ def test_a_coarse_grid_makes_the_shortest_voxels_longer(tmp_path: Path) -> None:
     assert 160 / spacing[0] * 120 / spacing[1] * 50 == pytest.approx(LOW_VOXELS, rel=0.03)
 
 
-@pytest.mark.parametrize("said", [{}, {"configuration": "2d"}, {"modality": "CT"}], ids=str)
+@pytest.mark.parametrize("said", [{}, {"configuration": "2d"}, {"modality": "CT"}, {"networks": 2}], ids=str)
 def test_the_bundle_is_whole(volumes: Path, tmp_path: Path, said: dict[str, Any]) -> None:
     write_plan(planned(volumes, structures=NAMES, **said), tmp_path / "made")
     check_bundle(tmp_path / "made", volumes)
@@ -150,6 +150,10 @@ def check_bundle(root: Path, data: Path) -> None:
     )  # fmt: skip
     workflow.initialize()
     first = workflow.parser.get_parsed_content("train::dataset")[(0, 0)]
+    network = workflow.parser.get_parsed_content("network")
+    answers = network.train()(first["image"][None])
+    assert isinstance(answers, list) == ("network_2:" in inference)
+    assert network.eval()(first["image"][None]).shape[1] == len(bundle.labels)
     size = yaml.safe_load(inference)["window"]
     assert first["image"].shape[1:] == tuple(size)
     assert set(first["label"].unique().tolist()) <= set(range(len(bundle.label_values) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,14 @@ from monai.inferers import SimpleInferer
 
 from monai_unet_app.errors import AppError
 from monai_unet_app.training.checkpoints import half_weights, save_atomically
-from monai_unet_app.training.update import TrainingStep, ValidationStep, averaged_model, resolve_precision
+from monai_unet_app.training.update import (
+    TrainingStep,
+    ValidationStep,
+    _loss,
+    averaged_model,
+    resolve_precision,
+    together,
+)
 
 CPU = torch.device("cpu")
 
@@ -101,6 +109,33 @@ def test_gradients_are_clipped_to_the_given_norm() -> None:
     run.run()
     moved = torch.cat([(p.detach() - old).flatten() for p, old in zip(network.parameters(), before, strict=True)])
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_answers_in_a_list_count_alike_and_heads_half_as_much_as_the_one_before() -> None:
+    label, one, two = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 1.0), torch.full((1, 1, 2, 2), 2.0)
+    square = torch.nn.MSELoss()
+    assert _loss(square, one, label) == 1
+    assert _loss(square, [one, two], label) == (1 + 4) / 2
+    heads = torch.stack([one, two], dim=1)
+    assert float(_loss(square, heads, label)) == pytest.approx((1 + 4 / 2) / 1.5)
+    assert float(_loss(square, [heads, two], label)) == pytest.approx((2 + 4) / 2)
+
+
+def test_networks_that_are_trained_together_learn_as_each_alone() -> None:
+    torch.manual_seed(4)
+    members = [torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(2)]
+    alone = [copy.deepcopy(member) for member in members]
+    both = together(torch.nn.ModuleList(members), "cpu")
+    # Adam's steps do not depend on the size of a loss, which is halved here
+    for network in (both, *alone):
+        run = trainer(network, TrainingStep("f32", max_gradient_norm=1e9), torch.nn.MSELoss())
+        run.optimizer = torch.optim.Adam(network.parameters(), lr=0.01, eps=1e-12)
+        run.run()
+    for member, other in zip(members, alone, strict=True):
+        assert torch.allclose(member.weight, other.weight, atol=1e-5)
+    image = torch.randn(1, 1, 6, 6)
+    with torch.no_grad():
+        assert torch.allclose(both.eval()(image), (alone[0](image) + alone[1](image)) / 2, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -14,10 +14,15 @@ _LARGE_BYTES = 1 << 27  # of a layer's output
 
 
 class MeanOfNetworks(torch.nn.ModuleList):
-    """An ensemble: its answer is the mean of those of its networks, which `model.pt` holds one after the other."""
+    """An ensemble: its answer is the mean of those of its networks, which `model.pt` holds one after the other.
 
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C_out, *window) of windows (B, C_in, *window)."""
+    In training it gives the answer of each, so that each learns by itself.
+    """
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Logits (B, C_out, *window) of windows (B, C_in, *window); in training a list of them."""
+        if self.training:
+            return [network(windows) for network in self]
         networks = iter(self)
         mean: torch.Tensor = next(networks)(windows)
         for network in networks:  # one answer at a time beside the sum
