@@ -65,6 +65,13 @@ class BundleFiles:
         figures = self.metadata.get("eval_metrics")
         return figures if isinstance(figures, Mapping) else {}
 
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """The figures of its test cases; where it has none, those of its cross-validation; may be empty."""
+        figures = self.eval_metrics
+        folds = figures.get("out_of_fold")
+        return folds if isinstance(folds, Mapping) and "subjects" not in figures else figures
+
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The meaning of each label value, from `configs/segments.json`. Raises BundleError if the file is damaged."""

@@ -170,7 +170,7 @@ def _quality(case: Case) -> str:
 
 def _calibration(bundle: Bundle) -> str:
     """The calibration errors in the bundle's metadata, in one line; empty where none was measured."""
-    measured = bundle.eval_metrics
+    measured = bundle.measured
     entries = [(key, figure_of(measured[key])) for key in measured if key.startswith("ece_")]
     errors = [f"ECE {value:g} ({_where(key)})" for key, value in entries if value is not None]
     return f"{', '.join(errors)} on {measured.get('subjects', '?')} test subject(s)" if errors else ""

@@ -259,11 +259,13 @@ def _assessment(assessment: Assessment | None) -> dict[str, Any] | None:
     if assessment is None:
         return None
     stated = assessment.confidence
+    fine = stated.gate.fine if stated.gate else None
     return {
         "verdict": assessment.verdict,
         "reasons": list(assessment.reasons),
         "interval_coverage": stated.sizes.coverage if stated.sizes else None,
         "dice_coverage": stated.gate.coverage if stated.gate else None,
+        **({"dice_rank_correlation": round(fine.rank_correlation, 4)} if fine else {}),
         "shift": None if assessment.shift is None else round(assessment.shift, 4),
         "shift_limit": round(stated.shift.limit, 4) if stated.shift else None,
         "not_stated": dict(stated.why_not),
@@ -343,7 +345,8 @@ def _statements(case: Case, number: int) -> dict[str, Any]:
     return {
         **_interval(case.image, structure.size_interval),
         **({"verdict": structure.verdict} if structure.verdict else {}),
-        **({"predicted_dice": round(grade.dice, 4), "dice_at_least": round(grade.at_least, 4)} if grade else {}),
+        **({"predicted_dice": round(grade.dice, 4)} if grade and grade.is_shown else {}),
+        **({"dice_at_least": round(grade.at_least, 4)} if grade else {}),
         **({"cut_off": list(cut.sides)} if cut else {}),
     }
 

@@ -229,7 +229,8 @@ def _dice_out_of_fold(figures: dict[str, Any]) -> str:
     found = figures.get("out_of_fold")
     if not found:
         return "not measured"
-    return f"**{found['mean']:.3f}** ({between(found['interval_95'], 3)})"
+    dice = found.get("dice", found)
+    return f"**{dice['mean']:.3f}** ({between(dice['interval_95'], 3)})"
 
 
 if __name__ == "__main__":

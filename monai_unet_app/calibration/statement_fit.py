@@ -395,10 +395,14 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
     labels = {segment.number: segment.label for segment in bundle.segments}
     summary: dict[str, Any] = {"not_stated": dict(confidence.why_not)}
     if confidence.sizes:
-        ends = _sizes_off(confidence.sizes, labels)
+        stated = [(confidence.sizes, labels)]
         if confidence.wholes:
-            ends |= _sizes_off(confidence.wholes, {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)})
-        summary["sizes_off"] = {"coverage": confidence.sizes.coverage, "relative": ends}
+            stated.append((confidence.wholes, {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)}))
+        summary["sizes_off"] = {
+            "coverage": confidence.sizes.coverage,
+            "relative": {name: ends for sizes, names in stated for name, ends in _sizes_off(sizes, names).items()},
+            "kept": {names[n]: round(part, 4) for sizes, names in stated for n, part in (sizes.kept or {}).items()},
+        }
     if confidence.risk:
         summary["mask_from"] = {
             "risk": confidence.risk.risk,
@@ -408,6 +412,7 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
         summary["gate"] = {
             "margins_of_dice": [round(m, 4) for m in confidence.gate.margins],
             "results": confidence.gate.samples,
+            **({"rank_correlation": round(fine.rank_correlation, 3)} if (fine := confidence.gate.fine) else {}),
         }
     if confidence.border:
         parts = {labels[n]: round(limit, 4) for n, limit in confidence.border.limits.items()}

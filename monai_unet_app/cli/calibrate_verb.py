@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, Answer
+from monai_unet_app.errors import UsageError
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
@@ -29,6 +30,7 @@ def calibrate(options: flags.Calibrate) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files, unchanged_on_failure
 
     common.check_bundle_folder(options.bundle, "its inference.yaml is rewritten")
+    common.check_folds_alone(options)
     root = bundle_files(options.bundle).root
     common.check_writable(Path(options.bundle) / "configs")
     data = common.labelled_cases(options)
@@ -46,6 +48,11 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
         chosen = choose_out_of_fold(bundle, data)
     else:
         chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
+    if chosen.folds and options.form != "keep":
+        raise UsageError(
+            f"--form {options.form} compares forms on selection cases, and the bundle is calibrated on the cases of its folds, "
+            "which are its selection cases too; leave --form out, or name a --partition"
+        )
     show.say(chosen.note)
     scores = [] if options.form == "keep" else _compare_forms(bundle, data, chosen.rows, options)
     forms = {"forms": [_form_row(score) for score in scores]}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.cli.dataclass_parser import Options
-from monai_unet_app.cli.flags import Cases, Reading
+from monai_unet_app.cli.flags import Calibrate, Cases, Evaluate, Reading
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,15 @@ def check_bundle_folder(bundle: str, why: str) -> None:
     """Raises UsageError if a bundle that will be changed is not given as a folder."""
     if not Path(bundle).is_dir():
         raise UsageError(f"--bundle {bundle}: a folder is needed, {why}; copy it first")
+
+
+def check_folds_alone(options: Calibrate | Evaluate) -> None:
+    """Raises UsageError for --folds beside a flag that names other cases."""
+    named = [flag for flag in ("partition", "splits") if getattr(options, flag)]
+    if options.folds and named:
+        raise UsageError(
+            f"--folds takes the cases that the folds have tested; leave --{' and --'.join(named)} out, or --folds"
+        )
 
 
 def check_writable(folder: Path) -> None:

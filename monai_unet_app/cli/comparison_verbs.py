@@ -20,7 +20,7 @@ def compare(options: flags.Compare) -> Answer:
     Example: monai-unet compare --first OLD_REPORT --second NEW_REPORT --output OUT
     """
     from monai_unet_app.comparison.comparison_writer import write_comparison
-    from monai_unet_app.comparison.stored_evaluation import is_evaluation
+    from monai_unet_app.report.stored_evaluation import is_evaluation
 
     sources = {"first": options.first, "second": options.second}
     evaluations = {side: Path(source) for side, source in sources.items() if is_evaluation(Path(source))}
@@ -148,7 +148,7 @@ def _evaluate_missing(
             f"{', '.join(bundles.values())}: no evaluation (metrics.json and cases.csv); to evaluate a bundle first, "
             "give --data DIR, or --images DIR and --labels DIR"
         )
-    from monai_unet_app.comparison.stored_evaluation import read_evaluation
+    from monai_unet_app.report.stored_evaluation import read_evaluation
 
     measured = [set(read_evaluation(place).table.subjects) for place in evaluations.values()]
     from monai_unet_app.bundle_folder import bundle_files

@@ -179,9 +179,12 @@ def statements_table(statements: dict[str, Any]) -> None:
     rows: list[Sequence[str]] = []
     for setting, stated in statements.items():
         if sizes_off := stated.get("sizes_off"):
-            intervals = sizes_off["relative"].items()
+            intervals, kept = sizes_off["relative"].items(), sizes_off["kept"]
             sizes = ", ".join(f"{name} {low:+.1%} to {high:+.1%}" for name, (low, high) in intervals)
             rows.append((setting, f"true size, {sizes_off['coverage']:.0%} of subjects", sizes))
+            if kept:
+                parts = ", ".join(f"{name} {part:.0%}" for name, part in kept.items())
+                rows.append((setting, "so often kept by intervals fitted on others", parts))
         if mask_from := stated.get("mask_from"):
             cuts = ((name, cut) for name, cut in mask_from.items() if name != "risk")
             masks = ", ".join(f"{name} from p = {cut}" if cut else f"{name}: none is safe" for name, cut in cuts)
@@ -189,6 +192,10 @@ def statements_table(statements: dict[str, Any]) -> None:
         if gate := stated.get("gate"):
             bound = f"Dice at least predicted - {gate['margins_of_dice'][0]:.2f}; from {gate['results']} results"
             rows.append((setting, "quality gate", bound))
+            if (correlation := gate.get("rank_correlation")) is not None:
+                rows.append(
+                    (setting, "rank correlation of predicted Dice", f"{correlation:.2f} among sound images, left out")
+                )
         if shift := stated.get("shift"):
             limit = f"distance above {shift['flagged_above']:.2g}; {shift['subjects']} subjects"
             rows.append((setting, "unlike the training", limit))
@@ -205,13 +212,20 @@ def _size(row: Mapping[str, Any]) -> str:
     return size + (f"\n({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else "")
 
 
+def _dice(row: Mapping[str, Any]) -> str:
+    """The predicted Dice, or its bound where nothing better is known; empty without a gate."""
+    if "predicted_dice" in row:
+        return f"\nDice {row['predicted_dice']:.2f}"
+    return f"\nDice > {row['dice_at_least']:.2f}" if "dice_at_least" in row else ""
+
+
 def structures_table(done: Sequence[dict[str, Any]]) -> None:
     """A row for each structure of each case."""
     rows = []
     for case in done:
         name, seconds = escape(case["case"]), f"{sum(case['seconds'].values()):.1f}"
         for row in case["structures"]:
-            gate = f"{row['verdict']}\nDice {row['predicted_dice']:.2f}" if "verdict" in row else "-"
+            gate = f"{row['verdict']}{_dice(row)}" if "verdict" in row else "-"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
             rows.append((name, row["label"], _size(row), inside, gate, seconds))
         rows += [(name, f"{row['label']}, whole", _size(row), "", "", "") for row in case["wholes"]]

@@ -240,6 +240,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import PredictConfig
 
+    common.check_folds_alone(options)
     root, data = bundle_files(options.bundle).root, common.labelled_cases(options)
     common.check_writable(options.output)
     from monai_unet_app.report.targets import read_targets
@@ -277,18 +278,16 @@ def report(options: flags.Report) -> Answer:
     Example: monai-unet report --evaluation OUT --bundle my_bundle
     """
     from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.comparison.stored_evaluation import read_evaluation
     from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
 
     common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")
     files = bundle_files(options.bundle)
-    document = read_measured(options.evaluation, files)
-    read_evaluation(options.evaluation)  # checks that its files belong together
+    evaluation = read_measured(options.evaluation, files)
     for folder in ("configs", "docs"):
         common.check_writable(files.root / folder)
     bundle, before = common.loaded_bundle(files.root), files.eval_metrics
-    check_held_out(options.evaluation, bundle)
-    figures = summary(document, bundle)
+    check_held_out(evaluation, bundle, options.evaluation)
+    figures = summary(evaluation, bundle)
     written = write_figures(figures, bundle)
     removed = [name for name in before if name not in figures]
     show.figures_table(before, figures)

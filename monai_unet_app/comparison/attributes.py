@@ -13,8 +13,7 @@ from pydicom.dataset import Dataset
 from dicom_io.reading.instances import load_dataset
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.errors import InputRefusedError, UsageError
-
-from .stored_evaluation import CaseTable, first_names, read_table
+from monai_unet_app.report.stored_evaluation import CaseTable, first_names, read_table
 
 NOT_GIVEN = "(not given)"
 AGE_BAND, AGE = "age_band", "age"

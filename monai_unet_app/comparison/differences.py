@@ -11,10 +11,10 @@ from monai_unet_app.metrics import bootstrap
 from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, fewest_subjects, finite_or_none
 from monai_unet_app.metrics.plan import Units, units_of
 from monai_unet_app.metrics.score_registry import SCORES
+from monai_unet_app.report.stored_evaluation import MEAN, StoredEvaluation, read_evaluation
 
 from .pairing import Pairs, pair
 from .rank_tests import RankTest, holm, rank_test_entry, signed_rank, subject_means
-from .stored_evaluation import MEAN, StoredEvaluation, read_evaluation
 
 TOP_LABEL = "top label"  # in cases.csv, the calibration error of the row "mean" is that of the top label
 CALIBRATION_ERRORS = ("ece_whole", "ece_band")

@@ -10,8 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.score_registry import SCORES
-
-from .stored_evaluation import SETTINGS, SIX_DIGITS, StoredEvaluation, first_names
+from monai_unet_app.report.stored_evaluation import SETTINGS, SIX_DIGITS, StoredEvaluation, first_names
 
 _DEFINED = ("empty", *(score.name for score in SCORES if score.better and score.definition), "ece", "ece_band")
 """Entries of the glossary that must be the same in both evaluations: those of the scores that are compared."""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from monai_unet_app.errors import UsageError
 from monai_unet_app.metrics.bootstrap import finite_or_none
+from monai_unet_app.report.stored_evaluation import MEAN
 
 from .differences import TOP_LABEL, Comparison, Difference
-from .stored_evaluation import MEAN
 
 GATED_SCORES = {"dice": MEAN, "boundary_iou": MEAN, "ece_whole": TOP_LABEL, "ece_band": TOP_LABEL}
 """Column of cases.csv -> the row that decides."""

@@ -8,11 +8,11 @@ from typing import Any
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_mean, finite_or_none
 from monai_unet_app.metrics.score_registry import SCORES
+from monai_unet_app.report.stored_evaluation import MEAN, CaseTable, read_cases
 
 from .attributes import NOT_GIVEN, Attributes, Grouping, groupings
 from .differences import CALIBRATION_ERRORS
 from .rank_tests import RankTest, holm, rank_groups, rank_test_entry, subject_means
-from .stored_evaluation import MEAN, CaseTable, read_cases
 
 FEWEST = 5  # subjects of a group whose scores are shown
 _COMPARED = [score for score in SCORES if score.better]

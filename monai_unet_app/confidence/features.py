@@ -1,7 +1,7 @@
 """Features of a result that tell good results from bad results without the truth."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,9 @@ class Features:
     largest_part: float
     border: float
 
-    def values(self) -> tuple[float, ...]:
-        """The numbers, in the order of `FEATURES`."""
-        return astuple(self)
+    def values(self, names: Sequence[str]) -> tuple[float, ...]:
+        """The features of these names."""
+        return tuple(getattr(self, name) for name in names)
 
 
 FEATURES = tuple(field.name for field in fields(Features))

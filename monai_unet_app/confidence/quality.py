@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .conformal import conformal_quantile, subjects_needed
 from .features import FEATURES, Features
+from .fine import FineDice, left_out
 from .json_document import JsonDocument
 
 SOUND = "sound"
@@ -23,6 +24,9 @@ SOUND = "sound"
 
 FINE, USELESS = 0.65, 0.5
 """Predicted Dice from which on a result is accepted, and below which it is rejected."""
+
+NEAR = 0.05
+"""A result is taken for one of a sound image if its predicted Dice is no farther below the mean of sound images."""
 
 _RIDGE = 10.0
 _LEAST_LOGIT = 0.02  # the logarithm of the odds of 0 and 1 is infinite
@@ -57,6 +61,7 @@ class Grade:
 
     Attributes:
         dice: Predicted Dice, 0 to 1.
+        is_shown: Whether `dice` tells better from worse; where it does not, `at_least` holds all the same.
         at_least: The true Dice is at least this with the gate's coverage.
         verdict: accept: `dice` is FINE or more; reject: it is below USELESS; review: between.
         reasons: In words, why the structure is not accepted; empty where it is.
@@ -66,6 +71,7 @@ class Grade:
     at_least: float
     verdict: GateVerdict
     reasons: tuple[str, ...]
+    is_shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class QualityGate(JsonDocument):
         coverage: For instance 0.9.
         subjects: Number of subjects that it was fitted on.
         samples: Number of results that it was fitted on.
+        fine: Predicts the Dice of results of sound images; None in a gate that predicts all by `weights`.
     """
 
     centre: Mapping[int, tuple[float, ...]]
@@ -90,6 +97,7 @@ class QualityGate(JsonDocument):
     coverage: float
     subjects: int
     samples: int
+    fine: FineDice | None = None
 
     @classmethod
     def fit(cls, samples: Sequence[Sample], coverage: float = 0.9) -> "QualityGate":
@@ -103,13 +111,10 @@ class QualityGate(JsonDocument):
             raise ValueError(
                 f"{len(subjects)} subject(s); a bound that holds {coverage:.0%} of the time needs {subjects_needed(coverage)}"
             )
-        predicted: list[tuple[Sample, float]] = []
         # The error of a prediction must be that for a new subject: on subjects of the fit it would be too small.
-        for subject in subjects:
-            others = cls._fitted([s for s in samples if s.subject != subject], coverage)
-            own = [s for s in samples if s.subject == subject]
-            predicted += [(s, others.predicted_dice(s.structure, s.features)) for s in own]
-        whole = cls._fitted(samples, coverage)
+        dice = left_out(samples, lambda others: cls._fitted(others, coverage).predicted_dice)
+        predicted = list(zip(samples, dice.tolist(), strict=True))
+        whole = replace(cls._fitted(samples, coverage), fine=FineDice.fit(_sound(samples)))
         # Two margins, since a single margin would be that of the worse kind (decision 18).
         margins = tuple(
             _margin([pair for pair in predicted if (pair[1] >= FINE) == fine], coverage) for fine in (True, False)
@@ -120,12 +125,12 @@ class QualityGate(JsonDocument):
     def _fitted(cls, samples: Sequence[Sample], coverage: float) -> "QualityGate":
         centre, spread = {}, {}
         for number in sorted({sample.structure for sample in samples}):
-            sound = [s.features.values() for s in samples if s.structure == number and s.kind == SOUND]
+            sound = [s.features.values(FEATURES) for s in samples if s.structure == number and s.kind == SOUND]
             if len(sound) < 2:
                 raise ValueError(f"structure {number} is found on {len(sound)} sound image(s); 2 are needed")
             centre[number] = tuple(np.mean(sound, axis=0).tolist())
             spread[number] = tuple(np.maximum(np.std(sound, axis=0), _LEAST_SPREAD).tolist())
-        gate = cls(centre, spread, (), (1.0, 1.0), coverage, 0, 0)
+        gate = cls(centre, spread, (), (1.0, 1.0), coverage, 0, 0, FineDice.fitted(_sound(samples)))
         table = np.array([gate._inputs(s.structure, s.features) for s in samples])
         # The logit of the Dice has no bounds, so a linear model of it cannot predict a Dice outside 0 to 1.
         odds = np.clip([s.dice for s in samples], _LEAST_LOGIT, 1 - _LEAST_LOGIT)
@@ -136,7 +141,7 @@ class QualityGate(JsonDocument):
 
     def distances(self, structure: int, features: Features) -> Floats:
         """Shape (F,): how many standard deviations each feature lies from its mean on sound images; sizes on either side."""
-        away = (np.array(features.values()) - self.centre[structure]) / self.spread[structure]
+        away = (np.array(features.values(FEATURES)) - self.centre[structure]) / self.spread[structure]
         away[_SIZE] = abs(away[_SIZE])
         return away
 
@@ -147,22 +152,33 @@ class QualityGate(JsonDocument):
 
     def predicted_dice(self, structure: int, features: Features) -> float:
         """The Dice expected of this structure, 0 to 1."""
+        return self._predicted(structure, features)[0]
+
+    def _predicted(self, structure: int, features: Features) -> tuple[float, bool]:
+        """The Dice expected of this structure, and whether the number tells better from worse."""
+        dice = self._dice_of_any(structure, features)
+        if self.fine is None or dice < max(FINE, self.fine.dice[structure] - NEAR):
+            return dice, True
+        return self.fine.predicted(structure, features), self.fine.is_worth_showing
+
+    def _dice_of_any(self, structure: int, features: Features) -> float:
+        """As the gate was shown it, of sound and broken images alike."""
         return float(1 / (1 + np.exp(-self._inputs(structure, features) @ np.array(self.weights))))
 
     def grade(self, structure: int, features: Features | None) -> Grade:
         """The judgement on one structure of a result. A structure that was not found (None) is to be reviewed."""
         if features is None:
             return Grade(0.0, 0.0, "review", ("nothing was found",))
-        dice = self.predicted_dice(structure, features)
+        dice, is_shown = self._predicted(structure, features)
         at_least = max(0.0, dice - self.margins[0 if dice >= FINE else 1])
         if dice >= FINE:
-            return Grade(dice, at_least, "accept", ())
+            return Grade(dice, at_least, "accept", (), is_shown)
         verdict: GateVerdict = "reject" if dice < USELESS else "review"
-        return Grade(dice, at_least, verdict, self._reasons(structure, features))
+        return Grade(dice, at_least, verdict, self._reasons(structure, features), is_shown)
 
     def _reasons(self, structure: int, features: Features) -> tuple[str, ...]:
         """The features that lie farthest on the wrong side, at most three, in words."""
-        away, values, usual = self.distances(structure, features), features.values(), self.centre[structure]
+        away, values, usual = self.distances(structure, features), features.values(FEATURES), self.centre[structure]
         wrong = [away[n] * sign for n, (_, sign) in enumerate(_WORDS)]
         worst = sorted(range(len(_WORDS)), key=lambda n: -wrong[n])[:3]
         # 2 standard deviations: 1 in 20 sound images lies farther away.
@@ -180,6 +196,10 @@ class QualityGate(JsonDocument):
                 f"the gate knows the features {document['features']}; {list(FEATURES)} are needed; calibrate again"
             )
         return super().from_document(document)
+
+
+def _sound(samples: Sequence[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.kind == SOUND]
 
 
 def _margin(predicted: Sequence[tuple[Sample, float]], coverage: float) -> float:

@@ -7,7 +7,7 @@ mirror images (`tta`): the two give different probabilities, so statements about
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +20,7 @@ from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.metrics.missed import MissedVoxels
 
 from .border import BorderStatement
-from .conformal import conformal_quantile, least_threshold_of_risk, subjects_needed
+from .conformal import conformal_quantile, least_threshold_of_risk, observed_coverage, subjects_needed
 from .fitted_to import InferenceSetting, changed_since
 from .json_document import JsonDocument
 from .quality import QualityGate
@@ -28,6 +28,9 @@ from .shift import ShiftDetector
 
 THRESHOLDS = tuple(np.concatenate([np.arange(1, 10) / 1000, np.arange(1, 51) / 100]).round(3).tolist())
 """Probabilities from which the threshold of a mask of bounded risk is chosen."""
+
+_PARTS = 5
+"""Of the subjects, each of which is left out in turn to see how often intervals hold for others."""
 
 _SMALL_VOXELS = 10
 """Added to both sizes before their ratio is taken, so that tiny structures do not make it infinite."""
@@ -64,16 +67,44 @@ class SizeStatement(JsonDocument):
             there were too few subjects.
         small: In the unit of sizes.
         subjects: Number of subjects that it was fitted on.
+        kept: Structure number -> part of these subjects, 0 to 1, whose size lay in an interval that was fitted without them
+            (and without a fifth of all); None where there were too few subjects.
     """
 
     coverage: float
     log_ratios: Mapping[int, tuple[float, float] | None]
     small: float
     subjects: int
+    kept: Mapping[int, float] | None = None
 
     @classmethod
     def fit(cls, measured: Sequence[StructureMeasurement], coverage: float) -> "SizeStatement":
         """Intervals around the mean ratio; their width is a conformal quantile of the errors of subjects left out."""
+        return replace(cls._fitted(measured, coverage), kept=cls._kept_by_others(measured, coverage))
+
+    @classmethod
+    def _kept_by_others(cls, measured: Sequence[StructureMeasurement], coverage: float) -> dict[int, float] | None:
+        subjects = sorted({row.subject for row in measured})
+        if len(subjects) * (_PARTS - 1) // _PARTS < subjects_needed(coverage):
+            return None
+        rows, held = list[StructureMeasurement](), list[bool]()
+        for n in range(_PARTS):
+            left_out = set(subjects[n::_PARTS])
+            others = cls._fitted([row for row in measured if row.subject not in left_out], coverage)
+            for row in (row for row in measured if row.subject in left_out):
+                interval = others.interval(row.structure, row.expected)
+                rows.append(row)
+                held.append(interval is not None and interval[0] <= row.true <= interval[1])
+        kept = {}
+        for number in sorted({row.structure for row in rows}):
+            own = [(flag, row.subject) for flag, row in zip(held, rows, strict=True) if row.structure == number]
+            kept[number] = (
+                observed_coverage([flag for flag, _ in own], [name for _, name in own], coverage).observed or 0.0
+            )
+        return kept
+
+    @classmethod
+    def _fitted(cls, measured: Sequence[StructureMeasurement], coverage: float) -> "SizeStatement":
         small = _SMALL_VOXELS * float(np.median([row.voxel for row in measured]))
         intervals = {}
         for number, rows in _by_structure(measured).items():

@@ -143,7 +143,7 @@ class CaseLog:
         name, version, sha256 = bundle.name, bundle.version, bundle.sha256
         report = EvaluationReport(
             self.evaluation,
-            MeasuredOn(name, version, sha256, data.name, digest, data.partition, not_measured, data.seen),
+            MeasuredOn(name, version, sha256, data.name, digest, data.partition, not_measured, data.seen, data.folds),
             pictures=self._pictures(),
             targets=self.targets,
             statements=self._statements(),

@@ -4,7 +4,6 @@ In the metadata they are `eval_metrics`; in the card, docs/README.md, they stand
 <!-- end of figures -->.
 """
 
-import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,11 +19,12 @@ from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_mean
+from monai_unet_app.report.stored_evaluation import StoredEvaluation, read_evaluation
 
 from .words import between, number, percent, plural
 
-CARD, METADATA, OUT_OF_FOLD = "docs/README.md", "configs/metadata.json", "docs/out_of_fold.csv"
+CARD, METADATA = "docs/README.md", "configs/metadata.json"
+OUT_OF_FOLD = "out_of_fold"
 _SCORES = {"dice": "Dice", "iou": "IoU", "boundary_iou": "boundary IoU (d = 1)"}
 _STATEMENT_NAMES = {
     "sizes": "intervals of sizes",
@@ -35,56 +35,71 @@ _STATEMENT_NAMES = {
 _MADE_BY = ("train", "selection", "calibration")
 
 
-def read_measured(evaluation: Path, bundle: BundleFiles) -> dict[str, Any]:
-    """The metrics.json of an evaluation of this very bundle.
+def read_measured(folder: Path, bundle: BundleFiles) -> StoredEvaluation:
+    """The evaluation in a folder, of this very bundle.
 
     Raises:
         InputRefusedError: The folder holds no evaluation, or an evaluation of other weights or settings.
     """
-    try:
-        document: dict[str, Any] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputRefusedError(
-            f"{evaluation}: metrics.json cannot be read ({error}); a folder that monai-unet evaluate wrote is needed"
-        ) from error
-    validate(document, "metrics")
-    measured = document["bundle"]
+    evaluation = read_evaluation(folder)
+    validate(dict(evaluation.document), "metrics")
+    measured = evaluation.document["bundle"]
     if measured["sha256"] != bundle.sha256:
         raise InputRefusedError(
-            f"{evaluation} measured {measured['name']} {measured['version']}, sha256 {measured['sha256'][:16]}; "
+            f"{folder} measured {measured['name']} {measured['version']}, sha256 {measured['sha256'][:16]}; "
             f"{bundle.name} is {bundle.sha256[:16]}; its own evaluation is needed; evaluate it again"
         )
-    return document
+    return evaluation
 
 
-def check_held_out(evaluation: Path, bundle: Bundle) -> None:
-    """Raises InputRefusedError if a subject of the evaluation trained, selected or calibrated the bundle.
+def check_held_out(evaluation: StoredEvaluation, bundle: Bundle, folder: Path) -> None:
+    """Raises InputRefusedError if a subject of the evaluation made the network that segmented it, or calibrated the bundle.
 
-    Readers expect the figures of a card for new cases.
+    Readers expect the figures of a card for new cases. Cases out of fold may have calibrated the bundle: that changes no Dice.
+
+    Args:
+        evaluation: The evaluation.
+        bundle: The bundle that was measured.
+        folder: Of the evaluation, for the message.
     """
-    try:
-        with (evaluation / "cases.csv").open(encoding="utf-8", newline="") as stream:
-            subjects = {row["subject"] for row in csv.DictReader(stream)}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputRefusedError(
-            f"{evaluation}: cases.csv cannot be used ({error}); a folder that monai-unet evaluate wrote is needed"
-        ) from error
-    made = sorted({case.subject for case in bundle.seen if case.partition in _MADE_BY} & subjects)
+    subjects, folds = set(evaluation.table.subjects.values()), evaluation.document["data"].get("folds", {})
+    made = {case.subject for case in bundle.seen if case.partition in _MADE_BY} & subjects
+    if folds:
+        networks = {
+            fold.fold: {case.subject for case in fold.seen if case.partition != "test"} for fold in bundle.folds
+        }
+        pairs = [(evaluation.table.subjects.get(case, ""), fold) for case, fold in folds.items()]
+        made = {subject for subject, fold in pairs if fold not in networks or subject in networks[fold]}
     if made:
+        names = sorted(made)
         raise InputRefusedError(
-            f"{evaluation}: {plural(len(made), 'subject')} of {len(subjects)} trained, selected or calibrated {bundle.name} "
-            f"({', '.join(made[:3])}{', ...' if len(made) > 3 else ''}); figures of a card are of others; evaluate without them"
+            f"{folder}: {plural(len(made), 'subject')} of {len(subjects)} trained, selected or calibrated {bundle.name} "
+            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); the card's figures are of others; leave them out"
         )
 
 
-def summary(document: Mapping[str, Any], bundle: Bundle, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The content of `eval_metrics` in the metadata.
+def summary(evaluation: StoredEvaluation, bundle: Bundle, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The content of `eval_metrics` in the metadata, with what was measured of this bundle before.
+
+    An evaluation out of fold becomes its entry `out_of_fold`; one of test cases everything else.
 
     Args:
-        document: The content of metrics.json.
+        evaluation: Of the bundle's test cases, or of cases out of fold.
         bundle: The bundle that was measured, with the record of its training.
         more: Further figures, which an evaluation does not hold.
     """
+    before, document = bundle.eval_metrics, evaluation.document
+    figures = _figures(document) | dict(more or {}) | _training(bundle)
+    if folds := document["data"].get("folds"):
+        dice = [value for value in evaluation.table.values("dice").values() if np.isfinite(value)]
+        figures["folds"] = len(set(folds.values()))
+        if dice:
+            figures |= {"percentile_5": _rounded(float(np.percentile(dice, 5))), "least": _rounded(min(dice))}
+        return {**before, OUT_OF_FOLD: figures}
+    return {**figures, **({OUT_OF_FOLD: before[OUT_OF_FOLD]} if OUT_OF_FOLD in before else {})}
+
+
+def _figures(document: Mapping[str, Any]) -> dict[str, Any]:
     data = document["data"]
     figures: dict[str, Any] = {
         "partition": data["partition"],
@@ -96,63 +111,7 @@ def summary(document: Mapping[str, Any], bundle: Bundle, more: Mapping[str, Any]
     figures |= {key: _score(document[key]) for key in _SCORES} | _calibration(document)
     if statements := _statements(document.get("statements", {})):
         figures["statements"] = statements
-    return {**figures, **(more or {}), **_training(bundle), **out_of_fold(bundle)}
-
-
-def out_of_fold(bundle: Bundle) -> dict[str, Any]:
-    """A bundle's Dice in cross-validation by its `docs/out_of_fold.csv`: of all cases, and of its test cases.
-
-    Each row of the table is one structure of one case, segmented by a network that never saw the case's subject.
-
-    Returns:
-        {"out_of_fold": figures}; empty where there is no such table.
-
-    Raises:
-        InputRefusedError: The table cannot be used.
-    """
-    path = bundle.root / OUT_OF_FOLD
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        cases: dict[str, list[float]] = {}
-        for row in rows:
-            cases.setdefault(row["case"], []).append(float(row["dice"]))
-        subjects = {row["case"]: row["subject"] for row in rows}
-        epochs = {row["fold"]: int(row["epochs"]) for row in rows}
-        per_class = {
-            segment.label: _rounded(
-                float(np.mean([float(r["dice"]) for r in rows if int(r["structure"]) == segment.number]))
-            )
-            for segment in bundle.segments
-        }
-        means = np.array([np.mean(each) for each in cases.values()])
-        estimate = bootstrap_mean(means, [subjects[case] for case in cases], Bootstrap())
-    except (OSError, ValueError, KeyError) as error:
-        raise InputRefusedError(
-            f"{bundle.name}: {OUT_OF_FOLD} cannot be used ({error}); a row for each structure of each case is needed; make it "
-            "again, or remove it"
-        ) from error
-    tested = {case.id for case in bundle.seen if case.partition == "test"}
-    parts = {
-        name: [np.mean(d) for case, d in cases.items() if (case in tested) == is_test]
-        for name, is_test in _PARTS.items()
-    }
-    estimates = {
-        "mean": _rounded(estimate.value),
-        "interval_95": [_rounded(end) for end in (estimate.low, estimate.high)] if np.isfinite(estimate.low) else None,
-        "per_class": per_class,
-        "cases": len(cases),
-        "subjects": len(set(subjects.values())),
-        "epochs_of_folds": epochs,
-        **{name: _rounded(float(np.mean(values))) for name, values in parts.items() if values},
-    }
-    return {"out_of_fold": estimates}
-
-
-_PARTS = {"mean_of_test_cases": True, "mean_of_other_cases": False}
-"""Name of a figure of `out_of_fold` -> whether it is of the bundle's test cases."""
+    return figures
 
 
 def _score(block: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +237,6 @@ def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:
         figures=figures,
         bundle=bundle,
         calibration=dict(bundle.part("calibration")) if "calibration" in bundle.parser.get() else None,
-        out_of_fold=OUT_OF_FOLD,
         scores=_SCORES,
         names=_STATEMENT_NAMES,
         number=number,

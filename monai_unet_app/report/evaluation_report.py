@@ -38,6 +38,7 @@ class MeasuredOn:
         partition: The cases of the data set, such as "test, no subject of which trained, selected or calibrated".
         not_measured: Cases that could not be measured.
         seen: Partition -> number of cases with which the bundle was made.
+        folds: Case -> the fold of a cross-validation whose network segmented it; empty for the bundle's own network.
     """
 
     bundle_name: str
@@ -48,6 +49,7 @@ class MeasuredOn:
     partition: str = ""
     not_measured: tuple[str, ...] = ()
     seen: Mapping[str, int] = field(default_factory=dict)
+    folds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

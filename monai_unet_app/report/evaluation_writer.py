@@ -68,6 +68,7 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
             "subjects": report.subjects,
             "not_measured": list(on.not_measured),
             "seen": dict(on.seen),
+            **({"folds": dict(on.folds)} if on.folds else {}),
         },
         "classes": list(plan.class_names),
         "exclusive": plan.exclusive,

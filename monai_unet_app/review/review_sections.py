@@ -45,7 +45,7 @@ def structure_table(case: ReviewedCase) -> Table:
     """Size with its interval, change, and the figures of the gate: a row for each structure and for each whole."""
     assessment = case.document["assessment"] or {}
     coverage, bound = assessment.get("interval_coverage"), assessment.get("dice_coverage")
-    graded = any("predicted_dice" in row for row in case.rows)
+    graded = any("dice_at_least" in row or "predicted_dice" in row for row in case.rows)
     heading = ["Structure", "Size", *(["Change"] if case.prior else []), *(["Gate, Dice"] if graded else [])]
     wholes = case.document.get("wholes", [])
     lines = [(row["label"], row, _grade(row, bound)) for row in case.rows]
@@ -71,6 +71,12 @@ def statements(case: ReviewedCase) -> list[str]:
             f"The image is {unlike} those that the model learned from (distance {assessment['shift']:.2g}, flagged above "
             f"{assessment['shift_limit']:.2g})."
         )
+    if any("dice_at_least" in row and "predicted_dice" not in row for row in case.rows):
+        correlation = (assessment or {}).get("dice_rank_correlation", 0)
+        sentences.append(
+            "No Dice is predicted for structures that look fine, only a bound: on people whom the model had not seen its "
+            f"predictions hardly told the better of such results from the worse (rank correlation {correlation:.2f})."
+        )
     if case.prior is not None:
         sentences.append(prior_sentence(case))
     if case.uncertainty is None:
@@ -84,7 +90,7 @@ def calibration_sentence(case: ReviewedCase) -> str:
     """The measured calibration error of the model, in a sentence."""
     if case.bundle is None:
         return "The model is not at hand here, so its calibration is not stated; see its card."
-    measured = case.bundle.eval_metrics
+    measured = case.bundle.measured
     entries = [(key, figure_of(measured[key])) for key in measured if key.startswith("ece_")]
     errors = [f"{percent(value, 2)} {_where(key)}" for key, value in entries if value is not None]
     if not errors:
@@ -219,9 +225,10 @@ def _change(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Cell:
 
 def _grade(row: Mapping[str, Any], coverage: float | None) -> Cell:
     """The gate's verdict with the Dice that it predicts and the lower bound of the Dice."""
-    if "predicted_dice" not in row:
+    if "predicted_dice" not in row and "dice_at_least" not in row:
         return Cell("–")
     verdict = str(row.get("verdict", "–"))
     below = f"at least {row['dice_at_least']:.2f}{_often(coverage)}" if "dice_at_least" in row else ""
     tone: Tone = "good" if verdict == "accept" else "bad" if verdict in ("review", "reject") else ""
-    return Cell(f"{verdict}, {row['predicted_dice']:.2f}", below, tone)
+    dice = f", {row['predicted_dice']:.2f}" if "predicted_dice" in row else ""
+    return Cell(verdict + dice, below, tone)

@@ -154,7 +154,7 @@ def _local_bundle(sha256: str) -> dict[str, Any] | None:
 
 def _bundle_facts(files: BundleFiles) -> dict[str, Any]:
     run, report = _json(files.root / "models/run.json"), files.root / "models" / CALIBRATION_RECORD
-    measured = files.eval_metrics
+    measured = files.measured
     return {
         "name": files.name,
         "version": files.version,

@@ -64,7 +64,7 @@ def test_card_and_readme_lead_with_the_dice_of_the_table_of_folds() -> None:
     assert found["mean_of_test_cases"] == pytest.approx(np.mean(own), abs=1e-4)
     figures = (root / "docs/README.md").read_text().split("<!-- figures -->\n")[1]
     assert figures.startswith(f"**Dice out of fold: {mean:.3f}**")
-    assert "test cases of the table below are easier than the others" in figures
+    assert "test cases of the table below are easier than these" in figures
     (row,) = [line for line in (REPOSITORY / "README.md").read_text().splitlines() if f"| `{root.name}` |" in line]
     assert row.split("|")[4].strip().startswith(f"**{mean:.3f}**")
 

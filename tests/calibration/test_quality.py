@@ -9,6 +9,7 @@ from segmentations import exclusive
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.calibration.corruptions import CORRUPTIONS, TRUNCATED, corrupted, corruptions_of
 from monai_unet_app.confidence.features import Features, describe_structures
+from monai_unet_app.confidence.fine import FineDice
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 
 SPACING = (0.8, 1.0, 3.0)
@@ -114,6 +115,38 @@ def test_a_bad_result_is_rejected_with_its_reasons() -> None:
     assert grade.reasons
     assert all("usually" in reason for reason in grade.reasons)
     assert gate.grade(1, sample("x", SOUND, 0.02, generator).features).verdict == "accept"
+
+
+def sound_sample(subject: str, uncertainty: float, dice: float) -> Sample:
+    return Sample(subject, SOUND, 1, Features(0.9, 0.85, uncertainty, 0.15, 0.5, 4.0, 1.0, 0.0), dice)
+
+
+def test_among_sound_results_the_worse_are_told_from_the_better() -> None:
+    generator, made = np.random.default_rng(3), []
+    for n in range(40):
+        doubt = generator.normal(0.12, 0.02)
+        made.append(sound_sample(str(n), doubt, 1 - doubt + generator.normal(0, 0.003)))
+    fine = FineDice.fit(made)
+    assert fine.rank_correlation > 0.9
+    assert fine.is_worth_showing
+    found = [fine.predicted(1, sound_sample("x", doubt, 0).features) for doubt in (0.14, 0.12, 5.0)]
+    assert found[:2] == pytest.approx([0.86, 0.88], abs=0.01)
+    assert found[2] == pytest.approx(0.88 - 3 * 0.02, abs=0.015)  # beyond 3 standard deviations nothing is known
+    assert FineDice.from_document(fine.document()) == fine
+
+
+def test_a_number_that_tells_nothing_is_not_shown_and_its_bound_holds() -> None:
+    generator = np.random.default_rng(4)
+    made = samples(30, 0)  # the Dice of sound ones is chance
+    gate = QualityGate.fit(made)
+    assert gate.fine is not None
+    assert gate.fine.rank_correlation < 0.25
+    fresh = [sample(f"new-{n}", SOUND, 0.02, generator) for n in range(100)]
+    grades = [gate.grade(1, one.features) for one in fresh]
+    assert not any(grade.is_shown for grade in grades)
+    assert {grade.verdict for grade in grades} == {"accept"}
+    assert np.mean([one.dice >= grade.at_least for one, grade in zip(fresh, grades, strict=True)]) > 0.85
+    assert gate.grade(1, sample("x", "corrupt", 0.9, generator).features).is_shown  # broken from sound it does tell
 
 
 def test_a_gate_needs_subjects_for_its_bound() -> None:

@@ -63,25 +63,75 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_table_of_folds_leads_the_card_and_its_mean_is_that_of_its_cases(bundle: Path, tmp_path: Path, run) -> None:
-    seen = [case.id for case in load_bundle(bundle).seen if case.partition == "test"][:2]
-    table = ["fold,epochs,case,subject,structure,dice"]
-    for n, (case, dice) in enumerate([(seen[0], 0.9), (seen[1], 0.8), ("other_1", 0.7), ("other_2", 0.6)]):
-        table += [f"{n % 2},{24 - n % 2 * 19},{case},s{n},{number},{dice + 0.02 * number}" for number in (1, 2)]
-    (bundle / "docs/out_of_fold.csv").write_text("\n".join(table) + "\n")
-    assert run("report", "--evaluation", evaluation_of(bundle, tmp_path / "out"), "--bundle", bundle)[0] == 0
-    found = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]["out_of_fold"]
-    assert (found["mean"], found["cases"], found["subjects"]) == (0.78, 4, 4)
-    assert (found["mean_of_test_cases"], found["mean_of_other_cases"]) == (0.88, 0.68)
-    assert list(found["per_class"].values()) == [0.77, 0.79]
-    assert found["interval_95"] is None  # of four subjects
+def out_of_fold(bundle: Path, folder: Path, folds: dict[str, int]) -> Path:
+    """As `evaluation_of`, of cases that networks of a cross-validation segmented."""
+    evaluation_of(bundle, folder)
+    document = json.loads((folder / "metrics.json").read_text())
+    document["data"]["folds"] = folds
+    (folder / "metrics.json").write_text(json.dumps(document))
+    return folder
+
+
+def with_folds(bundle: Path, subjects: dict[int, str]) -> None:
+    """Gives a bundle folds, each of which tests one subject and has trained on the others."""
+    record = json.loads((bundle / "models/run.json").read_text())
+    entry = next(iter(record["cases"].values()))
+    for fold in subjects:
+        cases = {
+            subject: {**entry, "subject": subject, "partition": "test" if n == fold else "train"}
+            for n, subject in subjects.items()
+        }
+        home = bundle / f"folds/{fold}/models"
+        home.mkdir(parents=True)
+        (home / "model.pt").touch()
+        (home / "run.json").write_text(json.dumps({**record, "cases": cases}))
+
+
+def test_figures_out_of_fold_lead_the_card_and_those_of_test_cases_follow(bundle: Path, tmp_path: Path, run) -> None:
+    with_folds(bundle, {0: "new_1", 1: "new_2"})
+    folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1})
+    before = load_bundle(bundle).eval_metrics
+    code, _, told = run("report", "--evaluation", folds, "--bundle", bundle)
+    assert code == 0, told
+    now = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
+    assert {**now, "out_of_fold": 0} == {**before, "out_of_fold": 0}
+    found = now["out_of_fold"]
+    assert (found["dice"]["mean"], found["cases"], found["subjects"], found["folds"]) == (0.875, 2, 2, 2)
+    assert (found["percentile_5"], found["least"]) == (0.7625, 0.75)  # between 0.75 and 1, a twentieth of the way
     card = (bundle / "docs/README.md").read_text().split("<!-- figures -->\n")[1]
-    assert card.startswith("**Dice out of fold: 0.780**, on 4 cases of 4 subjects")
-    assert "trained for 24 epochs, but fold 1 for 5" in card
-    assert "are easier than the others" in card
-    (bundle / "docs/out_of_fold.csv").write_text("case\nx\n")
-    code, _, said = run("report", "--evaluation", tmp_path / "out", "--bundle", bundle)
-    assert (code, "docs/out_of_fold.csv cannot be used" in said) == (3, True)
+    assert card.startswith("**Dice out of fold: 0.875**, on 2 cases of 2 subjects: ")
+    assert "One case in twenty is below 0.762, the worst is 0.750." in card
+    assert "are easier than these" in card  # 0.896
+    assert card.index("| Dice | 0.875 |") < card.index(f"| Dice | {before['dice']['mean']:.3f} |")
+    test = evaluation_of(bundle, tmp_path / "test", ("other_1", "other_2"))
+    assert run("report", "--evaluation", test, "--bundle", bundle)[0] == 0
+    after = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
+    assert after["out_of_fold"] == found
+    assert after["dice"]["mean"] == 0.875
+    assert "are no easier than these" in (bundle / "docs/README.md").read_text()
+
+
+def test_a_bundle_without_test_cases_speaks_of_its_folds(bundle: Path, tmp_path: Path, run) -> None:
+    with_folds(bundle, {0: "new_1", 1: "new_2"})
+    metadata = bundle / "configs/metadata.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "eval_metrics": {}}))
+    assert (
+        run("report", "--evaluation", out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}), "--bundle", bundle)[0]
+        == 0
+    )
+    assert bundle_files(bundle).measured["dice"]["mean"] == 0.875
+    card = (bundle / "docs/README.md").read_text().split("<!-- figures -->\n")[1]
+    assert card.count("| Dice |") == 1
+    assert "test case" not in card.split("<!-- end")[0]
+
+
+@pytest.mark.parametrize("folds", [{"a": 1, "b": 0}, {"a": 0, "b": 3}])
+def test_a_case_that_its_fold_has_seen_is_refused(bundle: Path, tmp_path: Path, run, folds: dict[str, int]) -> None:
+    with_folds(bundle, {0: "new_1", 1: "new_2"})
+    before = contents(bundle)
+    code, _, told = run("report", "--evaluation", out_of_fold(bundle, tmp_path / "oof", folds), "--bundle", bundle)
+    assert (code, "trained, selected or calibrated" in told) == (3, True)
+    assert contents(bundle) == before
 
 
 def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing_else(bundle, tmp_path, run):
@@ -146,7 +196,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(spoil, 
     message, expected = {
         "other weights": ("its own evaluation is needed", 3),
         "no evaluation": ("metrics.json cannot be read", 3),
-        "damaged": ("metrics: at the document", 3),
+        "damaged": ("metrics.json lacks bundle", 3),
         "no marks": ("docs/README.md has 0 figure block", 3),
         "trained on": (f"1 subject of 2 trained, selected or calibrated .*{re.escape(seen.subject)}", 3),
         "zip": ("a folder is needed", 2),

@@ -117,9 +117,26 @@ def test_calibration_and_figures_out_of_fold(volumes: Path, trained: Path, tmp_p
     answer = run("evaluate", "--bundle", trained, "--data", volumes, "--folds", "--output", tmp_path / "oof")
     assert answer.code == 0, answer.err
     assert cases_of(tmp_path / "oof/cases.csv") == {f"case{n}" for n in range(5)}
+    folds = choose_out_of_fold(load_bundle(trained), find_data(volumes)).folds
+    assert json.loads((tmp_path / "oof/metrics.json").read_text())["data"]["folds"] == folds
+    assert run("report", "--evaluation", tmp_path / "oof", "--bundle", trained).code == 0
+    assert load_bundle(trained).measured["folds"] == len(set(folds.values()))
     own = run("evaluate", "--bundle", trained, "--data", volumes, "--output", tmp_path / "test")
     assert own.code == 0, own.err
     assert cases_of(tmp_path / "test/cases.csv") == {"case5"}
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "evaluate"])
+@pytest.mark.parametrize("more", [("--partition", "test"), ("--splits", "plan.json")])
+def test_folds_are_named_alone(volumes: Path, trained: Path, tmp_path: Path, run: Run, verb: str, more: Any) -> None:
+    output = ["--output", tmp_path / "out"] if verb == "evaluate" else []
+    answer = run(verb, "--bundle", trained, "--data", volumes, "--folds", *more, *output)
+    assert (answer.code, f"leave {more[0]} out" in answer.err) == (2, True)
+
+
+def test_forms_are_not_compared_on_the_cases_that_fit_them(volumes: Path, trained: Path, run: Run) -> None:
+    answer = run("calibrate", "--bundle", trained, "--data", volumes, "--form", "choose")
+    assert (answer.code, "leave --form out" in answer.err) == (2, True)
 
 
 def cases_of(table: Path) -> set[str]:
