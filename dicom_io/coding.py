@@ -18,6 +18,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from dicom_io.errors import SegmentCodingError
@@ -240,6 +241,27 @@ def _check_wholes(wholes: Sequence[Whole], segments: Sequence[Segment], name: st
                 raise SegmentCodingError(
                     f"{where} has the {same} of another whole; each whole needs a label and parts of its own; remove one"
                 )
+
+
+def snomed_ct(code: Code) -> Code | None:
+    """The same concept as `segments.json` takes it, in SNOMED CT.
+
+    Args:
+        code: Of any scheme. SNOMED RT ("SRT"), the former form of SNOMED CT, is translated if DICOM uses the concept.
+
+    Returns:
+        None for other schemes, and for a value or a meaning that is malformed.
+    """
+    if code.scheme_designator == "SRT":  # pydicom's codes are equal across the two forms
+        found = (getattr(codes.SCT, keyword) for keyword in codes.SCT.dir())
+        code = next((Code(other.value, "SCT", code.meaning) for other in found if other == code), code)
+    form = Draft202012Validator({"$ref": "#/$defs/code", "$defs": _schema()["$defs"]})
+    return code if form.is_valid(code_entry(code)) else None
+
+
+def code_entry(code: Code) -> dict[str, str]:
+    """A code as `segments.json` has it."""
+    return {"CodeValue": code.value, "CodingSchemeDesignator": code.scheme_designator, "CodeMeaning": code.meaning}
 
 
 def code_item(code: Code) -> Dataset:

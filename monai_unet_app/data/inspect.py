@@ -85,6 +85,11 @@ class Fingerprint:
         """All problems, the refused cases first."""
         return self.refused + self.odd
 
+    @property
+    def label_values(self) -> frozenset[int]:
+        """The values that some label holds, 0 included."""
+        return frozenset(value for case in self.cases for value in case.class_size)
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON: the summary, the cases, the problems."""
         return {
@@ -201,6 +206,30 @@ def inspect_cases(
         if case.label is None and len(case.label_objects) > 1
     ]
     return Fingerprint(tuple(usable), refused, (*several, *_oddities(usable)))
+
+
+def check_one_kind(fingerprint: Fingerprint) -> None:
+    """Raises InputRefusedError if cases cannot be used, or are no one kind of images; the message lists all.
+
+    Args:
+        fingerprint: Of one case or more.
+    """
+    cases = fingerprint.cases
+    if fingerprint.refused:
+        listed = "\n  ".join(fingerprint.refused)
+        count = len(fingerprint.refused)
+        raise InputRefusedError(f"{count} of {count + len(cases)} case(s) cannot be used:\n  {listed}")
+    for what in ("channels", "modality"):
+        found = {getattr(case, what) for case in cases} - {None}
+        if len(found) > 1:
+            raise InputRefusedError(
+                f"the images have {what} {', '.join(map(str, sorted(found)))}; one kind of image is needed; take each kind by "
+                "itself"
+            )
+    if len({case.axes == "px" for case in cases}) > 1:
+        raise InputRefusedError(
+            "some images are pictures, some are volumes; one kind is needed; take each kind by itself"
+        )
 
 
 def check_cases(

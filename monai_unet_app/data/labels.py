@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.coding import Segment
 from dicom_io.reading.series import find_series, scan_files
-from dicom_io.rtstruct import read_rtstruct, region_names
-from dicom_io.seg import described_segments, read_seg
+from dicom_io.rtstruct import read_rtstruct
+from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, refusing_as
@@ -103,23 +102,6 @@ def read_labels(path: Path, image: Volume, values: FileValues = AS_NUMBERED) -> 
     labels = read_label_numbers(path, image)
     numbers = values.numbered(labels.array, path.name)
     return labels.with_array(numbers.astype(np.float32, copy=False))
-
-
-def dicom_label_names(path: Path) -> dict[int, str]:
-    """What a SEG or RTSTRUCT calls its label values; a side or position that its codes tell stands first.
-
-    Raises:
-        InputRefusedError: The file cannot be read, or does not describe its labels.
-    """
-    with refusing_as(f"label {path.name}"):
-        if scan_files([path]).series[0].kind == "rtstruct":
-            return region_names(path)
-        return {segment.number: _name_of(segment) for segment in described_segments(path)}
-
-
-def _name_of(segment: Segment) -> str:
-    position = segment.type_modifier.meaning if segment.type_modifier else ""
-    return segment.label if position.lower() in segment.label.lower() else f"{position} {segment.label}"
 
 
 def read_label_numbers(path: Path, image: Volume) -> Volume:

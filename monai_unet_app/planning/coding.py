@@ -6,11 +6,13 @@ that is explained in part ("left kidney with cyst") is not coded, since half a c
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+
+from monai_unet_app.data.structures import StructureCodes
 
 _ANATOMY, _MORPHOLOGY = "91723000", "49755003"
 _CATEGORIES = {7192: _ANATOMY, 7191: "85756007", 7194: _MORPHOLOGY, 7197: "91720002", 4: _ANATOMY}
@@ -44,17 +46,6 @@ _SYNONYMS = {
 _POSITIONS = {"upper": "superior", "lower": "inferior", "ant": "anterior", "post": "posterior"}
 _SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right", "both": "bilateral"}
 _EMPTY = frozenset(("a", "an", "and", "of", "or", "structure", "the"))
-
-
-@dataclass(frozen=True)
-class StructureCodes:
-    """What DICOM calls a structure: its category, its type with side or position, and for a lesion where it lies."""
-
-    category: Code
-    type: Code
-    modifier: Code | None = None
-    region: Code | None = None
-    region_modifier: Code | None = None
 
 
 def codes_of(name: str) -> StructureCodes | None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles, find_data
+from monai_unet_app.data.case_files import CaseFiles, find_data
 from monai_unet_app.data.cases import plan_of
 from monai_unet_app.data.datalist import read_dataset_json
-from monai_unet_app.data.inspect import MOST_CLASSES, CaseFingerprint, Fingerprint, inspect_cases
-from monai_unet_app.data.labels import dicom_label_names
+from monai_unet_app.data.inspect import CaseFingerprint, Fingerprint, check_one_kind, inspect_cases
 from monai_unet_app.data.naming import side_in
-from monai_unet_app.data.read import has_ending
 from monai_unet_app.data.splits import SplitCase
+from monai_unet_app.data.structures import OBJECTS, StatedStructure, named_values, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.machine_memory import ever_resident_bytes
 from monai_unet_app.planning.decisions import (
@@ -39,9 +38,6 @@ Speed = Callable[[NetworkPlan, int, int], float]
 EPOCHS = 24
 LEAST_SEEN = 0.2
 """Of a usual image, by a window."""
-
-OBJECTS = 0
-"""Stands for every label value above 0, where files number objects."""
 
 LEAST_STEPS = 2000
 FEW_SUBJECTS = 60
@@ -92,6 +88,7 @@ class BundlePlan:
         structures: Names by label value, without the background.
         fingerprint: What was measured.
         splits: The document `splits.json`.
+        stated: What SEGs and RTSTRUCTs state of their structures, by label value; empty where the names come from elsewhere.
     """
 
     values: Mapping[str, Any]
@@ -99,6 +96,7 @@ class BundlePlan:
     structures: Mapping[int, str]
     fingerprint: Fingerprint
     splits: Mapping[str, Any]
+    stated: Mapping[int, StatedStructure] = field(default_factory=dict)
 
     @property
     def by_folds(self) -> bool:
@@ -126,9 +124,12 @@ def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = 
     cases = find_data(config.data, config.labels, config.label_suffix)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
     fingerprint = inspect_cases(cases, step=step)
-    _check(cases, fingerprint, config.configuration)
+    check_one_kind(fingerprint)
     measured = fingerprint.cases
-    structures = _structures(measured, config.structures or (facts.names if facts else _dicom_names(cases, measured)))
+    _check_configuration(measured, config.configuration)
+    names = config.structures or (facts.names if facts else {})
+    stated = {} if names else stated_structures(cases, fingerprint.label_values)
+    structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
     modality = config.modality or _modality(measured) or (facts.modality if facts else None)
     decided = _decided(measured, structures, modality, config, speed)
     values = {name: reasoned.value for name, reasoned in decided.items()}
@@ -137,9 +138,8 @@ def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = 
         "schema_version": "1.0",
         "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in _places(cases)]}},
     }
-    return BundlePlan(
-        values, {name: reasoned.reason for name, reasoned in decided.items()}, structures, fingerprint, splits
-    )
+    reasons = {name: reasoned.reason for name, reasoned in decided.items()}
+    return BundlePlan(values, reasons, structures, fingerprint, splits, stated)
 
 
 def _places(cases: Sequence[CaseFiles]) -> list[SplitCase]:
@@ -190,21 +190,8 @@ def _grid(decided: Mapping[str, Reasoned[Any]], cases: Sequence[CaseFingerprint]
     return _Grid(tuple(np.ceil(size / steps).astype(int).tolist()), steps, "pixels" if planar else "mm")
 
 
-def _check(cases: Sequence[CaseFiles], fingerprint: Fingerprint, configuration: Configuration | None) -> None:
-    if fingerprint.refused:
-        listed = "\n  ".join(fingerprint.refused)
-        raise InputRefusedError(f"{len(fingerprint.refused)} of {len(cases)} case(s) cannot be used:\n  {listed}")
-    for what in ("channels", "modality"):
-        found = {getattr(case, what) for case in fingerprint.cases} - {None}
-        if len(found) > 1:
-            raise InputRefusedError(
-                f"the images have {what} {', '.join(map(str, sorted(found)))}; one kind of image is needed; plan each kind "
-                "apart"
-            )
-    planar = {case.axes == "px" for case in fingerprint.cases}
-    if len(planar) > 1:
-        raise InputRefusedError("some images are pictures, some are volumes; one kind is needed; plan each kind apart")
-    if planar == {True} and configuration not in (None, "2d"):
+def _check_configuration(cases: Sequence[CaseFingerprint], configuration: Configuration | None) -> None:
+    if cases[0].axes == "px" and configuration not in (None, "2d"):
         raise InputRefusedError(
             f"--configuration {configuration}: the images are pictures; volumes are needed; leave it out"
         )
@@ -216,44 +203,19 @@ def _pattern(cases: Sequence[CaseFiles]) -> str:
     return "*" if cases[0].image.is_dir() else f"*{name[name.index('.') :]}"
 
 
-def _dicom_names(cases: Sequence[CaseFiles], measured: Sequence[CaseFingerprint]) -> dict[int, str]:
-    """What SEGs and RTSTRUCTs call the label values that they hold."""
-    held, names = {value for case in measured for value in case.class_size}, dict[int, str]()
-    for case in cases:
-        if case.label is None or has_ending(case.label, FILE_ENDINGS):
-            continue
-        for value, name in dicom_label_names(case.label).items():
-            if value in held and names.setdefault(value, name) != name:
-                raise InputRefusedError(
-                    f"label value {value} is {names[value]!r} in one label and {name!r} in that of {case.id}; one meaning for "
-                    "each value is needed; write label files by monai-unet regions, which takes regions by their names"
-                )
-    return names
-
-
-def _structures(cases: Sequence[CaseFingerprint], told: Mapping[int, str]) -> Mapping[int, str]:
+def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[int, str]:
     """The name of each label value that training will know.
 
     Args:
-        cases: What their labels hold.
+        fingerprint: What the labels hold.
         told: Names by label value; empty where nobody has named them.
     """
-    seen = sorted({value for case in cases for value in case.class_size if value})
-    if not seen:
-        raise InputRefusedError("no label holds a structure: all are 0; labels with structures are needed; add them")
-    names = dict(told)
-    if unnamed := [value for value in seen if names and value not in names]:
-        raise InputRefusedError(
-            f"the labels hold the value(s) {unnamed}, which have no name; name them by --structure VALUE=NAME, or change the "
-            "labels"
-        )
-    if absent := [f"{value} ({name})" for value, name in names.items() if value not in seen]:
+    names = named_values(fingerprint.label_values, told, "structure_{}")
+    if absent := [f"{value} ({name})" for value, name in told.items() if value not in fingerprint.label_values]:
         raise InputRefusedError(
             f"no label holds {', '.join(absent)}; a structure that no case has cannot be learnt; leave it out of the names"
         )
-    if not names and max(seen) > MOST_CLASSES:
-        return {OBJECTS: "object"}
-    return names or {value: f"structure_{value}" for value in seen}
+    return names
 
 
 def _label_values(cases: Sequence[CaseFingerprint], structures: Mapping[int, str]) -> Reasoned[Any]:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import textwrap
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydicom.sr.coding import Code
 
-from dicom_io.coding import UNCODED
+from dicom_io.coding import UNCODED, code_entry
 from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.structures import StatedStructure, StructureCodes
 from monai_unet_app.errors import UsageError
-from monai_unet_app.planning.coding import StructureCodes, codes_of
+from monai_unet_app.planning.coding import codes_of
 from monai_unet_app.planning.plan import BundlePlan
 from monai_unet_app.training.identity import NOT_STATED, REQUIRED, derived_facts
 
@@ -38,7 +38,7 @@ def write_plan(plan: BundlePlan, output: Path) -> None:
         if not (name == "inference_dicom" and plan.values["planar"]):
             (partial / "configs" / f"{name}.yaml").write_text(rendered(name, plan), encoding="utf-8")
     (partial / "LICENSE").write_text(LICENSE, encoding="utf-8")
-    write_json(segments(plan.structures, output.name), partial / "configs/segments.json")
+    write_json(segments(plan, output.name), partial / "configs/segments.json")
     write_json(plan.fingerprint.as_dict(), partial / "configs/fingerprint.json")
     write_json(plan.splits, partial / "configs/splits.json", "splits")
     write_json(metadata(output.name), partial / "configs/metadata.json")
@@ -90,22 +90,25 @@ def metadata(name: str) -> dict[str, Any]:
     }
 
 
-def segments(structures: Mapping[int, str], algorithm: str) -> dict[str, Any]:
-    """`segments.json`: each structure with the codes that its name has; one without codes says so."""
-    items = [_segment(number, name, algorithm) for number, name in enumerate(structures.values(), 1)]
+def segments(plan: BundlePlan, algorithm: str) -> dict[str, Any]:
+    """`segments.json`: each structure with the codes that the labels state, else those of its name; one without says so."""
+    items = [
+        _segment(number, plan.stated.get(value) or StatedStructure(name), algorithm)
+        for number, (value, name) in enumerate(plan.structures.items(), 1)
+    ]
     return {"schema_version": "1.2", "segmentAttributes": [items]}
 
 
-def _segment(number: int, name: str, algorithm: str) -> dict[str, Any]:
-    label = name.replace("_", " ").strip()
-    found = codes_of(name)
+def _segment(number: int, structure: StatedStructure, algorithm: str) -> dict[str, Any]:
+    label = structure.name.replace("_", " ").strip()
     item: dict[str, Any] = {
         "labelID": number,
         "SegmentLabel": label[:1].upper() + label[1:],
         "SegmentAlgorithmType": "AUTOMATIC",
         "SegmentAlgorithmName": algorithm,
     }
-    return item | _codes(found or _uncoded(number, item["SegmentLabel"]))
+    item |= _codes(structure.codes or codes_of(structure.name) or _uncoded(number, item["SegmentLabel"]))
+    return item | ({"recommendedDisplayRGBValue": list(structure.rgb)} if structure.rgb else {})
 
 
 def _uncoded(number: int, label: str) -> StructureCodes:
@@ -124,12 +127,4 @@ def _codes(found: StructureCodes) -> dict[str, Any]:
         "AnatomicRegionSequence": found.region,
         "AnatomicRegionModifierSequence": found.region_modifier,
     }
-    return {
-        keyword: {
-            "CodeValue": code.value,
-            "CodingSchemeDesignator": code.scheme_designator,
-            "CodeMeaning": code.meaning,
-        }
-        for keyword, code in named.items()
-        if code is not None
-    }
+    return {keyword: code_entry(code) for keyword, code in named.items() if code is not None}
