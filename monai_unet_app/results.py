@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import nibabel
 import numpy as np
 from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.statements import Confidence, read_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.case_files import CaseFiles, case_id, case_message
+from monai_unet_app.data.nifti import nifti_image, write_nifti
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.dicom_results import CaseOutput, check_coded, converted_modality, write_dicom
@@ -406,39 +406,19 @@ def _cautious(case: Case) -> Iterator[NDArray[np.uint8]]:
     return ((p >= cut).view(np.uint8) for p, cut in pairs)
 
 
-def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
-    """Writes an array on the volume's grid, (I, J, K) or (I, J, K, C), with scanner millimetres (sform code 1).
-
-    A sheared grid gets no qform, because NIfTI's quaternion cannot hold shear and some readers prefer the qform to the sform.
-    """
-    nibabel.save(_nifti(array, volume), path)
-    return path
-
-
 def write_channels(channels: Iterable[NDArray[Any]], count: int, volume: Volume, path: Path) -> Path:
     """As `write_nifti` of (I, J, K, C), from arrays (I, J, K), `count` of them, of which one at a time is in memory."""
     with ImageOpener(str(path), "wb") as file:
         # The last axis of a NIfTI file is the slowest: the channels follow each other
         for number, channel in enumerate(channels):
             if number == 0:
-                image = _nifti(np.broadcast_to(channel[..., None], (*channel.shape, count)), volume)
+                image = nifti_image(np.broadcast_to(channel[..., None], (*channel.shape, count)), volume)
                 image.update_header()
                 image.header.set_slope_inter(1, 0)
                 image.header.write_to(file)
             for start in range(0, channel.shape[2], _SLICES):
                 file.write(channel[..., start : start + _SLICES].tobytes(order="F"))
     return path
-
-
-def _nifti(array: NDArray[Any], volume: Volume) -> nibabel.Nifti1Image:
-    image = nibabel.Nifti1Image(array, volume.affine_ras)
-    # nibabel leaves the unit of a new image unknown
-    image.header.set_xyzt_units("mm")
-    image.set_sform(volume.affine_ras, code=1)
-    image.set_qform(volume.affine_ras, code=1)
-    if not np.allclose(image.get_qform(), volume.affine_ras, atol=1e-3):
-        image.set_qform(None, code=0)
-    return image
 
 
 def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:

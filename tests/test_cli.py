@@ -37,6 +37,7 @@ VERBS = [
         "demo",
         "dicomize",
         "regions",
+        "convert",
         "inspect",
         "plan",
         "train",

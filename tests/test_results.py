@@ -33,11 +33,12 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.case_files import CaseFiles, find_images
 from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
-from monai_unet_app.results import predict_cases, write_mask_png, write_nifti, write_results
+from monai_unet_app.results import predict_cases, write_mask_png, write_results
 from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
 ALL = ("nifti", "seg", "sr", "rtstruct", "png")

@@ -146,6 +146,28 @@ class Regions(Reading):
     output: Place
 
 
+class Convert(Labels):
+    """Flags of `convert`.
+
+    Attributes:
+        data: images/ and labels/, an nnU-Net or Decathlon folder, DICOM with SEG or RTSTRUCT, or a CSV or JSON list
+        to: the form that is written
+        output: the new folder, named as nnU-Net wants it, such as nnUNet_raw/Dataset101_Liver
+        bundle: its segments.json names the label values, and its configs/splits.json is the plan
+        structure: name of a label value; all values need one (default: as the data name them)
+        modality: what the images are, if the data do not say
+        splits: splits.json: its test cases go to imagesTs, its folds into splits_final.json
+    """
+
+    data: Annotated[Place, Flag(names=("data",))]
+    to: Literal["nnunet"]
+    output: Place
+    bundle: Text | None = None
+    structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
+    modality: Literal["CT", "MR"] | None = None
+    splits: Place | None = None
+
+
 class Inspect(Labels, Reading):
     """Flags of `inspect`.
 

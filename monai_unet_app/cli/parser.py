@@ -17,8 +17,8 @@ from monai_unet_app.cli.dataclass_parser import Options, add_flags
 
 Verb = Callable[[Any], Answer]
 VERBS: tuple[Verb, ...] = (
-    verbs.demo, verbs.dicomize, verbs.regions, verbs.inspect, verbs.plan, verbs.train, calibrate_verb.calibrate, verbs.evaluate,
-    verbs.report, comparison_verbs.compare, comparison_verbs.gate, comparison_verbs.subgroups, verbs.predict,
+    verbs.demo, verbs.dicomize, verbs.regions, verbs.convert, verbs.inspect, verbs.plan, verbs.train, calibrate_verb.calibrate,
+    verbs.evaluate, verbs.report, comparison_verbs.compare, comparison_verbs.gate, comparison_verbs.subgroups, verbs.predict,
     dicom_verbs.echo, dicom_verbs.send, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.deidentify,
     service_verbs.node, service_verbs.token, service_verbs.commission, service_verbs.review, service_verbs.trace,
     service_verbs.audit, service_verbs.package, verbs.bundles, verbs.doctor,

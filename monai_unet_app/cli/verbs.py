@@ -146,6 +146,49 @@ def regions(options: flags.Regions) -> Answer:
     return {"output": str(options.output), "regions": rows}, EXIT_DONE
 
 
+def convert(options: flags.Convert) -> Answer:
+    """Write labelled cases as a raw folder of nnU-Net, in their places and with the folds of a plan.
+
+    Example: monai-unet convert DATA --to nnunet --output nnUNet_raw/Dataset101_Liver
+    """
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.data.case_files import find_data
+    from monai_unet_app.data.cases import known_plan
+    from monai_unet_app.data.datalist import read_dataset_json
+    from monai_unet_app.data.labels import AS_NUMBERED, FileValues
+    from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
+
+    if options.bundle and options.structure:
+        raise UsageError("--bundle and --structure both name the label values; one is needed; leave the other out")
+    if not options.data.exists():
+        raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
+    files = bundle_files(options.bundle) if options.bundle else None
+    stated = files.inference_document if files else {}
+    modalities = (stated.get("input_rules") or {}).get("modality") or []
+    cases = find_data(options.data, options.labels, options.label_suffix)
+    config = NnunetConfig(
+        options.output,
+        files.structure_names if files else (),
+        FileValues.parse(stated.get("label_values"), stated.get("ignore_label")) if files else AS_NUMBERED,
+        _structures(options.structure),
+        options.modality or (modalities[0] if len(modalities) == 1 else None),
+        read_dataset_json(options.data) if options.data.is_dir() else None,
+        known_plan(cases, options.splits, files.root / "configs/splits.json" if files else None),
+    )
+    common.check_writable(options.output.parent)
+    with show.Steps("reading and writing", 2 * len(cases)) as step:
+        written = write_nnunet_folder(cases, config, step)
+    rows = [(str(number), escape(name), str(value)) for number, (name, value) in enumerate(written.sources.items(), 1)]
+    show.print_table(("label", show.folded("structure"), "value in the data"), rows)
+    if set(written.document["channel_names"].values()) == {"image"}:
+        show.say("nothing says what the images are; if they are CT, write them again with --modality CT")
+    show.line(f"wrote {options.output}: {len(written.training)} cases to train, {len(written.test)} to test")
+    if written.folds:
+        show.line(f"{written.folds} folds: copy splits_final.json to nnUNet_preprocessed/{options.output.name}")
+    counts = {"training": len(written.training), "test": len(written.test), "folds": written.folds}
+    return {"output": str(options.output), **counts, "label_values": written.sources}, EXIT_DONE
+
+
 def plan(options: flags.Plan) -> Answer:
     """Measure labelled images and write a bundle for them, ready to be trained; every value has its reason beside it.
 

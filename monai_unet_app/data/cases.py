@@ -67,6 +67,14 @@ def plan_of(
         InputRefusedError: The given plan does not know a case, the bundle's own plan knows only some, or a list has one subject
             in two partitions.
     """
+    known = known_plan(cases, splits, own)
+    return {case.id: case for case in make_split("data", subjects_of(cases))} if known is None else known
+
+
+def known_plan(
+    cases: Sequence[CaseFiles], splits: str | Path | None, own: str | Path | None = None
+) -> dict[str, SplitCase] | None:
+    """As `plan_of`, but None where no plan knows the cases."""
     if not splits and cases and all(case.listed and case.listed.partition for case in cases):
         return _listed_plan(cases)
     for path in (Path(splits),) if splits else (Path(own or ""), shipped("examples") / "splits.json"):
@@ -79,7 +87,7 @@ def plan_of(
                 f"{path.name} does not know {len(unknown)} of {len(cases)} case(s): {first_names(unknown)}; a place for "
                 f"each case is needed; add them{' or leave --splits out' if splits else ', or give --splits'}"
             )
-    return {case.id: case for case in make_split("data", subjects_of(cases))}
+    return None
 
 
 def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:

@@ -52,10 +52,12 @@ class LabelFacts:
     Attributes:
         names: Of the structures, by label value, without the background.
         modality: DICOM's term (CT, MR), if it is one.
+        channels: The name of each channel; () where the file does not say them.
     """
 
     names: Mapping[int, str]
     modality: str | None
+    channels: tuple[str, ...] = ()
 
 
 def is_datalist(path: Path) -> bool:
@@ -153,8 +155,8 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
             f"{path.name} does not tell its labels ({type(error).__name__}: {error}); nnU-Net's or the Decathlon's form is "
             "needed; correct or remove it"
         ) from error
-    first = str(next(iter(channels.values()), "")).lower() if isinstance(channels, dict) else ""
-    return LabelFacts(names, _MODALITIES.get(first))
+    told = tuple(str(name) for name in channels.values()) if isinstance(channels, dict) else ()
+    return LabelFacts(names, _MODALITIES.get(told[0].lower()) if told else None, told)
 
 
 def _names_by_value(labels: Mapping[str, Any]) -> dict[int, str]:

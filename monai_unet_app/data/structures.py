@@ -120,7 +120,7 @@ def stated_structures(cases: Sequence[CaseFiles], held: Collection[int]) -> dict
                         "codes are needed; correct one of the files, or name the label values yourself"
                     )
                 stated[value] = StatedStructure(old.name, codes, old.rgb or new.rgb)
-    return stated
+    return dict(sorted(stated.items()))
 
 
 def _shown(codes: StructureCodes) -> str:

@@ -16,12 +16,12 @@ from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.seg import read_seg, read_segments, segment_numbers
 from dicom_io.segmentation import Segmentation, Structure
 from dicom_io.volume import Volume
+from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, refusing_as
 from monai_unet_app.metrics import boundary
 from monai_unet_app.metrics.overlap import dice
-from monai_unet_app.results import write_nifti
 
 from .embedded import slice_border
 from .key_images import slice_axis

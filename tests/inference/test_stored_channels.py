@@ -20,12 +20,13 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.statements import Confidence, RiskStatement
 from monai_unet_app.config import OutputConfig
+from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.inference import pieces, stored_channels
 from monai_unet_app.inference.stored_channels import StoredChannels, StoredMap, channels_of, map_of
 from monai_unet_app.machine_memory import taken_by
 from monai_unet_app.pipeline import segment_case
-from monai_unet_app.results import write_channels, write_nifti, write_results
+from monai_unet_app.results import write_channels, write_results
 
 each_name = pytest.mark.parametrize("name", ["hippocampus_mri_unet3d", "retina_vessel_unet2d"])
 

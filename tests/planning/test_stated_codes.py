@@ -160,7 +160,7 @@ def test_two_files_with_different_codes_are_refused_by_name(data: Path) -> None:
 
 def test_two_files_with_different_names_are_refused_by_name(data: Path) -> None:
     spoil(data / "case1/seg.dcm", lambda item: setattr(item, "SegmentLabel", "Leber"))
-    with pytest.raises(InputRefusedError, match="'Left Niere' in case0/seg.dcm and 'Left Leber' in case1/seg.dcm"):
+    with pytest.raises(InputRefusedError, match=r"'Left Niere' in case0/seg.dcm and 'Left Leber' in case1/seg.dcm"):
         stated_structures(find_data(data), {1})
 
 

@@ -17,7 +17,7 @@ from dicom_io.read import read_series
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
 from dicom_io.volume import Volume
-from monai_unet_app.results import write_nifti
+from monai_unet_app.data.nifti import write_nifti
 
 LABELS = ("Front part", "Back part")
 VOXELS = (18, 8)  # of lopsided_labels

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from review_cases import Delivered, deliver, result_document
 
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.results import write_nifti
+from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.review import ReviewConfig, write_review
 from monai_unet_app.review.verdict import Reviewer, ReviewVerdict, VerdictContext, apply_verdict, read_verdict
 

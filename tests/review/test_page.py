@@ -22,9 +22,9 @@ from dicom_io.parametric import NO_UNIT, UNCERTAINTY, MapMeaning, write_parametr
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.cli import main
+from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.results import write_nifti
 from monai_unet_app.review import ReviewConfig, embedded, write_review
 from monai_unet_app.review.display_window import window_presets
 from monai_unet_app.review.embedded import slice_border

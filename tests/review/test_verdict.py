@@ -23,11 +23,11 @@ from dicom_io.sr.proof import prove_verified
 from dicom_io.volume import Volume
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.metrics import boundary
-from monai_unet_app.results import write_nifti
 from monai_unet_app.review import correction
 from monai_unet_app.review.correction import (
     Correction,

@@ -1,0 +1,335 @@
+"""A data set as a raw folder of nnU-Net v2.
+
+dataset.json            channels, names of the label values, number of training cases, file ending
+imagesTr/, labelsTr/    <case>_0000.nii.gz, one file for each channel, and <case>.nii.gz; pictures: .png, colours in one
+imagesTs/, labelsTs/    the same of the cases that a plan keeps for the test
+splits_final.json       the folds of a plan; nnU-Net reads it from the folder of its preprocessed data
+
+The format: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
+"""
+
+import gzip
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dicom_io.itk_files import direction_cosines
+from monai_unet_app.data.case_files import CaseFiles, first_names
+from monai_unet_app.data.datalist import LabelFacts
+from monai_unet_app.data.inspect import Fingerprint, check_one_kind, inspect_cases
+from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_label_numbers
+from monai_unet_app.data.nifti import write_nifti
+from monai_unet_app.data.read import MM_IN, NIFTI_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.splits import SplitCase
+from monai_unet_app.data.structures import OBJECTS, named_values, stated_structures
+from monai_unet_app.errors import InputRefusedError, UsageError
+
+IGNORE = "ignore"
+"""nnU-Net's name for voxels without a class; their value is the highest."""
+
+_NAME = re.compile(r"Dataset\d{3}_\w[\w.-]*")
+_RESERVED = ("background", IGNORE)
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True)
+class NnunetConfig:
+    """How a data set becomes a folder of nnU-Net.
+
+    Attributes:
+        output: The new folder; its name is DatasetXXX_Name.
+        structures: Names of a bundle's structures, in the order of their numbers; () for names that the data state.
+        values: With `structures`: what the values of label files stand for.
+        told: Names by label value, where the user gives them; without `structures`.
+        modality: DICOM's term; None takes what the data state.
+        facts: What the `dataset.json` of the data says, if there is one.
+        plan: Partition and fold of each case; None puts all cases into imagesTr.
+    """
+
+    output: Path
+    structures: tuple[str, ...] = ()
+    values: FileValues = AS_NUMBERED
+    told: Mapping[int, str] = field(default_factory=dict)
+    modality: str | None = None
+    facts: LabelFacts | None = None
+    plan: Mapping[str, SplitCase] | None = None
+
+
+@dataclass(frozen=True)
+class NnunetFolder:
+    """What was written.
+
+    Attributes:
+        document: `dataset.json`.
+        sources: The label value in the data of each structure, by its name; "above 0" where files number objects.
+        training: Ids of the cases in imagesTr.
+        test: Ids of the cases in imagesTs.
+        folds: Number of folds in `splits_final.json`; 0 where there is no such file.
+    """
+
+    document: Mapping[str, Any]
+    sources: Mapping[str, int | str]
+    training: tuple[str, ...]
+    test: tuple[str, ...]
+    folds: int
+
+
+def write_nnunet_folder(
+    cases: Sequence[CaseFiles], config: NnunetConfig, step: Callable[[str], None] = lambda case_id: None
+) -> NnunetFolder:
+    """Reads and checks every case, then writes the folder whole or not at all.
+
+    A NIfTI image of one channel is copied byte by byte. So is its label, if its values stay and its grid is that of the image;
+    every other label is written on the very grid of the image.
+
+    Args:
+        cases: Each with its label.
+        config: Names, plan and place.
+        step: Called with the id of each case, twice: when it has been read, and when it has been written.
+
+    Raises:
+        UsageError: The output exists, or has a name that nnU-Net does not find.
+        InputRefusedError: Cases cannot be used, are no one kind of images, or cannot be told to nnU-Net; or the disk is full.
+    """
+    _check_output(config.output)
+    _check_ids(cases)
+    test = {case.id for case in cases if config.plan and config.plan[case.id].partition == "test"}
+    training = tuple(case.id for case in cases if case.id not in test)
+    if not training:
+        raise InputRefusedError(
+            f"all {len(cases)} case(s) are test cases of the plan; cases to train are needed; add some"
+        )
+    ignored = config.values.ignored
+    known = (*range(len(config.structures) + 1), *([] if ignored is None else [ignored])) if config.structures else None
+    fingerprint = inspect_cases(cases, None, known, step, values=config.values)
+    check_one_kind(fingerprint)
+    numbering = _numbering(cases, fingerprint, config)
+    channels = _channel_names(fingerprint, config)
+    try:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=config.output.parent) as folder:
+            part = Path(folder) / config.output.name
+            sheared = False
+            for case in cases:
+                sheared |= _write_case(case, part, "Ts" if case.id in test else "Tr", numbering)
+                step(case.id)
+            document = {
+                "channel_names": {str(number): name for number, name in enumerate(channels)},
+                "labels": {"background": 0, **{name: number for number, name in enumerate(numbering.names, 1)}},
+                "numTraining": len(training),
+                "file_ending": _ending(fingerprint),
+                "name": config.output.name,
+                # ITK cannot express a sheared grid
+                **({"overwrite_image_reader_writer": "NibabelIO"} if sheared else {}),
+                **({"source_label_values": numbering.sources} if numbering.changes else {}),
+            }
+            write_json(document, part / "dataset.json")
+            folds = _folds(config.plan, training)
+            if folds:
+                write_json(folds, part / "splits_final.json")
+            part.rename(config.output)
+    except OSError as error:
+        raise InputRefusedError(
+            f"{config.output.name} could not be written ({error.strerror or error}); free space or choose another --output"
+        ) from error
+    return NnunetFolder(document, numbering.sources, training, tuple(sorted(test)), len(folds))
+
+
+def _check_output(output: Path) -> None:
+    if not _NAME.fullmatch(output.name):
+        raise UsageError(
+            f"--output {output.name}: nnU-Net finds folders by their names, Dataset, three digits, _ and a name; give one such "
+            "as Dataset101_Liver"
+        )
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} exists and is not empty; a conversion replaces nothing; choose another folder")
+
+
+def _check_ids(cases: Sequence[CaseFiles]) -> None:
+    if odd := [case.id for case in cases if Path(case.id).name != case.id or case.id.startswith(".")]:
+        raise InputRefusedError(f"{first_names(odd)}: a case's id becomes the name of its files; rename it in the list")
+
+
+@dataclass(frozen=True)
+class _Numbering:
+    """How label values become nnU-Net's numbers.
+
+    Attributes:
+        names: Of 1, 2, 3 ...
+        values: What the values of the files stand for.
+        sources: As in `NnunetFolder`.
+    """
+
+    names: tuple[str, ...]
+    values: FileValues
+    sources: Mapping[str, int | str]
+
+    @property
+    def changes(self) -> bool:
+        """Whether a label value in the data is another one for nnU-Net."""
+        return list(self.sources.values()) != list(range(1, len(self.names) + 1))
+
+    def numbered(self, array: NDArray[Any], name: str) -> NDArray[np.unsignedinteger[Any]]:
+        """The labels of a file, any shape, as nnU-Net's numbers; `name` is for a message."""
+        last = len(self.names)
+        numbers = self.values.numbered(array, name)
+        if self.names[-1] == IGNORE:
+            numbers = np.where(numbers == self.values.ignored, last, numbers)
+        return numbers.astype(np.uint8 if last < 256 else np.uint16)
+
+
+def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: NnunetConfig) -> _Numbering:
+    held = fingerprint.label_values
+    values = config.values
+    if config.structures:
+        named_values(held, {}, "{}")  # refuses labels that are all empty
+        names = config.structures
+        _check_names(names)
+        sources: list[int | str] = list(values.values or range(1, len(names) + 1))
+        if values.objects:
+            sources = ["above 0"]
+        if values.ignored is not None and values.ignored in held:
+            names, sources = (*names, IGNORE), [*sources, values.ignored]
+    else:
+        if min(held) < 0:
+            raise InputRefusedError(
+                f"a label holds {min(held)}; values from 0 are needed; change them in the label files"
+            )
+        told = config.told or (config.facts.names if config.facts else {})
+        told = told or {value: stated.name for value, stated in stated_structures(cases, held).items()}
+        named = named_values(held, told, "label {}")
+        names, sources, values = tuple(named.values()), list(named), FileValues(tuple(named))
+        _check_names(names)
+        if OBJECTS in named:
+            sources, values = ["above 0"], FileValues(objects=True)
+    return _Numbering(names, values, dict(zip(names, sources, strict=True)))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        # A key of digits would be read as a label value
+        if name.lower() in _RESERVED or name.isdigit() or names.count(name) > 1:
+            raise InputRefusedError(
+                f"a structure is called {name!r}; in a dataset.json names are unique, no numbers, and not "
+                f"{' or '.join(_RESERVED)}; give names by --structure VALUE=NAME"
+            )
+
+
+def _channel_names(fingerprint: Fingerprint, config: NnunetConfig) -> tuple[str, ...]:
+    """The name of each channel. "CT" makes nnU-Net cut and scale CT numbers; any other name scales each image by itself."""
+    case, facts = fingerprint.cases[0], config.facts
+    if facts and len(facts.channels) == case.channels and not config.modality:
+        return facts.channels
+    if case.axes == "px" and not config.modality:
+        return ("R", "G", "B") if case.channels == 3 else ("grey",) * case.channels
+    found = config.modality or next((other.modality for other in fingerprint.cases if other.modality), None)
+    return (found or "image",) * case.channels
+
+
+def _ending(fingerprint: Fingerprint) -> str:
+    return ".png" if fingerprint.cases[0].axes == "px" else ".nii.gz"
+
+
+def _folds(plan: Mapping[str, SplitCase] | None, training: Sequence[str]) -> list[dict[str, list[str]]]:
+    """nnU-Net's folds of the training cases: which train, which validate. Empty without a plan of two folds or more."""
+    numbers = sorted({plan[name].fold for name in training}) if plan else []
+    if plan is None or len(numbers) < 2:
+        return []
+    return [
+        {
+            "train": [name for name in training if plan[name].fold != number],
+            "val": [name for name in training if plan[name].fold == number],
+        }
+        for number in numbers
+    ]
+
+
+def _write_case(case: CaseFiles, folder: Path, end: str, numbering: _Numbering) -> bool:
+    """Writes image and label of a case; `end` is Tr or Ts. Returns whether its grid is sheared."""
+    images, labels = folder / f"images{end}", folder / f"labels{end}"
+    images.mkdir(parents=True, exist_ok=True)
+    labels.mkdir(parents=True, exist_ok=True)
+    if case.label is None:
+        raise InputRefusedError(f"{case.id} has no label; each case needs one; add it or leave the case out")
+    image = read_volume(case.image)
+    label = read_label_numbers(case.label, image)
+    numbers = numbering.numbered(label.array, case.label.name)
+    if image.planar:
+        _write_picture(image.array, images / f"{case.id}_0000.png", case)
+        _write_picture(numbers, labels / f"{case.id}.png", case)
+        return False
+    first = images / f"{case.id}_0000.nii.gz"
+    if _is_plain_nifti(case.image):
+        _copy(case.image, first)
+    else:
+        for number in range(image.array.shape[3] if image.array.ndim == 4 else 1):
+            channel = _smallest(image.channel(number).array)
+            write_nifti(channel, image, images / f"{case.id}_{number:04}.nii.gz")
+    target = labels / f"{case.id}.nii.gz"
+    same_grid = np.array_equal(label.affine_lps.astype(np.float32), image.affine_lps.astype(np.float32))
+    if same_grid and _is_plain_nifti(case.label) and np.array_equal(numbers, label.array):
+        _copy(case.label, target)
+    else:
+        _write_labels(numbers, first, target)
+    return direction_cosines(image) is None
+
+
+def _is_plain_nifti(path: Path) -> bool:
+    """Whether it is a NIfTI file that every reader takes for the same: three axes, millimetres, one place."""
+    if not (path.is_file() and has_ending(path, NIFTI_ENDINGS)):
+        return False
+    header: Any = nibabel.load(path).header
+    forms = [form for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    # nibabel takes the sform first, ITK the one or the other
+    one_place = len(forms) == 1 or np.allclose(forms[0], forms[1], atol=1e-3)
+    return len(header.get_data_shape()) == 3 and header.get_xyzt_units()[0] not in MM_IN and one_place
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The same bytes, compressed if the source is not."""
+    if source.name.lower().endswith(".gz"):
+        shutil.copyfile(source, target)
+        return
+    with source.open("rb") as plain, gzip.open(target, "wb", compresslevel=6) as packed:
+        shutil.copyfileobj(plain, packed)
+
+
+def _smallest(array: NDArray[np.float32]) -> NDArray[Any]:
+    """The same values in 16 bits, if these hold them exactly."""
+    fits = array.min() >= _INT16.min and array.max() <= _INT16.max and np.array_equal(array, np.rint(array))
+    return array.astype(np.int16) if fits else array
+
+
+def _write_labels(numbers: NDArray[Any], image: Path, target: Path) -> None:
+    """A label file whose header says the same place as that of the written image, in the same form."""
+    beside: Any = nibabel.load(image)
+    header = beside.header.copy()
+    header.set_data_dtype(numbers.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the window of the image
+    header.extensions.clear()
+    nibabel.save(type(beside)(numbers, None, header), target)
+
+
+def _write_picture(array: NDArray[Any], path: Path, case: CaseFiles) -> None:
+    """Shape (I, J, 1) or (I, J, 1, 3), as PNG: 8 bits, or 16 for grey values above 255."""
+    most = 255 if array.ndim == 4 else 65535
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > most or not np.array_equal(array, np.rint(array)):
+        raise InputRefusedError(
+            f"{case.id}: its values go from {low:g} to {high:g}; whole numbers from 0 to {most} are needed for a PNG; save the "
+            "picture so, or as NIfTI"
+        )
+    # Rows first
+    pixels = np.moveaxis(array[:, :, 0], 0, 1).astype(np.uint8 if high <= 255 else np.uint16)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path)
