@@ -56,7 +56,7 @@ class Checkpoints:
     Args:
         folder: Holds `last.pt` and `best.pt`.
         state: Objects with `state_dict` and `load_state_dict`, by name.
-        loader: Its stream of windows is set to the step at which a resumed run goes on.
+        loader: Its stream of windows is set to the step at which a resumed run goes on; it seeds dropout before each step.
         best: The network whose weights are kept when `validator`'s key metric rises.
         validator: MONAI evaluator that has run before this handler is called.
         deliver_to: Path of the best weights (float16) when training has completed.
@@ -81,6 +81,7 @@ class Checkpoints:
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer. This handler must stand after the validation handler in the list of handlers."""
         engine.add_event_handler(Events.STARTED, self.resume)
+        engine.add_event_handler(Events.ITERATION_STARTED, lambda: self.loader.seed_step(engine.state.iteration))
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add_loss)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED, self.deliver)

@@ -122,5 +122,14 @@ class ReplayLoader(DataLoader):
         """Lets the next iterator start with the batch of training step `step` (counted from 0)."""
         self.draws.first_draw = step * self.windows_per_step
 
+    def seed_step(self, step: int) -> None:
+        """Sets torch's generators, from which dropout draws, to a state that depends on the seed and the step alone.
+
+        Args:
+            step: Number of the training step, from 1.
+        """
+        # The first number tells these streams from those of the draws and of their order
+        torch.manual_seed(int(replay_rng(self.draws.seed, 1, step).randint(2**31)))
+
     def __len__(self) -> int:
         return self.epoch_length

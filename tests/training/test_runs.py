@@ -78,10 +78,21 @@ def data(tmp_path: Path) -> Path:
     return few_examples(tmp_path / "data", FEW[:3])
 
 
+def with_dropout(root: Path) -> Path:
+    config = root / "configs/inference.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("filters: [4, 4, 4, 4]", "filters: [4, 4, 4, 4]\n  dropout: 0.2"))
+    assert config.read_text() != text
+    return root
+
+
+@pytest.mark.parametrize("dropout", [False, True])
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
-    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, dropout: bool
 ) -> None:
     whole, parts = (untrained(tiny_bundle, tmp_path / name) for name in ("whole", "parts"))
+    if dropout:
+        whole, parts = with_dropout(whole), with_dropout(parts)
     train(whole, data)
     train(parts, data, **{"train::trainer::max_epochs": 1})
     torch.rand(7)
@@ -139,10 +150,13 @@ assert exit_of(child(killed)) == 0
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("dropout", [False, True])
 def test_a_run_killed_by_the_system_and_started_again_equals_one_that_was_not(
-    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, dropout: bool
 ) -> None:
     whole, killed = (untrained(tiny_bundle, tmp_path / name) for name in ("whole", "killed"))
+    if dropout:
+        whole, killed = with_dropout(whole), with_dropout(killed)
     overrides = json.dumps({**QUICK, "dataset_dir": str(data), "epochs": 8, "train::loader::windows_per_case": 4})
     command = [sys.executable, "-c", KILLED, str(whole), str(killed), overrides]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
