@@ -1,6 +1,7 @@
-"""The parts that `train.yaml` of a bundle names: replayable windows, training step, checkpoints, progress, the run record."""
+"""The parts that `train.yaml` of a bundle names: replayable windows, training step, checkpoints, curves, the run record."""
 
 from monai_unet_app.training.checkpoints import Checkpoints
+from monai_unet_app.training.pictures import WorstCases
 from monai_unet_app.training.prepared import PreparedDataset
 from monai_unet_app.training.progress import ProgressBar
 from monai_unet_app.training.record import RunRecord
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingStep",
     "ValidationStep",
     "WatchDog",
+    "WorstCases",
     "averaged_model",
     "together",
 ]

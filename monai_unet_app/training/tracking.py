@@ -1,10 +1,11 @@
-"""Curves of a run in progress, for TensorBoard or MLflow.
+"""Curves and pictures of a run in progress, for TensorBoard or MLflow.
 
 Nothing leaves the machine, unless the environment variable MLFLOW_TRACKING_URI names an MLflow server. Why MONAI's
 handlers do not write these files: docs/decisions/0007.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -13,10 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ignite.engine import Engine, Events
+from PIL import Image
 
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.checkpoints import Checkpoints
+from monai_unet_app.training.pictures import WorstCases
 from monai_unet_app.training.watch_dog import WatchDog
 
 KINDS = ("tensorboard", "mlflow", "none")
@@ -30,19 +34,26 @@ class Tracking:
         folder: The run's folder; gets `tensorboard/` or `mlflow/`.
         checkpoints: Holds the history; must stand before this handler in the list.
         watch_dog: Knows the Dice of each structure; None draws no curves of structures.
+        worst_cases: Drawn at the last validation and at each that is the best so far; None draws none. An MLflow server gets
+            no pictures (docs/decisions/0050).
 
     Raises:
         UsageError: Another kind, or MLflow is not installed.
     """
 
     def __init__(
-        self, kind: str, folder: str | Path, checkpoints: Checkpoints, watch_dog: WatchDog | None = None
+        self,
+        kind: str,
+        folder: str | Path,
+        checkpoints: Checkpoints,
+        watch_dog: WatchDog | None = None,
+        worst_cases: WorstCases | None = None,
     ) -> None:
         if kind not in KINDS:
             raise UsageError(f"tracking is {kind!r}; one of {', '.join(KINDS)} is needed")
         self.kind = kind
         self.folder = Path(folder)
-        self.checkpoints, self.watch_dog = checkpoints, watch_dog
+        self.checkpoints, self.watch_dog, self.worst_cases = checkpoints, watch_dog, worst_cases
         self.log: _TensorBoard | _MLflow
 
     def attach(self, engine: Engine) -> None:
@@ -51,6 +62,8 @@ class Tracking:
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.add_epoch)
             engine.add_event_handler(Events.COMPLETED, lambda: self.log.close())
+            if self.worst_cases:
+                self.worst_cases.attach()
 
     def start(self, engine: Engine) -> None:
         """Opens the log; a resumed run goes on in its earlier log."""
@@ -67,6 +80,17 @@ class Tracking:
         for name, value in curves.items():
             if value is not None:
                 self.log.add(name, value, entry["epoch"])
+        if self.worst_cases and self.log.takes_pictures and self._is_shown(engine):
+            for rank, png in enumerate(self.worst_cases.drawn(), 1):
+                self.log.add_picture(f"selection/worst_{rank}", png, entry["epoch"])
+
+    def _is_shown(self, engine: Engine) -> bool:
+        """Whether this epoch was validated, and either found the best metric so far or is the last."""
+        metrics = [entry["metric"] for entry in self.checkpoints.history]
+        if metrics[-1] is None:
+            return False
+        is_last = engine.state.epoch == engine.state.max_epochs or bool(engine.should_terminate)
+        return is_last or metrics[-1] >= max(metric for metric in metrics if metric is not None)
 
     def _of_structures(self) -> dict[str, float]:
         return {
@@ -91,7 +115,13 @@ def _parameters(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in parameters.items()}
 
 
+def _opened(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
 class _TensorBoard:
+    takes_pictures = True
+
     def __init__(self, folder: Path, epochs_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -101,6 +131,10 @@ class _TensorBoard:
     def add(self, name: str, value: float, epoch: int) -> None:
         self.writer.add_scalar(name, value, epoch)
         # Else a point waits in memory, up to two minutes by default, and a killed run loses it
+        self.writer.flush()
+
+    def add_picture(self, name: str, png: bytes, epoch: int) -> None:
+        self.writer.add_image(name, np.asarray(_opened(png)), epoch, dataformats="HWC")
         self.writer.flush()
 
     def close(self) -> None:
@@ -121,6 +155,7 @@ class _MLflow:
             store = (folder / "mlflow").resolve()
             store.mkdir(parents=True, exist_ok=True)
             uri = store.as_uri()
+        self.takes_pictures = uri.startswith("file:")
         self.client = MlflowClient(tracking_uri=uri)
         self.run = self._run_id(folder.resolve(), uri)
         self.logged = set(self.client.get_run(self.run).data.params)
@@ -147,6 +182,9 @@ class _MLflow:
 
     def add(self, name: str, value: float, epoch: int) -> None:
         self.client.log_metric(self.run, name, value, step=epoch)
+
+    def add_picture(self, name: str, png: bytes, epoch: int) -> None:
+        self.client.log_image(self.run, _opened(png), f"{name}_epoch_{epoch:03d}.png")
 
     def close(self) -> None:
         self.client.set_terminated(self.run)

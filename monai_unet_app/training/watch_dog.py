@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ class WatchDog:
         patience: Validations in a row after which a finding is told.
         stop_after: Validations in a row without a voxel of some structure after which the training ends; 0: it goes on.
         stop_at: Value of the key metric with which the training is good enough; None: it goes on to its end.
+        stop_patience: Validations in a row without a better key metric after which the training ends; 0: it goes on.
     """
 
     validator: Any
@@ -32,32 +34,45 @@ class WatchDog:
     patience: int = 3
     stop_after: int = 6
     stop_at: float | None = None
+    stop_patience: int = 0
+    cases: list[list[float]] = field(default_factory=list, init=False)
+    """Dice of each structure of each case of the last validation, in its order; NaN where neither mask has a voxel."""
     per_class: dict[str, float] = field(default_factory=dict, init=False)
     """Mean Dice of each structure in the last validation; NaN where no case has it."""
 
     def __post_init__(self) -> None:
         self.nowhere = dict.fromkeys(self.labels, 0)
         self.best: tuple[float, float] | None = None  # metric and loss
-        self.worse = 0
+        self.worse = self.waited = 0
+        self.ended = False
         self._losses: list[float] = []
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer."""
         self.validator.add_event_handler(Events.STARTED, self._begin)
         self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._add_case)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._stay_ended)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._judge)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs."""
-        return {"nowhere": dict(self.nowhere), "best": self.best, "worse": self.worse}
+        names = ("nowhere", "best", "worse", "waited", "ended")
+        return {name: copy(getattr(self, name)) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.nowhere, self.best, self.worse = dict(state["nowhere"]), state["best"], state["worse"]
+        for name, value in state.items():
+            setattr(self, name, copy(value))
+
+    def _stay_ended(self, engine: Engine) -> None:
+        """A training that was ended early and is started again has nothing left to do."""
+        if self.ended:
+            engine.terminate()
 
     def _begin(self) -> None:
-        self._found, self._dice = np.zeros(len(self.labels)), list[list[float]]()
+        self._found = np.zeros(len(self.labels))
+        self.cases.clear()
 
     def _add_case(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -66,7 +81,7 @@ class WatchDog:
             both, found, true = ((mask.sum(1).cpu().numpy()) for mask in (pred & label, pred, label))
             self._found += found
             with np.errstate(invalid="ignore"):
-                self._dice.append((2 * both / (found + true)).tolist())
+                self.cases.append((2 * both / (found + true)).tolist())
 
     def _add_loss(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -79,7 +94,7 @@ class WatchDog:
         if state.epoch != engine.state.epoch or not state.metrics:  # this epoch was not validated
             self.per_class = {}
             return
-        table = np.array(self._dice)
+        table = np.array(self.cases)
         told = [column[~np.isnan(column)] for column in table.T]
         self.per_class = {
             name: float(column.mean()) if column.size else float("nan")
@@ -102,8 +117,10 @@ class WatchDog:
 
     def _judge_metric(self, metric: float, loss: float, engine: Engine) -> None:
         if self.best is None or metric > self.best[0]:
-            self.best, self.worse = (metric, loss), 0
-        elif metric < self.best[0] - APART and loss < self.best[1]:
+            self.best, self.worse, self.waited = (metric, loss), 0, 0
+        else:
+            self.waited += 1
+        if metric < self.best[0] - APART and loss < self.best[1]:
             self.worse += 1
         if self.worse >= self.patience:
             _warn(
@@ -111,8 +128,15 @@ class WatchDog:
                 f"{self.best[0]:.4f} to {metric:.4f}; more cases, more augmentation or fewer epochs are needed"
             )
         if self.stop_at is not None and metric >= self.stop_at:
-            _say(f"good enough: the metric is {metric:.4f}, and {self.stop_at} was asked for")
-            engine.terminate()
+            self._end_early(f"good enough: the metric is {metric:.4f}, and {self.stop_at} was asked for", engine)
+        elif self.stop_patience and self.waited >= self.stop_patience:
+            best = f"the best metric, {self.best[0]:.4f}, is {self.waited} validations old"
+            self._end_early(f"no gain: {best}, and a wait of {self.stop_patience} was asked for", engine)
+
+    def _end_early(self, text: str, engine: Engine) -> None:
+        _say(text)
+        self.ended = True
+        engine.terminate()
 
 
 def _say(text: str, style: str = "") -> None:

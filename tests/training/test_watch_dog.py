@@ -83,3 +83,27 @@ def test_good_enough_ends_the_training(capsys: pytest.CaptureFixture[str]) -> No
     assert trainer.state.epoch == 2
     assert after == ["saved", "saved", "delivered"]
     assert "good enough: the metric is 0.9100" in capsys.readouterr().err
+
+
+def test_a_training_without_gain_ends_after_the_patience(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = [0.5, 0.6, 0.6, 0.7, 0.69, 0.7, 0.65, 0.8]
+    _, trainer = run([TRUE] * 8, metrics, [1.0] * 8, stop_patience=3)
+    assert trainer.state.epoch == 7  # 0.7 of epoch 4 is three validations old
+    assert "no gain: the best metric, 0.7000, is 3 validations old" in capsys.readouterr().err
+    assert after[-1] == "delivered"
+    _, trainer = run([TRUE] * 8, metrics, [1.0] * 8, stop_patience=4)
+    assert trainer.state.epoch == 8
+    _, trainer = run([TRUE] * 8, [0.5] * 8, [1.0] * 8)  # by default it goes on
+    assert trainer.state.epoch == 8
+
+
+def test_a_resumed_training_waits_on_from_where_it_was() -> None:
+    dog, _ = run([TRUE] * 3, [0.7, 0.6, 0.6], [1.0] * 3, stop_patience=3)
+    _, trainer = run([TRUE] * 3, [0.6, 0.8, 0.8], [1.0] * 3, begin=dog.state_dict(), stop_patience=3)
+    assert trainer.state.epoch == 1
+
+
+def test_a_training_that_ended_early_has_nothing_left_to_do_when_it_is_started_again() -> None:
+    dog, _ = run([TRUE] * 3, [0.5, 0.95, 0.5], [1.0] * 3, stop_at=0.9)
+    run([TRUE] * 3, [0.5] * 3, [1.0] * 3, begin=dog.state_dict(), stop_at=0.9)
+    assert after == ["delivered"]
