@@ -116,18 +116,40 @@ class TrainingStep:
 
 
 def _loss(loss_function: Any, answers: Any, label: torch.Tensor) -> torch.Tensor:
-    """The loss of one answer (B, C, *window); the mean over a list of answers, each of which counts alike; or that of the heads
-    of deep supervision, stacked as (B, heads, C, *window), each of which counts half as much as the one before.
+    """The loss of one answer, or the weighted mean over several.
+
+    Args:
+        loss_function: Takes logits (B, C, *spatial) and a label, both float32.
+        answers: Logits (B, C, *window). Or a list or tuple of answers, each of which counts as much as its coarsest axis has of
+            the window's voxels: full-size answers count alike, and heads of deep supervision half as much on half the grid. Or
+            heads stacked as (B, heads, C, *window), each of which counts half as much as the one before.
+        label: Shape (B, 1 or C, *window). It is sampled at the nearest voxels for an answer on a coarser grid.
     """
     if isinstance(answers, list | tuple):
-        return torch.stack([_loss(loss_function, answer, label) for answer in answers]).mean()
+        losses = torch.stack([_loss(loss_function, answer, label) for answer in answers])
+        return _weighted_mean(losses, [_share_of_grid(answer, label) for answer in answers])
     if answers.dim() > label.dim():
-        weights = torch.tensor([0.5**n for n in range(answers.shape[1])], device=answers.device)
         losses = torch.stack([_loss(loss_function, head, label) for head in answers.unbind(1)])
-        return (losses * weights).sum() / weights.sum()
+        return _weighted_mean(losses, [0.5**n for n in range(answers.shape[1])])
+    # MONAI's clDice negates the label, and gives other values for uint8 than for float32
+    label = label.float()
+    if answers.shape[2:] != label.shape[2:]:
+        label = torch.nn.functional.interpolate(label, answers.shape[2:], mode="nearest-exact")
     # bfloat16 has 8 bits of precision, too few for the sums over voxels in a loss
     loss: torch.Tensor = loss_function(answers.float(), label).mean()
     return loss
+
+
+def _weighted_mean(losses: torch.Tensor, weights: list[float]) -> torch.Tensor:
+    shares = losses.new_tensor(weights)
+    return (losses * shares).sum() / shares.sum()
+
+
+def _share_of_grid(answer: Any, label: torch.Tensor) -> float:
+    """Voxels of an answer along its coarsest axis, as a part of the label's; 1 for a group of answers."""
+    if not isinstance(answer, torch.Tensor) or answer.dim() != label.dim():
+        return 1.0
+    return min(own / full for own, full in zip(answer.shape[2:], label.shape[2:], strict=True))
 
 
 class ValidationStep:

@@ -121,6 +121,31 @@ def test_answers_in_a_list_count_alike_and_heads_half_as_much_as_the_one_before(
     assert float(_loss(square, [heads, two], label)) == pytest.approx((2 + 4) / 2)
 
 
+def test_a_coarser_head_is_compared_with_the_nearest_voxels_and_counts_by_its_grid() -> None:
+    label = torch.zeros(1, 1, 4, 8)
+    label[..., :2, :4] = 1  # a quarter, which a coarser grid holds exactly
+    square = torch.nn.MSELoss()
+    small = torch.zeros(1, 1, 2, 4)
+    small[..., :1, :2] = 1
+    flat = torch.zeros(1, 1, 4, 2)  # a quarter of the columns, all rows
+    flat[..., :2, :1] = 1
+    assert float(_loss(square, [label, small, flat], label)) == 0
+    right = _loss(square, [label + 1, small, flat], label)
+    assert float(right) == pytest.approx(1 / (1 + 0.5 + 0.25))
+    assert float(_loss(square, (label, small + 2, flat), label)) == pytest.approx(0.5 * 4 / 1.75)
+    both = [[label, small + 2], [label + 1, small]]  # of two networks, which count alike
+    assert float(_loss(square, both, label)) == pytest.approx((0.5 * 4 / 1.5 + 1 / 1.5) / 2)
+
+
+def test_a_label_of_whole_numbers_gives_the_loss_of_the_same_label_in_floating_point() -> None:
+    from monai.losses import SoftclDiceLoss
+
+    logits, label = torch.randn(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    label[..., 2:7, 3:5] = 1
+    loss = SoftclDiceLoss(sigmoid=True)
+    assert float(_loss(loss, logits, label.to(torch.uint8))) == float(_loss(loss, logits, label))
+
+
 def test_networks_that_are_trained_together_learn_as_each_alone() -> None:
     torch.manual_seed(4)
     members = [torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(2)]
