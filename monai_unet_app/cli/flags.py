@@ -172,12 +172,18 @@ class Inspect(Labels, Reading):
     """Flags of `inspect`.
 
     Attributes:
-        data: images/ and labels/ in a folder, a folder of images, DICOM, or one file
+        data: images/ and labels/ in a folder, an nnU-Net or Decathlon folder, a folder of images, DICOM, a CSV or JSON list of
+            cases, or one file
         bundle: also check every case against the input rules and labels of this bundle
+        strict: also compare the cases with each other, as train and plan do: the same image twice, labels that are of another
+            image, exchanged structures, subjects on two sides of the plan
+        splits: with --strict, the plan of training, selection, calibration and test (default: the one that train would take)
     """
 
     data: Annotated[Place, Flag(names=("data",))]
     bundle: str | None = None
+    strict: bool = False
+    splits: Place | None = None
 
 
 class Plan(Labels, Device):

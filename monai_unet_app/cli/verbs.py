@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.data.case_files import CaseFiles
+    from monai_unet_app.data.strict import Place
 
 
 def bundles(options: Options) -> Answer:
@@ -53,8 +54,7 @@ def inspect(options: flags.Inspect) -> Answer:
     from dicom_io.coding import uncoded
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.case_files import named_series
-    from monai_unet_app.data.inspect import inspect_cases
-    from monai_unet_app.data.labels import AS_NUMBERED
+    from monai_unet_app.data.inspect import ANYTHING, Accepted, inspect_cases
     from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
 
     reading = common.read_options(options)
@@ -62,15 +62,11 @@ def inspect(options: flags.Inspect) -> Answer:
     verdicts = dicom_verdicts(options.data, reading)
     cases, problems = _find_to_inspect(options, reading, has_series=bool(verdicts))
     bundle = common.loaded_bundle(known.root) if known and cases else None
+    accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values) if bundle else ANYTHING
+    places, plan_problems = _strict_places(options, cases)
     with show.Steps("reading", len(cases)) as step:
-        fingerprint = inspect_cases(
-            cases,
-            bundle.rules if bundle else None,
-            bundle.label_values if bundle else None,
-            step,
-            reading,
-            values=bundle.file_values if bundle else AS_NUMBERED,
-        )
+        fingerprint = inspect_cases(cases, accepted, step, reading, places=places)
+    problems += plan_problems
     if bundle and (problem := uncoded(bundle.segments)):
         problems.append(problem)
     rows = with_cases(verdicts, cases, fingerprint.refusals, named_series(reading))
@@ -80,7 +76,13 @@ def inspect(options: flags.Inspect) -> Answer:
     answer = fingerprint.as_dict()
     answer["problems"] = [*problems, *answer["problems"]]
     answer["series"] = [row.as_dict() for row in rows]
-    refused = fingerprint.refused or any(row.is_bad for row in rows) or (problems and not cases)
+    refused = (
+        fingerprint.refused
+        or fingerprint.faults
+        or plan_problems
+        or any(row.is_bad for row in rows)
+        or (problems and not cases)
+    )
     return answer, EXIT_REFUSED if refused else EXIT_DONE
 
 
@@ -97,6 +99,23 @@ def _find_to_inspect(
         if not has_series and not (options.json and options.data.exists()):
             raise
         return [], [str(error)]
+
+
+def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[dict[str, Place] | None, list[str]]":
+    """Where the plan that `train` would take puts each case, None without --strict; and what is wrong with that plan."""
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.data.cases import places_of, plan_of
+
+    if not options.strict:
+        if options.splits:
+            raise UsageError("--splits is of use with --strict only; give --strict, or leave it out")
+        return None, []
+    own = bundle_files(options.bundle).root / "configs/splits.json" if options.bundle else None
+    told = options.splits or (own and own.is_file()) or any(case.listed and case.listed.partition for case in cases)
+    try:
+        return places_of(plan_of(cases, options.splits, own).values()) if cases else {}, []
+    except InputRefusedError as error:  # too few subjects to deal out are no fault of the data
+        return {}, [str(error)] if told else []
 
 
 def dicomize(options: flags.Dicomize) -> Answer:
@@ -208,6 +227,8 @@ def plan(options: flags.Plan) -> Answer:
     with show.Steps("reading", None) as step:
         made = plan_bundle(config, partial(seconds_of_a_window, device=options.device), step)
     write_plan(made, options.output)
+    for odd in made.fingerprint.to_look_at():
+        show.say(odd)
     shown = ("spacing_mm", "intensities", "window", "network_def", "mirror_axes", "ratios", "rotation", "epochs")
     rows = [(name, escape(str(made.values[name] or "none")), escape(made.reasons[name])) for name in shown]
     show.print_table(("what", show.folded("value"), show.folded("why")), rows)

@@ -364,17 +364,22 @@ def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, lab
         label_suffix: As in `find_cases`.
     """
     if is_datalist(Path(dataset_dir)):
-        return _listed_cases(Path(dataset_dir))
+        return listed_cases(Path(dataset_dir))
     return find_cases(
         *image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None), label_suffix
     )
 
 
-def _listed_cases(path: Path) -> list[CaseFiles]:
-    """The cases of a list, each with its label."""
+def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:
+    """The cases of a list.
+
+    Args:
+        path: A CSV or JSON file, as in `read_datalist`.
+        need_all: Refuse cases without a label.
+    """
     listed = read_datalist(path)
     unlabelled = [case.image.name for case in listed if case.label is None]
-    if unlabelled:
+    if unlabelled and need_all:
         raise InputRefusedError(
             f"{len(unlabelled)} of {len(listed)} case(s) of {path.name} have no label: {first_names(unlabelled)}; each needs "
             "one; add it or leave the case out"

@@ -1,6 +1,6 @@
 """Cases as MONAI's data lists: the subject and the partition of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +8,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset
 from monai_unet_app.data.case_files import CaseFiles, find_data, find_images, first_names
 from monai_unet_app.data.splits import Partition, SplitCase, check_subjects, deal_folds, make_split, read_splits
+from monai_unet_app.data.strict import Place
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
 
@@ -102,6 +103,21 @@ def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:
             plan[case.id] = SplitCase(case.id, subjects[case.id], listed.partition, fold)
     check_subjects(plan.values(), "the list of cases")
     return plan
+
+
+def places_of(plan: Iterable[SplitCase], *, by_folds: bool = False) -> dict[str, Place]:
+    """What each case must be kept apart from: the other partitions; the other folds and the test cases if folds are trained.
+
+    Args:
+        plan: The entry of each case.
+        by_folds: Whether folds are trained. They are also if every case is in the partition `train`.
+    """
+    entries = list(plan)
+    folds = by_folds or all(entry.partition == "train" for entry in entries)
+    return {
+        entry.id: Place(f"fold {entry.fold}" if folds and entry.partition != "test" else entry.partition, entry.subject)
+        for entry in entries
+    }
 
 
 def image_rows(folder: str | Path) -> list[dict[str, str]]:

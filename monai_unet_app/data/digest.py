@@ -48,7 +48,7 @@ def image_fingerprint(volume: Volume) -> str:
     deviation, are rounded to bytes. `same_image` recognises an image after compressing, renaming, reorienting, rescaling
     its values, or rounding them to integers of DICOM, but not after cropping or resampling.
     """
-    return _fingerprint(_in_ras(volume), volume.planar)
+    return _fingerprint(in_ras(volume), volume.planar)
 
 
 def seen_entry(row: Mapping[str, str]) -> dict[str, str]:
@@ -58,7 +58,7 @@ def seen_entry(row: Mapping[str, str]) -> dict[str, str]:
 
 def mirrored_fingerprints(volume: Volume) -> list[str]:
     """The fingerprints of the image and of its mirror images along any of its axes; that of the image is the first."""
-    array = _in_ras(volume)
+    array = in_ras(volume)
     axes = [axis for axis in range(3) if array.shape[axis] > 1]
     # The voxels are flipped, not the means: array_split makes the first blocks longer, so that the blocks of a mirror
     # image have other borders
@@ -75,7 +75,7 @@ def same_image(fingerprint: str, other: str) -> bool:
     return bool(np.abs(a - b).max() <= STEPS_APART)
 
 
-def _in_ras(volume: Volume) -> NDArray[Any]:
+def in_ras(volume: Volume) -> NDArray[Any]:
     """The mean over channels, shape (I, J, K), reoriented to RAS if the volume lies in the patient."""
     array: NDArray[Any] = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array
     # A NIfTI and the DICOM series made from it differ in the order of their axes; in RAS they do not (decision 11)

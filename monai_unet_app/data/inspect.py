@@ -1,14 +1,15 @@
 """The fingerprint of a data set, and everything that is wrong with it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import aff2axcodes, io_orientation
+from numpy.typing import NDArray
 
 from dicom_io.errors import DicomIoError
 from dicom_io.read import ReadOptions
@@ -21,15 +22,19 @@ from monai_unet_app.data.case_files import (
     find_cases,
     find_images,
     image_and_label_folders,
+    listed_cases,
     several_labels,
 )
 from monai_unet_app.data.cases import subjects_of
+from monai_unet_app.data.datalist import is_datalist
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, check_values, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
+from monai_unet_app.data.sketch import sketch_of
+from monai_unet_app.data.strict import MOST_CLASSES, Place, StrictCase, compare_cases
 from monai_unet_app.errors import InputRefusedError
 
-MOST_CLASSES = 30  # a label with higher values probably counts objects
+MOST_TOLD = 10
 PERCENTILES = (0.5, 50.0, 99.5)
 
 
@@ -62,6 +67,26 @@ class CaseFingerprint:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """What a bundle accepts.
+
+    Attributes:
+        rules: Its input rules; None accepts every readable image.
+        known: Label values that it knows; None accepts all.
+        values: What the values of label files stand for.
+        ignored: Its `ignore_label`, one of `known`.
+    """
+
+    rules: InputRules | None = None
+    known: tuple[int, ...] | None = None
+    values: FileValues = AS_NUMBERED
+    ignored: int | None = None
+
+
+ANYTHING = Accepted()
+
+
+@dataclass(frozen=True)
 class Fingerprint:
     """All cases that can be used, and the problems of the others.
 
@@ -69,11 +94,13 @@ class Fingerprint:
         cases: One entry for each usable case.
         refusals: Why a case cannot be used, by its id.
         odd: Unusual findings that may be right but should be looked at, one sentence each.
+        faults: Sure findings about several cases, on which nothing should be trained, one sentence each.
     """
 
     cases: tuple[CaseFingerprint, ...]
     refusals: Mapping[str, str]
     odd: tuple[str, ...]
+    faults: tuple[str, ...] = ()
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -83,7 +110,13 @@ class Fingerprint:
     @property
     def problems(self) -> tuple[str, ...]:
         """All problems, the refused cases first."""
-        return self.refused + self.odd
+        return self.refused + self.faults + self.odd
+
+    def to_look_at(self) -> tuple[str, ...]:
+        """The first of `odd`, and how to see the others, for a verb that goes on in spite of them."""
+        more = len(self.odd) - MOST_TOLD
+        last = (f"and {more} more to look at; monai-unet inspect --strict lists all",) if more > 0 else ()
+        return (*self.odd[:MOST_TOLD], *last)
 
     @property
     def label_values(self) -> frozenset[int]:
@@ -131,11 +164,14 @@ def find_to_inspect(
     """The cases of a folder, labelled or not, and one sentence for each label without an image.
 
     Args:
-        data: images/ and labels/ in a folder, a folder of images, DICOM, or one file.
+        data: images/ and labels/ or imagesTr/ and labelsTr/ in a folder, a folder of images, DICOM, a CSV or JSON list of
+            cases, or one file.
         labels: Folder of labels, if they lie apart.
         label_suffix: As in `find_cases`.
         series: As in `find_images`.
     """
+    if is_datalist(data):
+        return listed_cases(data, need_all=False), []
     images, labels = image_and_label_folders(data, labels)
     if labels is not None and not labels.is_dir() and not label_suffix:
         labels = None
@@ -165,38 +201,40 @@ def _with_own_label(case: CaseFiles) -> CaseFiles:
 
 def inspect_cases(
     cases: Sequence[CaseFiles],
-    rules: InputRules | None = None,
-    known: Iterable[int] | None = None,
+    accepted: Accepted = ANYTHING,
     step: Callable[[str], None] = lambda case_id: None,
     options: ReadOptions | None = None,
     *,
-    values: FileValues = AS_NUMBERED,
+    places: Mapping[str, Place] | None = None,
 ) -> Fingerprint:
     """Reads every case once.
 
     Args:
         cases: Images, with or without labels.
-        rules: A bundle's input rules; None accepts every readable image.
-        known: Label values that the bundle knows; None accepts all.
+        accepted: What a bundle accepts.
         step: Called with the id of each case when it has been read.
         options: How DICOM is read.
-        values: What the values of label files stand for.
+        places: For strict checks, which compare the cases with each other (`compare_cases`): where a plan puts each case, empty
+            without a plan. None for no strict checks.
     """
     usable: list[CaseFingerprint] = []
     refused: dict[str, str] = {}
+    strict: list[StrictCase] = []
     labelled = any(case.label is not None for case in cases)
     subjects = subjects_of(cases)
     for case in cases:
         try:
             # The image first: if it cannot be read, that is a better reason than an absent label
-            volume = _read_image(case, rules, options)
-            labels = _read_label(case, volume, known, values)
+            volume = _read_image(case, accepted.rules, options)
+            labels = _read_label(case, volume, accepted)
             fingerprint = _fingerprint(case.id, volume, labels, subjects[case.id])
             if labelled and case.label is None and not case.label_objects:
                 raise InputRefusedError(
                     "it has no label, other cases have; add one of the same name or move the image away"
                 )
             usable.append(fingerprint)
+            if places is not None:
+                strict.append(strict_case(fingerprint, volume, labels, places.get(case.id)))
         except InputRefusedError as error:
             refused[case.id] = case_message(case, error).removeprefix(f"{case.id}: ")
         step(case.id)
@@ -205,7 +243,9 @@ def inspect_cases(
         for case in cases
         if case.label is None and len(case.label_objects) > 1
     ]
-    return Fingerprint(tuple(usable), refused, (*several, *_oddities(usable)))
+    known = None if accepted.known is None else set(accepted.known) - {accepted.ignored}
+    found = compare_cases(strict, known)
+    return Fingerprint(tuple(usable), refused, (*several, *_oddities(usable), *found.odd), found.faults)
 
 
 def check_one_kind(fingerprint: Fingerprint) -> None:
@@ -233,7 +273,10 @@ def check_one_kind(fingerprint: Fingerprint) -> None:
 
 
 def check_cases(
-    rows: Sequence[Mapping[str, str]], bundle: Any, step: Callable[[str], None] = lambda case_id: None
+    rows: Sequence[Mapping[str, str]],
+    bundle: Any,
+    step: Callable[[str], None] = lambda case_id: None,
+    places: Mapping[str, Place] | None = None,
 ) -> Fingerprint:
     """Reads the cases. Raises InputRefusedError with a list of all on which this bundle cannot be trained or calibrated.
 
@@ -241,11 +284,13 @@ def check_cases(
         rows: {"id", "image", "label"} of each case.
         bundle: Its input rules and label values count, and its `ignore_label`: sizes and Dice need the whole truth.
         step: Called with the id of each case when it has been read.
+        places: As in `inspect_cases`.
     """
     cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
     ignored = bundle.ignore_label
-    readable = bundle.label_values if ignored is None else (*bundle.label_values, ignored)
-    fingerprint = inspect_cases(cases, bundle.rules, readable, step, values=bundle.file_values)
+    readable = tuple(bundle.label_values) if ignored is None else (*bundle.label_values, ignored)
+    accepted = Accepted(bundle.rules, readable, bundle.file_values, ignored)
+    fingerprint = inspect_cases(cases, accepted, step, places=places)
     refused = [*fingerprint.refused]
     refused += [
         f"{case.id}: its label holds the `ignore_label` {ignored}, which only evaluate leaves out; a class for every voxel is "
@@ -255,7 +300,45 @@ def check_cases(
     ]
     if refused:
         raise InputRefusedError(f"{len(refused)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(refused))
+    refuse_faults(fingerprint)
     return fingerprint
+
+
+def refuse_faults(fingerprint: Fingerprint) -> None:
+    """Raises InputRefusedError with all sure findings about several cases, if there are any."""
+    if fingerprint.faults:
+        listed = "\n  ".join(fingerprint.faults)
+        raise InputRefusedError(f"the cases cannot be used together ({len(fingerprint.faults)} fault(s)):\n  {listed}")
+
+
+def strict_case(seen: CaseFingerprint, volume: Volume, labels: Volume | None, place: Place | None = None) -> StrictCase:
+    """What is kept of a case for strict checks.
+
+    Args:
+        seen: Its properties.
+        volume: Its image.
+        labels: On the same grid.
+        place: Where a plan puts it.
+    """
+    return StrictCase(
+        id=seen.id,
+        sketch=sketch_of(volume, labels),
+        spacing=() if volume.planar else _along_patient(volume, np.array(volume.spacing_mm)),
+        extent=(
+            tuple(float(n) for n in volume.shape[:2])
+            if volume.planar
+            else _along_patient(volume, np.array(volume.spacing_mm) * volume.shape)
+        ),
+        values=frozenset(value for value in seen.class_size if value),
+        place=place,
+    )
+
+
+def _along_patient(volume: Volume, lengths: NDArray[np.float64]) -> tuple[float, ...]:
+    """Lengths along I, J, K as lengths along right-left, anterior-posterior, superior-inferior."""
+    result = np.zeros(3)
+    result[io_orientation(volume.affine_ras)[:, 0].astype(int)] = lengths
+    return tuple(float(length) for length in result)
 
 
 def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions | None) -> Volume:
@@ -267,12 +350,12 @@ def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions 
     return volume
 
 
-def _read_label(case: CaseFiles, volume: Volume, known: Iterable[int] | None, values: FileValues) -> Volume | None:
+def _read_label(case: CaseFiles, volume: Volume, accepted: Accepted) -> Volume | None:
     if case.label is None:
         return None
-    labels = read_labels(case.label, volume, values)
-    if known is not None:
-        check_values(labels, known, case.label.name)
+    labels = read_labels(case.label, volume, accepted.values)
+    if accepted.known is not None:
+        check_values(labels, accepted.known, case.label.name)
     return labels
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from monai_unet_app.data.case_files import CaseFiles, find_data
-from monai_unet_app.data.cases import plan_of
+from monai_unet_app.data.cases import places_of, plan_of
 from monai_unet_app.data.datalist import read_dataset_json
-from monai_unet_app.data.inspect import CaseFingerprint, Fingerprint, check_one_kind, inspect_cases
+from monai_unet_app.data.inspect import CaseFingerprint, Fingerprint, check_one_kind, inspect_cases, refuse_faults
 from monai_unet_app.data.naming import side_in
 from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.structures import OBJECTS, StatedStructure, named_values, stated_structures
@@ -123,8 +123,10 @@ def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = 
         )
     cases = find_data(config.data, config.labels, config.label_suffix)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
-    fingerprint = inspect_cases(cases, step=step)
+    plan = _plan(cases)
+    fingerprint = inspect_cases(cases, step=step, places=places_of(plan))
     check_one_kind(fingerprint)
+    refuse_faults(fingerprint)
     measured = fingerprint.cases
     _check_configuration(measured, config.configuration)
     names = config.structures or (facts.names if facts else {})
@@ -136,13 +138,13 @@ def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = 
     values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases)}
     splits = {
         "schema_version": "1.0",
-        "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in _places(cases)]}},
+        "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in plan]}},
     }
     reasons = {name: reasoned.reason for name, reasoned in decided.items()}
     return BundlePlan(values, reasons, structures, fingerprint, splits, stated)
 
 
-def _places(cases: Sequence[CaseFiles]) -> list[SplitCase]:
+def _plan(cases: Sequence[CaseFiles]) -> list[SplitCase]:
     """The partition and the fold of each case."""
     entries = list(plan_of(cases, None).values())
     told = any(case.listed and case.listed.partition for case in cases)

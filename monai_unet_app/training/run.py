@@ -10,9 +10,11 @@ from typing import Any
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.bundle_folder import NEEDED_FILES
 from monai_unet_app.config import resolve_device
-from monai_unet_app.data.cases import ALL, Fold, by_partition
+from monai_unet_app.data.case_files import find_data
+from monai_unet_app.data.cases import ALL, Fold, by_partition, places_of, plan_of
 from monai_unet_app.data.inspect import Fingerprint, check_cases
 from monai_unet_app.data.splits import FOLDS, Partition
+from monai_unet_app.data.strict import Place
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.identity import forget_template
@@ -128,8 +130,16 @@ def _folds_of(template: Bundle, run: TrainConfig) -> list[int]:
 
 
 def _rows(template: Bundle, run: TrainConfig) -> dict[Partition, list[dict[str, str]]]:
-    own_splits = template.root / "configs/splits.json"
-    return by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold, own_splits)
+    return by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold, _own_splits(template))
+
+
+def _places(template: Bundle, run: TrainConfig) -> dict[str, Place]:
+    plan = plan_of(find_data(run.data, run.labels, run.label_suffix), run.splits, _own_splits(template))
+    return places_of(plan.values(), by_folds=run.fold is not None)
+
+
+def _own_splits(template: Bundle) -> Path:
+    return template.root / "configs/splits.json"
 
 
 def _check(template: Bundle, run: TrainConfig, say: Callable[[str], None], watch: Watch) -> Fingerprint:
@@ -143,7 +153,9 @@ def _check(template: Bundle, run: TrainConfig, say: Callable[[str], None], watch
     everything = [row for rows in cases.values() for row in rows]
     say(f"reading and checking {len(everything)} case(s)")
     with watch("checking", len(everything)) as step:
-        measured = check_cases(everything, template, step)
+        measured = check_cases(everything, template, step, _places(template, run))
+    for line in measured.to_look_at():
+        say(line)
     _check_classes(template, run, measured)
     return measured
 

@@ -21,7 +21,7 @@ from dicom_io.volume import LPS_FROM_RAS, Provenance, Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data import inspect
 from monai_unet_app.data.case_files import CaseFiles
-from monai_unet_app.data.inspect import find_to_inspect, inspect_cases
+from monai_unet_app.data.inspect import Accepted, find_to_inspect, inspect_cases
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import validate, write_json
 from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
@@ -67,7 +67,7 @@ def test_everything_wrong_is_listed_and_the_good_cases_stay(tmp_path: Path) -> N
     write(tmp_path / "odd_l.nii.gz", lopsided_labels() * np.uint8(3))
     cases[4] = CaseFiles("bare", cases[4].image)
     told: list[str] = []
-    found = inspect_cases(cases, known=range(3), step=told.append)
+    found = inspect_cases(cases, Accepted(known=(0, 1, 2)), told.append)
     assert [seen.id for seen in found.cases] == ["good"]
     assert told == ["good", "cut", "moved", "odd", "bare"]
     assert [problem.split(":")[0] for problem in found.refused] == ["cut", "moved", "odd", "bare"]
@@ -77,7 +77,7 @@ def test_everything_wrong_is_listed_and_the_good_cases_stay(tmp_path: Path) -> N
 
 def test_a_bundles_rules_and_a_constant_image_refuse(tmp_path: Path) -> None:
     rules = InputRules(channels=1, spacing_mm=(0.5, 2.0))
-    assert "2.50 mm apart" in inspect_cases([case(tmp_path, "a")], rules).refused[0]
+    assert "2.50 mm apart" in inspect_cases([case(tmp_path, "a")], Accepted(rules)).refused[0]
     flat = CaseFiles("flat", write(tmp_path / "flat.nii.gz", np.full((3, 3, 3), 5, np.int16)))
     assert "every voxel is 5" in inspect_cases([flat]).refused[0]
 
