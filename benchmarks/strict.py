@@ -65,8 +65,8 @@ def measure(name: str, files: list[CaseFiles], number: int) -> None:
         hits = 0
         for n in some:
             image, label = spoil(*volumes[n]) if spoil else (volumes[n][0], fitted(other[n], volumes[n][1]))
-            changed = strict_case(found.cases[n], image, label)
-            copied = image is not volumes[n][0]
+            copied = image is not volumes[n][0]  # a copy has no label, else the same label standing twice would tell it
+            changed = strict_case(found.cases[n], image, None if copied else label)
             now = [*cases, renamed(changed)] if copied else [*cases[:n], changed, *cases[n + 1 :]]
             who = "copy" if copied else changed.id
             told = compare_cases(now)

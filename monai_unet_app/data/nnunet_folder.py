@@ -25,7 +25,7 @@ from PIL import Image
 from dicom_io.itk_files import direction_cosines
 from monai_unet_app.data.case_files import CaseFiles, first_names
 from monai_unet_app.data.datalist import LabelFacts
-from monai_unet_app.data.inspect import Fingerprint, check_one_kind, inspect_cases
+from monai_unet_app.data.inspect import Accepted, Fingerprint, check_one_kind, inspect_cases
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_label_numbers
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import MM_IN, NIFTI_ENDINGS, has_ending, read_volume
@@ -111,7 +111,7 @@ def write_nnunet_folder(
         )
     ignored = config.values.ignored
     known = (*range(len(config.structures) + 1), *([] if ignored is None else [ignored])) if config.structures else None
-    fingerprint = inspect_cases(cases, None, known, step, values=config.values)
+    fingerprint = inspect_cases(cases, Accepted(known=known, values=config.values), step)
     check_one_kind(fingerprint)
     numbering = _numbering(cases, fingerprint, config)
     channels = _channel_names(fingerprint, config)

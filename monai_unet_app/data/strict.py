@@ -1,7 +1,7 @@
 """What only a comparison of all cases shows: images that are there twice, labels of another image, structures exchanged.
 
 Every finding is one sentence: the cases, what was found, what to do. A fault is a finding that is sure, on which nothing should
-be trained; every other finding begins with "look at". The thresholds and what they find: docs/decisions/0048-*.md.
+be trained; every other finding begins with "look at". The thresholds and what they find: decision 0048.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -224,6 +224,16 @@ def _far_off(cases: Sequence[StrictCase]) -> list[str]:
     return sentences
 
 
+@dataclass(frozen=True)
+class _Change:
+    """A case before and after a change, and the others, in deviations from the median: shape (classes, features) each."""
+
+    text: str
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    rest: NDArray[np.float64]
+
+
 def _exchanged(cases: Sequence[StrictCase]) -> dict[str, str]:
     """Cases whose structures lie as those of the others do only after two are exchanged, or all are mirrored; by their id."""
     values = sorted({value for case in cases for value in case.values})
@@ -243,17 +253,17 @@ def _exchanged(cases: Sequence[StrictCase]) -> dict[str, str]:
         fits = []
         if _far_from(own[:, :4], rest[..., :4]):
             for name, mirror in _mirrors(case):
-                fits.append(
-                    (own[:, :4], (table[n] @ mirror - middle)[:, :4] / spread[:, :4], f"all structures mirrored {name}")
-                )
-        if _far_from(own, rest):
-            for a, b in combinations(range(len(values)), 2):
-                swapped = (_swapped(table[n], a, b) - middle) / spread
-                fits.append((own, swapped, f"classes {values[a]} and {values[b]} exchanged"))
+                mirrored = ((table[n] @ mirror - middle) / spread)[:, :4]
+                fits.append(_Change(f"all structures mirrored {name}", own[:, :4], mirrored, rest[..., :4]))
+        odd = np.flatnonzero(_distances(own[:, None]) > np.quantile(_distances(rest[:, :, None]), 0.9, axis=0))
+        for a, b in combinations(odd.tolist(), 2):
+            swapped, two = (table[n][[b, a]] - middle[[a, b]]) / spread[[a, b]], [a, b]
+            if _far_from(own[two], rest[:, two]):
+                fits.append(_Change(f"classes {values[a]} and {values[b]} exchanged", own[two], swapped, rest[:, two]))
         good = [
-            (float(_distances(changed)), text)
-            for before, changed, text in fits
-            if _distances(changed) < _distances(before) / 2 and not _far_from(changed, rest[..., : changed.shape[1]])
+            (float(_distances(fit.after)), fit.text)
+            for fit in fits
+            if _distances(fit.after) < _distances(fit.before) / 2 and not _far_from(fit.after, fit.rest)
         ]
         if good:
             sentences[case.id] = (
@@ -275,12 +285,6 @@ def _features(place: ClassPlace) -> tuple[float, ...]:
     return (*place.centre, float(np.log(place.share)), place.brightness)
 
 
-def _swapped(rows: NDArray[np.float64], a: int, b: int) -> NDArray[np.float64]:
-    order = list(range(len(rows)))
-    order[a], order[b] = b, a
-    return rows[order]
-
-
 def _mirrors(case: StrictCase) -> list[tuple[str, NDArray[np.float64]]]:
     """Along each axis of the image: its name, and the matrix that mirrors the features."""
     mirrors = []
@@ -296,8 +300,8 @@ def _axis_names(case: StrictCase) -> tuple[str, ...]:
 
 
 def _distances(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last two axes, classes and features, of how many deviations from the median, each of 6 at most."""
-    return np.asarray(np.minimum(np.abs(deviations), 6.0).mean(axis=(-2, -1)))
+    """Mean over the last two axes, classes and features, of how many deviations from the median, each of 8 at most."""
+    return np.asarray(np.minimum(np.abs(deviations), 8.0).mean(axis=(-2, -1)))
 
 
 def _misplaced(cases: Sequence[StrictCase], said: Collection[str]) -> list[str]:
