@@ -37,11 +37,13 @@ interop: $(VENV)/ready
 faults: $(VENV)/ready
 	$(BIN)/pytest -m faults tests/faults
 
-# the metrics against other packages, in an environment of their own: some ask for older versions than ours
+# the metrics against other packages, in an environment of their own: some ask for older versions than ours. Of nnU-Net only the check
+# of data sets, without what its networks need
 $(PEERS)/ready: pyproject.toml tests/peers/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH) --editable . --requirement tests/peers/requirements.txt
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps nnunetv2==2.8.1 batchgenerators==0.25.5 acvl_utils==0.2.6
 	touch $@
 
 peers-test: $(PEERS)/ready
