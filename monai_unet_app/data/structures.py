@@ -11,9 +11,9 @@ from dicom_io.reading.series import find_series, scan_files
 from dicom_io.rtstruct import region_names
 from dicom_io.seg import described_segments
 from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles
-from monai_unet_app.data.strict import MOST_CLASSES
 from monai_unet_app.data.naming import side_in, side_of
 from monai_unet_app.data.read import has_ending
+from monai_unet_app.data.strict import MOST_CLASSES
 from monai_unet_app.errors import InputRefusedError, refusing_as
 
 OBJECTS = 0
