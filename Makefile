@@ -44,6 +44,7 @@ $(PEERS)/ready: pyproject.toml tests/peers/requirements.txt
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH) --editable . --requirement tests/peers/requirements.txt
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps nnunetv2==2.8.1 batchgenerators==0.25.5 acvl_utils==0.2.6
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check blosc2==4.14.1
 	touch $@
 
 peers-test: $(PEERS)/ready

@@ -443,7 +443,9 @@ def _sample(rng: np.random.Generator, subject: str, number: int, kind: str) -> S
     far = 0.0 if sound else 12.0
     drawn = [
         value + width * (rng.normal() - far * sign)
-        for value, width, sign in zip(centre.values(), spread.values(), (1, 1, -1, -1, 0, -1, 1, 0), strict=True)
+        for value, width, sign in zip(
+            vars(centre).values(), vars(spread).values(), (1, 1, -1, -1, 0, -1, 1, 0), strict=True
+        )
     ]
     features = replace(centre, **dict(zip(vars(centre), drawn, strict=True)))
     return Sample(subject, kind, number, features, float(np.clip(rng.normal(0.88 if sound else 0.3, 0.05), 0, 1)))

@@ -427,9 +427,9 @@ def test_training_never_replaces_the_weights_of_another_bundle(
     run: Run, crop: Volume, tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     data, root = labelled(tmp_path / "data", crop), tiny_bundle()
-    for name in "cd":
-        for kind in ("images", "labels"):
-            (data / kind / f"{name}.nii.gz").write_bytes((data / kind / "a.nii.gz").read_bytes())
+    for number, name in enumerate("bcd", 1):  # one image in two partitions would be refused
+        write_nifti(data / "images" / f"{name}.nii.gz", crop.array + number, crop.affine_ras)
+        (data / "labels" / f"{name}.nii.gz").write_bytes((data / "labels/a.nii.gz").read_bytes())
     before = (root / "models/model.pt").read_bytes()
     answer = run("train", "--bundle", root, "--data", data, "--output", root, "--epochs", 1)
     assert answer.code == 2

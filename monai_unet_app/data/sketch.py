@@ -212,11 +212,14 @@ def fit_of(image: NDArray[np.generic], numbers: NDArray[np.generic]) -> Fit | No
     moves = _moves(axes)
     gradients = np.array([_gradient(smooth, points + move, axes) for move in moves])  # (moves, axes, points)
     lengths = (gradients**2).sum(axis=1)
+    inside = np.isfinite(lengths).any(axis=1)  # moves that leave some of the surface in the image
+    if not inside[0]:
+        return None
+    gradients, lengths, distance = gradients[inside], lengths[inside], np.abs(moves[inside]).max(axis=1)
     usual = float(np.nanmedian(lengths)) or float(np.nanmean(lengths)) or 1.0
     agreement = np.nanmean((gradients * normals).sum(axis=1) ** 2 / (lengths + usual), axis=1)
-    distance = np.abs(moves).max(axis=1)
     far = agreement[distance > 1]
-    if not far.max() > 0:
+    if not far.max(initial=0) > 0:
         return None
     return Fit(float(agreement[0] / far.mean()), float(agreement[distance <= 1].max() / far.max()))
 

@@ -85,7 +85,9 @@ Writer = Callable[[Volume, Volume, Path], None]
 def series_with_segs(folder: Path, write: Writer, count: int = 4) -> Path:
     for number in range(count):
         case = folder / f"case{number}"
-        write_mr_series(case / "mr", lopsided_array(SHAPE), oblique_affine(), header={"PatientID": f"P{number}"})
+        write_mr_series(
+            case / "mr", lopsided_array(SHAPE) + number, oblique_affine(), header={"PatientID": f"P{number}"}
+        )
         source = read_series(case / "mr")
         write(source.with_array(lopsided_labels(SHAPE)), source, case / "seg.dcm")
     return folder
