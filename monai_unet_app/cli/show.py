@@ -145,8 +145,13 @@ def _class_cell(value: float | None) -> str:
 
 
 def figures_table(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """The figures of a bundle's metadata before and now."""
+    """The figures of a bundle's metadata before and now; those out of fold, which are a block of their own, first."""
     rows = []
+    folds = [figures.get("out_of_fold", {}) for figures in (before, now)]
+    before, now = (
+        {f"{key}, out of fold": block for key, block in own.items()} | dict(figures)
+        for own, figures in zip(folds, (before, now), strict=True)
+    )
     for key in now:
         cells = [_figure(figures.get(key)) for figures in (before, now)] if isinstance(now[key], dict) else []
         if any(cells):

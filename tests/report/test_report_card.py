@@ -91,8 +91,9 @@ def test_figures_out_of_fold_lead_the_card_and_those_of_test_cases_follow(bundle
     with_folds(bundle, {0: "new_1", 1: "new_2"})
     folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1})
     before = load_bundle(bundle).eval_metrics
-    code, _, told = run("report", "--evaluation", folds, "--bundle", bundle)
+    code, said, told = run("report", "--evaluation", folds, "--bundle", bundle)
     assert code == 0, told
+    assert [cell.strip() for cell in said.split("dice, out of fold")[1].split("│")[1:3]] == ["-", "0.8750"]
     now = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
     assert {**now, "out_of_fold": 0} == {**before, "out_of_fold": 0}
     found = now["out_of_fold"]
