@@ -25,6 +25,7 @@ class PredictConfig:
 
     Attributes:
         tta: Average over the mirror images that the bundle was trained with.
+        elsewhere: The images are not from where the bundle was calibrated: intervals are the wider ones for such images.
         reading: For DICOM: the series and the time point to read, and the permitted repairs.
         memory_limit: Bytes that the process may take; None: what the machine, its control group and `ulimit` leave.
         on_plan: Called with a sentence about the memory that a large image will take, before its pixels are read.
@@ -34,6 +35,7 @@ class PredictConfig:
     reading: ReadOptions = field(default_factory=ReadOptions)
     memory_limit: float | None = None
     on_plan: Callable[[str], None] | None = field(default=None, compare=False)
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ def _info(case: Case) -> ResultInfo:
         settings=(
             ("device", bundle.device.type),
             ("tta", str(run.tta).lower()),
+            *([("elsewhere", "true")] if run.elsewhere else []),
             *repairs,
             *_image_setting(case.image),
         ),

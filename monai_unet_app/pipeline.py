@@ -144,6 +144,8 @@ def segment_case(
         item = preprocess(volume, bundle)
         windows = planner.windows(item["image"], volume)
     statements = None if fitting else read_confidence(bundle, setting)
+    if statements is not None and run.elsewhere:
+        statements = statements.elsewhere
     cuts = statements.cautious_cuts(bundle.segments) if statements is not None and keep == "cautious" else ()
     layer = LayerMeans()
     with timed(seconds, "predict"), planner.memory():

@@ -264,6 +264,7 @@ def _assessment(assessment: Assessment | None) -> dict[str, Any] | None:
         "verdict": assessment.verdict,
         "reasons": list(assessment.reasons),
         "interval_coverage": stated.sizes.coverage if stated.sizes else None,
+        **({"interval_images": "elsewhere"} if stated.is_elsewhere else {}),
         "dice_coverage": stated.gate.coverage if stated.gate else None,
         **({"dice_rank_correlation": round(fine.rank_correlation, 4)} if fine else {}),
         "shift": None if assessment.shift is None else round(assessment.shift, 4),

@@ -124,6 +124,9 @@ class _Observations:
         self.networks, self.bundle, self.run = networks, networks.bundle, run
         self.measured: list[StructureMeasurement] = []
         self.samples: list[Sample] = []
+        self.changed: list[
+            tuple[list[StructureMeasurement], list[Sample]]
+        ] = []  # of each corrupted image that is whole
         self.images: list[NDArray[np.float64]] = []
         self.subjects: list[str] = []
         self.touching: list[BorderContact] = []
@@ -172,10 +175,12 @@ class _Observations:
             # A crop cuts structures off. If only corrupted images did, the gate would take that for their fault.
             self._add_changed(row, SOUND, part, part)
         for corruption, moved in _corrupted(part, number, cases):
-            self._add_changed(row, corruption, part, moved)
+            self._add_changed(row, corruption, part, moved, whole=part is truth)
 
-    def _add_changed(self, row: Row, kind: str, truth: Segmentation, moved: Segmentation) -> None:
-        """Adds the samples of a crop or of a corrupted image; `moved` is the truth on it."""
+    def _add_changed(
+        self, row: Row, kind: str, truth: Segmentation, moved: Segmentation, *, whole: bool = False
+    ) -> None:
+        """Adds the samples of a crop or of a corrupted image; `moved` is the truth on it. Of a `whole` image the sizes, too."""
         try:
             # Features of such an image must not count as usual.
             result = segment_case(moved.image, self.networks.of(row), self.run, fitting=True)
@@ -186,7 +191,16 @@ class _Observations:
         pairs = zip(truth.structures, moved.structures, strict=True)
         lost = [before.voxels - after.voxels for before, after in pairs]
         is_smaller = moved.image.shape != truth.image.shape  # the part that was cut away is missing in the result
-        self.samples += _samples(row["subject"], kind, result, moved, lost if is_smaller else ())
+        samples = _samples(row["subject"], kind, result, moved, lost if is_smaller else ())
+        self.samples += samples
+        if whole and not is_smaller:
+            sizes = zip(result.segmentation.structures, moved.structures, strict=True)
+            unit, none = moved.image.voxel_size, np.empty(0)
+            measured = [
+                StructureMeasurement(row["subject"], found.number, found.expected_size, true.size, unit, none)
+                for found, true in sizes
+            ]
+            self.changed.append((measured, samples))
 
     def fitted(self, config: StatementConfig) -> Confidence:
         """The fitted statements."""
@@ -213,7 +227,28 @@ class _Observations:
                 fitted[name] = fit()
             except ValueError as error:
                 why_not[name] = str(error)
+        if sizes and fitted.get("gate"):
+            fitted |= self._elsewhere(sizes, of_wholes, fitted["gate"])
         return Confidence(sizes, of_wholes, risk, why_not=why_not, **fitted)
+
+    def _elsewhere(
+        self, sizes: SizeStatement, wholes: SizeStatement | None, gate: QualityGate
+    ) -> dict[str, SizeStatement]:
+        """Intervals for images from elsewhere: those of corrupted images whose results the gate accepts all the same."""
+        accepted = [
+            measured
+            for measured, samples in self.changed
+            if len(samples) == len(measured)
+            and all(gate.grade(sample.structure, sample.features).verdict == "accept" for sample in samples)
+        ]
+        rows = [row for measured in accepted for row in measured]
+        if len({row.subject for row in rows}) < subjects_needed(sizes.coverage):
+            return {}
+        stated = {"sizes_elsewhere": SizeStatement.fit(rows, sizes.coverage).not_narrower_than(sizes)}
+        if wholes:
+            of_wholes = SizeStatement.fit(statements.measure_wholes(rows, self.bundle.wholes), wholes.coverage)
+            stated["wholes_elsewhere"] = of_wholes.not_narrower_than(wholes)
+        return stated
 
 
 def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> list[Row]:
@@ -395,14 +430,19 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
     labels = {segment.number: segment.label for segment in bundle.segments}
     summary: dict[str, Any] = {"not_stated": dict(confidence.why_not)}
     if confidence.sizes:
-        stated = [(confidence.sizes, labels)]
-        if confidence.wholes:
-            stated.append((confidence.wholes, {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)}))
-        summary["sizes_off"] = {
-            "coverage": confidence.sizes.coverage,
-            "relative": {name: ends for sizes, names in stated for name, ends in _sizes_off(sizes, names).items()},
-            "kept": {names[n]: round(part, 4) for sizes, names in stated for n, part in (sizes.kept or {}).items()},
-        }
+        wholes = {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)}
+        for key, of in (("sizes_off", confidence), ("sizes_off_elsewhere", confidence.elsewhere)):
+            stated = [(sizes, names) for sizes, names in ((of.sizes, labels), (of.wholes, wholes)) if sizes]
+            if key == "sizes_off" or of.is_elsewhere:
+                summary[key] = {
+                    "coverage": confidence.sizes.coverage,
+                    "relative": {
+                        name: ends for sizes, names in stated for name, ends in _sizes_off(sizes, names).items()
+                    },
+                    "kept": {
+                        names[n]: round(part, 4) for sizes, names in stated for n, part in (sizes.kept or {}).items()
+                    },
+                }
     if confidence.risk:
         summary["mask_from"] = {
             "risk": confidence.risk.risk,

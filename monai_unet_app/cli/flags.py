@@ -280,12 +280,14 @@ class Evaluate(Cases):
         partition: which cases of the plan (default: only those that the bundle has not seen)
         folds: all cases but the test cases, each by the network of the fold that tests it
         output: folder for the report
+        elsewhere: the images are not from where the bundle was calibrated; intervals are wider
         targets: TOML file with target values (default: the bundle's own, or usual ones)
     """
 
     bundle: Text
     partition: Literal["train", "selection", "calibration", "test", "all"] | None = None
     folds: bool = False
+    elsewhere: bool = False
     output: Place
     targets: Place | None = None
 
@@ -383,6 +385,7 @@ class Predict(Reading, Device):
         dicomize: write a converted DICOM series for a NIfTI input
         uncoded: write DICOM results although structures have no SNOMED CT code; a private code says so
         tta: average over mirror images
+        elsewhere: the images are not from where the bundle was calibrated; intervals are wider
         memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
     """
 
@@ -402,4 +405,5 @@ class Predict(Reading, Device):
     dicomize: bool = False
     uncoded: bool = False
     tta: bool = False
+    elsewhere: bool = False
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None

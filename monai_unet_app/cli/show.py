@@ -183,13 +183,14 @@ def statements_table(statements: dict[str, Any]) -> None:
     """The statements of a bundle about its results, one line each."""
     rows: list[Sequence[str]] = []
     for setting, stated in statements.items():
-        if sizes_off := stated.get("sizes_off"):
-            intervals, kept = sizes_off["relative"].items(), sizes_off["kept"]
-            sizes = ", ".join(f"{name} {low:+.1%} to {high:+.1%}" for name, (low, high) in intervals)
-            rows.append((setting, f"true size, {sizes_off['coverage']:.0%} of subjects", sizes))
-            if kept:
-                parts = ", ".join(f"{name} {part:.0%}" for name, part in kept.items())
-                rows.append((setting, "so often kept by intervals fitted on others", parts))
+        for key, where in (("sizes_off", ""), ("sizes_off_elsewhere", ", images from elsewhere")):
+            if sizes_off := stated.get(key):
+                intervals, kept = sizes_off["relative"].items(), sizes_off["kept"]
+                sizes = ", ".join(f"{name} {low:+.1%} to {high:+.1%}" for name, (low, high) in intervals)
+                rows.append((setting, f"true size, {sizes_off['coverage']:.0%} of subjects{where}", sizes))
+                if kept and not where:
+                    parts = ", ".join(f"{name} {part:.0%}" for name, part in kept.items())
+                    rows.append((setting, "so often kept by intervals fitted on others", parts))
         if mask_from := stated.get("mask_from"):
             cuts = ((name, cut) for name, cut in mask_from.items() if name != "risk")
             masks = ", ".join(f"{name} from p = {cut}" if cut else f"{name}: none is safe" for name, cut in cuts)

@@ -324,7 +324,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
             bundle,
             LabelledCases(chosen.rows, options.source.resolve().name, chosen.note, chosen.seen, chosen.folds),
             options.output,
-            run=PredictConfig(tta=options.tta),
+            run=PredictConfig(tta=options.tta, elsewhere=options.elsewhere),
             targets=targets,
             each=step.measured,
         )
@@ -374,7 +374,7 @@ def predict(options: flags.Predict) -> Answer:
 
     formats, left_out = _formats(options, planar=False)
     outputs = OutputConfig(**common.set_fields(options, OutputConfig) | formats)
-    run = PredictConfig(options.tta, common.read_options(options), options.memory_limit, show.say)
+    run = PredictConfig(options.tta, common.read_options(options), options.memory_limit, show.say, options.elsewhere)
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; results would be cases next time; name another folder"

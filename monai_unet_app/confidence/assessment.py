@@ -171,13 +171,15 @@ def assess(confidence: Confidence, segmentation: Segmentation, image_features: A
     Raises:
         BundleError: The statements were fitted on another network.
     """
-    structures = segmentation.structures
-    features = describe_structures(segmentation) if confidence.gate else [None] * len(structures)
-    assessed = tuple(_assess_structure(confidence, *pair) for pair in zip(structures, features, strict=True))
     try:
         shift = confidence.shift.score(image_features) if confidence.shift and image_features is not None else None
     except ValueError as error:
         raise BundleError(f"{CONFIDENCE} does not belong to this bundle: {error}") from error
+    if confidence.shift and shift is not None and shift > confidence.shift.limit:
+        confidence = confidence.elsewhere
+    structures = segmentation.structures
+    features = describe_structures(segmentation) if confidence.gate else [None] * len(structures)
+    assessed = tuple(_assess_structure(confidence, *pair) for pair in zip(structures, features, strict=True))
     wholes = [
         _assess_whole(confidence, number, segmentation, assessed) for number in range(1, len(segmentation.wholes) + 1)
     ]

@@ -113,6 +113,15 @@ class SizeStatement(JsonDocument):
             intervals[number] = _interval_about_mean(log_ratios, [row.subject for row in rows], coverage)
         return cls(coverage, intervals, small, len({row.subject for row in measured}))
 
+    def not_narrower_than(self, other: "SizeStatement") -> "SizeStatement":
+        """These intervals; the other's for a structure of which they are narrower, or absent."""
+        ratios = {
+            number: own if own and usual and own[1] - own[0] >= usual[1] - usual[0] else usual
+            for number, usual in other.log_ratios.items()
+            for own in (self.log_ratios.get(number),)
+        }
+        return replace(self, log_ratios=ratios)
+
     def interval(self, structure: int, expected: float) -> tuple[float, float] | None:
         """(low, high) in the unit of `expected`; None where there is no statement about this structure."""
         ratios = self.log_ratios.get(structure)
@@ -184,6 +193,8 @@ class Confidence(JsonDocument):
         why_not: Name of an absent statement -> the reason.
         sizes, risk, gate, shift, border: The statements; None for a statement that the bundle does not make.
         wholes: Intervals for the structures that have parts, by number from 1 in the order of the bundle's wholes.
+        sizes_elsewhere, wholes_elsewhere: The same for images from elsewhere: of other scanners and hospitals than
+            the calibration's.
     """
 
     why_not: Mapping[str, str] = field(default_factory=dict, kw_only=True)
@@ -193,6 +204,20 @@ class Confidence(JsonDocument):
     gate: QualityGate | None = None
     shift: ShiftDetector | None = None
     border: BorderStatement | None = None
+    sizes_elsewhere: SizeStatement | None = None
+    wholes_elsewhere: SizeStatement | None = None
+
+    @property
+    def elsewhere(self) -> "Confidence":
+        """The statements about an image from elsewhere; these ones where the bundle states none."""
+        if self.sizes_elsewhere is None:
+            return self
+        return replace(self, sizes=self.sizes_elsewhere, wholes=self.wholes_elsewhere)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its intervals are those for images from elsewhere."""
+        return self.sizes is not None and self.sizes is self.sizes_elsewhere
 
     def cautious_cuts(self, segments: Sequence[Segment]) -> list[float]:
         """For each segment the probability threshold from which on little of it is missed.

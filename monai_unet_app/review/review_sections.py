@@ -71,6 +71,10 @@ def statements(case: ReviewedCase) -> list[str]:
             f"The image is {unlike} those that the model learned from (distance {assessment['shift']:.2g}, flagged above "
             f"{assessment['shift_limit']:.2g})."
         )
+    if (assessment or {}).get("interval_images"):
+        sentences.append(
+            "The intervals are the wider ones for images of other scanners and hospitals than the calibration's."
+        )
     if any("dice_at_least" in row and "predicted_dice" not in row for row in case.rows):
         correlation = (assessment or {}).get("dice_rank_correlation", 0)
         sentences.append(

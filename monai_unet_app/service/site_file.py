@@ -46,6 +46,7 @@ class Rule:
         destinations: Names of destinations of the site.
         sha256: Digest of the bundle; a bundle with another digest is not loaded. Empty: any bundle.
         tta: Average over mirror images.
+        elsewhere: The images are not from where the bundle was calibrated: intervals are wider.
         hold_review: Hold results with the verdict "review" until a reviewer accepts or releases them; otherwise they are
             delivered, and say so themselves. Results with the verdict "reject" are always held back.
         probabilities: Keep the probabilities of all classes beside the result; they are large.
@@ -63,6 +64,7 @@ class Rule:
     destinations: tuple[str, ...] = ()
     sha256: str = ""
     tta: bool = False
+    elsewhere: bool = False
     hold_review: bool = True
     probabilities: bool = False
     notice: bool = False

@@ -83,7 +83,9 @@ class Worker:
 
         self.site = site
         limit = _SHARE_OF_LIMIT * site.node.worker_gb * 1e9
-        self.runs = {rule.name: PredictConfig(tta=rule.tta, memory_limit=limit) for rule in site.rules}
+        self.runs = {
+            rule.name: PredictConfig(tta=rule.tta, elsewhere=rule.elsewhere, memory_limit=limit) for rule in site.rules
+        }
         self.bundles = {rule.name: _warm(rule, site.node.device, device) for rule in site.rules}
 
     @property

@@ -21,6 +21,7 @@ from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.quality import Grade
+from monai_unet_app.confidence.shift import ShiftDetector
 from monai_unet_app.confidence.statement_audit import (
     StructureOutcome,
     StructureTruth,
@@ -308,6 +309,42 @@ def test_risk_falls_as_less_is_kept_and_its_area_is_the_mean() -> None:
     assert risk == pytest.approx([0.1, 0.15, 0.4])
     assert area_under_risk_coverage([0.9, 0.2, 0.6], [0.1, 0.9, 0.2]) == pytest.approx((0.1 + 0.15 + 0.4) / 3)
     assert math.isnan(area_under_risk_coverage([], []))
+
+
+def test_an_image_from_elsewhere_has_the_wider_interval(tmp_path: Path, stated: Confidence) -> None:
+    usual = replace(stated, sizes=SizeStatement(0.9, {1: (-0.1, 0.1)}, 0.06, 20))
+    assert usual.elsewhere is usual  # nothing wider is stated
+    wide = replace(usual, sizes_elsewhere=SizeStatement(0.9, {1: (-0.2, 0.3)}, 0.06, 18))
+    document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": wide.document()}}
+    assert read_confidence(bundle_with(tmp_path, document), "plain").document() == wide.document()
+    mask = np.zeros(VOLUME.shape, bool)
+    mask[2:6, 2:6, 2:6] = True
+    result, size = exclusive(VOLUME, [mask], [mask.astype(np.float32)]), 64 * 0.006
+    detector = ShiftDetector.fit(list(np.random.default_rng(0).normal(size=(30, 4))), [str(n) for n in range(30)])
+    found = {
+        "as it came": assess(wide, result, None),
+        "named": assess(wide.elsewhere, result, None),
+        "like the training": assess(replace(wide, shift=detector), result, np.zeros(4)),
+        "unlike it": assess(replace(wide, shift=detector), result, np.full(4, 50.0)),
+    }
+    for name, one in found.items():
+        ends = (-0.2, 0.3) if name in ("named", "unlike it") else (-0.1, 0.1)
+        assert one.structures[0].size_interval == pytest.approx([(size + 0.06) * math.exp(end) - 0.06 for end in ends])
+        assert one.confidence.is_elsewhere == (name in ("named", "unlike it"))
+
+
+def test_no_structure_has_a_narrower_interval_elsewhere() -> None:
+    usual = SizeStatement(0.9, {1: (-0.1, 0.1), 2: (-0.1, 0.1), 3: None}, 0.06, 20)
+    wide = SizeStatement(0.9, {1: (-0.3, 0.1), 2: (-0.05, 0.05), 3: (-0.1, 0.1)}, 0.06, 20)
+    assert wide.not_narrower_than(usual).log_ratios == {1: (-0.3, 0.1), 2: (-0.1, 0.1), 3: None}
+
+
+def test_how_often_intervals_hold_is_counted_on_subjects_that_they_were_not_fitted_on() -> None:
+    rows = [off_by(n, 0.0) for n in range(20)]
+    assert SizeStatement.fit(rows, 0.9).kept == {1: 1.0}
+    # One subject far off: an interval fitted with 16 others does not reach it, and that of the others holds them
+    assert SizeStatement.fit([*rows, off_by(20, 2.0)], 0.9).kept == {1: pytest.approx(20 / 21)}
+    assert SizeStatement.fit(rows[:11], 0.9).kept is None  # 8 of 11 state nothing
 
 
 def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
