@@ -234,14 +234,14 @@ class _Observations:
     def _elsewhere(
         self, sizes: SizeStatement, wholes: SizeStatement | None, gate: QualityGate
     ) -> dict[str, SizeStatement]:
-        """Intervals for images from elsewhere: those of corrupted images whose results the gate accepts all the same."""
-        accepted = [
-            measured
+        """Intervals for images from elsewhere: those of corrupted images whose results look fine all the same."""
+        rows = [
+            row
             for measured, samples in self.changed
             if len(samples) == len(measured)
-            and all(gate.grade(sample.structure, sample.features).verdict == "accept" for sample in samples)
+            and all(gate.looks_fine(sample.structure, sample.features) for sample in samples)
+            for row in measured
         ]
-        rows = [row for measured in accepted for row in measured]
         if len({row.subject for row in rows}) < subjects_needed(sizes.coverage):
             return {}
         stated = {"sizes_elsewhere": SizeStatement.fit(rows, sizes.coverage).not_narrower_than(sizes)}

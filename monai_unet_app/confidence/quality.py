@@ -156,10 +156,14 @@ class QualityGate(JsonDocument):
 
     def _predicted(self, structure: int, features: Features) -> tuple[float, bool]:
         """The Dice expected of this structure, and whether the number tells better from worse."""
-        dice = self._dice_of_any(structure, features)
-        if self.fine is None or dice < max(FINE, self.fine.dice[structure] - NEAR):
-            return dice, True
-        return self.fine.predicted(structure, features), self.fine.is_worth_showing
+        if self.fine and self.looks_fine(structure, features):
+            return self.fine.predicted(structure, features), self.fine.is_worth_showing
+        return self._dice_of_any(structure, features), True
+
+    def looks_fine(self, structure: int, features: Features) -> bool:
+        """Whether nothing tells the result from those of sound images."""
+        usual = self.fine.dice[structure] if self.fine else 1.0
+        return self._dice_of_any(structure, features) >= max(FINE, usual - NEAR)
 
     def _dice_of_any(self, structure: int, features: Features) -> float:
         """As the gate was shown it, of sound and broken images alike."""
