@@ -1,7 +1,7 @@
 """The result of an image, gathered from pieces: labels, and what is kept of the probabilities."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from monai_unet_app.bundle import Bundle
 
 if TYPE_CHECKING:
     import torch
+    from monai.data import MetaTensor
 
     from monai_unet_app.inference.pieces import Piece
 
@@ -82,17 +83,21 @@ class Gathered:
             of_segments = probabilities[1:] if self.bundle.exclusive else probabilities
             self.cautious[box] = np.stack([p >= cut for p, cut in zip(of_segments, self.cuts, strict=True)])
 
-    def segmentation(self, tidy: Sequence[Any] = ()) -> Segmentation:
-        """The segmentation, after these transforms of the whole label map."""
-        labels = self._tidied(tidy) if tidy else self.labels
+    def segmentation(self, tidy: Sequence[Any] = (), preprocessed: "MetaTensor | None" = None) -> Segmentation:
+        """The segmentation, after these transforms of the whole label map; some need the preprocessed image."""
+        labels = self._tidied(tidy, preprocessed) if tidy else self.labels
         certainty = self.probabilities if self.certainty is None else self.certainty
         assert certainty is not None
         evidence = Evidence(certainty, self.uncertainty, self.expected, self.doubt)
         bundle, kept = self.bundle, self.probabilities if self.keep == "probabilities" else None
         return Segmentation(self.image, labels, bundle.segments, kept, bundle.wholes, evidence)
 
-    def _tidied(self, tidy: Sequence[Any]) -> NDArray[Any]:
-        labels = tidied(self.image, self.labels, tidy, exclusive=self.bundle.exclusive)
+    def _tidied(self, tidy: Sequence[Any], preprocessed: "MetaTensor | None") -> NDArray[Any]:
+        beside = {}
+        if preprocessed is not None:
+            assert self.probabilities is not None
+            beside = {"prob": on_tensor(np.asarray(self.probabilities), self.image), "image": preprocessed}
+        labels = tidied(self.image, self.labels, tidy, beside, exclusive=self.bundle.exclusive)
         if self.certainty is None:
             return labels
         assert self.probabilities is not None
@@ -103,22 +108,26 @@ class Gathered:
         return labels
 
 
-def tidied(image: Volume, labels: NDArray[Any], tidy: Sequence[Any], *, exclusive: bool) -> NDArray[Any]:
+def tidied(
+    image: Volume,
+    labels: NDArray[Any],
+    tidy: Sequence[Any],
+    beside: "Mapping[str, MetaTensor] | None" = None,
+    *,
+    exclusive: bool,
+) -> NDArray[Any]:
     """Labels on the grid of an image after these transforms of the whole label map; same shape and type.
 
     Args:
         image: Whose spacing in mm sizes of pieces are measured by.
         labels: Shape (I, J, K) of numbers if `exclusive`, else (S, I, J, K) of 0 and 1.
-        tidy: MONAI's transforms of the item "pred".
+        tidy: Transforms of the item "pred".
+        beside: Further items that they look at.
         exclusive: Whether a voxel has one label.
     """
-    import torch
-    from monai.data import MetaTensor
     from monai.transforms import Compose
 
-    flat = image.without_flat_axis(labels)
-    channels = torch.from_numpy((flat[None] if exclusive else flat).astype(np.float32))
-    item = {"pred": MetaTensor(channels, affine=torch.from_numpy(image.affine_ras.copy()))}
+    item = {**(beside or {}), "pred": on_tensor((labels[None] if exclusive else labels).astype(np.float32), image)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI's transforms call numpy and scikit-image in ways that those deprecate
         output = Compose(list(tidy))(item)["pred"]
@@ -149,6 +158,15 @@ def on_grid(box: tuple[slice, ...], volume: Volume) -> Box:
     """A box of a tensor's spatial axes as a box of the volume; a picture gets its third axis back."""
     i, j, k = (*box, slice(0, 1)) if volume.planar else box
     return i, j, k
+
+
+def on_tensor(array: NDArray[Any], volume: Volume) -> "MetaTensor":
+    """Channels (C, I, J, K) on a volume as a tensor (C, *spatial) with its place in RAS mm; a picture has two axes."""
+    import torch
+    from monai.data import MetaTensor
+
+    channels = torch.from_numpy(volume.without_flat_axis(array))
+    return MetaTensor(channels, affine=torch.from_numpy(volume.affine_ras.copy()))
 
 
 def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:

@@ -157,9 +157,10 @@ def segment_case(
             logits = StoredLogits(StoredRows(), item, result, bundle.uncalibrated_result)
             rows = logits.rows.kept(rows)
         gathered = Gathered.of(volume, bundle, finished(rows, item, result), keep, cuts)
+    preprocessed = item["image"] if result.fields else None
     del item, rows  # what follows needs the memory
     with timed(seconds, "postprocess"):
-        segmentation = gathered.segmentation(result.tidy)
+        segmentation = gathered.segmentation(result.tidy, preprocessed)
     features = None
     if fitting or (statements is not None and statements.shift is not None):
         image = image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])

@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
 from monai_unet_app.inference.halo import halo_voxels
+from monai_unet_app.inference.mean_field_crf import MeanFieldCRFd
 from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.thin import AveragesOfThinImages
 from monai_unet_app.inference.way_back import Box, WayBack, way_back
@@ -75,6 +76,11 @@ class ResultSteps:
     def repair(self) -> Compose:
         """What follows `Invertd` in `back`, and `decide`: both look at one voxel only."""
         return Compose([*(step for step in self.back if not isinstance(step, Invertd)), *self.decide])
+
+    @property
+    def fields(self) -> list[MeanFieldCRFd]:
+        """The random fields of `tidy`, which look at the probabilities and the image as well."""
+        return [step for step in self.tidy if isinstance(step, MeanFieldCRFd)]
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities (C, *box) of logits (C, *box) on the working grid, which are used up."""
