@@ -131,7 +131,7 @@ class Bundle(BundleFiles):
 
     def check_configs(self) -> None:
         """Raises BundleError if the configs contradict each other. Neither weights are read nor a network is built."""
-        _ = self.labels, self.wholes, self.windows
+        _ = self.labels, self.wholes, self.windows, self.thresholds
         sided = [segment.label for segment in self.segments if side_of(segment)]
         if not (sided and self.mirror_axes):
             return
@@ -211,6 +211,22 @@ class Bundle(BundleFiles):
         if str(self.parser.get("result")).replace(" ", "") == f"$@{'+@'.join(parts)}":
             return ResultSteps(*(self.part(name) for name in parts))
         return ResultSteps((), self.part("result"), (), (), named=False)
+
+    @cached_property
+    def thresholds(self) -> tuple[float, ...]:
+        """The probability from which on a voxel has a label, for each overlapping label: `thresholds`, or 0.5.
+
+        Exclusive classes have none. Raises BundleError if `thresholds` is not one number between 0 and 1 for each label.
+        """
+        if self.exclusive:
+            return ()
+        stated = self._optional("thresholds") or [0.5] * len(self.labels)
+        if len(stated) != len(self.labels) or not all(0 < value < 1 for value in stated):
+            raise BundleError(
+                f"{self.name}: `thresholds` is {stated}; a number between 0 and 1 for each of {len(self.labels)} label(s) is "
+                "needed; correct it, or calibrate the bundle again"
+            )
+        return tuple(map(float, stated))
 
     @property
     def no_calibration(self) -> dict[str, Any]:

@@ -305,7 +305,7 @@ def _size(volume: Volume, voxels: int) -> dict[str, float]:
 
 def structure_rows(case: Case) -> list[dict[str, Any]]:
     """A row for each structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
-    segmentation = case.segmentation
+    segmentation, thresholds = case.segmentation, dict(enumerate(case.bundle.thresholds, 1))
     return [
         {
             "number": structure.number,
@@ -314,6 +314,7 @@ def structure_rows(case: Case) -> list[dict[str, Any]]:
             "voxels": structure.voxels,
             **_size(case.image, structure.voxels),
             "mean_probability": None if structure.confidence is None else round(structure.confidence, 5),
+            **({"threshold": cut} if (cut := thresholds.get(structure.number, 0.5)) != 0.5 else {}),
             **_statements(case, structure.number),
         }
         for structure in segmentation.structures

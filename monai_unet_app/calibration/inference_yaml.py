@@ -52,13 +52,39 @@ def _yaml(value: float | int) -> str:
 
 
 TIDY_FREE = re.compile(r"^tidy: \[\].*$", re.MULTILINE)
-_CHOSEN = "tidy:  # chosen by monai-unet calibrate; with [] in its place it begins anew"
+_BY_US = "chosen by monai-unet calibrate"
+_CHOSEN = f"tidy:  # {_BY_US}; with [] in its place it begins anew"
 _CHOSEN_BLOCK = re.compile(rf"^{re.escape(_CHOSEN)}\n(?:(?:# \||- | +\S).*\n)*", re.MULTILINE)
 
+_DECIDE = "decide:\n- _target_: CopyItemsd\n  keys: pred\n  names: prob\n"
+_CUT = f"""- _target_: Lambdad  # {_BY_US}, with `thresholds`
+  keys: pred
+  func: "$lambda p: (p >= torch.tensor(@thresholds, device=p.device).reshape(-1, *[1] * (p.ndim - 1))).float()"
+"""
+_THRESHOLDS_LINE = re.compile(rf"^(?:# \| .*\n)?thresholds: \[.*\]  # {_BY_US}.*\n", re.MULTILINE)
 
-def without_chosen_tidy(text: str) -> str:
-    """The text of an inference.yaml with `tidy: []` in place of what `with_tidy` wrote."""
-    return _CHOSEN_BLOCK.sub("tidy: []\n", text)
+
+def without_chosen(text: str) -> str:
+    """The text of an inference.yaml without what `with_thresholds` wrote, and `tidy: []` for what `with_tidy` wrote."""
+    return _CHOSEN_BLOCK.sub("tidy: []\n", _THRESHOLDS_LINE.sub("", text).replace(_CUT, ""))
+
+
+def takes_thresholds(text: str) -> bool:
+    """Whether `decide` of an inference.yaml is as in our bundles, so that thresholds can be written into it."""
+    return text.count(f"\n{_DECIDE}") == 1 and re.search(r"^thresholds:", text, re.MULTILINE) is None
+
+
+def with_thresholds(text: str, thresholds: Sequence[float], reason: str) -> str:
+    """The text of an inference.yaml whose `decide` cuts the channel of each label at its own probability.
+
+    Raises:
+        BundleError: `decide` is none that thresholds can be written into.
+    """
+    if not takes_thresholds(text):
+        raise BundleError("inference.yaml has a `decide` of its own; that of our bundles is needed for thresholds")
+    values = ", ".join(np.format_float_positional(value, trim="0") for value in thresholds)
+    line = f"# | {reason}\nthresholds: [{values}]  # {_BY_US}: from this probability on a voxel has the label\n"
+    return text.replace(f"\n{_DECIDE}", f"\n{line}{_DECIDE}{_CUT}")
 
 
 def with_tidy(text: str, steps: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
@@ -73,7 +99,7 @@ def with_tidy(text: str, steps: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         lines += [
             f"{'-' if n == 0 else ' '} {name}: {json.dumps(value)}" for n, (name, value) in enumerate(step.items())
         ]
-    changed, count = TIDY_FREE.subn(lambda match: "\n".join(lines), without_chosen_tidy(text))
+    changed, count = TIDY_FREE.subn(lambda match: "\n".join(lines), text)
     if count != 1:
         raise BundleError(f"inference.yaml has {count} line(s) `tidy: []`; exactly one is needed")
     return changed

@@ -117,7 +117,8 @@ def _tidy(
     if not rows:
         return []
     with show.Steps("post-processing", len(rows)) as step:
-        trials = choose_tidy(Networks(load_bundle(bundle.root, bundle.device), chosen.folds), rows, step)
+        networks = Networks(load_bundle(bundle.root, bundle.device), chosen.folds)
+        trials = choose_tidy(networks, rows, step, random_fields=options.tidy == "crf")
     write_tidy(bundle.root, trials)
     taken = {True: "[green]taken[/green]", False: "not taken"}
     cells = [(escape(trial.what), gain_in_words(trial.gain), taken[trial.taken]) for trial in trials]

@@ -253,8 +253,8 @@ class Calibrate(Cases):
             left no case to calibrate)
         form: how the temperature depends on a voxel; keep: as the bundle has it; compare: only compare all known forms on
             the selection cases; choose: take the best form (default: keep)
-        tidy: post-processing of the labels; choose: take what surely helps on cases that the network has not seen; keep: leave
-            it as it is (default: choose)
+        tidy: post-processing of the labels; choose: take what surely helps on cases that the network has not seen; crf: try
+            conditional random fields, too; keep: leave it as it is (default: choose)
         tta: also fit the statements about averages over mirror images
         unchecked: keep a fit on fewer than 10 subjects, without the check on subjects that were left out
         coverage: coverage of intervals and bounds (default: 0.9)
@@ -265,7 +265,7 @@ class Calibrate(Cases):
     partition: Literal["calibration", "test", "all"] | None = None
     folds: bool = False
     form: Literal["keep", "compare", "choose"] = "keep"
-    tidy: Literal["choose", "keep"] = "choose"
+    tidy: Literal["choose", "crf", "keep"] = "choose"
     tta: bool = False
     unchecked: bool = False
     coverage: Share = 0.9

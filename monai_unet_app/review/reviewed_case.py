@@ -209,7 +209,8 @@ def read_segmentation(
     Raises:
         InputRefusedError: The file has another grid or other structures, or cannot be read.
     """
-    labels = volume.with_array(_label_array(path, volume, overlapping=not is_exclusive(document)))
+    cuts = () if is_exclusive(document) else [row.get("threshold", 0.5) for row in document["structures"]]
+    labels = volume.with_array(_label_array(path, volume, cuts))
     if labels.array.ndim == 4:
         if labels.array.shape[3] != len(segments):
             raise InputRefusedError(
@@ -231,16 +232,20 @@ def read_segmentation(
     return Segmentation.of_masks(volume, [labels.array == number for number in numbers], segments)
 
 
-def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray[Any]:
-    """Shape (I, J, K) with label values, or (I, J, K, S) with a channel for each structure."""
-    if path.suffix == ".dcm" and overlapping:
+def _label_array(path: Path, volume: Volume, cuts: Sequence[float]) -> NDArray[Any]:
+    """Shape (I, J, K) with label values, or (I, J, K, S) with a channel for each structure.
+
+    `cuts` are the probabilities from which on a voxel belongs to each of structures that may overlap.
+    """
+    if path.suffix == ".dcm" and cuts:
         with refusing_as(path.name):
             if "SegmentSequence" in load_dataset(path, with_pixels=False):
                 channels = read_segments(path, volume).array
-                # A FRACTIONAL SEG holds probabilities; 0.5 is the threshold by which the labels were decided
-                return channels >= 0.5 if channels.dtype.kind == "f" else channels
+                # A FRACTIONAL SEG holds probabilities; by these the labels were decided
+                fractional = channels.dtype.kind == "f" and channels.shape[3] == len(cuts)
+                return channels >= np.asarray(cuts, np.float32) if fractional else channels
             return read_regions(path, volume).array
-    if overlapping and path.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha")):
+    if cuts and path.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha")):
         stored = read_volume(path)
         if stored.array.ndim == 4:
             check_same_place(stored, volume, path.name)

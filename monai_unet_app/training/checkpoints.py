@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE
-from monai_unet_app.calibration.inference_yaml import read_text, without_chosen_tidy, write_parameters, write_text
+from monai_unet_app.calibration.inference_yaml import read_text, without_chosen, write_parameters, write_text
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.replay import ReplayLoader
@@ -171,7 +171,7 @@ def forget_figures(root: Path) -> None:
     for name in ("calibration", "calibration_tta"):
         if name in bundle.parser.get():
             write_parameters(root / INFERENCE, bundle.no_calibration, name)
-    write_text(root / INFERENCE, without_chosen_tidy(read_text(root / INFERENCE)))
+    write_text(root / INFERENCE, without_chosen(read_text(root / INFERENCE)))
     for stale in (root / "models" / CALIBRATION_RECORD, root / CONFIDENCE, root / OUT_OF_FOLD):
         stale.unlink(missing_ok=True)
     metadata = json.loads((root / "configs/metadata.json").read_text())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_unet_app.calibration.inference_yaml import without_chosen_tidy
+from monai_unet_app.calibration.inference_yaml import without_chosen
 from monai_unet_app.data.digest import dataset_sha256, seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
@@ -75,7 +75,7 @@ def recipe_sha256(configs: Sequence[str | Path], *, comments: bool = True) -> st
         configs: The files in their order.
         comments: Whether lines that are comments count.
     """
-    texts = (without_chosen_tidy(Path(file).read_text(encoding="utf-8")) for file in configs)
+    texts = (without_chosen(Path(file).read_text(encoding="utf-8")) for file in configs)
     recipe = "".join(re.sub(r"^calibration(_tta)?: .*$", "", text, flags=re.MULTILINE) for text in texts)
     if not comments:
         recipe = re.sub(r"^ *#.*\n", "", recipe, flags=re.MULTILINE)

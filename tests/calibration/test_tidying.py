@@ -18,7 +18,7 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration import tidying
-from monai_unet_app.calibration.inference_yaml import with_tidy, without_chosen_tidy
+from monai_unet_app.calibration.inference_yaml import with_tidy, without_chosen
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError
@@ -52,11 +52,12 @@ def tries(bundle: Bundle, rows: list[Row], spoil: Spoil, monkeypatch: pytest.Mon
         number = next(turn)
         labels = read_reference(rows[number], volume, network).labels.astype(np.uint8)
         spoil(labels, number)
-        return SimpleNamespace(segmentation=Segmentation(volume, labels, network.segments))
+        probabilities = None if network.exclusive else labels.astype(np.float32)
+        return SimpleNamespace(segmentation=Segmentation(volume, labels, network.segments, probabilities))
 
     monkeypatch.setattr(tidying, "segment_case", answer)
     trials = tidying.choose_tidy(Networks(bundle, {}), rows)
-    return {trial.step["_target_"]: trial for trial in trials}
+    return {trial.step.get("_target_", "thresholds").replace("Lambdad", trial.what[:7]): trial for trial in trials}
 
 
 def test_stray_pieces_of_one_structure(volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +187,79 @@ def test_a_structure_that_no_case_has_does_not_stop_the_choice(
 
 def test_post_processing_of_the_owner_stays() -> None:
     own = "tidy:\n- _target_: FillHolesd\n  keys: pred\nresult: x\n"
-    assert without_chosen_tidy(own) == own
+    assert without_chosen(own) == own
     with pytest.raises(BundleError, match=r"0 line\(s\)"):
         with_tidy(own, [("why", {"_target_": "FillHolesd", "keys": "pred"})])
+
+
+def answering(
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[Row],
+    probabilities: Callable[[NDArray[np.uint8], int], NDArray[np.float64]],
+) -> None:
+    """Results with probabilities that are made of the truth and the number of the case."""
+    turn = iter(range(len(rows)))
+
+    def answer(volume: Volume, network: Bundle, **settings: object) -> SimpleNamespace:
+        number = next(turn)
+        p = probabilities(read_reference(rows[number], volume, network).labels, number).astype(np.float32)
+        labels = p.argmax(0) if network.exclusive else p >= 0.5
+        return SimpleNamespace(segmentation=Segmentation(volume, labels.astype(np.uint8), network.segments, p))
+
+    monkeypatch.setattr(tidying, "segment_case", answer)
+
+
+@pytest.mark.parametrize("surely", [True, False])
+def test_a_threshold_is_taken_where_it_surely_helps(
+    surely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle")
+    before = (bundle.root / "configs/inference.yaml").read_bytes()
+
+    def probabilities(truth: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
+        # Of each picture, or of one in eight, the network is 0.45 sure of the left half; it is 0.35 sure where nothing is
+        found = np.where(truth > 0, 0.9, 0.35)
+        if surely or number == 0:
+            found[:, : truth.shape[1] // 2][truth[:, : truth.shape[1] // 2] > 0] = 0.45
+        return found
+
+    answering(monkeypatch, rows, probabilities)
+    trials = tidying.choose_tidy(Networks(bundle, {}), rows)
+    (threshold,) = [trial for trial in trials if "thresholds" in trial.step]
+    assert threshold.taken == surely
+    tidying.write_tidy(bundle.root, trials)
+    if not surely:
+        assert (bundle.root / "configs/inference.yaml").read_bytes() == before
+        return
+    assert load_bundle(bundle.root).thresholds == pytest.approx((0.402,), abs=1e-4)
+    found = []
+    for row in rows:
+        truth = read_reference(row, image_of(row), bundle).labels > 0
+        right = np.count_nonzero(truth[:, truth.shape[1] // 2 :])
+        found.append(2 * right / (right + truth.sum()))
+    assert threshold.gain.value == pytest.approx(1 - np.mean(found))
+    assert not any(trial.taken for trial in trials if trial is not threshold)  # nothing is left to do
+    assert tidying.begin_anew(bundle.root)
+    assert (bundle.root / "configs/inference.yaml").read_bytes() == before
+
+
+def test_a_random_field_is_tried_on_request_and_taken_where_it_surely_helps(
+    volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, rows = volumes
+
+    def probabilities(truth: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
+        sure = np.where(
+            np.random.default_rng(number).random(truth.shape) < 0.1, 0.45, 0.9
+        )  # 0.45: another class is more
+        right = truth[None] == np.arange(3)[:, None, None, None]
+        other = np.roll(right, 1, axis=0)
+        return right * sure + other * (1 - sure)
+
+    answering(monkeypatch, rows, probabilities)
+    assert not any("MeanField" in str(trial.step) for trial in tidying.choose_tidy(Networks(bundle, {}), rows))
+    answering(monkeypatch, rows, probabilities)
+    field = tidying.choose_tidy(Networks(bundle, {}), rows, random_fields=True)[0]
+    assert field.taken
+    assert field.step["_target_"].endswith("MeanFieldCRFd")
+    assert field.gain.low > 0.1

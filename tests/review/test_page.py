@@ -19,8 +19,10 @@ from result_phantoms import RESULT
 from review_cases import Delivered, deliver, result_document
 
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, MapMeaning, write_parametric_map
+from dicom_io.seg import write_seg
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app.calibration.tidy_steps import THRESHOLDS
 from monai_unet_app.cli import main
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import read_volume
@@ -501,6 +503,22 @@ def test_structures_that_overlap_have_a_layer_each(delivered: Delivered, tmp_pat
         assert np.array_equal(
             np.asanyarray(found.layer(f"mask-{number}").dataobj) == number, lopsided_labels() == number
         )
+
+
+def test_a_fractional_seg_is_cut_at_the_thresholds_of_the_record(delivered: Delivered, tmp_path: Path) -> None:
+    p = np.random.default_rng(3).random((*delivered.volume.shape, 2), np.float32)
+    masks = p >= np.array(THRESHOLDS[1:3], np.float32)
+    rows = json.loads(delivered.result.read_text())["structures"]
+    changes = [
+        {"channel": n, "voxels": int(masks[..., n].sum()), "threshold": THRESHOLDS[1 + n]} for n in range(len(rows))
+    ]
+    overlapping = [row | change for row, change in zip(rows, changes, strict=True)]
+    record = altered(delivered, tmp_path, structures=overlapping, files={"seg": "case_seg.dcm"})
+    write_seg(
+        delivered.volume.with_array(p), delivered.volume, tmp_path / "case_seg.dcm", RESULT, encoding="fractional"
+    )
+    reviewed = read_reviewed(record, delivered.volume)
+    np.testing.assert_array_equal(reviewed.segmentation.labels, np.moveaxis(masks, -1, 0))
 
 
 def test_a_picture_is_shown_as_it_is(tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""Steps of post-processing and thresholds do what they say, box by box and in `monai.bundle run` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import scipy.ndimage
+from monai.bundle import ConfigWorkflow
+from numpy.typing import NDArray
+from PIL import Image
+from small_data import drawn_eyes, few_examples, set_calibration
+
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.calibration.inference_yaml import (
+    read_text,
+    takes_thresholds,
+    with_thresholds,
+    with_tidy,
+    without_chosen,
+    write_text,
+)
+from monai_unet_app.calibration.tidy_steps import Step, Steps, built, random_field
+from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.gathering import tidied
+from monai_unet_app.inference import mean_field_crf, pieces
+from monai_unet_app.pipeline import segment_case
+from monai_unet_app.results import structure_rows
+from monai_unet_app.training.record import recipe_sha256
+
+SQUARE = np.ones((3, 3, 3), bool)
+
+
+def blobs(count: int, shape: tuple[int, ...] = (22, 19, 14), part: float = 0.35) -> NDArray[np.uint8]:
+    """Lopsided labels up to `count`, with bridges, specks and holes."""
+    noise = scipy.ndimage.gaussian_filter(np.random.default_rng(5).normal(size=shape), 1.0)
+    labels = np.digitize(noise, np.quantile(noise, np.linspace(1 - part, 1, count + 1)[:-1]))
+    return labels.astype(np.uint8)
+
+
+def opened(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    eroded = scipy.ndimage.binary_erosion(mask, SQUARE, border_value=1)
+    return np.asarray(scipy.ndimage.binary_dilation(eroded, SQUARE))
+
+
+def closed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(scipy.ndimage.binary_erosion(scipy.ndimage.binary_dilation(mask, SQUARE), SQUARE, border_value=1))
+
+
+def test_opening_and_closing_of_label_maps_are_those_of_scipy() -> None:
+    volume = Volume(np.zeros((22, 19, 14), np.float32), np.eye(4))
+    labels, steps = blobs(3), Steps(exclusive=True, channels=3)
+    expected = labels.copy()
+    for n in (1, 3):
+        expected[(labels == n) & ~opened(labels == n)] = 0
+    got = tidied(volume, labels, built([steps.opened([1, 3])]), exclusive=True)
+    np.testing.assert_array_equal(got, expected)
+    assert 0 < (got != labels).sum() < (labels > 0).sum()
+    expected = labels.copy()
+    for n in (1, 2):
+        expected[(expected == 0) & closed(expected == n)] = n
+    got = tidied(volume, labels, built([steps.closed([1, 2])]), exclusive=True)
+    np.testing.assert_array_equal(got, expected)
+    assert (got != labels).any()
+
+
+def test_opening_and_closing_of_channels_leave_the_other_channels_alone() -> None:
+    volume = Volume(np.zeros((22, 19, 14), np.float32), np.eye(4))
+    labels, steps = np.stack([blobs(2) == 1, blobs(2) == 2, blobs(1) == 1]).astype(np.uint8), Steps(False, 3)
+    for step, other in ((steps.opened, opened), (steps.closed, closed)):
+        got = tidied(volume, labels, built([step([1, 3])]), exclusive=False)
+        expected = np.stack([other(labels[0] > 0), labels[1], other(labels[2] > 0)])
+        np.testing.assert_array_equal(got, expected)
+        assert (got != labels).any()
+
+
+def write(root: Path, steps: Sequence[Step] = (), thresholds: Sequence[float] = ()) -> Path:
+    file = root / "configs/inference.yaml"
+    text = read_text(file)
+    if thresholds:
+        text = with_thresholds(text, thresholds, "why")
+    write_text(file, with_tidy(text, [("why", step) for step in steps]))
+    return root
+
+
+def by_monai(root: Path, data: Path, output: Path) -> Path:
+    """The folder with what `python -m monai.bundle run` writes."""
+    workflow = ConfigWorkflow(
+        config_file=str(root / "configs/inference.yaml"),
+        meta_file=str(root / "configs/metadata.json"),
+        logging_file=False,
+        workflow_type="inference",
+        bundle_root=str(root),
+        dataset_dir=str(data),
+        output_dir=str(output),
+        device="$torch.device('cpu')",
+    )
+    workflow.initialize()
+    workflow.run()
+    return output
+
+
+def median_probability(root: Path, image: Path) -> float:
+    found = segment_case(image, load_bundle(root), keep="probabilities").segmentation
+    return float(np.median(np.asarray(found.probabilities)))
+
+
+def test_a_threshold_cuts_alike_box_by_box_and_in_monai_bundle_run(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.3, -0.7)
+    eye = drawn_eyes(tmp_path / "eyes", 1) / "eye_1.png"
+    (tmp_path / "eyes/eye_1_1stHO.png").unlink()
+    cut = round(median_probability(root, eye), 4)
+    plain, stated = segment_case(eye, load_bundle(root)).segmentation.labels, fitted_to(load_bundle(root), "plain")
+    write(root, [Steps(exclusive=False, channels=1).opened([1])], [cut])
+    bundle = load_bundle(root)
+    assert bundle.thresholds == (cut,)
+    assert fitted_to(bundle, "plain") != stated
+    case = segment_case(eye, bundle, keep="probabilities")
+    probability = np.asarray(case.segmentation.probabilities)[0, ..., 0]
+    expected = scipy.ndimage.binary_dilation(
+        scipy.ndimage.binary_erosion(probability >= np.float32(cut), SQUARE[0], border_value=1), SQUARE[0]
+    )
+    np.testing.assert_array_equal(case.segmentation.labels[0, ..., 0], expected)
+    assert not np.array_equal(case.segmentation.labels, plain)
+    assert [row["threshold"] for row in structure_rows(case)] == [cut]
+    out = by_monai(root, tmp_path / "eyes", tmp_path / "out")
+    written = np.asarray(Image.open(out / "eye_1_seg.png")).T > 0
+    np.testing.assert_array_equal(written, expected)
+    monkeypatch.setattr(pieces.pieces, "__defaults__", (None, 200_000))
+    np.testing.assert_array_equal(segment_case(eye, bundle).segmentation.labels, case.segmentation.labels)
+
+
+def test_post_processing_of_volumes_is_alike_in_monai_bundle_run(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = set_calibration(tiny_bundle("hippocampus_mri_unet3d"), 0.3, -0.9)
+    data = few_examples(tmp_path / "data", ("hippocampus_003",)) / "images"
+    image = data / "hippocampus_003.nii.gz"
+    plain = segment_case(image, load_bundle(root)).segmentation.labels
+    steps = Steps(exclusive=True, channels=2)
+    write(root, [random_field((4.0, 0.5, 3.0), 1.0), steps.opened([1]), steps.closed([1, 2])])
+    expected = segment_case(image, load_bundle(root)).segmentation
+    assert (expected.labels != plain).any()
+    assert len(np.unique(expected.labels)) > 1
+    (path,) = by_monai(root, data, tmp_path / "out").glob("*_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj), expected.labels)
+
+
+def test_a_field_that_does_not_fit_is_refused_before_the_network_runs(
+    tiny_bundle: Callable[[str], Path], crop: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write(tiny_bundle("hippocampus_mri_unet3d"), [random_field((1.0, 0.5, 1.0), 1.0)])
+    monkeypatch.setattr(mean_field_crf, "MOST_BYTES", 1_000_000)
+    windows: list[int] = []
+    with pytest.raises(InputRefusedError, match="34 x 48 x 33 voxels need"):
+        segment_case(crop, load_bundle(root), None, lambda n, _: windows.append(n))
+    assert not windows
+
+
+def test_thresholds_are_taken_out_again_to_the_byte(tiny_bundle: Callable[[str], Path]) -> None:
+    root = tiny_bundle("retina_vessel_unet2d")
+    config = root / "configs/inference.yaml"
+    before, recipe = config.read_text(), recipe_sha256([config])
+    write(root, [Steps(exclusive=False, channels=1).closed([1])], [102.5 / 255])
+    assert config.read_text() != before
+    assert not takes_thresholds(config.read_text())
+    assert recipe_sha256([config]) == recipe
+    assert without_chosen(config.read_text()) == before
+    with pytest.raises(BundleError, match="`decide` of its own"):
+        with_thresholds(before.replace("  names: prob\n", "  names: [prob]\n"), [0.3], "why")
+
+
+def test_thresholds_that_are_none_are_refused(tiny_bundle: Callable[[str], Path]) -> None:
+    root = write(tiny_bundle("retina_vessel_unet2d"), thresholds=[0.4, 0.6])
+    with pytest.raises(BundleError, match=r"a number between 0 and 1 for each of 1 label"):
+        load_bundle(root).check_configs()
+    assert load_bundle(tiny_bundle("hippocampus_mri_unet3d")).thresholds == ()
