@@ -84,6 +84,14 @@ class Bundle(BundleFiles):
         trained = (int(path.parts[-3]) for path in self.root.glob("folds/[0-9]/models/model.pt"))
         return tuple(map(self.of_fold, sorted(trained)))
 
+    @property
+    def values_of_fold(self) -> Mapping[str, Any]:
+        """`of_fold` in `inference.yaml`: values that replace others where the network of one fold is meant.
+
+        Empty for the bundle's own network, and where that is a single network as those of the folds are.
+        """
+        return {} if self.fold is None else self.inference_document.get("of_fold") or {}
+
     @cached_property
     def parser(self) -> "ConfigParser":
         """`inference.yaml` as MONAI parses it, with the overrides."""
@@ -94,7 +102,8 @@ class Bundle(BundleFiles):
             warnings.simplefilter("ignore")  # MONAI warns on every config that `$` expressions are code
             parser.read_config(str(self.root / "configs/inference.yaml"))
             parser.read_meta(str(self.root / "configs/metadata.json"))
-        for name, value in (("bundle_root", str(self.root)), ("device", self.device), *self.overrides):
+        own = (("bundle_root", str(self.root)), ("device", self.device))
+        for name, value in (*own, *self.values_of_fold.items(), *self.overrides):
             parser[name] = value
         parser.parse()
         return parser

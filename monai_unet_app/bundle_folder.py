@@ -127,10 +127,16 @@ class BundleFiles:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of weights, `inference.yaml`, `segments.json` and any `confidence.json`: all that can change results."""
+        """Hex digest of weights, `inference.yaml`, `segments.json` and any `confidence.json`: all that can change results.
+
+        A bundle that has only the networks of its folds counts their weights.
+        """
         digest = hashlib.sha256()
+        weights, *texts = HASHED_FILES
+        own = [weights] if (self.root / weights).is_file() else []
+        trained = own or sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(f"folds/*/{weights}"))
         confidence = (CONFIDENCE,) if (self.root / CONFIDENCE).is_file() else ()
-        for name in (*HASHED_FILES, *confidence):
+        for name in (*(trained or [weights]), *texts, *confidence):
             content = (self.root / name).read_bytes()
             # Name and length before each content, so that bytes moved from a file into the next change the digest
             digest.update(f"{name}\n{len(content)}\n".encode() + content)
@@ -150,6 +156,25 @@ class BundleFiles:
     def label_values(self) -> range:
         """The values that a label image of this bundle may hold; 0 is background."""
         return range(len(self.segments) + 1)
+
+
+def bundles_in(folder: Path) -> dict[str, Path]:
+    """Name -> folder of each bundle in a folder that is no bundle itself; empty where it holds none.
+
+    Raises:
+        UsageError: Something else lies beside them.
+    """
+    if not folder.is_dir() or (folder / "configs").exists():
+        return {}
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    bundles = {entry.name: entry for entry in entries if all((entry / name).is_file() for name in NEEDED_FILES)}
+    other = [entry.name for entry in entries if entry.name not in bundles]
+    if bundles and other:
+        raise UsageError(
+            f"{folder} holds the bundle(s) {', '.join(bundles)} and, beside them, {', '.join(other[:3])}"
+            f"{', ...' if other[3:] else ''}; bundles alone are needed to rank them; move the rest away, or name one of them"
+        )
+    return bundles
 
 
 def figure_of(block: object) -> float | None:

@@ -54,6 +54,11 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
             "which are its selection cases too; leave --form out, or name a --partition"
         )
     show.say(chosen.note)
+    if chosen.folds and bundle.of_fold(0).values_of_fold:
+        show.say(
+            "the calibration is fitted to the networks of the folds, one by one; the bundle answers with their mean, whose "
+            "probabilities are other ones; calibrate, or at least evaluate, on cases that no fold has seen"
+        )
     scores = [] if options.form == "keep" else _compare_forms(bundle, data, chosen.rows, options)
     forms = {"forms": [_form_row(score) for score in scores]}
     if options.form == "compare":

@@ -191,11 +191,11 @@ class Plan(Labels, Device):
 
     Attributes:
         data: images/ and labels/, an nnU-Net or Decathlon folder, DICOM with SEG or RTSTRUCT, or a CSV or JSON list
-        output: the new bundle
+        output: the new bundle; with several configurations a folder of them
         structure: name of a label value; all values need one (default: as dataset.json names them)
         modality: what the images are, if the files do not say
         configuration: %(choices)s; 3d_low has longer voxels, so that a window sees more (default: 2d for pictures; for volumes
-            3d, or 3d_low where a window would see less than a fifth)
+            3d, or 3d_low where a window would see less than a fifth). Several: a bundle for each, which train --folds ranks
         memory_limit: what a training may take (default: 8GB)
         time: what a training may take on this machine, such as 90min or 2h (default: 1h)
         networks: so many are trained together, and their answer is the mean (default: 1)
@@ -205,7 +205,7 @@ class Plan(Labels, Device):
     output: Place
     structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
     modality: Literal["CT", "MR"] | None = None
-    configuration: Literal["2d", "3d", "3d_low"] | None = None
+    configuration: list[Literal["2d", "3d", "3d_low"]] = field(default_factory=list)
     memory_limit: Annotated[Bytes, Flag(metavar="SIZE")] = 8e9
     time: Annotated[Seconds, Flag(metavar="TIME")] = 3600.0
     networks: FromOne = 1
@@ -215,12 +215,14 @@ class Train(Labels, Device):
     """Flags of `train`.
 
     Attributes:
-        bundle: template: a name, a folder or a zip
+        bundle: template: a name, a folder or a zip; or a folder of several, which are ranked by their folds
         data: folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT
         output: the trained bundle; an unfinished run in it goes on
         name: name of the new bundle in its card (default: its folder's name)
         splits: splits.json with the cases for training, selection, calibration and test
-        folds: cross-validation: a network for each of these folds of the plan; all: then one on all but the test cases too
+        folds: cross-validation: a network for each of these folds of the plan; all: then the bundle's own network too
+        deliver: with --folds all, the bundle's own network: all-data: trained on all but the test cases; ensemble: the mean of
+            the networks of the folds (default: all-data)
         epochs: length of the training (default: the bundle's)
         seed: seed for windows, augmentation and weights (default: the bundle's)
         learning_rate: largest learning rate (default: the bundle's)
@@ -235,6 +237,7 @@ class Train(Labels, Device):
     name: Text | None = None
     splits: Place | None = None
     folds: list[Literal["all", "0", "1", "2", "3", "4"]] = field(default_factory=list)
+    deliver: Literal["all-data", "ensemble"] | None = None
     epochs: FromOne | None = None
     seed: FromZero | None = None
     learning_rate: AboveZero | None = None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.data.case_files import CaseFiles
     from monai_unet_app.data.strict import Place
+    from monai_unet_app.training.ranking import Ranking
 
 
 def bundles(options: Options) -> Answer:
@@ -215,29 +217,38 @@ def plan(options: flags.Plan) -> Answer:
     """
     common.check_writable(options.output.parent)
     from dicom_io.coding import load_segments, uncoded
-    from monai_unet_app.planning.plan import PlanConfig, plan_bundle
+    from monai_unet_app.planning.plan import PlanConfig, plan_configurations
     from monai_unet_app.planning.speed import seconds_of_a_window
-    from monai_unet_app.planning.write import write_plan
+    from monai_unet_app.planning.write import write_plan, write_plans
 
     if not options.data.exists():
         raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
-    config = PlanConfig(
-        **common.set_fields(options, PlanConfig), structures=_structures(options.structure), time_s=options.time
-    )
+    said = common.set_fields(options, PlanConfig) | {"configuration": None}
+    config = PlanConfig(**said, structures=_structures(options.structure), time_s=options.time)
+    names = list(dict.fromkeys(options.configuration))
     with show.Steps("reading", None) as step:
-        made = plan_bundle(config, partial(seconds_of_a_window, device=options.device), step)
-    write_plan(made, options.output)
-    for odd in made.fingerprint.to_look_at():
+        speed = partial(seconds_of_a_window, device=options.device)
+        made = plan_configurations(config, names or [None], speed, step)
+    if len(made) == 1:
+        bundles = {options.output: made[0]}
+        write_plan(made[0], options.output)
+    else:
+        bundles = {options.output / name: own for name, own in zip(names, made, strict=True)}
+        write_plans({bundle.name: own for bundle, own in bundles.items()}, options.output)
+    for odd in made[0].fingerprint.to_look_at():
         show.say(odd)
     shown = ("spacing_mm", "intensities", "window", "network_def", "mirror_axes", "ratios", "rotation", "epochs")
-    rows = [(name, escape(str(made.values[name] or "none")), escape(made.reasons[name])) for name in shown]
-    show.print_table(("what", show.folded("value"), show.folded("why")), rows)
-    if problem := uncoded(load_segments(options.output / "configs/segments.json")):
+    for bundle, own in bundles.items():
+        rows = [(name, escape(str(own.values[name] or "none")), escape(own.reasons[name])) for name in shown]
+        show.print_table(("what", show.folded("value"), show.folded("why")), rows)
+        show.line(f"wrote {bundle}")
+    if problem := uncoded(load_segments(next(iter(bundles)) / "configs/segments.json")):
         show.say(problem)
-    show.line(f"wrote {options.output}")
-    more = ["--output", f"{options.output}_trained", *(["--folds", "all"] if made.by_folds else [])]
+    by_folds = len(made) > 1 or made[0].by_folds
+    more = ["--output", f"{options.output}_trained", *(["--folds", "all"] if by_folds else [])]
     show.line(common.next_command("train", options.output, options, more))
-    return {"bundle": str(options.output), "values": made.values, "reasons": made.reasons}, EXIT_DONE
+    answers = [{"bundle": str(path), "values": own.values, "reasons": own.reasons} for path, own in bundles.items()]
+    return answers[0] if len(answers) == 1 else {"bundles": answers}, EXIT_DONE
 
 
 def _structures(pairs: list[str]) -> dict[int, str]:
@@ -256,9 +267,19 @@ def train(options: flags.Train) -> Answer:
 
     Example: monai-unet train --bundle hippocampus_mri_unet3d --data DATA --output my_bundle
     """
-    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files, bundles_in
 
-    template = bundle_files(options.bundle)
+    if options.deliver and "all" not in options.folds:
+        raise UsageError(
+            f"--deliver {options.deliver} needs the networks of all folds; give --folds all, or leave it out"
+        )
+    several = bundles_in(Path(options.bundle))
+    if several and (len(several) < 2 or not options.folds):
+        raise UsageError(
+            f"--bundle {options.bundle} holds the bundle(s) {', '.join(several)}; to rank them two or more and --folds are "
+            f"needed; give --folds all, or one of them, such as --bundle {next(iter(several.values()))}"
+        )
+    templates = {name: bundle_files(path) for name, path in several.items()} or {"": bundle_files(options.bundle)}
     if not options.data.exists():
         raise InputRefusedError(f"--data {options.data} does not exist; a folder of cases is needed; check the path")
     common.check_writable(options.output)
@@ -270,12 +291,33 @@ def train(options: flags.Train) -> Answer:
     overrides = {name: value for name, value in overrides.items() if value is not None}
     run = TrainConfig(**common.set_fields(options, TrainConfig), overrides=overrides)
     show.say("loading torch and MONAI")
-    loaded = common.loaded_bundle(template.root)
+    loaded = {name: common.loaded_bundle(template.root) for name, template in templates.items()}
     if not options.folds:
-        return _trained(train_bundle(loaded, run, show.say, show.Steps), options)
+        return _trained(train_bundle(loaded[""], run, show.say, show.Steps), options)
     whole = "all" in options.folds
     folds = [] if whole else sorted({int(fold) for fold in options.folds})
-    return _trained(train_folds(loaded, run, folds, deliver=whole, say=show.say, watch=show.Steps), options)
+    deliver = (options.deliver or "all-data") if whole else None
+    if several:
+        from monai_unet_app.training.ranking import train_ranked
+
+        return _ranked(
+            train_ranked(loaded, run, folds, deliver=deliver, say=show.say, watch=show.Steps), options, bool(deliver)
+        )
+    return _trained(train_folds(loaded[""], run, folds, deliver=deliver, say=show.say, watch=show.Steps), options)
+
+
+def _ranked(ranking: "Ranking", options: flags.Train, delivered: bool) -> Answer:
+    from monai_unet_app.training.ranking import COLUMNS, RANKING, TABLE
+
+    show.print_table(COLUMNS, ranking.rows())
+    show.wrote(options.output / name for name in (RANKING, TABLE))
+    best = options.output / ranking.chosen.name
+    show.line(f"{'trained bundle' if delivered else 'best'}: {best}: {ranking.reason}")
+    if delivered:
+        show.line(common.next_command("calibrate", best, options))
+    else:
+        show.line("next: the same command with --folds all, which trains the other folds and the network of the best")
+    return {"bundle": str(best), "ranking": ranking.document()}, EXIT_DONE
 
 
 def _trained(bundle: "Bundle", options: flags.Train) -> Answer:

@@ -59,11 +59,13 @@ class Evaluated:
         metrics: Figures as in metrics.json.
         files: metrics.json, cases.csv, report.html and report.pdf.
         problems: Cases that could not be measured, a sentence for each case.
+        seconds: Case id -> duration of its segmentation, for the cases that were measured.
     """
 
     metrics: Mapping[str, Any]
     files: tuple[Path, ...]
     problems: tuple[str, ...]
+    seconds: Mapping[str, float]
 
 
 class StoredLabels:
@@ -205,6 +207,7 @@ def evaluate_cases(
         NoRoomError: Memory or disk are short for a case.
     """
     log, problems, networks = CaseLog(bundle, targets), dict[str, str](), Networks(bundle, data.folds)
+    seconds: dict[str, float] = {}
     for row in data.rows:
         try:
             volume = read_volume(row["image"])
@@ -218,6 +221,7 @@ def evaluate_cases(
             problems[row["id"]] = str(error)
             each(row["id"], None)
             continue
+        seconds[row["id"]] = sum(case.seconds.values())
         counted = CountedCase(row, truth, case.segmentation, bundle, case.assessment)
         for box, probabilities, uncalibrated in case.second_look():
             counted.add(box, probabilities, uncalibrated)
@@ -226,7 +230,7 @@ def evaluate_cases(
     if not log.rows:
         raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(sentences))
     metrics, files = log.write(output, data, tuple(problems))
-    return Evaluated(metrics, files, sentences)
+    return Evaluated(metrics, files, sentences, seconds)
 
 
 class EvaluationHandler:

@@ -106,10 +106,21 @@ class BundlePlan:
 
 
 def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = lambda case_id: None) -> BundlePlan:
-    """Measures the data and decides.
+    """Measures the data and decides; as `plan_configurations` for the one of `config`."""
+    return plan_configurations(config, [config.configuration], speed, step)[0]
+
+
+def plan_configurations(
+    config: PlanConfig,
+    configurations: Sequence[Configuration | None],
+    speed: Speed,
+    step: Callable[[str], None] = lambda case_id: None,
+) -> list[BundlePlan]:
+    """Measures the data once and decides for each configuration; all have the same partitions and folds.
 
     Args:
-        config: The data, and what the user says of it.
+        config: The data, and what the user says of it; its own configuration does not count.
+        configurations: One or more.
         speed: Measures or estimates one training step.
         step: Called with the id of each case when it has been read.
 
@@ -128,20 +139,24 @@ def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = 
     check_one_kind(fingerprint)
     refuse_faults(fingerprint)
     measured = fingerprint.cases
-    _check_configuration(measured, config.configuration)
+    for configuration in configurations:
+        _check_configuration(measured, configuration)
     names = config.structures or (facts.names if facts else {})
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
     structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
     modality = config.modality or _modality(measured) or (facts.modality if facts else None)
-    decided = _decided(measured, structures, modality, config, speed)
-    values = {name: reasoned.value for name, reasoned in decided.items()}
-    values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases)}
     splits = {
         "schema_version": "1.0",
         "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in plan]}},
     }
-    reasons = {name: reasoned.reason for name, reasoned in decided.items()}
-    return BundlePlan(values, reasons, structures, fingerprint, splits, stated)
+    plans = []
+    for configuration in configurations:
+        decided = _decided(measured, structures, modality, replace(config, configuration=configuration), speed)
+        values = {name: reasoned.value for name, reasoned in decided.items()}
+        values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases)}
+        reasons = {name: reasoned.reason for name, reasoned in decided.items()}
+        plans.append(BundlePlan(values, reasons, structures, fingerprint, splits, stated))
+    return plans
 
 
 def _plan(cases: Sequence[CaseFiles]) -> list[SplitCase]:

@@ -3,6 +3,8 @@
 import json
 import shutil
 import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,23 +31,43 @@ def write_plan(plan: BundlePlan, output: Path) -> None:
     Raises:
         UsageError: The folder exists and is not empty: a bundle that somebody may have edited is not replaced.
     """
+    with _whole_folder(output) as partial:
+        _write_bundle(plan, partial, output.name)
+
+
+def write_plans(plans: Mapping[str, BundlePlan], output: Path) -> None:
+    """Writes a folder with a bundle for each plan, under its name there, or nothing. Errors as `write_plan`."""
+    with _whole_folder(output) as partial:
+        for name, plan in plans.items():
+            _write_bundle(plan, partial / name, f"{output.name}_{name}")
+
+
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """A new folder with a temporary name, which is `output` when the block has ended well."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not empty; a plan replaces nothing; choose another folder")
     partial = output.with_name(f".part-{output.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "configs").mkdir(parents=True)
-    for name in CONFIGS:
-        if not (name == "inference_dicom" and plan.values["planar"]):
-            (partial / "configs" / f"{name}.yaml").write_text(rendered(name, plan), encoding="utf-8")
-    (partial / "LICENSE").write_text(LICENSE, encoding="utf-8")
-    write_json(segments(plan, output.name), partial / "configs/segments.json")
-    write_json(plan.fingerprint.as_dict(), partial / "configs/fingerprint.json")
-    write_json(plan.splits, partial / "configs/splits.json", "splits")
-    write_json(metadata(output.name), partial / "configs/metadata.json")
-    write_json(metadata(output.name) | derived_facts(partial), partial / "configs/metadata.json")
+    partial.mkdir(parents=True)
+    yield partial
     if output.exists():
         output.rmdir()
     partial.rename(output)
+
+
+def _write_bundle(plan: BundlePlan, root: Path, name: str) -> None:
+    """The files of a bundle of this name."""
+    (root / "configs").mkdir(parents=True)
+    for config in CONFIGS:
+        if not (config == "inference_dicom" and plan.values["planar"]):
+            (root / "configs" / f"{config}.yaml").write_text(rendered(config, plan), encoding="utf-8")
+    (root / "LICENSE").write_text(LICENSE, encoding="utf-8")
+    write_json(segments(plan, name), root / "configs/segments.json")
+    write_json(plan.fingerprint.as_dict(), root / "configs/fingerprint.json")
+    write_json(plan.splits, root / "configs/splits.json", "splits")
+    write_json(metadata(name), root / "configs/metadata.json")
+    write_json(metadata(name) | derived_facts(root), root / "configs/metadata.json")
 
 
 def rendered(name: str, plan: BundlePlan) -> str:

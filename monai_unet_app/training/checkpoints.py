@@ -147,7 +147,7 @@ class Checkpoints:
         else:
             best = half_weights(self.best)
         # A finished run that is started again delivers the same weights; their calibration and figures are still true
-        if not _has_weights(self.deliver_to, best):
+        if not has_weights(self.deliver_to, best):
             # Figures first: a crash between the two leaves weights without figures, never figures of other weights
             if (self.deliver_to.parents[1] / INFERENCE).is_file():  # the weights of a fold have no configs of their own
                 forget_figures(self.deliver_to.parents[1])
@@ -157,7 +157,8 @@ class Checkpoints:
             shutil.copy2(record, self.deliver_to.with_name("run.json"))
 
 
-def _has_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
+def has_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the file holds these weights and no others."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a file that is absent, or broken in any way, does not hold these weights

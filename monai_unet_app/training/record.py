@@ -18,13 +18,15 @@ from ignite.engine import Engine, Events
 from monai_unet_app.calibration.inference_yaml import without_chosen
 from monai_unet_app.data.digest import dataset_sha256, seen_entry
 from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.checkpoints import Checkpoints
+from monai_unet_app.training.ensemble_yaml import without_ensemble
 from monai_unet_app.training.update import resolve_precision
 
 SCHEMA_VERSION = "1.0"
 PACKAGES = ("monai-unet-app", "torch", "monai", "pytorch-ignite", "numpy", "pydicom", "highdicom", "nibabel")
-Cases = Mapping[str, Sequence[Mapping[str, str]]]
+Cases = Mapping[Partition, Sequence[Mapping[str, str]]]
 
 
 def versions() -> dict[str, str]:
@@ -69,17 +71,27 @@ def _without_folders(word: str) -> str:
 
 
 def recipe_sha256(configs: Sequence[str | Path], *, comments: bool = True) -> str:
-    """Hex digest over the config files, without the numbers and the post-processing that are found after the training.
+    """Hex digest over the config files, without what is found or delivered after the training.
+
+    That is the numbers of the calibration, the chosen post-processing, and the list of the networks of folds.
 
     Args:
         configs: The files in their order.
         comments: Whether lines that are comments count.
     """
-    texts = (without_chosen(Path(file).read_text(encoding="utf-8")) for file in configs)
+    texts = (without_ensemble("inference", without_chosen(Path(file).read_text(encoding="utf-8"))) for file in configs)
     recipe = "".join(re.sub(r"^calibration(_tta)?: .*$", "", text, flags=re.MULTILINE) for text in texts)
     if not comments:
         recipe = re.sub(r"^ *#.*\n", "", recipe, flags=re.MULTILINE)
     return hashlib.sha256(recipe.encode()).hexdigest()
+
+
+def identity_of_data(cases: Cases) -> dict[str, Any]:
+    """The entries of `run.json` about data: a digest, and the partition, the subject and the fingerprint of each case."""
+    return {
+        "data_sha256": dataset_sha256(row for rows in cases.values() for row in rows),
+        "cases": {row["id"]: {"partition": part, **seen_entry(row)} for part, rows in cases.items() for row in rows},
+    }
 
 
 class RunRecord:
@@ -109,10 +121,7 @@ class RunRecord:
         self.checkpoints = checkpoints
         self.precision = precision
         self.identity = {
-            "data_sha256": dataset_sha256(row for rows in cases.values() for row in rows),
-            "cases": {
-                row["id"]: {"partition": part, **seen_entry(row)} for part, rows in cases.items() for row in rows
-            },
+            **identity_of_data(cases),
             "settings": dict(settings),
             "recipe_sha256": recipe_sha256(configs),
         }

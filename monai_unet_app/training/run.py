@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.bundle_folder import NEEDED_FILES
@@ -17,6 +17,8 @@ from monai_unet_app.data.splits import FOLDS, Partition
 from monai_unet_app.data.strict import Place
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.training.checkpoints import forget_figures
+from monai_unet_app.training.ensemble import deliver_ensemble, forget_ensemble
+from monai_unet_app.training.ensemble_yaml import ensemble_texts, is_ensemble, write_single
 from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.record import recipe_sha256
 
@@ -52,17 +54,21 @@ class TrainConfig:
     name: str | None = None
 
 
+Delivery = Literal["all-data", "ensemble"]
+"""The bundle's own network beside its folds: trained on all but the test cases, or the mean of the networks of the folds."""
+
 Step = Callable[[str], None]
 Watch = Callable[[str, int], AbstractContextManager[Step]]
 """Takes a text and a number of steps, and gives a context manager with a function that is called after each step."""
 
 
-def _unwatched(text: str, total: int) -> AbstractContextManager[Step]:
+def unwatched(text: str, total: int) -> AbstractContextManager[Step]:
+    """A `Watch` that shows nothing."""
     return nullcontext(lambda case_id: None)
 
 
 def train_bundle(
-    template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None, watch: Watch = _unwatched
+    template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None, watch: Watch = unwatched
 ) -> Bundle:
     """The trained bundle at `run.output`; for a fold the same with the weights of the fold, which lie in `folds/`.
 
@@ -74,8 +80,10 @@ def train_bundle(
         UsageError: The output folder holds something else.
         BundleError: The configs of the template contradict each other, or its network does not fit them.
     """
+    _check_output(template, run.output)
     _check(template, run, say, watch)
     _copy(template, run.output, run.name)
+    forget_ensemble(run.output)
     return _trained(template, run, say)
 
 
@@ -84,9 +92,9 @@ def train_folds(
     run: TrainConfig,
     folds: Sequence[int] = (),
     *,
-    deliver: bool = True,
+    deliver: Delivery | None = "all-data",
     say: Callable[[str], None] = lambda line: None,
-    watch: Watch = _unwatched,
+    watch: Watch = unwatched,
 ) -> Bundle:
     """The bundle at `run.output` with a network for each fold in `folds/`, for figures of cases that a network has not seen.
 
@@ -96,32 +104,66 @@ def train_folds(
         template: As in `train_bundle`.
         run: As in `train_bundle`, without a fold.
         folds: Some of the plan's folds; by default all.
-        deliver: Train the bundle's own network too, on all but the test cases.
+        deliver: The bundle's own network; None leaves it without one.
         say: Takes a line of text for the user.
         watch: As in `train_bundle`.
 
     Raises:
         As `train_bundle`; InputRefusedError: a fold has no case, or no case is left to train on.
     """
+    wanted = check_folds(template, run, folds, deliver, say=say, watch=watch)
+    train_checked_folds(template, run, wanted, say)
+    if deliver:
+        deliver_network(template, run, wanted, deliver, say)
+    return load_bundle(run.output, template.device)
+
+
+def check_folds(
+    template: Bundle,
+    run: TrainConfig,
+    folds: Sequence[int],
+    deliver: Delivery | None,
+    *,
+    say: Callable[[str], None],
+    watch: Watch,
+) -> Sequence[int]:
+    """The folds to train, when everything has been checked that `train_folds` needs; nothing is written. Errors as there."""
     if "@weights_dir" not in (template.root / "configs/train.yaml").read_text(encoding="utf-8"):
         raise BundleError(
             f"{template.name}: its train.yaml does not deliver to `weights_dir`, so each fold would overwrite the others; "
             "`deliver_to`, `select` and the cases of `validate` as in a planned bundle are needed; take them over from one"
         )
     wanted = folds or _folds_of(template, run)
+    if deliver == "ensemble":
+        ensemble_texts(template.root, len(wanted))
+    _check_output(template, run.output)
     for fold in wanted:
         _check_rows(replace(run, fold=fold), _rows(template, replace(run, fold=fold)))
     measured = _check(template, replace(run, fold=ALL), say, watch)
     for fold in wanted:
         _check_classes(template, replace(run, fold=fold), measured)
+    return wanted
+
+
+def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[int], say: Callable[[str], None]) -> None:
+    """Trains these folds, after `check_folds`."""
     _copy(template, run.output, run.name)
-    for fold in wanted:
+    for fold in folds:
         say(f"fold {fold}")
         _trained(template, replace(run, fold=fold), say)
-    if deliver:
+
+
+def deliver_network(
+    template: Bundle, run: TrainConfig, folds: Sequence[int], deliver: Delivery, say: Callable[[str], None]
+) -> None:
+    """Gives the bundle at `run.output`, whose folds are trained, its own network."""
+    if deliver == "ensemble":
+        say(f"the mean of {len(folds)} networks")
+        deliver_ensemble(load_bundle(run.output), folds, _rows(template, replace(run, fold=ALL)))
+    else:
+        forget_ensemble(run.output)
         say("all cases but those that test")
         _trained(template, replace(run, fold=ALL), say)
-    return load_bundle(run.output, template.device)
 
 
 def _folds_of(template: Bundle, run: TrainConfig) -> list[int]:
@@ -130,15 +172,16 @@ def _folds_of(template: Bundle, run: TrainConfig) -> list[int]:
 
 
 def _rows(template: Bundle, run: TrainConfig) -> dict[Partition, list[dict[str, str]]]:
-    return by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold, _own_splits(template))
+    return by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold, own_splits(template))
 
 
 def _places(template: Bundle, run: TrainConfig) -> dict[str, Place]:
-    plan = plan_of(find_data(run.data, run.labels, run.label_suffix), run.splits, _own_splits(template))
+    plan = plan_of(find_data(run.data, run.labels, run.label_suffix), run.splits, own_splits(template))
     return places_of(plan.values(), by_folds=run.fold is not None)
 
 
-def _own_splits(template: Bundle) -> Path:
+def own_splits(template: Bundle) -> Path:
+    """The plan of the cases that a bundle brings; the file may be absent."""
     return template.root / "configs/splits.json"
 
 
@@ -205,6 +248,7 @@ def _trained(template: Bundle, run: TrainConfig, say: Callable[[str], None]) -> 
         "run_dir": str(bundle.weights_dir.parent / "run"),
         "weights_dir": str(bundle.weights_dir),
         "device": resolve_device(run.device),
+        **bundle.values_of_fold,
         **run.overrides,
     }
     say("training")
@@ -227,22 +271,32 @@ def few_to_calibrate(subjects: Collection[str]) -> str | None:
 _VERBS = {"train": "train on", "selection": "select the best model", "calibration": "calibrate", "test": "test"}
 
 
+def _check_output(template: Bundle, output: Path) -> None:
+    """Raises UsageError if the folder holds anything but an unfinished or finished run of the same bundle."""
+    if _is_new(output):
+        return
+    if not output.is_dir() or not all((output / name).is_file() for name in NEEDED_FILES):
+        raise UsageError(f"{output} holds something that is no bundle; a new or empty folder is needed; choose another")
+    recipes = [recipe_sha256(_configs(root), comments=False) for root in (output, template.root)]
+    if recipes[0] != recipes[1]:  # comments may differ: a copy describes itself
+        raise UsageError(f"{output} holds a run with another recipe than {template.name}; choose another output folder")
+    if (output / "models/model.pt").exists() and not (output / "run/last.pt").exists() and not _is_ensemble(output):
+        raise UsageError(
+            f"{output} holds trained weights without a run to resume; they would be lost; choose another folder"
+        )
+
+
+def _is_new(output: Path) -> bool:
+    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
+
+
+def _is_ensemble(root: Path) -> bool:
+    return is_ensemble((root / "configs/inference.yaml").read_text(encoding="utf-8"))
+
+
 def _copy(template: Bundle, output: Path, name: str | None) -> None:
     """Copies configs and docs of the template without its facts; an unfinished run of the same bundle stays as it is."""
-    if output.exists() and any(output.iterdir()):
-        if not all((output / name).is_file() for name in NEEDED_FILES):
-            raise UsageError(
-                f"{output} holds something that is no bundle; a new or empty folder is needed; choose another"
-            )
-        recipes = [recipe_sha256(_configs(root), comments=False) for root in (output, template.root)]
-        if recipes[0] != recipes[1]:  # comments may differ: a copy describes itself
-            raise UsageError(
-                f"{output} holds a run with another recipe than {template.name}; choose another output folder"
-            )
-        if (output / "models/model.pt").exists() and not (output / "run/last.pt").exists():
-            raise UsageError(
-                f"{output} holds trained weights without a run to resume; they would be lost; choose another folder"
-            )
+    if not _is_new(output):
         return
     output.mkdir(parents=True, exist_ok=True)
     for part in COPIED:
@@ -251,6 +305,7 @@ def _copy(template: Bundle, output: Path, name: str | None) -> None:
             shutil.copytree(source, output / part, dirs_exist_ok=True)
         elif source.is_file():
             shutil.copy2(source, output / part)
+    write_single(output)
     forget_figures(output)
     forget_template(output, template.root, name)
 

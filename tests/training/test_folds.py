@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from shell import Run, shell
 from small_data import calibration_of, tilted_volumes
 
-from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.evaluate import choose_out_of_fold
+from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
 from monai_unet_app.planning.plan import PlanConfig, plan_bundle
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.run import TrainConfig, train_bundle, train_folds
@@ -179,3 +182,126 @@ def test_some_folds_only(volumes: Path, template: Path, tmp_path: Path, run: Run
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("model.pt")) == [
         f"folds/{fold}/models/model.pt"
     ]
+
+
+@pytest.fixture(scope="module")
+def ensemble(volumes: Path, template: Path, trained: Path) -> Path:
+    """The same folds, which are not trained again, with their mean as the network of the bundle."""
+    root = Path(shutil.copytree(trained, trained.with_name("ensemble")))
+    said: list[str] = []
+    run = TrainConfig(volumes, root, overrides=QUICK)
+    train_folds(load_bundle(template), run, deliver="ensemble", say=said.append)
+    assert f"the mean of {len(load_bundle(trained).folds)} networks" in said
+    assert "all cases but those that test" not in said
+    return root
+
+
+def logits_of(bundle: Bundle, window: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return bundle.network(window)
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_folds(trained: Path, ensemble: Path) -> None:
+    bundle, single = load_bundle(ensemble), load_bundle(trained)
+    window = torch.randn(1, 1, *bundle.windows.window, generator=torch.Generator().manual_seed(0))
+    answers = [logits_of(fold, window) for fold in single.folds]
+    assert not torch.allclose(answers[0], answers[1], atol=1e-3)
+    torch.testing.assert_close(logits_of(bundle, window), torch.stack(answers).mean(0), atol=1e-5, rtol=1e-5)
+    # The folds are single networks still, with the layer of a single network
+    for fold, answer in zip(bundle.folds, answers, strict=True):
+        torch.testing.assert_close(logits_of(fold, window), answer)
+        assert (bundle.feature_layer, fold.feature_layer) == ("0.bottleneck", "bottleneck")
+
+
+def test_the_record_of_an_ensemble_lists_what_any_fold_trained_on(volumes: Path, ensemble: Path, run: Run) -> None:
+    bundle = load_bundle(ensemble)
+    trained_on = {case.id for fold in bundle.folds for case in fold.seen if case.partition == "train"}
+    parts = {case.id: case.partition for case in bundle.seen}
+    assert {name for name, part in parts.items() if part == "train"} == trained_on == {f"case{n}" for n in range(5)}
+    assert parts["case5"] == "test"
+    assert bundle.run_record["settings"]["fold"] == [fold.fold for fold in bundle.folds]
+    assert choose_cases(bundle, find_data(volumes)).ids == ["case5"]  # as `evaluate` does without a partition
+
+
+def test_an_ensemble_is_calibrated_measured_and_applied(
+    volumes: Path, ensemble: Path, tmp_path: Path, run: Run
+) -> None:
+    root = Path(shutil.copytree(ensemble, tmp_path / "ensemble"))
+    answer = run("calibrate", "--bundle", root, "--data", volumes, "--unchecked")
+    assert answer.code == 0, answer.err
+    assert "the bundle answers with their mean, whose probabilities are other ones" in answer.err
+    assert any(value for value in calibration_of(root).values() if isinstance(value, float))
+    for more, cases in (([], {"case5"}), (["--folds"], {f"case{n}" for n in range(5)})):
+        out = tmp_path / "".join(["out", *more])
+        answer = run("evaluate", "--bundle", root, "--data", volumes, *more, "--output", out)
+        assert answer.code == 0, answer.err
+        assert cases_of(out / "cases.csv") == cases
+    image = volumes / "imagesTr/case5_0000.nii.gz"
+    answer = run("predict", "--bundle", root, "--input", image, "--output", tmp_path / "labels", "--deliver-rejected")
+    assert answer.code == 0, answer.err
+    # What was calibrated stays, and what is trained is not trained again
+    before = {path: path.stat().st_mtime_ns for path in (*root.rglob("model.pt"), root / "configs/inference.yaml")}
+    train_folds(load_bundle(ensemble), TrainConfig(volumes, root, overrides=QUICK), deliver="ensemble")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_monai_runs_an_ensemble_as_the_bundle_does(volumes: Path, ensemble: Path, tmp_path: Path, run: Run) -> None:
+    image = volumes / "imagesTr/case5_0000.nii.gz"
+    assert run("predict", "--bundle", ensemble, "--input", image, "--output", tmp_path / "ours").code == 0
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+    flags = ["--dataset_dir", image.parent, "--output_dir", tmp_path / "theirs", "--device", "cpu"]
+    done = subprocess.run([*command, *flags], cwd=ensemble, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = (
+        np.asarray(nibabel.load(next((tmp_path / side).rglob("case5*_seg.nii.gz"))).dataobj).squeeze()
+        for side in ("ours", "theirs")
+    )
+    assert ours.any()
+    assert (ours != theirs).mean() < 1e-3
+    alone = Path(shutil.copytree(ensemble, tmp_path / "alone"))
+    (alone / "models/run.json").unlink()  # nothing counts as seen
+    told = {"dataset_dir": str(volumes), "partition": "all", "output_dir": str(tmp_path / "report"), "device": "cpu"}
+    run_overlay(alone, "evaluate", told)
+    assert cases_of(tmp_path / "report/cases.csv") == {f"case{n}" for n in range(6)}
+    run_overlay(alone, "calibrate", told)
+    assert any(value for value in calibration_of(alone).values() if isinstance(value, float))
+
+
+def test_a_delivery_can_be_changed(
+    volumes: Path, template: Path, trained: Path, ensemble: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(ensemble, tmp_path / "back"))
+    train_folds(load_bundle(template), TrainConfig(volumes, root, overrides=QUICK))
+    for name in ("configs/inference.yaml", "configs/evaluate.yaml", "configs/calibrate.yaml", "models/run.json"):
+        assert (root / name).read_bytes() == (trained / name).read_bytes(), name
+    weights = [torch.load(one / "models/model.pt", weights_only=True) for one in (root, trained)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_copy_of_an_ensemble_begins_with_one_network(volumes: Path, ensemble: Path, tmp_path: Path) -> None:
+    fold = load_bundle(ensemble).folds[0].fold
+    assert fold is not None
+    copy = train_folds(
+        load_bundle(ensemble), TrainConfig(volumes, tmp_path / "copy", overrides=QUICK), [fold], deliver=None
+    )
+    assert not isinstance(copy.part("network_def"), torch.nn.ModuleList)
+    assert "of_fold" not in copy.inference_document
+    copy.check_network()
+
+
+def test_an_ensemble_of_ensembles_is_refused_before_anything_is_trained(volumes: Path, tmp_path: Path) -> None:
+    said = PlanConfig(volumes, modality="MR", time_s=1.0, networks=2)
+    write_plan(plan_bundle(said, lambda network, channels, outputs: 1e-6 * network.voxels), tmp_path / "two")
+    with pytest.raises(
+        BundleError, match=r"must be as monai-unet plan writes it for one network; .*--deliver all-data"
+    ):
+        train_folds(load_bundle(tmp_path / "two"), TrainConfig(volumes, tmp_path / "out"), deliver="ensemble")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_needs_all_folds(volumes: Path, template: Path, tmp_path: Path, run: Run) -> None:
+    flags = ["--bundle", template, "--data", volumes, "--output", tmp_path / "out", "--deliver", "ensemble"]
+    for folds in ([], ["--folds", "0"]):
+        answer = run("train", *flags, *folds)
+        assert (answer.code, "give --folds all" in answer.err) == (2, True)
