@@ -52,7 +52,7 @@ class NetworkPlan:
 
 
 def plan_network(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels: float, base: int) -> NetworkPlan:
-    """The window that covers as much of an image as it may, and a network for it.
+    """The window that covers an image, or as much of it as it may, and a network for it.
 
     Args:
         shape: Voxels of a usual image on the grid of the network, two or three axes.
@@ -64,7 +64,8 @@ def plan_network(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels:
     while True:
         strides, kernels = _levels(window, spacing_mm)
         divisor = [math.prod(stride[axis] for stride in strides) for axis in range(len(window))]
-        rounded = [math.ceil(n / d) * d for n, d in zip(window, divisor, strict=True)]
+        # To the nearest, not up: voxels beside the image cost as much as those in it, and windows overlap
+        rounded = [max(1, math.floor(n / d + 0.5)) * d for n, d in zip(window, divisor, strict=True)]
         if math.prod(rounded) <= most_voxels:
             break
         # The axis of which the window still covers the largest part gives way; of equal parts, the longest axis
