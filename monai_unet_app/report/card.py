@@ -17,6 +17,8 @@ from jinja2 import Environment, PackageLoader
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
+from monai_unet_app.confidence.fine import WORTH_SHOWING
+from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.report.stored_evaluation import StoredEvaluation, read_evaluation
@@ -95,6 +97,8 @@ def summary(evaluation: StoredEvaluation, bundle: Bundle, more: Mapping[str, Any
         figures["folds"] = len(set(folds.values()))
         if dice:
             figures |= {"percentile_5": _rounded(float(np.percentile(dice, 5))), "least": _rounded(min(dice))}
+        if stated := figures.pop("statements", {}):
+            figures["statements"] = _of_subjects_left_out(stated, bundle)
         return {**before, OUT_OF_FOLD: figures}
     return {**figures, **({OUT_OF_FOLD: before[OUT_OF_FOLD]} if OUT_OF_FOLD in before else {})}
 
@@ -150,6 +154,28 @@ def _statements(statements: Mapping[str, Any]) -> dict[str, Any]:
     if statements.get("not_stated"):
         entries["not_stated"] = dict(statements["not_stated"])
     return entries
+
+
+def _of_subjects_left_out(entries: Mapping[str, Any], bundle: Bundle) -> dict[str, Any]:
+    """What came true of the statements where cases out of fold fitted them: on subjects left out of the fit, as it noted.
+
+    What the fit noted nothing of is left out: on its own subjects it holds by construction.
+    """
+    stated = read_confidence(bundle, "plain")
+    names = {segment.number: segment.label for segment in bundle.segments}
+    whole_names = {number: whole.name for number, whole in enumerate(bundle.wholes, start=1)}
+    kept = {
+        label[number]: part
+        for sizes, label in ((stated.sizes, names), (stated.wholes, whole_names))
+        for number, part in ((sizes.kept if sizes else None) or {}).items()
+    }
+    sizes = entries.get("sizes", {})
+    found: dict[str, Any] = {
+        "sizes": {label: {**sizes[label], "observed": _rounded(part)} for label, part in kept.items() if label in sizes}
+    }
+    if stated.gate and stated.gate.fine:
+        found["rank_correlation"] = _rounded(stated.gate.fine.rank_correlation)
+    return found
 
 
 def _kept(statement: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,6 +264,7 @@ def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:
         bundle=bundle,
         calibration=dict(bundle.part("calibration")) if "calibration" in bundle.parser.get() else None,
         scores=_SCORES,
+        worth_showing=WORTH_SHOWING,
         names=_STATEMENT_NAMES,
         number=number,
         between=between,

@@ -192,9 +192,9 @@ def test_where_nobody_can_say_whose_it_is_there_is_none(tmp_path):
 
 
 def test_a_number_that_is_none_is_neither_repeated_nor_told(tmp_path, caplog):
-    files = mr_files(tmp_path / "mr", {"SeriesNumber": 44444})
+    files = mr_files(tmp_path / "mr", {"SeriesNumber": 2044444444})  # digits that no UID has by chance
     for path in files:
-        path.write_bytes(path.read_bytes().replace(b"44444", b"NAME^"))
+        path.write_bytes(path.read_bytes().replace(b"2044444444", b"NAME^GIVEN"))
     notice = write_notice(files, GAPS, tmp_path / "n.dcm", RESULT)
     assert pydicom.dcmread(notice).SeriesNumber == 9000
     assert b"NAME^" not in notice.read_bytes()

@@ -20,6 +20,9 @@ from made_up import STATEMENTS, boxes, case_of, report_of
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, bundle_files
 from monai_unet_app.cli import main
+from monai_unet_app.confidence.fine import FineDice
+from monai_unet_app.confidence.quality import QualityGate
+from monai_unet_app.confidence.statements import Confidence, SizeStatement
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.report.card import card_rows, put_figures
 from monai_unet_app.report.evaluation_report import EvaluationReport, MeasuredOn
@@ -63,9 +66,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def out_of_fold(bundle: Path, folder: Path, folds: dict[str, int]) -> Path:
+def out_of_fold(bundle: Path, folder: Path, folds: dict[str, int], **more: Any) -> Path:
     """As `evaluation_of`, of cases that networks of a cross-validation segmented."""
-    evaluation_of(bundle, folder)
+    evaluation_of(bundle, folder, **more)
     document = json.loads((folder / "metrics.json").read_text())
     document["data"]["folds"] = folds
     (folder / "metrics.json").write_text(json.dumps(document))
@@ -124,6 +127,29 @@ def test_a_bundle_without_test_cases_speaks_of_its_folds(bundle: Path, tmp_path:
     card = (bundle / "docs/README.md").read_text().split("<!-- figures -->\n")[1]
     assert card.count("| Dice |") == 1
     assert "test case" not in card.split("<!-- end")[0]
+
+
+@pytest.mark.parametrize(("correlation", "words"), [(0.41, "the true Dice.\n"), (0.1, "; below 0.25 it is not shown.")])
+def test_statements_that_cases_out_of_fold_fitted_are_audited_on_subjects_left_out(
+    bundle: Path, tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch, correlation: float, words: str
+) -> None:
+    with_folds(bundle, {0: "new_1", 1: "new_2"})
+    fine = FineDice(("uncertainty",), {}, {}, {}, (0.0,), correlation, 20)
+    stated = Confidence(
+        sizes=SizeStatement(0.9, {1: (-0.1, 0.1), 2: None}, 0.01, 20, kept={1: 0.875}),
+        gate=QualityGate({}, {}, (), (0.1, 0.2), 0.9, 20, 40, fine),
+    )
+    monkeypatch.setattr("monai_unet_app.report.card.read_confidence", lambda bundle, setting: stated)
+    own = {"Anterior hippocampus": STATEMENTS["sizes"]["Front"], "Posterior hippocampus": STATEMENTS["sizes"]["Back"]}
+    folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}, statements={**STATEMENTS, "sizes": own})
+    assert run("report", "--evaluation", folds, "--bundle", bundle)[0] == 0
+    card = (bundle / "docs/README.md").read_text().split("The 34 test cases")[0]
+    # 87.5 % of those left out, not the 95 % of those that were in the fit; nothing of the one without a note
+    assert "| interval of the size, Anterior hippocampus, ± 12.3 % | 90 % | 87.5 % | 20 |" in card
+    assert "| interval of the size, Posterior hippocampus" not in card
+    assert "lower bound of Dice" not in card
+    assert f"rank correlation of {correlation:.2f} with the true Dice" in card
+    assert words in card
 
 
 @pytest.mark.parametrize("folds", [{"a": 1, "b": 0}, {"a": 0, "b": 3}])
