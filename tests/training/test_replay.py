@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import (
     CastToTyped,
     MapTransform,
@@ -144,7 +146,9 @@ class Read(MapTransform):
 
     def __call__(self, data: Any) -> dict[str, Any]:
         type(self).times += 1
-        return Draw(KEYS)({"number": int(Path(data["image"]).read_text())})
+        drawn = Draw(KEYS)({"number": int(Path(data["image"]).read_text())})
+        # as what LoadImage reads: with numpy arrays among its metadata
+        return {key: MetaTensor(drawn[key], meta={"spatial_shape": np.array(drawn[key].shape)}) for key in KEYS}
 
 
 def prepared(folder: Path, cases: int = 3) -> ReplayDataset:
@@ -166,6 +170,26 @@ def test_what_is_prepared_on_disk_gives_the_same_windows_and_is_done_once(tmp_pa
     again = prepared(tmp_path)[draws[3]]  # another process that goes on
     assert Read.times == 3
     assert torch.equal(again["image"], in_memory[draws[3]]["image"])
+
+
+def test_a_case_that_another_process_prepares_is_whole_or_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0.txt").write_text("4")
+    save, seen = torch.save, []
+
+    def slow_save(item: object, path: Path) -> None:
+        save(item, path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100])  # half of it is on the disk when another process asks for the case
+        monkeypatch.setattr(torch, "save", save)
+        seen.append(prepared(tmp_path, 1)[(0, 0)])
+        path.write_bytes(whole)
+
+    monkeypatch.setattr(torch, "save", slow_save)
+    first = prepared(tmp_path, 1)[(0, 0)]
+    assert torch.equal(first["image"], seen[0]["image"])
+    assert torch.equal(first["image"], prepared(tmp_path, 1)[(0, 0)]["image"])
 
 
 def test_a_changed_file_is_prepared_again(tmp_path: Path) -> None:
