@@ -168,11 +168,22 @@ class _MLflow:
         if len(known) == 2 and known[1] == address:
             return known[0]
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "training"
-        existing = self.client.get_experiment_by_name(name)
-        experiment = existing.experiment_id if existing else self.client.create_experiment(name)
-        run: str = self.client.create_run(experiment, run_name=folder.parent.name).info.run_id
+        run: str = self.client.create_run(self._experiment_id(name), run_name=folder.parent.name).info.run_id
         note.write_text(f"{run} {address}\n", encoding="utf-8")
         return run
+
+    def _experiment_id(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        existing = self.client.get_experiment_by_name(name)
+        if existing is None:
+            try:
+                return self.client.create_experiment(name)
+            except MlflowException:  # another training, which began at the same time, may have made it
+                existing = self.client.get_experiment_by_name(name)
+                if existing is None:
+                    raise
+        return existing.experiment_id
 
     def add_parameters(self, parameters: Mapping[str, str]) -> None:
         """Logs the parameters that the run has not got yet; MLflow does not let them change."""

@@ -343,6 +343,32 @@ class History:
         self.history.append({"epoch": epoch, "loss": 1.0 / epoch, "metric": None if epoch % 2 else 0.1 * epoch})
 
 
+def test_two_trainings_that_begin_at_the_same_time_share_an_experiment_of_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow.tracking", reason="the extra `mlflow` is not installed")
+    from ignite.engine import Events
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "server").as_uri())
+    find, made = MlflowClient.get_experiment_by_name, []
+
+    def find_before_the_other(client: MlflowClient, name: str) -> Any:
+        if made:
+            return find(client, name)
+        made.append(client.create_experiment(name))  # by the other training, just after this one has looked
+        return None
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", find_before_the_other)
+    history, engine = History(), Engine(lambda engine, batch: None)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, history.note)
+    (tmp_path / "run").mkdir()
+    Tracking("mlflow", tmp_path / "run", history).attach(engine)  # type: ignore[arg-type]
+    engine.run([0], max_epochs=1)
+    assert len(MlflowClient().search_runs(made)) == 1
+
+
 def test_mlflow_writes_to_a_local_folder_and_a_resumed_run_goes_on_in_its_own(tmp_path: Path) -> None:
     pytest.importorskip("mlflow.tracking", reason="the extra `mlflow` is not installed")
     from ignite.engine import Events
