@@ -414,12 +414,21 @@ def test_a_command_that_makes_no_sense_exits_2(
 
 
 @pytest.mark.parametrize(
-    "flag", ["--epochs=0", "--seed=-1", "--learning-rate=0", "--learning-rate=nan", "--workers=-1"]
+    "flag", ["--epochs=0", "--seed=-1", "--learning-rate=0", "--learning-rate=nan", "--workers=-1", "--parallel=0"]
 )
 def test_impossible_numbers_are_wrong_usage(flag: str, run: Run, tmp_path: Path) -> None:
     answer = run("train", "--bundle", BUNDLE, "--data", tmp_path, "--output", tmp_path / "out", flag)
     assert answer.code == 2
     assert "needed" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_folds_are_trained_at_the_same_time(run: Run, tmp_path: Path) -> None:
+    answer = run("train", "--bundle", BUNDLE, "--data", tmp_path, "--output", tmp_path / "out", "--parallel", 2)
+    assert answer.code == 2
+    assert answer.err.splitlines() == [
+        "error: --parallel 2 trains folds at the same time, and none is named; give --folds all, or leave it out"
+    ]
     assert not (tmp_path / "out").exists()
 
 

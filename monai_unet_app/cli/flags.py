@@ -223,6 +223,7 @@ class Train(Labels, Device):
         folds: cross-validation: a network for each of these folds of the plan; all: then the bundle's own network too
         deliver: with --folds all, the bundle's own network: all-data: trained on all but the test cases; ensemble: the mean of
             the networks of the folds (default: all-data)
+        parallel: with --folds, train so many folds at the same time, each with its share of the processor (default: 1)
         epochs: length of the training (default: the bundle's)
         seed: seed for windows, augmentation and weights (default: the bundle's)
         learning_rate: largest learning rate (default: the bundle's)
@@ -238,6 +239,7 @@ class Train(Labels, Device):
     splits: Place | None = None
     folds: list[Literal["all", "0", "1", "2", "3", "4"]] = field(default_factory=list)
     deliver: Literal["all-data", "ensemble"] | None = None
+    parallel: Annotated[FromOne | None, Flag(metavar="N")] = None
     epochs: FromOne | None = None
     seed: FromZero | None = None
     learning_rate: AboveZero | None = None

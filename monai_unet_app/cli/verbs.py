@@ -273,6 +273,10 @@ def train(options: flags.Train) -> Answer:
         raise UsageError(
             f"--deliver {options.deliver} needs the networks of all folds; give --folds all, or leave it out"
         )
+    if options.parallel and not options.folds:
+        raise UsageError(
+            f"--parallel {options.parallel} trains folds at the same time, and none is named; give --folds all, or leave it out"
+        )
     several = bundles_in(Path(options.bundle))
     if several and (len(several) < 2 or not options.folds):
         raise UsageError(

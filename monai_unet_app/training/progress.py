@@ -1,13 +1,29 @@
-"""The display of a training: one bar with the time that is left, and one line for each epoch."""
+"""The display of a training: a bar with the time that is left, and one line for each epoch."""
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Self
 
 from ignite.engine import Engine, Events
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from monai_unet_app.training.checkpoints import Checkpoints
+
+Steps = tuple[int, int, str]
+"""Steps that are done, all steps, and a text."""
+
+DISPLAY_ELSEWHERE: ContextVar[Callable[[Steps], None] | None] = ContextVar("DISPLAY_ELSEWHERE", default=None)
+"""Takes the steps of a training whose bar is drawn by another process; None: it is drawn here."""
 
 
 class ProgressBar:
@@ -33,18 +49,9 @@ class ProgressBar:
     def start(self, engine: Engine) -> None:
         """Opens the bar at the step from which a resumed run goes on."""
         length, epochs = engine.state.epoch_length or 1, engine.state.max_epochs or 1
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("steps · {task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("· left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("loss -", total=length * epochs, completed=engine.state.iteration)
+        self.steps, self.tell = length * epochs, DISPLAY_ELSEWHERE.get()
+        self.bar = _bars(self.console, is_shown=self.console.is_terminal and self.tell is None)
+        self.task = self.bar.add_task("loss -", total=self.steps, completed=engine.state.iteration, name="training")
         self.bar.start()
         if engine.state.epoch:
             self.console.print(f"resumed after epoch {engine.state.epoch} of {epochs}")
@@ -52,8 +59,11 @@ class ProgressBar:
     def step(self, engine: Engine) -> None:
         """Moves the bar."""
         output: Any = engine.state.output
+        loss = f"loss {output['loss']:.3f}"
         if self.bar is not None:
-            self.bar.update(self.task, completed=engine.state.iteration, description=f"loss {output['loss']:.3f}")
+            self.bar.update(self.task, completed=engine.state.iteration, description=loss)
+        if self.tell is not None:
+            self.tell((engine.state.iteration, self.steps, loss))
 
     def print_epoch(self, engine: Engine) -> None:
         """Prints one line: mean loss, metric on the validated cases, and the best metric so far if it selects the weights."""
@@ -77,3 +87,55 @@ class ProgressBar:
         # ignite raises an error itself only if no handler takes EXCEPTION_RAISED
         self.stop(engine)
         raise error
+
+
+class NamedBars:
+    """Draws a bar on stderr for each of several trainings in other processes; their lines begin with their names.
+
+    A context manager: there are bars inside its block.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(file=sys.stderr)
+        self.bars = _bars(self.console, is_shown=self.console.is_terminal)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def hear(self, name: str, message: Steps | str | Exception | None) -> None:
+        """Shows what `run_in_processes` hears of a training."""
+        match message:
+            case (int(completed), int(total), str(text)):
+                if name not in self.tasks:  # from here on the time that is left is estimated
+                    self.tasks[name] = self.bars.add_task(text, total=total, completed=completed, name=name)
+                self.bars.update(self.tasks[name], completed=completed, description=text)
+            case None:
+                if name in self.tasks:
+                    self.bars.remove_task(self.tasks.pop(name))
+            case Exception():
+                self._print(name, f"failed: {message}; what runs goes on to its end, nothing else is begun")
+            case _:
+                self._print(name, str(message))
+
+    def _print(self, name: str, text: str) -> None:
+        self.console.print(f"{name} · {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _bars(console: Console, *, is_shown: bool) -> Progress:
+    """Bars for trainings; a task has a field `name`, which stands before its bar."""
+    return Progress(
+        TextColumn("{task.fields[name]}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("steps · {task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("· left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        disable=not is_shown,
+    )

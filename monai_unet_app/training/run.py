@@ -4,8 +4,11 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.bundle_folder import NEEDED_FILES
@@ -16,10 +19,12 @@ from monai_unet_app.data.inspect import Fingerprint, check_cases
 from monai_unet_app.data.splits import FOLDS, Partition
 from monai_unet_app.data.strict import Place
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
+from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.ensemble import deliver_ensemble, forget_ensemble
 from monai_unet_app.training.ensemble_yaml import ensemble_texts, is_ensemble, write_single
 from monai_unet_app.training.identity import forget_template
+from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
 from monai_unet_app.training.record import recipe_sha256
 
 COPIED = ("configs", "docs", "LICENSE")
@@ -41,6 +46,8 @@ class TrainConfig:
         device: "auto" or a torch device.
         overrides: Values of `train.yaml` by id, for instance {"epochs": 5}.
         name: Name of the new bundle in its card and metadata; None takes the name of its folder.
+        parallel: Number of folds that `train_folds` trains at the same time, at least 1. With more than one, each has a process
+            of its own and its share of the threads of this one (`torch.get_num_threads`), at least one thread.
     """
 
     data: Path
@@ -52,6 +59,7 @@ class TrainConfig:
     device: str = "auto"
     overrides: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
+    parallel: int = 1
 
 
 Delivery = Literal["all-data", "ensemble"]
@@ -84,7 +92,9 @@ def train_bundle(
     _check(template, run, say, watch)
     _copy(template, run.output, run.name)
     forget_ensemble(run.output)
-    return _trained(template, run, say)
+    trained = _trained(run, template.device, say)
+    _forget_cache(run)
+    return trained
 
 
 def train_folds(
@@ -98,7 +108,8 @@ def train_folds(
 ) -> Bundle:
     """The bundle at `run.output` with a network for each fold in `folds/`, for figures of cases that a network has not seen.
 
-    What is trained already is not trained again. The test cases of the plan are seen by no fold.
+    What is trained already is not trained again. The test cases of the plan are seen by no fold. When one of several that are
+    trained at the same time fails, the others go on to their end, no other is begun, and its error is raised.
 
     Args:
         template: As in `train_bundle`.
@@ -112,8 +123,8 @@ def train_folds(
         As `train_bundle`; InputRefusedError: a fold has no case, or no case is left to train on.
     """
     wanted = check_folds(template, run, folds, deliver, say=say, watch=watch)
-    train_checked_folds(template, run, wanted, say)
-    if deliver:
+    train_checked_folds(template, run, [*wanted, ALL] if deliver == "all-data" else wanted, say)
+    if deliver == "ensemble":
         deliver_network(template, run, wanted, deliver, say)
     return load_bundle(run.output, template.device)
 
@@ -128,6 +139,8 @@ def check_folds(
     watch: Watch,
 ) -> Sequence[int]:
     """The folds to train, when everything has been checked that `train_folds` needs; nothing is written. Errors as there."""
+    if run.parallel < 1:
+        raise UsageError(f"parallel is {run.parallel}; at least 1 is needed")
     if "@weights_dir" not in (template.root / "configs/train.yaml").read_text(encoding="utf-8"):
         raise BundleError(
             f"{template.name}: its train.yaml does not deliver to `weights_dir`, so each fold would overwrite the others; "
@@ -145,12 +158,24 @@ def check_folds(
     return wanted
 
 
-def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[int], say: Callable[[str], None]) -> None:
-    """Trains these folds, after `check_folds`."""
+def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[Fold], say: Callable[[str], None]) -> None:
+    """Trains these folds, and the bundle's own network if ALL is among them, after `check_folds`."""
     _copy(template, run.output, run.name)
-    for fold in folds:
-        say(f"fold {fold}")
-        _trained(template, replace(run, fold=fold), say)
+    if ALL in folds:
+        forget_ensemble(run.output)  # before any fold reads the configs
+    runs = {"all data" if fold == ALL else f"fold {fold}": replace(run, fold=fold) for fold in folds}
+    at_once = min(run.parallel, len(runs))
+    if at_once > 1:
+        threads = max(1, torch.get_num_threads() // at_once)
+        say(f"training {len(runs)} networks, {at_once} at the same time with {threads} thread(s) each")
+        with NamedBars() as bars:
+            work = {name: partial(_train_apart, one, template.device, threads) for name, one in runs.items()}
+            run_in_processes(work, at_once, bars.hear)
+    else:
+        for name, one in runs.items():
+            say(name)
+            _trained(one, template.device, say)
+    _forget_cache(run)
 
 
 def deliver_network(
@@ -161,9 +186,7 @@ def deliver_network(
         say(f"the mean of {len(folds)} networks")
         deliver_ensemble(load_bundle(run.output), folds, _rows(template, replace(run, fold=ALL)))
     else:
-        forget_ensemble(run.output)
-        say("all cases but those that test")
-        _trained(template, replace(run, fold=ALL), say)
+        train_checked_folds(template, run, [ALL], say)
 
 
 def _folds_of(template: Bundle, run: TrainConfig) -> list[int]:
@@ -234,9 +257,16 @@ def _check_rows(run: TrainConfig, cases: Mapping[Partition, Sequence[Mapping[str
         )
 
 
-def _trained(template: Bundle, run: TrainConfig, say: Callable[[str], None]) -> Bundle:
+def _train_apart(run: TrainConfig, device: str | torch.device | None, threads: int, send: Send) -> None:
+    """`_trained` in a process of its own."""
+    torch.set_num_threads(threads)
+    DISPLAY_ELSEWHERE.set(send)
+    _trained(run, device, send)
+
+
+def _trained(run: TrainConfig, device: str | torch.device | None, say: Callable[[str], None]) -> Bundle:
     """Runs `train.yaml` of the bundle at `run.output`, until it is done."""
-    bundle = load_bundle(run.output, template.device)
+    bundle = load_bundle(run.output, device)
     if isinstance(run.fold, int):
         bundle = bundle.of_fold(run.fold)
     overrides = {
@@ -253,8 +283,12 @@ def _trained(template: Bundle, run: TrainConfig, say: Callable[[str], None]) -> 
     }
     say("training")
     run_overlay(run.output, "train", overrides)
-    shutil.rmtree(run.output / "cache", ignore_errors=True)
     return replace(bundle)  # reads the new weights
+
+
+def _forget_cache(run: TrainConfig) -> None:
+    """Removes what was done once for each case, which all folds share: nothing trains any more."""
+    shutil.rmtree(run.output / "cache", ignore_errors=True)
 
 
 def few_to_calibrate(subjects: Collection[str]) -> str | None:

@@ -25,6 +25,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
 from monai_unet_app.planning.plan import PlanConfig, plan_bundle
 from monai_unet_app.planning.write import write_plan
+from monai_unet_app.training.record import command_line
 from monai_unet_app.training.run import TrainConfig, train_bundle, train_folds
 
 pytestmark = pytest.mark.slow
@@ -67,7 +68,10 @@ def template(volumes: Path) -> Path:
 def trained(volumes: Path, template: Path) -> Path:
     said: list[str] = []
     root = volumes.parent / "trained"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     train_folds(load_bundle(template), TrainConfig(volumes, root, overrides=QUICK), say=said.append)
+    torch.set_num_threads(threads)
     assert [line for line in said if line.startswith("fold ")] == [f"fold {n}" for n in range(5) if f"fold {n}" in said]
     return root
 
@@ -96,6 +100,59 @@ def test_what_is_trained_is_not_trained_again(volumes: Path, template: Path, tra
     train_folds(load_bundle(template), TrainConfig(volumes, trained, overrides=QUICK))
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("model.pt")} == before
     assert len(before) == 1 + len(load_bundle(trained).folds)
+
+
+@pytest.fixture(scope="module")
+def in_parallel(volumes: Path, template: Path) -> Path:
+    """The same as `trained`, three networks at the same time; `trained` has one thread, too."""
+    root = volumes.parent / "in_parallel"
+    said: list[str] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    run = TrainConfig(volumes, root, overrides=QUICK, parallel=3)
+    train_folds(load_bundle(template), run, say=said.append)
+    torch.set_num_threads(threads)
+    networks = 1 + len(load_bundle(root).folds)
+    assert f"training {networks} networks, 3 at the same time with 1 thread(s) each" in said
+    return root
+
+
+def test_folds_that_are_trained_at_the_same_time_have_the_same_weights(trained: Path, in_parallel: Path) -> None:
+    networks = sorted(path.relative_to(trained) for path in trained.rglob("model.pt"))
+    assert len(networks) > 3
+    assert networks == sorted(path.relative_to(in_parallel) for path in in_parallel.rglob("model.pt"))
+    for path in networks:
+        first, second = (torch.load(root / path, weights_only=True) for root in (trained, in_parallel))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), path
+        session = json.loads((in_parallel / path).with_name("run.json").read_text())["sessions"][0]
+        assert session["threads"] == 1
+        assert session["command"] == command_line()
+    assert not (in_parallel / "cache").exists()
+
+
+def test_a_fold_that_fails_at_the_same_time_as_others_is_named_and_the_same_call_goes_on(
+    volumes: Path, template: Path, in_parallel: Path, tmp_path: Path, run: Run
+) -> None:
+    root = Path(shutil.copytree(in_parallel, tmp_path / "out"))
+    first, second, *_ = [str(fold.fold) for fold in load_bundle(root).folds]
+    record = root / "folds" / second / "run/run.json"
+    whole = record.read_text()
+    record.write_text(json.dumps({**json.loads(whole), "data_sha256": "0" * 64}))
+    shutil.rmtree(root / "folds" / first)
+    command = ["train", "--bundle", template, "--data", volumes, "--output", root, "--folds", first, second]
+    overrides = ["--epochs", "3", "--learning-rate", "0.01", "--precision", "f32", "--tracking", "none"]
+    answer = run(*command, *overrides, "--parallel", "2")
+    assert answer.code == 2
+    assert answer.err.splitlines()[-1].startswith(
+        f"error: fold {second}: run/ holds a run with other data_sha256; only"
+    )
+    assert f"fold {first} · epoch   3/3 · loss" in answer.err  # it went on to its end
+    assert (root / "folds" / first / "models/model.pt").exists()
+    record.write_text(whole)
+    again = run(*command, *overrides, "--parallel", "2")
+    assert again.code == 0, again.err
+    assert "epoch   1/3" not in again.err
 
 
 def test_each_case_is_chosen_for_the_fold_that_tests_it(volumes: Path, trained: Path, template: Path) -> None:
@@ -192,7 +249,7 @@ def ensemble(volumes: Path, template: Path, trained: Path) -> Path:
     run = TrainConfig(volumes, root, overrides=QUICK)
     train_folds(load_bundle(template), run, deliver="ensemble", say=said.append)
     assert f"the mean of {len(load_bundle(trained).folds)} networks" in said
-    assert "all cases but those that test" not in said
+    assert "all data" not in said
     return root
 
 
