@@ -76,7 +76,7 @@ class Bundle(BundleFiles):
     @property
     def weights_dir(self) -> Path:
         """Holds the weights and the record of their training."""
-        return self.root / "models" if self.fold is None else self.root / f"folds/{self.fold}/models"
+        return super().weights_dir if self.fold is None else self.root / f"folds/{self.fold}/models"
 
     @property
     def folds(self) -> "tuple[Bundle, ...]":
@@ -275,15 +275,13 @@ class Bundle(BundleFiles):
         """
         import torch
 
-        weights = self.weights_dir / "model.pt"
         self.check_configs()
-        if not weights.is_file():
-            raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
+        self.check_trained()
         network = self._new_network.to(self.device)
         try:
             # weights_only: a pickle from elsewhere could run any code. load_state_dict casts float16 to the network's
             # float32.
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
         except Exception as error:  # pickle, zip and key errors all mean that these are not the weights
             raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {_summary(error)}") from error
         self._check_network(network.eval(), trained=True)

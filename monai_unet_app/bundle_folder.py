@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +23,16 @@ from dicom_io.coding import Segment, load_segments
 from dicom_io.files import replace_when_whole
 from monai_unet_app.data.archives import unpack
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusing_as
+from monai_unet_app.data.splits import read_splits
+from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
 
 HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
 CONFIDENCE = "configs/confidence.json"
 """The bundle's statements about its own results; absent until the bundle is calibrated."""
+
+WHY_NO_WEIGHTS = "why_no_weights"
+"""In metadata.json of a template that is given away without weights: the reason, as a clause."""
 
 CARD_FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 """The figures of a model card, between two comments of HTML."""
@@ -36,6 +41,7 @@ CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibr
 _MOST_FILES = 10_000  # in the zip of a bundle; ours hold a dozen
 _MOST_RATIO = 20  # of unpacked to packed size: weights do not shrink, texts shrink to a fifth
 _SMALL_BYTES = 2**28  # every zip may unpack to this size, however small it is
+_UNPACKED = "monai-unet-bundle-"  # begins the name of the temporary folder of a zip
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
 
 
@@ -116,6 +122,51 @@ class BundleFiles:
             raise BundleError(f"{self.name}: inference.yaml holds no ids; see docs/bundles.md")
         return document
 
+    @property
+    def own_splits(self) -> Path:
+        """The plan of the cases that the bundle brings; the file may be absent."""
+        return self.root / "configs/splits.json"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Holds the weights and the record of their training."""
+        return self.root / "models"
+
+    @property
+    def weights(self) -> Path:
+        """The file of the trained weights; absent until a training has completed."""
+        return self.weights_dir / "model.pt"
+
+    @property
+    def untrained(self) -> str | None:
+        """What follows "<name> has" where there are no weights: why, what is needed and what to do; None where there are."""
+        if self.weights.is_file():
+            return None
+        absent = f"no weights ({self.weights.relative_to(self.root).as_posix()} is absent)"
+        if any((self.root / name).is_dir() for name in ("run", "folds")):
+            return (
+                f"{absent}: its training has not completed, or was of some folds only; trained weights are needed; give the "
+                "same monai-unet train command again, or with --folds all"
+            )
+        reason = self.metadata.get(WHY_NO_WEIGHTS, "it is new, and nobody has trained it")
+        return f"{absent}: {reason}; a trained copy is needed; make one with {self._training}"
+
+    @property
+    def _training(self) -> str:
+        """The command that trains a copy."""
+        root, named = self.root.resolve(), bundle_folders().get(self.name)
+        bundle = self.name if named and named.resolve() == root else str(root)
+        if any(part.startswith(_UNPACKED) for part in root.parts):
+            bundle = "ZIP"  # it is gone when this process ends
+        plan = read_splits(self.own_splits).values() if self.own_splits.is_file() else ()
+        by_folds = " --folds all" if plan and all(case.partition == "train" for case in plan) else ""
+        return f"monai-unet train --bundle {shlex.quote(bundle)} --data DATA{by_folds} --output OUT"
+
+    def check_trained(self) -> None:
+        """Raises UntrainedError if there are no trained weights."""
+        if untrained := self.untrained:
+            raise UntrainedError(f"{self.name} has {untrained}")
+
     @cached_property
     def weights_sha256(self) -> str | None:
         """Hex digest of `models/model.pt`; None if the file is absent."""
@@ -130,13 +181,18 @@ class BundleFiles:
         """Hex digest of weights, `inference.yaml`, `segments.json` and any `confidence.json`: all that can change results.
 
         A bundle that has only the networks of its folds counts their weights.
+
+        Raises:
+            UntrainedError: There are no weights at all.
         """
         digest = hashlib.sha256()
         weights, *texts = HASHED_FILES
         own = [weights] if (self.root / weights).is_file() else []
         trained = own or sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(f"folds/*/{weights}"))
+        if not trained:
+            self.check_trained()
         confidence = (CONFIDENCE,) if (self.root / CONFIDENCE).is_file() else ()
-        for name in (*(trained or [weights]), *texts, *confidence):
+        for name in (*trained, *texts, *confidence):
             content = (self.root / name).read_bytes()
             # Name and length before each content, so that bytes moved from a file into the next change the digest
             digest.update(f"{name}\n{len(content)}\n".encode() + content)
@@ -227,7 +283,7 @@ def _find(name: str) -> Path:
 
 def _unpack(path: Path) -> Path:
     """The bundle's folder, unpacked into a temporary folder that is removed when the process ends."""
-    home = tempfile.TemporaryDirectory(prefix="monai-unet-bundle-")
+    home = tempfile.TemporaryDirectory(prefix=_UNPACKED)
     atexit.register(home.cleanup)
     folder = Path(home.name) / path.stem  # a zip without a folder in it gives the bundle its own name
     try:

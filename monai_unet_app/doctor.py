@@ -55,8 +55,9 @@ def _validator(name: str, package: str) -> Row:
 def _bundle(name: str, folder: Path) -> Row:
     try:
         bundle = load_bundle(folder)
-        if not (folder / "models/model.pt").is_file():
-            return _row(name, "no weights; run make bundles", "note")
+        if untrained := bundle.untrained:
+            bundle.check_network()
+            return _row(name, untrained, "note")
         # These properties load and check; a broken part raises
         _ = bundle.network, bundle.windows, bundle.result, bundle.segments
     except (AppError, DicomIoError) as error:

@@ -1,4 +1,7 @@
-"""The errors of this package. The CLI exits with 3 for `InputRefusedError`, 2 for `UsageError`, 1 for all others."""
+"""The errors of this package.
+
+The CLI exits with 3 for `InputRefusedError` and `UntrainedError`, 2 for `UsageError`, 1 for all others.
+"""
 
 import re
 from collections.abc import Iterator
@@ -26,6 +29,10 @@ class NoRoomError(InputRefusedError):
 
 class BundleError(AppError):
     """A bundle is incomplete or contradicts itself."""
+
+
+class UntrainedError(BundleError):
+    """A bundle without trained weights is asked for what only weights can give."""
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from dicom_io.errors import DicomIoError, NetworkError
 from monai_unet_app.cli import show
 from monai_unet_app.cli.common import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
 from monai_unet_app.cli.parser import read_command
-from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+from monai_unet_app.errors import AppError, InputRefusedError, UntrainedError, UsageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A NetworkError is a DicomIoError too, but the input is not at fault: another exit code.
     except NetworkError as error:
         return _fail(str(error), EXIT_FAILED)
-    except (InputRefusedError, DicomIoError) as error:
+    except (InputRefusedError, UntrainedError, DicomIoError) as error:
         return _fail(str(error), EXIT_REFUSED)
     except AppError as error:
         return _fail(str(error), EXIT_FAILED)

@@ -27,11 +27,11 @@ def calibrate(options: flags.Calibrate) -> Answer:
 
     Example: monai-unet calibrate --bundle my_bundle --data DATA
     """
-    from monai_unet_app.bundle_folder import bundle_files, unchanged_on_failure
+    from monai_unet_app.bundle_folder import unchanged_on_failure
 
-    common.check_bundle_folder(options.bundle, "its inference.yaml is rewritten")
     common.check_folds_alone(options)
-    root = bundle_files(options.bundle).root
+    root = common.trained_bundle(options.bundle).root
+    common.check_bundle_folder(options.bundle, "its inference.yaml is rewritten")
     common.check_writable(Path(options.bundle) / "configs")
     data = common.labelled_cases(options)
     with unchanged_on_failure(root):

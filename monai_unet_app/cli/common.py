@@ -14,6 +14,7 @@ from monai_unet_app.errors import InputRefusedError, UsageError
 if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
     from monai_unet_app.bundle import Bundle
+    from monai_unet_app.bundle_folder import BundleFiles
     from monai_unet_app.data.case_files import CaseFiles
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
@@ -36,6 +37,20 @@ def loaded_bundle(bundle: Path | str, device: str | None = None) -> "Bundle":
     else:
         loaded.check_configs()
     return loaded
+
+
+def trained_bundle(bundle: str) -> "BundleFiles":
+    """The files of a bundle that has weights: an untrained one is refused before anything is read, and before torch is loaded.
+
+    Raises:
+        UsageError, BundleError: As `bundle_files`.
+        UntrainedError: There are no weights.
+    """
+    from monai_unet_app.bundle_folder import bundle_files
+
+    files = bundle_files(bundle)
+    files.check_trained()
+    return files
 
 
 def check_bundle_folder(bundle: str, why: str) -> None:

@@ -151,9 +151,7 @@ def _evaluate_missing(
     from monai_unet_app.report.stored_evaluation import read_evaluation
 
     measured = [set(read_evaluation(place).table.subjects) for place in evaluations.values()]
-    from monai_unet_app.bundle_folder import bundle_files
-
-    roots = {name: bundle_files(source).root for name, source in bundles.items()}
+    roots = {name: common.trained_bundle(source).root for name, source in bundles.items()}
     data = common.labelled_cases(options)
     from monai_unet_app.config import PredictConfig
     from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases

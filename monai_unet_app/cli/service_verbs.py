@@ -14,8 +14,8 @@ from pydicom.datadict import tag_for_keyword
 
 from dicom_io.errors import DicomIoError
 from monai_unet_app.cli import common, service_flags, show
-from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
+from monai_unet_app.errors import InputRefusedError, UntrainedError, UsageError
 
 if TYPE_CHECKING:
     from monai_unet_app.service.acceptance_checks import Check
@@ -75,7 +75,8 @@ def _check_bundles(site: Path) -> None:
     )  # fmt: skip
     if checked.returncode:
         # Imported libraries may have written lines before the error.
-        raise UsageError(checked.stderr.strip().splitlines()[-1])
+        kind = UntrainedError if checked.returncode == EXIT_REFUSED else UsageError
+        raise kind(checked.stderr.strip().splitlines()[-1])
 
 
 def _http_server(running: "Node") -> AbstractContextManager[object]:

@@ -28,22 +28,25 @@ def bundles(options: Options) -> Answer:
     """
     from monai_unet_app.bundle_folder import bundle_files, bundle_folders
 
-    weights = {True: "yes", False: "[yellow]no[/yellow]"}
+    weights = {True: "yes", False: "[yellow]untrained[/yellow]"}
     rows, problems = [], []
     for name, folder in bundle_folders().items():
         try:
             bundle = bundle_files(folder)
-            task = bundle.metadata["task"]
+            task, untrained = bundle.metadata["task"], bundle.untrained
         except AppError as error:
             problems.append(f"{name}: {error}")
             continue
-        trained = (folder / "models/model.pt").is_file()
+        trained = untrained is None
         sha256 = bundle.sha256 if trained else None
         row = {"name": name, "version": bundle.version, "task": task, "trained": trained, "sha256": sha256}
-        rows.append({**row, "folder": str(folder)})
+        rows.append({**row, "untrained": untrained, "folder": str(folder)})
     cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
     show.print_table(("bundle", "version", "what it does", "weights"), cells)
     show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
+    for row in rows:
+        if row["untrained"]:
+            show.line(f"{row['name']} has {row['untrained']}")
     show.problems_list(problems)
     return {"bundles": rows, "problems": problems}, EXIT_FAILED if problems else EXIT_DONE
 
@@ -112,7 +115,7 @@ def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[d
         if options.splits:
             raise UsageError("--splits is of use with --strict only; give --strict, or leave it out")
         return None, []
-    own = bundle_files(options.bundle).root / "configs/splits.json" if options.bundle else None
+    own = bundle_files(options.bundle).own_splits if options.bundle else None
     told = options.splits or (own and own.is_file()) or any(case.listed and case.listed.partition for case in cases)
     try:
         return places_of(plan_of(cases, options.splits, own).values()) if cases else {}, []
@@ -194,7 +197,7 @@ def convert(options: flags.Convert) -> Answer:
         _structures(options.structure),
         options.modality or (modalities[0] if len(modalities) == 1 else None),
         read_dataset_json(options.data) if options.data.is_dir() else None,
-        known_plan(cases, options.splits, files.root / "configs/splits.json" if files else None),
+        known_plan(cases, options.splits, files.own_splits if files else None),
     )
     common.check_writable(options.output.parent)
     with show.Steps("reading and writing", 2 * len(cases)) as step:
@@ -347,11 +350,10 @@ def evaluate(options: flags.Evaluate) -> Answer:
 
     Example: monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT
     """
-    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import PredictConfig
 
     common.check_folds_alone(options)
-    root, data = bundle_files(options.bundle).root, common.labelled_cases(options)
+    root, data = common.trained_bundle(options.bundle).root, common.labelled_cases(options)
     common.check_writable(options.output)
     from monai_unet_app.report.targets import read_targets
 
@@ -390,8 +392,9 @@ def report(options: flags.Report) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
 
-    common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")
     files = bundle_files(options.bundle)
+    _ = files.sha256  # without any weights there are no figures of it
+    common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")
     evaluation = read_measured(options.evaluation, files)
     for folder in ("configs", "docs"):
         common.check_writable(files.root / folder)
@@ -413,7 +416,6 @@ def predict(options: flags.Predict) -> Answer:
     Example: monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format
     nifti,seg,sr,rtstruct
     """
-    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import OutputConfig, PredictConfig
     from monai_unet_app.data.case_files import find_images, named_series
     from monai_unet_app.results import check_flags, predict_cases
@@ -425,7 +427,7 @@ def predict(options: flags.Predict) -> Answer:
         raise UsageError(
             f"--output {options.output} is the input; results would be cases next time; name another folder"
         )
-    root = bundle_files(options.bundle).root
+    root = common.trained_bundle(options.bundle).root
     cases = find_images(options.input, named_series(run.reading))
     # What can be refused without the network is refused before it is loaded, which takes seconds.
     check_flags(cases, run, outputs)

@@ -81,8 +81,7 @@ def render_package(
     if os.path.lexists(output):
         raise UsageError(f"--output {output} exists; a new folder is needed; name another folder, or remove this one")
     model = bundle_files(bundle)
-    if not (model.root / "models/model.pt").is_file():
-        raise BundleError(f"{model.name} has no weights (models/model.pt); a trained bundle is needed; train it first")
+    model.check_trained()
     settings = settings or usual_settings(model.root)
     check_coded(model.name, model.segments)
     if load_bundle(model.root).rules.planar:

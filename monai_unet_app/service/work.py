@@ -21,7 +21,7 @@ from dicom_io.net.destination import Destination, Profile
 from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
-from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, without_folders
+from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.site_file import Rule, Site, read_site
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from monai_unet_app.gathering import Keep
     from monai_unet_app.pipeline import Case
 
+UNTRAINED = 3
+"""Exit code of `--check` where a bundle has no weights."""
 
 _SHARE_OF_LIMIT = 0.95  # of a worker's memory that a plan may take: the node ends a worker that takes more than all
 _MOST_LISTED = 8  # series in the reason why no series of a study was picked
@@ -344,6 +346,7 @@ def check_bundles(site: Site) -> None:
     """Checks that each rule's bundle is there, is the one that the rule names, has a quality gate and codes; loads no network.
 
     Raises:
+        UntrainedError: A bundle has no weights.
         AppError: A bundle is missing, has another sha256, or lacks a gate (see `check_gated`) or the code of a structure.
     """
     from monai_unet_app.bundle_folder import bundle_files
@@ -356,6 +359,7 @@ def check_bundles(site: Site) -> None:
 def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
     from monai_unet_app.dicom_results import check_coded
 
+    bundle.check_trained()
     _check_approved(rule, bundle)
     check_gated(rule, bundle)
     check_coded(bundle.name, bundle.segments)
@@ -411,12 +415,18 @@ def _prepare(site: Site, device: str | None) -> tuple[Callable[[Message], Messag
 
 
 def main() -> None:
-    """Serves a node until it is gone. With `--check` only checks the bundles: exit code 0, or 1 with the reason."""
+    """Serves a node until it is gone. With `--check` only checks the bundles: exit code 0, or 1 with the reason.
+
+    The code is `UNTRAINED` where a bundle has no weights.
+    """
     site, others = read_site(Path(sys.argv[1])), sys.argv[2:]
     if "--check" not in others:
         serve(lambda: _prepare(site, others[1] if others[:1] == ["--device"] else None))
     try:
         check_bundles(site)
+    except UntrainedError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(UNTRAINED)
     except AppError as error:
         sys.exit(str(error))
 

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.bundle_folder import BundleFiles
+from monai_unet_app.bundle_folder import WHY_NO_WEIGHTS, BundleFiles
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.shipped import shipped
 
@@ -74,7 +74,8 @@ def _shipped_bundles() -> list[Path]:
 def _own_facts(old: Mapping[str, Any], *, inherit_none: bool) -> dict[str, Any]:
     """The metadata without the facts of a template: those that a shipped bundle has too, or all with `inherit_none`."""
     others = [json.loads((folder / METADATA).read_text(encoding="utf-8")) for folder in _shipped_bundles()]
-    facts = dict(old)
+    # why a template has no weights is never true of a trained copy, whoever stated it
+    facts = {key: value for key, value in old.items() if key != WHY_NO_WEIGHTS}
     for key in (*REQUIRED, *DROPPED, "name"):
         if key in facts and (inherit_none or any(other.get(key) == facts[key] for other in others)):
             del facts[key]

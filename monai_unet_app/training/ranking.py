@@ -25,7 +25,6 @@ from monai_unet_app.training.run import (
     Watch,
     check_folds,
     deliver_network,
-    own_splits,
     train_checked_folds,
     unwatched,
 )
@@ -194,7 +193,7 @@ def _check_alike(templates: Mapping[str, Bundle], run: TrainConfig) -> None:
     """Raises if the templates have other structures, or would train on other cases in a fold."""
     cases = find_data(run.data, run.labels, run.label_suffix)
     tasks = {name: (template.exclusive, template.structure_names) for name, template in templates.items()}
-    plans = {name: plan_of(cases, run.splits, own_splits(template)) for name, template in templates.items()}
+    plans = {name: plan_of(cases, run.splits, template.own_splits) for name, template in templates.items()}
     first = next(iter(templates))
     for name in templates:
         if tasks[name] != tasks[first]:

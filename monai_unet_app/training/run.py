@@ -195,17 +195,12 @@ def _folds_of(template: Bundle, run: TrainConfig) -> list[int]:
 
 
 def _rows(template: Bundle, run: TrainConfig) -> dict[Partition, list[dict[str, str]]]:
-    return by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold, own_splits(template))
+    return by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold, template.own_splits)
 
 
 def _places(template: Bundle, run: TrainConfig) -> dict[str, Place]:
-    plan = plan_of(find_data(run.data, run.labels, run.label_suffix), run.splits, own_splits(template))
+    plan = plan_of(find_data(run.data, run.labels, run.label_suffix), run.splits, template.own_splits)
     return places_of(plan.values(), by_folds=run.fold is not None)
-
-
-def own_splits(template: Bundle) -> Path:
-    """The plan of the cases that a bundle brings; the file may be absent."""
-    return template.root / "configs/splits.json"
 
 
 def _check(template: Bundle, run: TrainConfig, say: Callable[[str], None], watch: Watch) -> Fingerprint:
