@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BUNDLES, REPOSITORY
+from conftest import REPOSITORY, SHIPPED
 
 from monai_unet_app.bundle import load_bundle
 
@@ -25,8 +25,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPOSITORY, tree, ignore=left)
     (tree / ".gitignore").unlink()
     for leaving in ("run", "eval", "data"):
-        (tree / "bundles" / BUNDLES[0].name / leaving).mkdir(exist_ok=True)
-        (tree / "bundles" / BUNDLES[0].name / leaving / "leaving.txt").write_text("of somebody's work")
+        (tree / "bundles" / SHIPPED[0].name / leaving).mkdir(exist_ok=True)
+        (tree / "bundles" / SHIPPED[0].name / leaving / "leaving.txt").write_text("of somebody's work")
     build = [sys.executable, "-m", "build", "--quiet", "--wheel", "--no-isolation", "--outdir", str(folder)]
     subprocess.run(build, cwd=tree, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -50,8 +50,8 @@ def from_wheel(installed: Path, folder: Path, *words: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_the_wheel_has_its_bundles_with_it_and_no_leavings_of_work(installed: Path, tmp_path: Path) -> None:
     rows = from_wheel(installed, tmp_path, "bundles")["bundles"]
-    assert [row["name"] for row in rows] == [folder.name for folder in BUNDLES]
-    for row, folder in zip(rows, BUNDLES, strict=True):
+    assert [row["name"] for row in rows] == [folder.name for folder in SHIPPED]
+    for row, folder in zip(rows, SHIPPED, strict=True):
         assert Path(row["folder"]).is_relative_to(installed)
         assert row["sha256"] == (load_bundle(folder).sha256 if row["trained"] else None)
     assert list(installed.rglob("leaving.txt")) == []
@@ -69,7 +69,7 @@ def test_each_bundle_is_zipped_whole_and_the_same_each_time(tmp_path: Path) -> N
     for folder in ("one", "two"):
         zip_bundles = [sys.executable, str(REPOSITORY / "tools/zip_bundles.py"), str(tmp_path / folder)]
         subprocess.run(zip_bundles, check=True, capture_output=True)
-    for folder in BUNDLES:
+    for folder in SHIPPED:
         (zipped,) = (tmp_path / "one").glob(f"{folder.name}-*.zip")
         assert zipped.read_bytes() == (tmp_path / "two" / zipped.name).read_bytes()
         bundle = load_bundle(zipped)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLES, REPOSITORY
+from conftest import BUNDLES, REPOSITORY, SHIPPED
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from scipy import ndimage
@@ -47,7 +47,7 @@ each_kind = pytest.mark.parametrize(
     ("exclusive", "dims"), KINDS, ids=[f"{'exclusive' if e else 'overlapping'} {d}D" for e, d in KINDS]
 )
 each_name = pytest.mark.parametrize("name", NAMES)
-each_bundle = pytest.mark.parametrize("folder", BUNDLES, ids=[folder.name for folder in BUNDLES])
+each_shipped = pytest.mark.parametrize("folder", SHIPPED, ids=[folder.name for folder in SHIPPED])
 HIPPOCAMPUS = REPOSITORY / "bundles" / "hippocampus_mri_unet3d"
 
 
@@ -343,7 +343,7 @@ def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
         assert found.nll_sum == pytest.approx(counts[name].nll_sum)
 
 
-@each_bundle
+@each_shipped
 def test_the_form_that_is_shipped_is_region(folder: Path) -> None:
     bundle, text = load_bundle(folder), (folder / "configs/inference.yaml").read_text()
     region = next(form for form in forms_for(bundle) if form.name == "region")
