@@ -30,7 +30,7 @@ def calibrate(options: flags.Calibrate) -> Answer:
     from monai_unet_app.bundle_folder import unchanged_on_failure
 
     common.check_folds_alone(options)
-    root = common.trained_bundle(options.bundle).root
+    root = common.trained_bundle(options.bundle, by_folds=options.folds).root
     common.check_bundle_folder(options.bundle, "its inference.yaml is rewritten")
     common.check_writable(Path(options.bundle) / "configs")
     data = common.labelled_cases(options)

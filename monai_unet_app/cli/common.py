@@ -39,8 +39,12 @@ def loaded_bundle(bundle: Path | str, device: str | None = None) -> "Bundle":
     return loaded
 
 
-def trained_bundle(bundle: str) -> "BundleFiles":
+def trained_bundle(bundle: str, *, by_folds: bool = False) -> "BundleFiles":
     """The files of a bundle that has weights: an untrained one is refused before anything is read, and before torch is loaded.
+
+    Args:
+        bundle: A name, a folder or a zip.
+        by_folds: The networks of folds are asked for; the bundle's own may be absent.
 
     Raises:
         UsageError, BundleError: As `bundle_files`.
@@ -49,7 +53,8 @@ def trained_bundle(bundle: str) -> "BundleFiles":
     from monai_unet_app.bundle_folder import bundle_files
 
     files = bundle_files(bundle)
-    files.check_trained()
+    if not (by_folds and (files.root / "folds").is_dir()):
+        files.check_trained()
     return files
 
 

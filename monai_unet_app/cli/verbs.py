@@ -353,7 +353,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
     from monai_unet_app.config import PredictConfig
 
     common.check_folds_alone(options)
-    root, data = common.trained_bundle(options.bundle).root, common.labelled_cases(options)
+    root, data = common.trained_bundle(options.bundle, by_folds=options.folds).root, common.labelled_cases(options)
     common.check_writable(options.output)
     from monai_unet_app.report.targets import read_targets
 

@@ -17,6 +17,7 @@ from small_data import FEW, few_examples
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import WHY_NO_WEIGHTS, bundle_files
+from monai_unet_app.cli.common import trained_bundle
 from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.data.splits import FOLDS, read_splits
 from monai_unet_app.doctor import examine
@@ -130,6 +131,15 @@ def test_a_training_that_has_not_completed_is_to_be_gone_on_with(begun: str, new
         UntrainedError, match=r"its training has not completed.* give the same monai-unet train command"
     ):
         bundle_files(new_bundle).check_trained()
+
+
+def test_networks_of_folds_are_enough_where_they_are_asked_for(new_bundle: Path) -> None:
+    with pytest.raises(UntrainedError, match="it is new"):
+        trained_bundle(str(new_bundle), by_folds=True)
+    (new_bundle / "folds/1/models").mkdir(parents=True)
+    assert trained_bundle(str(new_bundle), by_folds=True).root == new_bundle
+    with pytest.raises(UntrainedError, match="with --folds all"):
+        trained_bundle(str(new_bundle))
 
 
 def test_a_template_whose_cases_are_not_dealt_to_folds_is_trained_without(new_bundle: Path) -> None:
