@@ -43,7 +43,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
     from monai_unet_app.calibration.statement_fit import summary
     from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
 
-    bundle = common.loaded_bundle(root, options.device)
+    bundle = common.loaded_bundle(root, options.device, by_folds=options.folds)
     if options.folds or (bundle.folds and not options.partition and not _set_aside(bundle)):
         chosen = choose_out_of_fold(bundle, data)
     else:

@@ -22,18 +22,20 @@ Answer = tuple[dict[str, Any], int]
 """The result of a verb for --json, and its exit code."""
 
 
-def loaded_bundle(bundle: Path | str, device: str | None = None) -> "Bundle":
+def loaded_bundle(bundle: Path | str, device: str | None = None, *, by_folds: bool = False) -> "Bundle":
     """The bundle with its network, checked. This takes seconds, so flags and paths are checked before.
 
     Args:
         bundle: A name, a folder or a zip.
         device: Where the network is to run; None checks the configs alone and builds no network.
+        by_folds: As in `trained_bundle`.
     """
     from monai_unet_app.bundle import load_bundle
 
     loaded = load_bundle(bundle, device)
     if device:
-        _ = loaded.network  # built on first use: a bundle that cannot be built fails here
+        # built on first use: a bundle that cannot be built fails here
+        _ = loaded.folds[0].network if by_folds and loaded.folds else loaded.network
     else:
         loaded.check_configs()
     return loaded

@@ -361,7 +361,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
     # this import brings torch, as in `train`
     from monai_unet_app.evaluate import LabelledCases, choose_cases, choose_out_of_fold, evaluate_cases
 
-    bundle = common.loaded_bundle(root, options.device)
+    bundle = common.loaded_bundle(root, options.device, by_folds=options.folds)
     if options.folds:
         chosen = choose_out_of_fold(bundle, data)
     else:
