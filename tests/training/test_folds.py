@@ -186,6 +186,18 @@ def test_calibration_and_figures_out_of_fold(volumes: Path, trained: Path, tmp_p
     assert cases_of(tmp_path / "test/cases.csv") == {"case5"}
 
 
+def test_folds_are_evaluated_before_the_own_network_is_trained(
+    volumes: Path, trained: Path, tmp_path: Path, run: Run
+) -> None:
+    only_folds = tmp_path / "only_folds"
+    shutil.copytree(trained, only_folds, ignore=lambda folder, _: {"models"} if Path(folder) == trained else set())
+    words = ["evaluate", "--bundle", only_folds, "--data", volumes, "--output"]
+    answer = run(*words, tmp_path / "oof", "--folds")
+    assert answer.code == 0, answer.err
+    assert cases_of(tmp_path / "oof/cases.csv") == {f"case{n}" for n in range(5)}
+    assert "has no models/model.pt" in run(*words, tmp_path / "own").err
+
+
 @pytest.mark.parametrize("verb", ["calibrate", "evaluate"])
 @pytest.mark.parametrize("more", [("--partition", "test"), ("--splits", "plan.json")])
 def test_folds_are_named_alone(volumes: Path, trained: Path, tmp_path: Path, run: Run, verb: str, more: Any) -> None:
