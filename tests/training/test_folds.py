@@ -195,7 +195,7 @@ def test_folds_are_evaluated_before_the_own_network_is_trained(
     answer = run(*words, tmp_path / "oof", "--folds")
     assert answer.code == 0, answer.err
     assert cases_of(tmp_path / "oof/cases.csv") == {f"case{n}" for n in range(5)}
-    assert "has no models/model.pt" in run(*words, tmp_path / "own").err
+    assert "has no weights (models/model.pt" in run(*words, tmp_path / "own").err
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "evaluate"])
