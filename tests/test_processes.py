@@ -125,10 +125,12 @@ def test_a_process_that_is_killed_is_no_success() -> None:
 
 
 PARENT = """
+import signal
 import sys
 from functools import partial
 from pathlib import Path
 from test_processes import run, wait_with_a_child
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 work = partial(wait_with_a_child, Path(sys.argv[1]))
 run({"a": work, "b": work})
 """
