@@ -1,6 +1,7 @@
 """Cases as MONAI's data lists: the subject and the partition of each."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -144,13 +145,41 @@ def by_partition(
             left out, and all others train. "all": all but the test cases train.
         own_splits: `configs/splits.json` of the bundle, which may be absent; as `own` of `plan_of`.
     """
-    cases = find_data(dataset_dir, labels_dir, label_suffix)
-    plan = plan_of(cases, splits, own_splits)
-    rows: dict[Partition, list[dict[str, str]]] = {"train": [], "selection": [], "calibration": [], "test": []}
-    for case in cases:
-        if (part := _partition_of(plan[case.id], fold)) is not None:
-            rows[part].append(data_row(case, plan[case.id].subject))
-    return rows
+    return PlannedCases.find(dataset_dir, labels_dir, label_suffix, splits, own_splits).rows(fold)
+
+
+@dataclass(frozen=True)
+class PlannedCases:
+    """The cases of a data folder, with the place of each in the plan. Finding them may read the headers of many files.
+
+    Attributes:
+        cases: The cases.
+        plan: The entry of each, by its id.
+    """
+
+    cases: Sequence[CaseFiles]
+    plan: Mapping[str, SplitCase]
+
+    @classmethod
+    def find(
+        cls,
+        dataset_dir: str | Path,
+        labels_dir: str | Path | None = None,
+        label_suffix: str = "",
+        splits: str | Path | None = None,
+        own_splits: str | Path | None = None,
+    ) -> "PlannedCases":
+        """Arguments as of `by_partition`, errors as of `find_data` and `plan_of`."""
+        cases = find_data(dataset_dir, labels_dir, label_suffix)
+        return cls(cases, plan_of(cases, splits, own_splits))
+
+    def rows(self, fold: Fold = None) -> dict[Partition, list[dict[str, str]]]:
+        """As `by_partition`."""
+        rows: dict[Partition, list[dict[str, str]]] = {"train": [], "selection": [], "calibration": [], "test": []}
+        for case in self.cases:
+            if (part := _partition_of(self.plan[case.id], fold)) is not None:
+                rows[part].append(data_row(case, self.plan[case.id].subject))
+        return rows
 
 
 def _partition_of(entry: SplitCase, fold: Fold) -> Partition | None:

@@ -13,11 +13,9 @@ import torch
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.bundle_folder import NEEDED_FILES
 from monai_unet_app.config import resolve_device
-from monai_unet_app.data.case_files import find_data
-from monai_unet_app.data.cases import ALL, Fold, by_partition, places_of, plan_of
+from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.inspect import Fingerprint, check_cases
 from monai_unet_app.data.splits import FOLDS, Partition
-from monai_unet_app.data.strict import Place
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.training.checkpoints import forget_figures
@@ -89,7 +87,7 @@ def train_bundle(
         BundleError: The configs of the template contradict each other, or its network does not fit them.
     """
     _check_output(template, run.output)
-    _check(template, run, say, watch)
+    _check(template, run, _planned(template, run), say, watch)
     _copy(template, run.output, run.name)
     forget_ensemble(run.output)
     trained = _trained(run, template.device, say)
@@ -146,15 +144,16 @@ def check_folds(
             f"{template.name}: its train.yaml does not deliver to `weights_dir`, so each fold would overwrite the others; "
             "`deliver_to`, `select` and the cases of `validate` as in a planned bundle are needed; take them over from one"
         )
-    wanted = folds or _folds_of(template, run)
+    planned = _planned(template, run)
+    wanted = folds or [fold for fold in range(FOLDS) if planned.rows(fold)["test"]]
     if deliver == "ensemble":
         ensemble_texts(template.root, len(wanted))
     _check_output(template, run.output)
     for fold in wanted:
-        _check_rows(replace(run, fold=fold), _rows(template, replace(run, fold=fold)))
-    measured = _check(template, replace(run, fold=ALL), say, watch)
+        _check_rows(replace(run, fold=fold), planned.rows(fold))
+    measured = _check(template, replace(run, fold=ALL), planned, say, watch)
     for fold in wanted:
-        _check_classes(template, replace(run, fold=fold), measured)
+        _check_classes(template, replace(run, fold=fold), planned, measured)
     return wanted
 
 
@@ -184,29 +183,21 @@ def deliver_network(
     """Gives the bundle at `run.output`, whose folds are trained, its own network."""
     if deliver == "ensemble":
         say(f"the mean of {len(folds)} networks")
-        deliver_ensemble(load_bundle(run.output), folds, _rows(template, replace(run, fold=ALL)))
+        deliver_ensemble(load_bundle(run.output), folds, _planned(template, run).rows(ALL))
     else:
         train_checked_folds(template, run, [ALL], say)
 
 
-def _folds_of(template: Bundle, run: TrainConfig) -> list[int]:
-    """The folds of the plan that have a case to test."""
-    return [fold for fold in range(FOLDS) if _rows(template, replace(run, fold=fold))["test"]]
+def _planned(template: Bundle, run: TrainConfig) -> PlannedCases:
+    return PlannedCases.find(run.data, run.labels, run.label_suffix, run.splits, template.own_splits)
 
 
-def _rows(template: Bundle, run: TrainConfig) -> dict[Partition, list[dict[str, str]]]:
-    return by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold, template.own_splits)
-
-
-def _places(template: Bundle, run: TrainConfig) -> dict[str, Place]:
-    plan = plan_of(find_data(run.data, run.labels, run.label_suffix), run.splits, template.own_splits)
-    return places_of(plan.values(), by_folds=run.fold is not None)
-
-
-def _check(template: Bundle, run: TrainConfig, say: Callable[[str], None], watch: Watch) -> Fingerprint:
+def _check(
+    template: Bundle, run: TrainConfig, planned: PlannedCases, say: Callable[[str], None], watch: Watch
+) -> Fingerprint:
     """Checks in the order of their cost: configs and network, the plan of the cases, then every image and label."""
     template.check_network()
-    cases = _rows(template, run)
+    cases = planned.rows(run.fold)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
     if run.fold is None and (few := few_to_calibrate({row["subject"] for row in cases["calibration"]})):
         say(few)
@@ -214,16 +205,17 @@ def _check(template: Bundle, run: TrainConfig, say: Callable[[str], None], watch
     everything = [row for rows in cases.values() for row in rows]
     say(f"reading and checking {len(everything)} case(s)")
     with watch("checking", len(everything)) as step:
-        measured = check_cases(everything, template, step, _places(template, run))
+        places = places_of(planned.plan.values(), by_folds=run.fold is not None)
+        measured = check_cases(everything, template, step, places)
     for line in measured.to_look_at():
         say(line)
-    _check_classes(template, run, measured)
+    _check_classes(template, run, planned, measured)
     return measured
 
 
-def _check_classes(template: Bundle, run: TrainConfig, measured: Fingerprint) -> None:
+def _check_classes(template: Bundle, run: TrainConfig, planned: PlannedCases, measured: Fingerprint) -> None:
     """Raises InputRefusedError if a structure is in no case that trains."""
-    training = {row["id"] for row in _rows(template, run)["train"]}
+    training = {row["id"] for row in planned.rows(run.fold)["train"]}
     found = {number for case in measured.cases if case.id in training for number in case.class_size}
     absent = [segment.label for segment in template.segments if segment.number not in found]
     if absent:
