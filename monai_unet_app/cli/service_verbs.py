@@ -14,7 +14,7 @@ from pydicom.datadict import tag_for_keyword
 
 from dicom_io.errors import DicomIoError
 from monai_unet_app.cli import common, service_flags, show
-from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
 from monai_unet_app.errors import InputRefusedError, UntrainedError, UsageError
 
 if TYPE_CHECKING:
@@ -69,13 +69,15 @@ def _log() -> None:
 
 def _check_bundles(site: Path) -> None:
     """Checks the bundles of a site in a process of its own, because torch would stay in the memory of the node."""
+    from monai_unet_app.service.work import UNTRAINED
+
     checked = subprocess.run(
         [sys.executable, "-m", "monai_unet_app.service.work", str(site), "--check"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if checked.returncode:
         # Imported libraries may have written lines before the error.
-        kind = UntrainedError if checked.returncode == EXIT_REFUSED else UsageError
+        kind = UntrainedError if checked.returncode == UNTRAINED else UsageError
         raise kind(checked.stderr.strip().splitlines()[-1])
 
 

@@ -328,6 +328,7 @@ def _ranked(ranking: "Ranking", options: flags.Train, delivered: bool) -> Answer
 
 
 def _trained(bundle: "Bundle", options: flags.Train) -> Answer:
+    from monai_unet_app.training.record import MUCH_WAITING, waiting_share
     from monai_unet_app.training.run import few_to_calibrate
 
     best = bundle.run_record.get("best")
@@ -340,6 +341,10 @@ def _trained(bundle: "Bundle", options: flags.Train) -> Answer:
     if not bundle.run_record:
         return answer, EXIT_DONE
     show.line(f"trained bundle: {bundle.root}")
+    if (waited := waiting_share(bundle.run_record)) > MUCH_WAITING:
+        show.line(
+            f"it waited for data {waited:.0%} of the time; where a core is free, --workers 1 makes them meanwhile"
+        )
     few = few_to_calibrate({case.subject for case in bundle.seen if case.partition == "calibration"})
     show.line((not folds and few) or common.next_command("calibrate", bundle.root, options))
     return answer | {"sha256": bundle.sha256}, EXIT_DONE

@@ -122,6 +122,11 @@ class SizeStatement(JsonDocument):
         }
         return replace(self, log_ratios=ratios)
 
+    def half_width(self, structure: int) -> float | None:
+        """Half an interval's width over its centre, 0 to 1, for a size much larger than `small`; None as of `interval`."""
+        ratios = self.log_ratios.get(structure)
+        return None if ratios is None else math.tanh((ratios[1] - ratios[0]) / 2)
+
     def interval(self, structure: int, expected: float) -> tuple[float, float] | None:
         """(low, high) in the unit of `expected`; None where there is no statement about this structure."""
         ratios = self.log_ratios.get(structure)

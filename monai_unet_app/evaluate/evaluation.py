@@ -22,7 +22,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
 from monai_unet_app.gathering import decided, on_volume
 from monai_unet_app.metrics.summary import Evaluation
-from monai_unet_app.pipeline import segment_case
+from monai_unet_app.pipeline import segment_case, setting_of
 from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases
 from monai_unet_app.report.evaluation_writer import write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
@@ -102,11 +102,12 @@ class StoredLabels:
 class CaseLog:
     """Scores of the cases so far, and the labels of each for the report's pictures.
 
-    `targets` are those of a file; None takes the bundle's own targets or, if it has none, the usual targets.
+    `run` is that of the predictions. `targets` are those of a file; None takes the bundle's own targets or, if it has none, the
+    usual targets.
     """
 
-    def __init__(self, bundle: Bundle, targets: Bounds | None = None) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, targets: Bounds | None = None, run: PredictConfig | None = None) -> None:
+        self.bundle, self.run = bundle, run or PredictConfig()
         self.targets, self.targets_from = _targets(bundle, targets)
         self.evaluation = Evaluation(evaluation_plan(bundle))
         self.rows: list[Row] = []
@@ -141,11 +142,22 @@ class CaseLog:
         self, folder: Path, data: LabelledCases, not_measured: tuple[str, ...] = ()
     ) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
         """Writes metrics.json, cases.csv, report.html and report.pdf; gives the summary and the files."""
-        bundle, digest = self.bundle, dataset_sha256(self.rows)
-        name, version, sha256 = bundle.name, bundle.version, bundle.sha256
+        bundle = self.bundle
         report = EvaluationReport(
             self.evaluation,
-            MeasuredOn(name, version, sha256, data.name, digest, data.partition, not_measured, data.seen, data.folds),
+            MeasuredOn(
+                bundle.name,
+                bundle.version,
+                bundle.sha256,
+                data.name,
+                dataset_sha256(self.rows),
+                data.partition,
+                not_measured,
+                data.seen,
+                data.folds,
+                tta=setting_of(self.run, bundle) == "tta",
+                elsewhere=self.run.elsewhere,
+            ),
             pictures=self._pictures(),
             targets=self.targets,
             statements=self._statements(),
@@ -206,7 +218,7 @@ def evaluate_cases(
         InputRefusedError: No case could be measured.
         NoRoomError: Memory or disk are short for a case.
     """
-    log, problems, networks = CaseLog(bundle, targets), dict[str, str](), Networks(bundle, data.folds)
+    log, problems, networks = CaseLog(bundle, targets, run), dict[str, str](), Networks(bundle, data.folds)
     seconds: dict[str, float] = {}
     for row in data.rows:
         try:

@@ -43,7 +43,7 @@ LEAST_STEPS = 2000
 FEW_SUBJECTS = 60
 """With fewer, four partitions leave too few in each: every case trains and is tested, in five folds."""
 
-_STEPS_SHARE = 0.65  # of the time of a training; the rest reads, varies and validates
+_STEPS_SHARE = 0.8  # of the time of a training; the rest reads, varies and validates
 _VALIDATED = 4  # epochs from one validation to the next, as in train.yaml
 _MARGIN = 1.3  # of the window: what a rotated and sheared window may need
 _WINDOW_VOXELS = {2: 2**16, 3: 2**20}
@@ -330,8 +330,9 @@ def _network(
             break
     train_cases = max(1, round(0.8 * cases))
     per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
-    epochs = steps * batch / (per_case * train_cases)
-    epochs = max(2, round(epochs / _VALIDATED) * _VALIDATED if epochs > _VALIDATED else round(epochs))
+    epochs = steps * batch // (per_case * train_cases)
+    epochs = max(2, epochs // _VALIDATED * _VALIDATED or epochs)
+    steps = epochs * math.ceil(per_case * train_cases / batch)
     margin = [math.ceil(size * _MARGIN) for size in network.window]
     names = [f"network_{n}" for n in range(1, config.networks + 1)] if config.networks > 1 else ["network_def"]
     slice_axis = decided["slice_axis"].value
@@ -361,8 +362,8 @@ def _network(
         "windows_per_case": Reasoned(per_case, ""),
         "epochs": Reasoned(
             epochs,
-            f"{steps} steps of {batch} windows, {seconds:.2f} s each as measured here, in {config.time_s / 60:.0f} minutes, of "
-            f"which reading, varying and validation take {1 - _STEPS_SHARE:.0%}",
+            f"{steps} steps of {batch} windows, {seconds:.2f} s each as measured here; with reading, varying and validation, "
+            f"which take {1 - _STEPS_SHARE:.0%}, about {steps * seconds / _STEPS_SHARE / 60:.0f} minutes",
         ),
         "margin": Reasoned(margin, ""),
         "scaling": Reasoned([0.25] * len(image.shape), ""),

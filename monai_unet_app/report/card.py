@@ -18,6 +18,7 @@ from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.confidence.fine import WORTH_SHOWING
+from monai_unet_app.confidence.fitted_to import InferenceSetting
 from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
@@ -92,13 +93,16 @@ def summary(evaluation: StoredEvaluation, bundle: Bundle, more: Mapping[str, Any
     """
     before, document = bundle.eval_metrics, evaluation.document
     figures = _figures(document) | dict(more or {}) | _training(bundle)
+    setting: InferenceSetting = "tta" if document.get("settings", {}).get("tta") else "plain"
+    if setting == "tta":
+        figures["tta"] = True
     if folds := document["data"].get("folds"):
         dice = [value for value in evaluation.table.values("dice").values() if np.isfinite(value)]
         figures["folds"] = len(set(folds.values()))
         if dice:
             figures |= {"percentile_5": _rounded(float(np.percentile(dice, 5))), "least": _rounded(min(dice))}
-        if stated := figures.pop("statements", {}):
-            figures["statements"] = _of_subjects_left_out(stated, bundle)
+        if left_out := _of_subjects_left_out(bundle, setting):
+            figures["statements"] = left_out
         return {**before, OUT_OF_FOLD: figures}
     return {**figures, **({OUT_OF_FOLD: before[OUT_OF_FOLD]} if OUT_OF_FOLD in before else {})}
 
@@ -156,23 +160,28 @@ def _statements(statements: Mapping[str, Any]) -> dict[str, Any]:
     return entries
 
 
-def _of_subjects_left_out(entries: Mapping[str, Any], bundle: Bundle) -> dict[str, Any]:
-    """What came true of the statements where cases out of fold fitted them: on subjects left out of the fit, as it noted.
+def _of_subjects_left_out(bundle: Bundle, setting: InferenceSetting) -> dict[str, Any]:
+    """What came true of the bundle's statements for subjects left out of their fit, as the fit noted it.
 
-    What the fit noted nothing of is left out: on its own subjects it holds by construction.
+    Results out of fold are not assessed: their subjects fitted the statements, so these hold for them by construction.
     """
-    stated = read_confidence(bundle, "plain")
+    stated, found = read_confidence(bundle, setting), dict[str, Any]()
     names = {segment.number: segment.label for segment in bundle.segments}
     whole_names = {number: whole.name for number, whole in enumerate(bundle.wholes, start=1)}
     kept = {
-        label[number]: part
+        label[number]: {
+            "wanted": sizes.coverage,
+            "observed": _rounded(part),
+            "subjects": sizes.subjects,
+            "mean_half_width": _rounded(sizes.half_width(number)),
+        }
         for sizes, label in ((stated.sizes, names), (stated.wholes, whole_names))
-        for number, part in ((sizes.kept if sizes else None) or {}).items()
+        if sizes and sizes.kept
+        for number, part in sizes.kept.items()
+        if sizes.log_ratios[number]
     }
-    sizes = entries.get("sizes", {})
-    found: dict[str, Any] = {
-        "sizes": {label: {**sizes[label], "observed": _rounded(part)} for label, part in kept.items() if label in sizes}
-    }
+    if kept:
+        found["sizes"] = kept
     if stated.gate and stated.gate.fine:
         found["rank_correlation"] = _rounded(stated.gate.fine.rank_correlation)
     return found

@@ -39,6 +39,8 @@ class MeasuredOn:
         not_measured: Cases that could not be measured.
         seen: Partition -> number of cases with which the bundle was made.
         folds: Case -> the fold of a cross-validation whose network segmented it; empty for the bundle's own network.
+        tta: Whether probabilities are averages over mirror images.
+        elsewhere: Whether intervals are the wider ones for images from elsewhere.
     """
 
     bundle_name: str
@@ -50,6 +52,8 @@ class MeasuredOn:
     not_measured: tuple[str, ...] = ()
     seen: Mapping[str, int] = field(default_factory=dict)
     folds: Mapping[str, int] = field(default_factory=dict)
+    tta: bool = False
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)

@@ -401,6 +401,8 @@ def _provenance(report: EvaluationReport) -> Sequence[Block]:
         "Data": on.data_name,
         "Data sha256": on.data_sha256,
         "Part": on.partition or "not stated",
+        "Settings": " ".join(flag for flag, given in (("--tta", on.tta), ("--elsewhere", on.elsewhere)) if given)
+        or "plain",
         "Cases": f"{len(report.cases)} of {plural(report.subjects, 'subject')}",
         "Intervals": f"{percent(how.level)}, {how.resamples} resamples, seed {how.seed}",
         "Made": f"{report.created:%Y-%m-%d %H:%M} UTC",

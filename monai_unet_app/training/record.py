@@ -28,6 +28,15 @@ SCHEMA_VERSION = "1.0"
 PACKAGES = ("monai-unet-app", "torch", "monai", "pytorch-ignite", "numpy", "pydicom", "highdicom", "nibabel")
 Cases = Mapping[Partition, Sequence[Mapping[str, str]]]
 
+MUCH_WAITING = 0.05
+"""Of a training's seconds: from here on more processes that augment are worth a word."""
+
+_PARTS = {
+    "waiting_seconds": (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED),
+    "step_seconds": (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED),
+}
+"""Parts of a session's seconds, with the events between which each passes; the rest validates and writes."""
+
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the main packages."""
@@ -86,6 +95,12 @@ def recipe_sha256(configs: Sequence[str | Path], *, comments: bool = True) -> st
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 
+def waiting_share(record: Mapping[str, Any]) -> float:
+    """The part of a training's seconds, 0 to 1, that it waited for data; 0 where a record of an older version does not say."""
+    sessions = record["sessions"]
+    return sum(one.get("waiting_seconds", 0.0) for one in sessions) / max(sum(one["seconds"] for one in sessions), 1e-9)
+
+
 def identity_of_data(cases: Cases) -> dict[str, Any]:
     """The entries of `run.json` about data: a digest, and the partition, the subject and the fingerprint of each case."""
     return {
@@ -130,6 +145,9 @@ class RunRecord:
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
+        for name, (begins, ends) in _PARTS.items():
+            engine.add_event_handler(begins, self._begin)
+            engine.add_event_handler(ends, self._end, name)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def start(self, engine: Engine) -> None:
@@ -157,14 +175,22 @@ class RunRecord:
                 "precision": resolve_precision(self.precision, device),
                 "threads": torch.get_num_threads(),
                 "seconds": 0.0,
+                **dict.fromkeys(_PARTS, 0.0),
             }
         )
         # The clock of the computer may be set while a training of hours runs
-        self.begin = time.monotonic()
+        self.begin, self.parts = time.monotonic(), dict.fromkeys(_PARTS, 0.0)
+
+    def _begin(self) -> None:
+        self.part_began = time.monotonic()
+
+    def _end(self, name: str) -> None:
+        self.parts[name] += time.monotonic() - self.part_began
 
     def save(self, engine: Engine) -> None:
         """Writes the record after an epoch."""
-        self.sessions[-1]["seconds"] = round(time.monotonic() - self.begin, 1)
+        seconds = {"seconds": time.monotonic() - self.begin, **self.parts}
+        self.sessions[-1].update({name: round(value, 1) for name, value in seconds.items()})
         document = {
             "schema_version": SCHEMA_VERSION,
             **self.identity,

@@ -87,6 +87,7 @@ def train_bundle(
         BundleError: The configs of the template contradict each other, or its network does not fit them.
     """
     _check_output(template, run.output)
+    template.check_network()
     _check(template, run, _planned(template, run), say, watch)
     _copy(template, run.output, run.name)
     forget_ensemble(run.output)
@@ -144,6 +145,7 @@ def check_folds(
             f"{template.name}: its train.yaml does not deliver to `weights_dir`, so each fold would overwrite the others; "
             "`deliver_to`, `select` and the cases of `validate` as in a planned bundle are needed; take them over from one"
         )
+    template.check_network()
     planned = _planned(template, run)
     wanted = folds or [fold for fold in range(FOLDS) if planned.rows(fold)["test"]]
     if deliver == "ensemble":
@@ -195,8 +197,7 @@ def _planned(template: Bundle, run: TrainConfig) -> PlannedCases:
 def _check(
     template: Bundle, run: TrainConfig, planned: PlannedCases, say: Callable[[str], None], watch: Watch
 ) -> Fingerprint:
-    """Checks in the order of their cost: configs and network, the plan of the cases, then every image and label."""
-    template.check_network()
+    """Checks the plan of the cases, then every image and label."""
     cases = planned.rows(run.fold)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
     if run.fold is None and (few := few_to_calibrate({row["subject"] for row in cases["calibration"]})):

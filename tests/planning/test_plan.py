@@ -79,13 +79,16 @@ def test_values_follow_from_what_was_measured(volumes: Path) -> None:
 
 
 def test_time_and_memory_decide_how_large_and_how_long(volumes: Path) -> None:
-    much, little = (planned(volumes, time_s=seconds).values for seconds in (200.0, 1.0))
+    plans = [planned(volumes, time_s=seconds) for seconds in (200.0, 1.0)]
+    much, little = (plan.values for plan in plans)
     assert much["filters"][0] == 32
     assert little["filters"][0] == 16
     assert much["epochs"] % 4 == 0  # so that every fourth is validated, not each
-    for values, seconds in ((much, 200.0), (little, 1.0)):
+    for plan, seconds in zip(plans, (200.0, 1.0), strict=True):
+        values = plan.values
         steps = values["epochs"] * values["windows_per_case"] * 4 / values["batch_size"]  # of 5 cases 4 train
         voxels = np.prod(values["window"])
+        assert plan.reasons["epochs"].startswith(f"{steps:.0f} steps of 2 windows")
         assert steps * voxels * values["batch_size"] * values["filters"][0] / 16e6 <= 0.8 * seconds
     tight = planned(volumes, memory_limit=1e7).values
     assert np.prod(tight["window"]) < np.prod(much["window"])

@@ -18,9 +18,10 @@ from conftest import BUNDLES, REPOSITORY
 from made_up import STATEMENTS, boxes, case_of, report_of
 
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.bundle_folder import CARD_FIGURES, bundle_files
+from monai_unet_app.bundle_folder import CARD_FIGURES, CONFIDENCE, bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.confidence.fine import FineDice
+from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
 from monai_unet_app.confidence.quality import QualityGate
 from monai_unet_app.confidence.statements import Confidence, SizeStatement
 from monai_unet_app.metrics.plan import EvaluationPlan
@@ -49,13 +50,15 @@ def bundle(tmp_path: Path) -> Path:
     return shutil.copytree(SHIPPED, tmp_path / "copies" / SHIPPED.name)
 
 
-def evaluation_of(bundle: Path, folder: Path, subjects: tuple[str, str] = ("new_1", "new_2"), **more: Any) -> Path:
+def evaluation_of(
+    bundle: Path, folder: Path, subjects: tuple[str, str] = ("new_1", "new_2"), tta: bool = False, **more: Any
+) -> Path:
     """An evaluation of two cases, boxes of 4 voxels moved by 1 and not at all: Dice 0.75 and 1, IoU 0.6 and 1."""
     truth, moved = boxes((5, 1), (9, 2)), boxes((6, 1), (10, 2))
     cases = [case_of("a", subjects[0], truth, moved, 2), case_of("b", subjects[1], truth, truth, 2)]
     report: EvaluationReport = report_of(cases, EvaluationPlan(("anterior", "posterior")), **more)
     files = bundle_files(bundle)
-    on = MeasuredOn(files.name, files.version, files.sha256, "Boxes", "cd" * 32, "2 of 2 case(s)")
+    on = MeasuredOn(files.name, files.version, files.sha256, "Boxes", "cd" * 32, "2 of 2 case(s)", tta=tta)
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(metrics_document(replace(report, measured_on=on))))
     (folder / "cases.csv").write_text(cases_csv(report.cases, report.plan))
@@ -129,27 +132,45 @@ def test_a_bundle_without_test_cases_speaks_of_its_folds(bundle: Path, tmp_path:
     assert "test case" not in card.split("<!-- end")[0]
 
 
+@pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize(("correlation", "words"), [(0.41, "the true Dice.\n"), (0.1, "; below 0.25 it is not shown.")])
-def test_statements_that_cases_out_of_fold_fitted_are_audited_on_subjects_left_out(
-    bundle: Path, tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch, correlation: float, words: str
+def test_the_card_says_how_often_statements_came_true_for_subjects_left_out_of_their_fit(
+    bundle: Path, tmp_path: Path, run, correlation: float, words: str, tta: bool
 ) -> None:
     with_folds(bundle, {0: "new_1", 1: "new_2"})
     fine = FineDice(("uncertainty",), {}, {}, {}, (0.0,), correlation, 20)
     stated = Confidence(
-        sizes=SizeStatement(0.9, {1: (-0.1, 0.1), 2: None}, 0.01, 20, kept={1: 0.875}),
+        sizes=SizeStatement(0.9, {1: (-0.1, 0.1), 2: None}, 0.01, 20, kept={1: 0.875, 2: 0.0}),
+        wholes=SizeStatement(0.9, {1: (-0.02, 0.04)}, 0.01, 20, kept={1: 0.95}),
         gate=QualityGate({}, {}, (), (0.1, 0.2), 0.9, 20, 40, fine),
     )
-    monkeypatch.setattr("monai_unet_app.report.card.read_confidence", lambda bundle, setting: stated)
-    own = {"Anterior hippocampus": STATEMENTS["sizes"]["Front"], "Posterior hippocampus": STATEMENTS["sizes"]["Back"]}
-    folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}, statements={**STATEMENTS, "sizes": own})
+    store(stated, bundle, "tta" if tta else "plain")
+    folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}, tta=tta)
     assert run("report", "--evaluation", folds, "--bundle", bundle)[0] == 0
     card = (bundle / "docs/README.md").read_text().split("The 34 test cases")[0]
-    # 87.5 % of those left out, not the 95 % of those that were in the fit; nothing of the one without a note
-    assert "| interval of the size, Anterior hippocampus, ± 12.3 % | 90 % | 87.5 % | 20 |" in card
-    assert "| interval of the size, Posterior hippocampus" not in card
+    # of an interval from e^-0.1 to e^0.1 of the expected size half the width over the centre is tanh 0.1
+    assert "| interval of the size, Anterior hippocampus, ± 10.0 % | 90 % | 87.5 % | 20 |" in card
+    assert "| interval of the size, Hippocampus, whole, ± 3.0 % | 90 % | 95.0 % | 20 |" in card
+    assert "| interval of the size, Posterior hippocampus" not in card  # too few subjects
     assert "lower bound of Dice" not in card
     assert f"rank correlation of {correlation:.2f} with the true Dice" in card
     assert words in card
+    assert card.count("averages over mirror images (`--tta`)") == tta
+
+
+def test_statements_of_another_setting_are_not_on_the_card(bundle: Path, tmp_path: Path, run) -> None:
+    with_folds(bundle, {0: "new_1", 1: "new_2"})
+    store(Confidence(sizes=SizeStatement(0.9, {1: (-0.1, 0.1)}, 0.01, 20, kept={1: 0.875})), bundle, "plain")
+    folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}, tta=True)
+    assert run("report", "--evaluation", folds, "--bundle", bundle)[0] == 0
+    assert "87.5 %" not in (bundle / "docs/README.md").read_text()
+
+
+def store(stated: Confidence, bundle: Path, setting: InferenceSetting) -> None:
+    """Makes these the only statements of a bundle."""
+    document = json.loads((bundle / CONFIDENCE).read_text())
+    entry = {**stated.document(), "fitted_to": fitted_to(bundle_files(bundle), setting)}
+    (bundle / CONFIDENCE).write_text(json.dumps({**document, "settings": {setting: entry}}))
 
 
 @pytest.mark.parametrize("folds", [{"a": 1, "b": 0}, {"a": 0, "b": 3}])

@@ -8,8 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -30,7 +32,7 @@ from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training import Tracking
-from monai_unet_app.training.record import command_line, git_commit
+from monai_unet_app.training.record import RunRecord, command_line, git_commit
 from monai_unet_app.training.run import TrainConfig, train_bundle
 
 CPU = torch.device("cpu")
@@ -302,6 +304,8 @@ def test_the_run_record_obeys_its_schema_and_tells_the_whole_story(
     assert found["sessions"][0]["versions"]["torch"] == torch.__version__
     assert found["sessions"][0]["precision"] == "f32"
     assert all(np.isfinite(entry["loss"]) for entry in found["history"])
+    session = found["sessions"][0]
+    assert 0 < session["waiting_seconds"] + session["step_seconds"] <= session["seconds"]
 
     curves = tensorboard_points(root / "run/tensorboard")
     assert [step for step, _ in curves["train/loss"]] == [1, 2]
@@ -319,6 +323,23 @@ def tensorboard_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_the_record_tells_waiting_for_data_from_the_steps(tmp_path: Path) -> None:
+    def slow_draws() -> Iterator[int]:
+        for draw in range(4):
+            time.sleep(0.2)
+            yield draw
+
+    engine = Engine(lambda engine, batch: time.sleep(0.05))
+    engine.state.device = "cpu"  # type: ignore[attr-defined]
+    kept = SimpleNamespace(best_epoch=0, best_metric=None, history=[])
+    RunRecord(tmp_path / "run.json", {}, {}, [], "f32", kept).attach(engine)  # type: ignore[arg-type]
+    engine.run(slow_draws(), max_epochs=1, epoch_length=4)
+    (session,) = json.loads((tmp_path / "run.json").read_text())["sessions"]
+    assert session["waiting_seconds"] == pytest.approx(0.8, abs=0.15)
+    assert session["step_seconds"] == pytest.approx(0.2, abs=0.15)
+    assert session["seconds"] >= 1
 
 
 def test_a_resumed_run_draws_one_curve_in_tensorboard(
