@@ -98,7 +98,8 @@ def recipe_sha256(configs: Sequence[str | Path], *, comments: bool = True) -> st
 def waiting_share(record: Mapping[str, Any]) -> float:
     """The part of a training's seconds, 0 to 1, that it waited for data; 0 where a record of an older version does not say."""
     sessions = record["sessions"]
-    return sum(one.get("waiting_seconds", 0.0) for one in sessions) / max(sum(one["seconds"] for one in sessions), 1e-9)
+    waited, seconds = (sum(float(one.get(name, 0.0)) for one in sessions) for name in ("waiting_seconds", "seconds"))
+    return waited / max(seconds, 1e-9)
 
 
 def identity_of_data(cases: Cases) -> dict[str, Any]:
