@@ -43,7 +43,7 @@ LEAST_STEPS = 2000
 FEW_SUBJECTS = 60
 """With fewer, four partitions leave too few in each: every case trains and is tested, in five folds."""
 
-_STEPS_SHARE = 0.8  # of the time of a training; the rest reads, varies and validates
+_STEPS_SHARE = 0.75  # of the time of a training; the rest reads, varies and validates
 _VALIDATED = 4  # epochs from one validation to the next, as in train.yaml
 _MARGIN = 1.3  # of the window: what a rotated and sheared window may need
 _WINDOW_VOXELS = {2: 2**16, 3: 2**20}

@@ -5,12 +5,13 @@ possible.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, DataLoader
+from monai.data import CacheDataset, DataLoader, MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
@@ -63,12 +64,29 @@ class ReplayDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         case, number = draw
         self.varied.set_random_state(seed=int(replay_rng(self.seed, number).randint(2**31)))
-        # Copies, because MONAI appends every transform to a list of the tensor, which would grow with each draw
-        items = self.cases[case].items()
-        copies = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in items}
-        drawn = self.varied(copies)
+        # Copies, because a transform may work in place
+        copies = {key: _bare_copy(value) for key, value in self.cases[case].items()}
+        with _without_metadata():
+            drawn = self.varied(copies)
         window: dict[str, Any] = drawn[0] if isinstance(drawn, list) else drawn
         return window
+
+
+def _bare_copy(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return (value.as_tensor() if isinstance(value, MetaTensor) else value).clone()
+
+
+@contextmanager
+def _without_metadata() -> Iterator[None]:
+    """MONAI's transforms do not note what they did: of pictures that takes a third of the time of a draw."""
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
 
 
 class ReplaySampler(Sampler[Draw]):

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta
 from monai.transforms import (
     CastToTyped,
+    Compose,
+    Lambda,
     MapTransform,
     RandAffined,
     RandFlipd,
@@ -21,7 +23,7 @@ from monai.transforms import (
     ToTensord,
 )
 
-from monai_unet_app.training.replay import ReplayDataset, ReplayLoader, ReplaySampler
+from monai_unet_app.training.replay import ReplayDataset, ReplayLoader, ReplaySampler, replay_rng
 
 KEYS = ["image", "label"]
 
@@ -118,6 +120,24 @@ def test_drawing_leaves_the_cases_in_memory_as_they_were() -> None:
     after = windows.cases[0]["image"]
     assert torch.equal(torch.as_tensor(after), torch.as_tensor(before))
     assert not getattr(after, "applied_operations", [])
+
+
+def test_a_window_is_what_monai_draws_with_metadata_and_carries_none(tmp_path: Path) -> None:
+    (tmp_path / "7.txt").write_text("7")
+    read, varied = Read(KEYS), Compose(augmentation()[:-1])
+    windows = ReplayDataset([{"image": str(tmp_path / "7.txt")}], [read], augmentation()[:-1], 3, 1)
+    assert isinstance(windows.cases[0]["image"], MetaTensor)
+    for draw in range(6):
+        varied.set_random_state(seed=int(replay_rng(3, draw).randint(2**31)))
+        expected, found = varied(read({"image": str(tmp_path / "7.txt")})), windows[(0, draw)]
+        for key in KEYS:
+            assert type(found[key]) is torch.Tensor
+            assert torch.equal(found[key], expected[key].as_tensor())
+    assert get_track_meta()
+    fails = ReplayDataset([{"image": str(tmp_path / "7.txt")}], [read], [Lambda(lambda data: 1 / 0)], 3, 1)
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        fails[(0, 0)]
+    assert get_track_meta()
 
 
 def test_a_loader_resumed_in_the_middle_gives_the_same_batches() -> None:
