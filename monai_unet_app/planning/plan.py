@@ -332,7 +332,7 @@ def _network(
     per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
     epochs = steps * batch // (per_case * train_cases)
     epochs = max(2, epochs // _VALIDATED * _VALIDATED or epochs)
-    steps = epochs * math.ceil(per_case * train_cases / batch)
+    steps = epochs * max(1, per_case * train_cases // batch)
     margin = [math.ceil(size * _MARGIN) for size in network.window]
     names = [f"network_{n}" for n in range(1, config.networks + 1)] if config.networks > 1 else ["network_def"]
     slice_axis = decided["slice_axis"].value

@@ -78,6 +78,11 @@ class Checkpoints:
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []
 
+    @property
+    def _state(self) -> Mapping[str, Any]:
+        losses = self.loader.losses
+        return self.state if losses is None else {**self.state, "case_losses": losses}
+
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer. This handler must stand after the validation handler in the list of handlers."""
         engine.add_event_handler(Events.STARTED, self.resume)
@@ -95,7 +100,7 @@ class Checkpoints:
             shutil.rmtree(left_over)
         saved = torch.load(path, map_location="cpu", weights_only=False)
         try:
-            for name, target in self.state.items():
+            for name, target in self._state.items():
                 target.load_state_dict(saved["state"][name])
         except (KeyError, RuntimeError, ValueError) as error:  # a network or optimizer of another shape
             raise UsageError(
@@ -127,7 +132,7 @@ class Checkpoints:
             self.best_metric, self.best_epoch = metric, engine.state.epoch
             save_atomically(half_weights(self.best), self.folder / "best.pt")
         saved = {
-            "state": {name: target.state_dict() for name, target in self.state.items()},
+            "state": {name: target.state_dict() for name, target in self._state.items()},
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "best_metric": self.best_metric,

@@ -4,7 +4,7 @@ The order of workers, a restart or another batch size cannot change what draw 1,
 possible.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,16 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader, MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
+from monai_unet_app.errors import UsageError
 from monai_unet_app.training.prepared import PreparedDataset
+
+CASE = "case"
+"""Key of a window: the index of its case."""
+
+_AHEAD = 2  # batches that each worker of torch's DataLoader prepares ahead
 
 Draw = tuple[int, int]  # (index of the case, number of the draw since training began)
 
@@ -69,7 +76,7 @@ class ReplayDataset(Dataset[dict[str, Any]]):
         with _without_metadata():
             drawn = self.varied(copies)
         window: dict[str, Any] = drawn[0] if isinstance(drawn, list) else drawn
-        return window
+        return {**window, CASE: case}
 
 
 def _bare_copy(value: Any) -> Any:
@@ -89,16 +96,74 @@ def _without_metadata() -> Iterator[None]:
         set_track_meta(before)
 
 
+class CaseLosses:
+    """The mean loss of each case, epoch by epoch.
+
+    The draws of an epoch follow from the losses until the epoch before the last: workers draw ahead, while the last windows of
+    an epoch still wait for their losses, and no window may depend on how far ahead.
+
+    Args:
+        cases: Number of cases.
+        per_epoch: Windows of an epoch.
+    """
+
+    def __init__(self, cases: int, per_epoch: int) -> None:
+        self.cases, self.per_epoch = cases, per_epoch
+        # of the current epoch and of the next one; NaN: not known
+        self.known = [np.full(cases, np.nan), np.full(cases, np.nan)]
+        self.epoch = 0
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.sums, self.counts = np.zeros(self.cases), np.zeros(self.cases, dtype=int)
+
+    def add(self, cases: Sequence[int], losses: Sequence[float]) -> None:
+        """The losses (N,) of the next windows of the stream, which are of these cases (N,)."""
+        np.add.at(self.sums, cases, losses)
+        np.add.at(self.counts, cases, 1)
+        if self.counts.sum() >= self.per_epoch:
+            coming = self.known[1]
+            seen = self.counts > 0
+            means = np.divide(self.sums, self.counts, out=coming.copy(), where=seen)
+            # half of what was known before, since the few windows of a case in one epoch are chance
+            self.known = [coming, np.where(seen & np.isfinite(coming), (means + coming) / 2, means)]
+            self.epoch += 1
+            self._begin_epoch()
+
+    def chances(self, draw: int) -> NDArray[np.float64] | None:
+        """How often each case comes among the hard ones, shape (cases,), sum 1; None while not all have a loss."""
+        losses = self.known[min(max(draw // self.per_epoch - self.epoch, 0), 1)]
+        return losses / losses.sum() if np.isfinite(losses).all() and losses.min() >= 0 < losses.sum() else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch needs, after a whole epoch."""
+        return {"known": [losses.tolist() for losses in self.known], "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.known, self.epoch = [np.array(losses) for losses in state["known"]], state["epoch"]
+        self._begin_epoch()
+
+
 class ReplaySampler(Sampler[Draw]):
     """An endless stream of draws: every case once in random order, then every case once in a new order, and so on.
+
+    Args:
+        cases: Number of cases.
+        seed: Fixes the stream.
+        hard_cases: Part of the draws, 0 to 1, in which another case takes the place of its own, the more often the larger its
+            loss.
+        losses: What is known of the cases.
 
     Attributes:
         first_draw: Number of the first draw; set by `Checkpoints` before the first batch of a resumed run.
     """
 
-    def __init__(self, cases: int, seed: int = 0) -> None:
+    def __init__(self, cases: int, seed: int = 0, hard_cases: float = 0.0, losses: CaseLosses | None = None) -> None:
         self.cases = cases
         self.seed = seed
+        self.hard_cases = hard_cases
+        self.losses = losses
         self.first_draw = 0
 
     def __iter__(self) -> Iterator[Draw]:
@@ -107,8 +172,19 @@ class ReplaySampler(Sampler[Draw]):
             # The order follows from the round alone, so that a resumed run can begin in the middle of a round
             order = replay_rng(self.seed, 0, draw // self.cases).permutation(self.cases)
             for position in range(draw % self.cases, self.cases):
-                yield int(order[position]), draw
+                hard = self._hard_case(draw)
+                yield int(order[position]) if hard is None else hard, draw
                 draw += 1
+
+    def _hard_case(self, draw: int) -> int | None:
+        """The case that takes the place of a draw's own; None leaves it."""
+        if self.losses is None or not self.hard_cases:
+            return None
+        # The first number tells these streams from those of the windows, of their order and of the steps
+        rng = replay_rng(self.seed, 2, draw)
+        if rng.random_sample() >= self.hard_cases or (chances := self.losses.chances(draw)) is None:
+            return None
+        return int(rng.choice(self.cases, p=chances))
 
 
 class ReplayLoader(DataLoader):
@@ -119,15 +195,31 @@ class ReplayLoader(DataLoader):
         batch_size: Windows in one step.
         windows_per_case: Length of an epoch, in windows for each case.
         num_workers: Processes that augment; 0 augments in the training process.
+        hard_cases: Part of the windows, 0 to 1, that are taken from cases in proportion to their loss two epochs before; the
+            others come from all cases alike.
+
+    Raises:
+        UsageError: With `hard_cases` an epoch is so short that its windows would be drawn before the last losses are known.
     """
 
     def __init__(
-        self, dataset: ReplayDataset, batch_size: int, windows_per_case: int = 1, num_workers: int = 0
+        self,
+        dataset: ReplayDataset,
+        batch_size: int,
+        windows_per_case: int = 1,
+        num_workers: int = 0,
+        hard_cases: float = 0.0,
     ) -> None:
-        self.draws = ReplaySampler(len(dataset), dataset.seed)
-        self.windows_per_step = batch_size
         # The stream of draws has no end; the trainer ends an epoch after this many steps
         self.epoch_length = max(1, len(dataset) * windows_per_case // batch_size)
+        if hard_cases and self.epoch_length <= _AHEAD * num_workers:
+            raise UsageError(
+                f"an epoch has {self.epoch_length} step(s); hard_cases with {num_workers} worker(s) needs more than "
+                f"{_AHEAD * num_workers}; raise windows_per_case, or train with --workers 0"
+            )
+        self.losses = CaseLosses(len(dataset), self.epoch_length * batch_size) if hard_cases else None
+        self.draws = ReplaySampler(len(dataset), dataset.seed, hard_cases, self.losses)
+        self.windows_per_step = batch_size
         super().__init__(
             dataset,
             batch_size=batch_size,

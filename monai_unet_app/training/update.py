@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from monai_unet_app.errors import AppError
 from monai_unet_app.inference.engines.torch_engine import MeanOfNetworks
+from monai_unet_app.training.replay import CASE
 
 PRECISIONS = ("auto", "bf16", "f32")
 
@@ -112,6 +113,10 @@ class TrainingStep:
             self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update_parameters(trainer.network)
+        if (losses := getattr(trainer.data_loader, "losses", None)) is not None:
+            losses.add(
+                batch[CASE].tolist(), _window_losses(trainer.loss_function, output[Keys.PRED], output[Keys.LABEL])
+            )
         return _model_completed(trainer)
 
 
@@ -138,6 +143,16 @@ def _loss(loss_function: Any, answers: Any, label: torch.Tensor) -> torch.Tensor
     # bfloat16 has 8 bits of precision, too few for the sums over voxels in a loss
     loss: torch.Tensor = loss_function(answers.float(), label).mean()
     return loss
+
+
+@torch.no_grad()
+def _window_losses(loss_function: Any, answers: Any, label: torch.Tensor) -> list[float]:
+    """The loss of each window of a batch by itself; arguments as of `_loss`."""
+    return [float(_loss(loss_function, _window(answers, n), label[n : n + 1])) for n in range(len(label))]
+
+
+def _window(answers: Any, n: int) -> Any:
+    return [_window(answer, n) for answer in answers] if isinstance(answers, list | tuple) else answers[n : n + 1]
 
 
 def _weighted_mean(losses: torch.Tensor, weights: list[float]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from monai.transforms import (
     ToTensord,
 )
 
-from monai_unet_app.training.replay import ReplayDataset, ReplayLoader, ReplaySampler, replay_rng
+from monai_unet_app.errors import UsageError
+from monai_unet_app.training.replay import CaseLosses, ReplayDataset, ReplayLoader, ReplaySampler, replay_rng
 
 KEYS = ["image", "label"]
 
@@ -138,6 +140,64 @@ def test_a_window_is_what_monai_draws_with_metadata_and_carries_none(tmp_path: P
     with pytest.raises((RuntimeError, ZeroDivisionError)):
         fails[(0, 0)]
     assert get_track_meta()
+
+
+def stream(losses: CaseLosses, hard_cases: float, count: int) -> list[int]:
+    """The cases of the first draws, when the loss of case n is n + 1 whenever it is drawn."""
+    sampler, cases = iter(ReplaySampler(losses.cases, 4, hard_cases, losses)), list[int]()
+    for _ in range(count):
+        cases.append(next(sampler)[0])
+        losses.add(cases[-1:], [cases[-1] + 1.0])
+    return cases
+
+
+def test_hard_cases_come_in_proportion_to_their_loss_from_the_third_epoch_on() -> None:
+    cases = stream(CaseLosses(4, 400), 0.5, 800 + 8000)
+    assert [cases[:800].count(n) for n in range(4)] == [200] * 4
+    # half of the draws alike, half in proportion to 1, 2, 3 and 4
+    expected = [0.5 / 4 + 0.5 * n / 10 for n in (1, 2, 3, 4)]
+    # the standard deviation of a part of 8,000 draws is 0.0055 at most
+    np.testing.assert_allclose([cases[800:].count(n) / 8000 for n in range(4)], expected, atol=0.02)
+
+
+def test_a_case_that_gets_easier_comes_less_often_two_epochs_later() -> None:
+    losses = CaseLosses(2, 2)
+    for value in (3.0, 3.0, 1.0, 1.0):
+        losses.add([0, 1], [value, 1.0])
+    # the draws of the fifth epoch are by the losses of the first three: 3, 3, then half 3 and half 1
+    assert losses.chances(8) == pytest.approx([2 / 3, 1 / 3])
+    assert losses.chances(10) == pytest.approx([1.5 / 2.5, 1 / 2.5])
+
+
+def test_hard_cases_do_not_depend_on_how_far_ahead_a_window_is_drawn() -> None:
+    at_once, ahead = (CaseLosses(3, 30) for _ in range(2))
+    expected, sampler = stream(at_once, 0.7, 150), iter(ReplaySampler(3, 4, 0.7, ahead))
+    drawn = [next(sampler)[0] for _ in range(12)]
+    for n in range(150 - 12):
+        ahead.add(drawn[n : n + 1], [drawn[n] + 1.0])
+        drawn.append(next(sampler)[0])
+    assert drawn == expected
+
+
+def test_hard_cases_go_on_where_they_were_saved() -> None:
+    whole, first = (CaseLosses(3, 30) for _ in range(2))
+    expected = stream(whole, 0.7, 150)
+    assert stream(first, 0.7, 90) == expected[:90]
+    resumed = CaseLosses(3, 30)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    sampler = ReplaySampler(3, 4, 0.7, resumed)
+    sampler.first_draw = 90
+    draws, cases = iter(sampler), list[int]()
+    for _ in range(60):
+        cases.append(next(draws)[0])
+        resumed.add(cases[-1:], [cases[-1] + 1.0])
+    assert cases == expected[90:]
+
+
+def test_hard_cases_in_epochs_shorter_than_what_workers_draw_ahead_are_refused() -> None:
+    with pytest.raises(UsageError, match="raise windows_per_case"):
+        ReplayLoader(dataset(), batch_size=2, windows_per_case=1, num_workers=1, hard_cases=0.5)
+    ReplayLoader(dataset(), batch_size=2, windows_per_case=2, num_workers=1, hard_cases=0.5)
 
 
 def test_a_loader_resumed_in_the_middle_gives_the_same_batches() -> None:

@@ -88,18 +88,21 @@ def with_dropout(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("dropout", [False, True])
+HARD = {"train::loader::hard_cases": 0.9, "train::loader::windows_per_case": 3}
+
+
+@pytest.mark.parametrize(("dropout", "more"), [(False, {}), (True, {}), (False, HARD)], ids=["", "dropout", "hard"])
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
-    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, dropout: bool
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, dropout: bool, more: dict[str, Any]
 ) -> None:
     whole, parts = (untrained(tiny_bundle, tmp_path / name) for name in ("whole", "parts"))
     if dropout:
         whole, parts = with_dropout(whole), with_dropout(parts)
-    train(whole, data)
-    train(parts, data, **{"train::trainer::max_epochs": 1})
+    train(whole, data, **more)
+    train(parts, data, **more, **{"train::trainer::max_epochs": 1})
     torch.rand(7)
-    train(parts, data, **{"train::trainer::max_epochs": 3})
-    train(parts, data)
+    train(parts, data, **more, **{"train::trainer::max_epochs": 3})
+    train(parts, data, **more)
     assert record(parts)["history"] == record(whole)["history"]
     assert [session["from_epoch"] for session in record(parts)["sessions"]] == [0, 1, 3]
     assert equal_weights(weights(parts), weights(whole))
@@ -109,9 +112,23 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     assert last[0]["scheduler"]["_last_lr"] == last[1]["scheduler"]["_last_lr"]
 
     history = record(parts)["history"]
-    train(parts, data)  # once more, though nothing is left to do
+    train(parts, data, **more)  # once more, though nothing is left to do
     assert record(parts)["history"] == history
     assert equal_weights(weights(parts), weights(whole))
+
+
+def test_hard_cases_change_the_windows_from_the_third_epoch_on(
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    hard, alike = (untrained(tiny_bundle, tmp_path / name) for name in ("hard", "alike"))
+    train(hard, data, **HARD)
+    train(alike, data, **{**HARD, "train::loader::hard_cases": 0.0})
+    losses = [[epoch["loss"] for epoch in record(root)["history"]] for root in (hard, alike)]
+    assert losses[0][:2] == losses[1][:2]
+    assert losses[0][2:] != losses[1][2:]
+    known = torch.load(hard / "run/last.pt", weights_only=False)["state"]["case_losses"]["known"]
+    # of the third and of the fourth epoch, by the mean of earlier ones
+    np.testing.assert_allclose(np.mean(known[0]), np.mean(losses[0][:3]), rtol=0.3)
 
 
 KILLED = """

@@ -19,6 +19,7 @@ from monai_unet_app.training.update import (
     TrainingStep,
     ValidationStep,
     _loss,
+    _window_losses,
     averaged_model,
     resolve_precision,
     together,
@@ -135,6 +136,14 @@ def test_a_coarser_head_is_compared_with_the_nearest_voxels_and_counts_by_its_gr
     assert float(_loss(square, (label, small + 2, flat), label)) == pytest.approx(0.5 * 4 / 1.75)
     both = [[label, small + 2], [label + 1, small]]  # of two networks, which count alike
     assert float(_loss(square, both, label)) == pytest.approx((0.5 * 4 / 1.5 + 1 / 1.5) / 2)
+
+
+def test_each_window_has_a_loss_of_its_own_whatever_the_network_answers() -> None:
+    square, label = torch.nn.MSELoss(), torch.zeros(3, 1, 4, 4)
+    wrong = torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1) + label
+    for answers in (wrong, [wrong, wrong], (wrong, wrong[..., ::2, ::2]), torch.stack([wrong, wrong], 1)):
+        assert _window_losses(square, answers, label) == [0, 1, 4]
+        assert float(_loss(square, answers, label)) == pytest.approx(5 / 3)
 
 
 def test_a_label_of_whole_numbers_gives_the_loss_of_the_same_label_in_floating_point() -> None:
