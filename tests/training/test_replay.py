@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,28 @@ def test_what_is_prepared_on_disk_gives_the_same_windows_and_is_done_once(tmp_pa
     again = prepared(tmp_path)[draws[3]]  # another process that goes on
     assert Read.times == 3
     assert torch.equal(again["image"], in_memory[draws[3]]["image"])
+
+
+class Large(MapTransform):
+    """Stands for reading: 4 MB of the case's number."""
+
+    def __call__(self, data: Any) -> dict[str, Any]:
+        return {"image": torch.full((1, 1024, 1024), float(data["number"]))}
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_memory_grows_with_the_number_of_cases_only_where_they_are_kept_in_memory(
+    tmp_path: Path, on_disk: bool
+) -> None:
+    before, varied = resident_mb(), [RandSpatialCropd(keys="image", roi_size=(8, 8), random_size=False)]
+    cases, folder = [{"number": n} for n in range(60)], str(tmp_path) if on_disk else None
+    windows = ReplayDataset(cases, [Large("image")], varied, num_workers=1, cache_dir=folder)
+    assert [float(windows[(case, case)]["image"].mean()) for case in range(60)] == list(range(60))
+    assert (resident_mb() - before < 80) == on_disk  # the cases are 250 MB
 
 
 def test_a_case_that_another_process_prepares_is_whole_or_absent(
