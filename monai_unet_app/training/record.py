@@ -191,7 +191,7 @@ class RunRecord:
     def save(self, engine: Engine) -> None:
         """Writes the record after an epoch."""
         seconds = {"seconds": time.monotonic() - self.begin, **self.parts}
-        self.sessions[-1].update({name: round(value, 1) for name, value in seconds.items()})
+        self.sessions[-1].update({name: round(value, 3) for name, value in seconds.items()})
         document = {
             "schema_version": SCHEMA_VERSION,
             **self.identity,

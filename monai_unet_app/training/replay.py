@@ -41,7 +41,8 @@ class ReplayDataset(Dataset[dict[str, Any]]):
     Args:
         data: A dict for each case, for instance {"image": path, "label": path}.
         deterministic: The list of transforms that inference uses.
-        random: Augmentation and the drawing of a window; of a transform that gives a list, the first window is taken.
+        random: Augmentation and the drawing of a window; of a transform that gives a list, the first window is taken. Tensors
+            have no affine here: what needs one belongs into the two other lists.
         seed: Fixes the augmentation, together with the number of a draw.
         num_workers: Threads that fill the memory.
         prepare: More that is done once for each case, such as the places of each class.
@@ -199,7 +200,8 @@ class ReplayLoader(DataLoader):
             others come from all cases alike.
 
     Raises:
-        UsageError: With `hard_cases` an epoch is so short that its windows would be drawn before the last losses are known.
+        UsageError: `hard_cases` is not 0 to 1, or an epoch is so short that its windows would be drawn before the losses that
+            they need are known.
     """
 
     def __init__(
@@ -212,6 +214,8 @@ class ReplayLoader(DataLoader):
     ) -> None:
         # The stream of draws has no end; the trainer ends an epoch after this many steps
         self.epoch_length = max(1, len(dataset) * windows_per_case // batch_size)
+        if not 0 <= hard_cases <= 1:
+            raise UsageError(f"hard_cases is {hard_cases:g}; a part of the windows, 0 to 1, is needed")
         if hard_cases and self.epoch_length <= _AHEAD * num_workers:
             raise UsageError(
                 f"an epoch has {self.epoch_length} step(s); hard_cases with {num_workers} worker(s) needs more than "
