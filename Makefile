@@ -77,8 +77,9 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the commands on the cards of our bundles; QUICK=1: with tiny networks on example cases, in minutes, replacing nothing
 bundles: $(VENV)/ready
-	$(BIN)/python tools/make_bundles.py --data $(DATA)
+	$(BIN)/python tools/make_bundles.py $(if $(QUICK),--quick,--data $(DATA))
 
 dist: $(VENV)/ready
 	rm -rf dist

@@ -1,210 +1,224 @@
-"""Trains, calibrates and measures the reference bundles, and writes weights, figures and cards: `make bundles`.
+"""Makes the reference bundles by the very commands that stand on their cards: `make bundles`.
 
-    python tools/make_bundles.py --data DIR [--only NAME ...] [--build build/bundles] [--measure | --calibrate]
-    python tools/make_bundles.py --fitted-to [--only NAME ...]
+    python tools/make_bundles.py --data DIR [--only NAME ...] [--made DIR]
+    python tools/make_bundles.py --quick [--only NAME ...]
 
-DIR holds `msd_hippocampus/` (images/ and labels/) and `chase_db1_2d/`. A training that was interrupted goes on; a finished
-one is not repeated. Only when a bundle has been trained, calibrated and measured do its files replace those in bundles/.
+DIR holds `msd_hippocampus/` (images/ and labels/) and `chase_db1_2d/`. The commands under "How it was made" on the card of each
+bundle run one after the other in the folder `--made`, where the names that they use are links. What has run is noted in
+`done.txt` there and does not run again; a training that was stopped goes on. When the last command of a bundle has run, its
+weights, configs and figures replace those in bundles/, and the table of the README follows.
 
-Intervals for sizes of `hippocampus_mri_unet3d` are fitted on its committed table `docs/out_of_fold.csv`, which five folds of a
-cross-validation made; everything else is fitted on the calibration cases.
-
-`--calibrate` trains nothing: it calibrates the bundles of the repository as they are, fits their statements and measures them.
-
-`--measure` trains and fits nothing: it measures the bundles of the repository as they are, and writes figures, cards and table.
-
-`--fitted-to` writes into each `confidence.json` that its statements are of the bundle as it is, and does nothing else: for a
-change of what is written there, never after a change of the bundle.
+`--quick` runs the same commands with tiny networks, for one epoch, on some example cases (pictures: slices of them), and
+replaces nothing: it shows that the commands on the cards work.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
+from PIL import Image
 
-from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles, bundle_files
-from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
-from monai_unet_app.calibration.statement_fit import COVERAGE, StatementConfig, known_rows, state_confidence
-from monai_unet_app.calibration.statement_fit import summary as summary_of_statements
-from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, InferenceSetting, fitted_to
-from monai_unet_app.confidence.statements import SizeStatement, StructureMeasurement, measure_wholes
-from monai_unet_app.config import resolve_device
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import CONFIDENCE
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.schemas import write_json
-from monai_unet_app.data.splits import read_splits
-from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
+from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_mean
 from monai_unet_app.metrics.overlap import dice
-from monai_unet_app.report.card import put_figures, read_measured, summary, write_figures
+from monai_unet_app.report.card import put_figures, write_figures
 from monai_unet_app.report.words import between
-from monai_unet_app.training.run import TrainConfig, train_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SPLITS = REPOSITORY / "examples" / "splits.json"
-DATA = {
-    "hippocampus_mri_unet3d": ("msd_hippocampus", ""),
-    "hippocampus_mri_unet2d": ("msd_hippocampus", ""),
-    "retina_vessel_unet2d": ("chase_db1_2d", "_1stHO"),
-}
+EXAMPLES = REPOSITORY / "examples" / "msd_hippocampus"
 TABLE = {
     "hippocampus_mri_unet3d": ("T1 MR crop, 3D windows", "anterior, posterior hippocampus"),
     "hippocampus_mri_unet2d": ("the same, slice by slice", "anterior, posterior hippocampus"),
     "retina_vessel_unet2d": ("colour photograph", "vessel"),
 }
-ONE_SUBJECT = ("retina_vessel_unet2d",)  # one child calibrates it, so nothing can be checked on others
-SECOND_GRADER = "_2ndHO"
-CROSS_VALIDATED = "hippocampus_mri_unet3d"
-TABLE_OF_FOLDS = REPOSITORY / "bundles" / CROSS_VALIDATED / "docs/out_of_fold.csv"
-EXPECTED: dict[InferenceSetting, str] = {"plain": "expected_ml", "tta": "expected_tta_ml"}
-DELIVERED = ("models/model.pt", "models/run.json", "models/calibration.json", "configs/inference.yaml")
+PICTURES, SECOND_GRADER = "chase_db1_2d", "_2ndHO"
+MADE = REPOSITORY / "build" / "made"
+TRAINED = "build/bundles"  # in MADE, by the commands on the cards
+DELIVERED = ("models/model.pt", "models/run.json", "models/calibration.json", "configs/inference.yaml", CONFIDENCE)
+QUICK = {
+    r"filters: \[([\d, ]+)\]": lambda found: f"filters: [{', '.join('4' for _ in found[1].split(','))}]",
+    r"(?m)^epochs: \d+": "epochs: 1",
+    r"windows_per_case: \d+": "windows_per_case: 1",
+}
+"""What makes a quick copy of a bundle's YAML."""
 
 
 def main() -> None:
     """Makes the bundles that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", nargs="+", choices=tuple(DATA), default=tuple(DATA))
-    parser.add_argument("--build", type=Path, default=REPOSITORY / "build" / "bundles")
-    parser.add_argument("--measure", action="store_true", help="measure the bundles as they are, and change no weights")
-    parser.add_argument("--calibrate", action="store_true", help="calibrate and measure the bundles; train nothing")
-    parser.add_argument("--fitted-to", action="store_true", help="write what the statements are fitted to; fit nothing")
+    parser.add_argument("--only", nargs="+", choices=tuple(TABLE), default=tuple(TABLE))
+    parser.add_argument("--made", type=Path, default=MADE)
+    parser.add_argument("--quick", action="store_true", help="try the commands with tiny networks; replace nothing")
     options = parser.parse_args()
-    if options.fitted_to:
-        for name in options.only:
-            write_fitted_to(bundle_files(REPOSITORY / "bundles" / name))
-        return
-    if options.data is None:
-        parser.error("--data DIR is needed to make or to measure bundles")
-    for name in options.only:
-        if options.calibrate:
-            calibrate(load_bundle(REPOSITORY / "bundles" / name, resolve_device("auto")), options.data)
-        elif not options.measure:
-            make(name, options.data, options.build / name)
-        measure(name, options.data, options.build / name)
+    if options.quick:
+        make_quickly(options.only, options.made.with_name(f"{options.made.name}_quickly"))
+    elif options.data is None:
+        parser.error("--data DIR is needed to make bundles")
+    else:
+        make(options.only, options.data.resolve(), options.made)
 
 
-def write_fitted_to(bundle: BundleFiles) -> None:
-    """Writes into `confidence.json` that its statements were fitted to the bundle as it is now; fits nothing.
-
-    For statements that are known to be this bundle's, and were written before they said what they were fitted to.
-    """
-    document = json.loads((bundle.root / CONFIDENCE).read_text())
-    document["schema_version"] = SCHEMA_VERSION
-    for setting, statements in document["settings"].items():
-        statements["fitted_to"] = fitted_to(bundle, setting)
-    write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
-
-
-def make(name: str, data: Path, build: Path) -> None:
-    """Trains, calibrates and states in `build`, then delivers into bundles/`name`."""
-    folder, suffix = DATA[name]
-    home = REPOSITORY / "bundles" / name
-    print(f"== {name}")
-    run = TrainConfig(data=data / folder, output=build, splits=SPLITS, label_suffix=suffix)
-    train_bundle(load_bundle(home), run, print)
-    calibrate(load_bundle(build, resolve_device("auto")), data)
-    deliver(build, REPOSITORY / "bundles" / name)
-
-
-def calibrate(bundle: Bundle, data: Path) -> None:
-    """Calibrates the bundle and fits its statements, for every setting."""
-    folder, suffix = DATA[bundle.name]
-    cases = find_data(data / folder, label_suffix=suffix)
-    rows = choose_cases(bundle, cases, "calibration", SPLITS).rows
-    settings: tuple[InferenceSetting, ...] = ("plain", "tta") if bundle.mirror_axes else ("plain",)
-    for setting in settings:
-        fitted = calibrate_bundle(bundle, rows, setting=setting, unchecked=bundle.name in ONE_SUBJECT)
-        print("calibration", setting, fitted)
-    found = state_confidence(bundle, rows, known_rows(bundle, cases), StatementConfig(settings))
-    print("statements", summary_of_statements(found, bundle))
-    if bundle.name == CROSS_VALIDATED:
-        state(read_table(TABLE_OF_FOLDS), bundle.root / CONFIDENCE)
-
-
-def measure(name: str, data: Path, build: Path) -> None:
-    """Evaluates bundles/`name` on its test cases, and writes the figures into its metadata and card and into the README."""
-    folder, suffix = DATA[name]
-    bundle = load_bundle(REPOSITORY / "bundles" / name, resolve_device("auto"))
-    chosen = choose_cases(bundle, find_data(data / folder, label_suffix=suffix), "test", SPLITS)
-    evaluation = build / "evaluation"
-    evaluate_cases(
-        bundle,
-        LabelledCases(chosen.rows, folder, chosen.note, chosen.seen),
-        evaluation,
-        each=lambda case_id, score: print(case_id, score),
-    )
-    human = {"dice_of_second_human_grader": second_grader(data / folder, chosen.rows)} if suffix else None
-    write_figures(summary(read_measured(evaluation, bundle), bundle, human), bundle)
+def make(names: Sequence[str], data: Path, made: Path) -> None:
+    """Runs what remains to be run for these bundles, and delivers each into bundles/."""
+    made.mkdir(parents=True, exist_ok=True)
+    for link, target in {"examples": SPLITS.parent, **{folder.name: folder for folder in data.iterdir()}}.items():
+        if not (made / link).exists():
+            (made / link).symlink_to(target, target_is_directory=True)
+    print_remaining(names, made)
+    for name in names:
+        run_card(name, made)
+        deliver(
+            made / TRAINED / name,
+            REPOSITORY / "bundles" / name,
+            second_grader(data / PICTURES) if "retina" in name else {},
+        )
     write_table()
 
 
-def deliver(build: Path, home: Path) -> None:
-    """Copies what was made into the bundle; statements about its results only where they were made."""
+def make_quickly(names: Sequence[str], made: Path) -> None:
+    """Runs the commands of these bundles' cards on small data and tiny copies of the bundles, from the beginning."""
+    shutil.rmtree(made, ignore_errors=True)
+    for name in names:
+        shutil.copytree(REPOSITORY / "bundles" / name, made / "bundles" / name)
+        shutil.rmtree(made / "bundles" / name / "models")
+        for file in (made / "bundles" / name / "configs").glob("*.yaml"):
+            text = file.read_text(encoding="utf-8")
+            for pattern, small in QUICK.items():
+                text = re.sub(pattern, small, text)
+            file.write_text(text, encoding="utf-8")
+    (made / "examples").symlink_to(SPLITS.parent, target_is_directory=True)
+    copy_crops(made / EXAMPLES.name)
+    draw_pictures(made / PICTURES)
+    print_remaining(names, made)
+    for name in names:
+        run_card(name, made, {"MONAI_UNET_BUNDLES": str(made / "bundles")})
+        figures = load_bundle(made / TRAINED / name).eval_metrics
+        if not figures:
+            raise SystemExit(f"{name}: the commands of its card have left no figures in its metadata")
+    print(f"{len(names)} bundle(s) made by the commands on their cards, in {made}")
+
+
+def commands_of(name: str) -> list[str]:
+    """The commands under "How it was made" on the card of a bundle."""
+    card = (REPOSITORY / "bundles" / name / "docs/README.md").read_text(encoding="utf-8")
+    block = card.split("## How it was made\n", 1)[1].split("```")[1]
+    return [line for line in block.splitlines() if line.startswith("monai-unet ")]
+
+
+def done_in(made: Path) -> list[str]:
+    """The commands that have run to their end."""
+    return (made / "done.txt").read_text(encoding="utf-8").splitlines() if (made / "done.txt").is_file() else []
+
+
+def print_remaining(names: Sequence[str], made: Path) -> None:
+    """Prints the commands that have not run yet."""
+    done = done_in(made)
+    remaining = [command for name in names for command in commands_of(name) if command not in done]
+    print(f"{len(remaining)} command(s) remain, in {made}:", *remaining, sep="\n  ", flush=True)
+
+
+def run_card(name: str, made: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Runs the commands of a bundle's card that have not run yet. A command that fails ends everything with its exit code."""
+    program = str(Path(sys.executable).with_name("monai-unet"))
+    commands = commands_of(name)
+    for number, command in enumerate(commands, start=1):
+        if command in done_in(made):
+            continue
+        print(f"== {name} {number}/{len(commands)}: {command}", flush=True)
+        ended = subprocess.run(
+            [program, *shlex.split(command)[1:]], cwd=made, env=os.environ | dict(environment or {}), check=False
+        )
+        if ended.returncode:
+            raise SystemExit(ended.returncode)
+        with (made / "done.txt").open("a", encoding="utf-8") as notes:
+            notes.write(f"{command}\n")
+
+
+def deliver(made: Path, home: Path, more: Mapping[str, Any]) -> None:
+    """Copies what was made into the bundle, and puts its figures into metadata and card."""
     for file in DELIVERED:
         (home / file).parent.mkdir(exist_ok=True)
-        shutil.copy2(build / file, home / file)
-    if (build / CONFIDENCE).is_file():
-        shutil.copy2(build / CONFIDENCE, home / CONFIDENCE)
-    else:
-        (home / CONFIDENCE).unlink(missing_ok=True)
+        shutil.copy2(made / file, home / file)
+    figures = dict(load_bundle(made).eval_metrics)
+    write_figures(figures | more, load_bundle(home))
 
 
-def state(table: list[dict[str, str]], file: Path) -> None:
-    """Replaces the sizes of each setting in a bundle's `confidence.json` by those that the table tells of."""
-    reserved = {case for case, place in read_splits(SPLITS).items() if place.partition == "test"}
-    document, wholes = json.loads(file.read_text()), load_bundle(CROSS_VALIDATED).wholes
-    for setting, found in document["settings"].items():
-        known = [row for row in table if row["case"] not in reserved and row.get(EXPECTED[setting])]
-        if not known:
-            print(f"{setting}: the table says nothing of it; its sizes stay as they are")
-            continue
-        measured = [
-            StructureMeasurement(
-                subject=row["subject"],
-                structure=int(row["structure"]),
-                expected=float(row[EXPECTED[setting]]),
-                true=float(row["true_ml"]),
-                voxel=float(row["voxel_ml"]),
-                losses=np.empty(0),
-            )
-            for row in known
-        ]
-        found["sizes"] = SizeStatement.fit(measured, COVERAGE).document()
-        found["wholes"] = SizeStatement.fit(measure_wholes(measured, wholes), COVERAGE).document()
-        ends = [*found["sizes"]["log_ratios"].values(), *found["wholes"]["log_ratios"].values()]
-        halves = ", ".join(f"{np.tanh((high - low) / 2):.1%}" for low, high in ends)
-        print(f"{setting}: {found['sizes']['subjects']} subjects, half widths {halves}")
-    write_json(document, file, "confidence", indent=None)
+def copy_crops(folder: Path) -> None:
+    """Copies the first example case of each partition in each fold."""
+    partitions = ("train", "selection", "calibration", "test")
+    chosen = {
+        case.id
+        for fold in range(5)
+        for partition in partitions
+        for case in in_plan("hippocampus_", partition, fold)[:1]
+    }
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+        for case in sorted(chosen):
+            shutil.copy2(EXAMPLES / part / f"{case}.nii.gz", folder / part)
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of the table so far."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
+def draw_pictures(folder: Path) -> None:
+    """A picture for each name of the photographs: a slice of an example case in colour, its structures in black and white."""
+    folder.mkdir(parents=True)
+    crops = sorted((EXAMPLES / "images").glob("*.nii.gz"))
+    for number, case in enumerate(in_plan("Image_")):
+        image, label = (
+            np.asarray(nibabel.load(EXAMPLES / part / crops[number].name).dataobj) for part in ("images", "labels")
+        )
+        middle = int(np.argmax((label > 0).sum(axis=(1, 2))))
+        grey = image[middle] / np.percentile(image[middle], 99.5)
+        pixels = Image.fromarray((grey.clip(0, 1) * 255).astype(np.uint8)).resize((720, 720)).convert("RGB")
+        pixels.save(folder / f"{case.id}.jpg")
+        for suffix in ("_1stHO", SECOND_GRADER):
+            drawn = Image.fromarray((label[middle] > 0).astype(np.uint8) * 255)
+            drawn.resize((720, 720), Image.Resampling.NEAREST).save(folder / f"{case.id}{suffix}.png")
 
 
-def second_grader(folder: Path, rows: list[Any]) -> dict[str, Any]:
-    """Dice of the second human grader against the first on the same photographs."""
-    scores = []
-    for row in rows:
-        image = read_volume(row["image"])
-        first = read_labels(Path(row["label"]), image).array > 0
-        second = read_labels(folder / f"{row['id']}{SECOND_GRADER}.png", image).array > 0
+def in_plan(prefix: str, partition: str | None = None, fold: int | None = None) -> list[SplitCase]:
+    """Cases of the plan whose files are at hand for a quick run: example cases, and all photographs."""
+    return [
+        case
+        for case in read_splits(SPLITS).values()
+        if case.id.startswith(prefix)
+        and partition in (None, case.partition)
+        and fold in (None, case.fold)
+        and (prefix == "Image_" or (EXAMPLES / "images" / f"{case.id}.nii.gz").is_file())
+    ]
+
+
+def second_grader(folder: Path) -> dict[str, Any]:
+    """Dice of the second human grader against the first, on the photographs that test; where none is kept for it, on all."""
+    scores, subjects, plan = [], [], read_splits(SPLITS)
+    cases = find_data(folder, label_suffix="_1stHO")
+    for case in [case for case in cases if plan[case.id].partition == "test"] or cases:
+        image = read_volume(case.image)
+        first = read_labels(Path(str(case.label)), image).array > 0
+        second = read_labels(folder / f"{case.id}{SECOND_GRADER}.png", image).array > 0
         scores.append(dice(first, second))
-    estimate = bootstrap_mean(np.array(scores), [row["subject"] for row in rows], Bootstrap())
+        subjects.append(plan[case.id].subject)
+    estimate = bootstrap_mean(np.array(scores), subjects, Bootstrap())
     interval = [round(end, 4) for end in (estimate.low, estimate.high)] if np.isfinite(estimate.low) else None
-    return {"mean": round(estimate.value, 4), "interval_95": interval}
+    return {"dice_of_second_human_grader": {"mean": round(estimate.value, 4), "interval_95": interval}}
 
 
 def write_table() -> None:

@@ -28,7 +28,7 @@ from .words import between, number, percent, plural
 
 CARD, METADATA = "docs/README.md", "configs/metadata.json"
 OUT_OF_FOLD = "out_of_fold"
-_SCORES = {"dice": "Dice", "iou": "IoU", "boundary_iou": "boundary IoU (d = 1)"}
+_SCORES = {"dice": "Dice", "iou": "IoU", "boundary_iou": "boundary IoU (d = 1)", "centreline_dice": "centre-line Dice"}
 _STATEMENT_NAMES = {
     "sizes": "intervals of sizes",
     "gate": "quality gate",
@@ -116,7 +116,7 @@ def _figures(document: Mapping[str, Any]) -> dict[str, Any]:
         "data": {"name": data["name"], "sha256": data["sha256"]},
         "bundle_sha256": document["bundle"]["sha256"],
     }
-    figures |= {key: _score(document[key]) for key in _SCORES} | _calibration(document)
+    figures |= {key: _score(document[key]) for key in _SCORES if key in document} | _calibration(document)
     if statements := _statements(document.get("statements", {})):
         figures["statements"] = statements
     return figures
@@ -131,14 +131,18 @@ def _score(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _calibration(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Calibration errors of the whole image and of the band, if they are defined."""
+    """Calibration errors of the whole image and of the band, where they are defined: of the top label, and of each class."""
     after, before = document["calibration"], document.get("calibration_before", {})
     entries = {}
     for key in ("ece", "ece_band"):
         population = document[key]["population"]
         errors = {"uncalibrated": before.get(population), "calibrated": after[population]}
-        error = {when: _rounded(block["top_label"]["ece"]) for when, block in errors.items() if block}
+        error: dict[str, Any] = {when: _rounded(block["top_label"]["ece"]) for when, block in errors.items() if block}
         if error["calibrated"] is not None:
+            of_classes = errors["calibrated"]["per_class"].items()
+            error["per_class"] = {
+                label: {name: _rounded(found[name]) for name in ("ece", "ace")} for label, found in of_classes
+            }
             entries[f"ece_{population}"] = error
     return entries
 

@@ -202,11 +202,17 @@ def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing
     assert figures["bundle_sha256"] == sha256
     assert figures["training"] == old["eval_metrics"]["training"]
     metrics = json.loads((evaluation / "metrics.json").read_text())
-    assert figures["ece_whole"] == {"calibrated": round(metrics["ece"]["top_label"], 4)}
+    assert figures["ece_whole"]["calibrated"] == round(metrics["ece"]["top_label"], 4)
+    of_classes = metrics["calibration"]["whole"]["per_class"]
+    for label, error in figures["ece_whole"]["per_class"].items():
+        assert error == {name: round(of_classes[label][name], 4) for name in ("ece", "ace")}
+    assert list(figures["ece_whole"]["per_class"]) == ["anterior", "posterior"]
     card, there = (files["docs/README.md"].decode() for files in (after, before))
     assert CARD_FIGURES.sub("", card) == CARD_FIGURES.sub("", there)
     assert "| Dice | 0.875 | none | anterior 0.875, posterior 0.875 |" in card
     assert f"| whole image | – | {figures['ece_whole']['calibrated']:.4f} |" in card
+    ends = "{ece:.4f} | {ace:.4f} |".format(**figures["ece_whole"]["per_class"]["posterior"])
+    assert f"| posterior, whole image | {ends}" in card
     assert "| interval of the size, Front, ± 12.3 % | 90 % | 95.0 % | 20 |" in card
     assert "Measured on 2 cases of 2 subjects that neither trained, selected nor calibrated." in card
 
