@@ -200,7 +200,7 @@ def _draw(scene: _Scene, k: int) -> drawing.FramedPicture:
     size = drawing.picture_size((columns, rows), scene.images.pixel_size(k), scene.style.least_side)
     picture = _background(scene, k, size).astype(np.float64)
     plane, style = scene.planes[k], scene.style
-    masks = ((segment.label, segment.rgb, plane.mask(segment.number)) for segment in scene.result.segments)
+    masks = ((segment.drawn_label, segment.rgb, plane.mask(segment.number)) for segment in scene.result.segments)
     pixels, legend = drawing.with_masks(picture, masks, style.opacity, outline=style.outline)
     return drawing.framed(pixels, _edge_letters(scene.images, k), [*_captions(scene, k)], legend)
 

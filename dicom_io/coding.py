@@ -7,6 +7,7 @@ has coded yet has the private scheme UNCODED.
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,10 +29,14 @@ from dicom_io.reading.headers import shown
 SCHEMA_MAJOR = 1
 UNCODED = "99MUA_UNCODED"
 """Coding scheme of a structure that nobody has coded yet."""
+NOT_STATED = Code("NOT_STATED", UNCODED, "not stated")
+"""The code of a structure for which none is known, or whose code is malformed."""
 _OWN_KEYS = ("wholes", "schema_version", "segmentAttributes")
 MAX_BYTES = 2**20
 """The largest segments.json: enough for some thousand segments."""
 LONGEST_QUOTE = 300
+LONGEST = 64
+"""Of a label or the meaning of a code, in characters, and in bytes of UTF-8."""
 
 
 # The first eight can be distinguished with common colour blindness and on grey images. Each further colour lies as far as
@@ -56,14 +61,17 @@ class Segment:
 
     Attributes:
         number: Label value and DICOM SegmentNumber, from 1.
-        label: SegmentLabel, at most 64 printable ASCII characters without a backslash.
+        label: SegmentLabel, 1 to 64 printable characters of any script, in at most 64 bytes of UTF-8, without a backslash.
         category: SegmentedPropertyCategory, for instance SCT 91723000 "Anatomical Structure".
         type: SegmentedPropertyType, for instance SCT 5366008 "Hippocampus".
         type_modifier: What narrows the type, for instance SCT 255549009 "Anterior", or None.
         anatomic_region: Where the structure lies if the type does not say it, or None.
         anatomic_region_modifier: What narrows the region, or None.
         display_rgb: Recommended display colour, 0 to 255 each; None for the colour of its number in `DISPLAY_COLOURS`.
-        description: SegmentDescription, at most 1024 printable ASCII characters without a backslash, may be empty.
+        description: SegmentDescription, at most 1024 such characters, may be empty.
+
+    Raises:
+        SegmentCodingError: A number, text, code or colour does not fit a DICOM object.
     """
 
     number: int
@@ -75,6 +83,26 @@ class Segment:
     anatomic_region_modifier: Code | None = None
     display_rgb: tuple[int, int, int] | None = None
     description: str = ""
+
+    def __post_init__(self) -> None:
+        _check_structure(self, f"segment {self.number}", labelID=self.number, SegmentDescription=self.description)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Its label and the meanings of its codes."""
+        return self.label, *(code.meaning for code in _codes_of(self).values())
+
+    @property
+    def short_label(self) -> str:
+        """The beginning of the label, for attributes of 16 characters (the VR SH, PS3.5 6.2)."""
+        return printable(self.label, 16)
+
+    @property
+    def drawn_label(self) -> str:
+        """The label in a picture, whose font has ASCII only: without accents, or the number and the coded meaning instead."""
+        # NFKD splits a letter into its base and its accents.
+        bare = "".join(part for part in unicodedata.normalize("NFKD", self.label) if not unicodedata.combining(part))
+        return bare if bare.isascii() else f"{self.number} {self.type.meaning.encode('ascii', 'replace').decode()}"
 
     @property
     def is_coded(self) -> bool:
@@ -111,6 +139,14 @@ class Whole:
     type: Code
     anatomic_region: Code | None = None
     anatomic_region_modifier: Code | None = None
+
+    def __post_init__(self) -> None:
+        _check_structure(self, "a whole")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Its label and the meanings of its codes."""
+        return self.label, *(code.meaning for code in _codes_of(self).values())
 
     @property
     def name(self) -> str:
@@ -149,21 +185,63 @@ def load_wholes(path: Path) -> tuple[Whole, ...]:
     return _contents(Path(path))[1]
 
 
-def _refusal(error: ValidationError, name: str) -> SegmentCodingError:
-    where = _short("/".join(str(step) for step in error.absolute_path) or "the top")
-    if error.validator == "pattern" and isinstance(error.instance, str):
-        allowed = re.compile(_schema()["$defs"]["longString"]["pattern"])
-        odd = "".join(dict.fromkeys(letter for letter in error.instance if not allowed.search(letter)))
-        if odd:
-            return SegmentCodingError(
-                f"{shown(name)} at {where} holds {_short(repr(odd))} (found {_short(repr(error.instance))}); letters, digits "
-                "and signs of ASCII without a backslash are needed, for viewers of every character set; write it without them"
+def _check_structure(structure: Segment | Whole, name: str, **facts: Any) -> None:
+    """Pass if what a program says of a structure fits DICOM objects; `segments.json` goes the same way, after its schema."""
+    entry = {"SegmentLabel": structure.label} | facts
+    entry |= {keyword: code_entry(code) for keyword, code in _codes_of(structure).items()}
+    colour = getattr(structure, "display_rgb", None)
+    if colour is not None:
+        entry["recommendedDisplayRGBValue"] = [_plain_number(value) for value in colour]
+    if "labelID" in entry:
+        entry["labelID"] = _plain_number(entry["labelID"])
+    error = best_match(_form("structure").iter_errors(entry))
+    if error is not None:
+        raise _refusal(error, name, "values that fit a DICOM object are needed; correct it")
+    # PS3.5 6.2 counts characters; dciodvfy and databases of archives count bytes.
+    for text, most in [(text, LONGEST) for text in structure.texts] + [(facts.get("SegmentDescription", ""), 1024)]:
+        if (size := len(text.encode())) > most:
+            raise SegmentCodingError(
+                f"{name} has a text of {size} bytes in UTF-8 (found {_short(repr(text))}); at most {most} are needed, because "
+                "archives and validators count bytes; shorten it"
             )
-    value = "" if isinstance(error.instance, (dict, list)) else f" (found {error.instance!r})"
-    return SegmentCodingError(
-        f"{shown(name)} at {where}: {_short(error.message)}{_short(value)}; dcmqi's metainfo form with "
-        "SNOMED CT codes (SCT) is needed; compare with segments.schema.json"
-    )
+
+
+def _plain_number(value: Any) -> Any:
+    # A number of NumPy is no number to a JSON Schema.
+    return value.item() if hasattr(value, "item") else value
+
+
+def _codes_of(structure: Segment | Whole) -> dict[str, Code]:
+    codes_by_keyword = {
+        "SegmentedPropertyCategoryCodeSequence": structure.category,
+        "SegmentedPropertyTypeCodeSequence": structure.type,
+        "SegmentedPropertyTypeModifierCodeSequence": getattr(structure, "type_modifier", None),
+        "AnatomicRegionSequence": structure.anatomic_region,
+        "AnatomicRegionModifierSequence": structure.anatomic_region_modifier,
+    }
+    return {keyword: code for keyword, code in codes_by_keyword.items() if code is not None}
+
+
+def _refusal(error: ValidationError, name: str, remedy: str) -> SegmentCodingError:
+    where = f"{shown(name)} at {_short('/'.join(str(step) for step in error.absolute_path) or 'the top')}"
+    text = error.instance
+    if isinstance(text, str) and error.validator == "not":
+        refused = re.compile(error.validator_value["pattern"])
+        odd = "".join(dict.fromkeys(letter for letter in text if refused.search(letter)))
+        return SegmentCodingError(
+            f"{where} holds {_short(ascii(odd))} (found {_short(ascii(text))}); a line of printable characters without a "
+            "backslash is needed, in a code those of ASCII; write it without them"
+        )
+    if text and isinstance(text, str) and error.validator in ("minLength", "maxLength"):
+        return SegmentCodingError(
+            f"{where} has {len(text)} characters (found {_short(repr(text))}); "
+            f"{'at most' if error.validator == 'maxLength' else 'at least'} {error.validator_value} are needed; "
+            "write another text"
+        )
+    if isinstance(text, str) and not text.strip():
+        return SegmentCodingError(f"{where} is blank (found {text!r}); a text is needed; write it")
+    value = "" if isinstance(text, (dict, list)) else f" (found {text!r})"
+    return SegmentCodingError(f"{where}: {_short(error.message)}{_short(value)}; {remedy}")
 
 
 def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
@@ -173,7 +251,11 @@ def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
     _check_keys(document, path.name)
     error = best_match(Draft202012Validator(_schema()).iter_errors(document))
     if error is not None:
-        raise _refusal(error, path.name)
+        raise _refusal(
+            error,
+            path.name,
+            "dcmqi's metainfo form with SNOMED CT codes (SCT) is needed; compare with segments.schema.json",
+        )
     items = [item for file in document["segmentAttributes"] for item in file]
     segments = sorted((_segment(item) for item in items), key=lambda segment: segment.number)
     numbers = [segment.number for segment in segments]
@@ -255,8 +337,12 @@ def snomed_ct(code: Code) -> Code | None:
     if code.scheme_designator == "SRT":  # pydicom's codes are equal across the two forms
         found = (getattr(codes.SCT, keyword) for keyword in codes.SCT.dir())
         code = next((Code(other.value, "SCT", code.meaning) for other in found if other == code), code)
-    form = Draft202012Validator({"$ref": "#/$defs/code", "$defs": _schema()["$defs"]})
-    return code if form.is_valid(code_entry(code)) else None
+    return code if _form("code").is_valid(code_entry(code)) else None
+
+
+def is_code(code: Code) -> bool:
+    """Whether value, scheme and meaning fit a DICOM object."""
+    return _form("anyCode").is_valid(code_entry(code))
 
 
 def code_entry(code: Code) -> dict[str, str]:
@@ -267,10 +353,25 @@ def code_entry(code: Code) -> dict[str, str]:
 def code_item(code: Code) -> Dataset:
     """The item of a DICOM code sequence."""
     item = Dataset()
-    item.CodeValue = code.value
+    # PS3.3 8.8: a value of more than 16 characters stands in an attribute of its own.
+    is_urn = code.value.startswith("urn:") or "://" in code.value
+    setattr(item, "CodeValue" if len(code.value) <= 16 else "URNCodeValue" if is_urn else "LongCodeValue", code.value)
     item.CodingSchemeDesignator = code.scheme_designator
     item.CodeMeaning = code.meaning
     return item
+
+
+@cache
+def _form(name: str) -> Draft202012Validator:
+    """One definition of the schema."""
+    return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": _schema()["$defs"]})
+
+
+def printable(text: str, length: int) -> str:
+    """A text of another program in the form that a `Segment` takes: a line without a backslash, of at most `length` bytes."""
+    # A backslash separates the values of an attribute (PS3.5 6.4).
+    line = "".join(letter if letter.isprintable() else " " for letter in text.replace("\\", "/"))
+    return line.encode()[:length].decode(errors="ignore").strip()
 
 
 @cache

@@ -637,7 +637,9 @@ def _character_sets() -> str:
     return """## 9 Character sets
 
 Written objects keep the SpecificCharacterSet of their source, and its texts in that encoding; texts of our own are ASCII, which
-fits all of them. Reading decodes what pydicom decodes. A query with other than ASCII characters is sent in ISO_IR 192."""
+fits all of them. Where a label, a description of a segment or the meaning of a code has other letters, objects are in ISO_IR 192, with
+the source's texts converted, unless the source is in ISO_IR 100 and has the letters. A sequence of patient or study with more than 16
+levels of items is left out. Reading decodes what pydicom decodes. A query with other than ASCII characters is sent in ISO_IR 192."""
 
 
 def _codes() -> str:

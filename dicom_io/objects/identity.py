@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from dicom_io.coding import Segment
+from dicom_io.coding import Segment, printable
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.kinds import KIND
 from dicom_io.objects import patient_and_study
@@ -79,7 +80,8 @@ class ResultInfo:
         content_creator: Name of the person who corrected the result, as DICOM has it; empty where nobody did.
 
     Raises:
-        LabelError: One of the three names is empty; they are Type 1 in the objects.
+        LabelError: One of the three names is empty; they are Type 1 in the objects. Or the creator's name does not fit a
+            Person Name: at most three groups of 64 characters (PS3.5 6.2).
     """
 
     segments: tuple[Segment, ...]
@@ -102,6 +104,14 @@ class ResultInfo:
                     f"the {name} of the result is {getattr(self, name)!r}; 1 to 64 printable characters are needed because "
                     "every object must name what made it; give it"
                 )
+        groups = self.content_creator.split("=")
+        is_plain = self.content_creator.isprintable() and "\\" not in self.content_creator
+        if not is_plain or len(groups) > 3 or max(map(len, groups)) > 64:
+            # The name itself is not shown: it is a person's.
+            raise LabelError(
+                f"the content_creator of the result has {len(self.content_creator)} characters in {len(groups)} groups; a "
+                "printable name without a backslash, of at most three groups of 64 characters, is needed; shorten it"
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -388,9 +398,7 @@ def plain(text: str, length: int) -> str:
     """`text` in printable ASCII and at most `length` characters, so that it fits every SpecificCharacterSet of a
     source.
     """
-    # A backslash separates the values of an attribute (PS3.5 6.4).
-    ascii_text = text.encode("ascii", "replace").decode("ascii").replace("\\", "/")
-    return "".join(letter if letter.isprintable() else " " for letter in ascii_text)[:length].strip()
+    return printable(text.encode("ascii", "replace").decode("ascii"), length)
 
 
 def contribution(result: ResultInfo) -> hd.ContributingEquipment:
@@ -409,10 +417,23 @@ def contribution(result: ResultInfo) -> hd.ContributingEquipment:
     )
 
 
-def stamp(target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kind: str) -> None:
-    """Make `target` belong to the source's patient and study, and depend on nothing but its input."""
+def stamp(
+    target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kind: str, texts: Iterable[str] = ()
+) -> None:
+    """Make `target` belong to the source's patient and study, and depend on nothing but its input.
+
+    Its text is in the source's character set; in UTF-8 if the segments, the creator's name or `texts`, further text of the
+    object, need other letters.
+
+    Raises:
+        LabelError: The text must be in UTF-8, and that of the source is not in the character set that it names.
+    """
     header = headers[0]
-    patient_and_study.carry_over(target, header)
+    segments = result.segments
+    words = (*(segment.description for segment in segments), *chain(*(segment.texts for segment in segments)), *texts)
+    in_utf8 = not all(patient_and_study.fits_own(word, header) for word in words)
+    in_utf8 = in_utf8 or not patient_and_study.can_hold(result.content_creator, header)
+    patient_and_study.carry_over(target, header, in_utf8=in_utf8)
     date, time = content_moment(headers)
     target.SeriesDate, target.SeriesTime = date, time
     images = sum(int(header.get("NumberOfFrames") or 1) for header in headers)

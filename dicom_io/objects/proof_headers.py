@@ -18,7 +18,7 @@ from pydicom.sr.coding import Code
 from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError, GeometryProofError
 from dicom_io.objects.encoding import encoded
-from dicom_io.objects.patient_and_study import carry_over
+from dicom_io.objects.patient_and_study import OWN_ENCODINGS, UTF_8, carry_over
 from dicom_io.objects.raw_parser import Attributes, attributes_of, items, parse_file, text
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import READ_ERRORS
@@ -27,7 +27,7 @@ OWNER_KEYWORDS = "PatientName PatientID PatientBirthDate PatientSex StudyInstanc
 # What a broken file makes readers and codecs raise; imagecodecs and jpeg_ls raise RuntimeError and ValueError. Errors of the
 # disk stay what they are.
 FAULTS: tuple[type[Exception], ...] = (DicomIoError, *(fault for fault in READ_ERRORS if fault is not OSError))
-FRAME_OF_REFERENCE, _SERIES = 0x00200052, 0x0020000E
+FRAME_OF_REFERENCE, _SERIES, _CHARACTER_SET = 0x00200052, 0x0020000E, 0x00080005
 _CLASS, INSTANCE = 0x00081150, 0x00081155
 Meaning = Mapping[str, object]
 """The properties of a segment, each under a name for messages."""
@@ -53,24 +53,31 @@ def deleting(path: Path, kind: str) -> Iterator[Attributes]:
 
 
 def check_owner(written: Attributes, header: Dataset, *, has_frame: bool = True) -> None:
-    """Pass if an object is of the patient and the study of its source, byte for byte, and in its frame of reference.
+    """Pass if an object is of the patient and the study of its source, and in its frame of reference.
+
+    Their text is compared byte for byte, in the source's character set or, where the object is in it, in UTF-8.
 
     Args:
         written: The object.
         header: Of the first slice, from `identity.source_headers`.
         has_frame: Whether an object of this kind names a frame of reference; it names none if the source has none.
     """
-    for tag, value in _owner_of(header).items():
+    for tag, value in _owner_of(header, in_utf8=text(written, _CHARACTER_SET) == UTF_8).items():
         if _bare(written.get(tag)) != _bare(value):
             raise GeometryProofError(f"its {keyword_for_tag(tag)} is not that of the source")
     if has_frame:
         check_frame(text(written, FRAME_OF_REFERENCE), header)
 
 
-def _owner_of(header: Dataset) -> Attributes:
+def encoding_of(written: Attributes) -> str:
+    """Python's name of the encoding that texts of our own must have in an object."""
+    return OWN_ENCODINGS.get(text(written, _CHARACTER_SET), "ascii")
+
+
+def _owner_of(header: Dataset, *, in_utf8: bool) -> Attributes:
     """The identifying attributes of the source as the bytes that stand in a file; empty where it has none."""
     carried, own = Dataset(), Dataset()
-    carry_over(carried, header)
+    carry_over(carried, header, in_utf8=in_utf8)
     # Names are encoded in the character set that stands beside them.
     for keyword in f"{OWNER_KEYWORDS} SpecificCharacterSet".split():
         if keyword in carried:

@@ -56,9 +56,9 @@ def attributes_of(content: bytes) -> Attributes:
     return _data_set(content, 0, len(content))[0]
 
 
-def text(attributes: Attributes, tag: int) -> str:
-    """A value as text without padding; empty where it is absent."""
-    return str(attributes.get(tag, b"").decode("latin-1").strip("\0 "))
+def text(attributes: Attributes, tag: int, encoding: str = "latin-1") -> str:
+    """A value as text without padding; empty where it is absent. Raises UnicodeDecodeError for bytes of another encoding."""
+    return str(attributes.get(tag, b"").decode(encoding).strip("\0 "))
 
 
 def decimals(attributes: Attributes, tag: int) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
 from dicom_io.objects.labels import SliceLabels
-from dicom_io.objects.proof_headers import cielab, cielab_of, compare
+from dicom_io.objects.proof_headers import cielab, cielab_of, compare, encoding_of
 from dicom_io.objects.raster import even_odd, off_half_way
 from dicom_io.objects.raw_parser import Attributes, instance_key, items, text, whole
 from dicom_io.objects.source_images import SourceImages
@@ -168,8 +168,9 @@ def _keys(image: Attributes) -> list[str]:
 def check_layers(written: Attributes, segments: Sequence[Segment]) -> None:
     """Pass if a presentation state has a layer for each segment, in its colour, whose only text is the segment's label."""
     layers = [item for item in items(written, _LAYERS) if text(item, _LAYER).startswith(LAYER_PREFIX)]
+    encoding = encoding_of(written)
     stated = [
-        (segment_of_layer(item), {"label": text(item, _LAYER_TEXT), "colour": cielab(item, _LAYER_COLOUR)})
+        (segment_of_layer(item), {"label": text(item, _LAYER_TEXT, encoding), "colour": cielab(item, _LAYER_COLOUR)})
         for item in layers
     ]
     meanings = {segment.number: {"label": segment.label.strip(), "colour": cielab_of(segment)} for segment in segments}
@@ -177,7 +178,7 @@ def check_layers(written: Attributes, segments: Sequence[Segment]) -> None:
     labels = {segment.number: segment.label.strip() for segment in segments}
     for item in items(written, _ANNOTATIONS):
         number = segment_of_layer(item)
-        if number and any(text(line, _TEXT) != labels.get(number) for line in items(item, _TEXTS)):
+        if number and any(text(line, _TEXT, encoding) != labels.get(number) for line in items(item, _TEXTS)):
             raise GeometryProofError(f"the layer of segment {number} shows a text that is not the segment's label")
 
 

@@ -196,7 +196,7 @@ def _roi(segment: Segment, header: Dataset, result: ResultInfo) -> Dataset:
         ROIGenerationAlgorithm=result.algorithm_type,
     )
     if segment.description:
-        roi.ROIDescription = identity.plain(segment.description, 1024)
+        roi.ROIDescription = segment.description
     return roi
 
 
@@ -221,8 +221,7 @@ def _observation(segment: Segment) -> Dataset:
     return data_set(
         ObservationNumber=segment.number,
         ReferencedROINumber=segment.number,
-        # SH: at most 16 characters (PS3.5 6.2).
-        ROIObservationLabel=segment.label[:16],
+        ROIObservationLabel=segment.short_label,
         RTROIIdentificationCodeSequence=[code_item(segment.type)],
         # Type 2 (PS3.3 C.8.8.8): empty where the category does not make it an organ.
         RTROIInterpretedType="ORGAN" if segment.category.value == ANATOMICAL_STRUCTURE else "",

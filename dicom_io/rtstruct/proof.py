@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import identity, proof_headers
-from dicom_io.objects.proof_headers import Meaning, code_text, coded, compare
+from dicom_io.objects.proof_headers import Meaning, code_text, coded, compare, encoding_of
 from dicom_io.objects.raster import even_odd, off_half_way, painted
 from dicom_io.objects.raw_parser import Attributes, instance_key, integer, items, text
 from dicom_io.objects.slice_positions import Slice, slices_of
@@ -158,9 +158,13 @@ def check_regions(written: Attributes, segments: Sequence[Segment] | None, heade
     """Pass if regions, observations and contours of an RTSTRUCT have the same numbers, if names, codes and colours are those of
     the result where its segments are known, and if the references are those of the source.
     """
-    rois = [(integer(item, _ROI_NUMBER), {"name": text(item, _ROI_NAME)}) for item in items(written, _ROIS)]
+    encoding = encoding_of(written)
+    rois = [(integer(item, _ROI_NUMBER), {"name": text(item, _ROI_NAME, encoding)}) for item in items(written, _ROIS)]
     observations = [
-        (integer(item, _REFERENCED_ROI), {"label": text(item, _OBSERVATION_LABEL), "type": coded(item, _ROI_CODE)})
+        (
+            integer(item, _REFERENCED_ROI),
+            {"label": text(item, _OBSERVATION_LABEL, encoding), "type": coded(item, _ROI_CODE)},
+        )
         for item in items(written, _OBSERVATIONS)
     ]
     drawn = [
@@ -185,4 +189,4 @@ def check_regions(written: Attributes, segments: Sequence[Segment] | None, heade
 
 
 def _observation(segment: Segment) -> Meaning:
-    return {"label": segment.label[:16].strip(), "type": code_text(segment.type)}
+    return {"label": segment.short_label, "type": code_text(segment.type)}

@@ -232,7 +232,7 @@ def _description(segment: Segment, source: Volume, result: ResultInfo) -> hd.seg
         display_color=hd.color.CIELabColor.from_rgb(*segment.rgb),
     )
     if segment.description:
-        description.SegmentDescription = identity.plain(segment.description, 1024)
+        description.SegmentDescription = segment.description
     # PS3.3 C.8.20.2: modifiers nest inside the code that they modify.
     if segment.type_modifier:
         kind = description.SegmentedPropertyTypeCodeSequence[0]

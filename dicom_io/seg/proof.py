@@ -20,7 +20,7 @@ from dicom_io.kinds import LABEL_MAP_STORAGE
 from dicom_io.objects import identity, proof_groups, proof_headers
 from dicom_io.objects.labels import Fractions
 from dicom_io.objects.proof_groups import PER_FRAME, POSITION, REFERENCED_SEGMENT, SEGMENT, SHARED
-from dicom_io.objects.proof_headers import Meaning, cielab, cielab_of, code_text, coded, compare
+from dicom_io.objects.proof_headers import Meaning, cielab, cielab_of, code_text, coded, compare, encoding_of
 from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, text, whole
 from dicom_io.objects.slice_positions import Slice, slices_of
 from dicom_io.proof import ComparedFrame, SliceComparison
@@ -221,16 +221,17 @@ def check_segments(written: Attributes, segments: Sequence[Segment] | None, *, l
         label_map: It may describe the background, number 0.
     """
     described = [(whole(item, _SEGMENT_NUMBER), item) for item in items(written, _SEGMENTS)]
-    meanings = [(number, _meaning_of(item)) for number, item in described if number or not label_map]
+    encoding = encoding_of(written)
+    meanings = [(number, _meaning_of(item, encoding)) for number, item in described if number or not label_map]
     if segments is not None:
         compare("segment", meanings, {segment.number: _segment_meaning(segment) for segment in segments})
     return {number for number, _ in meanings}
 
 
-def _meaning_of(item: Attributes) -> Meaning:
+def _meaning_of(item: Attributes, encoding: str) -> Meaning:
     kind, region = ((items(item, tag) or [{}])[0] for tag in (_TYPE, _REGION))
     return {
-        "label": text(item, _SEGMENT_LABEL),
+        "label": text(item, _SEGMENT_LABEL, encoding),
         "category": coded(item, _CATEGORY),
         "type": coded(item, _TYPE),
         "type modifier": coded(kind, _TYPE_MODIFIER),

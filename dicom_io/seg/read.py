@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from dicom_io.coding import Segment
+from dicom_io.coding import NOT_STATED, Segment, is_code, printable
 from dicom_io.errors import LabelError
 from dicom_io.kinds import KIND
 from dicom_io.objects.grid import FrameGrid
@@ -207,7 +207,7 @@ def _segment(item: Dataset) -> Segment:
     colour = item.get("RecommendedDisplayCIELabValue")
     return Segment(
         number=int(item.SegmentNumber),
-        label=str(item.SegmentLabel),
+        label=printable(str(item.SegmentLabel), 64) or f"Segment {int(item.SegmentNumber)}",
         category=_code(item.SegmentedPropertyCategoryCodeSequence[0]),
         type=_code(kind),
         type_modifier=_code_in(kind, "SegmentedPropertyTypeModifierCodeSequence"),
@@ -215,13 +215,15 @@ def _segment(item: Dataset) -> Segment:
         anatomic_region_modifier=None if region is None else _code_in(region, "AnatomicRegionModifierSequence"),
         # CIELab has colours that RGB does not have; they are clipped to 0 and 255.
         display_rgb=hd.color.CIELabColor.from_dicom_value(colour).to_rgb(clip=True) if colour else None,
-        description=str(item.get("SegmentDescription") or ""),
+        description=printable(str(item.get("SegmentDescription") or ""), 1024),
     )
 
 
 def _code(item: Dataset) -> Code:
     value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
-    return Code(str(value), str(item.get("CodingSchemeDesignator") or ""), str(item.CodeMeaning))
+    scheme, meaning = str(item.get("CodingSchemeDesignator") or ""), printable(str(item.CodeMeaning), 64)
+    code = Code(str(value or ""), scheme, meaning or NOT_STATED.meaning)
+    return code if is_code(code) else NOT_STATED._replace(meaning=code.meaning)
 
 
 def _code_in(holder: Dataset, keyword: str) -> Code | None:

@@ -123,7 +123,8 @@ def write_sr(
         previous_versions=predecessors or None,
         **identity.for_highdicom("SR", (uid, identity.result_uid(source, result, "SR", "series")), headers[0], result),
     )
-    identity.stamp(document, headers, result, "SR")
+    words = [text for whole in wholes for text in whole.texts]
+    identity.stamp(document, headers, result, "SR", words)
     add_side(document, headers[0])
     return proof.save_proved(document, path, lambda file: prove_report(file, source, seg_header))
 

@@ -193,7 +193,7 @@ class _View:
             values = np.ascontiguousarray(self.plane(self.case.uncertainty, index)[box])
             _paint_uncertainty(picture, drawing.smooth(values, size))
         masks = (
-            (structure.label, structure.segment.rgb, self._mask(structure, index)[box])
+            (structure.segment.drawn_label, structure.segment.rgb, self._mask(structure, index)[box])
             for structure in self.case.structures
         )
         return drawing.with_masks(picture, masks, 0.0 if heat else FILL)

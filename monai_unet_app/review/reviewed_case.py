@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.sr.coding import Code
 
-from dicom_io.coding import Segment
+from dicom_io.coding import NOT_STATED, Segment
 from dicom_io.parametric import read_parametric_map
 from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import read_regions
@@ -302,14 +301,11 @@ def _check_counts(document: Mapping[str, Any], segmentation: Segmentation) -> No
             )
 
 
-_NOT_STATED = Code("", "", "not stated")  # result.json holds no codes, and these segments are not written to any file
-
-
 def _segments(document: Mapping[str, Any], bundle: BundleFiles | None) -> tuple[Segment, ...]:
     """The structures of a `result.json`, in the colours of the bundle where it is at hand."""
     colours = {segment.number: segment.rgb for segment in bundle.segments} if bundle else {}
     return tuple(
-        Segment(int(row["number"]), str(row["label"]), _NOT_STATED, _NOT_STATED, display_rgb=colours.get(row["number"]))
+        Segment(int(row["number"]), str(row["label"]), NOT_STATED, NOT_STATED, display_rgb=colours.get(row["number"]))
         for row in document["structures"]
     )
 

@@ -248,7 +248,8 @@ def test_the_research_mark_stands_above_the_picture_and_nothing_covers_it(tmp_pa
 
 def test_text_fits_on_the_narrowest_picture(tmp_path):
     segments = tuple(
-        replace(SEGMENTS[0], number=n, label=f"{n} a very long label of a segment " * 2) for n in range(1, 31)
+        replace(SEGMENTS[0], number=n, label=f"{n} a very long label of a segment that fills a line")
+        for n in range(1, 31)
     )
     result = replace(RESULT, segments=segments, algorithm_name="a_name_without_any_blank_" * 4)
     write_mr_series(tmp_path / "mr", np.full((2, 40, 1), 100, np.int16), SQUARE)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pydicom
 import pytest
 from jsonschema import Draft202012Validator
 from pydicom.sr._concepts_dict import concepts
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from result_phantoms import oblique_case, tool
 
-from dicom_io.coding import load_segments, load_wholes, uncoded
+from dicom_io.coding import Segment, load_segments, load_wholes, uncoded
 from dicom_io.errors import SegmentCodingError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -124,7 +127,14 @@ def test_segments_of_several_dcmqi_files_come_in_the_order_of_their_numbers(tmp_
         (document(SegmentedPropertyTypeCodeSequence=_code("12345678", "Mine", "99MINE")), "99MINE"),
         (document(labelID=2), r"\[2\]"),
         (document(labelID=0), "minimum"),
-        (document(SegmentLabel="Hippocampe antérieur"), "holds 'é' .*antérieur.*ASCII without a backslash are needed"),
+        (
+            document(SegmentLabel="a\\b"),
+            r"segments\.json at segmentAttributes/0/0/SegmentLabel holds .* without a backslash",
+        ),
+        (document(SegmentLabel="Liver\n"), r"holds '\\n'"),
+        (document(SegmentLabel="x" * 65), "has 65 characters .* at most 64"),
+        (document(SegmentLabel="海馬" * 11), "66 bytes in UTF-8 .* at most 64"),
+        (document(SegmentLabel=" "), "is blank"),
         (document(recommendedDisplayRGBValue=[0, 0, 256]), "256"),
         ({"schema_version": "1.0", "segmentAttributes": [[]]}, "segmentAttributes"),
     ],
@@ -132,6 +142,41 @@ def test_segments_of_several_dcmqi_files_come_in_the_order_of_their_numbers(tmp_
 def test_a_file_that_does_not_say_what_labels_mean_is_refused_with_the_reason(tmp_path, content, says):
     with pytest.raises(SegmentCodingError, match=says):
         load_segments(written(tmp_path, content))
+
+
+UNFIT = {
+    "label": ["x" * 65, "海馬" * 11, "", " ", "a\\b", "two\nlines", "ends\n", "\x07", "right\u202eleft"],
+    "description": ["x" * 1025, "a\\b", "two\nlines"],
+    "number": [0, 65536, 1.5],
+    "display_rgb": [(0, 0, 256), (0, 0)],
+    "type": [
+        Code("", "SCT", "Liver"),
+        Code("10 200 004", "SCT", "Liver"),
+        Code("10200004", "S" * 17, "Liver"),
+        Code("10200004", "SCT", "L" * 65),
+        Code("10200004", "SCT", ""),
+    ],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in UNFIT.items() for value in values])
+def test_a_segment_that_no_dicom_object_can_hold_is_refused_where_it_is_made(field, value):
+    segment = Segment(1, "Liver", codes.SCT.AnatomicalStructure, codes.SCT.Liver)
+    with pytest.raises(SegmentCodingError, match=r"^segment \S+ (at|has).*(needed|minimum|maximum|integer)"):
+        replace(segment, **{field: value})
+
+
+def test_labels_of_any_script_and_numbers_of_numpy_are_taken():
+    kind = codes.SCT.AnatomicalStructure, codes.SCT.Liver
+    for label in ("Hippocampe antérieur", "Größe", "海馬", "x" * 64):
+        rgb = tuple(np.array([1, 2, 255], np.uint8))
+        assert Segment(np.uint16(65535), label, *kind, display_rgb=rgb, description="Größe " * 128).label == label
+
+
+def test_a_label_is_drawn_in_the_letters_that_pictures_have():
+    segment = Segment(2, "Hippocampe antérieur", codes.SCT.AnatomicalStructure, codes.SCT.Hippocampus)
+    assert segment.drawn_label == "Hippocampe anterieur"
+    assert replace(segment, label="海馬").drawn_label == f"2 {codes.SCT.Hippocampus.meaning}"
 
 
 def test_the_same_label_twice_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import source_phantoms as phantoms
 from phantoms import CT_IMAGE, lopsided_array, oblique_affine, write_enhanced_mr, write_mr_series, write_picture
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 from result_phantoms import RESULT, SEGMENTS, dciodvfy_errors
 
 from dicom_io.capture import write_captures
 from dicom_io.coding import load_segments
-from dicom_io.errors import LabelError, SegmentCodingError, UnreadableFileError
+from dicom_io.errors import GeometryProofError, LabelError, SegmentCodingError, UnreadableFileError
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.result_content import ReportFacts
 from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map
@@ -27,7 +30,7 @@ from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
 from dicom_io.read import read_series
 from dicom_io.rtstruct import write_rtstruct
-from dicom_io.seg import read_seg, write_seg
+from dicom_io.seg import described_segments, prove_seg, read_seg, write_seg
 from dicom_io.sr import write_sr
 from dicom_io.volume import Volume
 
@@ -334,18 +337,90 @@ def test_only_hounsfield_units_are_called_attenuation(rescale_type, is_told, tmp
     assert ("hnsf" in report, "112031" in report) == (is_told, is_told)  # UCUM; DCM Attenuation Coefficient
 
 
-@pytest.mark.parametrize("description", ["Größe – 海马", "a\nb\\c\x07"])
-def test_a_description_beyond_ascii_does_not_break_an_object(description, source, labels, tmp_path):
-    result = replace(RESULT, segments=(replace(SEGMENTS[0], description=description), SEGMENTS[1]))
-    for kind in ("SEG", "RTSTRUCT"):
+UNFIT_CREATORS = ["C" * 65, "=".join("CCCC"), "C\\D", "C\nD"]
+
+
+@pytest.mark.parametrize("creator", UNFIT_CREATORS)
+def test_a_creator_whose_name_does_not_fit_is_refused_without_showing_it(creator):
+    with pytest.raises(LabelError, match="content_creator .* three groups of 64 characters") as refusal:
+        replace(RESULT, content_creator=creator)
+    assert creator not in str(refusal.value)
+
+
+FOREIGN = "Hippocampe antérieur ß 海馬"
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        (None, "Mueller^Joerg"),
+        ("ISO_IR 100", "Müller^Jörg"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        ("ISO_IR 192", "Müller^Жанна"),
+    ],
+)
+def test_labels_of_any_script_are_in_valid_objects_in_utf8_with_the_patients_own_name(charset, name, tmp_path):
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "99X", name[:6]
+    header = {"PatientName": name, "ProcedureCodeSequence": [code]}
+    source = phantoms.oblique_mr(tmp_path / "mr", header | ({"SpecificCharacterSet": charset} if charset else {}))
+    segment = replace(SEGMENTS[0], label=FOREIGN, description="Größe – 海马", type=Code("1" * 17, "99X", "Leberläsion"))
+    result, labels = replace(RESULT, segments=(segment, SEGMENTS[1])), phantoms.lopsided(source)
+    for kind in KINDS:
         path = write(kind, labels, source, tmp_path / kind, result)
-        assert dciodvfy_errors(path) == []
-    told = pydicom.dcmread(tmp_path / "SEG/SEG.dcm").SegmentSequence[0].SegmentDescription
-    assert told.isascii()
-    assert told.isprintable()
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        assert dciodvfy_errors(path) == [], kind
+        assert (dataset.SpecificCharacterSet, str(dataset.PatientName)) == ("ISO_IR 192", name), kind
+        assert dataset.ProcedureCodeSequence[0].CodeMeaning == name[:6]
+        if kind in ("SEG", "SR", "RTSTRUCT", "GSPS"):
+            assert FOREIGN in json.dumps(dataset.to_json_dict(), ensure_ascii=False), kind
+    assert described_segments(tmp_path / "SEG/SEG.dcm")[0] == segment
 
 
-def test_segments_json_takes_printable_ascii_as_description_only(tmp_path):
+def test_a_source_whose_text_cannot_be_put_into_utf8_is_refused_by_the_attribute(tmp_path):
+    source = series_with(tmp_path / "mr", *SHIFTED["Latin-1 under none"])
+    result = replace(RESULT, segments=(replace(SEGMENTS[0], label=FOREIGN), SEGMENTS[1]))
+    with pytest.raises(LabelError, match="PatientName|StudyDescription|ProcedureCode") as refusal:
+        write("SEG", phantoms.lopsided(source), source, tmp_path / "seg", result)
+    assert "ller" not in str(refusal.value)
+
+
+def test_the_proof_refuses_a_label_in_another_character_set_than_the_object_names(tmp_path):
+    source = phantoms.oblique_mr(tmp_path / "mr", {})
+    segments = (replace(SEGMENTS[0], label=FOREIGN), SEGMENTS[1])
+    labels = phantoms.lopsided(source)
+    path = write("SEG", labels, source, tmp_path / "seg", replace(RESULT, segments=segments))
+    content = path.read_bytes()
+    for other, says in ((b"ISO_IR 100", "segment of number 1 has the label"), (b"ISO_IR 144", "cannot be read back")):
+        path.write_bytes(content.replace(b"ISO_IR 192", other))
+        with pytest.raises(GeometryProofError, match=says):
+            prove_seg(path, labels, source, segments)
+
+
+@pytest.mark.parametrize("keyword", ["ReferencedStudySequence", "ProcedureCodeSequence"])
+def test_sequences_of_the_source_in_each_other_without_end_are_left_out_of_results(keyword, tmp_path, caplog):
+    inner = Dataset()
+    inner.CodeMeaning = "in the middle"
+    shallow, deep = inner, inner
+    for level in range(300):
+        outer = Dataset()
+        outer.add_new(Tag(keyword), "SQ", [deep])
+        deep, shallow = outer, outer if level == 8 else shallow
+    limit = sys.getrecursionlimit()
+    for sequence, is_repeated in ((shallow, True), (deep, False)):
+        try:
+            sys.setrecursionlimit(20_000)  # pydicom writes such a file only so
+            source = phantoms.oblique_mr(tmp_path / str(is_repeated) / "mr", {keyword: [sequence]})
+        finally:
+            sys.setrecursionlimit(limit)
+        labels = phantoms.lopsided(source)
+        for kind in KINDS:
+            path = write(kind, labels, source, tmp_path / str(is_repeated) / kind)
+            assert (keyword in pydicom.dcmread(path, stop_before_pixels=True)) == is_repeated, kind
+    assert f"{keyword} of the source has more than 16 levels" in caplog.text
+
+
+def test_segments_json_takes_a_printable_line_as_description_only(tmp_path):
     code = {"CodeValue": "5366008", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Hippocampus"}
     segment = {
         "labelID": 1,
@@ -354,7 +429,7 @@ def test_segments_json_takes_printable_ascii_as_description_only(tmp_path):
         "SegmentedPropertyTypeCodeSequence": code,
     }
     path = tmp_path / "segments.json"
-    for description, fits in (("Head [1]; 5 mm", True), ("", True), ("Größe", False), ("a\nb", False), ("a\\b", False)):
+    for description, fits in (("Head [1]; 5 mm", True), ("", True), ("Größe", True), ("a\nb", False), ("a\\b", False)):
         path.write_text(json.dumps({"segmentAttributes": [[segment | {"SegmentDescription": description}]]}))
         if fits:
             assert load_segments(path)[0].description == description
