@@ -226,7 +226,7 @@ def _refusal(error: ValidationError, name: str, remedy: str) -> SegmentCodingErr
     where = f"{shown(name)} at {_short('/'.join(str(step) for step in error.absolute_path) or 'the top')}"
     text = error.instance
     if isinstance(text, str) and error.validator == "not":
-        refused = re.compile(error.validator_value["pattern"])
+        refused = re.compile(error.schema["not"]["pattern"])  # type: ignore[index]
         odd = "".join(dict.fromkeys(letter for letter in text if refused.search(letter)))
         return SegmentCodingError(
             f"{where} holds {_short(ascii(odd))} (found {_short(ascii(text))}); a line of printable characters without a "

@@ -13,7 +13,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError
-from dicom_io.reading.headers import patient_digest
+from dicom_io.reading.headers import patient_digest, shown
 from dicom_io.reading.instances import Instance, refusing
 from dicom_io.reading.ordering import OrderedSeries, ReadOptions, check_complete, check_ends, order_series, pixel_mm
 from dicom_io.reading.pixels import decode_frames
@@ -68,7 +68,8 @@ def read_series(
     Raises:
         SeriesSelectionError: No image series fits, or several do; or the series is no volume (colour, cine), or too large.
         SeriesGeometryError: The slices do not lie on one even grid, or the headers count more images than there are.
-        UnreadableFileError: A file is broken or its pixels cannot be decoded; or a voxel is NaN or infinite.
+        UnreadableFileError: A file is broken or its pixels cannot be decoded; or a voxel is NaN or infinite. Where a series is
+            named, broken files of other series are passed by, and in a folder also those that name no series; notes count them.
     """
     options = ReadOptions(
         series_instance_uid, time_point, resample_gaps, resample_tilt, accept_incomplete=accept_incomplete
@@ -101,7 +102,7 @@ def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
     mixed = {id(verdict.series): verdict for verdict in _mixed(scan)}
     return [
         *(mixed.get(id(verdict.series), verdict) for verdict in verdicts),
-        *(Verdict(None, "broken", str(error)) for error in scan.broken),
+        *(Verdict(None, "broken", str(file.error)) for file in scan.broken),
     ]
 
 
@@ -136,6 +137,7 @@ def _mixed(scan: Scan) -> list[Verdict]:
 
 def _select(scan: Scan, series_instance_uid: str | None) -> tuple[SeriesRef, tuple[str, ...]]:
     """The series to read and its notes, which name the series that were set aside."""
+    broken_notes = _passed_by(scan, series_instance_uid)
     fitting = [series for series in scan.series if series_instance_uid in (None, series.series_instance_uid)]
     images = [series for series in fitting if series.kind == "image"]
     if not images and (series_instance_uid or not scan.is_folder):  # the caller named it
@@ -146,7 +148,30 @@ def _select(scan: Scan, series_instance_uid: str | None) -> tuple[SeriesRef, tup
         raise _several_images(images)
     others = [series for series in scan.series if series.set_aside and series is not images[0]]
     notes = [f"passed by, not part of the volume: {series.line}" for series in others]
-    return images[0], (*images[0].notes, *notes)
+    return images[0], (*images[0].notes, *notes, *broken_notes)
+
+
+def _passed_by(scan: Scan, series_instance_uid: str | None) -> tuple[str, ...]:
+    """Notes on broken files that do not hinder the series to be read: those of other series, and in a folder those that
+    name no series.
+
+    Raises:
+        UnreadableFileError: A broken file is of the series that is read, or it may be and the caller names it or no series.
+    """
+    for file in scan.broken:
+        other = file.series_instance_uid not in ("", series_instance_uid)
+        if series_instance_uid is None or not (other or (scan.is_folder and not file.series_instance_uid)):
+            raise file.error
+    unknown = [file for file in scan.broken if not file.series_instance_uid]
+    notes = []
+    if len(unknown) < len(scan.broken):
+        notes.append(f"passed by: {counted(len(scan.broken) - len(unknown), 'broken file')} of other series")
+    if unknown:
+        notes.append(
+            f"passed by: {counted(len(unknown), 'broken file')} of unknown series, the first {shown(unknown[0].path.name)}; if "
+            "it belongs to this series, a slice is missing"
+        )
+    return tuple(notes)
 
 
 def _no_image(scan: Scan, series_instance_uid: str | None) -> SeriesSelectionError:

@@ -577,7 +577,7 @@ not processed, made from one instance of it.
 
 All result objects have the source's patient and study attributes verbatim, with its SpecificCharacterSet and
 TimezoneOffsetFromUTC. {", ".join(identity.TYPE_2_KEYWORDS.split())} are supplied empty where the source lacks them; an
-empty DeidentificationMethod becomes "Not named by the source".
+empty DeidentificationMethod becomes "Not named by the source". A sequence with more than {patient_and_study.MAX_LEVELS} levels of items is left out.
 
 - Patient: {", ".join(patient_and_study.PATIENT_KEYWORDS)}.
 - Study: {", ".join(patient_and_study.STUDY_KEYWORDS)}.
@@ -637,9 +637,9 @@ def _character_sets() -> str:
     return """## 9 Character sets
 
 Written objects keep the SpecificCharacterSet of their source, and its texts in that encoding; texts of our own are ASCII, which
-fits all of them. Where a label, a description of a segment or the meaning of a code has other letters, objects are in ISO_IR 192, with
-the source's texts converted, unless the source is in ISO_IR 100 and has the letters. A sequence of patient or study with more than 16
-levels of items is left out. Reading decodes what pydicom decodes. A query with other than ASCII characters is sent in ISO_IR 192."""
+fits all of them. Where a label, a description of a segment or the meaning of a code has other letters, objects are in
+ISO_IR 192, with the source's texts converted, unless the source is in ISO_IR 100 and has the letters. Reading decodes what
+pydicom decodes. A query with other than ASCII characters is sent in ISO_IR 192."""
 
 
 def _codes() -> str:

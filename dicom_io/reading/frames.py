@@ -15,7 +15,7 @@ from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
 from dicom_io.errors import SeriesSelectionError
 from dicom_io.reading.geometry import ImagePlane, Points, angle_degrees
-from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file, image_type
+from dicom_io.reading.instances import READ_ERRORS, Instance, OddHeaderError, broken_file, image_type
 from dicom_io.reading.kept_attributes import CSA_BLOCKS, DISTINGUISHING
 
 MAX_VOXELS = 2**30
@@ -246,16 +246,17 @@ def _macro(groups: _FunctionalGroups, keyword: str) -> Dataset:
 
 
 def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """The numbers of an attribute; None where it is absent or empty. Raises ValueError unless there are `count` of them."""
+    """The numbers of an attribute; None where it is absent or empty. Raises OddHeaderError unless there are `count` of them."""
     try:
         value = holder.get(keyword)
         if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
             return None
         values = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{keyword} holds text that is no number; decimals with a point are needed") from error
+        raise OddHeaderError(f"text that is no number in its {keyword}; decimals with a point are needed") from error
     if len(values) != count:
-        raise ValueError(f"{keyword} holds {len(values)} values, {count} are needed")
+        held = "one value" if len(values) == 1 else f"{len(values)} values"
+        raise OddHeaderError(f"{held} in its {keyword}; {count} are needed")
     return values
 
 

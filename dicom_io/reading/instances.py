@@ -10,8 +10,8 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +25,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.reading.bounded import BoundedFile, NoRegularFileError, parse
-from dicom_io.reading.headers import fault_of, shown, shown_uid
+from dicom_io.reading.headers import fault_of, is_uid, shown, shown_uid
 from dicom_io.reading.kept_attributes import CSA_BLOCKS, DISTINGUISHING
 
 READ_ERRORS: tuple[type[Exception], ...] = (
@@ -33,6 +33,11 @@ READ_ERRORS: tuple[type[Exception], ...] = (
     RecursionError, struct.error, zlib.error,
 )  # fmt: skip
 """What pydicom and its decoders raise on broken bytes; there is no common base class."""
+
+
+class OddHeaderError(ValueError):
+    """An attribute of a whole file does not hold what it must; the text says what was found, and what is needed."""
+
 
 HEADER_KEYWORDS = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID IssuerOfPatientID PatientName "
@@ -184,6 +189,17 @@ def read_instance(path: Path) -> Instance | None:
         raise broken_file(path, error) from error
 
 
+def series_uid_in(path: Path) -> str:
+    """SeriesInstanceUID of a file that is broken further on; empty if its header does not get that far."""
+    tag = Tag("SeriesInstanceUID")
+    with suppress(*READ_ERRORS), BoundedFile(path) as file:
+        element = parse(path, file, with_pixels=False, tags=[tag], last=tag)[0].get_item(tag)
+        # A UID that is cut short could be that of another series.
+        uid = "" if element is None or ends_early(element) else str(element.value.decode("ascii")).strip("\0 ")
+        return uid if is_uid(uid) else ""
+    return ""
+
+
 def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | None = None) -> FileDataset:
     """The data set of one DICOM file, also of one without preamble and file meta information.
 
@@ -250,6 +266,8 @@ def refusing(path: Path | str) -> Iterator[None]:
 def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileError:
     """The refusal of a file that cannot be read, without the values that libraries quote: they may be anybody's name."""
     text = " ".join(str(error).split())
+    if isinstance(error, OddHeaderError):
+        return UnreadableFileError(f"{shown(path)} holds {text}; export it again from its source, or leave it out")
     if not isinstance(error, str):
         # Quoted parts of the text are values of the file. An apostrophe within a word begins no quotation.
         text = f"{type(error).__name__}: " + re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", "...", text)
@@ -262,7 +280,8 @@ def listed(value: object) -> list[object]:
     """The values of an attribute, which may hold any number of values."""
     if value is None or value == "":
         return []
-    return [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    # A number alone is no list in pydicom.
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
 def _with_meta(dataset: Dataset, meta: FileMetaDataset) -> Dataset:

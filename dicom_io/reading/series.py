@@ -29,6 +29,7 @@ from dicom_io.reading.instances import (
     is_colour,
     orientation_of,
     read_instance,
+    series_uid_in,
 )
 
 SeriesKind = Literal["image", "seg", "rtstruct", "sr", "other"]
@@ -99,19 +100,34 @@ class SeriesRef:
 
 
 @dataclass(frozen=True)
+class BrokenFile:
+    """A DICOM file that cannot be read.
+
+    Attributes:
+        path: The file.
+        error: Its refusal.
+        series_instance_uid: Of its series, as its own header says; empty if that cannot be read either.
+    """
+
+    path: Path
+    error: UnreadableFileError
+    series_instance_uid: str = ""
+
+
+@dataclass(frozen=True)
 class Scan:
     """The series in a set of files.
 
     Attributes:
         series: Groups in order of their first file.
         foreign: The files that are not DICOM objects (DICOM indexes such as a DICOMDIR are among them).
-        broken: The refusals of DICOM files that cannot be read.
+        broken: The DICOM files that cannot be read.
         is_folder: Whether all files of a folder were scanned, and not files that the caller named.
     """
 
     series: tuple[SeriesRef, ...]
     foreign: tuple[Path, ...] = ()
-    broken: tuple[UnreadableFileError, ...] = ()
+    broken: tuple[BrokenFile, ...] = ()
     is_folder: bool = False
 
 
@@ -160,14 +176,16 @@ def _refuse_folder(error: OSError) -> None:
 def scan_source(source: Source) -> Scan:
     """The series of a source. Of series that were scanned before, the headers are grouped again and not read again.
 
+    Files that are truncated or broken are listed in `broken`: which of them matter depends on the series that is read.
+
     Raises:
         SeriesSelectionError: There is no DICOM object.
-        UnreadableFileError: A DICOM file is absent, truncated or broken; the message names it.
+        UnreadableFileError: A file that the caller named is absent or no DICOM object; the message names it.
     """
     if isinstance(source, str | Path):
         path = Path(source)
         if os.path.isdir(path):
-            return replace(scan_files(files_below(path)), is_folder=True)
+            return replace(survey_files(files_below(path)), is_folder=True)
         return _scan_named(_files_of(path))
     if not source:
         raise SeriesSelectionError("the list of files is empty; the files of one series are needed; check the input")
@@ -180,8 +198,8 @@ def scan_source(source: Source) -> Scan:
 
 
 def _scan_named(files: Sequence[Path]) -> Scan:
-    """As `scan_files`, for files that the caller named: each must be a DICOM object, or a slice would be missing silently."""
-    scan = scan_files(files)
+    """As `survey_files`, for files that the caller named: each must be a DICOM object, or a slice would be missing silently."""
+    scan = survey_files(files)
     foreign = [path for path in scan.foreign if not is_dicomdir(path)]
     if foreign:
         raise UnreadableFileError(
@@ -200,7 +218,7 @@ def scan_files(files: Sequence[Path]) -> Scan:
     """
     scan = survey_files(files)
     if scan.broken:
-        raise scan.broken[0]
+        raise scan.broken[0].error
     return scan
 
 
@@ -212,12 +230,12 @@ def survey_files(files: Sequence[Path]) -> Scan:
     """
     instances: list[Instance] = []
     foreign: list[Path] = []
-    broken: list[UnreadableFileError] = []
+    broken: list[BrokenFile] = []
     for path in files:
         try:
             instance = read_instance(path)
         except UnreadableFileError as error:
-            broken.append(error)
+            broken.append(BrokenFile(path, error, series_uid_in(path)))
             continue
         if instance is None:
             foreign.append(path)

@@ -462,12 +462,21 @@ def test_a_voxel_that_is_no_number_is_refused_by_file(tmp_path: Path, bad: float
     np.testing.assert_array_equal(read_series(sorted(tmp_path.iterdir())[:4]).array, lopsided_array()[:, :, 3:])
 
 
-@pytest.mark.parametrize(("keyword", "value"), [("PixelSpacing", [1, 1, 1]), ("ImagePositionPatient", [1, 2])])
+@pytest.mark.parametrize(
+    ("keyword", "value", "told"),
+    [
+        ("PixelSpacing", [1, 1, 1], "3 values"),
+        ("ImagePositionPatient", [1, 2], "2 values"),
+        ("ImageOrientationPatient", 1, "one value"),
+        ("ImageOrientationPatient", [1, 0, 0, 0, 1], "5 values"),
+    ],
+)
 def test_an_attribute_with_the_wrong_number_of_values_is_refused(
-    tmp_path: Path, keyword: str, value: list[int]
+    tmp_path: Path, keyword: str, value: object, told: str
 ) -> None:
     write_mr_series(tmp_path, lopsided_array(), oblique_affine(), edit=lambda ds, _: setattr(ds, keyword, value))
-    with pytest.raises(UnreadableFileError, match=f"{keyword} holds {len(value)} values"):
+    says = rf"slice_0001\.dcm holds {told} in its {keyword}; [236] are needed; export it again from its source"
+    with pytest.raises(UnreadableFileError, match=says):
         read_series(tmp_path)
 
 

@@ -314,6 +314,33 @@ def test_what_stands_above_the_stored_bits_is_not_read(tmp_path: Path) -> None:
 # --- verdicts
 
 
+OTHER_SERIES = "1.2.826.0.1.3680043.8.498.77"
+
+
+@pytest.mark.parametrize("kept", ["pixels cut", "header cut", "zeros", "nothing"])
+def test_a_broken_file_stops_only_its_own_series(tmp_path: Path, kept: str) -> None:
+    good = write_mr_series(tmp_path / "good", lopsided_array(), oblique_affine())
+    uid = str(dcmread(good[0]).SeriesInstanceUID)
+    other = {"SeriesInstanceUID": OTHER_SERIES}
+    broken = write_mr_series(tmp_path / "other", lopsided_array(), oblique_affine(), header=other)[3]
+    content = broken.read_bytes()
+    at = content.index(OTHER_SERIES.encode())
+    of = {"pixels cut": content[:-40], "header cut": content[: at + 5], "zeros": bytes(3000), "nothing": b""}
+    broken.write_bytes(of[kept])
+    volume = read_series(tmp_path, series_instance_uid=uid)
+    np.testing.assert_array_equal(volume.array, read_series(good).array)
+    named = "broken file of other series" if kept == "pixels cut" else f"unknown series, the first {broken.name}; if it"
+    assert any(named in note for note in volume.provenance.notes)
+    for choice in (None, OTHER_SERIES):
+        if choice is None or kept == "pixels cut":
+            with pytest.raises(UnreadableFileError, match=rf"{broken.name} is broken"):
+                read_series(tmp_path, series_instance_uid=choice)
+    # A file that the caller names is needed, whatever it holds.
+    if kept != "pixels cut":
+        with pytest.raises(UnreadableFileError, match=broken.name):
+            read_series([*good, broken], series_instance_uid=uid)
+
+
 def test_every_series_of_a_folder_gets_its_verdict_and_its_reason(tmp_path: Path) -> None:
     write_mr_series(tmp_path / "good", lopsided_array(), oblique_affine())
     write_mr_series(tmp_path / "tilted", lopsided_array(), tilted_affine())

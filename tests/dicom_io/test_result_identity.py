@@ -342,7 +342,7 @@ UNFIT_CREATORS = ["C" * 65, "=".join("CCCC"), "C\\D", "C\nD"]
 
 @pytest.mark.parametrize("creator", UNFIT_CREATORS)
 def test_a_creator_whose_name_does_not_fit_is_refused_without_showing_it(creator):
-    with pytest.raises(LabelError, match="content_creator .* three groups of 64 characters") as refusal:
+    with pytest.raises(LabelError, match=r"content_creator .* three groups of 64 characters") as refusal:
         replace(RESULT, content_creator=creator)
     assert creator not in str(refusal.value)
 
@@ -380,7 +380,7 @@ def test_labels_of_any_script_are_in_valid_objects_in_utf8_with_the_patients_own
 def test_a_source_whose_text_cannot_be_put_into_utf8_is_refused_by_the_attribute(tmp_path):
     source = series_with(tmp_path / "mr", *SHIFTED["Latin-1 under none"])
     result = replace(RESULT, segments=(replace(SEGMENTS[0], label=FOREIGN), SEGMENTS[1]))
-    with pytest.raises(LabelError, match="PatientName|StudyDescription|ProcedureCode") as refusal:
+    with pytest.raises(LabelError, match=r"PatientName|StudyDescription|ProcedureCode") as refusal:
         write("SEG", phantoms.lopsided(source), source, tmp_path / "seg", result)
     assert "ller" not in str(refusal.value)
 

@@ -321,6 +321,6 @@ def test_text_in_the_place_of_a_number_is_not_told(tmp_path: Path) -> None:
     content = path.read_bytes()
     at = content.index(b"0.75")
     path.write_bytes(content[:at] + b"0,75" + content[at + 4 :])
-    with pytest.raises(UnreadableFileError, match="PixelSpacing holds text that is no number") as refusal:
+    with pytest.raises(UnreadableFileError, match="text that is no number in its PixelSpacing") as refusal:
         read_series(tmp_path / "s")
     assert "0,75" not in str(refusal.value)
