@@ -51,6 +51,7 @@ from dicom_io.objects import identity, patient_and_study  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
 from dicom_io.reading import bounded, kept_attributes  # noqa: E402
 from dicom_io.reading.codecs import BY_IMAGECODECS, decoder_of  # noqa: E402
+from dicom_io.reading.codestreams import JPEG_PROGRESSIVE  # noqa: E402
 from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
 from dicom_io.reading.geometry import JITTER_SHARE, MAX_JITTER_MM  # noqa: E402
 from dicom_io.seg.pixels import STEPS  # noqa: E402
@@ -484,13 +485,14 @@ are shown as they are."""
 
 
 def _media() -> str:
+    syntaxes = (*AllTransferSyntaxes, *JPEG_PROGRESSIVE)
     return f"""## 7 Reading files
 
 Files with preamble and File Meta Information are read, and those without. A file that ends before its data do is refused.
 
 ### Transfer syntaxes
 
-{_table(("transfer syntax", "UID", "pixels"), [(uid.name, uid, _decoding(uid)) for uid in AllTransferSyntaxes])}
+{_table(("transfer syntax", "UID", "pixels"), [(uid.name, uid, _decoding(uid)) for uid in syntaxes])}
 
 ### What is read as image
 
@@ -577,7 +579,8 @@ not processed, made from one instance of it.
 
 All result objects have the source's patient and study attributes verbatim, with its SpecificCharacterSet and
 TimezoneOffsetFromUTC. {", ".join(identity.TYPE_2_KEYWORDS.split())} are supplied empty where the source lacks them; an
-empty DeidentificationMethod becomes "Not named by the source". A sequence with more than {patient_and_study.MAX_LEVELS} levels of items is left out.
+empty DeidentificationMethod becomes "Not named by the source". A sequence
+with more than {patient_and_study.MAX_LEVELS} levels of items is left out.
 
 - Patient: {", ".join(patient_and_study.PATIENT_KEYWORDS)}.
 - Study: {", ".join(patient_and_study.STUDY_KEYWORDS)}.

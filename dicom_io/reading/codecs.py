@@ -19,16 +19,17 @@ from pydicom.pixels.decoders import pillow
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner, get_decoder
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGLSTransferSyntaxes, RLELossless
 
-from dicom_io.reading.codestreams import JPEG_LOSSLESS, check_codestream
+from dicom_io.reading.codestreams import JPEG_LOSSLESS, JPEG_PROGRESSIVE, check_codestream
 from dicom_io.reading.run_lengths import decode_run_lengths
 
 _JPEG_2000 = (
     syntaxes.JPEG2000Lossless, syntaxes.JPEG2000, syntaxes.HTJ2KLossless, syntaxes.HTJ2KLosslessRPCL, syntaxes.HTJ2K,
 )  # fmt: skip
+_LOSSY_JPEG = (syntaxes.JPEGExtended12Bit, *JPEG_PROGRESSIVE)
 WITHOUT_SIGN = (*JPEGLSTransferSyntaxes, *JPEG_LOSSLESS)
 """Codecs without signed values: the header says whether their bits have a sign."""
 
-BY_IMAGECODECS = (*_JPEG_2000, *JPEGLSTransferSyntaxes, *JPEG_LOSSLESS, syntaxes.JPEGExtended12Bit)
+BY_IMAGECODECS = (*_JPEG_2000, *JPEGLSTransferSyntaxes, *JPEG_LOSSLESS, *_LOSSY_JPEG)
 """The transfer syntaxes that `decode_picture` decodes."""
 
 DECODER_DEPENDENCIES = {
@@ -66,7 +67,13 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     # Decision 12: JPEG of 8 bits stays with Pillow.
     if syntax == JPEGBaseline8Bit:
         return bytes(pillow._decode_frame(source, runner))
-    pixels = np.ascontiguousarray(_decode(source, syntax))
+    if syntax in _LOSSY_JPEG and runner.samples_per_pixel == 3:
+        is_rgb = runner.photometric_interpretation == "RGB"
+        # libjpeg-turbo makes RGB of YCbCr, as dcmtk does; pydicom must not do it a second time.
+        pixels = imagecodecs.jpeg8_decode(source, colorspace="RGB" if is_rgb else "YCBCR", outcolorspace="RGB")
+        runner.set_option("photometric_interpretation", "RGB")
+    else:
+        pixels = np.ascontiguousarray(_decode(source, syntax))
     # pydicom goes on with these bytes, and has to know their width and order, which are those of the codec.
     runner.set_option("bits_allocated", pixels.dtype.itemsize * 8)
     runner.set_option("planar_configuration", 0)

@@ -9,6 +9,8 @@ MAX_SCANS = 100
 """The most scans of a JPEG. Each costs a pass over the picture; real pictures have some dozens at most."""
 
 JPEG_LOSSLESS = (JPEGLossless, JPEGLosslessSV1)
+JPEG_PROGRESSIVE = (UID("1.2.840.10008.1.2.4.53"), UID("1.2.840.10008.1.2.4.55"))
+"""Spectral selection and full progression by Huffman codes, retired from the standard in 2001 and still in archives."""
 _START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 _LOSSLESS_FRAME = 0xC3
 _LOSSY_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
@@ -48,7 +50,7 @@ def check_codestream(source: bytes, syntax: UID, rows: int, columns: int, sample
         )
     if stated.samples != samples:
         raise ValueError(f"the compressed picture has {stated.samples} samples a pixel, the header {samples}")
-    if syntax in JPEGTransferSyntaxes:
+    if syntax in (*JPEGTransferSyntaxes, *JPEG_PROGRESSIVE):
         _check_jpeg(source, stated, syntax)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 import struct
 from pathlib import Path
 
@@ -112,6 +115,38 @@ def test_real_compressed_files_decode_as_pydicom_decodes_them(shared_data: Path)
             np.testing.assert_array_equal(read_series(path).array[:, :, 0].T, truth, err_msg=path.name)
         compared += 1
     assert compared > 10
+
+
+BY_DCMTK = json.loads(Path(__file__).with_name("jpeg_by_dcmtk.json").read_text())["pictures"]
+
+
+def jpeg_picture(path: Path, picture: dict) -> Path:
+    """A picture whose pixels are a codestream of dcmtk."""
+    values, bits = np.array(picture["values"]), picture["bits_stored"]
+    dataset = dcmread(write_picture(path, values.swapaxes(0, 1).astype(np.uint8 if bits == 8 else np.uint16)))
+    dataset.PhotometricInterpretation = picture["photometric_interpretation"]
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    content = base64.b64decode(picture["codestream"])
+    dataset.PixelData = encapsulate([content + b"\0" * (len(content) % 2)])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = UID(picture["transfer_syntax"])
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("number", range(len(BY_DCMTK)))
+def test_extended_and_retired_progressive_jpeg_gives_the_values_of_dcmtk(tmp_path: Path, number: int) -> None:
+    picture = BY_DCMTK[number]
+    volume = read_series(jpeg_picture(tmp_path / "picture.dcm", picture))
+    np.testing.assert_array_equal(volume.array[:, :, 0].swapaxes(0, 1), picture["values"])
+
+
+@pytest.mark.parametrize("number", [52, 54, 56, *range(58, 67)])
+def test_other_retired_jpeg_is_refused_by_name(tmp_path: Path, number: int) -> None:
+    syntax = UID(f"1.2.840.10008.1.2.4.{number}")
+    path = jpeg_picture(tmp_path / "picture.dcm", BY_DCMTK[0] | {"transfer_syntax": syntax})
+    with pytest.raises(UnreadableFileError, match=re.escape(f"is encoded as {syntax.name}; there is no decoder")):
+        read_series(path)
 
 
 def claimed(content: bytearray) -> tuple[int, int] | None:
