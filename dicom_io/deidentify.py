@@ -56,8 +56,17 @@ GREY_CLASSES = """1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 4 4.1 4.4 12.1 12.1.
 GREY = frozenset(STORAGE + number for number in GREY_CLASSES.split())
 """Scanners and detectors, whose images are grey (PS3.3 A): CR, DX, MG, IO, CT, MR, XA, RF, tomosynthesis, NM, PET."""
 
-WHOLE_SLIDE = STORAGE + "77.1.6"
+WHOLE_SLIDE, NUCLEAR_MEDICINE = STORAGE + "77.1.6", STORAGE + "20"
 SCREEN_WORDS = re.compile(r"SCREEN|CAPTUR|SNAPSHOT|DOSE|REPORT")  # of an ImageType
+SCREEN_NAMES = re.compile(
+    r"(?<![A-Z])SCREENS?(?![A-Z])|SCREEN ?(SAVE|SHOT)|CAPTUR|SNAPSHOT|BILDSCHIRM"
+    r"|(?<![A-Z])DOSE ?(REPORT|INFO|RECORD|SUMMARY|SHEET|PAGE)|DOSISBERICHT|PATIENT(EN)? ?PROTO[CK]OL|(?<![A-Z])REPORT(?![A-Z])"
+)
+"""Of a SeriesDescription: saved screens and dose reports, and neither "low dose" nor "screening"."""
+NM_KINDS = frozenset(
+    ("STATIC", "DYNAMIC", "GATED", "WHOLE BODY", "TOMO", "GATED TOMO", "RECON TOMO", "RECON GATED TOMO")
+)
+"""The third word of an NM image's ImageType (PS3.3 C.8.4.9.1.1); saved screens of a workstation have none of them."""
 FILM_WORDS = re.compile(r"FILM|DIGITI[SZ]")
 NO_SCAN = frozenset({"WSD", "SYN", "DRW"})  # ConversionType: a workstation's picture, a drawing
 DIGITISED = frozenset({"DF", "DV", "SD", "SI"})  # film, video, a document, a picture
@@ -229,9 +238,18 @@ def burned_in(dataset: Dataset) -> str | None:
         annotation = "NO" if flag == "NO" else "not given"
         return f"it is {kind} ({UID(sop_class).name}, BurnedInAnnotation {annotation})"
     conversion, label = str(dataset.get("ConversionType") or ""), _word(dataset, "SpecimenLabelInImage")
+    pixels = "PixelData" in dataset
     is_overview = sop_class == WHOLE_SLIDE and "OVERVIEW" in image_type
     suspicions = (
         (any(map(SCREEN_WORDS.search, image_type)), "its ImageType says that it is a picture of a screen"),
+        (
+            bool(pixels and SCREEN_NAMES.search(re.sub(r"[\W_]+", " ", _word(dataset, "SeriesDescription")))),
+            "its SeriesDescription says that it is a picture of a screen or of a dose report",
+        ),
+        (
+            sop_class == NUCLEAR_MEDICINE and not NM_KINDS.intersection(image_type[2:3]),
+            "its ImageType names no kind of NM image, as on saved screens",
+        ),
         (
             sop_class in GREY and (dataset.get("SamplesPerPixel") or 1) != 1,
             f"it is a colour picture among grey images ({UID(sop_class).name}), as saved screens are",

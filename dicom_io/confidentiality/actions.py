@@ -9,18 +9,14 @@ dummy is valid for every Type, and reveals nothing, because it is a constant or 
 The table is the minimum (E.1.1). Attributes that it does not list are treated like this: unknown and private attributes are
 removed; the items of sequences are treated in turn; UIDs are replaced (but not classes, transfer syntaxes, coding schemes and
 UIDs that PS3.6 registers); names, dates, addresses and texts of unlimited length are treated as "X/Z/D". Codes and numbers are
-kept, and so are short texts, unless a name or number of the patient or a name of the staff stands in them. For that comparison
-they are read in the object's character set, without regard to case and accents.
+kept, and so are short texts, unless something that identifies stands in them: the name of any person, a number that the table
+removes, or a birth date (`identifiers`).
 """
 
-import contextlib
 import re
-import unicodedata
-import warnings
 from collections import Counter
 from typing import Any
 
-from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
@@ -29,6 +25,14 @@ from pydicom.sr.codedict import codes
 from pydicom.tag import BaseTag
 
 from dicom_io.coding import code_item
+from dicom_io.confidentiality.identifiers import (
+    SHORTEST_NUMBER,
+    SHORTEST_PART,
+    encodings_of,
+    identifiers_of,
+    readings,
+    texts_of,
+)
 from dicom_io.confidentiality.pseudonyms import Pseudonyms, shifted
 from dicom_io.confidentiality.table import OPTIONS, PROFILE, Path, table
 
@@ -66,20 +70,8 @@ DUMMY_FOR_Z = ("AccessionNumber", "ROIName")  # Z allows a dummy; so examination
 REMOVED = "Removed by de-identification"
 # PS3.15 Table E.3.4-1: content items on the patient that are not a text, date, person or reference
 SUBJECT_AGE, SUBJECT_SEX = "121033", "121032"
-# Attributes whose values are searched for in short texts and counters
-IDENTIFIERS = (
-    "PatientName OtherPatientNames PatientBirthName PatientMotherBirthName PatientID OtherPatientIDs AccessionNumber "
-    "StudyID ReferringPhysicianName PerformingPhysicianName OperatorsName"
-)
 COUNTERS = ("SeriesNumber", "AcquisitionNumber", "InstanceNumber")  # some devices put the PatientID there
-SHORTEST_NAME, SHORTEST_NUMBER, SHORTEST_PART = 2, 4, 5
-"""Fewest letters of a name, characters of a number that is a word of a text, and of a number within a word."""
-
 UID_IN_TEXT = re.compile(r"[012](?:\.\d+){6,}", re.ASCII)
-_DELIMITERS = set(b"\\^=")  # each ends the effect of an escape sequence (PS3.5 6.1.2.5.3)
-_BETWEEN_WORDS = re.compile(r"[\W_]+")
-# of scripts that leave no space between words: kana, Chinese characters, Hangul
-_IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u1100-\u11ff]")
 
 
 def protect(dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str]) -> Counter[tuple[str, str]]:
@@ -104,8 +96,8 @@ class _Protection:
 
     def __init__(self, dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str]) -> None:
         self.pseudonyms, self.options, self.table = pseudonyms, options, table()
-        self.encodings = _encodings(dataset)
-        self.identifiers = _identifiers(dataset, self.encodings)  # before anything is decoded
+        self.encodings = encodings_of(dataset)
+        self.identifiers = identifiers_of(dataset, options)  # before anything is decoded
         self.iod = self.table.sop_classes.get(str(dataset.get("SOPClassUID")))
         # Without a PatientID, a study counts as a patient of its own: two strangers must not share a pseudonym.
         self.patient = str(dataset.get("PatientID") or "").strip() or str(dataset.StudyInstanceUID)
@@ -179,32 +171,23 @@ class _Protection:
         return enough[0] if enough else least  # Z may be a dummy, so D is within "X/Z"
 
     def _names_someone(self, dataset: Dataset, tag: BaseTag) -> bool:
-        """True if a short text or counter holds a name or number of the patient, a name of the staff or a UID."""
-        names, numbers = self.identifiers
+        """True if a short text or counter holds what identifies someone, or a UID."""
         # A slice among thousands may have the number of a patient with four digits by chance.
         shortest = SHORTEST_PART if keyword_for_tag(tag) == "InstanceNumber" else SHORTEST_NUMBER
-        for text in _readings(dataset.get_item(tag), _encodings(dataset, self.encodings)):
-            words: set[str] = set(_BETWEEN_WORDS.split(text))
-            if (
-                names & words
-                or any(_IDEOGRAPH.search(name) and name in text for name in names)
-                or {number for number in numbers if len(number) >= shortest}
-                & words.union(text.split(), (text.strip(),))
-                or any(len(number) >= SHORTEST_PART and number in text for number in numbers)
-                or UID_IN_TEXT.search(text)
-            ):
-                return True
-        return False
+        return any(
+            self.identifiers.are_in(text, shortest) or UID_IN_TEXT.search(text)
+            for text in readings(dataset.get_item(tag), encodings_of(dataset, self.encodings))
+        )
 
     def _can_shift(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str) -> bool:
         """True for dates that can be shifted, and for attributes that a shift by whole days does not change."""
         if vr in ("DA", "DT"):
-            return all(shifted(text, self.days, vr) is not None for text in _texts(dataset[tag].value))
+            return all(shifted(text, self.days, vr) is not None for text in texts_of(dataset[tag].value))
         return vr == "TM" or keyword == "TimezoneOffsetFromUTC"
 
     def _value(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, action: str, path: Path) -> Any:
         """The new value of an attribute that is no sequence."""
-        texts = _texts(dataset[tag].value)
+        texts = texts_of(dataset[tag].value)
         if action == "U" or (vr == "UI" and action == "D"):
             return [self.pseudonyms.uid(text) for text in texts] or ""
         if action == "C":
@@ -265,69 +248,12 @@ def _has_foreign_vr(tag: BaseTag, vr: str) -> bool:
     return not (vr == "OB" and any(own.startswith("O") for own in known))
 
 
-def _texts(value: Any) -> list[str]:
-    if value is None or value == "" or isinstance(value, (bytes, bytearray)):
-        return []
-    return [str(value)] if isinstance(value, str) or not hasattr(value, "__iter__") else [str(text) for text in value]
-
-
 def _empty(vr: str) -> Any:
     return b"" if vr.startswith("O") or vr == "UN" else None
 
 
 def _even(content: bytes) -> bytes:
     return content + b"\0" * (len(content) % 2)
-
-
-def _encodings(dataset: Dataset, outer: list[str] | None = None) -> list[str]:
-    """The character encodings of a data set or item; `outer`, those around it, where it names none (PS3.5 6.1.2.5)."""
-    named = dataset.get("SpecificCharacterSet")
-    if not named and outer is not None:
-        return outer
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return convert_encodings(named or "ISO_IR 6")
-        except (LookupError, ValueError):
-            # An unknown character set: Latin-1 has a letter for every byte, so every text can be compared.
-            return ["iso8859"]
-
-
-def _readings(element: DataElement | RawDataElement, encodings: list[str]) -> set[str]:
-    """The texts of a value as they are compared: in the declared character set, and in UTF-8, which is often undeclared."""
-    value = element.value
-    if not isinstance(value, bytes):
-        return {_folded("\\".join(_texts(value)))}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            # pydicom's warnings are ignored, since they may quote the text.
-            texts = {_folded(decode_bytes(value, encodings, _DELIMITERS))}
-        except (LookupError, ValueError):
-            texts = {_folded(value.decode("latin-1"))}
-    with contextlib.suppress(UnicodeDecodeError):
-        texts.add(_folded(value.decode("utf-8")))
-    return texts
-
-
-def _folded(text: str) -> str:
-    """A text without case and accents, in one normal form of Unicode."""
-    # Unicode 3.13, caseless matching: casefold may give letters that are not decomposed, so they are decomposed again.
-    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-
-
-def _identifiers(dataset: Dataset, encodings: list[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """(words of names, whole numbers) of the people in a data set, folded."""
-    names: set[str] = set()
-    numbers: set[str] = set()
-    for keyword in IDENTIFIERS.split():
-        for text in _readings(dataset.get_item(keyword), encodings) if keyword in dataset else ():
-            if keyword.endswith(("Name", "Names")):
-                names.update(word for word in _BETWEEN_WORDS.split(text) if len(word) >= SHORTEST_NAME)
-            else:
-                numbers.update(part for part in map(str.strip, text.split("\\")) if len(part) >= SHORTEST_NUMBER)
-    return frozenset(names), frozenset(numbers)
 
 
 def _hide_subject(item: Dataset) -> None:

@@ -298,6 +298,87 @@ def test_a_name_beyond_ascii_is_found_however_it_is_written(tmp_path, charset):
     assert "milz" in content
 
 
+def holding(keywords: str, value: str) -> Dataset:
+    """An MR data set with a value in the last of some keywords, the others being sequences around it."""
+    *around, keyword = keywords.split("/")
+    inner = Dataset()
+    setattr(inner, keyword, value)
+    for sequence in reversed(around):
+        outer = Dataset()
+        setattr(outer, sequence, [inner])
+        inner = outer
+    return inner
+
+
+PLACES_OF_NAMES = (
+    "RequestingPhysician", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "ResponsiblePerson", "ContentCreatorName",
+    "VerifyingObserverSequence/VerifyingObserverName", "ContentSequence/ContentSequence/PersonName",
+    "OriginalAttributesSequence/ModifiedAttributesSequence/PatientName",
+)  # fmt: skip
+PLACES_OF_NUMBERS = (
+    "OtherPatientIDsSequence/PatientID", "RequestAttributesSequence/RequestedProcedureID", "AdmissionID",
+    "RequestAttributesSequence/ScheduledProcedureStepID", "PlacerOrderNumberImagingServiceRequest", "DeviceSerialNumber",
+    "ClinicalTrialSubjectID", "SpecimenDescriptionSequence/SpecimenIdentifier", "PatientTelephoneNumbers",
+    "MedicalRecordLocator",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES_OF_NAMES + PLACES_OF_NUMBERS)
+def test_every_person_and_every_number_is_looked_for_wherever_it_stands(tmp_path, place):
+    is_name = place in PLACES_OF_NAMES
+    dataset = holding(place, "Quixote^Alonso" if is_name else "H-774411")
+    dataset.Manufacturer, dataset.ManufacturerModelName = "ACME", f"as {'Alonso' if is_name else 'H-774411'} wished"
+    segment = Dataset()
+    segment.SegmentNumber, segment.SegmentLabel = 1, f"{'QUIXOTE' if is_name else 'xH-774411x'} 2"
+    dataset.SegmentSequence = [segment]
+    after = result_of(dataset, tmp_path)
+    assert after.Manufacturer == "ACME"
+    content = only(tmp_path / "out").read_bytes().lower()
+    assert all(text not in content for text in (b"quixote", b"alonso", b"774411"))
+
+
+def test_a_name_is_read_in_the_character_set_of_the_item_that_holds_it(tmp_path):
+    dataset = holding("RequestAttributesSequence/RequestingPhysician", "Müller^Jörg")
+    dataset.RequestAttributesSequence[0].SpecificCharacterSet = "ISO_IR 192"
+    dataset.SpecificCharacterSet, dataset.ManufacturerModelName = "ISO_IR 100", "für Müller"
+    assert "ller" not in str(result_of(dataset, tmp_path).get("ManufacturerModelName"))
+
+
+def test_a_number_that_an_option_keeps_is_kept_in_texts_too(tmp_path):
+    dataset = Dataset()
+    dataset.DeviceSerialNumber, dataset.ManufacturerModelName = "SN-44821", "Model SN-44821"
+    assert "SN-44821" not in str(result_of(dataset, tmp_path / "removed"))
+    dataset.DeviceSerialNumber, dataset.ManufacturerModelName = "SN-44821", "Model SN-44821"
+    assert result_of(dataset, tmp_path / "kept", "retain-device-identity").ManufacturerModelName == "Model SN-44821"
+
+
+SPELLINGS = (
+    "19580307", "1958-03-07", "1958/3/7", "1958.03.07", "07.03.1958", "7.3.58", "07-03-58", "07/03/1958", "03/07/1958",
+    "3/7/58", "07031958", "03071958", "580307", "7 Mar 1958", "7-MAR-58", "March 7th, 1958", "7. März 1958", "7 mars 1958",
+    "1958年3月7日",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("place", ["PatientBirthDate", "RequestAttributesSequence/PatientBirthDate"])
+def test_a_birth_date_is_found_in_its_usual_spellings(tmp_path, place, spelling):
+    dataset = holding(place, "19580307")
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.Manufacturer, dataset.ManufacturerModelName = "ACME", f"Phantom, born {spelling}, supine"
+    after = result_of(dataset, tmp_path)
+    assert after.Manufacturer == "ACME"
+    assert "born" not in str(after.get("ManufacturerModelName"))
+
+
+@pytest.mark.parametrize(
+    "text", ["1958-03-08", "7.3.59", "3.7.195", "19580307123", "V7.3.5", "syngo 3.58.7", "7 May 1958", "1958"]
+)
+def test_what_is_no_birth_date_stays(tmp_path, text):
+    dataset = Dataset()
+    dataset.PatientBirthDate, dataset.ManufacturerModelName = "19580307", text
+    assert result_of(dataset, tmp_path).ManufacturerModelName == text
+
+
 def test_names_without_spaces_between_words_are_found(tmp_path):
     dataset = Dataset()
     dataset.SpecificCharacterSet = "ISO_IR 192"

@@ -168,6 +168,11 @@ def suspect(kind: str) -> Dataset:
         dataset.SOPClassUID, dataset.ImageType = "1.2.840.10008.5.1.4.1.1.1", ["DERIVED", "PRIMARY", "DIGITIZED FILM"]
     if kind == "paper":
         dataset.ConversionType = "DF"
+    if kind.startswith("called "):
+        dataset.SeriesDescription = kind.removeprefix("called ")
+    if kind.startswith("NM"):
+        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.20"
+        dataset.ImageType = ["DERIVED", "SECONDARY", *kind.split("/")[1:]]
     if kind == "eye":
         dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.5.1"
     return dataset
@@ -190,6 +195,15 @@ def suspect(kind: str) -> Dataset:
         ("digitised", "ImageType says that it was digitised from film"),
         ("paper", "ConversionType says that it was digitised"),
         ("eye", "a photograph of the eye"),
+        ("called Dose Report", "its SeriesDescription says"),
+        ("called DOSE_INFO", "its SeriesDescription says"),
+        ("called Screen Save", "its SeriesDescription says"),
+        ("called Brain ScreenSave 2", "its SeriesDescription says"),
+        ("called Processed screens", "its SeriesDescription says"),
+        ("called Patient Protocol", "its SeriesDescription says"),
+        ("called Snapshot", "its SeriesDescription says"),
+        ("NM", "names no kind of NM image"),
+        ("NM/MULTI_FRAME", "names no kind of NM image"),
     ],
 )
 def test_what_may_show_the_name_is_refused_until_someone_has_looked(tmp_path, kind, words):
@@ -203,6 +217,28 @@ def test_what_may_show_the_name_is_refused_until_someone_has_looked(tmp_path, ki
     assert list((tmp_path / "out").rglob("*.dcm")) == []
     assert run(tmp_path / "in", tmp_path / "out", allow_burned_in=True).problems == ()
     assert len(list((tmp_path / "out").rglob("*.dcm"))) == 1
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "called LOW DOSE CHEST",
+        "called Lung screening",
+        "called Reported dose 3 mGy",
+        "NM/RECON TOMO/EMISSION",
+        "NM/STATIC",
+    ],
+)
+def test_what_only_sounds_like_a_screen_is_written(tmp_path, kind):
+    saved(suspect(kind), tmp_path / "in" / "a.dcm")
+    assert run(tmp_path / "in", tmp_path / "out").problems == ()
+
+
+def test_a_dose_report_without_pixels_is_written(tmp_path):
+    dataset = suspect("called Dose Report")
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.67"
+    saved(dataset, tmp_path / "in" / "a.dcm")
+    assert run(tmp_path / "in", tmp_path / "out").problems == ()
 
 
 def test_a_broken_file_is_named_by_its_number_and_the_rest_goes_on(tmp_path):
