@@ -85,7 +85,10 @@ class Segment:
     description: str = ""
 
     def __post_init__(self) -> None:
-        _check_structure(self, f"segment {self.number}", labelID=self.number, SegmentDescription=self.description)
+        facts: dict[str, Any] = {"labelID": _plain_number(self.number), "SegmentDescription": self.description}
+        if self.display_rgb is not None:
+            facts["recommendedDisplayRGBValue"] = [_plain_number(value) for value in self.display_rgb]
+        _check_structure(self, f"segment {self.number}", facts)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -141,7 +144,7 @@ class Whole:
     anatomic_region_modifier: Code | None = None
 
     def __post_init__(self) -> None:
-        _check_structure(self, "a whole")
+        _check_structure(self, "a whole", {})
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -185,15 +188,16 @@ def load_wholes(path: Path) -> tuple[Whole, ...]:
     return _contents(Path(path))[1]
 
 
-def _check_structure(structure: Segment | Whole, name: str, **facts: Any) -> None:
-    """Pass if what a program says of a structure fits DICOM objects; `segments.json` goes the same way, after its schema."""
+def _check_structure(structure: Segment | Whole, name: str, facts: dict[str, Any]) -> None:
+    """Pass if what a program or a file says of a structure fits DICOM objects.
+
+    Args:
+        structure: Its label and codes are checked.
+        name: Its name in a message.
+        facts: What else is checked, by the keywords of `segments.json`.
+    """
     entry = {"SegmentLabel": structure.label} | facts
     entry |= {keyword: code_entry(code) for keyword, code in _codes_of(structure).items()}
-    colour = getattr(structure, "display_rgb", None)
-    if colour is not None:
-        entry["recommendedDisplayRGBValue"] = [_plain_number(value) for value in colour]
-    if "labelID" in entry:
-        entry["labelID"] = _plain_number(entry["labelID"])
     error = best_match(_form("structure").iter_errors(entry))
     if error is not None:
         raise _refusal(error, name, "values that fit a DICOM object are needed; correct it")

@@ -27,7 +27,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from dicom_io.coding import Segment, printable
+from dicom_io.coding import Segment, is_code, printable
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.kinds import KIND
 from dicom_io.objects import patient_and_study
@@ -80,8 +80,9 @@ class ResultInfo:
         content_creator: Name of the person who corrected the result, as DICOM has it; empty where nobody did.
 
     Raises:
-        LabelError: One of the three names is empty; they are Type 1 in the objects. Or the creator's name does not fit a
-            Person Name: at most three groups of 64 characters (PS3.5 6.2).
+        LabelError: One of the three names is empty; they are Type 1 in the objects. The segments are not numbered from 1, or
+            the code of the family is malformed. Or the creator's name does not fit a Person Name: at most three groups of 64
+            characters (PS3.5 6.2).
     """
 
     segments: tuple[Segment, ...]
@@ -104,6 +105,17 @@ class ResultInfo:
                     f"the {name} of the result is {getattr(self, name)!r}; 1 to 64 printable characters are needed because "
                     "every object must name what made it; give it"
                 )
+        numbers = [segment.number for segment in self.segments]
+        if numbers != list(range(1, len(numbers) + 1)):
+            raise LabelError(
+                f"the segments of the result have the numbers {numbers}; 1 to {len(numbers)} in this order are needed, because "
+                "label value n is the nth segment; number them anew"
+            )
+        if not is_code(self.algorithm_family):
+            raise LabelError(
+                f"the algorithm_family of the result is {tuple(self.algorithm_family)}; a code that fits a DICOM object is "
+                "needed; take one of CID 7162"
+            )
         groups = self.content_creator.split("=")
         is_plain = self.content_creator.isprintable() and "\\" not in self.content_creator
         if not is_plain or len(groups) > 3 or max(map(len, groups)) > 64:

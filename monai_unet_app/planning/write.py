@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydicom.sr.coding import Code
 
-from dicom_io.coding import UNCODED, code_entry
+from dicom_io.coding import UNCODED, code_entry, printable
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.structures import StatedStructure, StructureCodes
 from monai_unet_app.errors import UsageError
@@ -137,7 +137,7 @@ def _uncoded(number: int, label: str) -> StructureCodes:
     """Private codes that say that nobody has coded the structure yet."""
     return StructureCodes(
         category=Code("UNKNOWN", UNCODED, "Not coded"),
-        type=Code(f"STRUCTURE_{number}", UNCODED, f"{label}, not coded"[:64]),
+        type=Code(f"STRUCTURE_{number}", UNCODED, printable(f"{label}, not coded", 64)),
     )
 
 

@@ -347,6 +347,12 @@ def test_a_creator_whose_name_does_not_fit_is_refused_without_showing_it(creator
     assert creator not in str(refusal.value)
 
 
+@pytest.mark.parametrize("segments", [SEGMENTS[::-1], SEGMENTS[1:], (SEGMENTS[0], SEGMENTS[0])])
+def test_segments_that_are_not_numbered_from_1_are_refused(segments):
+    with pytest.raises(LabelError, match=r"have the numbers \[.*\]; 1 to \d in this order are needed"):
+        replace(RESULT, segments=segments)
+
+
 FOREIGN = "Hippocampe antérieur ß 海馬"
 
 
