@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from monai_unet_app.service.child_processes import Child, Message
@@ -17,18 +18,39 @@ _FEWEST_TRIES = 10
 _logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Outage:
+    """A destination whose last delivery failed.
+
+    Attributes:
+        pause: Until the next try.
+        since: Time of the first of the failed tries, in seconds since 1970.
+        is_older: It failed before the node began as well, so that `since` is the first try since then.
+        reason: Why the last try failed.
+    """
+
+    pause: Pause
+    since: float
+    is_older: bool
+    reason: str = ""
+
+
 class DeliveryScheduler:
     """Gives the deliveries of a node to senders. The node's loop calls the methods that change something."""
 
     def __init__(self, node: "Node") -> None:
         self._node = node
-        self._pauses: dict[str, Pause] = {}  # only of destinations whose last delivery failed
+        self._outages: dict[str, Outage] = {}
         self._delivered: dict[str, float] = {}  # destination -> seconds since 1970
         self._being_remade: dict[int, str] = {}  # result whose files are lost -> study, until its job has ended
 
-    def unreachable(self) -> list[str]:
-        """Destinations whose last delivery failed."""
-        return sorted(self._pauses)
+    def outages(self) -> dict[str, Outage]:
+        """The destinations whose last delivery failed, the longest outage first."""
+        return dict(sorted(self._outages.copy().items(), key=lambda item: item[1].since))
+
+    def last_delivered(self, destination: str) -> float | None:
+        """When a destination was last given something, in seconds since 1970; None if never since the node began."""
+        return self._delivered.get(destination)
 
     def states(self) -> dict[str, dict[str, float]]:
         """State of the destinations of the site, and of other destinations for which a delivery still waits.
@@ -38,15 +60,15 @@ class DeliveryScheduler:
             else 1; "paused": 1 while it is left alone after a delivery that failed, else 0; "last_success_timestamp_seconds":
             time of the last delivery in seconds since 1970, absent if there was none since the node began.
         """
-        pending = self._node.queue.pending_by_destination()
+        waiting, outages = self._node.queue.waiting_by_destination(), self._outages.copy()
         return {
             name: {
-                "pending": float(pending.get(name, 0)),
-                "reachable": float(name not in self._pauses),
-                "paused": float((pause := self._pauses.get(name)) is not None and not pause.is_over),
+                "pending": float(waiting.get(name, (0, 0.0))[0]),
+                "reachable": float(name not in outages),
+                "paused": float((outage := outages.get(name)) is not None and not outage.pause.is_over),
                 **({"last_success_timestamp_seconds": self._delivered[name]} if name in self._delivered else {}),
             }
-            for name in dict.fromkeys([*self._node.site.destinations, *pending])
+            for name in dict.fromkeys([*self._node.site.destinations, *waiting])
         }
 
     def start_deliveries(self) -> None:
@@ -55,7 +77,7 @@ class DeliveryScheduler:
         if not idle:
             return
         blocked = {delivery.destination for delivery in self._node.senders.tasks()}
-        blocked |= {destination for destination, pause in self._pauses.items() if not pause.is_over}
+        blocked |= {destination for destination, outage in self._outages.items() if not outage.pause.is_over}
         pairs = self._node.queue.next_deliveries(self._being_remade)
         due = [(delivery, result) for delivery, result in pairs if delivery.destination not in blocked]
         for child, (delivery, result) in zip(idle, due, strict=False):
@@ -91,7 +113,7 @@ class DeliveryScheduler:
 
     def _record_delivered(self, delivery: Delivery, message: Message) -> None:
         node, count = self._node, message["delivered"]
-        self._pauses.pop(delivery.destination, None)
+        self._outages.pop(delivery.destination, None)
         self._delivered[delivery.destination] = time.time()
         node.durations.add("deliver", float(message["seconds"]))
         # A kill before the commit below makes the node send the same bytes under the same UIDs once more (decision
@@ -110,8 +132,11 @@ class DeliveryScheduler:
 
     def _record_failure(self, delivery: Delivery, reason: str) -> None:
         config = self._node.config
-        pause = Pause(config.first_pause_s, config.longest_pause_s)
-        self._pauses.setdefault(delivery.destination, pause).begin()
+        # Only a delivery that was tried before the node began can have failed before the first failure that it knows of.
+        first = Outage(Pause(config.first_pause_s, config.longest_pause_s), time.time(), is_older=delivery.attempts > 0)
+        outage = self._outages.setdefault(delivery.destination, first)
+        outage.reason = reason
+        outage.pause.begin()
         _logger.info(
             "result %s: not delivered to %s, try %s: %s",
             delivery.result, delivery.destination, delivery.attempts + 1, reason,

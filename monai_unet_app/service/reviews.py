@@ -190,11 +190,11 @@ class _Application:
                 self._reject_earlier(decision)
                 _send(node, result, "rejection note", self.output, sorted(reached))
                 _send(node, result, "corrected", self.output, destinations)
+                for version in self.earlier:
+                    if version not in self.named:
+                        _record_not_told(node, version, destinations_with(node.queue, version))
         if (self.output / TRAINING).is_dir():
             shutil.copytree(self.output / TRAINING, node.folder / TRAINING, dirs_exist_ok=True)
-        for version in self.earlier if kind != "accepted" else ():
-            if version not in self.named:
-                _record_not_told(node, version, destinations_with(node.queue, version))
 
     def _reached(self) -> set[str]:
         """Destinations that have the result or an earlier version, or may have it; a refusal deletes unfinished deliveries."""

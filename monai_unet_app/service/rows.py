@@ -93,6 +93,7 @@ CREATE TABLE IF NOT EXISTS commitments (
     ae_title TEXT NOT NULL, "transaction" TEXT NOT NULL, refs TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     created REAL NOT NULL, reported REAL, PRIMARY KEY (ae_title, "transaction"));
 CREATE TABLE IF NOT EXISTS audit_head (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL, digest TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS kept_lines (n INTEGER PRIMARY KEY, event TEXT NOT NULL, facts TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY CHECK (one = 1), seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS totals (verdict TEXT PRIMARY KEY, n INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS remade (job INTEGER PRIMARY KEY, n INTEGER NOT NULL);
@@ -107,7 +108,8 @@ CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
 CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
 CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
 """
-"""Tables of the SQLite file. `kept_decisions` has the decisions about forgotten results, with what identifies the result."""
+"""Tables of the SQLite file. `kept_decisions` has the decisions about forgotten results, with what identifies the result;
+`kept_lines` has the lines that the audit trail could not take yet."""
 
 
 @dataclass(frozen=True)
