@@ -229,6 +229,21 @@ class Queue(Database):
             close_if_done(db, number, now_s)
         return number
 
+    def mark_replaced(self, number: int, destination: str) -> None:
+        """Notes that a destination has a later version of a result and gets a rejection note for this one."""
+        now_s = self.now_s()
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE deliveries SET state = 'replaced', done = ? WHERE destination = ? AND state = 'delivered' "
+                f"AND result IN {_SAME_BYTES}",
+                (now_s, destination, number),
+            )
+            db.execute(
+                f"UPDATE results SET state = 'superseded', done = ? WHERE id IN {_SAME_BYTES} AND state = 'delivered' AND NOT "
+                "EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id AND d.state != 'replaced')",
+                (now_s, number),
+            )
+
     # decisions
 
     def decisions_of(self, number: int) -> list[rows.Decision]:
@@ -305,7 +320,9 @@ class Queue(Database):
                 (reason, self.now_s(), number),
             ).rowcount
             if changed:
-                db.execute(f"DELETE FROM deliveries WHERE state != 'delivered' AND result IN {_SAME_BYTES}", (number,))
+                db.execute(
+                    f"DELETE FROM deliveries WHERE state IN ('pending', 'dead') AND result IN {_SAME_BYTES}", (number,)
+                )
 
     # deliveries
 
@@ -361,8 +378,18 @@ class Queue(Database):
                 (state, reason, now_s, number),
             )
             row = db.execute(_DELIVERY, (number,)).fetchone()
-            if row is not None:  # else a newer result has superseded it meanwhile
+            if row is not None:  # else a newer result has superseded it meanwhile, see `add_delivered`
                 close_if_done(db, row["result"], now_s)
+
+    def add_delivered(self, result: int, destination: str) -> None:
+        """Records a delivery whose row was deleted while it was being made, because a later version superseded its result."""
+        now_s = self.now_s()
+        with self.transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO deliveries (result, destination, state, attempts, created, since, done) "
+                "SELECT id, ?, 'delivered', 1, ?, ?, ? FROM results WHERE id = ?",
+                (destination, time.time(), now_s, now_s, result),
+            )
 
     def retry_delivery(self, number: int) -> rows.Delivery | None:
         """A dead delivery, which waits again now, with all its tries; None if no dead delivery has this number."""

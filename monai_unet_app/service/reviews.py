@@ -200,7 +200,8 @@ class _Application:
         """Destinations that have the result or an earlier version, or may have it; a refusal deletes unfinished deliveries."""
         queue = self.node.queue
         same = queue.same_bytes(self.result.id)
-        reached = {sent.destination for result in same for sent in queue.deliveries_of(result.id)}
+        deliveries = [sent for result in same for sent in queue.deliveries_of(result.id)]
+        reached = {sent.destination for sent in deliveries if sent.state != "replaced"}
         return reached.union(*(destinations_with(queue, version) for version in self.earlier))
 
     def _reject_earlier(self, decision: Decision) -> None:

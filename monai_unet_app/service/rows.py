@@ -11,6 +11,7 @@ The life of a result. "By a person" names the decision that leads from one state
     held, rejected -> refused         by a person: rejected, corrected, refused
     held, rejected,
     sending        -> superseded      the next version of the study has a result of the same series and rule
+    delivered      -> superseded      every destination that had it has a later version, and gets a rejection note for this one
     sending        -> delivered       every destination has it
                    -> dead            nothing waits to be sent any more, and a delivery was given up
     dead           -> sending         an administrator retries the delivery
@@ -26,6 +27,8 @@ Words that are used for one thing each:
 - A *verdict* is the quality gate's: "accept", "review", "reject", or empty without a gate. Follow-ups have their kind there.
 - A *decision* is a person's: accepted, corrected, rejected, released, refused.
 - A delivery or job that is *given up* is dead, and there is a *dead letter* about it.
+- A delivery is *replaced* when the destination has a later version of the result, and a rejection note for this one is on its
+  way.
 - A result whose files are lost is *remade*: its job is done again.
 - Callers and instances that the node does not take are *turned away*.
 """
@@ -38,7 +41,7 @@ from monai_unet_app.errors import AppError
 
 JobState = Literal["queued", "working", "done", "dead"]
 ResultState = Literal["held", "rejected", "sending", "delivered", "not processed", "dead", "superseded", "refused"]
-DeliveryState = Literal["pending", "delivered", "dead"]
+DeliveryState = Literal["pending", "delivered", "dead", "replaced"]
 DecisionKind = Literal["accepted", "corrected", "rejected", "refused", "released"]
 
 HELD_BACK: tuple[ResultState, ...] = ("held", "rejected")
