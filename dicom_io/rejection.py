@@ -22,10 +22,18 @@ REASONS: dict[str, Code] = {
     "quality": codes.DCM.RejectedForQualityReasons,
     "patient safety": codes.DCM.RejectedForPatientSafetyReasons,
 }
-"""Titles of CID 7011 that fit a result: 113001 and 113037."""
+"""Titles of CID 7010 that fit a result: 113001 and 113037."""
 
 DESCRIPTION = "REJECTED, do not use: KO RESEARCH"
 _CONTENT, _EVIDENCE, _TITLE, _CODE = 0x0040A730, 0x0040A375, 0x0040A043, 0x00080100
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that rejects results by a rule; no person has looked at them."""
+
+    name: str
+    version: str
 
 
 @dataclass(frozen=True)
@@ -33,26 +41,27 @@ class Rejection:
     """Who rejects results, when and why.
 
     Attributes:
-        observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix.
-        organization: The organization that the person answers for.
+        observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix; or a program.
+        organization: The organization that the person answers for; not written for a program.
         moment: Date and time of the rejection, with a time zone.
-        comment: The reason in the person's own words.
+        comment: The reason in the person's own words, or what the program's rule is.
         reason: A key of REASONS.
 
     Raises:
         LabelError: The name is no person's, the moment has no time zone, or there is no such reason.
     """
 
-    observer: str
+    observer: str | Program
     organization: str
     moment: datetime
     comment: str = ""
     reason: str = "quality"
 
     def __post_init__(self) -> None:
-        if not is_person_name(self.observer) or self.moment.utcoffset() is None or self.reason not in REASONS:
+        is_named = isinstance(self.observer, Program) or is_person_name(self.observer)
+        if not is_named or self.moment.utcoffset() is None or self.reason not in REASONS:
             raise LabelError(
-                f"a rejection has the reason {self.reason!r} and {'a' if is_person_name(self.observer) else 'no'} person's "
+                f"a rejection has the reason {self.reason!r} and {'a' if is_named else 'no'} person's "
                 f"name; Family^Given, a moment with a time zone and one of {', '.join(REASONS)} are needed; give them"
             )
 
@@ -81,18 +90,17 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
         raise LabelError(
             f"{len(headers)} files of {len(studies)} studies are rejected; some of one study are needed; write a note for each"
         )
-    texts = (rejection.observer, rejection.organization, rejection.comment.strip())
-    observer, organization, comment = (transcribed(text, headers[0]) for text in texts)
+    comment = transcribed(rejection.comment.strip(), headers[0])
+    context, observer = _observer(rejection, headers[0])
     # highdicom refuses some unusual patients and studies that archives hold; `_stamp` puts them back as they are.
     bare = identity.neutral(headers)
-    person = hd.sr.PersonObserverIdentifyingAttributes(name=observer, organization_name=organization)
     content = hd.ko.KeyObjectSelection(
         document_title=REASONS[rejection.reason],
         referenced_objects=bare,
-        observer_person_context=hd.sr.ObserverContext(codes.DCM.Person, person),
         description=comment or None,
+        **context,
     )
-    statement = (rejection.reason, observer, organization, comment, rejection.moment.isoformat())
+    statement = (rejection.reason, *observer, comment, rejection.moment.isoformat())
     # Sorted, so that the order in which files are named changes no UID.
     uids = sorted(str(header.SOPInstanceUID) for header in headers)
     note = hd.ko.KeyObjectSelectionDocument(
@@ -106,6 +114,18 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
     )
     _stamp(note, headers[0], rejection.moment)
     return proof.save_proved(note, path, lambda file: _prove(file, headers, REASONS[rejection.reason]))
+
+
+def _observer(rejection: Rejection, header: Dataset) -> tuple[dict[str, hd.sr.ObserverContext], tuple[str, str]]:
+    """Who rejects (TID 1002), as an argument of `KeyObjectSelection`; and the texts that identify them."""
+    if isinstance(rejection.observer, Program):
+        texts = (rejection.observer.name, rejection.observer.version)
+        # TID 1004 has no version; the UID differs for each.
+        device = hd.sr.DeviceObserverIdentifyingAttributes(uid=identity.derived_uid("device", *texts), name=texts[0])
+        return {"observer_device_context": hd.sr.ObserverContext(codes.DCM.Device, device)}, texts
+    texts = (transcribed(rejection.observer, header), transcribed(rejection.organization, header))
+    person = hd.sr.PersonObserverIdentifyingAttributes(name=texts[0], organization_name=texts[1])
+    return {"observer_person_context": hd.sr.ObserverContext(codes.DCM.Person, person)}, texts
 
 
 def _stamp(note: Dataset, header: Dataset, moment: datetime) -> None:

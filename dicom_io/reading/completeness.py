@@ -87,12 +87,11 @@ def _missing_parts(series: SeriesRef) -> Iterator[MissingImages]:
 def _missing_pet_slices(series: SeriesRef) -> Iterator[MissingImages]:
     """PET only: NumberOfSlices counts the slices of each time or gate (PS3.3 C.8.9.1)."""
     header = series.instances[0].header
-    slices = _count(header, "NumberOfSlices")
-    if series.modality != "PT" or not slices or has_groups(header):
+    if series.modality != "PT" or not _largest(series, "NumberOfSlices") or has_groups(header):
         return
     kind = str(next(iter(listed(header.get("SeriesType"))), ""))
-    keywords = [keyword for keyword in _FACTORS.get(kind, ()) if _count(header, keyword)]
-    expected = slices * math.prod(_count(header, keyword) or 1 for keyword in keywords)
+    keywords = [keyword for keyword in _FACTORS.get(kind, ()) if _largest(series, keyword)]
+    expected = math.prod(_largest(series, keyword) for keyword in ("NumberOfSlices", *keywords))
     here = sum(instance.frames for instance in _each_once(series.instances))
     if here < expected:
         product = " x ".join(("NumberOfSlices", *keywords))
@@ -102,7 +101,7 @@ def _missing_pet_slices(series: SeriesRef) -> Iterator[MissingImages]:
 
 @dataclass(frozen=True)
 class _Acquisition:
-    """The images of one series that share an AcquisitionNumber, and how many the headers count, at least."""
+    """The images of one series that share an AcquisitionNumber, and the largest count that their headers state."""
 
     number: str
     here: int
@@ -135,8 +134,8 @@ def _acquisitions(groups: Iterable[SeriesRef]) -> list[_Acquisition]:
         key = "" if number is None else str(number)
         here[key] += instance.frames
         if stated := _count(instance.header, "ImagesInAcquisition"):
-            # If headers disagree, the least count holds: nothing is refused that a header calls whole.
-            expected[key] = min(stated, expected.get(key, stated))
+            # If headers disagree, the larger count holds: what one of them still counts may be missing.
+            expected[key] = max(stated, expected.get(key, stated))
     return [_Acquisition(key, count, expected.get(key, 0)) for key, count in here.items()]
 
 
@@ -197,6 +196,11 @@ def _each_once(instances: Iterable[Instance]) -> list[Instance]:
     for instance in instances:
         by_uid.setdefault(instance.sop_instance_uid or id(instance), instance)
     return list(by_uid.values())
+
+
+def _largest(series: SeriesRef, keyword: str) -> int:
+    """The largest count that a header of the series states; 0 if no header states any."""
+    return max(_count(instance.header, keyword) or 0 for instance in series.instances)
 
 
 def _count(header: Dataset, keyword: str) -> int | None:

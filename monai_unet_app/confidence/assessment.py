@@ -142,8 +142,12 @@ class Assessment:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The reasons against the result, in words. If no quality gate has judged it, this is the first reason."""
-        reasons = [f"{structure.name}: {reason}" for structure in self.structures for reason in structure.reasons]
+        """The reasons against the result, in words, those of the structures with the worst verdict first.
+
+        If no quality gate has judged the result, this is the first reason.
+        """
+        worst_first = sorted(self.structures, key=lambda one: -_BY_SEVERITY.index(one.verdict or "accept"))
+        reasons = [f"{structure.name}: {reason}" for structure in worst_first for reason in structure.reasons]
         if self.is_shifted:
             reasons.insert(
                 0,

@@ -23,13 +23,14 @@ class _ArrivingStudy:
         unrecorded: Instances that the queue does not know of.
         last: Time of the last instance by the monotonic clock.
         is_declared: The study was declared complete.
-        missing: Series -> instances that it still lacks by its first header; None where that header does not say.
+        series: SeriesInstanceUID -> number of its instances that are here, and the largest count that one of their headers
+            states; 0 where none states any.
     """
 
     unrecorded: int = 0
     last: float = field(default_factory=time.monotonic)
     is_declared: bool = False
-    missing: dict[str, int | None] = field(default_factory=dict)
+    series: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Arrivals:
@@ -51,25 +52,23 @@ class Arrivals:
     def add_instance(self, stored: Stored) -> None:
         """Adds an instance that is on the disk and was not there before."""
         study, series = stored.study_instance_uid, stored.series_instance_uid
-        # The header is read outside the lock, so that no other sender waits for the disk. Instances that come meanwhile
-        # are not subtracted from its count: the study then waits for the usual time.
-        if self.add(study, 1, series) and (count := _count_in_header(stored.path)) is not None:
-            with self._lock:
-                if study in self._studies:
-                    self._studies[study].missing[series] = count - 1
+        self.add(study, 1, series)
+        # The header is read outside the lock, so that no other sender waits for the disk.
+        told = _count_in_header(stored.path)
+        with self._lock:
+            if study in self._studies and series in self._studies[study].series:  # it may just have become complete
+                here, told_before = self._studies[study].series[series]
+                # Of headers that state different counts the largest holds (decision 0026).
+                self._studies[study].series[series] = here, max(told, told_before)
 
-    def add(self, study: str, count: int, series: str = "") -> bool:
-        """Adds so many files of a study that were not on the disk before; whether they are the first of their series.
-
-        A count of 0 makes a study arrive that is on the disk already.
-        """
+    def add(self, study: str, count: int, series: str = "") -> None:
+        """Adds so many files of a study that were not on the disk before; 0: the study is on the disk already and arrives."""
         with self._lock:
             arriving = self._studies.setdefault(study, _ArrivingStudy())
             arriving.unrecorded, arriving.last = arriving.unrecorded + count, time.monotonic()
             arriving.is_declared = False
-            is_first, left = series not in arriving.missing, arriving.missing.get(series)
-            arriving.missing[series] = None if left is None else left - count
-        return is_first
+            here, told = arriving.series.get(series, (0, 0))
+            arriving.series[series] = here + count, told
 
     def declare_complete(self, study: str) -> None:
         """Notes that a study was declared complete; this holds until another instance comes."""
@@ -91,12 +90,11 @@ class Arrivals:
         """Whether all instances of a study are recorded and no more are to be expected.
 
         That is so after `stable_s` seconds without an instance; after a fifth of that time where every series has all instances
-        that its first header tells of; and at once where the study was declared complete.
+        that its headers tell of; and at once where the study was declared complete.
         """
         with self._lock:
             arriving = self._studies[study]
-            left = arriving.missing.values()
-            has_all = bool(left) and all(count is not None and count <= 0 for count in left)
+            has_all = all(0 < told <= here for here, told in arriving.series.values())
             silent_s = time.monotonic() - arriving.last
             is_quiet = silent_s >= stable_s * (_SHORTER if has_all else 1.0)
             # A job is made from what the queue knows, so a study with unrecorded instances is never complete.
@@ -109,11 +107,10 @@ class Arrivals:
                 del self._studies[study]
 
 
-def _count_in_header(path: Path) -> int | None:
-    """How many instances the series of an instance has by its header; None where the header does not say."""
+def _count_in_header(path: Path) -> int:
+    """How many instances the series of an instance has by its header; 0 where the header does not say."""
     try:
         header = load_dataset(path, with_pixels=False, keywords=_COUNTS)
-        counts = [int(header[keyword].value) for keyword in _COUNTS if header.get(keyword)]
-    except (DicomIoError, *READ_ERRORS):  # type: ignore[misc]  # a count that cannot be read says nothing
-        return None
-    return counts[0] if counts and counts[0] > 0 else None
+        return max(int(header[keyword].value) for keyword in _COUNTS if header.get(keyword))
+    except (DicomIoError, ValueError, *READ_ERRORS):  # type: ignore[misc]  # a count that cannot be read says nothing
+        return 0

@@ -11,16 +11,21 @@ of `sha256` by that key). Lines are only added.
 
 A line is forced to the disk before the database remembers it. So a node that is killed in between has a trail that is longer
 than remembered, never shorter. No patient's identity is in a trail: studies are named by their UIDs.
+
+While the file cannot be written, nothing is done that must be recorded. What has happened all the same, because it needs no
+permission of the node, is kept in the database until the file can be written again (`AuditTrail.write_or_keep`).
 """
 
+import errno
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +42,12 @@ BEGIN = "0" * 64
 
 KEY_FILE = "audit.key"
 """Name of the key's file beside the trail, unless the site names another place."""
+
+_logger = logging.getLogger(__name__)
+
+
+class TrailError(AppError):
+    """The audit trail cannot be written: a fault of the node, whatever it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -144,46 +155,84 @@ class AuditTrail:
     def write(self, event: str, **facts: Any) -> None:
         """Adds a line, forces it to the disk, and lets the database remember it within the transaction that is open, if any.
 
+        Lines that the database kept come before it.
+
         Raises:
-            OSError: The line cannot be written; no part of it is in the trail then.
-            AppError: The file is not as this process left it.
+            TrailError: The line cannot be written, or the file is not as this process left it; no part of it is in the trail.
+            OSError: The disk is full; no part of the line is in the trail.
         """
-        # The database is locked before the trail: a caller that records other changes with the line has locked it already.
-        with self._database.transaction() if self._database else nullcontext(), self._lock:
-            self._check_file()
-            line = {
-                "n": self._head.n + 1,
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "event": event,
-                **facts,
-                "previous": self._head.digest,
-                "key": self._key.name,
-            }
-            digest = _digest(line)
-            signed = {**line, "sha256": digest, "hmac": self._key.sign(digest)}
-            _append(self.path, _line(signed) + "\n")
-            self._file = _identity(self.path)
-            self._head = Head(self._head.n + 1, digest)
-            if self._database is not None:
-                self._database.record_head(self._head)
+        self._add([(event, facts)])
+
+    def write_or_keep(self, event: str, **facts: Any) -> bool:
+        """Adds a line about what has happened already. Where the trail cannot be written, the database keeps the line.
+
+        It is added later, with the time of the event as `at`.
+
+        Returns:
+            Whether the trail has the line.
+
+        Raises:
+            TrailError, OSError: As `write`, for a trail without a database.
+            sqlite3.Error: The database cannot keep the line either.
+        """
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        try:
+            self.write(event, **facts)
+        except (OSError, TrailError) as error:
+            if self._database is None:
+                raise
+            self._database.keep_line(event, {**facts, "at": at})
+            _logger.error("%s; until then the database keeps the line: %s", error, event)
+            return False
+        return True
 
     def check_writable(self) -> None:
-        """Checks that a line could be added now.
+        """Checks that a line could be added now, and adds those that the database kept.
 
         Raises:
-            OSError: The file cannot be written.
-            AppError: The file is not as this process left it.
+            TrailError: The file cannot be written, or is not as this process left it.
+            OSError: The disk is full.
         """
-        with self._lock:
+        with self._lock, _as_trail_error(self.path):
             self._check_file()
             with self.path.open("rb+"):
                 pass
+        if self._database is not None and self._database.kept_lines():
+            self._add([])
+
+    def _add(self, lines: list[tuple[str, dict[str, Any]]]) -> None:
+        # The database is locked before the trail: a caller that records other changes with the line has locked it already.
+        with self._database.transaction() if self._database else nullcontext(), self._lock, _as_trail_error(self.path):
+            self._check_file()
+            # A kill before the commit writes kept lines twice, with the same `at`.
+            kept = self._database.kept_lines() if self._database else []
+            for event, facts in (*kept, *lines):
+                self._append(event, facts)
+            if self._database is not None:
+                self._database.record_head(self._head)
+                if kept:
+                    self._database.forget_kept_lines()
+
+    def _append(self, event: str, facts: Mapping[str, Any]) -> None:
+        line = {
+            "n": self._head.n + 1,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "event": event,
+            **facts,
+            "previous": self._head.digest,
+            "key": self._key.name,
+        }
+        digest = _digest(line)
+        signed = {**line, "sha256": digest, "hmac": self._key.sign(digest)}
+        _append(self.path, _line(signed) + "\n")
+        self._file = _identity(self.path)
+        self._head = Head(self._head.n + 1, digest)
 
     def _check_file(self) -> None:
         if _identity(self.path) != self._file:
-            raise AppError(
-                f"{self.path.name} was changed, cut or replaced while the node ran; put the file back, or stop the node and "
-                "compare with a copy"
+            raise TrailError(
+                f"{self.path.name} was changed, cut or replaced while the node ran; the file that the node wrote is needed; "
+                "put it back, or stop the node and compare with a copy"
             )
 
 
@@ -348,6 +397,20 @@ def _digest(line: dict[str, Any]) -> str:
 def _line(content: dict[str, Any]) -> str:
     """The text of a line with this content; all versions have written it so."""
     return json.dumps(content, ensure_ascii=False)
+
+
+@contextmanager
+def _as_trail_error(path: Path) -> Iterator[None]:
+    """Any error of the system but that of a full disk, which goes away by itself, becomes a `TrailError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrailError(
+            f"{path.name} cannot be written ({error.strerror or type(error).__name__}); the trail that the node wrote is "
+            "needed; put the file back"
+        ) from error
 
 
 def _append(path: Path, text: str) -> None:

@@ -3,10 +3,11 @@
 Only the node's own process writes here; several of its threads may. Tables and rows are in `service.rows`.
 """
 
+import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,12 @@ _COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state !
 """Results that the quality gate has judged, or that have no gate."""
 
 
+_READ_S = 2.0
+"""How long a query waits for a file that another process keeps from being read."""
+
+
 class Database:
-    """An open `node.sqlite`."""
+    """An open `node.sqlite`. Changes and queries have a connection each, so that no query waits for a change."""
 
     def __init__(self, path: Path) -> None:
         """Opens the file, making it if need be. Jobs that were at work when the node died wait again, at no cost.
@@ -29,7 +34,9 @@ class Database:
             UsageError: The file is no such database, or is damaged.
         """
         # Reentrant: a transaction may be within another transaction of the same thread.
-        self._path, self._lock = path, threading.RLock()
+        self._path, self._lock, self._query_lock = path, threading.RLock(), threading.Lock()
+        self._changing: int | None = None  # the thread within a transaction
+        self._waits_since: float | None = None  # monotonic clock
         self._opened = time.monotonic()
         # isolation_level=None: sqlite3 begins no transaction by itself; `transaction` says where each begins and ends.
         # The lock keeps threads apart, so SQLite need not check them.
@@ -48,6 +55,7 @@ class Database:
             (self._begun_s,) = self._db.execute("SELECT seconds FROM clock").fetchone()
             # The node died, and not the worker: the attempt does not count as one of the job's tries.
             self._db.execute("UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE state = 'working'")
+            self._queries = _open_read_only(path, _READ_S)
         except sqlite3.DatabaseError as error:
             self._db.close()
             if isinstance(error, sqlite3.OperationalError):  # such as a full disk: the file itself is sound
@@ -63,6 +71,14 @@ class Database:
             with suppress(sqlite3.Error):
                 self._record_clock()
             self._db.close()
+        with self._query_lock:
+            self._queries.close()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which changes have been waiting because another process has locked the file; 0 if none waits."""
+        since = self._waits_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -72,7 +88,15 @@ class Database:
                 yield self._db
                 return
             # Takes the lock for writing at once: a transaction that reads first and writes later could fail in between.
-            self._db.execute("BEGIN IMMEDIATE")
+            self._waits_since = self._waits_since or time.monotonic()
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not is_locked(error):  # else the next change goes on waiting
+                    self._waits_since = None
+                raise
+            self._waits_since = None
+            self._changing = threading.get_ident()
             try:
                 yield self._db
                 self._db.execute("COMMIT")
@@ -80,11 +104,16 @@ class Database:
                 if self._db.in_transaction:  # SQLite may have rolled back by itself, on a full disk for instance
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                self._changing = None
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        """Rows of a query."""
-        with self._lock:
+        """Rows of a query; within a transaction of this thread, with the changes made so far."""
+        if self._changing == threading.get_ident():
             return self._db.execute(query, values).fetchall()
+        # In WAL mode a query is answered while another connection, also of another process, changes the file.
+        with self._query_lock:
+            return self._queries.execute(query, values).fetchall()
 
     def select(self, kind: type[Row], query: str, *values: Any) -> list[Row]:
         """Rows of a query as objects; the query gives a column for each of their fields, and may give more."""
@@ -106,7 +135,7 @@ class Database:
             (written,) = db.execute("SELECT seconds FROM clock").fetchone()
         # The open connection would go on with a file that was deleted or replaced; a new connection does not.
         with closing(_open_read_only(self._path)) as other:
-            if other.execute("SELECT seconds FROM clock").fetchone() != (written,):
+            if other.execute("SELECT seconds FROM clock").fetchone()["seconds"] != written:
                 raise sqlite3.DatabaseError("what was written is not read again")
 
     # the node's own clock
@@ -133,6 +162,21 @@ class Database:
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO audit_head VALUES (1, ?, ?)", (head.n, head.digest))
 
+    def keep_line(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Keeps a line that the audit trail cannot take now."""
+        with self.transaction() as db:
+            db.execute("INSERT INTO kept_lines (event, facts) VALUES (?, ?)", (event, json.dumps(facts)))
+
+    def kept_lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Event and facts of the lines that the audit trail could not take, the first line first."""
+        kept = self.rows("SELECT event, facts FROM kept_lines ORDER BY n")
+        return [(row["event"], json.loads(row["facts"])) for row in kept]
+
+    def forget_kept_lines(self) -> None:
+        """Forgets the lines that were kept for the audit trail, which has them now."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM kept_lines")
+
     # for `service.restore`
 
     @property
@@ -148,6 +192,13 @@ class Database:
                 db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, number - 1))
 
 
+def is_locked(error: Exception) -> bool:
+    """Whether an error says that another connection has locked the database."""
+    # The low byte of an extended code is the primary code (sqlite.org/rescode.html).
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def read_head(path: Path) -> Head | None:
     """The last line of the audit trail that a node's database remembers; None if it remembers none. Changes nothing.
 
@@ -160,8 +211,12 @@ def read_head(path: Path) -> Head | None:
         return _head(db.execute("SELECT n, digest FROM audit_head").fetchall())
 
 
-def _open_read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)
+def _open_read_only(path: Path, timeout_s: float = 5.0) -> sqlite3.Connection:
+    """A connection that several threads may use, one at a time."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    db = sqlite3.connect(uri, uri=True, timeout=timeout_s, check_same_thread=False)
+    db.row_factory = sqlite3.Row
+    return db
 
 
 def _head(rows: list[Any]) -> Head | None:

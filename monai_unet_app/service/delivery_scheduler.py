@@ -1,11 +1,15 @@
 """From pending deliveries to archives: which sender gets which delivery, and what becomes of it."""
 
+import hashlib
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.service.child_processes import Child, Message
-from monai_unet_app.service.rows import Delivery
+from monai_unet_app.service.result_versions import replaced_by
+from monai_unet_app.service.rows import Delivery, Result
 from monai_unet_app.service.worker_pool import Pause
 
 if TYPE_CHECKING:
@@ -14,7 +18,33 @@ if TYPE_CHECKING:
 _FEWEST_TRIES = 10
 """No delivery is given up before so many tries, whatever the clock says."""
 
+_NAME_DIGITS = 8
+
+
+def _note_folder(delivery: Delivery) -> str:
+    """Name of the folder below `results` for the note that goes with a delivery; the same for every try."""
+    # By the number of the result, which is kept when the database is made anew; the name of a destination may be any.
+    return f"replaced-{delivery.result}-{hashlib.sha256(delivery.destination.encode()).hexdigest()[:_NAME_DIGITS]}"
+
+
 _logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Outage:
+    """A destination whose last delivery failed.
+
+    Attributes:
+        pause: Until the next try.
+        since: Time of the first of the failed tries, in seconds since 1970.
+        is_older: It failed before the node began as well, so that `since` is the first try since then.
+        reason: Why the last try failed.
+    """
+
+    pause: Pause
+    since: float
+    is_older: bool
+    reason: str = ""
 
 
 class DeliveryScheduler:
@@ -22,13 +52,17 @@ class DeliveryScheduler:
 
     def __init__(self, node: "Node") -> None:
         self._node = node
-        self._pauses: dict[str, Pause] = {}  # only of destinations whose last delivery failed
+        self._outages: dict[str, Outage] = {}
         self._delivered: dict[str, float] = {}  # destination -> seconds since 1970
         self._being_remade: dict[int, str] = {}  # result whose files are lost -> study, until its job has ended
 
-    def unreachable(self) -> list[str]:
-        """Destinations whose last delivery failed."""
-        return sorted(self._pauses)
+    def outages(self) -> dict[str, Outage]:
+        """The destinations whose last delivery failed, the longest outage first."""
+        return dict(sorted(self._outages.copy().items(), key=lambda item: item[1].since))
+
+    def last_delivered(self, destination: str) -> float | None:
+        """When a destination was last given something, in seconds since 1970; None if never since the node began."""
+        return self._delivered.get(destination)
 
     def states(self) -> dict[str, dict[str, float]]:
         """State of the destinations of the site, and of other destinations for which a delivery still waits.
@@ -38,15 +72,15 @@ class DeliveryScheduler:
             else 1; "paused": 1 while it is left alone after a delivery that failed, else 0; "last_success_timestamp_seconds":
             time of the last delivery in seconds since 1970, absent if there was none since the node began.
         """
-        pending = self._node.queue.pending_by_destination()
+        waiting, outages = self._node.queue.waiting_by_destination(), self._outages.copy()
         return {
             name: {
-                "pending": float(pending.get(name, 0)),
-                "reachable": float(name not in self._pauses),
-                "paused": float((pause := self._pauses.get(name)) is not None and not pause.is_over),
+                "pending": float(waiting.get(name, (0, 0.0))[0]),
+                "reachable": float(name not in outages),
+                "paused": float((outage := outages.get(name)) is not None and not outage.pause.is_over),
                 **({"last_success_timestamp_seconds": self._delivered[name]} if name in self._delivered else {}),
             }
-            for name in dict.fromkeys([*self._node.site.destinations, *pending])
+            for name in dict.fromkeys([*self._node.site.destinations, *waiting])
         }
 
     def start_deliveries(self) -> None:
@@ -55,12 +89,13 @@ class DeliveryScheduler:
         if not idle:
             return
         blocked = {delivery.destination for delivery in self._node.senders.tasks()}
-        blocked |= {destination for destination, pause in self._pauses.items() if not pause.is_over}
+        blocked |= {destination for destination, outage in self._outages.items() if not outage.pause.is_over}
         pairs = self._node.queue.next_deliveries(self._being_remade)
         due = [(delivery, result) for delivery, result in pairs if delivery.destination not in blocked]
         for child, (delivery, result) in zip(idle, due, strict=False):
             folder = str(self._node.result_folder(result))
-            child.start_task(delivery, {"destination": delivery.destination, "folder": folder, "digest": result.digest})
+            task = {"destination": delivery.destination, "folder": folder, "digest": result.digest}
+            child.start_task(delivery, task | self._replaced(delivery, result))
 
     def handle_answer(self, child: Child, delivery: Delivery, message: Message | None) -> None:
         """Records what a sender has answered, see `deliver.answer`; None: the sender has ended."""
@@ -90,28 +125,70 @@ class DeliveryScheduler:
         self._being_remade = {result: of for result, of in self._being_remade.items() if of != study}
 
     def _record_delivered(self, delivery: Delivery, message: Message) -> None:
-        node, count = self._node, message["delivered"]
-        self._pauses.pop(delivery.destination, None)
+        node, count, result = self._node, message["delivered"], self._node.queue.result(delivery.result)
+        self._outages.pop(delivery.destination, None)
         self._delivered[delivery.destination] = time.time()
         node.durations.add("deliver", float(message["seconds"]))
         # A kill before the commit below makes the node send the same bytes under the same UIDs once more (decision
         # 0004): the archive gets no second result.
-        result = node.queue.result(delivery.result)
         with node.queue.transaction():
+            rejected = self._to_be_rejected(delivery, result) if result else []
+            if "versions" in message and message["versions"] != [version.id for version in rejected]:
+                # A person has decided about an earlier version since the note was written: the same bytes once more, with
+                # another note.
+                return
             node.queue.close_delivery(delivery.id, "delivered")
+            node.queue.add_delivered(delivery.result, delivery.destination)
             node.audit.write(
                 "delivered", study=result.study if result else "", result=delivery.result,
                 destination=delivery.destination, objects=count,
             )  # fmt: skip
+            if result is not None:
+                self._record_note(delivery, result, message, rejected)
         job = node.queue.job(result.job) if result else None
         if job is not None:
             node.durations.add("total", max(0.0, time.time() - job.created))
         _logger.info("result %s: delivered to %s, %s object(s)", delivery.result, delivery.destination, count)
 
+    def _to_be_rejected(self, delivery: Delivery, result: Result) -> list[Result]:
+        """Earlier versions that a destination has, and that the rule wants rejected when it has got this result."""
+        rule = self._node.site.rule(result.rule)
+        if rule is None or not rule.reject_replaced:
+            return []
+        return replaced_by(self._node.queue, result, delivery.destination)
+
+    def _replaced(self, delivery: Delivery, result: Result) -> dict[str, Any]:
+        """What a sender needs to write the rejection note for earlier versions, see `deliver.answer`; empty if none is due."""
+        node, destination = self._node, self._node.site.destinations.get(delivery.destination)
+        versions = self._to_be_rejected(delivery, result)
+        if destination is None or not versions or "KO" not in destination.profile.objects:
+            return {}
+        named = [[version.id, str(node.result_folder(version)), version.digest] for version in versions]
+        folder = node.results_folder / _note_folder(delivery)
+        return {"replaced": {"versions": named, "note": str(folder), "by": result.id, "at": result.created}}
+
+    def _record_note(self, delivery: Delivery, result: Result, message: Message, rejected: Sequence[Result]) -> None:
+        """Records the rejection note that a sender has written, within the transaction that records the delivery."""
+        node, named, to = self._node, message.get("named", []), [delivery.destination]
+        if named:
+            facts = {"folder": _note_folder(delivery), "digest": message["digest"], "destinations": to}
+            number = node.queue.add_follow_up(result, "rejection note", **facts)
+            for version in named:
+                node.queue.mark_replaced(version, delivery.destination)
+            about = {"study": result.study, "result": number, "of": result.id, "replaces": named}
+            node.audit.write("rejection note", **about, **facts)
+            _logger.info("result %s: note %s rejects what it replaces at %s", result.id, number, delivery.destination)
+        why = message.get("why", "the destination takes no KO")
+        for version in message.get("unnamed", [version.id for version in rejected]):
+            node.audit.write("not told", study=result.study, result=version, reason=why, destinations=to)
+
     def _record_failure(self, delivery: Delivery, reason: str) -> None:
         config = self._node.config
-        pause = Pause(config.first_pause_s, config.longest_pause_s)
-        self._pauses.setdefault(delivery.destination, pause).begin()
+        # Only a delivery that was tried before the node began can have failed before the first failure that it knows of.
+        first = Outage(Pause(config.first_pause_s, config.longest_pause_s), time.time(), is_older=delivery.attempts > 0)
+        outage = self._outages.setdefault(delivery.destination, first)
+        outage.reason = reason
+        outage.pause.begin()
         _logger.info(
             "result %s: not delivered to %s, try %s: %s",
             delivery.result, delivery.destination, delivery.attempts + 1, reason,

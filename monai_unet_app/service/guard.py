@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monai_unet_app.errors import AppError
 from monai_unet_app.service.access import ASK, is_from_elsewhere, token_of
-from monai_unet_app.service.audit import AuditTrail
+from monai_unet_app.service.audit import AuditTrail, TrailError
+from monai_unet_app.service.database import is_locked
 from monai_unet_app.service.server import DELAYED
 from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import Tokens
@@ -35,6 +36,8 @@ OPEN_PATHS = ("/health", "/ready")
 
 MOST_TEXT_BYTES = 1 << 20
 """The largest body of a request that brings no file."""
+
+TRAIL_FAULT = "a fault of the node: its audit trail cannot be written"
 
 _TEXT_S = 30.0  # within which such a body must come
 _TAKE_FILES = ("/studies", "/results/{number}/verdict")
@@ -98,7 +101,7 @@ class FailedLogins:
 
     async def _write(self, **facts: Any) -> None:
         try:
-            await run_in_threadpool(self._audit.write, "login failed", **facts)
+            await run_in_threadpool(self._audit.write_or_keep, "login failed", **facts)
         except (OSError, AppError, sqlite3.Error) as error:  # the answer to the caller is the same
             _logger.error("a failed login could not be recorded (%s)", type(error).__name__)
 
@@ -175,6 +178,12 @@ def _failure_answer(error: Exception) -> Response:
     is_sqlite_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     if is_sqlite_full or (isinstance(error, OSError) and error.errno in _NO_ROOM):
         return JSONResponse({"detail": "the node's disk is full; send it again later"}, 507)
+    if isinstance(error, TrailError):
+        return JSONResponse({"detail": f"{TRAIL_FAULT}; nothing was done; tell an administrator"}, 503, _LATER)
+    if is_locked(error):
+        return JSONResponse(
+            {"detail": "another program keeps the node's database locked; ask again later"}, 503, _LATER
+        )
     return JSONResponse({"detail": "the node could not answer; its log says where; tell an administrator"}, 500)
 
 

@@ -16,6 +16,9 @@ CHECK_S = 5.0
 LONGEST_ROUND_S = 10.0
 """A round of the node's loop takes a fraction of a second; after a round of more seconds than this the node is not ready."""
 
+_BUSY_S = 1.0
+"""A change of the database takes milliseconds; after so many seconds of waiting another process has locked the file."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -60,6 +63,8 @@ class Health:
     def failing(self) -> list[str]:
         """The parts that fail now, some of: "main loop", "database", "audit trail", "disk", "worker", "sender"."""
         node, broken = self._node, set(self._broken)
+        if self.database_locked_s:
+            broken.add("database")
         if not node.is_running or time.monotonic() - self._last_round > LONGEST_ROUND_S:
             broken |= {"main loop", *filter(None, [self._being_checked])}  # the check itself may hang
         if node.why_full():
@@ -69,6 +74,12 @@ class Health:
         if node.site.destinations and not node.senders.is_ready:
             broken.add("sender")
         return sorted(broken)
+
+    @property
+    def database_locked_s(self) -> float:
+        """Seconds for which another program has kept the database locked; 0 if none does, or only for a moment."""
+        busy_s = self._node.queue.busy_s
+        return busy_s if busy_s > _BUSY_S else 0.0
 
     def _log_changes(self) -> None:
         failing = self.failing()

@@ -24,7 +24,8 @@ from monai_unet_app import __version__
 from monai_unet_app.data.schemas import schema
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service import access
-from monai_unet_app.service.guard import MOST_TEXT_BYTES, BoundedRoute, Guard, is_json
+from monai_unet_app.service.audit import TrailError
+from monai_unet_app.service.guard import MOST_TEXT_BYTES, TRAIL_FAULT, BoundedRoute, Guard, is_json
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.http_body import copy_upload, is_form, mask_ending, opened_form, receive_file, scratch_file
 from monai_unet_app.service.node_metrics import exposition
@@ -122,8 +123,11 @@ def _add_health(app: FastAPI, node: "Node") -> None:
 
     @app.get("/ready", summary="Everything that a study needs works; else 503 and the parts that fail")
     def ready() -> Response:
-        failing = node.health.failing()
-        return JSONResponse({"ready": False, "failing": failing}, 503) if failing else JSONResponse({"ready": True})
+        failing, locked_s = node.health.failing(), node.health.database_locked_s
+        if not failing:
+            return JSONResponse({"ready": True})
+        busy = {"database": f"busy: another program has kept it locked for {locked_s:.0f} s"} if locked_s else {}
+        return JSONResponse({"ready": False, "failing": failing, **busy}, 503)
 
     @app.get(
         "/metrics", summary="Metrics for Prometheus", dependencies=[Depends(access.needs("metrics", "read", "admin"))]
@@ -185,8 +189,11 @@ def _add_studies(app: FastAPI, node: "Node", config: HttpConfig) -> None:
         upload = _take_upload(node, path, rule, config)
         if not upload.instances:
             raise HTTPException(422, upload.refused[0] if upload.refused else "the archive is empty")
-        node.audit.write("submitted", who=person, studies=sorted(upload.instances))
-        return {"studies": upload.instances, "refused": upload.refused}
+        answer = {"studies": upload.instances, "refused": upload.refused}
+        # The objects are stored, whatever becomes of the line.
+        if not node.audit.write_or_keep("submitted", who=person, studies=sorted(upload.instances)):
+            answer["fault"] = f"all of studies is stored; {TRAIL_FAULT}; tell an administrator"
+        return answer
 
     @app.get("/studies/{study}", summary="The jobs and results of a study")
     def study(study: str, holder: access.Onlooker) -> dict[str, Any]:
@@ -267,6 +274,8 @@ def _errors_as_answers(node: "Node") -> Iterator[None]:
     """Answers 409 where somebody else has decided first, and 422 where the request cannot be carried out."""
     try:
         yield
+    except TrailError:
+        raise  # a fault of the node: the guard answers
     except DecidedError as error:
         raise HTTPException(409, str(error)) from error
     except AppError as error:

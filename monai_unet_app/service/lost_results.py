@@ -50,10 +50,10 @@ class LostResults:
             if not jobs or jobs[-1].state in ("queued", "working"):
                 return ""
             job = jobs[-1]
-            # A person's decision led to a follow-up, and a review wrote it: a worker cannot make it again.
+            # A review or a sender wrote it: a worker cannot make it again.
             if result.verdict in FOLLOW_UPS:
                 put_back = f"put {self._results.name} back from a backup"
-                return f"{lost}; what follows from a decision is not made again: {put_back}"
+                return f"{lost}; a {result.verdict} object is not made again: {put_back}"
             if not any((self._received / result.study).rglob("*")):
                 return f"{lost}, and its images from {self._received.name}; send the study again"
             if job.state == "dead":

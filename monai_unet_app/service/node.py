@@ -35,7 +35,7 @@ from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.service.arrivals import Arrivals
-from monai_unet_app.service.audit import AuditTrail
+from monai_unet_app.service.audit import AuditTrail, TrailError
 from monai_unet_app.service.commitment_store import Commitments
 from monai_unet_app.service.dead_letters import DeadLetters
 from monai_unet_app.service.delivery_scheduler import DeliveryScheduler
@@ -138,7 +138,7 @@ class Node:
         for pool in (self.workers, self.senders):
             pool.end(patience_s=2.0)
         try:
-            self.audit.write("stopped")
+            self.audit.write_or_keep("stopped")
         except (OSError, sqlite3.Error, AppError) as error:  # the node stops all the same on a broken disk or trail
             _logger.error("the audit trail does not say that the node stopped (%s)", type(error).__name__)
         self.queue.close()
@@ -271,13 +271,13 @@ class Node:
         self._why_full = "" if free >= self.config.least_free_gb * 1e9 else "the node's disk is full"
 
     def _handle_answers(self) -> None:
-        """Records what children have answered; an answer that cannot be recorded, on a full disk, is read again later."""
+        """Records what children have answered; an answer that cannot be recorded, on a full disk say, is read again later."""
         for pool, part in ((self.workers, self.jobs), (self.senders, self.deliveries)):
             for child, message in pool.messages():
                 try:
                     if child.task is not None:
                         part.handle_answer(child, child.task, message)
-                except (OSError, sqlite3.Error):
+                except (OSError, sqlite3.Error, TrailError):
                     pool.inbox.put((child, message))
                     raise
                 child.end_task()

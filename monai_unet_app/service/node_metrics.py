@@ -51,6 +51,7 @@ class Durations:
             buckets=_BUCKETS_S,
             labelnames=["stage"],
         )
+        self.ended: dict[str, float] = {}  # stage -> when it was last done, in seconds since 1970
         # Each stage is exposed from the start, at 0: Prometheus sees no increase in a series whose first value is 1.
         for stage in self.last:
             self.histogram.labels(stage)
@@ -58,6 +59,7 @@ class Durations:
     def add(self, stage: str, seconds: float) -> None:
         """Adds a duration."""
         self.last[stage].append(seconds)
+        self.ended[stage] = time.time()
         self.histogram.labels(stage).observe(seconds)
 
 

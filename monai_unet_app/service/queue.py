@@ -25,6 +25,10 @@ _SAME_BYTES = (
 _JOB, _RESULT, _DELIVERY = (f"SELECT * FROM {table} WHERE id = ?" for table in ("jobs", "results", "deliveries"))
 
 
+def _order(oldest_first: bool) -> str:
+    return "id" if oldest_first else "id DESC"
+
+
 class Queue(Database):
     """The node's memory; several threads of its process may use it."""
 
@@ -153,9 +157,9 @@ class Queue(Database):
         with self.transaction() as db:
             return self.job(number) if db.execute(query, (number,)).rowcount else None
 
-    def jobs(self, states: Sequence[rows.JobState], limit: int = 100) -> list[rows.Job]:
-        """Jobs in these states, the newest first."""
-        query = f"SELECT * FROM jobs WHERE state IN {rows.sql_list(states)} ORDER BY id DESC LIMIT ?"
+    def jobs(self, states: Sequence[rows.JobState], limit: int = 100, *, oldest_first: bool = False) -> list[rows.Job]:
+        """Jobs in these states, the newest first or the oldest first."""
+        query = f"SELECT * FROM jobs WHERE state IN {rows.sql_list(states)} ORDER BY {_order(oldest_first)} LIMIT ?"
         return self.select(rows.Job, query, limit)
 
     def jobs_of(self, study: str) -> list[rows.Job]:
@@ -168,10 +172,13 @@ class Queue(Database):
         """The result of a number; None if no result has it, or the result is forgotten."""
         return next(iter(self.select(rows.Result, _RESULT, number)), None)
 
-    def results(self, states: Sequence[rows.ResultState], limit: int = 100) -> list[rows.Result]:
-        """Results in these states, the newest first; no states: results in any state."""
+    def results(
+        self, states: Sequence[rows.ResultState], limit: int = 100, *, oldest_first: bool = False
+    ) -> list[rows.Result]:
+        """Results in these states, the newest first or the oldest first; no states: results in any state."""
         where = f"WHERE state IN {rows.sql_list(states)}" if states else ""
-        return self.select(rows.Result, f"SELECT * FROM results {where} ORDER BY id DESC LIMIT ?", limit)
+        query = f"SELECT * FROM results {where} ORDER BY {_order(oldest_first)} LIMIT ?"
+        return self.select(rows.Result, query, limit)
 
     def results_of(self, job: int) -> list[rows.Result]:
         """Results of a job and what follows from decisions about them, the first result first."""
@@ -221,6 +228,21 @@ class Queue(Database):
             add_deliveries(db, number, destinations, now_s)
             close_if_done(db, number, now_s)
         return number
+
+    def mark_replaced(self, number: int, destination: str) -> None:
+        """Notes that a destination has a later version of a result and gets a rejection note for this one."""
+        now_s = self.now_s()
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE deliveries SET state = 'replaced', done = ? WHERE destination = ? AND state = 'delivered' "
+                f"AND result IN {_SAME_BYTES}",
+                (now_s, destination, number),
+            )
+            db.execute(
+                f"UPDATE results SET state = 'superseded', done = ? WHERE id IN {_SAME_BYTES} AND state = 'delivered' AND NOT "
+                "EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id AND d.state != 'replaced')",
+                (now_s, number),
+            )
 
     # decisions
 
@@ -298,13 +320,19 @@ class Queue(Database):
                 (reason, self.now_s(), number),
             ).rowcount
             if changed:
-                db.execute(f"DELETE FROM deliveries WHERE state != 'delivered' AND result IN {_SAME_BYTES}", (number,))
+                db.execute(
+                    f"DELETE FROM deliveries WHERE state IN ('pending', 'dead') AND result IN {_SAME_BYTES}", (number,)
+                )
 
     # deliveries
 
-    def deliveries(self, states: Sequence[rows.DeliveryState], limit: int = 100) -> list[rows.Delivery]:
-        """Deliveries in these states, the newest first."""
-        query = f"SELECT * FROM deliveries WHERE state IN {rows.sql_list(states)} ORDER BY id DESC LIMIT ?"
+    def deliveries(
+        self, states: Sequence[rows.DeliveryState], limit: int = 100, *, oldest_first: bool = False
+    ) -> list[rows.Delivery]:
+        """Deliveries in these states, the newest first or the oldest first."""
+        query = (
+            f"SELECT * FROM deliveries WHERE state IN {rows.sql_list(states)} ORDER BY {_order(oldest_first)} LIMIT ?"
+        )
         return self.select(rows.Delivery, query, limit)
 
     def deliveries_of(self, result: int) -> list[rows.Delivery]:
@@ -350,8 +378,18 @@ class Queue(Database):
                 (state, reason, now_s, number),
             )
             row = db.execute(_DELIVERY, (number,)).fetchone()
-            if row is not None:  # else a newer result has superseded it meanwhile
+            if row is not None:  # else a newer result has superseded it meanwhile, see `add_delivered`
                 close_if_done(db, row["result"], now_s)
+
+    def add_delivered(self, result: int, destination: str) -> None:
+        """Records a delivery whose row was deleted while it was being made, because a later version superseded its result."""
+        now_s = self.now_s()
+        with self.transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO deliveries (result, destination, state, attempts, created, since, done) "
+                "SELECT id, ?, 'delivered', 1, ?, ?, ? FROM results WHERE id = ?",
+                (destination, time.time(), now_s, now_s, result),
+            )
 
     def retry_delivery(self, number: int) -> rows.Delivery | None:
         """A dead delivery, which waits again now, with all its tries; None if no dead delivery has this number."""
@@ -378,11 +416,12 @@ class Queue(Database):
             for table in ("studies", "jobs", "results", "deliveries")
         }
 
-    def pending_by_destination(self) -> dict[str, int]:
-        """How many deliveries wait for each destination."""
-        return self._numbers(
-            "SELECT destination name, count(*) n FROM deliveries WHERE state = 'pending' GROUP BY destination"
+    def waiting_by_destination(self) -> dict[str, tuple[int, float]]:
+        """How many deliveries wait for each destination, and when the oldest of them came, in seconds since 1970."""
+        waiting = self.rows(
+            "SELECT destination, count(*) n, min(created) oldest FROM deliveries WHERE state = 'pending' GROUP BY destination"
         )
+        return {row["destination"]: (row["n"], row["oldest"]) for row in waiting}
 
     def verdict_counts(self) -> dict[str, int]:
         """How many results got each verdict, forgotten results included; "" for no verdict. No number ever falls."""

@@ -98,7 +98,7 @@ def _supersede(db: sqlite3.Connection, series: tuple[str, str, str], now_s: floa
         (now_s, *series),
     )
     db.execute(
-        "DELETE FROM deliveries WHERE state != 'delivered' AND result IN "
+        "DELETE FROM deliveries WHERE state IN ('pending', 'dead') AND result IN "
         "(SELECT id FROM results WHERE state = 'superseded' AND study = ?)",
         series[:1],
     )

@@ -67,6 +67,8 @@ def _follow_up(queue: Queue, line: Line) -> None:
     if of is not None:
         queue.set_next_number("results", line["result"])
         queue.add_follow_up(of, line["event"], line["folder"], line["digest"], line["destinations"])
+        for number in line.get("replaces", ()):
+            queue.mark_replaced(number, line["destinations"][0])
 
 
 def _decided(queue: Queue, line: Line) -> None:
@@ -81,8 +83,11 @@ def _decided(queue: Queue, line: Line) -> None:
 
 
 def _delivered(queue: Queue, line: Line) -> None:
-    for delivery in _deliveries(queue, line):
+    deliveries = _deliveries(queue, line)
+    for delivery in deliveries:
         queue.close_delivery(delivery.id, "delivered")
+    if not deliveries:
+        queue.add_delivered(line["result"], line["destination"])
 
 
 def _dead_letter(queue: Queue, line: Line) -> None:

@@ -25,6 +25,13 @@ def earlier_versions(queue: Queue, result: Result) -> list[Result]:
     ]
 
 
+def replaced_by(queue: Queue, result: Result, destination: str) -> list[Result]:
+    """Earlier versions that a destination has and that a result takes the place of, see `earlier_versions`."""
+    if result.state == "not processed" or result.verdict in FOLLOW_UPS:
+        return []
+    return [version for version in earlier_versions(queue, result) if destination in destinations_with(queue, version)]
+
+
 def destinations_with(queue: Queue, result: Result) -> set[str]:
     """Names of the destinations that have the bytes of a result."""
     deliveries = [delivery for same in queue.same_bytes(result.id) for delivery in queue.deliveries_of(same.id)]

@@ -190,17 +190,18 @@ class _Application:
                 self._reject_earlier(decision)
                 _send(node, result, "rejection note", self.output, sorted(reached))
                 _send(node, result, "corrected", self.output, destinations)
+                for version in self.earlier:
+                    if version not in self.named:
+                        _record_not_told(node, version, destinations_with(node.queue, version))
         if (self.output / TRAINING).is_dir():
             shutil.copytree(self.output / TRAINING, node.folder / TRAINING, dirs_exist_ok=True)
-        for version in self.earlier if kind != "accepted" else ():
-            if version not in self.named:
-                _record_not_told(node, version, destinations_with(node.queue, version))
 
     def _reached(self) -> set[str]:
         """Destinations that have the result or an earlier version, or may have it; a refusal deletes unfinished deliveries."""
         queue = self.node.queue
         same = queue.same_bytes(self.result.id)
-        reached = {sent.destination for result in same for sent in queue.deliveries_of(result.id)}
+        deliveries = [sent for result in same for sent in queue.deliveries_of(result.id)]
+        reached = {sent.destination for sent in deliveries if sent.state != "replaced"}
         return reached.union(*(destinations_with(queue, version) for version in self.earlier))
 
     def _reject_earlier(self, decision: Decision) -> None:

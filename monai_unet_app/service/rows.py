@@ -11,6 +11,7 @@ The life of a result. "By a person" names the decision that leads from one state
     held, rejected -> refused         by a person: rejected, corrected, refused
     held, rejected,
     sending        -> superseded      the next version of the study has a result of the same series and rule
+    delivered      -> superseded      every destination that had it has a later version, and gets a rejection note for this one
     sending        -> delivered       every destination has it
                    -> dead            nothing waits to be sent any more, and a delivery was given up
     dead           -> sending         an administrator retries the delivery
@@ -26,6 +27,8 @@ Words that are used for one thing each:
 - A *verdict* is the quality gate's: "accept", "review", "reject", or empty without a gate. Follow-ups have their kind there.
 - A *decision* is a person's: accepted, corrected, rejected, released, refused.
 - A delivery or job that is *given up* is dead, and there is a *dead letter* about it.
+- A delivery is *replaced* when the destination has a later version of the result, and a rejection note for this one is on its
+  way.
 - A result whose files are lost is *remade*: its job is done again.
 - Callers and instances that the node does not take are *turned away*.
 """
@@ -38,7 +41,7 @@ from monai_unet_app.errors import AppError
 
 JobState = Literal["queued", "working", "done", "dead"]
 ResultState = Literal["held", "rejected", "sending", "delivered", "not processed", "dead", "superseded", "refused"]
-DeliveryState = Literal["pending", "delivered", "dead"]
+DeliveryState = Literal["pending", "delivered", "dead", "replaced"]
 DecisionKind = Literal["accepted", "corrected", "rejected", "refused", "released"]
 
 HELD_BACK: tuple[ResultState, ...] = ("held", "rejected")
@@ -93,6 +96,7 @@ CREATE TABLE IF NOT EXISTS commitments (
     ae_title TEXT NOT NULL, "transaction" TEXT NOT NULL, refs TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     created REAL NOT NULL, reported REAL, PRIMARY KEY (ae_title, "transaction"));
 CREATE TABLE IF NOT EXISTS audit_head (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL, digest TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS kept_lines (n INTEGER PRIMARY KEY, event TEXT NOT NULL, facts TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY CHECK (one = 1), seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS totals (verdict TEXT PRIMARY KEY, n INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS remade (job INTEGER PRIMARY KEY, n INTEGER NOT NULL);
@@ -107,7 +111,8 @@ CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
 CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
 CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
 """
-"""Tables of the SQLite file. `kept_decisions` has the decisions about forgotten results, with what identifies the result."""
+"""Tables of the SQLite file. `kept_decisions` has the decisions about forgotten results, with what identifies the result;
+`kept_lines` has the lines that the audit trail could not take yet."""
 
 
 @dataclass(frozen=True)

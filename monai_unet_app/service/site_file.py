@@ -53,6 +53,7 @@ class Rule:
         deliver_ungated: Deliver results without a verdict if the bundle has no quality gate for this rule; without this setting
             such a rule does not start.
         notice: Destinations that take captures get a notice of a series that was picked and not processed.
+        reject_replaced: Reject the earlier version of a result at each destination that has got the later one and takes KO.
         allow_incomplete: Segment the present images of a series that lacks images by its own headers after `incomplete_s`.
     """
 
@@ -68,6 +69,7 @@ class Rule:
     hold_review: bool = True
     probabilities: bool = False
     notice: bool = False
+    reject_replaced: bool = True
     allow_incomplete: bool = False
     deliver_ungated: bool = False
 

@@ -17,6 +17,7 @@ from monai_unet_app.service.node_metrics import quantiles
 from monai_unet_app.service.rows import FOLLOW_UPS, HELD_BACK, Result
 
 if TYPE_CHECKING:
+    from monai_unet_app.service.delivery_scheduler import Outage
     from monai_unet_app.service.hints import Hints
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.tokens import Holder
@@ -26,6 +27,7 @@ RELOAD_S = 30
 
 _MOST_HELD, _SHOWN, _MOST_FOUND = 50, 20, 50
 _UID_END = 12
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _REVIEWED = {*HELD_BACK, "sending", "delivered", "refused", "superseded"}
 """States of results that have a review page."""
 
@@ -63,7 +65,7 @@ class Viewer:
     def result(self, result: Result) -> tuple[str | Link, ...]:
         """The row of a result, with the action that the reader may take."""
         number = Link(f"/results/{result.id}", str(result.id))
-        facts = (result.rule, result.state, result.verdict, result.reason)
+        facts = (result.rule, _state_and_verdict(result), *since(result.created), result.reason)
         return number, *self.study(result.study), *facts, self._action(result)
 
     def _action(self, result: Result) -> str | Link:
@@ -86,26 +88,27 @@ def status_page(node: "Node", viewer: Viewer, *, still: bool = False) -> str:
         still: The page does not load itself again.
     """
     counts, queue = node.queue.counts(), node.queue
+    # Worst first: what the quality gate rejected, then what has waited longest.
+    held = [queue.results((state,), _MOST_HELD, oldest_first=True) for state in reversed(HELD_BACK)]
     return _render(
         "status.html",
         title=node.config.ae_title,
         reload_s=0 if still else RELOAD_S,
         still=still,
         now=time.strftime("%Y-%m-%d %H:%M:%S"),
+        waiting_for=_who_waits(node, counts),
         readiness=_readiness(node, counts),
         ungated=[rule.name for rule in node.site.rules if rule.deliver_ungated],
         counts=counts,
         held_count=sum(counts["results"].get(state, 0) for state in HELD_BACK),
         hints=viewer.hints.names,
-        held=[viewer.result(result) for result in queue.results(HELD_BACK, _MOST_HELD)],
+        held=[viewer.result(result) for results in held for result in results][:_MOST_HELD],
         dead=_dead_letters(node, viewer),
+        destinations=_destinations(node),
         waiting=_jobs(node, viewer),
         last=[viewer.result(result) for result in queue.results((), _SHOWN)],
         times=_times(node),
-        turned_away=[
-            (time.strftime("%H:%M:%S", time.localtime(when)), reason)
-            for when, reason in reversed(node.last_turned_away)
-        ],
+        turned_away=[(*since(when), reason) for when, reason in reversed(list(node.last_turned_away))],
     )
 
 
@@ -161,6 +164,12 @@ def _render(template: str, **values: Any) -> str:
     return _templates().get_template(template).render(version=__version__, **values)
 
 
+def _state_and_verdict(result: Result) -> str:
+    """The state of a result, with the verdict of the quality gate where the state does not say it."""
+    is_said = result.state == "rejected" or (result.state, result.verdict) == ("held", "review")
+    return result.state if is_said or not result.verdict else f"{result.state}, {result.verdict}"
+
+
 def _study_rows(node: "Node", study: str, viewer: Viewer) -> Iterable[Row]:
     """A row for each result of a study, the newest first; a study without results has a row with its state."""
     jobs = node.queue.jobs_of(study)
@@ -168,50 +177,141 @@ def _study_rows(node: "Node", study: str, viewer: Viewer) -> Iterable[Row]:
     if results:
         return [viewer.result(result) for result in reversed(results)]
     state = "arriving" if study in node.arrivals or not jobs else jobs[-1].state
-    return [("", *viewer.study(study), "", state, "", jobs[-1].reason if jobs else "", "")]
+    begun = since(jobs[-1].created) if jobs else ("", "")
+    return [("", *viewer.study(study), "", state, *begun, jobs[-1].reason if jobs else "", "")]
 
 
-def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> tuple[str, str]:
-    """Tone and text of the line that says whether all is well."""
-    failing, away = node.health.failing(), node.deliveries.unreachable()
+def age(seconds: float) -> str:
+    """A time span in words: "40 s", "12 min", "3 h 5 min", "15 h", "2 d 4 h", "15 d"."""
+    # Rows have the time of day, which may be set back: no age is below 0.
+    minutes, left_s = divmod(max(0, round(seconds)), 60)
+    hours, left_min = divmod(minutes, 60)
+    days, left_h = divmod(hours, 24)
+    if days:
+        return f"{days} d {left_h} h" if days < 10 else f"{days} d"
+    if hours:
+        return f"{hours} h {left_min} min" if hours < 10 else f"{hours} h"
+    return f"{minutes} min" if minutes else f"{left_s} s"
+
+
+def since(when_s: float) -> tuple[str, str]:
+    """A time of day, with its date unless that is today's, and how long ago that is; `when_s`: seconds since 1970."""
+    when = time.localtime(when_s)
+    is_today = when[:3] == time.localtime()[:3]
+    date = "" if is_today else f"{when.tm_mday} {_MONTHS[when.tm_mon - 1]} "
+    return f"{date}{when.tm_hour:02}:{when.tm_min:02}", age(time.time() - when_s)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _who_waits(node: "Node", counts: dict[str, dict[str, int]]) -> str:
+    """The top line: how many wait for a reviewer, a worker and a destination, and how long the oldest of each has waited."""
+    oldest, now_s = node.queue.oldest(), time.time()
+    kinds = {
+        "review": (sum(counts["results"].get(state, 0) for state in HELD_BACK), "result", "for a reviewer"),
+        "job": (sum(counts["jobs"].get(state, 0) for state in ("queued", "working")), "study", "for the segmentation"),
+        "delivery": (counts["deliveries"].get("pending", 0), "delivery", "for a destination"),
+    }
+    plurals = {"study": "studies", "delivery": "deliveries", "result": "results"}
+    parts = [
+        f"{count} {noun if count == 1 else plurals[noun]} {what}, {'' if count == 1 else 'the longest '}for "
+        f"{age(now_s - oldest[kind])}"
+        for kind, (count, noun, what) in kinds.items()
+        if count and kind in oldest
+    ]
+    return f"Waiting: {'; '.join(parts)}." if parts else "Nothing waits."
+
+
+def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> list[tuple[str, str]]:
+    """Tone and text of each line about what is wrong, the worst first; a single line if nothing is."""
+    failing, lines = node.health.failing(), list[tuple[str, str]]()
     dead = counts["jobs"].get("dead", 0) + counts["deliveries"].get("dead", 0)
     if full := node.why_full():
         where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
-        return "bad", f"Refuses studies: {full}: {where}."
-    if failing == ["worker"] and not node.workers.ready_message:
-        return "wait", "Takes studies; no worker is warm yet."
-    if failing:
-        return "bad", f"Not ready. What does not work: {', '.join(failing)}."
+        lines.append(("bad", f"Refuses studies: {full}: {where}."))
+    is_cold = failing == ["worker"] and not node.workers.ready_message
+    if failing and not is_cold and failing != ["disk"]:
+        lines.append(("bad", f"Not ready. What does not work: {', '.join(failing)}."))
+    if locked_s := node.health.database_locked_s:
+        lines.append(
+            (
+                "bad",
+                f"The database is busy: another program has kept the database locked for {age(locked_s)}. This page says what "
+                "was recorded before; studies are received, and nothing else goes on until then.",
+            )
+        )
+    if kept := len(node.queue.kept_lines()):
+        lines.append(
+            ("bad", f"The audit trail cannot be written; {_counted(kept, 'line')} wait for it in the database.")
+        )
     if dead:
-        return "bad", f"Ready. {dead} dead letter(s) wait for an administrator."
-    if away:
-        return "wait", f"Ready. {', '.join(away)} cannot be reached; results wait."
-    return "good", "Ready. Nothing is wrong."
+        lines.append(
+            ("bad", f"{_counted(dead, 'dead letter')} {'waits' if dead == 1 else 'wait'} for an administrator.")
+        )
+    lines += [("wait", _outage_line(name, outage, node)) for name, outage in node.deliveries.outages().items()]
+    if is_cold:
+        lines.append(("wait", "Takes studies; no worker is warm yet."))
+    if not lines:
+        return [("good", "Ready. Nothing is wrong.")]
+    return lines if failing else [(lines[0][0], f"Ready. {lines[0][1]}"), *lines[1:]]
+
+
+def _outage_line(name: str, outage: "Outage", node: "Node") -> str:
+    waiting, _ = node.queue.waiting_by_destination().get(name, (0, 0.0))
+    when, how_long = since(outage.since)
+    begun = f"before {when} (more than {how_long})" if outage.is_older else f"{when} ({how_long})"
+    wait = "1 delivery waits" if waiting == 1 else f"{waiting} deliveries wait"
+    return f"{name} cannot be reached since {begun}; {wait}. {outage.reason}"
+
+
+def _destinations(node: "Node") -> list[Row]:
+    """A row for each destination: those that cannot be reached first, then those for which most waits."""
+    waiting, outages = node.queue.waiting_by_destination(), node.deliveries.outages()
+    names = dict.fromkeys([*outages, *sorted(waiting, key=lambda name: -waiting[name][0]), *node.site.destinations])
+    return [_destination(node, name, outages.get(name), waiting.get(name)) for name in names]
+
+
+def _destination(node: "Node", name: str, outage: "Outage | None", waiting: tuple[int, float] | None) -> Row:
+    last = node.deliveries.last_delivered(name)
+    state = "cannot be reached" if outage else "reached" if last else "not tried yet"
+    when, how_long = since(outage.since) if outage else ("", "")
+    count, longest = (str(waiting[0]), age(time.time() - waiting[1])) if waiting else ("0", "")
+    begun = f"before {when}" if outage and outage.is_older else when
+    delivered = " / ".join(since(last)) if last else ""
+    return name, state, begun, how_long, count, longest, delivered, outage.reason if outage else ""
 
 
 def _times(node: "Node") -> list[Row]:
     return [
-        (stage, f"{times[0.5]:.2f} s", f"{times[0.95]:.2f} s", str(len(seconds)))
+        (stage, f"{times[0.5]:.2f} s", f"{times[0.95]:.2f} s", str(len(seconds)), *since(node.durations.ended[stage]))
         for stage, seconds in node.durations.last.items()
         if (times := quantiles(seconds))
     ]
 
 
 def _dead_letters(node: "Node", viewer: Viewer) -> list[Row]:
+    """Jobs, of which no destination has anything, before deliveries; of each the oldest first."""
     jobs = [
-        (f"job {job.id}", *viewer.study(job.study), job.reason, viewer.retry("jobs", job.id))
-        for job in node.queue.jobs(["dead"], _SHOWN)
+        (f"job {job.id}", *viewer.study(job.study), *since(job.created), job.reason, viewer.retry("jobs", job.id))
+        for job in node.queue.jobs(["dead"], _SHOWN, oldest_first=True)
     ]
     no_hints = ("",) * len(viewer.hints.names)
     sent = [
-        (f"delivery {sent.id}", sent.destination, *no_hints, sent.reason, viewer.retry("deliveries", sent.id))
-        for sent in node.queue.deliveries(["dead"], _SHOWN)
-    ]
+        (
+            f"delivery {sent.id}", sent.destination, *no_hints, *since(sent.created), sent.reason,
+            viewer.retry("deliveries", sent.id),
+        )
+        for sent in node.queue.deliveries(["dead"], _SHOWN, oldest_first=True)
+    ]  # fmt: skip
     return [*jobs, *sent]
 
 
 def _jobs(node: "Node", viewer: Viewer) -> list[Row]:
+    """Jobs with a reason, which failed or lack images, before others; of each the oldest first."""
+    jobs = node.queue.jobs(["working", "queued"], _SHOWN, oldest_first=True)
     return [
-        (*viewer.study(job.study), str(job.version), job.state, str(job.attempts), job.reason)
-        for job in node.queue.jobs(["working", "queued"], _SHOWN)
+        (*viewer.study(job.study), str(job.version), job.state, str(job.attempts), *since(job.created), job.reason)
+        for job in sorted(jobs, key=lambda job: not job.reason)
     ]

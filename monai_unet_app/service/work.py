@@ -6,6 +6,7 @@ Torch and MONAI live here and not in the node, which stays small and outlives th
 """
 
 import hashlib
+import logging
 import shutil
 import sys
 import tempfile
@@ -83,6 +84,9 @@ class Worker:
         """
         from monai_unet_app.config import PredictConfig
 
+        # `LoadImage` makes all of MONAI's readers, of which this one warns when its codec is not installed. The node reads
+        # DICOM by none of them. The module gives this one warning only.
+        logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
         self.site = site
         limit = _SHARE_OF_LIMIT * site.node.worker_gb * 1e9
         self.runs = {

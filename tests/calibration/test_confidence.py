@@ -347,6 +347,18 @@ def test_how_often_intervals_hold_is_counted_on_subjects_that_they_were_not_fitt
     assert SizeStatement.fit(rows[:11], 0.9).kept is None  # 8 of 11 state nothing
 
 
+def test_the_reasons_of_the_structure_with_the_worst_verdict_come_first() -> None:
+    mask = np.zeros(VOLUME.shape, bool)
+    mask[2:6, 2:6, 2:6] = True
+    found = assess(Confidence(), exclusive(VOLUME, [mask], [mask.astype(np.float32)]), None)
+    verdicts = {1: "accept", 2: "review", 3: "reject"}
+    structures = tuple(
+        replace(found.structures[0], number=n, name=f"part {n}", grade=Grade(0.0, 0.0, verdict, ("odd",)))
+        for n, verdict in verdicts.items()
+    )
+    assert replace(found, structures=structures).reasons[1:] == ("part 3: odd", "part 2: odd", "part 1: odd")
+
+
 def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
     confidence = Confidence(sizes=SizeStatement(0.9, {1: (-0.1, 0.1)}, 0.06, 20))
     mask = np.zeros(VOLUME.shape, bool)

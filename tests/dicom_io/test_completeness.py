@@ -102,6 +102,30 @@ def test_slices_that_were_filled_in_on_request_are_no_longer_missing(tmp_path: P
     assert read_series(tmp_path, resample_gaps=True, accept_incomplete=True).shape[2] == SLICES - 1
 
 
+@pytest.mark.parametrize(
+    ("keyword", "more", "words"),
+    [
+        ("ImagesInAcquisition", {}, "it holds 12 images, and its headers count 15 (ImagesInAcquisition)"),
+        (
+            "NumberOfSlices",
+            {"Modality": "PT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.128"},
+            "it holds 12 images, and its headers count 15 (NumberOfSlices)",
+        ),
+    ],
+    ids=["MR", "PET"],
+)
+@pytest.mark.parametrize("which", [0, SLICES - 1], ids=["the first header", "the last header"])
+def test_of_headers_that_count_differently_the_larger_count_holds(
+    which: int, keyword: str, more: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    uid = series(tmp_path, None, **{keyword: SLICES}, **more)
+    path = sorted(tmp_path.iterdir())[which]
+    header = pydicom.dcmread(path)
+    setattr(header, keyword, 15)
+    header.save_as(path)
+    assert lack(tmp_path, uid) == words
+
+
 def numbered(folder: Path, numbers: list[int], wanted: int) -> str:
     """A series whose slice k is of acquisition `numbers[k]`."""
     uid = generate_uid()

@@ -14,7 +14,7 @@ from source_phantoms import lopsided
 
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.read import read_series
-from dicom_io.rejection import REASONS, Rejection, _prove, write_rejection_note
+from dicom_io.rejection import REASONS, Program, Rejection, _prove, write_rejection_note
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
 
@@ -88,6 +88,18 @@ def test_a_note_that_names_too_little_does_not_leave(rejected: list[Path], tmp_p
 def test_a_rejection_is_by_a_person_at_a_time_for_a_reason(change: dict[str, object]) -> None:
     with pytest.raises(LabelError, match="are needed"):
         replace(REJECTION, **change)
+
+
+def test_a_program_that_rejects_by_a_rule_is_named_as_a_device(rejected: list[Path], tmp_path: Path) -> None:
+    by = Rejection(Program("a node", "1.2"), "", WHEN, "replaced by a later result")
+    path = write_rejection_note(rejected, tmp_path / "note.dcm", by)
+    assert dciodvfy_errors(path) == []
+    items = {item.ConceptNameCodeSequence[0].CodeValue: item for item in pydicom.dcmread(path).ContentSequence}
+    assert items["121005"].ConceptCodeSequence[0].CodeValue == "121007"  # Observer Type: Device (PS3.16 TID 1002)
+    assert items["121013"].TextValue == "a node"  # Device Observer Name (TID 1004)
+    assert "121008" not in items  # Person Observer Name
+    other = write_rejection_note(rejected, tmp_path / "2.dcm", replace(by, observer=Program("a node", "1.3")))
+    assert pydicom.dcmread(other).SOPInstanceUID != pydicom.dcmread(path).SOPInstanceUID
 
 
 def test_objects_of_two_studies_have_no_common_note(rejected: list[Path], tmp_path: Path) -> None:

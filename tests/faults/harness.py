@@ -170,6 +170,8 @@ def balance(ledger: Ledger, node_folder: Path, pacs_folder: Path) -> Balance:
     covered: dict[str, int] = {}
     for path in pacs_folder.rglob("*.dcm"):
         found = dcmread(path)
+        if found.get("Modality") == "KO":  # rejects a version that another has replaced
+            continue
         count = int(str(found.ImageComments).split()[0])
         covered[found.StudyInstanceUID] = max(covered.get(found.StudyInstanceUID, 0), count)
     delivered, lost = 0, 0

@@ -91,7 +91,8 @@ class Hospital:
         assert self.node.counts()["jobs"].get("dead", 0) == 0
         assert self.node.counts()["deliveries"].get("dead", 0) == 0
         for objects in (self.at_archive(), self.at_web()):
-            kinds = {(str(one.StudyInstanceUID), one.Modality) for one in objects}
+            # A study that a kill cut in two has a first version, which is rejected when the whole one is there.
+            kinds = {(str(one.StudyInstanceUID), one.Modality) for one in objects if one.Modality != "KO"}
             assert kinds == {(study, kind) for study in self.ledger.accepted for kind in ("SEG", "SR")}
             for study, uids in self.ledger.accepted.items():
                 segs = [one for one in objects if one.Modality == "SEG" and one.StudyInstanceUID == study]

@@ -56,7 +56,7 @@ def test_a_rejection_after_delivery_sends_a_note_that_names_every_object(tmp_pat
 @pytest.mark.parametrize("wish", ["", "review"], ids=["delivered", "held back"])
 def test_a_rejection_names_the_earlier_versions_that_are_out(wish: str, tmp_path: Path) -> None:
     """Late images make a new version; without a rejection the first one would stand in the archive as if it were right."""
-    with ward(tmp_path) as site:
+    with ward(tmp_path, rule="reject_replaced = false") as site:
         first = site.study(tmp_path / "in")
         old = {str(one.SOPInstanceUID) for one in site.got()}
         for path in (site.node.folder / "received").rglob("*.dcm"):
@@ -79,6 +79,26 @@ def test_a_rejection_names_the_earlier_versions_that_are_out(wish: str, tmp_path
         assert sorted((one["result"], one["decision"]) for one in site.records()) == [
             (first, "rejected"), (second, "rejected"),
         ]  # fmt: skip
+
+
+def test_a_version_that_was_replaced_is_decided_on_by_nobody_and_rejected_once(tmp_path: Path) -> None:
+    with ward(tmp_path) as site:
+        first = site.study(tmp_path / "in")
+        old = {str(one.SOPInstanceUID) for one in site.got()}
+        for path in (site.node.folder / "received").rglob("*.dcm"):
+            header = dcmread(path)
+            header.PatientComments = "accept less"
+            header.save_as(path)
+        assert site.node.reprocess(site.node.queue.result(first).study, "eva")
+        wait_until(lambda: "KO" in kinds(site), 60)
+        assert [named(one) for one in site.got() if one.Modality == "KO"] == [old]  # SEG and report
+        second = max(one.id for one in site.node.queue.results(("delivered",)) if one.verdict != "rejection note")
+        new = {str(one.SOPInstanceUID) for one in site.got() if one.Modality != "KO"} - old
+        assert site.decide(first, "accepted").status_code == 409
+        assert site.decide(second, "rejected").status_code == 200
+        wait_until(lambda: kinds(site).count("KO") == 2, 60)
+        assert {frozenset(named(one)) for one in site.got() if one.Modality == "KO"} == {frozenset(old), frozenset(new)}
+        assert [one["result"] for one in site.records()] == [second]
 
 
 def test_a_rejection_before_delivery_sends_nothing(tmp_path: Path) -> None:

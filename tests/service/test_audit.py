@@ -15,7 +15,7 @@ from nodes import site_on_any_port, write_site
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.service import audit
-from monai_unet_app.service.audit import BEGIN, AuditTrail, Head, read_key, verify
+from monai_unet_app.service.audit import BEGIN, AuditTrail, Head, TrailError, read_key, verify
 from monai_unet_app.service.database import read_head
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Queue
@@ -348,3 +348,20 @@ def test_a_database_that_cannot_record_takes_nothing_back_from_the_trail(tmp_pat
     assert queue.head() == Head(0, BEGIN)
     trail.write("complete", study="1.2.3")
     assert queue.head() == Head(2, verify(trail.path).last)
+
+
+def test_a_line_that_the_trail_could_not_take_survives_a_kill_in_the_database(tmp_path: Path) -> None:
+    path, queue = tmp_path / "audit.jsonl", Queue(tmp_path / "node.sqlite")
+    trail = AuditTrail(path, database=queue)
+    trail.write("started", port=1)
+    kept = path.rename(tmp_path / "kept")
+    with pytest.raises(
+        TrailError, match=r"audit.jsonl cannot be written \(No such file or directory\); .* put the file back"
+    ):
+        trail.write("read", who="eva")
+    assert not trail.write_or_keep("submitted", who="eva", studies=["1.2"])
+    kept.rename(path)  # and the node is killed: nothing is closed
+    AuditTrail(path, database=Queue(tmp_path / "node.sqlite")).write("started", port=2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["started", "submitted", "started"]
+    assert verify(path, read_key(tmp_path / "audit.key"), read_head(tmp_path / "node.sqlite")).lines == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from subprocess import DEVNULL, PIPE
 
 import pytest
 import requests
+from http_sites import opened
 from nodes import make_study, pacs, running, store, wait_until, write_site
 
 from monai_unet_app.service import child_processes, health
@@ -169,3 +171,36 @@ def test_a_child_whose_node_is_gone_ends_also_while_it_answers(spoken_to: bool) 
         assert child.wait(20) == 0
     finally:
         child.kill()
+
+
+def test_pages_answer_at_once_while_another_program_keeps_the_database_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        opened(tmp_path) as site,
+        closing(sqlite3.connect(tmp_path / "node/node.sqlite", isolation_level=None)) as other,
+    ):
+        store(site.node, make_study(tmp_path / "study", wish="review"))
+        number = site.result("held")
+        monkeypatch.setattr(health, "CHECK_S", 0.1)
+        site.node.health._last_check = None
+        other.execute("BEGIN IMMEDIATE")
+        wait_until(lambda: not site.node.is_ready, 10)
+        begin = time.monotonic()
+        answers = [
+            site.ask("GET", path, role)
+            for path, role in (
+                ("/ready", ""),
+                ("/?still=true", "read"),
+                (f"/results/{number}", "read"),
+                ("/metrics", "read"),
+            )
+        ]
+        assert time.monotonic() - begin < 2
+        assert [answer.status_code for answer in answers] == [503, 200, 200, 200]
+        assert answers[0].json()["failing"] == ["database"]
+        assert re.fullmatch(r"busy: another program has kept it locked for \d+ s", answers[0].json()["database"])
+        assert "another program has kept the database locked for" in answers[1].text
+        assert f'<a href="/results/{number}">' in answers[1].text  # what was recorded before
+        other.execute("ROLLBACK")
+        wait_until(lambda: site.node.is_ready, 10)

@@ -23,7 +23,8 @@ from pydicom import dcmread
 from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.service import http_api
+from monai_unet_app.service import health, http_api
+from monai_unet_app.service.audit import read_key, verify
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.rows import Result
@@ -358,3 +359,35 @@ def test_only_dead_letters_are_tried_again(site: Site, what: str) -> None:
     assert answer.status_code == 404
     assert "999 is a dead letter" in answer.json()["detail"]
     assert "retried" not in (site.node.folder / "audit.jsonl").read_text()
+
+
+def test_an_upload_that_is_stored_while_the_trail_is_away_says_so_and_its_line_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "CHECK_S", 0.1)
+    with opened(tmp_path) as site:
+        trail, study = tmp_path / "node/audit.jsonl", make_study(tmp_path / "study")
+        kept = trail.rename(tmp_path / "kept")
+        answer = site.ask("POST", "/studies", "submit", data=zipped(study))
+        assert answer.status_code == 202
+        assert answer.json()["studies"] == {study_of(study): 3}
+        assert (
+            "all of studies is stored; a fault of the node: its audit trail cannot be written" in answer.json()["fault"]
+        )
+        # What must be recorded first is not done.
+        refused = site.ask("POST", "/find", "read", data={"text": "1"})
+        assert (refused.status_code, str(tmp_path) in refused.text) == (503, False)
+        assert "its audit trail cannot be written; nothing was done" in refused.json()["detail"]
+        assert requests.get(site.url, headers={"Authorization": "Bearer wrong"}, timeout=9).status_code == 401
+        wait_until(lambda: site.ask("GET", "/ready").status_code == 503, 10)
+        page = site.ask("GET", "/?still=true", "read").text
+        assert "The audit trail cannot be written; 2 lines wait for it in the database." in page
+        kept.rename(trail)
+        wait_until(lambda: site.node.queue.counts()["results"] == {"delivered": 1})
+        verify(trail, read_key(tmp_path / "node/audit.key"))
+        lines = [json.loads(line) for line in trail.read_text().splitlines()]
+        (line,) = (line for line in lines if line["event"] == "submitted")
+        assert (line["who"], line["studies"]) == ("submit", [study_of(study)])
+        assert line["at"] < line["time"]
+        assert [line["event"] for line in lines].count("login failed") == 1
+        assert site.node.queue.kept_lines() == []

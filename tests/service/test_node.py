@@ -34,8 +34,10 @@ from ports import free_port
 from pydicom import dcmread
 
 from dicom_io.net.exchange import commit
+from dicom_io.net.instance_store import Stored
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.errors import UsageError
+from monai_unet_app.service.arrivals import Arrivals
 from monai_unet_app.service.audit import verify
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.reviews import refuse, release
@@ -496,6 +498,23 @@ def test_a_study_that_has_all_its_headers_tell_of_is_complete_sooner(tmp_path: P
         begin = time.monotonic()
         wait_until(lambda: node.queue.counts()["jobs"], 15)
         assert 3.0 < time.monotonic() - begin < 15
+
+
+@pytest.mark.parametrize("larger", [1, 2], ids=["in the first header", "in the second"])
+def test_of_headers_that_count_differently_the_larger_count_is_waited_for(larger: int, tmp_path: Path) -> None:
+    arrivals, files = Arrivals(), sorted(make_study(tmp_path / "study", 2).glob("*.dcm"))
+    for number, path in enumerate(files, start=1):
+        instance = dcmread(path)
+        instance.ImagesInAcquisition = 3 if number == larger else 2
+        instance.save_as(path)
+        arrivals.add_instance(Stored(path, "1.2", "1.2.3", f"1.2.3.{number}", "1.2.4", is_new=True))
+    arrivals.mark_recorded("1.2", 2)
+    time.sleep(0.3)
+    assert not arrivals.is_complete("1.2", 1.0)  # a fifth of the second would do if all were here
+    arrivals.add("1.2", 1, "1.2.3")
+    arrivals.mark_recorded("1.2", 1)
+    time.sleep(0.3)
+    assert arrivals.is_complete("1.2", 1.0)
 
 
 def test_a_study_that_is_said_to_be_whole_is_complete_at_once(tmp_path: Path) -> None:

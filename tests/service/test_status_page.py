@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from browser import Tab, browser, program
 from nodes import NAME, PATIENT_ID, READER, make_study, pacs, running, store, study_of, wait_until, write_site
+from ports import free_port
 from test_http_api import Site
 
 from monai_unet_app.errors import UsageError
@@ -17,7 +19,7 @@ from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.rows import NewResult
 from monai_unet_app.service.site_file import HttpConfig, read_site
-from monai_unet_app.service.status import find_page, status_page
+from monai_unet_app.service.status import age, find_page, status_page
 from monai_unet_app.service.tokens import new_token
 
 REASON = (
@@ -249,3 +251,67 @@ def test_a_site_names_its_own_hint_and_one_that_shows_no_identity_has_none(tmp_p
 def test_the_page_names_the_rules_whose_results_may_go_out_unjudged(rule: str, said: bool, tmp_path: Path) -> None:
     with running(write_site(tmp_path, 1, rule=rule)) as node:
         assert ("deliver_ungated is set for any" in status_page(node, READER)) is said
+
+
+def test_the_top_line_counts_who_waits_and_how_long_and_the_worst_stands_first(tmp_path: Path) -> None:
+    path = write_site(tmp_path, free_port())  # nobody listens there
+    with running(path) as node:
+        assert "Nothing waits." in status_page(node, READER)
+        store(node, make_study(tmp_path / "away"))
+        wait_until(lambda: node.deliveries.outages())
+        for number, (state, verdict, hours) in enumerate([("held", "review", 50), ("rejected", "reject", 3)], start=1):
+            study = f"1.2.826.0.1.{number}"
+            with node.queue.transaction() as db:
+                node.queue.record_instances(study, 3)
+                job = node.queue.complete_study(study)
+                new = NewResult("any", f"{study}.1", f"{job.id}-1/one", state, verdict, REASON, study)
+                node.queue.finish_job(job.id, [new])
+                db.execute("UPDATE results SET created = created - ? WHERE study = ?", (hours * 3600 + 60, study))
+                db.execute("UPDATE deliveries SET created = created - 900")
+        make_dead(node)
+        page = html.unescape(status_page(node, READER))
+    assert (
+        "Waiting: 2 results for a reviewer, the longest for 2 d 2 h; 1 delivery for a destination, for 30 min." in page
+    )
+    lines = [
+        "1 dead letter waits for an administrator.",
+        "pacs cannot be reached since",
+        "1.2.826.0.1.2",
+        "1.2.826.0.1.1",
+    ]
+    assert sorted(lines, key=page.index) == lines
+    assert re.search(
+        r"pacs cannot be reached since \d\d:\d\d \(\d+ s\); 1 delivery waits\. .* refused the connection", page
+    )
+    (row,) = re.findall(r"<tr><td[^>]*>pacs</td>.*?</tr>", page, re.DOTALL)
+    cells = re.findall(r'<td[^>]*data-name="(.*?)">(.*?)</td>', row, re.DOTALL)
+    assert dict(cells) | {"since": "", "age": ""} == {
+        "destination": "pacs", "state": "cannot be reached", "since": "", "age": "", "waiting": "1", "the longest": "30 min",
+    }  # fmt: skip
+    assert "refused the connection" in row
+
+
+def test_a_destination_that_failed_before_the_node_began_does_not_seem_to_fail_since_then(tmp_path: Path) -> None:
+    path = write_site(tmp_path, free_port())
+    with running(path) as node:
+        store(node, make_study(tmp_path / "away"))
+        wait_until(lambda: [sent.attempts for sent in node.queue.deliveries(["pending"])] > [0])
+    with running(path) as node:
+        wait_until(lambda: node.deliveries.outages())
+        assert "pacs cannot be reached since before" in status_page(node, READER)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-5, "0 s"),
+        (59, "59 s"),
+        (61, "1 min"),
+        (7140, "1 h 59 min"),
+        (82_800, "23 h"),
+        (180_000, "2 d 2 h"),
+        (1e6, "11 d"),
+    ],
+)
+def test_an_age_is_told_in_words(seconds: float, words: str) -> None:
+    assert age(seconds) == words

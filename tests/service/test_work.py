@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -152,6 +153,15 @@ def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
     (labelmap,) = folder.glob("labelmap-all-frames/*_seg.dcm")
     assert dcmread(labelmap).SegmentationType == "LABELMAP"
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["1-1"]
+
+
+def test_a_worker_logs_nothing_of_a_codec_that_no_reader_of_the_node_uses(
+    site_file: Path, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.NOTSET)  # other workers of this process
+    (result,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "out"))["results"]
+    assert result["state"] == "sending"
+    assert "nvImageCodec" not in caplog.text
 
 
 def test_a_reason_calls_a_broken_file_by_its_name_alone(

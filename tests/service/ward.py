@@ -81,13 +81,13 @@ class Ward:
 
 
 @contextmanager
-def ward(folder: Path, *, to: str = '["pacs"]', more: str = "") -> Iterator[Ward]:
-    """A node with the real worker whose rule has the destinations `to`; `more` goes to the end of its site file."""
+def ward(folder: Path, *, to: str = '["pacs"]', rule: str = "", more: str = "") -> Iterator[Ward]:
+    """A node with the real worker whose rule has the destinations `to` and the lines `rule`; `more` ends its site file."""
     made = {who: new_token(*told) for who, told in PEOPLE.items()}
     (folder / "tokens").write_text("".join(line + "\n" for _, line in made.values()).replace("Nobody^Nick", "root"))
     tokens = {who: token for who, (token, _) in made.items()}
     with pacs(folder / "pacs") as peer:
-        site = write_site(folder, peer.port, node='organization = "General Hospital"\n')
+        site = write_site(folder, peer.port, node='organization = "General Hospital"\n', rule=rule)
         text = site.read_text().replace('"CT"', '"MR"').replace("stable_s = 0.3", "stable_s = 2")
         site.write_text(text.replace('destinations = ["pacs"]', f"destinations = {to}") + more)
         with started(site, "real_worker") as running, serve(running, HttpConfig(folder / "tokens", port=0)) as server:
