@@ -217,8 +217,12 @@ def cases_of(table: Path) -> set[str]:
 
 
 def test_a_plan_of_folds_has_no_single_training(volumes: Path, template: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputRefusedError, match="no case to select"):
-        train_bundle(load_bundle(template), TrainConfig(volumes, tmp_path / "out", overrides=QUICK))
+    path = Path(shutil.copytree(template, tmp_path / "folds_alone")) / "configs/splits.json"
+    path.write_text(path.read_text().replace('"test"', '"train"'))
+    said: list[str] = []
+    with pytest.raises(InputRefusedError, match="it deals all cases to folds; give --folds all"):
+        train_bundle(load_bundle(path.parents[1]), TrainConfig(volumes, tmp_path / "out", overrides=QUICK), said.append)
+    assert said == []  # nothing of subjects to calibrate
     assert not (tmp_path / "out").exists()
 
 
@@ -228,7 +232,7 @@ def test_a_structure_that_no_case_of_a_fold_trains_is_refused(template: Path, tm
         file = volumes / f"labelsTr/case{number}.nii.gz"
         image = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) % 5, image.affine), file)
-    with pytest.raises(InputRefusedError, match=r"fold \d: no case to train on has Spleen; "):
+    with pytest.raises(InputRefusedError, match=r"fold \d: no case to train on has class 2, case0 has; "):
         train_folds(load_bundle(template), TrainConfig(volumes, tmp_path / "out", overrides=QUICK))
     assert not (tmp_path / "out").exists()
 
