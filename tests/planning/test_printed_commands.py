@@ -47,7 +47,7 @@ def seg_of(output: Path) -> pydicom.Dataset:
     return pydicom.dcmread(file)
 
 
-@pytest.mark.parametrize(("count", "time"), [(FOLDS, "0.1min"), (PARTITIONS, "0.5min")], ids=["folds", "partitions"])
+@pytest.mark.parametrize(("count", "time"), [(FOLDS, "0.05min"), (PARTITIONS, "0.4min")], ids=["folds", "partitions"])
 def test_volumes_end_at_a_seg(tmp_path: Path, run: Run, count: int, time: str) -> None:
     data = tilted_volumes(tmp_path / "Dataset001_Balls", count)
     names = {"background": 0, "liver": 2, "spleen": 5}
@@ -77,7 +77,7 @@ def test_volumes_end_at_a_seg(tmp_path: Path, run: Run, count: int, time: str) -
 @pytest.mark.parametrize("count", [FOLDS, PARTITIONS], ids=["folds", "partitions"])
 def test_pictures_end_at_png_and_say_so(tmp_path: Path, run: Run, count: int) -> None:
     data = numbered_discs(tmp_path / "pictures", count)
-    answers = follow(run, "plan", data, "--output", tmp_path / "my_plan", "--time", "0.2min")
+    answers = follow(run, "plan", data, "--output", tmp_path / "my_plan", "--time", "0.1min")
     assert list(answers) == WAY
     assert ("--folds all" in answers["plan"].out) == (count == FOLDS)
     assert "results of pictures are PNG files and result.json" in answers["plan"].err
