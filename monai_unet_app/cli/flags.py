@@ -223,7 +223,7 @@ class Train(Labels, Device):
         output: the trained bundle; an unfinished run in it goes on
         name: name of the new bundle in its card (default: its folder's name)
         splits: splits.json with the cases for training, selection, calibration and test, or nnU-Net's splits_final.json
-        folds: cross-validation: a network for each of these folds of the plan; all: then the bundle's own network too
+        folds: cross-validation: a network for each of these folds of the plan, 0 to 9; all: then the bundle's own network too
         deliver: with --folds all, the bundle's own network: all-data: trained on all but the test cases; ensemble: the mean of
             the networks of the folds (default: all-data)
         parallel: with --folds, train so many folds at the same time, each with its share of the processor (default: 1)
@@ -240,7 +240,9 @@ class Train(Labels, Device):
     output: Place
     name: Text | None = None
     splits: Place | None = None
-    folds: list[Literal["all", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]] = field(default_factory=list)
+    folds: Annotated[list[Literal["all", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]], Flag(metavar="FOLD")] = (
+        field(default_factory=list)
+    )
     deliver: Literal["all-data", "ensemble"] | None = None
     parallel: Annotated[FromOne | None, Flag(metavar="N")] = None
     epochs: FromOne | None = None
