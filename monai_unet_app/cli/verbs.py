@@ -405,7 +405,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
 def _after_evaluation(bundle: "Bundle", image: Path, options: flags.Evaluate) -> list[str]:
     """The commands that come next: the figures into the card, if they may stand there; and a result of one of the images."""
     from dicom_io.coding import uncoded
-    from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending
+    from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
     from monai_unet_app.dicom_results import can_be_converted
     from monai_unet_app.report.card import check_held_out, read_measured
 
@@ -417,9 +417,14 @@ def _after_evaluation(bundle: "Bundle", image: Path, options: flags.Evaluate) ->
             commands.append(f"next: monai-unet {shlex.join(words)}")
     if bundle.untrained is None:
         is_file = has_ending(image, VOLUME_ENDINGS)
-        formats = "png" if bundle.rules.planar else "seg,sr" if not is_file or can_be_converted(bundle) else "nifti"
+        if has_ending(image, PICTURE_ENDINGS):
+            formats = "png"
+        elif bundle.rules.planar:  # a DICOM picture has no patient space, which an SR needs
+            formats = "seg"
+        else:
+            formats = "nifti" if is_file and not can_be_converted(bundle) else "seg,sr"
         more = ["--input", str(image), "--output", f"{bundle.root.resolve().name}_results", "--format", formats]
-        if formats == "seg,sr":
+        if "seg" in formats:
             more += ["--dicomize"] * is_file + ["--uncoded"] * bool(uncoded(bundle.segments))
         commands.append(common.next_command("predict", bundle.root, options, more))
     return commands
