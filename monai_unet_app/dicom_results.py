@@ -192,6 +192,11 @@ def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
     return (("image sha256", hashlib.sha256(voxels.tobytes() + volume.affine_lps.tobytes()).hexdigest()),)
 
 
+def can_be_converted(bundle: Bundle) -> bool:
+    """Whether --dicomize can write a series that this bundle accepts."""
+    return bool(set(bundle.rules.modality or ("MR",)) & set(get_args(ConvertedModality)))
+
+
 def converted_modality(bundle: Bundle) -> ConvertedModality:
     """The modality that --dicomize writes for this bundle: MR if the bundle accepts MR or any modality, else CT.
 

@@ -208,6 +208,13 @@ def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, config: OutputCo
             f"--dicom-source {config.dicom_source} does not exist; the DICOM series that the image was made from is needed; "
             "check the path"
         )
+    pictures = [case.image.name for case in cases if has_ending(case.image, PICTURE_ENDINGS)]
+    if pictures and config.wants_dicom and config.dicom_source is None:
+        raise UsageError(
+            f"{pictures[0]} is a picture, which has no millimetres and no place in a patient, so DICOM results cannot be made "
+            "of it; a DICOM image is needed for these; give --format png, which writes the mask and an overlay as PNG, and "
+            "result.json"
+        )
     plain = [case.id for case in cases if has_ending(case.image, VOLUME_ENDINGS + PICTURE_ENDINGS)]
     if plain and config.wants_dicom and config.dicom_source is None and not config.dicomize:
         raise UsageError(

@@ -43,8 +43,8 @@ def by_monai(root: Path, data: Path, output: Path, **changed: Any) -> dict[str, 
 
 
 def figures(metrics: Any) -> dict[str, Any]:
-    """What both doors measure: MONAI's evaluator has neither uncalibrated probabilities nor the bundle's statements."""
-    left_out = ("calibration_before", "created", "targets", "statements")
+    """What both doors measure: MONAI's evaluator has neither uncalibrated probabilities nor statements or times."""
+    left_out = ("calibration_before", "created", "targets", "statements", "inference")
     return {key: value for key, value in metrics.items() if key not in left_out}
 
 
@@ -106,6 +106,27 @@ def test_dice_in_the_metrics_is_dice_by_hand(tiny_bundle: Callable[..., Path], t
         both = ((truth == number) & (predicted == number)).sum()
         by_hand = 2 * both / ((truth == number).sum() + (predicted == number).sum())
         assert value == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_size_time_and_seams_of_the_network_stand_in_the_figures(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_bundle("hippocampus_mri_unet3d")
+    bundle, rows = load_bundle(root), by_partition(few_examples(tmp_path / "msd", TESTS))["test"]
+    done = evaluate_cases(bundle, LabelledCases(rows, "msd", "test"), tmp_path / "out")
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["inference"]
+    # The network names some of its layers twice
+    weights = {values.data_ptr(): values.numel() for values in bundle.network.state_dict().values()}
+    assert found["parameters"] == sum(weights.values())
+    assert found["weights_mb"] == pytest.approx((root / "models/model.pt").stat().st_size / 1e6, abs=0.005)
+    volumes = [read_volume(row["image"]) for row in rows]
+    litres = {row["id"]: np.prod(v.shape) * np.prod(v.spacing_mm) * 1e-6 for row, v in zip(rows, volumes, strict=True)}
+    assert found["seconds_per_image"] == pytest.approx(np.median(list(done.seconds.values())), abs=0.001)
+    assert found["seconds_per_litre"] == pytest.approx(
+        np.median([seconds / litres[case] for case, seconds in done.seconds.items()]), rel=0.01
+    )
+    assert found["seam_difference"].keys() == {"mean", "voxels", "places"}
+    assert "million parameters" in (tmp_path / "out/report.html").read_text()
 
 
 def test_a_bad_case_is_listed_and_the_good_ones_are_measured(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
     # Statements are about calibrated probabilities, so they are fitted after the calibration.
     statements = summary(_state(bundle, data, chosen, options), bundle)
     _calibration_lines(fitted, statements, bundle)
-    show.line(common.next_command("evaluate", bundle.root, options))
+    show.line(_next(common.loaded_bundle(bundle.root), data, chosen, options))
     answer = {
         "parameters": fitted.parameters,
         "nll_before": fitted.nll_before,
@@ -83,6 +83,16 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
         "sha256": bundle_files(bundle.root).sha256,
     }
     return answer | (forms if scores else {}), EXIT_DONE
+
+
+def _next(bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "SelectedCases", options: flags.Calibrate) -> str:
+    """The command that measures the calibrated bundle, or what it lacks for that."""
+    made_with = {case.id for case in bundle.seen if case.partition != "test"}
+    if chosen.folds or (bundle.folds and made_with.issuperset(case.id for case in data)):
+        return common.next_command("evaluate", bundle.root, options, by_folds=True)
+    if made_with.issuperset(case.id for case in data):
+        return "every case has trained, selected or calibrated the bundle; evaluate it on labelled cases that it has not seen"
+    return common.next_command("evaluate", bundle.root, options)
 
 
 def _set_aside(bundle: "Bundle") -> bool:

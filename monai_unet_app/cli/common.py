@@ -112,10 +112,23 @@ def set_fields(options: Options, settings: type[Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 
-def next_command(verb: str, bundle: Path, options: object, more: Sequence[str] = ()) -> str:
-    """The command that comes next, with the flags that both verbs have and more, quoted for a shell."""
+_CASES = ("data", "images", "labels", "label_suffix", "splits")
+
+
+def next_command(verb: str, bundle: Path, options: object, more: Sequence[str] = (), *, by_folds: bool = False) -> str:
+    """The command that comes next, with the flags that both verbs have and more, quoted for a shell.
+
+    Args:
+        verb: Of the command.
+        bundle: Its --bundle.
+        options: Flags of the verb that has run.
+        more: Further words.
+        by_folds: Add --folds, which takes the cases that the folds have tested, whatever --splits says.
+    """
     words = ["monai-unet", verb, "--bundle", str(bundle)]
-    for name in ("data", "images", "labels", "label_suffix", "splits", "device"):
+    # A planned bundle holds its splits, and a bundle with folds knows their cases
+    names = () if verb == "predict" else _CASES[:-1] if by_folds or verb == "train" else _CASES
+    for name in (*names, "device"):
         value = str(getattr(options, name, None) or "")
         flag = f"--{name.replace('_', '-')}"
         if value not in ("", "auto"):
@@ -123,5 +136,6 @@ def next_command(verb: str, bundle: Path, options: object, more: Sequence[str] =
             words += [f"{flag}={value}"] if value.startswith("-") else [flag, value]
     if verb == "evaluate":
         words += ["--output", f"{bundle.resolve().name}_evaluation"]
+    words += ["--folds"] if by_folds else []
     words += more
     return "next: " + shlex.join(words + (["--tta"] if getattr(options, "tta", False) else []))

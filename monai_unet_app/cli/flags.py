@@ -193,6 +193,8 @@ class Plan(Labels, Device):
         data: images/ and labels/, an nnU-Net or Decathlon folder, DICOM with SEG or RTSTRUCT, or a CSV or JSON list
         output: the new bundle; with several configurations a folder of them
         structure: name of a label value; all values need one (default: as dataset.json names them)
+        splits: splits.json with the place of each case, or nnU-Net's splits_final.json (default: as the data tell, else by the
+            number of subjects)
         modality: what the images are, if the files do not say
         configuration: %(choices)s; 3d_low has longer voxels, so that a window sees more (default: 2d for pictures; for volumes
             3d, or 3d_low where a window would see less than a fifth). Several: a bundle for each, which train --folds ranks
@@ -204,6 +206,7 @@ class Plan(Labels, Device):
     data: Annotated[Place, Flag(names=("data",))]
     output: Place
     structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
+    splits: Place | None = None
     modality: Literal["CT", "MR"] | None = None
     configuration: list[Literal["2d", "3d", "3d_low"]] = field(default_factory=list)
     memory_limit: Annotated[Bytes, Flag(metavar="SIZE")] = 8e9
@@ -219,8 +222,8 @@ class Train(Labels, Device):
         data: folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT
         output: the trained bundle; an unfinished run in it goes on
         name: name of the new bundle in its card (default: its folder's name)
-        splits: splits.json with the cases for training, selection, calibration and test
-        folds: cross-validation: a network for each of these folds of the plan; all: then the bundle's own network too
+        splits: splits.json with the cases for training, selection, calibration and test, or nnU-Net's splits_final.json
+        folds: cross-validation: a network for each of these folds of the plan, 0 to 9; all: then the bundle's own network too
         deliver: with --folds all, the bundle's own network: all-data: trained on all but the test cases; ensemble: the mean of
             the networks of the folds (default: all-data)
         parallel: with --folds, train so many folds at the same time, each with its share of the processor (default: 1)
@@ -237,7 +240,9 @@ class Train(Labels, Device):
     output: Place
     name: Text | None = None
     splits: Place | None = None
-    folds: list[Literal["all", "0", "1", "2", "3", "4"]] = field(default_factory=list)
+    folds: Annotated[list[Literal["all", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]], Flag(metavar="FOLD")] = (
+        field(default_factory=list)
+    )
     deliver: Literal["all-data", "ensemble"] | None = None
     parallel: Annotated[FromOne | None, Flag(metavar="N")] = None
     epochs: FromOne | None = None

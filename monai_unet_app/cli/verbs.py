@@ -1,5 +1,7 @@
 """The verbs: each verb reads its flags, calls one function of the layers below and shows the result."""
 
+import shlex
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,14 +111,15 @@ def _find_to_inspect(
 def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[dict[str, Place] | None, list[str]]":
     """Where the plan that `train` would take puts each case, None without --strict; and what is wrong with that plan."""
     from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.data.cases import places_of, plan_of
+    from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
 
     if not options.strict:
         if options.splits:
             raise UsageError("--splits is of use with --strict only; give --strict, or leave it out")
         return None, []
     own = bundle_files(options.bundle).own_splits if options.bundle else None
-    told = options.splits or (own and own.is_file()) or any(case.listed and case.listed.partition for case in cases)
+    listed = any(case.listed and case.listed.partition for case in cases)
+    told = options.splits or (own and own.is_file()) or listed or nnunet_folds_of(cases)
     try:
         return places_of(plan_of(cases, options.splits, own).values()) if cases else {}, []
     except InputRefusedError as error:  # too few subjects to deal out are no fault of the data
@@ -222,8 +225,9 @@ def plan(options: flags.Plan) -> Answer:
     from dicom_io.coding import load_segments, uncoded
     from monai_unet_app.planning.plan import PlanConfig, plan_configurations
     from monai_unet_app.planning.speed import seconds_of_a_window
-    from monai_unet_app.planning.write import write_plan, write_plans
+    from monai_unet_app.planning.write import check_new, write_plan, write_plans
 
+    check_new(options.output)
     if not options.data.exists():
         raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
     said = common.set_fields(options, PlanConfig) | {"configuration": None}
@@ -241,13 +245,19 @@ def plan(options: flags.Plan) -> Answer:
     for odd in made[0].fingerprint.to_look_at():
         show.say(odd)
     shown = ("spacing_mm", "intensities", "window", "network_def", "mirror_axes", "ratios", "rotation", "epochs")
+    by_folds = len(made) > 1 or made[0].by_folds
     for bundle, own in bundles.items():
-        rows = [(name, escape(str(own.values[name] or "none")), escape(own.reasons[name])) for name in shown]
+        decided = [(name, str(own.values[name] or "none"), own.reasons[name]) for name in shown]
+        rows = [tuple(map(escape, row)) for row in (*own.overview(by_folds=by_folds), *decided)]
         show.print_table(("what", show.folded("value"), show.folded("why")), rows)
         show.line(f"wrote {bundle}")
     if problem := uncoded(load_segments(next(iter(bundles)) / "configs/segments.json")):
         show.say(problem)
-    by_folds = len(made) > 1 or made[0].by_folds
+    if made[0].values["planar"]:
+        show.say(
+            "results of pictures are PNG files and result.json; DICOM results need DICOM images, since a picture has no "
+            "millimetres and no place in a patient"
+        )
     more = ["--output", f"{options.output}_trained", *(["--folds", "all"] if by_folds else [])]
     show.line(common.next_command("train", options.output, options, more))
     answers = [{"bundle": str(path), "values": own.values, "reasons": own.reasons} for path, own in bundles.items()]
@@ -338,7 +348,8 @@ def _trained(bundle: "Bundle", options: flags.Train) -> Answer:
     if folds:
         show.line(f"folds: {', '.join(map(str, folds))}")
     answer = {"bundle": str(bundle.root), "best": best, "folds": folds}
-    if not bundle.run_record:
+    if not bundle.run_record:  # folds alone, without a network of its own
+        show.line(common.next_command("evaluate", bundle.root, options, by_folds=True))
         return answer, EXIT_DONE
     show.line(f"trained bundle: {bundle.root}")
     if (waited := waiting_share(bundle.run_record)) > MUCH_WAITING:
@@ -384,9 +395,39 @@ def evaluate(options: flags.Evaluate) -> Answer:
     show.metrics_table(evaluated.metrics)
     show.wrote(evaluated.files)
     show.problems_list(evaluated.problems)
+    for command in _after_evaluation(bundle, Path(chosen.rows[0]["image"]), options):
+        show.line(command)
     files = [str(file) for file in evaluated.files]
     answer = {"metrics": dict(evaluated.metrics), "files": files, "problems": list(evaluated.problems)}
     return answer, EXIT_REFUSED if evaluated.problems else EXIT_DONE
+
+
+def _after_evaluation(bundle: "Bundle", image: Path, options: flags.Evaluate) -> list[str]:
+    """The commands that come next: the figures into the card, if they may stand there; and a result of one of the images."""
+    from dicom_io.coding import uncoded
+    from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
+    from monai_unet_app.dicom_results import can_be_converted
+    from monai_unet_app.report.card import check_held_out, read_measured
+
+    commands = []
+    if Path(options.bundle).is_dir():
+        with suppress(InputRefusedError):
+            check_held_out(read_measured(options.output, bundle), bundle, options.output)
+            words = ["report", "--evaluation", str(options.output), "--bundle", str(bundle.root)]
+            commands.append(f"next: monai-unet {shlex.join(words)}")
+    if bundle.untrained is None:
+        is_file = has_ending(image, VOLUME_ENDINGS)
+        if has_ending(image, PICTURE_ENDINGS):
+            formats = "png"
+        elif bundle.rules.planar:  # a DICOM picture has no patient space, which an SR needs
+            formats = "seg"
+        else:
+            formats = "nifti" if is_file and not can_be_converted(bundle) else "seg,sr"
+        more = ["--input", str(image), "--output", f"{bundle.root.resolve().name}_results", "--format", formats]
+        if "seg" in formats:
+            more += ["--dicomize"] * is_file + ["--uncoded"] * bool(uncoded(bundle.segments))
+        commands.append(common.next_command("predict", bundle.root, options, more))
+    return commands
 
 
 def report(options: flags.Report) -> Answer:

@@ -24,7 +24,7 @@ from monai_unet_app.errors import InputRefusedError
 
 FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
 SHOWN = 5  # names in a message
-_NNUNET = ("imagesTr", "labelsTr")  # and the Decathlon's
+IMAGES_OF_NNUNET, LABELS_OF_NNUNET = "imagesTr", "labelsTr"  # and the Decathlon's
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def find_cases(
         InputRefusedError: There is no case, or an image has no label.
     """
     cases = find_images(images)
-    if labels is not None and images.name == _NNUNET[0] and not _all_labelled(cases, labels):
+    if labels is not None and images.name == IMAGES_OF_NNUNET and not _all_labelled(cases, labels):
         names = without_channel_number([case.id for case in cases])
         cases = [replace(case, id=names[case.id]) for case in cases if case.id in names]
     if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in cases):
@@ -348,7 +348,7 @@ def case_message(case: CaseFiles, error: Exception) -> str:
 
 def image_and_label_folders(folder: Path, labels: Path | None = None) -> tuple[Path, Path | None]:
     """The folder of the images, and the folder of the labels if they have one of their own."""
-    for images_name, labels_name in (("images", "labels"), _NNUNET):
+    for images_name, labels_name in (("images", "labels"), (IMAGES_OF_NNUNET, LABELS_OF_NNUNET)):
         if labels is None and (folder / images_name).is_dir():
             return folder / images_name, folder / labels_name
     return folder, labels

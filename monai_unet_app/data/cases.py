@@ -7,9 +7,19 @@ from typing import Literal
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset
-from monai_unet_app.data.case_files import CaseFiles, find_data, find_images, first_names
-from monai_unet_app.data.splits import Partition, SplitCase, check_subjects, deal_folds, make_split, read_splits
-from monai_unet_app.data.strict import Place
+from monai_unet_app.data.case_files import IMAGES_OF_NNUNET, CaseFiles, find_data, find_images, first_names
+from monai_unet_app.data.splits import (
+    NNUNET_FOLDS,
+    Partition,
+    SplitCase,
+    check_subjects,
+    deal_folds,
+    is_nnunet_folds,
+    make_split,
+    read_nnunet_folds,
+    read_splits,
+)
+from monai_unet_app.data.strict import FOLD, Place
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
 
@@ -57,12 +67,13 @@ def plan_of(
 ) -> dict[str, SplitCase]:
     """The entry of each case in the given `splits.json`.
 
-    With `splits` None: the partitions that a list of cases tells; else the bundle's own plan or the shipped one, if it knows
-    every case; else a new plan over `subjects_of` the cases.
+    With `splits` None: the partitions that a list of cases tells; else the bundle's own plan, if it knows every case; else the
+    folds of nnU-Net (`nnunet_folds_of`); else the shipped plan, if it knows every case; else a new plan over `subjects_of` the
+    cases.
 
     Args:
         cases: Of one data set.
-        splits: A plan that must know every case.
+        splits: A plan that must know every case, or a list of folds as nnU-Net writes it.
         own: `configs/splits.json` of a bundle, which may be absent.
 
     Raises:
@@ -79,7 +90,10 @@ def known_plan(
     """As `plan_of`, but None where no plan knows the cases."""
     if not splits and cases and all(case.listed and case.listed.partition for case in cases):
         return _listed_plan(cases)
-    for path in (Path(splits),) if splits else (Path(own or ""), shipped("examples") / "splits.json"):
+    beside = nnunet_folds_of(cases) or Path()
+    for path in (Path(splits),) if splits else (Path(own or ""), beside, shipped("examples") / "splits.json"):
+        if is_nnunet_folds(path):
+            return read_nnunet_folds(path, subjects_of(cases))
         known = read_splits(path) if path.is_file() or splits else {}
         unknown = [case.id for case in cases if case.id not in known]
         if not unknown:
@@ -90,6 +104,16 @@ def known_plan(
                 f"each case is needed; add them{' or leave --splits out' if splits else ', or give --splits'}"
             )
     return None
+
+
+def nnunet_folds_of(cases: Sequence[CaseFiles]) -> Path | None:
+    """nnU-Net's `splits_final.json` of a raw folder (imagesTr): in it, or in its folder of preprocessed data."""
+    folders = {case.image.parent for case in cases}
+    if len(folders) != 1 or (images := folders.pop()).name != IMAGES_OF_NNUNET:
+        return None
+    raw = images.absolute().parent
+    found = (raw, raw.parent.parent / "nnUNet_preprocessed" / raw.name)
+    return next((folder / NNUNET_FOLDS for folder in found if (folder / NNUNET_FOLDS).is_file()), None)
 
 
 def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:
@@ -116,7 +140,9 @@ def places_of(plan: Iterable[SplitCase], *, by_folds: bool = False) -> dict[str,
     entries = list(plan)
     folds = by_folds or all(entry.partition == "train" for entry in entries)
     return {
-        entry.id: Place(f"fold {entry.fold}" if folds and entry.partition != "test" else entry.partition, entry.subject)
+        entry.id: Place(
+            f"{FOLD}{entry.fold}" if folds and entry.partition != "test" else entry.partition, entry.subject
+        )
         for entry in entries
     }
 

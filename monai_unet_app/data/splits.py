@@ -5,7 +5,7 @@ A subject (one person, whose two hippocampi or two eyes are two cases) is never 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +16,10 @@ from monai_unet_app.errors import InputRefusedError
 
 Partition = Literal["train", "selection", "calibration", "test"]
 FOLDS = 5
+MOST_FOLDS = 10
+NNUNET_FOLDS = "splits_final.json"
+"""Of nnU-Net, in its folder of preprocessed data: a list with the cases that train and that validate, for each fold."""
+
 SHARES: Mapping[Partition, float] = {"test": 0.2, "calibration": 0.11, "selection": 0.07, "train": 0.62}
 
 
@@ -85,6 +89,11 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
         raise InputRefusedError(
             f"{path} cannot be read as a plan ({error}); a splits.json is needed; check the path"
         ) from error
+    if isinstance(document, list):
+        raise InputRefusedError(
+            f"{path} is a list of folds, as nnU-Net writes it, which plan and train take; a splits.json is needed here; leave "
+            "it out, since a trained bundle knows its cases, or give a splits.json"
+        )
     validate(document, "splits")
     cases: dict[str, SplitCase] = {}
     for name, dataset in document["datasets"].items():
@@ -98,6 +107,59 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
                 )
             cases[case.id] = case
     return cases
+
+
+def is_nnunet_folds(path: Path) -> bool:
+    """Whether the file is a list of folds, as nnU-Net writes it, and no `splits.json`."""
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), list)
+    except (OSError, ValueError):  # `read_splits` gives the reason
+        return False
+
+
+def read_nnunet_folds(path: Path, subjects: Mapping[str, str]) -> dict[str, SplitCase]:
+    """The plan of the cases by nnU-Net's folds: each trains, and is tested in the fold whose `val` names it.
+
+    Args:
+        path: A JSON list with {"train": [ids], "val": [ids]} for each fold; cases that are not at hand may be among them.
+        subjects: Case id to subject id, of the cases at hand.
+
+    Raises:
+        InputRefusedError: The file has another form or too many folds; a case is in no `val` or in several; a fold does not
+            train on all other cases; or a subject is in two folds.
+    """
+    try:
+        folds = [(frozenset(fold["train"]), frozenset(fold["val"])) for fold in json.loads(path.read_text())]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputRefusedError(
+            f'{path.name} cannot be read as a list of folds ({error}); {{"train": [cases], "val": [cases]}} for each fold is '
+            "needed; correct it, or move it away"
+        ) from error
+    if len(folds) > MOST_FOLDS:
+        raise InputRefusedError(f"{path.name} has {len(folds)} folds; {MOST_FOLDS} at most are needed; join some")
+    plan = {}
+    for case, subject in sorted(subjects.items()):
+        places = [number for number, (_, val) in enumerate(folds) if case in val]
+        trains = [number for number, (train, _) in enumerate(folds) if case in train]
+        if len(places) != 1 or sorted(places + trains) != list(range(len(folds))):
+            raise InputRefusedError(
+                f"{path.name}: {case} is in val of {_numbered(places)} and in train of {_numbered(trains)}; val of one fold, "
+                f"and train of each other of {len(folds)}, are needed; correct the file, leave the case out, or give "
+                "another plan by --splits"
+            )
+        plan[case] = SplitCase(case, subject, "train", places[0])
+    folds_of: dict[str, int] = {}
+    for entry in plan.values():
+        if (other := folds_of.setdefault(entry.subject, entry.fold)) != entry.fold:
+            raise InputRefusedError(
+                f"{path.name}: subject {entry.subject} is in fold {other} and, with case {entry.id}, in fold {entry.fold}; one "
+                "subject belongs to one fold, else its network has seen it; correct the file, or give another plan by --splits"
+            )
+    return plan
+
+
+def _numbered(folds: Sequence[int]) -> str:
+    return f"fold {', '.join(map(str, folds))}" if folds else "no fold"
 
 
 def check_subjects(cases: Iterable[SplitCase], where: str) -> None:

@@ -30,6 +30,10 @@ _LEAST_DEVIATION = {"ratio": 0.05, "nearest": 0.03}  # of logarithms
 _FAR = 2.0  # times the median
 
 
+FOLD = "fold "
+"""Begins the side of a case that a fold tests and the others train on."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a plan puts a case.
@@ -120,17 +124,26 @@ def _subjects(cases: Sequence[StrictCase]) -> list[str]:
 
 
 def _untrained(cases: Sequence[StrictCase]) -> list[str]:
-    """Classes that stand in cases of other partitions, and in none that trains."""
-    training = [case for case in cases if case.place and case.place.side == "train"]
-    learnt = {value for case in training for value in case.values}
-    seen = sorted({value for case in cases for value in case.values} - learnt)
-    if not training or not seen or len(seen) > MOST_CLASSES or max(seen) > MOST_CLASSES:
-        return []
-    holders = [case for case in cases if case.values & set(seen)]
-    return [
-        f"no case to train on has class {', '.join(map(str, seen))}, {_names(holders)} have; what is never seen cannot be "
-        "learnt; let some of them train"
-    ]
+    """Classes that stand in cases of other partitions, or of one fold, and in none that trains."""
+    sides = {case.place.side for case in cases if case.place}
+    folds = sorted(side for side in sides if side.startswith(FOLD))
+    sentences = []
+    # The sides that a network trains on, by the fold that tests it; without folds one network trains
+    for fold, trains in {fold: set(folds) - {fold} for fold in folds}.items() or [("", {"train"})]:
+        training = [case for case in cases if case.place and case.place.side in trains]
+        learnt = {value for case in training for value in case.values}
+        seen = sorted({value for case in cases for value in case.values} - learnt)
+        if not training or not seen or len(seen) > MOST_CLASSES or max(seen) > MOST_CLASSES:
+            continue
+        holders = [case for case in cases if case.values & set(seen)]
+        classes = f"class {', '.join(map(str, seen))}, {_names(holders)} {'have' if len(holders) > 1 else 'has'}"
+        sentences.append(
+            f"{fold}: no case to train on has {classes}; what is never seen cannot be learnt; add cases with it for other "
+            "folds, or leave the class out of the labels"
+            if fold
+            else f"no case to train on has {classes}; what is never seen cannot be learnt; let some of them train"
+        )
+    return sentences
 
 
 def _near_images(cases: Sequence[StrictCase]) -> list[str]:

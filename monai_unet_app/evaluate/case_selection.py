@@ -96,7 +96,12 @@ def choose_cases(
         note += "; left out: " + ", ".join(parts)
     if not rows:
         raise InputRefusedError(
-            f"{note}: no case is left to work on; give other cases, or --partition all to take them as well"
+            f"{note}: no case is left to work on; give other cases, or "
+            + (
+                "--folds, with which each case is answered by the network that has not seen it"
+                if bundle.folds
+                else "--partition all to take them as well"
+            )
         )
     return SelectedCases(rows, note, made_with)
 

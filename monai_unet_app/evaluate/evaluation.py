@@ -29,6 +29,7 @@ from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 
 from .case_selection import Networks, Row
 from .counted_case import WHOLE_GRID, CountedCase
+from .inference_cost import InferenceCost
 from .reference import evaluation_plan, read_reference, reference_segmentation
 
 
@@ -139,9 +140,20 @@ class CaseLog:
         return statement_audit.summarise_statements(self.outcomes, self.assessed, labels, self.whole_outcomes)
 
     def write(
-        self, folder: Path, data: LabelledCases, not_measured: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        data: LabelledCases,
+        not_measured: tuple[str, ...] = (),
+        inference: Mapping[str, Any] | None = None,
     ) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
-        """Writes metrics.json, cases.csv, report.html and report.pdf; gives the summary and the files."""
+        """Writes metrics.json, cases.csv, report.html and report.pdf; gives the summary and the files.
+
+        Args:
+            folder: Gets the files.
+            data: What was measured.
+            not_measured: Cases that could not be measured.
+            inference: From `InferenceCost.document`, if it was measured.
+        """
         bundle = self.bundle
         report = EvaluationReport(
             self.evaluation,
@@ -162,6 +174,7 @@ class CaseLog:
             targets=self.targets,
             statements=self._statements(),
             targets_from=self.targets_from,
+            inference=inference,
         )
         return report.summary, write_evaluation(report, folder)
 
@@ -220,6 +233,7 @@ def evaluate_cases(
     """
     log, problems, networks = CaseLog(bundle, targets, run), dict[str, str](), Networks(bundle, data.folds)
     seconds: dict[str, float] = {}
+    cost = InferenceCost()
     for row in data.rows:
         try:
             volume = read_volume(row["image"])
@@ -234,6 +248,7 @@ def evaluate_cases(
             each(row["id"], None)
             continue
         seconds[row["id"]] = sum(case.seconds.values())
+        cost.add(case)
         counted = CountedCase(row, truth, case.segmentation, bundle, case.assessment)
         for box, probabilities, uncalibrated in case.second_look():
             counted.add(box, probabilities, uncalibrated)
@@ -241,7 +256,7 @@ def evaluate_cases(
     sentences = tuple(f"{case}: {problem}" for case, problem in problems.items())
     if not log.rows:
         raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(sentences))
-    metrics, files = log.write(output, data, tuple(problems))
+    metrics, files = log.write(output, data, tuple(problems), cost.document(networks.of(log.rows[0])))
     return Evaluated(metrics, files, sentences, seconds)
 
 

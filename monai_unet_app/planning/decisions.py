@@ -17,6 +17,9 @@ Value = TypeVar("Value")
 Configuration = Literal["2d", "3d", "3d_low"]
 
 ANISOTROPIC = 3.0  # slices so many times as thick as pixels are wide
+ROTATION = 0.4
+"""Radians, at most: 23 degrees."""
+
 LOW_VOXELS = 2**19
 """Of a usual image on a coarse grid. Of abdomens a window then sees two fifths, and with 2**20 a fifth."""
 
@@ -161,16 +164,27 @@ def ratios(shares: Mapping[str, float]) -> Reasoned[list[int]]:
 
 
 def rotations(spacing_mm: Sequence[float]) -> Reasoned[list[float]]:
-    """Largest rotation about each axis in radians: none that would turn thick slices into the plane."""
+    """Largest rotation about each axis in radians: none that would turn long voxels into short ones.
+
+    A rotation about an axis mixes the two others. A voxel of length L that is turned by ROTATION reaches over L sin(ROTATION)
+    along the shorter voxels, of length S. Beyond S, which is at L / S = 2.6, a turned image is blurred over several voxels in a
+    direction in which no image of the scanner is, and the network would learn what it never sees.
+    """
+    degrees = math.degrees(ROTATION)
     if len(spacing_mm) == 2:
-        return Reasoned([0.4], "in the plane")
+        return Reasoned([ROTATION], f"in the plane, by {degrees:.0f} degrees")
     ranges = []
     for axis in range(3):
         others = [step for other, step in enumerate(spacing_mm) if other != axis]
-        ranges.append(0.4 if max(others) < ANISOTROPIC * min(others) else 0.0)
+        ranges.append(ROTATION if max(others) * math.sin(ROTATION) <= min(others) else 0.0)
+    longest, shortest = max(spacing_mm), min(spacing_mm)
+    reach = f"a voxel side of {longest:.3g} mm that is turned by {degrees:.0f} degrees reaches over "
+    reach += f"{longest * math.sin(ROTATION):.2g} mm"
     if 0.0 in ranges:
-        return Reasoned(ranges, "only within the plane: the slices are too thick to be turned into it")
-    return Reasoned(ranges, "about every axis, since the voxels are nearly as long as they are wide")
+        kept = [name for name, largest in zip("RAS", ranges, strict=True) if largest]
+        about = f"only about {' and '.join(kept)}" if kept else "about no axis"
+        return Reasoned(ranges, f"{about}: {reach}, more than the voxels of {shortest:.3g} mm")
+    return Reasoned(ranges, f"about every axis: {reach}, no more than the shortest side of {shortest:.3g} mm")
 
 
 def _names(names: Sequence[str]) -> str:

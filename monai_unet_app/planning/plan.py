@@ -1,6 +1,7 @@
 """A bundle for a folder of images and labels: measured, decided, written. Every value has its reason beside it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from monai_unet_app.data.case_files import CaseFiles, find_data
-from monai_unet_app.data.cases import places_of, plan_of
+from monai_unet_app.calibration.statement_fit import COVERAGE
+from monai_unet_app.confidence.conformal import subjects_needed
+from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
+from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
 from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.inspect import CaseFingerprint, Fingerprint, check_one_kind, inspect_cases, refuse_faults
 from monai_unet_app.data.naming import side_in
@@ -40,16 +43,16 @@ LEAST_SEEN = 0.2
 """Of a usual image, by a window."""
 
 LEAST_STEPS = 2000
-FEW_SUBJECTS = 60
-"""With fewer, four partitions leave too few in each: every case trains and is tested, in five folds."""
-
 _STEPS_SHARE = 0.75  # of the time of a training; the rest reads, varies and validates
 _VALIDATED = 4  # epochs from one validation to the next, as in train.yaml
 _MARGIN = 1.3  # of the window: what a rotated and sheared window may need
 _WINDOW_VOXELS = {2: 2**16, 3: 2**20}
 _BYTES = 0.7e9  # of a training, beside its windows
 _BYTES_A_VOXEL = 4200  # of the windows of a step, with 32 filters at the first level
-_LEAST_VOXELS = 2**10
+_BATCH = {2: 16, 3: 2}
+_LEAST_VOXELS = {2: 2**10, 3: 2**12}
+"""Of a window: with 16 voxels along an axis a network can halve twice, which is the least."""
+_FILTERS = (32, 24, 16)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class PlanConfig:
         labels: Folder of labels, if `data` holds images only.
         label_suffix: End of a label's name that its image's name lacks.
         structures: Names of the label values; None takes those of `dataset.json`.
+        splits: A plan of the cases, as in `plan_of`; None takes what a list or nnU-Net tells, or deals the subjects.
         modality: DICOM's term; None takes that of the files.
         configuration: 2d, 3d, or 3d on a coarser grid; None takes 2d for pictures and 3d for volumes.
         memory_limit: Bytes that a training may take.
@@ -71,6 +75,7 @@ class PlanConfig:
     data: Path
     labels: Path | None = None
     label_suffix: str = ""
+    splits: Path | None = None
     structures: Mapping[int, str] = field(default_factory=dict)
     modality: str | None = None
     configuration: Configuration | None = None
@@ -100,10 +105,38 @@ class BundlePlan:
     stated: Mapping[int, StatedStructure] = field(default_factory=dict)
 
     @property
+    def cases(self) -> Sequence[Mapping[str, Any]]:
+        """The entry of each case in `splits`."""
+        return [case for dataset in self.splits["datasets"].values() for case in dataset["cases"]]
+
+    @property
     def by_folds(self) -> bool:
         """Whether every case trains and is tested, in folds."""
-        cases = [case for dataset in self.splits["datasets"].values() for case in dataset["cases"]]
-        return all(case["partition"] == "train" for case in cases)
+        return all(case["partition"] == "train" for case in self.cases)
+
+    def overview(self, *, by_folds: bool) -> list[tuple[str, str, str]]:
+        """What, value and reason of the data, of their places, and of the time of all trainings.
+
+        Args:
+            by_folds: Whether a network is trained for each fold, and one more.
+        """
+        subjects, channels = {case["subject"] for case in self.cases}, self.values["channels"]
+        in_parts = Counter(case["fold" if by_folds else "partition"] for case in self.cases)
+        sizes = sorted(in_parts.values())
+        name, places = "partitions", ", ".join(f"{part} {count}" for part, count in in_parts.items())
+        trainings, seconds = 1, self.values["training_s"]
+        if by_folds:
+            name, places = "folds", f"{len(sizes)} of {sizes[0]} to {sizes[-1]} cases"
+            trainings += len(sizes)
+        each = (
+            f"{trainings} trainings of {lasting(seconds)}, one after the other: one for each fold, and one on all cases"
+        )
+        return [
+            ("cases", str(len(self.cases)), f"of {len(subjects)} subject(s)"),
+            ("channels", str(channels), self.reasons["channels"]),
+            (name, places, self.reasons["places"] if by_folds == self.by_folds else "to rank configurations"),
+            ("time", f"about {lasting(trainings * seconds)}", each if by_folds else "one training"),
+        ]
 
 
 def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = lambda case_id: None) -> BundlePlan:
@@ -133,9 +166,14 @@ def plan_configurations(
             f"--memory-limit {config.memory_limit / 1e9:.0f}GB: this machine has {machine / 1e9:.0f} GB of memory; less is "
             "needed; give a smaller limit"
         )
+    if config.memory_limit < (least := least_memory(config.networks)):
+        raise InputRefusedError(
+            f"--memory-limit {config.memory_limit / 1e6:.0f}MB: a training of {config.networks} network(s) takes "
+            f"{least / 1e6:.0f} MB at least; give --memory-limit {math.ceil(least / 1e8) * 100}MB or more"
+        )
     cases = find_data(config.data, config.labels, config.label_suffix)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
-    plan = _plan(cases)
+    plan, why = dealt(cases, config.splits)
     fingerprint = inspect_cases(cases, step=step, places=places_of(plan))
     check_one_kind(fingerprint)
     refuse_faults(fingerprint)
@@ -155,18 +193,46 @@ def plan_configurations(
         decided = _decided(measured, structures, modality, replace(config, configuration=configuration), speed)
         values = {name: reasoned.value for name, reasoned in decided.items()}
         values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases)}
-        reasons = {name: reasoned.reason for name, reasoned in decided.items()}
+        reasons = {name: reasoned.reason for name, reasoned in decided.items()} | {"places": why}
         plans.append(BundlePlan(values, reasons, structures, fingerprint, splits, stated))
     return plans
 
 
-def _plan(cases: Sequence[CaseFiles]) -> list[SplitCase]:
-    """The partition and the fold of each case."""
-    entries = list(plan_of(cases, None).values())
-    told = any(case.listed and case.listed.partition for case in cases)
-    if told or len({entry.subject for entry in entries}) >= FEW_SUBJECTS:
-        return entries
-    return [replace(entry, partition="train") for entry in entries]
+def least_memory(networks: int) -> float:
+    """Bytes that the smallest training takes: fewest filters, smallest window."""
+    return _BYTES + max(
+        voxels * _bytes_a_voxel(axes, networks, min(_FILTERS)) for axes, voxels in _LEAST_VOXELS.items()
+    )
+
+
+def _bytes_a_voxel(axes: int, networks: int, base: int) -> float:
+    """Bytes of a training for each voxel of a window."""
+    return _BATCH[axes] * networks * _BYTES_A_VOXEL * base / 32
+
+
+def dealt(cases: Sequence[CaseFiles], splits: Path | None) -> tuple[list[SplitCase], str]:
+    """The partition and the fold of each case, and why.
+
+    Partitions that nobody has told are dealt only where enough subjects calibrate for every statement of the bundle. With
+    fewer, every case trains and is tested, in folds, and all subjects count for the statements.
+    """
+    entries = list(plan_of(cases, splits).values())
+    if splits is None and any(case.listed and case.listed.partition for case in cases):
+        return entries, "as the list of cases says"
+    if told := splits or nnunet_folds_of(cases):
+        return entries, f"as {told.name} says"
+    calibrating = len({entry.subject for entry in entries if entry.partition == "calibration"})
+    needed = subjects_needed(COVERAGE)
+    if calibrating >= needed:
+        return (
+            entries,
+            f"{calibrating} subjects calibrate, and {needed} are enough for statements that hold {COVERAGE:.0%}",
+        )
+    return (
+        [replace(entry, partition="train") for entry in entries],
+        f"every case trains and is tested, since partitions would leave {calibrating} subject(s) to calibrate, and statements "
+        f"that hold {COVERAGE:.0%} of the time need {needed}",
+    )
 
 
 @dataclass(frozen=True)
@@ -217,8 +283,8 @@ def _check_configuration(cases: Sequence[CaseFingerprint], configuration: Config
 
 def _pattern(cases: Sequence[CaseFiles]) -> str:
     """Names of the images in their folder, for `monai.bundle run`."""
-    name = cases[0].image.name
-    return "*" if cases[0].image.is_dir() else f"*{name[name.index('.') :]}"
+    ends = {"" if case.image.is_dir() else case.image.name.removeprefix(case_id(case.image)) for case in cases}
+    return f"*{ends.pop()}" if len(ends) == 1 else "*"
 
 
 def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[int, str]:
@@ -314,13 +380,11 @@ def _network(
 ) -> dict[str, Reasoned[Any]]:
     """Network, window and length of the training: the widest network that sees enough windows in the time."""
     channels, outputs = decided["channels"].value, len(decided["labels"].value)
-    most = _WINDOW_VOXELS[len(image.shape)]
-    batch = 2 if len(image.shape) == 3 else 16
+    axes = len(image.shape)
+    most, batch = _WINDOW_VOXELS[axes], _BATCH[axes]
     seconds_a_voxel: dict[int, float] = {}
-    for voxels, base in product((most, most / 2, most / 4), (32, 24, 16)):
-        room = max(
-            _LEAST_VOXELS, (config.memory_limit - _BYTES) / (batch * config.networks * _BYTES_A_VOXEL * base / 32)
-        )
+    for voxels, base in product((most, most / 2, most / 4), _FILTERS):
+        room = max(_LEAST_VOXELS[axes], (config.memory_limit - _BYTES) / _bytes_a_voxel(axes, config.networks, base))
         network = plan_network(image.shape, image.steps, min(voxels, room), base)
         if base not in seconds_a_voxel:
             seconds_a_voxel[base] = speed(network, channels, outputs) / network.voxels
@@ -328,6 +392,14 @@ def _network(
         steps = int(_STEPS_SHARE * config.time_s / seconds)
         if steps >= LEAST_STEPS:
             break
+    if len(network.strides) < 3:
+        raise InputRefusedError(
+            f"a usual image has {' x '.join(map(str, image.shape))} voxels on the grid of the network; 16 along an axis are "
+            "needed, so that it can be halved twice; give larger images, or another --configuration"
+        )
+    chosen = _why_this_size(steps, base, voxels, config)
+    if room < min(voxels, math.prod(image.shape)):
+        chosen += f". The memory that a training may take lets a window have {room:.0f} voxels"
     train_cases = max(1, round(0.8 * cases))
     per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
     epochs = steps * batch // (per_case * train_cases)
@@ -339,6 +411,7 @@ def _network(
     if slice_axis is not None:
         margin.insert(slice_axis, 1)
     part = math.prod(network.window) / math.prod(image.shape)
+    lasts = steps * seconds / _STEPS_SHARE
     return {
         "window": Reasoned(
             list(network.window),
@@ -346,8 +419,8 @@ def _network(
         ),
         "network_def": Reasoned(
             f"{len(network.strides)} levels of {_to(network.filters)} filters",
-            f"an axis is halved while {LEAST_EDGE} voxels or more are left of the window and its voxels are the shortest. The "
-            f"number of filters and the window are the largest with which {LEAST_STEPS} steps fit into the time",
+            f"an axis is halved while {LEAST_EDGE} voxels or more are left of the window and its voxels are the shortest. "
+            + chosen,
         ),
         "networks": Reasoned(config.networks, ""),
         "network_ids": Reasoned(names, ""),
@@ -362,15 +435,38 @@ def _network(
         "windows_per_case": Reasoned(per_case, ""),
         "epochs": Reasoned(
             epochs,
-            f"{steps} steps of {batch} windows, {seconds:.2f} s each as measured here; with reading, varying and validation, "
-            f"which take {1 - _STEPS_SHARE:.0%}, about {steps * seconds / _STEPS_SHARE / 60:.0f} minutes",
+            f"{steps} steps of {batch} windows, {seconds:.2g} s each as measured here; with reading, varying and validation, "
+            f"which take {1 - _STEPS_SHARE:.0%}, about {lasting(lasts)}"
+            + ("; every case is seen twice, whatever --time says" if epochs == 2 and lasts > config.time_s else ""),
         ),
+        "training_s": Reasoned(round(lasts, 1), "of one training, without its start"),
         "margin": Reasoned(margin, ""),
         "scaling": Reasoned([0.25] * len(image.shape), ""),
         "shearing": Reasoned([0.15] * len(image.shape), ""),
         "learning_rate": Reasoned(0.002, ""),
         "weight_decay": Reasoned(0.05, ""),
     }
+
+
+def _why_this_size(steps: int, base: int, voxels: float, config: PlanConfig) -> str:
+    """Why a network has so many filters, and a window at most so many voxels, when so many steps fit into the time."""
+    if steps < LEAST_STEPS:
+        return (
+            f"Even with {base} filters at the first level and a window of {voxels:.0f} voxels at most, the fewest of a plan, "
+            f"only {steps} steps fit into {lasting(config.time_s)}, where {LEAST_STEPS} are wanted"
+        )
+    if base == max(_FILTERS):
+        return (
+            f"{base} filters at the first level are the most of a plan; {LEAST_STEPS} steps or more fit into the time"
+        )
+    return f"The number of filters and the window are the largest with which {LEAST_STEPS} steps fit into the time"
+
+
+def lasting(seconds: float) -> str:
+    """A duration in words: "40 s", "12 minutes", "2.5 hours"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _to(numbers: Sequence[int]) -> str:

@@ -42,11 +42,16 @@ def write_plans(plans: Mapping[str, BundlePlan], output: Path) -> None:
             _write_bundle(plan, partial / name, f"{output.name}_{name}")
 
 
+def check_new(output: Path) -> None:
+    """Raises UsageError if there is a file at this place, or a folder that holds something."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} exists and is not empty; a plan replaces nothing; choose another folder")
+
+
 @contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
     """A new folder with a temporary name, which is `output` when the block has ended well."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not empty; a plan replaces nothing; choose another folder")
+    check_new(output)
     partial = output.with_name(f".part-{output.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -24,6 +24,7 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.report.stored_evaluation import StoredEvaluation, read_evaluation
 
+from .sections import inference_facts
 from .words import between, number, percent, plural
 
 CARD, METADATA = "docs/README.md", "configs/metadata.json"
@@ -117,6 +118,8 @@ def _figures(document: Mapping[str, Any]) -> dict[str, Any]:
         "bundle_sha256": document["bundle"]["sha256"],
     }
     figures |= {key: _score(document[key]) for key in _SCORES if key in document} | _calibration(document)
+    if inference := document.get("inference"):
+        figures["inference"] = inference
     if statements := _statements(document.get("statements", {})):
         figures["statements"] = statements
     return figures
@@ -283,6 +286,7 @@ def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:
         between=between,
         percent=percent,
         plural=plural,
+        inference=inference_facts(figures.get("inference") or figures.get(OUT_OF_FOLD, {}).get("inference")),
     )
     return rendered.split("\n")
 

@@ -163,6 +163,7 @@ class EvaluationReport:
         how: Seed, resamples and level of the intervals.
         statements: Which of the bundle's statements about its results came true, as `summarise_statements` counts them; None
             without statements.
+        inference: Size, time and seams of the network, as `InferenceCost.document` gives them; None if not measured.
         created: Time of the report, UTC.
 
     Raises:
@@ -177,6 +178,7 @@ class EvaluationReport:
     targets_from: str = ""
     how: Bootstrap = field(default_factory=Bootstrap)
     statements: Mapping[str, Any] | None = None
+    inference: Mapping[str, Any] | None = None
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:

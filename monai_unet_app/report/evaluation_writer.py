@@ -88,6 +88,8 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
     }
     if report.statements is not None:
         document["statements"] = dict(report.statements)
+    if report.inference is not None:
+        document["inference"] = dict(report.inference)
     if report.targets:
         document["targets"] = [_target_entry(target, report.summary) for target in report.targets]
     return document

@@ -404,6 +404,7 @@ def _provenance(report: EvaluationReport) -> Sequence[Block]:
         "Settings": " ".join(flag for flag, given in (("--tta", on.tta), ("--elsewhere", on.elsewhere)) if given)
         or "plain",
         "Cases": f"{len(report.cases)} of {plural(report.subjects, 'subject')}",
+        **inference_facts(report.inference),
         "Intervals": f"{percent(how.level)}, {how.resamples} resamples, seed {how.seed}",
         "Made": f"{report.created:%Y-%m-%d %H:%M} UTC",
     }
@@ -413,6 +414,24 @@ def _provenance(report: EvaluationReport) -> Sequence[Block]:
         Heading("Definitions"),
         Facts(score_definitions(report.plan)),
     ]
+
+
+def inference_facts(inference: Mapping[str, Any] | None) -> dict[str, str]:
+    """Size, time and seams of the network in words; empty where they were not measured."""
+    if inference is None:
+        return {}
+    litre, seams = inference["seconds_per_litre"], inference["seam_difference"]
+    time = f"{inference['seconds_per_image']:.3g} s an image" + (
+        f", {litre:.3g} s a litre" if litre is not None else ""
+    )
+    facts = {
+        "Network": f"{inference['parameters'] / 1e6:.3g} million parameters, {inference['weights_mb']:.3g} MB",
+        "Time": f"{time} (medians, on {inference['device']})",
+    }
+    if seams is not None:
+        found = f"{seams['mean']:.2g} of probability, at {plural(seams['places'], 'place')}" if seams["places"] else ""
+        facts["Difference at the seams of windows"] = found or "none: no seam lies in a structure"
+    return facts
 
 
 def _in_brackets(interval: Sequence[float] | None, digits: int) -> str:

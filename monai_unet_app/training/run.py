@@ -15,7 +15,7 @@ from monai_unet_app.bundle_folder import NEEDED_FILES
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.inspect import Fingerprint, check_cases
-from monai_unet_app.data.splits import FOLDS, Partition
+from monai_unet_app.data.splits import MOST_FOLDS, Partition
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.training.checkpoints import forget_figures
@@ -147,7 +147,7 @@ def check_folds(
         )
     template.check_network()
     planned = _planned(template, run)
-    wanted = folds or [fold for fold in range(FOLDS) if planned.rows(fold)["test"]]
+    wanted = folds or [fold for fold in range(MOST_FOLDS) if planned.rows(fold)["test"]]
     if deliver == "ensemble":
         ensemble_texts(template.root, len(wanted))
     _check_output(template, run.output)
@@ -199,10 +199,10 @@ def _check(
 ) -> Fingerprint:
     """Checks the plan of the cases, then every image and label."""
     cases = planned.rows(run.fold)
+    _check_rows(run, cases)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
     if run.fold is None and (few := few_to_calibrate({row["subject"] for row in cases["calibration"]})):
         say(few)
-    _check_rows(run, cases)
     everything = [row for rows in cases.values() for row in rows]
     say(f"reading and checking {len(everything)} case(s)")
     with watch("checking", len(everything)) as step:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import EXAMPLES, REPOSITORY
 
+from monai_unet_app.data.case_files import CaseFiles
+from monai_unet_app.data.cases import plan_of
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.data.splits import SHARES, SplitCase, make_split, read_splits
+from monai_unet_app.data.splits import SHARES, SplitCase, make_split, read_nnunet_folds, read_splits
 from monai_unet_app.errors import InputRefusedError
 
 COMMITTED = REPOSITORY / "examples" / "splits.json"
@@ -151,3 +153,58 @@ def test_a_plan_that_is_absent_or_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"schema_version": ')
     with pytest.raises(InputRefusedError, match=r"broken\.json"):
         read_splits(tmp_path / "broken.json")
+
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+def raw_folder(root: Path) -> list[CaseFiles]:
+    """Five cases of nnU-Net's raw folder Dataset001_X; their files are not looked at."""
+    images = root / "nnUNet_raw/Dataset001_X/imagesTr"
+    images.mkdir(parents=True)
+    return [CaseFiles(name, images / f"{name}_0000.nii.gz") for name in NAMES]
+
+
+def nnunet_folds(*vals: str) -> list[dict[str, list[str]]]:
+    """nnU-Net's folds: each validates the cases whose letters it has, and trains on all others."""
+    return [{"train": [name for name in NAMES if name not in val], "val": list(val)} for val in vals]
+
+
+@pytest.mark.parametrize("place", ["nnUNet_raw", "nnUNet_preprocessed", "elsewhere"])
+def test_the_folds_of_nnunet_are_found_beside_its_data_or_given(tmp_path: Path, place: str) -> None:
+    cases = raw_folder(tmp_path)
+    file = tmp_path / place / "Dataset001_X/splits_final.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(nnunet_folds("be", "a", "cd")))
+    plan = plan_of(cases, file if place == "elsewhere" else None)
+    assert {name: entry.fold for name, entry in plan.items()} == {"a": 1, "b": 0, "c": 2, "d": 2, "e": 0}
+    assert {entry.partition for entry in plan.values()} == {"train"}
+
+
+BAD_FOLDS = {
+    "no val": (nnunet_folds("be", "a", "c"), "d is in val of no fold and in train of fold 0, 1, 2"),
+    "several vals": (nnunet_folds("be", "ab", "cd"), "b is in val of fold 0, 1 and in train of fold 2"),
+    "trained and validated": (
+        [{"train": ["a", "b", "c"], "val": ["a", "d", "e"]}, {"train": ["d", "e"], "val": ["b", "c"]}],
+        "a is in val of fold 0 and in train of fold 0",
+    ),
+    "another form": ([{"train": ["a"]}], "cannot be read as a list of folds"),
+    "many folds": (nnunet_folds(*"abcde", *[""] * 6), "has 11 folds; 10 at most"),
+}
+
+
+@pytest.mark.parametrize(("folds", "words"), BAD_FOLDS.values(), ids=BAD_FOLDS)
+def test_folds_of_nnunet_that_cannot_be_ours_are_refused_by_name(
+    tmp_path: Path, folds: list[dict[str, list[str]]], words: str
+) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(InputRefusedError, match=re.escape(words)):
+        plan_of(raw_folder(tmp_path), tmp_path / "splits_final.json")
+
+
+def test_a_subject_in_two_folds_of_nnunet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps(nnunet_folds("ab", "c", "de")))
+    together = {"a": "p1", "b": "p1", "c": "p2", "d": "p3", "e": "p3"}
+    assert read_nnunet_folds(tmp_path / "splits_final.json", together)["e"].subject == "p3"
+    with pytest.raises(InputRefusedError, match="subject p1 is in fold 0 and, with case c, in fold 1"):
+        read_nnunet_folds(tmp_path / "splits_final.json", together | {"c": "p1"})

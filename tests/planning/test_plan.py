@@ -19,13 +19,14 @@ from shell import Run, shell
 from small_data import FEW, drawn_eyes, few_examples, numbered_discs, tilted_volumes
 
 from monai_unet_app.bundle import load_bundle
+from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.planning.decisions import LOW_VOXELS
+from monai_unet_app.planning.decisions import LOW_VOXELS, rotations
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import BundlePlan, PlanConfig, plan_bundle
+from monai_unet_app.planning.plan import BundlePlan, PlanConfig, _pattern, dealt, plan_bundle
 from monai_unet_app.planning.write import write_plan
 
 NAMES = {2: "liver", 5: "left kidney"}
@@ -90,8 +91,83 @@ def test_time_and_memory_decide_how_large_and_how_long(volumes: Path) -> None:
         voxels = np.prod(values["window"])
         assert plan.reasons["epochs"].startswith(f"{steps:.0f} steps of 2 windows")
         assert steps * voxels * values["batch_size"] * values["filters"][0] / 16e6 <= 0.8 * seconds
-    tight = planned(volumes, memory_limit=1e7).values
+    tight = planned(volumes, memory_limit=0.75e9).values
     assert np.prod(tight["window"]) < np.prod(much["window"])
+
+
+def test_the_size_of_a_network_has_a_reason_that_is_true(volumes: Path) -> None:
+    # 2000 steps of two windows of 32 x 28 x 14 voxels with 32, 24 and 16 filters take 100, 75 and 50 s; the rest is a quarter
+    told = {seconds: planned(volumes, time_s=seconds).reasons["network_def"] for seconds in (200.0, 70.0, 3600.0)}
+    assert "32 filters at the first level are the most of a plan; 2000 steps or more fit into the time" in told[200.0]
+    assert told[200.0] == told[3600.0]
+    assert "The number of filters and the window are the largest with which 2000 steps fit" in told[70.0]
+    little = planned(volumes, time_s=1.0).reasons
+    # 0.75 s of 25,088 voxels a step at a million a second
+    assert "only 29 steps fit into 1 s, where 2000 are wanted" in little["network_def"]
+    tight = planned(volumes, memory_limit=0.75e9, time_s=200.0).reasons["network_def"]
+    # 50 MB for two windows at 4200 bytes a voxel
+    assert "The memory that a training may take lets a window have 5952 voxels" in tight
+
+
+@pytest.mark.parametrize(
+    ("spacing", "largest"),
+    [
+        ((2.64, 2.64, 7.7), [0, 0, 1]),  # 7.7 sin 0.4 is 3.0
+        ((1.0, 1.0, 2.5), [1, 1, 1]),  # 2.5 sin 0.4 is 0.97
+        ((1.0, 1.0, 2.6), [0, 0, 1]),  # 2.6 sin 0.4 is 1.01
+        ((4.0, 0.9, 1.0), [1, 0, 0]),
+        ((1.0, 3.0, 9.0), [0, 0, 0]),
+    ],
+)
+def test_a_rotation_turns_no_voxel_beyond_the_shortest_of_its_plane(
+    spacing: tuple[float, ...], largest: list[int]
+) -> None:
+    made = rotations(spacing)
+    assert made.value == [0.4 * one for one in largest]
+    assert ("about every axis" in made.reason) == all(largest)
+
+
+@pytest.mark.parametrize(("subjects", "by_folds"), [(64, True), (77, True), (78, False)])
+def test_partitions_are_dealt_only_where_enough_subjects_calibrate(
+    tmp_path: Path, subjects: int, by_folds: bool
+) -> None:
+    plan, why = dealt([CaseFiles(f"c{n}", tmp_path / f"c{n}.nii.gz") for n in range(subjects)], None)
+    assert all(entry.partition == "train" for entry in plan) == by_folds
+    # 9 subjects are needed to state anything of 90 % of new ones: n / (n + 1) >= 0.9
+    assert ("9 are enough" if not by_folds else "of the time need 9") in why
+    assert by_folds or sum(entry.partition == "calibration" for entry in plan) >= 9
+
+
+def test_a_class_that_one_fold_alone_has_is_refused(volumes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(volumes, tmp_path / "data"))
+    for file in sorted(data.glob("labelsTr/*"))[1:]:
+        image = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) % 5, image.affine), file)
+    fold = next(case["fold"] for case in planned(volumes).cases if case["id"] == "case0")
+    with pytest.raises(InputRefusedError, match=rf"fold {fold}: no case to train on has class 5, case0 has"):
+        planned(data)
+
+
+def test_volumes_too_small_for_a_network_are_refused(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for number in range(5):
+        image = np.random.default_rng(number).normal(size=(12, 11, 10)).astype(np.float32)
+        for kind, array in (("images", image), ("labels", (image > 1).astype(np.uint8))):
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1.1, 1.2, 1])), tmp_path / kind / f"{number}.nii.gz")
+    with pytest.raises(
+        InputRefusedError, match="12 x 11 x 10 voxels on the grid of the network; 16 along an axis are needed"
+    ):
+        planned(tmp_path)
+
+
+def test_files_of_several_or_no_endings_are_all_found_by_the_pattern(tmp_path: Path) -> None:
+    def found(*names: str) -> str:
+        return _pattern([CaseFiles(name, tmp_path / name) for name in names])
+
+    assert found("p.01.nii.gz", "p.02.nii.gz") == "*.nii.gz"
+    assert found("a.nii.gz", "b.nii") == "*"
+    assert found("IM0001", "IM0002") == "*"  # DICOM without an ending
 
 
 def test_ct_numbers_are_cut_where_the_structures_are(volumes: Path) -> None:
@@ -193,7 +269,10 @@ def test_the_verb_shows_reasons_and_the_next_command(volumes: Path, tmp_path: Pa
     assert answer.code == 0, answer.err
     assert "the median of 5 images" in " ".join(answer.out.split())
     assert re.search(r"monai-unet train --bundle \S*made --data \S*volumes", answer.out.replace("\n", ""))
-    again = run("plan", volumes, "--output", out, *said)
+    words = " ".join(answer.out.replace("│", " ").split())
+    assert re.search(r"cases +5 +of 5 subject\(s\) +channels +1 +of every image +folds +5 of 1 to 1 cases", words)
+    assert "6 trainings of" in words
+    again = run("plan", tmp_path / "nowhere", "--output", out, *said)  # the output comes first, before anything is read
     assert again.code == 2
     assert "a plan replaces nothing" in again.err
 
@@ -251,6 +330,10 @@ def flatten_a_voxel(data: Path) -> list[str]:
     return []
 
 
+def want_too_little_memory(data: Path) -> list[str]:
+    return ["--memory-limit", "500MB"]
+
+
 def want_more_memory_than_there_is(data: Path) -> list[str]:
     return ["--memory-limit", "900000GB"]
 
@@ -270,6 +353,7 @@ def drop_a_label(data: Path) -> list[str]:
         (give_one_two_channels, "the images have channels 1, 2"),
         (flatten_a_voxel, "case1"),
         (want_more_memory_than_there_is, "of memory"),
+        (want_too_little_memory, "give --memory-limit 800MB or more"),
         (drop_a_label, "case3"),
     ],
 )

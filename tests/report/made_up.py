@@ -14,6 +14,14 @@ from monai_unet_app.report.evaluation_report import CasePicture, EvaluationRepor
 
 ON = MeasuredOn("lobes_mri_unet3d", "1.2.0", "ab" * 32, "Phantoms", "cd" * 32, "test")
 SPACING = (1.0, 1.5, 3.0)
+INFERENCE: dict[str, Any] = {
+    "parameters": 1_234_567,
+    "weights_mb": 2.51,
+    "device": "cpu",
+    "seconds_per_image": 0.84,
+    "seconds_per_litre": 31.4,
+    "seam_difference": {"mean": 0.0123, "voxels": 4321, "places": 7},
+}
 STATEMENTS: dict[str, Any] = {
     "not_stated": {"shift": "the bundle names no feature_layer"},
     "sizes": {

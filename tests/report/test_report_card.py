@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import BUNDLES, REPOSITORY
-from made_up import STATEMENTS, boxes, case_of, report_of
+from made_up import INFERENCE, STATEMENTS, boxes, case_of, report_of
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, CONFIDENCE, bundle_files
@@ -184,7 +184,7 @@ def test_a_case_that_its_fold_has_seen_is_refused(bundle: Path, tmp_path: Path, 
 
 def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing_else(bundle, tmp_path, run):
     before, sha256 = contents(bundle), bundle_files(bundle).sha256
-    evaluation = evaluation_of(bundle, tmp_path / "out", statements=STATEMENTS)
+    evaluation = evaluation_of(bundle, tmp_path / "out", statements=STATEMENTS, inference=INFERENCE)
     code, said, _ = run("report", "--evaluation", evaluation, "--bundle", bundle)
     assert code == 0
     assert max(map(len, said.splitlines()[:-2])) <= 80
@@ -199,6 +199,7 @@ def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing
     assert (figures["cases"], figures["subjects"], figures["partition"]) == (2, 2, "2 of 2 case(s)")
     assert figures["dice"]["per_class"] == {"anterior": 0.875, "posterior": 0.875}
     assert figures["iou"]["mean"] == 0.8
+    assert figures["inference"] == INFERENCE
     assert figures["bundle_sha256"] == sha256
     assert figures["training"] == old["eval_metrics"]["training"]
     metrics = json.loads((evaluation / "metrics.json").read_text())
@@ -210,6 +211,10 @@ def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing
     card, there = (files["docs/README.md"].decode() for files in (after, before))
     assert CARD_FIGURES.sub("", card) == CARD_FIGURES.sub("", there)
     assert "| Dice | 0.875 | none | anterior 0.875, posterior 0.875 |" in card
+    assert (
+        "Network: 1.23 million parameters, 2.51 MB; Time: 0.84 s an image, 31.4 s a litre (medians, on cpu); " in card
+    )
+    assert "Difference at the seams of windows: 0.012 of probability, at 7 places." in card
     assert f"| whole image | – | {figures['ece_whole']['calibrated']:.4f} |" in card
     ends = "{ece:.4f} | {ace:.4f} |".format(**figures["ece_whole"]["per_class"]["posterior"])
     assert f"| posterior, whole image | {ends}" in card

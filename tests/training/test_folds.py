@@ -16,9 +16,16 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_series
+from pydicom.sr.codedict import codes
 from shell import Run, shell
 from small_data import calibration_of, tilted_volumes
 
+from dicom_io.coding import Segment
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.read import read_series
+from dicom_io.rtstruct import write_rtstruct
+from dicom_io.seg import write_seg
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.errors import BundleError, InputRefusedError
@@ -217,8 +224,12 @@ def cases_of(table: Path) -> set[str]:
 
 
 def test_a_plan_of_folds_has_no_single_training(volumes: Path, template: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputRefusedError, match="no case to select"):
-        train_bundle(load_bundle(template), TrainConfig(volumes, tmp_path / "out", overrides=QUICK))
+    path = Path(shutil.copytree(template, tmp_path / "folds_alone")) / "configs/splits.json"
+    path.write_text(path.read_text().replace('"test"', '"train"'))
+    said: list[str] = []
+    with pytest.raises(InputRefusedError, match="it deals all cases to folds; give --folds all"):
+        train_bundle(load_bundle(path.parents[1]), TrainConfig(volumes, tmp_path / "out", overrides=QUICK), said.append)
+    assert said == []  # nothing of subjects to calibrate
     assert not (tmp_path / "out").exists()
 
 
@@ -228,9 +239,32 @@ def test_a_structure_that_no_case_of_a_fold_trains_is_refused(template: Path, tm
         file = volumes / f"labelsTr/case{number}.nii.gz"
         image = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) % 5, image.affine), file)
-    with pytest.raises(InputRefusedError, match=r"fold \d: no case to train on has Spleen; "):
+    with pytest.raises(InputRefusedError, match=r"fold \d: no case to train on has class 2, case0 has; "):
         train_folds(load_bundle(template), TrainConfig(volumes, tmp_path / "out", overrides=QUICK))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_structure_set_trains_as_a_seg_of_the_same_labels_does(tmp_path: Path) -> None:
+    shape = (24, 20, 12)
+    segments = tuple(Segment(n, name, codes.SCT.Organ, codes.SCT.Liver) for n, name in ((1, "Liver"), (2, "Tumour")))
+    result = ResultInfo(segments, "drawn by hand", "1", "0" * 64)
+    trained = {}
+    for kind, write in (("seg", write_seg), ("rtstruct", write_rtstruct)):
+        data = tmp_path / kind
+        for number in range(5):
+            case, header = data / f"case{number}", {"PatientID": f"P{number}"}
+            image = lopsided_array(shape) + 3 * number * lopsided_labels(shape)
+            write_mr_series(case / "mr", image, oblique_affine(), header=header)
+            source = read_series(case / "mr")
+            write(source.with_array(lopsided_labels(shape)), source, case / "labels.dcm", result)
+        said = PlanConfig(data, structures={1: "liver", 2: "tumour"}, time_s=0.1)
+        write_plan(
+            plan_bundle(said, lambda network, channels, outputs: 1e-6 * network.voxels), tmp_path / f"{kind}_plan"
+        )
+        run = TrainConfig(data, tmp_path / f"{kind}_trained", overrides={**QUICK, "epochs": 1})
+        bundle = train_folds(load_bundle(tmp_path / f"{kind}_plan"), run, [0], deliver=None)
+        trained[kind] = torch.load(bundle.of_fold(0).weights, weights_only=True)
+    assert all(torch.equal(values, trained["seg"][name]) for name, values in trained["rtstruct"].items())
 
 
 def test_a_template_that_would_overwrite_the_folds_is_refused(volumes: Path, template: Path, tmp_path: Path) -> None:
