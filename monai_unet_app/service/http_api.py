@@ -116,12 +116,13 @@ def make_app(node: "Node", config: HttpConfig) -> FastAPI:
 
 
 def _add_health(app: FastAPI, node: "Node") -> None:
+    # Both in the event loop: the threads for other routes may all be at work at uploads.
     @app.get("/health", summary="The process is alive")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.get("/ready", summary="Everything that a study needs works; else 503 and the parts that fail")
-    def ready() -> Response:
+    async def ready() -> Response:
         failing = node.health.failing()
         return JSONResponse({"ready": False, "failing": failing}, 503) if failing else JSONResponse({"ready": True})
 

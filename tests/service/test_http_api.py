@@ -226,6 +226,24 @@ def test_a_form_that_is_too_large_is_refused_while_it_comes(site: Site) -> None:
         assert sender.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_small_image_that_claims_more_voxels_than_it_can_hold_is_refused_at_the_door(site: Site) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    for shape, reason in {
+        (30000, 30000, 3000): "2700000000000 in all; at most 1073741824 fit",
+        (1000, 1000, 1000): "2000000000 bytes, and holds",
+    }.items():
+        header.set_data_shape(shape)
+        content = header.binaryblock + bytes(1004)
+        for upload in (content, gzip.compress(content)):
+            answer = site.ask("POST", "/studies?rule=any", "submit", data=upload)
+            assert (answer.status_code, reason in answer.json()["detail"]) == (422, True)
+    answer = site.ask("POST", "/studies?rule=any", "submit", data=gzip.compress(b"no image"))
+    assert (answer.status_code, "the image cannot be read as NIfTI" in answer.json()["detail"]) == (422, True)
+    assert site.node.queue.counts()["studies"] == {}
+
+
 def test_an_upload_that_stops_is_not_waited_for_without_end(site: Site) -> None:
     config = HttpConfig(site.node.folder.parent / "tokens", port=0, most_upload_s=0.5)
     token = site.tokens["submit"]
