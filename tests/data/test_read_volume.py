@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import struct
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from false_claims import claiming, png_claiming
 from monai.transforms import LoadImaged
 from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_series
 from PIL import Image
@@ -143,49 +141,6 @@ def words(path: Path, text: str) -> Path:
 def dicom_cut(folder: Path) -> Path:
     cut(write_mr_series(folder, lopsided_array(), oblique_affine())[3], 0.95)
     return folder
-
-
-def claiming(path: Path, shape: tuple[int, ...], held: int = 1000) -> Path:
-    """A NIfTI, NRRD or MetaImage file whose header claims int16 voxels of this shape, before so many bytes of 0."""
-    by = " ".join(map(str, shape))
-    if path.name.startswith("a.nii"):
-        header = nibabel.Nifti1Header()
-        header.set_data_dtype(np.int16)
-        header.set_data_shape(shape)
-        header.set_sform(np.eye(4), 1)
-        header["magic"], header["vox_offset"] = b"n+1", 352
-        content = header.binaryblock + bytes(4 + held)
-        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-        return path
-    is_packed, beside = "packed" in path.name, path.with_suffix(".raw")
-    voxels = (gzip.compress if path.suffix == ".nrrd" else zlib.compress)(bytes(held)) if is_packed else bytes(held)
-    if path.suffix in (".nhdr", ".mhd"):
-        beside.write_bytes(voxels)
-    header_text = {
-        ".nrrd": f"NRRD0004\ntype: short\ndimension: 3\nsizes: {by}\nspace: left-posterior-superior\n"
-        "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nkinds: domain domain domain\nendian: little\n"
-        f"encoding: {'gzip' if is_packed else 'raw'}\n",
-        ".mha": f"ObjectType = Image\nNDims = 3\nBinaryData = True\nCompressedData = {is_packed}\n"
-        f"CompressedDataSize = {len(voxels)}\nDimSize = {by}\n"
-        "ElementSpacing = 1 1 1\nElementType = MET_SHORT\nElementDataFile = ",
-    }
-    kind, data_file = (".nrrd", "data file: ") if path.suffix in (".nrrd", ".nhdr") else (".mha", "")
-    if path.suffix in (".nhdr", ".mhd"):
-        path.write_text(f"{header_text[kind]}{data_file}{beside.name}\n")
-    else:
-        end = "\n" if kind == ".nrrd" else "LOCAL\n"
-        path.write_bytes(f"{header_text[kind]}{end}".encode() + voxels)
-    return path
-
-
-def png_claiming(path: Path, width: int, height: int) -> Path:
-    """A PNG of 8-bit grey pixels with a whole header and no pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = (
-        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, b"IDAT")
-    )
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-    return path
 
 
 HUGE, LARGE = (30000, 30000, 3000), (1000, 1000, 1000)
