@@ -1,8 +1,12 @@
 """NRRD and MetaImage in and out, through SimpleITK; their world is LPS already."""
 
 import errno
+import math
+import os
+import re
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import SimpleITK
@@ -10,10 +14,21 @@ from numpy.typing import NDArray
 
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.files import replace_when_whole
+from dicom_io.reading.claims import check_claim
 from dicom_io.volume import Provenance, Volume
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _SHEAR_TOLERANCE = 1e-4
+_HEADER_BYTES = 1 << 16  # in which the lines below stand
+_PIECE_BYTES = 1 << 22  # that are unpacked at a time
+_ZLIB_OR_GZIP = 47  # zlib takes either, as MetaIO does
+_PACKED = re.compile(rb"^CompressedData\s*=\s*T", re.MULTILINE | re.IGNORECASE)
+_PACKED_LENGTH = re.compile(rb"^CompressedDataSize\s*=\s*(\d+)", re.MULTILINE | re.IGNORECASE)
+_DATA_FILE = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
+# Packed voxels, or voxels written as text, may take fewer bytes than in memory
+_UNLIKE_MEMORY = re.compile(
+    rb"^(?:encoding:(?!\s*raw)|CompressedData\s*=\s*T|BinaryData\s*=\s*F)", re.MULTILINE | re.IGNORECASE
+)
 
 
 def read_itk(path: Path) -> Volume:
@@ -31,15 +46,13 @@ def read_itk(path: Path) -> Volume:
     # Named by the ending: otherwise ITK tries all of its readers.
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
     try:
+        reader.ReadImageInformation()
+        _check_header(reader, path)
         image = reader.Execute()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise UnreadableFileError(
             f"{path.name} cannot be read as NRRD or MetaImage ({_last_line(error)}); a whole file is needed; copy it again"
         ) from error
-    if image.GetDimension() != 3:
-        raise UnreadableFileError(
-            f"{path.name} has {image.GetDimension()} dimensions; a 3D volume is needed; save each volume as a file of its own"
-        )
     array = SimpleITK.GetArrayFromImage(image)
     # ITK's direction holds unit vectors in its columns, so the spacing scales the columns.
     affine_lps = np.eye(4)
@@ -51,6 +64,53 @@ def read_itk(path: Path) -> Volume:
         raise UnreadableFileError(
             f"{path.name} does not say where its voxels lie ({error}); an invertible affine is needed; export it again"
         ) from error
+
+
+def _check_header(reader: SimpleITK.ImageFileReader, path: Path) -> None:
+    """Raises UnreadableFileError for another dimension than 3, and for more voxels than the file can hold."""
+    if reader.GetDimension() != 3:
+        raise UnreadableFileError(
+            f"{path.name} has {reader.GetDimension()} dimensions; a 3D volume is needed; save each volume as a file of its own"
+        )
+    value_bytes = SimpleITK.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    components = reader.GetNumberOfComponents()
+    shape = (*reader.GetSize(), *([components] if components > 1 else []))
+    with path.open("rb") as stream:
+        header = stream.read(_HEADER_BYTES)
+    is_meta = path.suffix.lower() in (".mha", ".mhd")
+    if not is_meta:
+        header = re.split(rb"\r?\n\r?\n", header, maxsplit=1)[0]
+    named, file, begin = _DATA_FILE.search(header), path, 0
+    if named is not None and named[1].upper() == b"LOCAL":
+        begin = header.find(b"\n", named.end(1)) + 1
+        header = header[:begin]
+    elif named is not None:
+        file = path.parent / os.fsdecode(named[1])
+    # A list of files, or a pattern of their names: ITK says which of them is too short
+    held = file.stat().st_size - begin if file.is_file() else math.inf
+    check_claim(path.name, shape, value_bytes, held, is_packed=_UNLIKE_MEMORY.search(header) is not None)
+    if is_meta and file.is_file() and _PACKED.search(header):
+        with file.open("rb") as stream:
+            stream.seek(begin)
+            _check_unpacks(stream, header, math.prod(shape) * value_bytes, path.name)
+
+
+def _check_unpacks(stream: BinaryIO, header: bytes, claimed: int, name: str) -> None:
+    """Raises UnreadableFileError if the packed voxels of a MetaImage are damaged: ITK would give memory as it finds it."""
+    length = _PACKED_LENGTH.search(header)
+    packed = stream.read(int(length[1])) if length else b""
+    machine, count = zlib.decompressobj(wbits=_ZLIB_OR_GZIP), 0
+    try:
+        while packed and not machine.eof and count <= claimed:
+            count += len(machine.decompress(packed, _PIECE_BYTES))
+            packed = machine.unconsumed_tail
+    except zlib.error:
+        machine = zlib.decompressobj()
+    if not machine.eof or count != claimed:
+        raise UnreadableFileError(
+            f"the packed voxels of {name} are damaged: {count} bytes of {claimed} can be unpacked; a whole, undamaged file "
+            "with its CompressedDataSize is needed; copy it again"
+        )
 
 
 def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:

@@ -281,7 +281,7 @@ def _for_network(tensor: torch.Tensor, slice_axis: int | None) -> torch.Tensor:
 
 def _cost(method: ExplainMethod, window: tuple[int, ...], structures: int) -> int:
     """Number of windows that pass through the network to explain one window."""
-    masks = len(plan_windows(window, _mask_size(window), 0.0).windows)
+    masks = plan_windows(window, _mask_size(window), 0.0).count
     return 1 + {"occlusion": masks, "gradcam": structures, "gradient": NOISY_COPIES * structures}[method]
 
 

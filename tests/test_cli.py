@@ -19,6 +19,7 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import REPOSITORY
+from false_claims import claiming
 from phantoms import CT_IMAGE, write_mr_series
 from PIL import Image
 from pydicom.uid import RLELossless, generate_uid
@@ -194,6 +195,10 @@ PREDICT = {
     "text": Bad(text, "found no DICOM object"),
     "truncated NIfTI": Bad(
         lambda folder, crop: cut(good(folder, crop), 0.5), r"cannot be read as NIfTI .*; a whole, .* copy it again"
+    ),
+    "more voxels than fit": Bad(
+        lambda folder, crop: claiming(folder / "a.nii.gz", (30000, 30000, 3000)),
+        "claims 30000 x 30000 x 3000 voxels, 2700000000000 in all; at most 1073741824 fit; check the file, or split it",
     ),
     "truncated DICOM": Bad(cut_series, "is broken .*; a whole DICOM file is needed; fetch it again"),
     "4D volume": Bad(edited(lambda array: np.stack([array] * 3, -1)), r"it has 3 channel\(s\), 1 needed"),

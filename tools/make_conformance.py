@@ -50,9 +50,9 @@ from dicom_io.net import commitment_user as user  # noqa: E402
 from dicom_io.objects import identity, patient_and_study  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
 from dicom_io.reading import bounded, kept_attributes  # noqa: E402
+from dicom_io.reading.claims import MAX_VOXELS  # noqa: E402
 from dicom_io.reading.codecs import BY_IMAGECODECS, decoder_of  # noqa: E402
 from dicom_io.reading.codestreams import JPEG_PROGRESSIVE  # noqa: E402
-from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
 from dicom_io.reading.geometry import JITTER_SHARE, MAX_JITTER_MM  # noqa: E402
 from dicom_io.seg.pixels import STEPS  # noqa: E402
 from dicom_io.sr import write as sr  # noqa: E402

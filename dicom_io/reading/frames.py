@@ -14,12 +14,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
 from dicom_io.errors import SeriesSelectionError
+from dicom_io.reading.claims import MAX_VOXELS
 from dicom_io.reading.geometry import ImagePlane, Points, angle_degrees
 from dicom_io.reading.instances import READ_ERRORS, Instance, OddHeaderError, broken_file, image_type
 from dicom_io.reading.kept_attributes import CSA_BLOCKS, DISTINGUISHING
-
-MAX_VOXELS = 2**30
-"""The most voxels of one volume, 4 GiB as float32; a header that claims more is refused before anything is allocated."""
 
 MAX_MM, MIN_MM = 1e6, 1e-4
 """The longest distance in space and the shortest between pixels that are accepted; with others an affine cannot be inverted."""

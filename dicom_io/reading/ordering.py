@@ -8,10 +8,10 @@ from pydicom.dataset import Dataset
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading import checks
+from dicom_io.reading.claims import MAX_VOXELS
 from dicom_io.reading.completeness import missing_images
 from dicom_io.reading.frames import (
     MAX_MM,
-    MAX_VOXELS,
     MIN_MM,
     Frame,
     check_size,

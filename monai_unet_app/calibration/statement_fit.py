@@ -376,7 +376,7 @@ def _windows(shape: tuple[int, ...], image: Volume, bundle: Bundle) -> tuple[int
     settings = bundle.windows
     working = shape[:2] if image.planar else working_shape(shape, image.affine_lps, bundle.grid_spacing)
     plan = plan_windows(working, settings.window, settings.overlap)
-    return len(plan.windows), math.prod(plan.window)
+    return plan.count, math.prod(plan.window)
 
 
 def _on(image: Volume, labels: NDArray[Any], truth: Segmentation) -> Segmentation:

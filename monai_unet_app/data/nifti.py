@@ -1,5 +1,6 @@
-"""Arrays to NIfTI files, on the grid of their volume."""
+"""Arrays to NIfTI files, on the grid of their volume; and whether a NIfTI file can hold what its header claims."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,49 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_io.errors import UnreadableFileError
+from dicom_io.reading.claims import check_claim
 from dicom_io.volume import Volume
+from monai_unet_app.errors import InputRefusedError
+
+_GZIP = b"\x1f\x8b"
+_LONGEST_HEADER_BYTES = 540  # of NIfTI-2
+
+
+def check_nifti(path: Path, name: str) -> None:
+    """Passes if a NIfTI file can hold the voxels that its header claims; reads nothing but the header.
+
+    Args:
+        path: The file; it may be packed by gzip, whatever its name.
+        name: Of the file, for a message.
+
+    Raises:
+        InputRefusedError: More voxels are claimed than fit, or than the file can become; or there is no header of NIfTI.
+    """
+    try:
+        with path.open("rb") as stream:
+            is_packed = stream.read(len(_GZIP)) == _GZIP
+        with (gzip.open if is_packed else open)(path, "rb") as stream:
+            start = stream.read(_LONGEST_HEADER_BYTES)
+        is_second = any(int.from_bytes(start[:4], order) == _LONGEST_HEADER_BYTES for order in ("little", "big"))
+        kind: Any = nibabel.Nifti2Header if is_second else nibabel.Nifti1Header
+        # No extensions of the header are read: they may be as long as they say
+        header = kind(start[: kind.template_dtype.itemsize], check=False)
+        size, value_bytes = path.stat().st_size, header.get_data_dtype().itemsize
+        held = size if is_packed else max(0, size - header.get_data_offset())
+        check_claim(name, header.get_data_shape(), value_bytes, held, is_packed=is_packed)
+    except UnreadableFileError as error:
+        raise InputRefusedError(str(error)) from error
+    except Exception as error:  # a damaged header makes nibabel fail in any way
+        raise not_nifti(name, error) from error
+
+
+def not_nifti(name: str, error: Exception) -> InputRefusedError:
+    """The refusal of a file that cannot be read as NIfTI."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputRefusedError(
+        f"{name} cannot be read as NIfTI ({reason}); a whole, undamaged file is needed; copy it again"
+    )
 
 
 def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:

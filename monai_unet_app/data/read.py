@@ -16,6 +16,7 @@ from dicom_io.itk_files import ITK_ENDINGS, read_itk
 from dicom_io.read import ReadOptions, read_scanned
 from dicom_io.reading.series import scan_source
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app.data.nifti import check_nifti, not_nifti
 from monai_unet_app.errors import InputRefusedError, refusing_as
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -68,6 +69,7 @@ def _read_by_dicom_io(path: Path, options: ReadOptions) -> Volume:
 
 
 def _read_nifti(path: Path, options: ReadOptions) -> Volume:
+    check_nifti(path, path.name)
     try:
         image: Any = nibabel.load(path)
         _check_numbers(image.get_data_dtype(), path)
@@ -84,9 +86,7 @@ def _read_nifti(path: Path, options: ReadOptions) -> Volume:
     except InputRefusedError:
         raise
     except Exception as error:  # a damaged header makes nibabel fail in any way
-        raise InputRefusedError(
-            f"{path.name} cannot be read as NIfTI ({_one_line(error)}); a whole, undamaged file is needed; copy it again"
-        ) from error
+        raise not_nifti(path.name, error) from error
     # Many programs write a 3D image with a fourth axis of length 1
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
@@ -142,10 +142,6 @@ def _check_precision(stored: NDArray[Any], array: NDArray[np.float32], path: Pat
         )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _read_picture(path: Path) -> Volume:
     try:
         with Image.open(path) as opened:
@@ -161,11 +157,13 @@ def _read_picture(path: Path) -> Volume:
             if picture.mode not in ("L", "RGB", "I;16", "I;16B", "I", "F"):
                 picture = picture.convert("RGB" if picture.mode in ("P", "RGBA", "CMYK", "YCbCr") else "L")
             pixels = np.asarray(picture, dtype=np.float32)
+    except Image.DecompressionBombError as error:
+        raise InputRefusedError(f"{path.name} is too large ({error}); check the file, or cut it into parts") from error
     # Pillow raises SyntaxError for a broken PNG
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputRefusedError(
-            f"{path.name} cannot be read as a picture ({_one_line(error)}); a whole PNG, JPEG or TIFF is needed; copy it "
-            "again"
+            f"{path.name} cannot be read as a picture ({reason}); a whole PNG, JPEG or TIFF is needed; copy it again"
         ) from error
     # Pillow's arrays are (row, column); I runs along the width
     array = np.moveaxis(pixels, 0, 1)[:, :, None]

@@ -1,8 +1,9 @@
-"""The plan: the position of every window on one image. No tensor is touched here."""
+"""The plan: the position of every window on one image, listed where it is asked for. No tensor is touched here."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 from monai.data.utils import dense_patch_slices
@@ -59,15 +60,37 @@ class WindowPlan:
         window: Size of every window, in voxels for each spatial axis.
         before: Voxels of padding before each axis.
         padded_shape: The image's shape after padding.
-        windows: Position of each window in the padded image, in the order of their computation.
+        step: Voxels from one window to the next along each axis.
         inside: Position of the original image in the padded image.
+        mirror_axes: Spatial axes, counted from 0; every combination of them is a mirror image with windows of its own.
     """
 
     window: tuple[int, ...]
     before: tuple[int, ...]
     padded_shape: tuple[int, ...]
-    windows: tuple[Window, ...]
+    step: tuple[int, ...]
     inside: Slices
+    mirror_axes: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of windows. It takes no memory, however large the image is."""
+        sides = zip(self.padded_shape, self.window, self.step, strict=True)
+        return (1 << len(self.mirror_axes)) * math.prod(1 + math.ceil((p - w) / step) for p, w, step in sides)
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """Position of each window in the padded image, in the order of their computation."""
+        # dense_patch_slices moves the last window of an axis back, so that it ends at the border and stays inside
+        places = [tuple(place) for place in dense_patch_slices(self.padded_shape, self.window, self.step)]
+        windows = [
+            Window(_mirrored(place, self.padded_shape, axes), axes)
+            for axes in _combinations(self.mirror_axes)
+            for place in places
+        ]
+        # The order of dense_patch_slices, for all mirror images together: rows are finished early. Sorting is stable.
+        windows.sort(key=lambda window: [side.start for side in window.place])
+        return tuple(windows)
 
 
 def plan_windows(
@@ -97,12 +120,7 @@ def plan_windows(
     # As in MONAI's _get_scan_interval; an overlap near 1 still moves on by one voxel
     step = tuple(w if w == p else max(1, int(w * (1 - overlap))) for w, p in zip(size, padded, strict=True))
     inside = tuple(slice(b, b + s) for b, s in zip(before, shape, strict=True))
-    # dense_patch_slices moves the last window of an axis back, so that it ends at the border and stays inside
-    places = [tuple(place) for place in dense_patch_slices(padded, size, step)]
-    windows = [Window(_mirrored(place, padded, axes), axes) for axes in _combinations(mirror_axes) for place in places]
-    # The order of dense_patch_slices, for all mirror images together: rows are finished early. Sorting is stable.
-    windows.sort(key=lambda window: [side.start for side in window.place])
-    return WindowPlan(size, before, padded, tuple(windows), inside)
+    return WindowPlan(size, before, padded, step, inside, tuple(mirror_axes))
 
 
 def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -46,6 +46,7 @@ class Child:
         is_ready: The process has said that it can work.
         task: What the process works at; None if it waits.
         killed_because: Why its parent ended it; else empty.
+        was_too_large: Its parent ended it because of its memory.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Child:
             args: Its arguments.
             inbox: Gets its messages, and None when the process has ended.
         """
-        self.is_ready, self.killed_because = False, ""
+        self.is_ready, self.killed_because, self.was_too_large = False, "", False
         self.task: Any = None
         self._since, self._inbox = time.monotonic(), inbox
         self._asked, self._unanswered, self._cpu_s = 0.0, 0, 0.0

@@ -27,12 +27,12 @@ from monai_unet_app.errors import AppError
 from monai_unet_app.service.access import ASK, is_from_elsewhere, token_of
 from monai_unet_app.service.audit import AuditTrail, TrailError
 from monai_unet_app.service.database import is_locked
-from monai_unet_app.service.server import DELAYED
+from monai_unet_app.service.server import DELAYED, FULL_BODY, KEPT
 from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import Tokens
 
 OPEN_PATHS = ("/health", "/ready")
-"""Paths that need no token."""
+"""Paths that need no token, and for which connections are kept when all others are in use."""
 
 MOST_TEXT_BYTES = 1 << 20
 """The largest body of a request that brings no file."""
@@ -125,6 +125,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
+                if scope.get(KEPT):
+                    headers["Connection"] = "close"
             await send(message)
             has_begun = True
 
@@ -141,9 +143,11 @@ class Guard:
                 await _failure_answer(error)(scope, receive, send_on)
 
     async def _refusal(self, request: Request) -> Response | None:
-        """The answer to a request without a valid token; None for others, whose `state.holder` is then set."""
+        """The answer to a request without a valid token or without room; None for others, whose `state.holder` is then set."""
         if request.scope["path"] in OPEN_PATHS:
             return None
+        if request.scope.get(KEPT):
+            return Response(FULL_BODY, 503, _LATER, "application/json")
         # Before the token: a browser sends the password that it remembers along with the form of any site.
         if is_from_elsewhere(request):
             return JSONResponse({"detail": "a page of another site asks; the node's own pages may"}, 403)
@@ -197,30 +201,49 @@ class BoundedRoute(APIRoute):
         async def answer_bounded(request: Request) -> Response:
             config: HttpConfig = request.app.state.config
             if self.path in _TAKE_FILES and not is_json(request):
-                return await answer(_bounded(request, config.most_upload_gb * 1e9, config.most_upload_s))
-            return await answer(_bounded(request, MOST_TEXT_BYTES, min(_TEXT_S, config.most_upload_s)))
+                return await answer(_bounded(request, config.most_upload_gb * 1e9, config.most_upload_s, config))
+            return await answer(_bounded(request, MOST_TEXT_BYTES, min(_TEXT_S, config.most_upload_s), config))
 
         return answer_bounded
 
 
-def _bounded(request: Request, most_bytes: float, most_s: float) -> Request:
-    """The request; reading more than `most_bytes` of its body raises a 413, and reading after `most_s` seconds a 408."""
-    left, end = most_bytes, asyncio.get_running_loop().time() + most_s
+def _bounded(request: Request, most_bytes: float, most_s: float, config: HttpConfig) -> Request:
+    """The request, whose body is read within bounds.
+
+    Reading more than `most_bytes` of it raises a 413; reading after `most_s` seconds, or when it has come too slowly for
+    `slow_upload_s` seconds, raises a 408.
+    """
+    clock, rate = asyncio.get_running_loop().time, 1000 * config.least_upload_kb_per_second
+    left, end = most_bytes, clock() + most_s
+    # Each wait takes from it, and each byte gives back the time that it may take
+    patience_s = config.slow_upload_s
 
     async def receive() -> Any:
-        nonlocal left
+        nonlocal left, patience_s
+        begin = clock()
         try:
-            async with asyncio.timeout_at(end):
+            async with asyncio.timeout_at(min(end, begin + patience_s)):
                 message = await request.receive()
         except TimeoutError as error:
-            raise HTTPException(408, "the upload took longer than this node waits") from error
+            raise HTTPException(408, _why_late(clock() >= end, config)) from error
         # Counted as it comes: a chunked body has no Content-Length, and a Content-Length may be wrong.
-        left -= len(message.get("body", b""))
+        length = len(message.get("body", b""))
+        left -= length
         if left < 0:
             raise HTTPException(413, "the upload is larger than this node takes; split it")
+        patience_s = min(config.slow_upload_s, patience_s - (clock() - begin) + length / rate)
         return message
 
     return Request(request.scope, receive)
+
+
+def _why_late(is_over: bool, config: HttpConfig) -> str:
+    if is_over:
+        return "the upload took longer than this node waits"
+    return (
+        f"the upload came more slowly than {config.least_upload_kb_per_second:g} kB/s for {config.slow_upload_s:g} s; send it "
+        "again over a faster line"
+    )
 
 
 def is_json(request: Request) -> bool:

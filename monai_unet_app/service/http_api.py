@@ -117,12 +117,13 @@ def make_app(node: "Node", config: HttpConfig) -> FastAPI:
 
 
 def _add_health(app: FastAPI, node: "Node") -> None:
+    # Both in the event loop: the threads for other routes may all be at work at uploads.
     @app.get("/health", summary="The process is alive")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.get("/ready", summary="Everything that a study needs works; else 503 and the parts that fail")
-    def ready() -> Response:
+    async def ready() -> Response:
         failing, locked_s = node.health.failing(), node.health.database_locked_s
         if not failing:
             return JSONResponse({"ready": True})

@@ -26,6 +26,7 @@ class JobScheduler:
     def __init__(self, node: "Node") -> None:
         self._node = node
         self._not_before: dict[int, float] = {}  # job -> monotonic clock
+        self._behind: dict[int, int] = {}  # job that failed -> the newest job that waited then
         self._declared: set[int] = set()  # jobs of studies that were declared complete
 
     def declare_complete(self, study: str) -> None:
@@ -63,6 +64,8 @@ class JobScheduler:
             return
         now = time.monotonic()
         due = [job for job in self._node.queue.queued_jobs() if now >= self._not_before.get(job.id, 0.0)]
+        # A job that failed waits behind those that waited then, and before those that came later
+        due.sort(key=lambda job: (self._behind.get(job.id, job.id), job.id in self._behind))
         for child, job in zip(idle, due, strict=False):
             started = self._node.queue.start_job(job.id)
             child.start_task(started, self._task(started))
@@ -89,7 +92,8 @@ class JobScheduler:
     def handle_answer(self, child: Child, job: Job, message: Message | None) -> None:
         """Records what a worker has answered, see `work.Worker.answer`; None: the worker has ended."""
         if message is None:
-            self._retry_or_give_up(job, child.why_ended)
+            # A study that took too much memory would take it again, and keep others waiting for as long
+            self._retry_or_give_up(job, child.why_ended, may_retry=not child.was_too_large)
         elif "results" in message:
             self._node.durations.add("work", float(message["seconds"]))
             self._record_results(
@@ -129,6 +133,7 @@ class JobScheduler:
                 self._report_result(job, recorded, new, worker)
         self._declared.discard(job.id)
         self._not_before.pop(job.id, None)
+        self._behind.pop(job.id, None)
         node.deliveries.forget_remade(job.study)
 
     def _report_result(self, job: Job, recorded: Result, new: NewResult, worker: int) -> None:
@@ -148,13 +153,15 @@ class JobScheduler:
         self._node.queue.requeue_job(job.id, f"waits for images: {missing}", counts=False)
         _logger.info("study %s: waits up to %.0f s for images: %s", job.study, left_s, missing)
 
-    def _retry_or_give_up(self, job: Job, reason: str) -> None:
+    def _retry_or_give_up(self, job: Job, reason: str, *, may_retry: bool = True) -> None:
         node = self._node
-        if job.attempts < node.config.tries:
+        if may_retry and job.attempts < node.config.tries:
             _logger.info("study %s: job %s failed, try %s: %s", job.study, job.id, job.attempts, reason)
             self._not_before[job.id] = time.monotonic() + min(2.0**job.attempts, _RETRY_S)
+            self._behind[job.id] = max((waiting.id for waiting in node.queue.queued_jobs()), default=job.id)
             node.queue.requeue_job(job.id, reason)
             return
+        self._behind.pop(job.id, None)
         with node.queue.transaction():
             node.queue.give_up_job(job.id, reason)
             node.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)

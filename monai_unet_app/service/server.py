@@ -2,7 +2,8 @@
 
 uvicorn waits without limit for the head of a request, and counts connections without a request against its only limit. Here the
 head of a request must come within seconds. A new connection that finds no room ends the connection that has waited longest
-without a request, or whose answer is delayed because its token was wrong.
+without a request, or whose answer is delayed because its token was wrong. Where none gives way, it gets one of a few kept
+connections, which are for one request each and only for those that ask how the node is.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, cast
 
 import uvicorn
@@ -22,10 +24,17 @@ from monai_unet_app.service.site_file import HttpConfig
 DELAYED = "monai_unet.delayed"
 """Key of a request's scope: true while its answer is delayed because its token was wrong."""
 
+KEPT = "monai_unet.kept"
+"""Key of a request's scope: true if it came over a kept connection."""
+
+FULL_BODY = b'{"detail": "too many requests are being answered; ask later"}'
+"""The answer where all connections are in use."""
+
+_MOST_KEPT = 4  # kept connections at one time
 _STALL_S = 30.0  # the longest time for which a client may read nothing of its answer
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\nConnection: close\r\n"
-    b'Content-Length: 61\r\n\r\n{"detail": "too many requests are being answered; ask later"}'
+    b"Content-Length: %d\r\n\r\n%b" % (len(FULL_BODY), FULL_BODY)
 )
 
 _logger = logging.getLogger(__name__)
@@ -93,39 +102,58 @@ class HttpConnections:
         self.head_s = head_s
         self._most, self._most_per_address = most, most_per_address
         self._open: dict[Connection, None] = {}
+        self._kept: dict[Connection, None] = {}
 
     def make(self, **arguments: Any) -> asyncio.Protocol:
         """A new connection, with the arguments that uvicorn gives to a protocol."""
         return Connection(self, **arguments)
 
     def opened(self, new: "Connection") -> bool:
-        """Whether there is room for a new connection; if necessary, another connection is ended for it."""
+        """Whether there is room for a new connection, or a kept one; if necessary, another connection is ended for it."""
+        if self._has_room(new):
+            return True
+        # Whoever waits in a kept connection is told that there is no room for more
+        if len(self._kept) >= _MOST_KEPT and not self._end_longest_waiting(self._kept, _FULL):
+            return False
+        new.is_kept = True
+        self._kept[new] = None
+        return True
+
+    def _has_room(self, new: "Connection") -> bool:
         same_host = [connection for connection in self._open if connection.host == new.host]
-        # The caller's own address gives way first, then the address with most waiting connections: nobody can push
-        # others out by opening many connections (decision 0027).
+        # The caller's own address gives way first.
         if len(same_host) >= self._most_per_address:
-            return self._end_longest_waiting(same_host) and self.opened(new)
+            return self._end_longest_waiting(same_host) and self._has_room(new)
         if len(self._open) >= self._most:
-            waiting = Counter(connection.host for connection in self._open if connection.gives_way)
-            most = max(waiting.values(), default=0)
-            of_busiest = [connection for connection in self._open if waiting[connection.host] == most]
-            return self._end_longest_waiting(of_busiest) and self.opened(new)
+            return self._end_longest_waiting(self._open) and self._has_room(new)
         self._open[new] = None
         return True
 
     def closed(self, connection: "Connection") -> None:
         """Forgets a connection."""
         self._open.pop(connection, None)
+        self._kept.pop(connection, None)
 
-    def _end_longest_waiting(self, connections: "list[Connection]") -> bool:
-        """Ends the connection that has waited longest among those that give way; False if none of them does."""
+    def _end_longest_waiting(self, connections: "Iterable[Connection]", last_word: bytes = b"") -> bool:
+        """Ends the connection that has waited longest among those that give way; False if none of them does.
+
+        Args:
+            connections: Some of the open ones.
+            last_word: What a client is told that has asked for nothing yet.
+        """
         waiting = [connection for connection in connections if connection.gives_way]
         if not waiting:
             return False
-        longest = min(waiting, key=lambda connection: connection.waits_since)
+        # Of the address with most of them: nobody can push others out by opening many connections (decision 0027).
+        count = Counter(connection.host for connection in waiting)
+        longest = min(waiting, key=lambda connection: (-count[connection.host], connection.waits_since))
         self.closed(longest)
-        # Not close(), which would wait until the client has read what was written to it.
-        longest.transport.abort()
+        if last_word and longest.cycle is None:
+            longest.transport.write(last_word)
+            longest.transport.close()
+        else:
+            # Not close(), which would wait until the client has read what was written to it.
+            longest.transport.abort()
         return True
 
 
@@ -135,14 +163,22 @@ class Connection(H11Protocol):
     Attributes:
         host: Address of the client.
         waits_since: When its last answer was complete, or when it was opened, by the clock of the event loop.
+        is_kept: It was opened when all connections were in use, for a request that asks how the node is.
     """
 
     def __init__(self, connections: HttpConnections, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.host, self.waits_since = "", self.loop.time()
+        self.host, self.waits_since, self.is_kept = "", self.loop.time(), False
         self._connections = connections
         self._timers: dict[str, asyncio.TimerHandle] = {}  # "head" and "stall"
         self._has_begun = False
+        answer = self.app
+
+        async def answer_marked(scope: Any, receive: Any, send: Any) -> None:
+            scope[KEPT] = self.is_kept
+            await answer(scope, receive, send)
+
+        self.app = answer_marked
 
     @property
     def is_waiting(self) -> bool:

@@ -147,6 +147,8 @@ class HttpConfig:
         tls: Certificate and key; None: not encrypted.
         most_upload_gb: The largest upload.
         most_upload_s: Seconds that an upload may take.
+        least_upload_kb_per_second: The lowest rate at which a body may come, in 1,000 bytes for each second.
+        slow_upload_s: Seconds for which a body may come more slowly than that, or not at all.
         most_connections: Connections at one time.
         most_per_address: Connections at one time from one address.
         head_s: Seconds within which the TLS handshake and the head of a request must come.
@@ -158,6 +160,8 @@ class HttpConfig:
     tls: Tls | None = None
     most_upload_gb: float = 4.0
     most_upload_s: float = 600.0
+    least_upload_kb_per_second: float = 10.0
+    slow_upload_s: float = 20.0
     most_connections: int = 64
     most_per_address: int = 32
     head_s: float = 10.0

@@ -211,7 +211,14 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
 
     Returns:
         The UID of its study, which is the same for the same bytes and rule; and False if the image was there already.
+
+    Raises:
+        InputRefusedError: It is no NIfTI image, or its header claims more voxels than fit, or than it can hold.
     """
+    # nibabel comes with this import, which a node without such uploads does not need.
+    from monai_unet_app.data.nifti import check_nifti
+
+    check_nifti(path, "the image")
     with path.open("rb") as stream:
         is_packed = stream.read(len(_GZIP)) == _GZIP
         stream.seek(0)

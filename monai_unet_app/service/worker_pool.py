@@ -81,6 +81,7 @@ class WorkerPool:
             elif not child.is_idle and child.busy_s > longest_s:
                 child.kill(f"it took more than {longest_s:g} s")
             elif resident_bytes(child.pid) > most_bytes:
+                child.was_too_large = True
                 child.kill(f"it took more than {most_bytes / 1e9:g} GB of memory")
 
     def messages(self) -> Iterator[tuple[Child, Message | None]]:

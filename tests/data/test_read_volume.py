@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tracemalloc
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import torch
+from false_claims import claiming, png_claiming
 from monai.transforms import LoadImaged
 from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_series
 from PIL import Image
@@ -140,11 +143,18 @@ def dicom_cut(folder: Path) -> Path:
     return folder
 
 
+HUGE, LARGE = (30000, 30000, 3000), (1000, 1000, 1000)
+TOO_MANY = (
+    "claims 30000 x 30000 x 3000 voxels, 2700000000000 in all; at most 1073741824 fit; check the file, or split it"
+)
+# 2,000,000,000 bytes at least 1032 times smaller, RFC 1951, are 1,937,984
+TOO_FEW = r"claims 1000 x 1000 x 1000 voxels, 2000000000 bytes, and holds \d{2,4} bytes"
+
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absent": (lambda folder: folder / "none.nii.gz", "none.nii.gz does not exist"),
     "truncated NIfTI": (
         lambda folder: cut(write_nifti(folder / "a.nii", lopsided_array())),
-        "a.nii cannot be read as NIfTI",
+        r"a\.nii claims 11 x 9 x 7 voxels, 1386 bytes, and holds 690 bytes; a whole file is needed",
     ),
     "truncated nii.gz": (
         lambda folder: cut(write_nifti(folder / "a.nii.gz", lopsided_array())),
@@ -165,6 +175,21 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "5D NIfTI": (
         lambda folder: write_nifti(folder / "a.nii.gz", np.zeros((3, 3, 3, 2, 2), np.float32)),
         r"shape \(3, 3, 3, 2, 2\)",
+    ),
+    "huge NIfTI": (lambda folder: claiming(folder / "a.nii", HUGE), TOO_MANY),
+    "huge nii.gz": (lambda folder: claiming(folder / "a.nii.gz", HUGE), TOO_MANY),
+    "huge NRRD": (lambda folder: claiming(folder / "b.nrrd", HUGE), TOO_MANY),
+    "huge MetaImage": (lambda folder: claiming(folder / "b.mha", HUGE), TOO_MANY),
+    "few bytes in a nii.gz": (lambda folder: claiming(folder / "a.nii.gz", LARGE), f"{TOO_FEW}, which unpack to"),
+    "few bytes in a NRRD": (lambda folder: claiming(folder / "b.nrrd", LARGE), f"{TOO_FEW};"),
+    "few bytes in a packed NRRD": (lambda folder: claiming(folder / "packed.nrrd", LARGE), f"{TOO_FEW}, which"),
+    "few bytes beside a NRRD": (lambda folder: claiming(folder / "b.nhdr", LARGE), f"{TOO_FEW};"),
+    "few bytes in a MetaImage": (lambda folder: claiming(folder / "b.mha", LARGE), f"{TOO_FEW};"),
+    "few bytes in a packed MetaImage": (lambda folder: claiming(folder / "packed.mha", LARGE), f"{TOO_FEW}, which"),
+    "few bytes beside a MetaImage": (lambda folder: claiming(folder / "b.mhd", LARGE), f"{TOO_FEW};"),
+    "huge picture": (
+        lambda folder: png_claiming(folder / "a.png", 30000, 30000),
+        r"a\.png is too large .*900000000 pixels.*; check the file, or cut it into parts",
     ),
     "NaN": (lambda folder: with_value(folder / "a.nii.gz", np.nan), "1 NaN or infinite voxel.* of 693"),
     "infinite": (lambda folder: with_value(folder / "a.nii.gz", -np.inf), "1 NaN or infinite voxel"),
@@ -187,6 +212,35 @@ def test_a_file_that_is_no_image_is_refused_in_one_line(kind: str, tmp_path: Pat
     with pytest.raises(InputRefusedError, match=message) as refused:
         read_volume(make(tmp_path))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.nii", "a.nii.gz", "b.nrrd", "packed.nrrd", "b.nhdr", "b.mha", "packed.mha", "b.mhd"]
+)
+def test_a_file_of_zeros_is_read_however_well_it_is_packed(name: str, tmp_path: Path) -> None:
+    shape = (160, 120, 100)
+    volume = read_volume(claiming(tmp_path / name, shape, held=2 * math.prod(shape)))
+    assert volume.shape == shape
+    assert not volume.array.any()
+
+
+def test_a_metaimage_whose_packed_voxels_are_damaged_is_refused(tmp_path: Path) -> None:
+    image = SimpleITK.GetImageFromArray(np.random.default_rng(1).integers(0, 3000, (30, 20, 10)).astype(np.int16))
+    SimpleITK.WriteImage(image, str(tmp_path / "whole.mha"), useCompression=True)
+    whole = (tmp_path / "whole.mha").read_bytes()
+    assert read_volume(tmp_path / "whole.mha").shape == (10, 20, 30)
+    middle = len(whole) // 2
+    length = next(line for line in whole.split(b"\n") if line.startswith(b"CompressedDataSize"))
+    damages = {
+        "a bit flipped": whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :],
+        "more voxels claimed": whole.replace(b"DimSize = 10 20 30", b"DimSize = 10 20 31"),
+        "a shorter length": whole.replace(length, b"CompressedDataSize = 900"),
+        "no length": whole.replace(length + b"\n", b""),
+    }
+    for kind, content in damages.items():
+        (tmp_path / "damaged.mha").write_bytes(content)
+        with pytest.raises(InputRefusedError, match=r"the packed voxels of damaged\.mha are damaged"):
+            pytest.fail(f"{kind}: read as {read_volume(tmp_path / 'damaged.mha').array}")
 
 
 def test_a_series_whose_last_file_is_cut_in_its_header_is_never_read_without_it(tmp_path: Path) -> None:

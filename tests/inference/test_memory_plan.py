@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +68,19 @@ def test_what_a_machine_has_no_memory_for_now_is_told_from_what_exceeds_a_limit(
     assert type(refused.value) is InputRefusedError
 
 
+def test_the_plan_of_an_image_that_cannot_fit_takes_no_memory() -> None:
+    metres = Work(
+        (40, 40, 40), (50_000, 50_000, 50_000), 1, 3, exclusive=True, halo=2
+    )  # its header says so of its voxels
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputRefusedError, match="are allowed"):
+            memory_plan(metres, WINDOWS, PROCESS)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_result_that_is_made_of_the_whole_image_takes_all_probabilities() -> None:
     all_of_them = 4 * 105 * 512 * 512 * 300
     with pytest.raises(InputRefusedError, match="GB are allowed"):
@@ -93,12 +108,14 @@ def test_an_image_that_does_not_fit_is_refused_before_its_voxels_are_read(tmp_pa
 
     bundle = load_bundle("hippocampus_mri_unet3d")
     nibabel.save(nibabel.Nifti1Image(np.zeros((300, 300, 300), np.int16), np.eye(4)), tmp_path / "whole.nii")
-    (tmp_path / "cut.nii").write_bytes((tmp_path / "whole.nii").read_bytes()[:1000])  # a header, and no voxels
+    # A header, and bytes that could be the packed voxels of 54 MB and are not
+    start = (tmp_path / "whole.nii").read_bytes()[:352] + np.random.default_rng(1).bytes(60_000)
+    (tmp_path / "cut.nii.gz").write_bytes(gzip.compress(start))
     with pytest.raises(InputRefusedError, match="cannot be read"):
-        segment_case(tmp_path / "cut.nii", bundle, PredictConfig(memory_limit=1e12))
+        segment_case(tmp_path / "cut.nii.gz", bundle, PredictConfig(memory_limit=1e12))
     told: list[str] = []
     with pytest.raises(InputRefusedError, match=r"300 x 300 x 300 voxels.* 0\.50 GB are allowed"):
-        segment_case(tmp_path / "cut.nii", bundle, PredictConfig(memory_limit=0.5e9, on_plan=told.append))
+        segment_case(tmp_path / "cut.nii.gz", bundle, PredictConfig(memory_limit=0.5e9, on_plan=told.append))
     assert not told
     flat = bytearray((tmp_path / "whole.nii").read_bytes())
     flat[296:312] = flat[280:296]  # srow_y is srow_x: two axes run the same way

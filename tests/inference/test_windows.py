@@ -136,6 +136,16 @@ def test_windows_cover_every_voxel_and_lie_inside_the_padded_image() -> None:
     assert plan.inside == (slice(1, 6), slice(0, 21), slice(0, 10))
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("mirror_axes", [(), (0, 2)])
+@pytest.mark.parametrize("shape", [(5, 21, 10), (8, 10, 3), (9, 11, 4), (16, 20, 6), (40, 1, 7)])
+def test_windows_are_counted_without_a_list_of_them(
+    shape: tuple[int, ...], mirror_axes: tuple[int, ...], overlap: float
+) -> None:
+    plan = plan_windows(shape, (8, 10, 3), overlap, mirror_axes)
+    assert plan.count == len(plan.windows)
+
+
 @pytest.mark.parametrize(("window", "overlap"), [((4, 4), 0.5), ((4, 4, 4), 1.0), ((4, 4, 4), -0.1)])
 def test_a_plan_that_makes_no_sense_is_refused_with_its_values(window: tuple[int, ...], overlap: float) -> None:
     with pytest.raises(ValueError, match=str(overlap)):

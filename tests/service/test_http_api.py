@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import requests
+from false_claims import nifti_claiming
 from http_sites import ROLES, Site, half_sent, image_of, opened, zipped
 from nodes import NAME, PATIENT_ID, make_study, study_of, wait_until, write_site
 from pydicom import dcmread
@@ -225,6 +226,20 @@ def test_an_archive_that_becomes_too_large_is_refused(site: Site, tmp_path: Path
 def test_a_form_that_is_too_large_is_refused_while_it_comes(site: Site) -> None:
     with half_sent(site.url, site.tokens["submit"], bytes(11_000_000)) as sender:
         assert sender.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_small_image_that_claims_more_voxels_than_it_can_hold_is_refused_at_the_door(site: Site) -> None:
+    for shape, reason in {
+        (30000, 30000, 3000): "2700000000000 in all; at most 1073741824 fit",
+        (1000, 1000, 1000): "2000000000 bytes, and holds",
+    }.items():
+        content = nifti_claiming(shape)
+        for upload in (content, gzip.compress(content)):
+            answer = site.ask("POST", "/studies?rule=any", "submit", data=upload)
+            assert (answer.status_code, reason in answer.json()["detail"]) == (422, True)
+    answer = site.ask("POST", "/studies?rule=any", "submit", data=gzip.compress(b"no image"))
+    assert (answer.status_code, "the image cannot be read as NIfTI" in answer.json()["detail"]) == (422, True)
+    assert site.node.queue.counts()["studies"] == {}
 
 
 def test_an_upload_that_stops_is_not_waited_for_without_end(site: Site) -> None:

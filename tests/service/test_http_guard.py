@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gzip
 import io
 import json
 import logging
@@ -94,10 +95,58 @@ def test_one_address_cannot_take_all_connections(tmp_path: Path) -> None:
         for _ in range(4):
             held.enter_context(half_sent(site.url, site.tokens["submit"], b"PK\x03\x04"))
         wait_until(lambda: len(list((site.node.folder / "uploads").glob("*"))) == 4)
-        ask = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         with connected(site, ask) as same, connected(site, ask, "127.0.0.2") as other:
             assert same.recv(100).startswith(b"HTTP/1.1 503 ")
-            assert other.recv(100).startswith(b"HTTP/1.1 200 ")
+            assert other.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_node_says_how_it_is_while_uploads_from_two_addresses_take_all_connections(tmp_path: Path) -> None:
+    with opened(tmp_path, most_connections=4, most_per_address=2) as site, contextlib.ExitStack() as held:
+        head = (
+            f"POST /studies HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {site.tokens['submit']}\r\n"
+            "Content-Length: 1000\r\n\r\nPK"
+        )
+        for number in range(4):
+            held.enter_context(connected(site, head.encode(), f"127.0.0.{2 + number % 2}"))
+        wait_until(lambda: len(list((site.node.folder / "uploads").glob("*"))) == 4)
+        silent = [held.enter_context(connected(site, source="127.0.0.9")) for _ in range(9)]
+        for _ in range(3):
+            for path in ("/health", "/ready"):
+                assert site.ask("GET", path).status_code == 200
+        full = site.ask("GET", "/metrics", "metrics")
+        assert (full.status_code, full.headers["Retry-After"], full.headers["Connection"]) == (503, "5", "close")
+        silent[0].settimeout(10)
+        assert silent[0].recv(100).startswith(b"HTTP/1.1 503 ")  # it waited longest, and gave way to another
+
+
+def test_a_body_must_come_at_a_least_rate(tmp_path: Path) -> None:
+    image = gzip.decompress(image_of())
+    assert len(image) == 352 + 4 * 4 * 5 * 6
+    head = f"POST /studies?rule=any HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n"
+    with opened(tmp_path, slow_upload_s=0.5, least_upload_kb_per_second=0.4) as site:
+        head += f"Authorization: Bearer {site.tokens['submit']}\r\n\r\n"
+
+        def upload(piece_bytes: int) -> tuple[bytes, float]:
+            """The answer to the image, sent in pieces ten times in a second, and how many seconds it took."""
+            with connected(site, head.encode()) as sender:
+                begin, answer = time.monotonic(), b""
+                for start in range(0, len(image), piece_bytes):
+                    sender.sendall(image[start : start + piece_bytes])
+                    sender.settimeout(0.1)
+                    with contextlib.suppress(TimeoutError):
+                        answer = sender.recv(1000)
+                        break
+                sender.settimeout(20)
+                return answer or sender.recv(1000), time.monotonic() - begin
+
+        slow, seconds = upload(1)  # 10 bytes in a second, where 400 are needed
+        assert slow.startswith(b"HTTP/1.1 408 ")
+        assert b"more slowly than 0.4 kB/s for 0.5 s; send it again over a faster line" in slow
+        assert 0.5 <= seconds < 8  # the whole image would take 83
+        steady, seconds = upload(100)  # 1000 bytes in a second
+        assert steady.startswith(b"HTTP/1.1 202 ")
+        assert seconds > 0.5
 
 
 def test_nothing_is_read_for_somebody_without_a_token(site: Site) -> None:

@@ -37,6 +37,7 @@ from dicom_io.net.exchange import commit
 from dicom_io.net.instance_store import Stored
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.errors import UsageError
+from monai_unet_app.service import job_scheduler
 from monai_unet_app.service.arrivals import Arrivals
 from monai_unet_app.service.audit import verify
 from monai_unet_app.service.node import Node
@@ -101,6 +102,7 @@ def test_what_ends_its_worker_goes_to_the_dead_letters_and_others_do_not_suffer(
         wait_until(lambda: node.queue.counts()["jobs"] == {"dead": 1, "done": 1}, 60)
         (dead,) = node.queue.jobs(["dead"])
         assert reason in dead.reason
+        assert dead.attempts == (1 if wish == "eat" else 2)  # it would take as much memory again
         assert dead.study == study_of(bad)
         wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
         (letter,) = (tmp_path / "node/dead-letters").iterdir()
@@ -109,6 +111,25 @@ def test_what_ends_its_worker_goes_to_the_dead_letters_and_others_do_not_suffer(
         node.retry("job", dead.id, "eva")
         assert not letter.exists()
         wait_until(lambda: node.queue.counts()["jobs"] == {"dead": 1, "done": 1}, 60)
+
+
+def test_a_study_that_failed_is_tried_again_behind_those_that_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_scheduler, "_RETRY_S", 0.0)
+    studies = [make_study(tmp_path / wish, wish=wish) for wish in ("crash", "one", "two")]
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port, node="tries = 2")) as node:
+        start_jobs, begun = node.jobs.start_jobs, []
+        start_job = node.queue.start_job
+        monkeypatch.setattr(
+            node.jobs, "start_jobs", lambda: start_jobs() if len(node.queue.jobs(["queued"])) + len(begun) > 2 else None
+        )
+        monkeypatch.setattr(node.queue, "start_job", lambda number: begun.append(number) or start_job(number))
+        for number, study in enumerate(studies, start=1):
+            store(node, study)
+            wait_until(lambda number=number: len(node.queue.jobs(["queued"])) == number)
+        wait_until(lambda: node.queue.counts()["jobs"] == {"dead": 1, "done": 2})
+    assert begun == [1, 2, 3, 1]
 
 
 def test_a_fault_of_our_own_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
