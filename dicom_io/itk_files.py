@@ -1,8 +1,10 @@
 """NRRD and MetaImage in and out, through SimpleITK; their world is LPS already."""
 
 import errno
+import sys
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import SimpleITK
@@ -14,6 +16,8 @@ from dicom_io.volume import Provenance, Volume
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _SHEAR_TOLERANCE = 1e-4
+_PART = 1 << 20  # bytes that are read at once
+_ANY_HEADER = 32 + zlib.MAX_WBITS  # zlib and gzip streams alike
 
 
 def read_itk(path: Path) -> Volume:
@@ -31,8 +35,9 @@ def read_itk(path: Path) -> Volume:
     # Named by the ending: otherwise ITK tries all of its readers.
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
     try:
+        unpacked_bytes = _unpacked_bytes(path)
         image = reader.Execute()
-    except RuntimeError as error:
+    except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         raise UnreadableFileError(
             f"{path.name} cannot be read as NRRD or MetaImage ({_last_line(error)}); a whole file is needed; copy it again"
         ) from error
@@ -41,6 +46,13 @@ def read_itk(path: Path) -> Volume:
             f"{path.name} has {image.GetDimension()} dimensions; a 3D volume is needed; save each volume as a file of its own"
         )
     array = SimpleITK.GetArrayFromImage(image)
+    # MetaIO stores what ITK holds in 8 bytes in 4 or 8
+    least = array.size * (array.itemsize if array.dtype.kind == "f" else min(array.itemsize, 4))
+    if unpacked_bytes is not None and unpacked_bytes < least:
+        raise UnreadableFileError(
+            f"{path.name} holds {unpacked_bytes} bytes of voxels, and its header says {least} or more; a whole file is needed; "
+            "copy it again"
+        )
     # ITK's direction holds unit vectors in its columns, so the spacing scales the columns.
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) @ np.diag(image.GetSpacing())
@@ -51,6 +63,75 @@ def read_itk(path: Path) -> Volume:
         raise UnreadableFileError(
             f"{path.name} does not say where its voxels lie ({error}); an invertible affine is needed; export it again"
         ) from error
+
+
+def _unpacked_bytes(path: Path) -> int | None:
+    """Length of the compressed voxels, which are read to their end so that their checksum is compared; None if not compressed.
+
+    ITK does not report a damaged stream: of what MetaIO cannot unpack it gives whatever was in memory.
+
+    Raises:
+        EOFError: The stream ends early.
+        OSError: A file cannot be read.
+        ValueError: The header does not say where the one stream is.
+        zlib.error: The stream or its checksum is wrong.
+    """
+    is_nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    with path.open("rb") as file:
+        fields = _nrrd_fields(file) if is_nrrd else _meta_image_fields(file)
+        if is_nrrd:
+            packed, name, length = fields.get("encoding", "").lower() in ("gzip", "gz"), fields.get("datafile", ""), 0
+        else:
+            packed = fields.get("CompressedData", "")[:1] in ("T", "t", "1")
+            name, length = fields.get("ElementDataFile", ""), int(fields.get("CompressedDataSize", 0))
+        if not packed:
+            return None
+        if name == "LOCAL" and not length:  # MetaIO would take the header for voxels
+            raise ValueError("it does not state its CompressedDataSize")
+        if name in ("", "LOCAL"):
+            return _unpacked(file, length)
+    if name.startswith("LIST") or "%" in name:
+        raise ValueError("its compressed voxels are in several files, of which no checksum is compared")
+    with (path.parent / name).open("rb") as data:
+        return _unpacked(data, length)
+
+
+def _unpacked(stream: BinaryIO, length: int) -> int:
+    """Bytes that a zlib or gzip stream of this length unpacks to; 0: it ends before the file does. Errors as above."""
+    unpacker, left, unpacked, packed = zlib.decompressobj(_ANY_HEADER), length or sys.maxsize, 0, b""
+    while not unpacker.eof:
+        packed = unpacker.unconsumed_tail
+        if not packed:
+            packed = stream.read(min(_PART, left))
+            left -= len(packed)
+        if not packed:
+            raise EOFError("its compressed voxels end early")
+        unpacked += len(unpacker.decompress(packed, _PART))
+    return unpacked
+
+
+def _nrrd_fields(file: BinaryIO) -> dict[str, str]:
+    """The fields of the header, whose names are in lower case without spaces; the file then stands behind it.
+
+    Source: https://teem.sourceforge.net/nrrd/format.html
+    """
+    fields: dict[str, str] = {}
+    for line in iter(lambda: file.readline(_PART).decode("latin-1").strip(), ""):
+        name, _, value = line.partition(":")
+        fields[name.lower().replace(" ", "")] = value.strip()
+    return fields
+
+
+def _meta_image_fields(file: BinaryIO) -> dict[str, str]:
+    """The fields of the header; the file then stands behind it.
+
+    Source: https://itk.org/Wiki/ITK/MetaIO/Documentation
+    """
+    fields: dict[str, str] = {}
+    while "ElementDataFile" not in fields and (line := file.readline(_PART).decode("latin-1")):
+        name, _, value = line.partition("=")
+        fields[name.strip()] = value.strip()
+    return fields
 
 
 def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:
