@@ -32,6 +32,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.data.sketch import sketch_of
 from monai_unet_app.data.strict import MOST_CLASSES, Place, StrictCase, compare_cases
+from monai_unet_app.data.structures import stray_values
 from monai_unet_app.errors import InputRefusedError
 
 MOST_TOLD = 10
@@ -50,6 +51,7 @@ class CaseFingerprint:
         modality: DICOM Modality or None.
         intensity: The 0.5th, 50th and 99.5th percentile.
         class_size: Size of each label value in mL (pixels for pictures); empty without a label.
+        class_voxels: The same in voxels.
         subject: As in `subjects_of`.
         foreground: Of the voxels of all structures: 0.5th percentile, mean, standard deviation, 99.5th percentile, or nothing.
     """
@@ -62,6 +64,7 @@ class CaseFingerprint:
     modality: str | None
     intensity: tuple[float, float, float]
     class_size: dict[int, float]
+    class_voxels: dict[int, int]
     subject: str
     foreground: tuple[float, ...] = ()
 
@@ -123,6 +126,11 @@ class Fingerprint:
         """The values that some label holds, 0 included."""
         return frozenset(value for case in self.cases for value in case.class_size)
 
+    @property
+    def label_voxels(self) -> dict[str, dict[int, int]]:
+        """Voxels of each label value, by the id of the case, of all cases with a label."""
+        return _label_voxels(self.cases)
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON: the summary, the cases, the problems."""
         return {
@@ -152,8 +160,8 @@ class Fingerprint:
             "class_unit": "px" if all(case.axes == "px" for case in self.cases) else "mL",
             "class_size": {
                 value: _range([[size] for size in sizes])
-                for value, sizes in sorted(volumes.items())
-                if value and value <= MOST_CLASSES
+                for value, sizes in sorted(volumes.items())[: MOST_CLASSES + 1]
+                if value
             },
         }
 
@@ -245,7 +253,8 @@ def inspect_cases(
     ]
     known = None if accepted.known is None else set(accepted.known) - {accepted.ignored}
     found = compare_cases(strict, known)
-    return Fingerprint(tuple(usable), refused, (*several, *_oddities(usable), *found.odd), found.faults)
+    strays = [f"look at {stray}" for stray in stray_values(_label_voxels(usable))] if known is None else []
+    return Fingerprint(tuple(usable), refused, (*several, *strays, *_oddities(usable), *found.odd), found.faults)
 
 
 def check_one_kind(fingerprint: Fingerprint) -> None:
@@ -361,6 +370,7 @@ def _read_label(case: CaseFiles, volume: Volume, accepted: Accepted) -> Volume |
 
 def _fingerprint(name: str, volume: Volume, labels: Volume | None, subject: str) -> CaseFingerprint:
     i, j, k = volume.spacing_mm
+    voxels = _class_voxels(labels) if labels else {}
     low, middle, high = (float(value) for value in np.percentile(volume.array, PERCENTILES))
     return CaseFingerprint(
         id=name,
@@ -370,7 +380,8 @@ def _fingerprint(name: str, volume: Volume, labels: Volume | None, subject: str)
         channels=volume.array.shape[3] if volume.array.ndim == 4 else 1,
         modality=volume.provenance.modality,
         intensity=(low, middle, high),
-        class_size=_class_sizes(labels) if labels else {},
+        class_size={value: round(count * volume.voxel_size, 4) for value, count in voxels.items()},
+        class_voxels=voxels,
         subject=subject,
         foreground=_foreground(volume, labels) if labels else (),
     )
@@ -385,24 +396,29 @@ def _foreground(volume: Volume, labels: Volume) -> tuple[float, ...]:
     return tuple(float(value) for value in (low, values.mean(dtype=float), values.std(dtype=float), high))
 
 
-def _class_sizes(labels: Volume) -> dict[int, float]:
+def _class_voxels(labels: Volume) -> dict[int, int]:
     voxels: Counter[int] = Counter()
     for plane in np.moveaxis(labels.array, 2, 0):  # planes, since counting sorts a copy
         values, counts = np.unique(plane, return_counts=True)
         voxels.update(dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True)))
-    return {value: round(count * labels.voxel_size, 4) for value, count in sorted(voxels.items())}
+    return dict(sorted(voxels.items()))
+
+
+def _label_voxels(cases: Sequence[CaseFingerprint]) -> dict[str, dict[int, int]]:
+    return {case.id: case.class_voxels for case in cases if case.class_voxels}
 
 
 def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
-    """Empty labels, very high label values, and class sizes far from those of the other cases."""
+    """Empty labels, very many label values, and class sizes far from those of the other cases."""
     sentences = [f"look at {case.id}: its label is empty" for case in cases if set(case.class_size) == {0}]
-    most = max((max(case.class_size, default=0) for case in cases), default=0)
-    if most > MOST_CLASSES:
+    many = len({value for case in cases for value in case.class_size} - {0})
+    if many > MOST_CLASSES:
         sentences.append(
-            f"look at the labels: their values go up to {most}, as those of counted objects do and classes do not"
+            f"look at the labels: they have {many} different values, as numbered objects do and classes do not; plan takes "
+            "objects with --objects NAME"
         )
     # A median of fewer than four sizes says little, and numbers of counted objects have no usual size
-    if len(cases) < 4 or most > MOST_CLASSES:
+    if len(cases) < 4 or many > MOST_CLASSES:
         return sentences
     for value in sorted({value for case in cases for value in case.class_size if value}):
         sizes = {case.id: case.class_size.get(value, 0.0) for case in cases if case.class_size}

@@ -94,14 +94,23 @@ def intensities(cases: Sequence[CaseFingerprint], modality: str | None) -> Reaso
     )
 
 
-def mirror_axes(sided: Sequence[str], *, planar: bool, slice_axis: int | None) -> Reasoned[tuple[int, ...]]:
+def mirror_axes(
+    sided: Sequence[str], unnamed: Sequence[str], *, planar: bool, slice_axis: int | None
+) -> Reasoned[tuple[int, ...]]:
     """Axes of the network's input along which training mirrors, and `--tta`.
 
     Args:
         sided: Names of the structures that are left or right.
+        unnamed: Those of the structures that nobody has named.
         planar: Whether images are pictures.
         slice_axis: The axis of the slices, for a 2D network on volumes.
     """
+    if unnamed:
+        return Reasoned(
+            (),
+            f"nothing is mirrored while structures have no name: {_names(unnamed)} may have a side; name them by --structure "
+            "VALUE=NAME",
+        )
     if planar:
         axes = (1,) if sided else (0, 1)
         why = f"width is left out: {_names(sided)} have a side" if sided else "a picture may lie any way up"

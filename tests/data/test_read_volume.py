@@ -251,7 +251,7 @@ def test_a_meta_image_whose_header_states_another_length_is_refused(tmp_path: Pa
     header, stream = compressed(".mha", lopsided_array().astype(np.int16).tobytes(order="F")[:1000])
     path.write_bytes(header + stream)
     # 11 x 9 x 7 voxels of 2 bytes
-    with pytest.raises(InputRefusedError, match="a.mha holds 1000 bytes of voxels, and its header says 1386"):
+    with pytest.raises(InputRefusedError, match=r"a\.mha holds 1000 bytes of voxels, and its header says 1386"):
         read_volume(path)
     header, stream = compressed(".mha", lopsided_array().astype(np.int16).tobytes(order="F"))
     size = f"CompressedDataSize = {len(stream)}\n".encode()
