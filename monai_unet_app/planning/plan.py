@@ -288,6 +288,7 @@ def _decide(
         "label_values": _label_values(structures, config),
         "classes": Reasoned(classes, "background included"),
         "channels": Reasoned(cases[0].channels, "of every image"),
+        "numbers": Reasoned(list(range(cases[0].channels)), ""),
         "modality": Reasoned(modality, "as the files say"),
         "spacing_mm": spacing,
         "slice_axis": Reasoned(slice_axis, "the axis with the longest voxels"),
