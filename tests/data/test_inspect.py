@@ -53,7 +53,7 @@ def test_a_fingerprint_tells_shape_spacing_axes_and_class_volumes(tmp_path: Path
     assert seen.class_size == pytest.approx(
         {0: (11 * 9 * 7 - 26) * voxel_ml, 1: 18 * voxel_ml, 2: 8 * voxel_ml}, abs=1e-4
     )
-    assert seen.intensity[1] == float(np.median(lopsided_array()))
+    assert seen.intensity[0][1] == float(np.median(lopsided_array()))
     summary = json.loads(json.dumps(found.as_dict()))["summary"]
     assert summary["shape"]["median"] == [11, 9, 7]
     assert set(summary["class_size"]) == {"1", "2"}

@@ -159,6 +159,10 @@ def test_what_only_the_second_channel_shows_is_learnt(volumes: Path, tmp_path: P
     said = ["--modality", "MR", "--structure", "2=liver", "--structure", "5=spleen", "--time", "0.2min"]
     answer = run("plan", volumes, "--output", tmp_path / "plan", *said)
     assert answer.code == 0, answer.err
+    splits = tmp_path / "plan/configs/splits.json"
+    document = json.loads(splits.read_text())
+    document["datasets"]["volumes"]["cases"][-1]["partition"] = "selection"
+    splits.write_text(json.dumps(document))
     made = tmp_path / "made"
     quick = ["--epochs", "8", "--learning-rate", "0.01"]
     answer = run("train", "--bundle", tmp_path / "plan", "--data", volumes, "--output", made, *quick)
