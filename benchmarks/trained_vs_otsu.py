@@ -1,6 +1,6 @@
 """Does a trained network find bright objects better than a Gaussian and Otsu's threshold, on the same pictures?
 
-    monai-unet plan D --output PLAN --time 20min
+    monai-unet plan D --output PLAN --objects nucleus --time 20min
     monai-unet train --bundle PLAN --data D --output B
     monai-unet evaluate --bundle B --data D --output E
     python benchmarks/trained_vs_otsu.py --data D --bundle B --evaluation E

@@ -2,8 +2,7 @@
 
 import errno
 import math
-import os
-import re
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,16 +18,8 @@ from dicom_io.volume import Provenance, Volume
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _SHEAR_TOLERANCE = 1e-4
-_HEADER_BYTES = 1 << 16  # in which the lines below stand
-_PIECE_BYTES = 1 << 22  # that are unpacked at a time
-_ZLIB_OR_GZIP = 47  # zlib takes either, as MetaIO does
-_PACKED = re.compile(rb"^CompressedData\s*=\s*T", re.MULTILINE | re.IGNORECASE)
-_PACKED_LENGTH = re.compile(rb"^CompressedDataSize\s*=\s*(\d+)", re.MULTILINE | re.IGNORECASE)
-_DATA_FILE = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
-# Packed voxels, or voxels written as text, may take fewer bytes than in memory
-_UNLIKE_MEMORY = re.compile(
-    rb"^(?:encoding:(?!\s*raw)|CompressedData\s*=\s*T|BinaryData\s*=\s*F)", re.MULTILINE | re.IGNORECASE
-)
+_PART = 1 << 20  # bytes that are read at once
+_ANY_HEADER = 32 + zlib.MAX_WBITS  # zlib and gzip streams alike
 
 
 def read_itk(path: Path) -> Volume:
@@ -47,9 +38,9 @@ def read_itk(path: Path) -> Volume:
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
     try:
         reader.ReadImageInformation()
-        _check_header(reader, path)
+        _check_file(reader, path)
         image = reader.Execute()
-    except (RuntimeError, OSError) as error:
+    except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         raise UnreadableFileError(
             f"{path.name} cannot be read as NRRD or MetaImage ({_last_line(error)}); a whole file is needed; copy it again"
         ) from error
@@ -66,51 +57,95 @@ def read_itk(path: Path) -> Volume:
         ) from error
 
 
-def _check_header(reader: SimpleITK.ImageFileReader, path: Path) -> None:
-    """Raises UnreadableFileError for another dimension than 3, and for more voxels than the file can hold."""
+def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
+    """Passes if a file holds the voxels that its header claims; compressed ones are read to their end and their checksum compared.
+
+    ITK does not report a damaged stream: of what MetaIO cannot unpack it gives whatever was in memory.
+
+    Raises:
+        UnreadableFileError: Another dimension than 3, more voxels than fit, or more than the file can become or unpacks to.
+        EOFError: The stream ends early.
+        OSError: A file cannot be read.
+        ValueError: The header does not say where the one stream is.
+        zlib.error: The stream or its checksum is wrong.
+    """
     if reader.GetDimension() != 3:
         raise UnreadableFileError(
             f"{path.name} has {reader.GetDimension()} dimensions; a 3D volume is needed; save each volume as a file of its own"
         )
-    value_bytes = SimpleITK.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    components = reader.GetNumberOfComponents()
-    shape = (*reader.GetSize(), *([components] if components > 1 else []))
-    with path.open("rb") as stream:
-        header = stream.read(_HEADER_BYTES)
-    is_meta = path.suffix.lower() in (".mha", ".mhd")
-    if not is_meta:
-        header = re.split(rb"\r?\n\r?\n", header, maxsplit=1)[0]
-    named, file, begin = _DATA_FILE.search(header), path, 0
-    if named is not None and named[1].upper() == b"LOCAL":
-        begin = header.find(b"\n", named.end(1)) + 1
-        header = header[:begin]
-    elif named is not None:
-        file = path.parent / os.fsdecode(named[1])
+    is_nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    with path.open("rb") as file:
+        fields = _nrrd_fields(file) if is_nrrd else _meta_image_fields(file)
+        begin = file.tell()
+    name, length = fields.get("datafile" if is_nrrd else "ElementDataFile", ""), int(fields.get("CompressedDataSize", 0))
+    if is_nrrd:
+        encoding = fields.get("encoding", "raw").lower()
+        packed, as_in_memory = encoding in ("gzip", "gz"), encoding == "raw"
+    else:
+        packed = fields.get("CompressedData", "")[:1] in ("T", "t", "1")
+        as_in_memory = not packed and fields.get("BinaryData", "")[:1] not in ("F", "f", "0")
+    is_local = name in ("", "LOCAL")
+    data, begin = (path, begin) if is_local else (path.parent / name, 0)
     # A list of files, or a pattern of their names: ITK says which of them is too short
-    held = file.stat().st_size - begin if file.is_file() else math.inf
-    check_claim(path.name, shape, value_bytes, held, is_packed=_UNLIKE_MEMORY.search(header) is not None)
-    if is_meta and file.is_file() and _PACKED.search(header):
-        with file.open("rb") as stream:
-            stream.seek(begin)
-            _check_unpacks(stream, header, math.prod(shape) * value_bytes, path.name)
-
-
-def _check_unpacks(stream: BinaryIO, header: bytes, claimed: int, name: str) -> None:
-    """Raises UnreadableFileError if the packed voxels of a MetaImage are damaged: ITK would give memory as it finds it."""
-    length = _PACKED_LENGTH.search(header)
-    packed = stream.read(int(length[1])) if length else b""
-    machine, count = zlib.decompressobj(wbits=_ZLIB_OR_GZIP), 0
-    try:
-        while packed and not machine.eof and count <= claimed:
-            count += len(machine.decompress(packed, _PIECE_BYTES))
-            packed = machine.unconsumed_tail
-    except zlib.error:
-        machine = zlib.decompressobj()
-    if not machine.eof or count != claimed:
+    held = data.stat().st_size - begin if data.is_file() else math.inf
+    pixel, components = SimpleITK.Image([1, 1, 1], reader.GetPixelID()), reader.GetNumberOfComponents()
+    is_float = pixel.GetPixelIDTypeAsString().find("float") >= 0
+    # MetaIO stores integers that ITK holds in 8 bytes in 4 or 8
+    value_bytes = pixel.GetSizeOfPixelComponent() if is_float else min(pixel.GetSizeOfPixelComponent(), 4)
+    shape = (*reader.GetSize(), *([components] if components > 1 else []))
+    check_claim(path.name, shape, value_bytes, held, is_packed=not as_in_memory)
+    if not packed:
+        return
+    if name == "LOCAL" and not length:  # MetaIO would take the header for voxels
+        raise ValueError("it does not state its CompressedDataSize")
+    if name.startswith("LIST") or "%" in name:
+        raise ValueError("its compressed voxels are in several files, of which no checksum is compared")
+    with data.open("rb") as stream:
+        stream.seek(begin)
+        unpacked, claimed = _unpacked(stream, length), math.prod(shape) * value_bytes
+    if unpacked < claimed:
         raise UnreadableFileError(
-            f"the packed voxels of {name} are damaged: {count} bytes of {claimed} can be unpacked; a whole, undamaged file "
-            "with its CompressedDataSize is needed; copy it again"
+            f"{path.name} holds {unpacked} bytes of voxels, and its header says {claimed} or more; a whole file is needed; copy "
+            "it again"
         )
+
+
+def _unpacked(stream: BinaryIO, length: int) -> int:
+    """Bytes that a zlib or gzip stream of this length unpacks to; 0: it ends before the file does. Errors as above."""
+    unpacker, left, unpacked, packed = zlib.decompressobj(_ANY_HEADER), length or sys.maxsize, 0, b""
+    while not unpacker.eof:
+        packed = unpacker.unconsumed_tail
+        if not packed:
+            packed = stream.read(min(_PART, left))
+            left -= len(packed)
+        if not packed:
+            raise EOFError("its compressed voxels end early")
+        unpacked += len(unpacker.decompress(packed, _PART))
+    return unpacked
+
+
+def _nrrd_fields(file: BinaryIO) -> dict[str, str]:
+    """The fields of the header, whose names are in lower case without spaces; the file then stands behind it.
+
+    Source: https://teem.sourceforge.net/nrrd/format.html
+    """
+    fields: dict[str, str] = {}
+    for line in iter(lambda: file.readline(_PART).decode("latin-1").strip(), ""):
+        name, _, value = line.partition(":")
+        fields[name.lower().replace(" ", "")] = value.strip()
+    return fields
+
+
+def _meta_image_fields(file: BinaryIO) -> dict[str, str]:
+    """The fields of the header; the file then stands behind it.
+
+    Source: https://itk.org/Wiki/ITK/MetaIO/Documentation
+    """
+    fields: dict[str, str] = {}
+    while "ElementDataFile" not in fields and (line := file.readline(_PART).decode("latin-1")):
+        name, _, value = line.partition("=")
+        fields[name.strip()] = value.strip()
+    return fields
 
 
 def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:

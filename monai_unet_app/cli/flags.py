@@ -155,6 +155,7 @@ class Convert(Labels):
         output: the new folder, named as nnU-Net wants it, such as nnUNet_raw/Dataset101_Liver
         bundle: its segments.json names the label values, and its configs/splits.json is the plan
         structure: name of a label value; all values need one (default: as the data name them)
+        objects: name of the objects that label values number; all are one structure
         modality: what the images are, if the data do not say
         splits: splits.json: its test cases go to imagesTs, its folds into splits_final.json
     """
@@ -164,6 +165,7 @@ class Convert(Labels):
     output: Place
     bundle: Text | None = None
     structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
+    objects: Annotated[Text | None, Flag(metavar="NAME")] = None
     modality: Literal["CT", "MR"] | None = None
     splits: Place | None = None
 
@@ -193,6 +195,7 @@ class Plan(Labels, Device):
         data: images/ and labels/, an nnU-Net or Decathlon folder, DICOM with SEG or RTSTRUCT, or a CSV or JSON list
         output: the new bundle; with several configurations a folder of them
         structure: name of a label value; all values need one (default: as dataset.json names them)
+        objects: name of the objects that label values number; all are one structure
         splits: splits.json with the place of each case, or nnU-Net's splits_final.json (default: as the data tell, else by the
             number of subjects)
         modality: what the images are, if the files do not say
@@ -206,6 +209,7 @@ class Plan(Labels, Device):
     data: Annotated[Place, Flag(names=("data",))]
     output: Place
     structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
+    objects: Annotated[Text | None, Flag(metavar="NAME")] = None
     splits: Place | None = None
     modality: Literal["CT", "MR"] | None = None
     configuration: list[Literal["2d", "3d", "3d_low"]] = field(default_factory=list)

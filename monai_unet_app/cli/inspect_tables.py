@@ -43,11 +43,19 @@ def fingerprint_table(summary: dict[str, Any]) -> None:
 
 
 def _ranges(name: str, value: dict[str, list[float]]) -> list[list[str]]:
-    """Rows of the table: one for a length or size, one for each percentile of the intensity."""
+    """Rows of the table: one for a length or size, one for each percentile of the intensity of each channel."""
     if not name.startswith("intensity_"):
         return [[name.replace("_mm", ", mm"), *(_numbers(value[key]) for key in RANGE)]]
     percentiles = name.removeprefix("intensity_").split("_")
-    return [[f"intensity {text}", *(_numbers([value[key][n]]) for key in RANGE)] for n, text in enumerate(percentiles)]
+    channels = range(len(value["least"]) // len(percentiles))
+    return [
+        [
+            f"intensity {text}" + (f", channel {channel + 1}" if len(channels) > 1 else ""),
+            *(_numbers([value[key][channel * len(percentiles) + n]]) for key in RANGE),
+        ]
+        for channel in channels
+        for n, text in enumerate(percentiles)
+    ]
 
 
 def series_blocks(rows: "Sequence[SeriesRow]", *, with_cases: bool) -> None:

@@ -182,21 +182,25 @@ def convert(options: flags.Convert) -> Answer:
     from monai_unet_app.data.case_files import find_data
     from monai_unet_app.data.cases import known_plan
     from monai_unet_app.data.datalist import read_dataset_json
-    from monai_unet_app.data.labels import AS_NUMBERED, FileValues
+    from monai_unet_app.data.labels import FileValues
     from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
 
-    if options.bundle and options.structure:
-        raise UsageError("--bundle and --structure both name the label values; one is needed; leave the other out")
+    naming = [f"--{name}" for name in ("bundle", "structure", "objects") if getattr(options, name)]
+    if len(naming) > 1:
+        raise UsageError(f"{' and '.join(naming)} all say what label values mean; one is needed; leave the others out")
     if not options.data.exists():
         raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
     files = bundle_files(options.bundle) if options.bundle else None
     stated = files.inference_document if files else {}
     modalities = (stated.get("input_rules") or {}).get("modality") or []
+    values = FileValues(objects=bool(options.objects))
+    if files:
+        values = FileValues.parse(stated.get("label_values"), stated.get("ignore_label"))
     cases = find_data(options.data, options.labels, options.label_suffix)
     config = NnunetConfig(
         options.output,
-        files.structure_names if files else (),
-        FileValues.parse(stated.get("label_values"), stated.get("ignore_label")) if files else AS_NUMBERED,
+        files.structure_names if files else (options.objects,) if options.objects else (),
+        values,
         _structures(options.structure),
         options.modality or (modalities[0] if len(modalities) == 1 else None),
         read_dataset_json(options.data) if options.data.is_dir() else None,
@@ -230,6 +234,10 @@ def plan(options: flags.Plan) -> Answer:
     check_new(options.output)
     if not options.data.exists():
         raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
+    if options.objects and options.structure:
+        raise UsageError(
+            "--objects and --structure both say what label values mean; one is needed; leave the other out"
+        )
     said = common.set_fields(options, PlanConfig) | {"configuration": None}
     config = PlanConfig(**said, structures=_structures(options.structure), time_s=options.time)
     names = list(dict.fromkeys(options.configuration))

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from monai_unet_app.data.case_files import (
     case_message,
     find_cases,
     find_images,
+    first_names,
     image_and_label_folders,
     listed_cases,
     several_labels,
@@ -32,6 +34,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.data.sketch import sketch_of
 from monai_unet_app.data.strict import MOST_CLASSES, Place, StrictCase, compare_cases
+from monai_unet_app.data.structures import stray_values
 from monai_unet_app.errors import InputRefusedError
 
 MOST_TOLD = 10
@@ -48,10 +51,12 @@ class CaseFingerprint:
         axes: Patient direction of I, J, K, as three letters of RLAPSI ("LPS"); "px" for pictures.
         channels: 1 for grey.
         modality: DICOM Modality or None.
-        intensity: The 0.5th, 50th and 99.5th percentile.
+        intensity: The 0.5th, 50th and 99.5th percentile of each channel.
         class_size: Size of each label value in mL (pixels for pictures); empty without a label.
+        class_voxels: The same in voxels.
         subject: As in `subjects_of`.
-        foreground: Of the voxels of all structures: 0.5th percentile, mean, standard deviation, 99.5th percentile, or nothing.
+        foreground: Of the voxels of all structures in each channel: 0.5th percentile, mean, standard deviation, 99.5th
+            percentile; empty without a label or for an empty one.
     """
 
     id: str
@@ -60,10 +65,11 @@ class CaseFingerprint:
     axes: str
     channels: int
     modality: str | None
-    intensity: tuple[float, float, float]
+    intensity: tuple[tuple[float, float, float], ...]
     class_size: dict[int, float]
+    class_voxels: dict[int, int]
     subject: str
-    foreground: tuple[float, ...] = ()
+    foreground: tuple[tuple[float, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,11 @@ class Fingerprint:
         """The values that some label holds, 0 included."""
         return frozenset(value for case in self.cases for value in case.class_size)
 
+    @property
+    def label_voxels(self) -> dict[str, dict[int, int]]:
+        """Voxels of each label value, by the id of the case, of all cases with a label."""
+        return _label_voxels(self.cases)
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON: the summary, the cases, the problems."""
         return {
@@ -132,9 +143,11 @@ class Fingerprint:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Ranges over the cases; empty without a usable case."""
+        """Ranges over the cases; empty without a usable case. Intensities: three for each channel, of cases with as many."""
         if not self.cases:
             return {}
+        channels = Counter(case.channels for case in self.cases)
+        usual = [case for case in self.cases if case.channels == channels.most_common(1)[0][0]]
         spacings = [case.spacing_mm for case in self.cases if case.spacing_mm is not None]
         volumes: dict[int, list[float]] = {}
         for case in self.cases:
@@ -146,14 +159,14 @@ class Fingerprint:
             "shape": _range([case.shape for case in self.cases], existing_median=True),
             **({"spacing_mm": _range(spacings)} if spacings else {}),
             "axes": dict(Counter(case.axes for case in self.cases)),
-            "channels": dict(Counter(case.channels for case in self.cases)),
+            "channels": dict(channels),
             "modality": dict(Counter(case.modality or "not said" for case in self.cases)),
-            "intensity_p0.5_p50_p99.5": _range([case.intensity for case in self.cases]),
+            "intensity_p0.5_p50_p99.5": _range([sum(case.intensity, ()) for case in usual]),
             "class_unit": "px" if all(case.axes == "px" for case in self.cases) else "mL",
             "class_size": {
                 value: _range([[size] for size in sizes])
-                for value, sizes in sorted(volumes.items())
-                if value and value <= MOST_CLASSES
+                for value, sizes in sorted(volumes.items())[: MOST_CLASSES + 1]
+                if value
             },
         }
 
@@ -245,7 +258,8 @@ def inspect_cases(
     ]
     known = None if accepted.known is None else set(accepted.known) - {accepted.ignored}
     found = compare_cases(strict, known)
-    return Fingerprint(tuple(usable), refused, (*several, *_oddities(usable), *found.odd), found.faults)
+    strays = [f"look at {stray}" for stray in stray_values(_label_voxels(usable))] if known is None else []
+    return Fingerprint(tuple(usable), refused, (*several, *strays, *_oddities(usable), *found.odd), found.faults)
 
 
 def check_one_kind(fingerprint: Fingerprint) -> None:
@@ -260,11 +274,15 @@ def check_one_kind(fingerprint: Fingerprint) -> None:
         count = len(fingerprint.refused)
         raise InputRefusedError(f"{count} of {count + len(cases)} case(s) cannot be used:\n  {listed}")
     for what in ("channels", "modality"):
-        found = {getattr(case, what) for case in cases} - {None}
+        found: dict[Any, list[str]] = {}
+        for case in cases:
+            found.setdefault(getattr(case, what), []).append(case.id)
+        found.pop(None, None)
         if len(found) > 1:
+            rare = min(found, key=lambda kind: len(found[kind]))
             raise InputRefusedError(
-                f"the images have {what} {', '.join(map(str, sorted(found)))}; one kind of image is needed; take each kind by "
-                "itself"
+                f"the images have {what} {', '.join(map(str, sorted(found)))} ({rare}: {first_names(found[rare])}); one kind "
+                "of image is needed; take each kind by itself"
             )
     if len({case.axes == "px" for case in cases}) > 1:
         raise InputRefusedError(
@@ -361,48 +379,60 @@ def _read_label(case: CaseFiles, volume: Volume, accepted: Accepted) -> Volume |
 
 def _fingerprint(name: str, volume: Volume, labels: Volume | None, subject: str) -> CaseFingerprint:
     i, j, k = volume.spacing_mm
-    low, middle, high = (float(value) for value in np.percentile(volume.array, PERCENTILES))
+    voxels = _class_voxels(labels) if labels else {}
+    channels = np.moveaxis(volume.array, 3, 0) if volume.array.ndim == 4 else volume.array[None]
     return CaseFingerprint(
         id=name,
         shape=volume.shape,
         spacing_mm=None if volume.planar else (round(i, 4), round(j, 4), round(k, 4)),
         axes="px" if volume.planar else "".join(aff2axcodes(volume.affine_ras)),
-        channels=volume.array.shape[3] if volume.array.ndim == 4 else 1,
+        channels=len(channels),
         modality=volume.provenance.modality,
-        intensity=(low, middle, high),
-        class_size=_class_sizes(labels) if labels else {},
+        intensity=tuple(_percentiles(channel) for channel in channels),
+        class_size={value: round(count * volume.voxel_size, 4) for value, count in voxels.items()},
+        class_voxels=voxels,
         subject=subject,
-        foreground=_foreground(volume, labels) if labels else (),
+        foreground=tuple(_foreground(channel[labels.array > 0]) for channel in channels)
+        if labels and labels.array.any()
+        else (),
     )
 
 
-def _foreground(volume: Volume, labels: Volume) -> tuple[float, ...]:
-    """Percentiles, mean and deviation of the intensities inside all structures."""
-    values = volume.array[labels.array > 0]
-    if not values.size:
-        return ()
+def _percentiles(values: NDArray[Any]) -> tuple[float, float, float]:
+    low, middle, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    return low, middle, high
+
+
+def _foreground(values: NDArray[Any]) -> tuple[float, float, float, float]:
+    """Percentiles, mean and deviation of the intensities inside all structures, of one channel."""
     low, high = np.percentile(values, PERCENTILES[::2])
-    return tuple(float(value) for value in (low, values.mean(dtype=float), values.std(dtype=float), high))
+    return float(low), float(values.mean(dtype=float)), float(values.std(dtype=float)), float(high)
 
 
-def _class_sizes(labels: Volume) -> dict[int, float]:
+def _class_voxels(labels: Volume) -> dict[int, int]:
     voxels: Counter[int] = Counter()
     for plane in np.moveaxis(labels.array, 2, 0):  # planes, since counting sorts a copy
         values, counts = np.unique(plane, return_counts=True)
         voxels.update(dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True)))
-    return {value: round(count * labels.voxel_size, 4) for value, count in sorted(voxels.items())}
+    return dict(sorted(voxels.items()))
+
+
+def _label_voxels(cases: Sequence[CaseFingerprint]) -> dict[str, dict[int, int]]:
+    return {case.id: case.class_voxels for case in cases if case.class_voxels}
 
 
 def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
-    """Empty labels, very high label values, and class sizes far from those of the other cases."""
+    """Empty labels, very many label values, and class sizes far from those of the other cases."""
     sentences = [f"look at {case.id}: its label is empty" for case in cases if set(case.class_size) == {0}]
-    most = max((max(case.class_size, default=0) for case in cases), default=0)
-    if most > MOST_CLASSES:
+    many = len({value for case in cases for value in case.class_size} - {0})
+    if many > MOST_CLASSES:
         sentences.append(
-            f"look at the labels: their values go up to {most}, as those of counted objects do and classes do not"
+            f"look at the labels: they have {many} different values, as numbered objects do and classes do not; plan takes "
+            "objects with --objects NAME"
         )
+    sentences += _exchanged_channels(cases)
     # A median of fewer than four sizes says little, and numbers of counted objects have no usual size
-    if len(cases) < 4 or most > MOST_CLASSES:
+    if len(cases) < 4 or many > MOST_CLASSES:
         return sentences
     for value in sorted({value for case in cases for value in case.class_size if value}):
         sizes = {case.id: case.class_size.get(value, 0.0) for case in cases if case.class_size}
@@ -412,6 +442,30 @@ def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
             for name, size in sizes.items()
             if middle and not middle / 4 <= size <= middle * 4
         ]
+    return sentences
+
+
+def _exchanged_channels(cases: Sequence[CaseFingerprint]) -> list[str]:
+    """Volumes whose channels have the contrast of those of the other cases only after two are exchanged."""
+    channels = cases[0].channels if cases else 1
+    if len(cases) < 4 or channels < 2 or any(case.axes == "px" or case.channels != channels for case in cases):
+        return []
+    # Shape (cases, channels): contrast, as the logarithm of the span of intensities
+    spans = np.log([[max(high - low, 1e-6) for low, _, high in case.intensity] for case in cases])
+    sentences = []
+    for n, case in enumerate(cases):
+        others = np.delete(spans, n, axis=0)
+        middle = np.median(others, axis=0)
+        usual = float(np.abs(others - middle).sum(axis=1).max())
+        own = float(np.abs(spans[n] - middle).sum())
+        for a, b in combinations(range(channels), 2):
+            order = list(range(channels))
+            order[a], order[b] = b, a
+            if own > 2 * np.abs(spans[n, order] - middle).sum() and own > 1.3 * usual:
+                sentences.append(
+                    f"look at {case.id}: its channels {a + 1} and {b + 1} have the contrast of the other cases only if they "
+                    "are exchanged; compare them with those of another case"
+                )
     return sentences
 
 

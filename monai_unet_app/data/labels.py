@@ -58,8 +58,15 @@ class FileValues:
             name: Of the file, for a message.
 
         Raises:
-            InputRefusedError: A value stands for no structure.
+            InputRefusedError: A value stands for no structure, or is below 0.
         """
+        if array.size and array.min() < 0:
+            below = array[(array < 0) & (array != self.ignored)]
+            if below.size:
+                raise InputRefusedError(
+                    f"label {name} holds the value {int(below.min())}, and {below.size} voxel(s) below 0; values from 0 are "
+                    "needed, 0 for the background; change them in the label file"
+                )
         if self.objects:
             return np.where(array == self.ignored, array, array > 0).astype(array.dtype)
         if not self.values:
@@ -96,8 +103,8 @@ def read_labels(path: Path, image: Volume, values: FileValues = AS_NUMBERED) -> 
         Shape (I, J, K), float32, whole numbers; 0 is the background.
 
     Raises:
-        InputRefusedError: The label has another shape or position than the image, its values are no whole numbers, or the
-            file cannot be read.
+        InputRefusedError: The label has another shape or position than the image or is the image, its values are no whole
+            numbers or below 0, or the file cannot be read.
     """
     labels = read_label_numbers(path, image)
     numbers = values.numbered(labels.array, path.name)
@@ -109,11 +116,15 @@ def read_label_numbers(path: Path, image: Volume) -> Volume:
 
     Args and errors are those of `read_labels`.
     """
-    if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
+    if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
+        labels = _read_dicom_labels(path, image)
+    else:
         labels = read_volume(path)
         _check_grid(labels, image, path)
-    else:
-        labels = _read_dicom_labels(path, image)
+        if _is_channel_of(labels.array, image):
+            raise InputRefusedError(
+                f"label {path.name} is its image, voxel for voxel; class numbers are needed; put the label of this case there"
+            )
     array = labels.array if labels.array.dtype.kind in "bui" else labels.array.astype(np.float32, copy=False)
     if has_ending(path, PICTURE_ENDINGS):
         return image.with_array(_picture_classes(array.astype(np.float32), path))
@@ -122,6 +133,16 @@ def read_label_numbers(path: Path, image: Volume) -> Volume:
             f"label {path.name} holds values that are no whole numbers; one class number for each voxel is needed"
         )
     return labels.with_array(array)
+
+
+def _is_channel_of(array: NDArray[Any], image: Volume) -> bool:
+    """Whether the values are those of the image, or of one of its channels, and not all the same."""
+    channels = image.array[..., None] if image.array.ndim == 3 else image.array
+    alike = (
+        all(np.array_equal(own, other) for own, other in zip(array.T, channels[..., n].T, strict=True))
+        for n in range(channels.shape[3] if array.ndim == 3 else 0)
+    )
+    return any(alike) and bool((array != array.flat[0]).any())
 
 
 def _whole(array: NDArray[np.float32]) -> bool:

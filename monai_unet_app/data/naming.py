@@ -28,8 +28,7 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
         segments: One segment for each name, in the order of their numbers.
     """
     for index, (name, own) in enumerate(zip(names, segments, strict=True)):
-        # "class_3" or "label" promises nothing that a segment could contradict
-        if not any(word.isalpha() for word in _words(name) - _PLACEHOLDERS):
+        if says_nothing(name):  # which no segment could contradict
             continue
         by_label = [_same_words(name, segment.label) for segment in segments]
         by_label[index] = _shared(name, own.label)
@@ -46,6 +45,11 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
         if other_side or not _shared(name, f"{_text(own)} {own.description}"):
             return f"calls structure {index + 1} {name!r}, but segment {index + 1} is {own.label!r}"
     return None
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a name only stands for one: "class_3", "label", "structure_1"."""
+    return not any(word.isalpha() for word in _words(name) - _PLACEHOLDERS)
 
 
 def side_of(segment: Segment) -> str | None:

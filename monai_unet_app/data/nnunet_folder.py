@@ -31,7 +31,7 @@ from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import MM_IN, NIFTI_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import SplitCase
-from monai_unet_app.data.structures import OBJECTS, named_values, stated_structures
+from monai_unet_app.data.structures import named_values, stated_structures
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 IGNORE = "ignore"
@@ -48,7 +48,8 @@ class NnunetConfig:
 
     Attributes:
         output: The new folder; its name is DatasetXXX_Name.
-        structures: Names of a bundle's structures, in the order of their numbers; () for names that the data state.
+        structures: Names of a bundle's structures, in the order of their numbers, or the one of numbered objects; () for names
+            that the data state.
         values: With `structures`: what the values of label files stand for.
         told: Names by label value, where the user gives them; without `structures`.
         modality: DICOM's term; None takes what the data state.
@@ -192,8 +193,9 @@ def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: Nnu
     held = fingerprint.label_values
     values = config.values
     if config.structures:
-        named_values(held, {}, "{}")  # refuses labels that are all empty
         names = config.structures
+        known = dict(enumerate(names, 1)) | ({} if values.ignored is None else {values.ignored: IGNORE})
+        named_values(fingerprint.label_voxels, known, "{}")  # refuses labels that are all empty
         _check_names(names)
         sources: list[int | str] = list(values.values or range(1, len(names) + 1))
         if values.objects:
@@ -201,17 +203,11 @@ def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: Nnu
         if values.ignored is not None and values.ignored in held:
             names, sources = (*names, IGNORE), [*sources, values.ignored]
     else:
-        if min(held) < 0:
-            raise InputRefusedError(
-                f"a label holds {min(held)}; values from 0 are needed; change them in the label files"
-            )
         told = config.told or (config.facts.names if config.facts else {})
         told = told or {value: stated.name for value, stated in stated_structures(cases, held).items()}
-        named = named_values(held, told, "label {}")
+        named = named_values(fingerprint.label_voxels, told, "label {}")
         names, sources, values = tuple(named.values()), list(named), FileValues(tuple(named))
         _check_names(names)
-        if OBJECTS in named:
-            sources, values = ["above 0"], FileValues(objects=True)
     return _Numbering(names, values, dict(zip(names, sources, strict=True)))
 
 

@@ -3,11 +3,15 @@
 Bad input is refused here with a message for the user.
 """
 
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.fileholders import FileHolder
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -24,6 +28,7 @@ MM_IN = {"meter": 1e3, "micron": 1e-3}  # NIfTI's other units of length
 EXACT = 2.0**24  # float32 holds all whole numbers up to here
 LARGEST_LOSS = 1e-2  # rounding to float32 may change a value by this share of the range of values
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_PART = 1 << 20  # bytes that are read at once
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 
 
@@ -71,14 +76,14 @@ def _read_by_dicom_io(path: Path, options: ReadOptions) -> Volume:
 def _read_nifti(path: Path, options: ReadOptions) -> Volume:
     check_nifti(path, path.name)
     try:
-        image: Any = nibabel.load(path)
-        _check_numbers(image.get_data_dtype(), path)
-        # With both codes 0, nibabel takes NIfTI's "method 1": pixel sizes and no orientation
-        _check_placed(image.header, path)
-        if options.before_pixels is not None and len(image.shape) > 2:
-            options.before_pixels(image.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine)
-        # dataobj applies scl_slope and scl_inter; the numbers in the file are not the intensities
-        stored = np.asanyarray(image.dataobj)
+        with _opened(path) as image:
+            _check_numbers(image.get_data_dtype(), path)
+            # With both codes 0, nibabel takes NIfTI's "method 1": pixel sizes and no orientation
+            _check_placed(image.header, path)
+            if options.before_pixels is not None and len(image.shape) > 2:
+                options.before_pixels(image.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine)
+            # dataobj applies scl_slope and scl_inter; the numbers in the file are not the intensities
+            stored = np.asanyarray(image.dataobj)
         with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is refused
             array = stored.astype(np.float32)
         _check_precision(stored, array, path)
@@ -106,6 +111,22 @@ def _read_nifti(path: Path, options: ReadOptions) -> Volume:
             f"{path.name} does not say where its voxels lie ({error}); a sform or qform with three axes is needed; "
             "export it again"
         ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """nibabel's image, whose voxels are read within the block. After it a compressed file is read to its end.
+
+    gzip compares its checksum (CRC) at the end of the stream, which nibabel does not reach: it stops at the last voxel.
+    """
+    image: Any = nibabel.load(path)
+    if not path.name.lower().endswith(".gz"):
+        yield image
+        return
+    with gzip.open(path) as stream:
+        yield type(image).from_file_map({"image": FileHolder(fileobj=stream)})
+        while stream.read(_PART):
+            pass
 
 
 def _check_numbers(dtype: np.dtype[Any], path: Path) -> None:

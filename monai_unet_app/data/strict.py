@@ -14,7 +14,7 @@ from scipy import fft
 
 from monai_unet_app.data.sketch import ClassPlace, Sketch
 
-MOST_CLASSES = 30  # a label with higher values probably counts objects
+MOST_CLASSES = 30  # different values; labels with more probably number objects
 
 _SHOWN = 5
 _ENOUGH = 8
@@ -84,8 +84,8 @@ def compare_cases(cases: Sequence[StrictCase], known: Iterable[int] | None = Non
     faults, odd = _same_images(cases)
     faults += [*_subjects(cases), *_untrained(cases)]
     odd += [*_near_images(cases), *_same_labels(cases), *_gaps(cases, known), *_far_off(cases)]
-    classes = max((max(case.values, default=0) for case in cases), default=0)
-    placed = _exchanged(cases) if classes <= MOST_CLASSES else {}
+    classes = {value for case in cases for value in case.values}
+    placed = _exchanged(cases) if len(classes) <= MOST_CLASSES else {}
     return Findings(tuple(faults), (*odd, *placed.values(), *_misplaced(cases, placed)))
 
 
@@ -133,7 +133,7 @@ def _untrained(cases: Sequence[StrictCase]) -> list[str]:
         training = [case for case in cases if case.place and case.place.side in trains]
         learnt = {value for case in training for value in case.values}
         seen = sorted({value for case in cases for value in case.values} - learnt)
-        if not training or not seen or len(seen) > MOST_CLASSES or max(seen) > MOST_CLASSES:
+        if not training or not seen or len(learnt.union(seen)) > MOST_CLASSES:
             continue
         holders = [case for case in cases if case.values & set(seen)]
         classes = f"class {', '.join(map(str, seen))}, {_names(holders)} {'have' if len(holders) > 1 else 'has'}"

@@ -1,5 +1,6 @@
 """What a data set states of its structures: their names by label value and, where a SEG describes them, codes and colours."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,18 @@ from dicom_io.coding import Segment, snomed_ct
 from dicom_io.reading.series import find_series, scan_files
 from dicom_io.rtstruct import region_names
 from dicom_io.seg import described_segments
-from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles
+from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles, first_names
 from monai_unet_app.data.naming import side_in, side_of
 from monai_unet_app.data.read import has_ending
 from monai_unet_app.data.strict import MOST_CLASSES
 from monai_unet_app.errors import InputRefusedError, refusing_as
 
-OBJECTS = 0
-"""Stands for every label value above 0, where files number objects."""
+LEAST_VOXELS = 10
+"""Of a structure in a whole data set; nothing is learnt of fewer."""
+
+_ENOUGH_CASES = 4  # that a usual case can be told from
+_COUNTS = 4  # different highest values of labels without gaps: labels of classes have one or two
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -129,25 +134,95 @@ def _shown(codes: StructureCodes) -> str:
     return ", ".join(f"{code.value} {code.meaning}" for code in all_of_them if code is not None)
 
 
-def named_values(held: Collection[int], told: Mapping[int, str], unnamed: str) -> Mapping[int, str]:
-    """The name of each label value. Where nothing names them and they number objects, these are one structure, OBJECTS.
+def named_values(voxels: Mapping[str, Mapping[int, int]], told: Mapping[int, str], unnamed: str) -> Mapping[int, str]:
+    """The name of each label value; nothing is guessed of values that nobody has named and that classes do not have.
 
     Args:
-        held: The label values that some label holds.
+        voxels: How many of each label value the label of each case holds, by the case's id.
         told: Names by label value; empty where nobody has named them.
         unnamed: The name of a value that nobody has named, with {} in place of the value.
 
     Raises:
-        InputRefusedError: No label holds a structure, or some values have a name and others that are held have none.
+        InputRefusedError: No label holds a structure; some values have a name and others that are held have none; or nobody has
+            named the values, and they number objects, or stand in few cases and belong to no structure.
     """
-    seen = sorted(value for value in held if value)
-    if not seen:
+    holders = _holders(voxels)
+    if not holders:
         raise InputRefusedError("no label holds a structure: all are 0; labels with structures are needed; add them")
-    if without := [value for value in seen if told and value not in told]:
+    if told and (without := [value for value in holders if value not in told]):
         raise InputRefusedError(
-            f"the labels hold the value(s) {without}, which have no name; name them by --structure VALUE=NAME, or change the "
-            "labels"
+            f"the labels hold {_where({value: holders[value] for value in without})}, which have no name; each value needs a "
+            "name; name them by --structure VALUE=NAME, change the labels, or, if they number objects, name these by "
+            "--objects NAME"
         )
-    if not told and max(seen) > MOST_CLASSES:
-        return {OBJECTS: "object"}
-    return dict(told) or {value: unnamed.format(value) for value in seen}
+    if not told:
+        _check_no_objects(voxels, holders)
+        if strays := stray_values(voxels):
+            raise InputRefusedError("; ".join(strays))
+    return dict(told) or {value: unnamed.format(value) for value in holders}
+
+
+def _holders(voxels: Mapping[str, Mapping[int, int]]) -> dict[int, list[str]]:
+    """The cases that hold each label value but 0, by rising value."""
+    holders: dict[int, list[str]] = defaultdict(list)
+    for case, counts in voxels.items():
+        for value in counts:
+            holders[value].append(case)
+    return {value: holders[value] for value in sorted(holders) if value}
+
+
+def _check_no_objects(voxels: Mapping[str, Mapping[int, int]], holders: Mapping[int, Sequence[str]]) -> None:
+    """Raises InputRefusedError for labels that have more values than classes have, or count from 1 in each case."""
+    own = {case: [value for value in counts if value] for case, counts in voxels.items()}
+    counted = all(sorted(values) == list(range(1, len(values) + 1)) for values in own.values())
+    if len(holders) <= MOST_CLASSES and not (counted and len({len(values) for values in own.values()}) >= _COUNTS):
+        return
+    many = sorted(own, key=lambda case: -len(own[case]))
+    usual = sorted(map(len, own.values()))[len(own) // 2]
+    raise InputRefusedError(
+        f"the labels hold {len(holders)} different values above 0, up to {max(holders)}, and no names: {len(own[many[0]])} in "
+        f"{many[0]}, {usual} in a usual case; names are needed; if the values number objects, name these by --objects NAME; if "
+        "they are classes, name each by --structure VALUE=NAME; if a case has a wrong label, correct it"
+    )
+
+
+def stray_values(voxels: Mapping[str, Mapping[int, int]]) -> list[str]:
+    """One sentence for each group of label values that stand in few cases and are likely a fault of these.
+
+    Such a value stands in a tenth of the cases or fewer, and it follows none of the other values (255 beside 1 and 2), or has
+    fewer than LEAST_VOXELS. Where values number objects, nothing is said.
+
+    Args:
+        voxels: As in `named_values`.
+    """
+    holders = _holders(voxels)
+    few = max(1, len(voxels) // 10)
+    usual = {value for value, cases in holders.items() if len(cases) > few}
+    while more := [value for value in set(holders) - usual if {value - 1, value + 1} & usual]:
+        usual.update(more)
+    strays: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for value, cases in holders.items():
+        tiny = sum(voxels[case][value] for case in cases) < LEAST_VOXELS
+        if (
+            len(holders) <= MOST_CLASSES
+            and len(cases) <= few < len(voxels)
+            and (tiny or (value not in usual and len(voxels) >= _ENOUGH_CASES))
+        ):
+            strays[tuple(cases)].append(value)
+    return [
+        f"{first_names(cases)}: its label holds {_values(values)}, in {sum(voxels[case][n] for case in cases for n in values)} "
+        f"voxel(s), as no other of {len(voxels)} labels does; correct it, or, if these are structures, name every label value "
+        "by --structure VALUE=NAME"
+        for cases, values in strays.items()
+    ]
+
+
+def _values(values: Sequence[int]) -> str:
+    shown = ", ".join(map(str, values[:_SHOWN])) + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")
+    return f"the value{'s' if len(values) > 1 else ''} {shown}"
+
+
+def _where(holders: Mapping[int, Sequence[str]]) -> str:
+    """ "the values 5 and 255 (in case1)": label values, with the cases of the one that fewest hold."""
+    fewest = min(holders, key=lambda value: len(holders[value]))
+    return f"{_values(list(holders))} ({fewest} in {first_names(holders[fewest])})"

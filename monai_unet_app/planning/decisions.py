@@ -78,33 +78,61 @@ def target_spacing(cases: Sequence[CaseFingerprint], *, coarse: bool = False) ->
 
 
 def intensities(cases: Sequence[CaseFingerprint], modality: str | None) -> Reasoned[Mapping[str, Any]]:
-    """How intensities are normalised."""
+    """How intensities are normalised, each channel by itself.
+
+    The values of a "range" are in the units of the image. Of several channels they are lists, and mean and deviation are those
+    of the channel scaled from `low` to `low + span` onto 0 to 1.
+    """
     if cases[0].axes == "px":
         return Reasoned({"kind": "each"}, "pictures: each channel of each picture by its own mean and deviation")
     told = [case.foreground for case in cases if case.foreground]
+    several = cases[0].channels > 1
     if modality == "CT" and told:
-        low, mean, deviation, high = np.median(np.array(told), axis=0)
-        values = {"low": low, "high": high, "mean": mean, "deviation": deviation}
-        return Reasoned(
-            {"kind": "range", **{name: round(float(value), 1) for name, value in values.items()}},
-            f"CT numbers mean the same in every scanner: cut to {low:.0f} to {high:.0f} HU, where 99 % of the voxels of the "
-            "structures lie, and scaled by their mean and deviation",
+        # Each of shape (channels,)
+        low, mean, deviation, high = np.median(np.array(told), axis=0).T
+        cuts = " and ".join(
+            f"{a:.4g} to {b:.4g}" if several else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)
         )
+        values = {"low": low, "high": high, "mean": mean, "deviation": deviation}
+        if several:
+            span = np.maximum(high - low, 1e-6)
+            values = {"low": low, "span": span, "mean": (mean - low) / span, "deviation": deviation / span}
+        return Reasoned(
+            {
+                "kind": "range",
+                **{
+                    name: [float(f"{value:.6g}") for value in own] if several else round(float(own[0]), 1)
+                    for name, own in values.items()
+                },
+            },
+            f"CT numbers mean the same in every scanner: cut to {cuts} HU, where 99 % of the voxels of the structures lie"
+            f"{' in each channel' if several else ''}, and scaled by their mean and deviation",
+        )
+    own = "each channel of each image is cut to its" if several else "each image is cut to its"
     return Reasoned(
         {"kind": "percentiles"},
-        f"{modality or 'these'} intensities have no unit: each image is cut to its own 0.5th and 99.5th percentile, and then "
-        "scaled by its own mean and deviation",
+        f"{modality or 'these'} intensities have no unit: {own} own 0.5th and 99.5th percentile, and then scaled by its own "
+        "mean and deviation",
     )
 
 
-def mirror_axes(sided: Sequence[str], *, planar: bool, slice_axis: int | None) -> Reasoned[tuple[int, ...]]:
+def mirror_axes(
+    sided: Sequence[str], unnamed: Sequence[str], *, planar: bool, slice_axis: int | None
+) -> Reasoned[tuple[int, ...]]:
     """Axes of the network's input along which training mirrors, and `--tta`.
 
     Args:
         sided: Names of the structures that are left or right.
+        unnamed: Those of the structures that nobody has named.
         planar: Whether images are pictures.
         slice_axis: The axis of the slices, for a 2D network on volumes.
     """
+    if unnamed:
+        return Reasoned(
+            (),
+            f"nothing is mirrored while structures have no name: {_names(unnamed)} may have a side; name them by --structure "
+            "VALUE=NAME",
+        )
     if planar:
         axes = (1,) if sided else (0, 1)
         why = f"width is left out: {_names(sided)} have a side" if sided else "a picture may lie any way up"

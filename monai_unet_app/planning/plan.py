@@ -15,10 +15,18 @@ from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
 from monai_unet_app.data.datalist import read_dataset_json
-from monai_unet_app.data.inspect import CaseFingerprint, Fingerprint, check_one_kind, inspect_cases, refuse_faults
-from monai_unet_app.data.naming import side_in
+from monai_unet_app.data.inspect import (
+    Accepted,
+    CaseFingerprint,
+    Fingerprint,
+    check_one_kind,
+    inspect_cases,
+    refuse_faults,
+)
+from monai_unet_app.data.labels import FileValues
+from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase
-from monai_unet_app.data.structures import OBJECTS, StatedStructure, named_values, stated_structures
+from monai_unet_app.data.structures import StatedStructure, named_values, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.machine_memory import ever_resident_bytes
 from monai_unet_app.planning.decisions import (
@@ -65,6 +73,7 @@ class PlanConfig:
         label_suffix: End of a label's name that its image's name lacks.
         structures: Names of the label values; None takes those of `dataset.json`.
         splits: A plan of the cases, as in `plan_of`; None takes what a list or nnU-Net tells, or deals the subjects.
+        objects: Name of the objects that label values number; None where these are classes.
         modality: DICOM's term; None takes that of the files.
         configuration: 2d, 3d, or 3d on a coarser grid; None takes 2d for pictures and 3d for volumes.
         memory_limit: Bytes that a training may take.
@@ -77,6 +86,7 @@ class PlanConfig:
     label_suffix: str = ""
     splits: Path | None = None
     structures: Mapping[int, str] = field(default_factory=dict)
+    objects: str | None = None
     modality: str | None = None
     configuration: Configuration | None = None
     memory_limit: float = 8e9
@@ -174,13 +184,16 @@ def plan_configurations(
     cases = find_data(config.data, config.labels, config.label_suffix)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
     plan, why = dealt(cases, config.splits)
-    fingerprint = inspect_cases(cases, step=step, places=places_of(plan))
+    accepted = Accepted(values=FileValues(objects=config.objects is not None))
+    fingerprint = inspect_cases(cases, accepted, step, places=places_of(plan))
     check_one_kind(fingerprint)
     refuse_faults(fingerprint)
     measured = fingerprint.cases
     for configuration in configurations:
         _check_configuration(measured, configuration)
     names = config.structures or (facts.names if facts else {})
+    if config.objects is not None:
+        names = {1: config.objects}
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
     structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
     modality = config.modality or _modality(measured) or (facts.modality if facts else None)
@@ -255,9 +268,8 @@ class _Grid:
 
 
 def _share(cases: Sequence[CaseFingerprint], value: int) -> float:
-    """Of all voxels, those with this label value; with any, for OBJECTS."""
-    size = sum(size for case in cases for own, size in case.class_size.items() if own and value in (own, OBJECTS))
-    return size / sum(_size(case) for case in cases)
+    """Of all voxels, those with this label value."""
+    return sum(case.class_size.get(value, 0.0) for case in cases) / sum(_size(case) for case in cases)
 
 
 def _size(case: CaseFingerprint) -> float:
@@ -294,7 +306,7 @@ def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[in
         fingerprint: What the labels hold.
         told: Names by label value; empty where nobody has named them.
     """
-    names = named_values(fingerprint.label_values, told, "structure_{}")
+    names = named_values(fingerprint.label_voxels, told, "structure_{}")
     if absent := [f"{value} ({name})" for value, name in told.items() if value not in fingerprint.label_values]:
         raise InputRefusedError(
             f"no label holds {', '.join(absent)}; a structure that no case has cannot be learnt; leave it out of the names"
@@ -302,11 +314,10 @@ def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[in
     return names
 
 
-def _label_values(cases: Sequence[CaseFingerprint], structures: Mapping[int, str]) -> Reasoned[Any]:
+def _label_values(structures: Mapping[int, str], config: PlanConfig) -> Reasoned[Any]:
     """What `label_values` says; None where label values are the numbers of the structures."""
-    if OBJECTS in structures:
-        most = max(max(case.class_size) for case in cases)
-        return Reasoned("objects", f"label files number their objects, up to {most}; all are one structure")
+    if config.objects is not None:
+        return Reasoned("objects", "label files number their objects, as --objects says; all are one structure")
     if list(structures) == list(range(1, len(structures) + 1)):
         return Reasoned(None, "")
     pairs = ", ".join(f"{value} is {number}" for number, value in enumerate(structures, 1))
@@ -323,6 +334,7 @@ def _decide(
     """The decisions that need no network."""
     planar = cases[0].axes == "px"
     sided = [name for name in structures.values() if side_in(name)]
+    unnamed = [name for name in structures.values() if says_nothing(name)]
     spacing = (
         Reasoned((1.0, 1.0), "pixels") if planar else target_spacing(cases, coarse=config.configuration == "3d_low")
     )
@@ -339,15 +351,16 @@ def _decide(
         "labels": Reasoned(
             [*(["background"] if exclusive else []), *structures.values()], "as the data set names them"
         ),
-        "label_values": _label_values(cases, structures),
+        "label_values": _label_values(structures, config),
         "classes": Reasoned(classes, "background included"),
         "channels": Reasoned(cases[0].channels, "of every image"),
+        "numbers": Reasoned(list(range(cases[0].channels)), ""),
         "modality": Reasoned(modality, "as the files say"),
         "spacing_mm": spacing,
         "slice_axis": Reasoned(slice_axis, "the axis with the longest voxels"),
         "input_rules": input_rules(cases, modality),
         "intensities": intensities(cases, modality),
-        "mirror_axes": mirror_axes(sided, planar=planar, slice_axis=slice_axis),
+        "mirror_axes": mirror_axes(sided, unnamed, planar=planar, slice_axis=slice_axis),
         "ratios": ratios({name: _share(cases, value) for value, name in structures.items()}),
         "rotation": rotations(in_plane),
         "bias_field": Reasoned(modality == "MR" and len(in_plane) == 3, "the field of an MR scanner is not even"),

@@ -53,7 +53,7 @@ def test_a_fingerprint_tells_shape_spacing_axes_and_class_volumes(tmp_path: Path
     assert seen.class_size == pytest.approx(
         {0: (11 * 9 * 7 - 26) * voxel_ml, 1: 18 * voxel_ml, 2: 8 * voxel_ml}, abs=1e-4
     )
-    assert seen.intensity[1] == float(np.median(lopsided_array()))
+    assert seen.intensity[0][1] == float(np.median(lopsided_array()))
     summary = json.loads(json.dumps(found.as_dict()))["summary"]
     assert summary["shape"]["median"] == [11, 9, 7]
     assert set(summary["class_size"]) == {"1", "2"}
@@ -220,7 +220,8 @@ def test_pictures_are_measured_in_pixels_and_counted_objects_are_no_classes(tmp_
     assert found.summary()["class_unit"] == "px"
     assert max(found.summary()["class_size"]) == 30
     assert found.problems == (
-        "look at the labels: their values go up to 204, as those of counted objects do and classes do not",
+        "look at the labels: they have 204 different values, as numbered objects do and classes do not; plan takes objects "
+        "with --objects NAME",
     )
 
 
@@ -229,9 +230,9 @@ def test_voxels_of_classes_are_counted_beside_the_labels_not_in_a_copy() -> None
     labels[2:7, 3:5, 4:13], labels[20:22, :, 30] = 3, 1000
     volume = Volume(labels, np.diag([1.0, 2.0, 3.0, 1.0]), Provenance(kind="nifti"))
     tracemalloc.start()
-    sizes = inspect._class_sizes(volume)
+    voxels = inspect._class_voxels(volume)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sizes == {0: pytest.approx((120000 - 90 - 80) * 0.006), 3: 90 * 0.006, 1000: 80 * 0.006}
-    assert list(sizes) == [0, 3, 1000]
+    assert voxels == {0: 120000 - 90 - 80, 3: 90, 1000: 80}
+    assert list(voxels) == [0, 3, 1000]
     assert peak < labels.nbytes / 4

@@ -192,12 +192,16 @@ def test_nrrd_files_and_dicom_with_seg_keep_their_places(tmp_path: Path) -> None
     check_round_trip(find_data(tmp_path / "nrrd"), again, {1: 1, 2: 2})
 
 
-def test_pictures_that_number_their_objects_become_png_with_one_structure(tmp_path: Path) -> None:
+def test_pictures_that_number_their_objects_become_png_with_one_structure(tmp_path: Path, run: Run) -> None:
     source = numbered_discs(tmp_path / "source")
-    output, made = written(source, tmp_path)
-    assert made.document["labels"] == {"background": 0, "object": 1}
-    assert made.document["source_label_values"] == {"object": "above 0"}
-    assert made.document["file_ending"] == ".png"
+    with pytest.raises(InputRefusedError, match="the labels hold 40 different values"):
+        written(source, tmp_path)
+    output = tmp_path / NAME
+    assert run("convert", source, "--to", "nnunet", "--output", output, "--objects", "nucleus").code == 0
+    document = json.loads((output / "dataset.json").read_text())
+    assert document["labels"] == {"background": 0, "nucleus": 1}
+    assert document["source_label_values"] == {"nucleus": "above 0"}
+    assert document["file_ending"] == ".png"
     again = find_data(output)
     assert [case.id for case in again] == [f"p{number}" for number in range(5)]
     for number, case in enumerate(again):
@@ -360,10 +364,10 @@ def hold_a_negative_value(data: Path) -> dict[str, Any]:
     [
         (break_an_image, "1 of 5 case.*case2: "),
         (give_one_two_channels, "channels 1, 2"),
-        (name_too_few, r"value\(s\) \[5\], which have no name"),
+        (name_too_few, r"the value 5 \(5 in case0, case1, .*, which have no name"),
         (name_one_background, "'Background'"),
         (name_one_by_a_number, "'5'"),
-        (hold_a_negative_value, "a label holds -5"),
+        (hold_a_negative_value, r"case3: label case3\.nii\.gz holds the value -5"),
     ],
 )
 def test_what_cannot_be_written_is_refused_and_nothing_is_left(

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 import yaml
 from monai.bundle import ConfigWorkflow
+from PIL import Image
 from shell import Run, shell
 from small_data import FEW, drawn_eyes, few_examples, numbered_discs, tilted_volumes
 
@@ -197,9 +198,9 @@ def test_the_bundle_is_whole(volumes: Path, tmp_path: Path, said: dict[str, Any]
 
 
 def test_a_bundle_for_pictures_is_whole(pictures: Path, tmp_path: Path) -> None:
-    made = planned(pictures)
-    assert made.values["label_values"] == "objects"  # 40 numbers, no two structures
-    assert made.values["labels"] == ["object"]
+    made = planned(pictures, objects="nucleus")
+    assert made.values["label_values"] == "objects"
+    assert made.values["labels"] == ["nucleus"]
     assert made.values["outputs"] == "overlapping"
     assert made.values["mirror_axes"] == (0, 1)
     write_plan(made, tmp_path / "made")
@@ -304,6 +305,48 @@ def name_too_few(data: Path) -> list[str]:
     return ["--structure", "2=liver"]
 
 
+def relabelled(data: Path, case: str, change: Any) -> list[str]:
+    file = data / f"labelsTr/{case}.nii.gz"
+    image = nibabel.load(file)
+    label = np.asarray(image.dataobj).astype(np.int16)
+    change(label)
+    nibabel.save(nibabel.Nifti1Image(label, image.affine), file)
+    return []
+
+
+def mark_a_voxel(data: Path) -> list[str]:
+    return relabelled(data, "case1", lambda label: label.__setitem__((0, 0, 0), 255))
+
+
+def mark_a_region(data: Path) -> list[str]:
+    return relabelled(data, "case2", lambda label: label.__setitem__(np.s_[:4, :3, :2], 1000))
+
+
+def go_on_counting(data: Path) -> list[str]:
+    return relabelled(data, "case3", lambda label: label.__setitem__((1, 2, 3), 6))
+
+
+def mark_below_zero(data: Path) -> list[str]:
+    return relabelled(data, "case1", lambda label: label.__setitem__(np.s_[:2, 0, 0], -1))
+
+
+def label_by_the_image(data: Path) -> list[str]:
+    image = nibabel.load(data / "imagesTr/case4_0000.nii.gz")
+    for file in ("imagesTr/case4_0000.nii.gz", "labelsTr/case4.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(image.get_fdata().astype(np.int16), image.affine), data / file)
+    return []
+
+
+def number_objects(data: Path) -> list[str]:
+    return relabelled(
+        data, "case1", lambda label: label.__setitem__(np.s_[0, 0:20, 0:2], np.arange(1, 41).reshape(20, 2))
+    )
+
+
+def name_one_of_many(data: Path) -> list[str]:
+    return [*number_objects(data), "--structure", "1=nucleus"]
+
+
 def empty_all_labels(data: Path) -> list[str]:
     for file in data.glob("labelsTr/*"):
         image = nibabel.load(file)
@@ -348,7 +391,20 @@ def drop_a_label(data: Path) -> list[str]:
     [
         (one_case, "1 subject"),
         (name_an_absent_structure, "no label holds 7 (kidney)"),
-        (name_too_few, "the labels hold the value(s) [5], which have no name"),
+        (name_too_few, "the labels hold the value 5 (5 in case0, case1, "),
+        (mark_a_voxel, "case1: its label holds the value 255, in 1 voxel(s), as no other of 5 labels does; correct it"),
+        (mark_a_region, "case2: its label holds the value 1000, in 24 voxel(s), as no other of 5 labels does"),
+        (go_on_counting, "case3: its label holds the value 6, in 1 voxel(s)"),
+        (
+            mark_below_zero,
+            "case1: label case1.nii.gz holds the value -1, and 2 voxel(s) below 0; values from 0 are needed",
+        ),
+        (label_by_the_image, "case4: label case4.nii.gz is its image, voxel for voxel"),
+        (
+            number_objects,
+            "the labels hold 40 different values above 0, up to 40, and no names: 40 in case1, 2 in a usual",
+        ),
+        (name_one_of_many, "the values 2, 3, 4, 5, 6 and 34 more (3 in case1), which have no name"),
         (empty_all_labels, "no label holds a structure"),
         (give_one_two_channels, "the images have channels 1, 2"),
         (flatten_a_voxel, "case1"),
@@ -416,6 +472,39 @@ def test_labels_with_gaps_become_dicom_by_the_values_of_the_bundle(volumes: Path
     assert "no SNOMED CT code for Structure 2" in " ".join(refused.err.split())
 
 
+def test_nothing_is_mirrored_before_every_structure_has_a_name(volumes: Path) -> None:
+    for said, axes in (({}, ()), ({2: "structure_2", 5: "liver"}, ()), ({2: "spleen", 5: "liver"}, (0,))):
+        assert planned(volumes, structures=said).values["mirror_axes"] == axes
+
+
+def test_numbered_objects_are_one_structure_only_if_a_flag_names_them(pictures: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "made"
+    refused = run("plan", pictures, "--output", out, "--time", "1min")
+    assert refused.code == 3
+    assert "the labels hold 40 different values above 0" in " ".join(refused.err.split())
+    assert "--objects NAME" in refused.err
+    assert "--structure VALUE=NAME" in " ".join(refused.err.split())
+    assert not out.exists()
+    both = run("plan", pictures, "--output", out, "--objects", "liver", "--structure", "1=liver")
+    assert both.code == 2
+    assert run("plan", pictures, "--output", out, "--time", "1min", "--objects", "liver").code == 0
+    (liver,) = load_bundle(out).segments
+    assert (liver.label, liver.type.value) == ("Liver", "10200004")  # SNOMED CT
+    assert "objects" in (out / "configs/inference.yaml").read_text()
+
+
+def test_few_numbered_objects_are_told_from_classes_by_their_count(tmp_path: Path) -> None:
+    data = numbered_discs(tmp_path / "data", discs=9)
+    for number in range(5):  # 5 to 9 objects
+        file = data / f"labels/p{number}.png"
+        label = np.asarray(Image.open(file)).copy()
+        label[label > 5 + number] = 0
+        values = np.unique(label)
+        Image.fromarray(np.searchsorted(values, label).astype(np.uint16)).save(file)
+    with pytest.raises(InputRefusedError, match="number objects, name these by --objects NAME"):
+        planned(data)
+
+
 def test_pictures_have_no_3d(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(InputRefusedError, match="the images are pictures"):
         planned(pictures, configuration="3d")
@@ -423,6 +512,8 @@ def test_pictures_have_no_3d(pictures: Path, tmp_path: Path) -> None:
 
 def test_labels_beside_the_images(tmp_path: Path) -> None:
     made = planned(drawn_eyes(tmp_path / "eyes"), label_suffix="_1stHO")
+    assert made.values["mirror_axes"] == ()
+    assert "structure_1 may have a side" in made.reasons["mirror_axes"]
     assert made.values["channels"] == 3
     assert made.values["labels"] == ["structure_1"]
     assert made.values["label_suffix"] == "_1stHO"

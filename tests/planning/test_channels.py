@@ -1,0 +1,175 @@
+"""Volumes with several channels in one file: each is measured, normalised and varied by itself, as different images are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+from shell import Run, shell
+from small_data import tilted_volumes
+
+from dicom_io.volume import Volume
+from monai_unet_app.data.monai_bridge import to_metatensor
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.metrics.overlap import dice
+from monai_unet_app.planning.network import NetworkPlan
+from monai_unet_app.planning.plan import BundlePlan, PlanConfig, plan_bundle
+from monai_unet_app.planning.write import write_plan
+
+NAMES = {2: "liver", 5: "spleen"}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    yield from shell(capsys)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_channels(tmp_path_factory.mktemp("channels") / "volumes")
+
+
+def two_channels(folder: Path) -> Path:
+    """`tilted_volumes` whose files hold a T1-weighted image of about 800 without the balls, and ADC of 1 to 2 with them."""
+    for file in sorted((tilted_volumes(folder) / "imagesTr").iterdir()):
+        image = nibabel.load(file)
+        t1 = np.random.default_rng(len(file.name)).normal(800, 64, image.shape)
+        both = np.stack([t1, image.get_fdata() / 100], axis=-1).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(both, image.affine), file)
+    return folder
+
+
+def planned(data: Path, **said: Any) -> BundlePlan:
+    def quick(network: NetworkPlan, channels: int, outputs: int) -> float:
+        return network.voxels * network.filters[0] / 16e6
+
+    return plan_bundle(PlanConfig(data, structures=NAMES, **{"time_s": 20.0, "modality": "MR", **said}), quick)
+
+
+def config_of(root: Path, name: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(root / f"configs/{name}.yaml"))
+    return parser
+
+
+@pytest.mark.parametrize("configuration", ["3d", "2d"])
+def test_each_channel_leaves_preprocessing_with_mean_0_and_deviation_1(
+    volumes: Path, tmp_path: Path, configuration: Any
+) -> None:
+    write_plan(planned(volumes, configuration=configuration), tmp_path / "made")
+    preprocessing = config_of(tmp_path / "made", "inference").get_parsed_content("preprocessing")
+    image = preprocessing({"image": str(volumes / "imagesTr/case0_0000.nii.gz")})["image"]
+    assert image.shape[0] == 2
+    for channel in image:
+        assert float(channel.mean()) == pytest.approx(0, abs=1e-4)
+        assert float(channel.std(unbiased=False)) == pytest.approx(1, abs=1e-4)
+
+
+def test_ct_channels_are_cut_and_scaled_each_by_its_own_range(volumes: Path, tmp_path: Path) -> None:
+    made = planned(volumes, modality="CT")
+    # Over the structures, by numpy: the median over the cases of each percentile, mean and deviation
+    inside = []
+    for number in range(5):
+        image = nibabel.load(volumes / f"imagesTr/case{number}_0000.nii.gz").get_fdata()
+        values = image[nibabel.load(volumes / f"labelsTr/case{number}.nii.gz").get_fdata() > 0]
+        inside.append([*np.percentile(values, (0.5, 99.5), axis=0), values.mean(axis=0), values.std(axis=0)])
+    low, high, mean, deviation = np.median(inside, axis=0)
+    write_plan(made, tmp_path / "made")
+    preprocessing = config_of(tmp_path / "made", "inference").get_parsed_content("preprocessing")
+    # On the grid of the network already, and one block of memory, so that no transform makes a copy first
+    array = np.ascontiguousarray(image, dtype=np.float32)
+    volume = Volume.from_ras(
+        array.copy(), np.diag([*made.values["spacing_mm"], 1.0]), read_volume(file_of(volumes)).provenance
+    )
+    found = preprocessing({"image": to_metatensor(volume)}, start=1)["image"].numpy()
+    expected = (np.clip(array, low, high) - mean) / deviation
+    np.testing.assert_allclose(found, np.moveaxis(expected, 3, 0), atol=2e-3)
+    assert np.array_equal(volume.array, Volume.from_ras(array, volume.affine_ras, volume.provenance).array)
+
+
+def file_of(volumes: Path) -> Path:
+    return volumes / "imagesTr/case0_0000.nii.gz"
+
+
+def test_contrast_and_brightness_vary_in_each_channel_by_itself(volumes: Path, tmp_path: Path) -> None:
+    write_plan(planned(volumes), tmp_path / "made")
+    train = yaml.safe_load((tmp_path / "made/configs/train.yaml").read_text())
+    names = [step["_target_"] for step in train["random"]]
+    first, last = names.index("SplitDimd"), names.index("RandScaleIntensityd")
+    steps = train["random"][first:last]
+    for step in steps:
+        step.update({"prob": 1.0} if "prob" in step else {})
+    contrast = Compose(ConfigParser({"steps": steps}).get_parsed_content("steps")).set_random_state(3)
+    window = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 12, 13, 14)).astype(np.float32))
+    window[1] = window[0]
+    varied = contrast({"image": window.clone(), "label": window[:1]})
+    assert set(varied) == {"image", "label"}
+    assert varied["image"].shape == window.shape
+    for before, after in zip(window, varied["image"], strict=True):
+        assert float(after.mean()) == pytest.approx(float(before.mean()), abs=1e-4)
+        assert float(after.std()) == pytest.approx(float(before.std()), abs=1e-4)
+    assert not torch.allclose(varied["image"][0], varied["image"][1], atol=0.01)  # gammas of their own
+    for name in ("RandScaleIntensityd", "RandShiftIntensityd"):
+        assert train["random"][names.index(name)]["channel_wise"] is True
+
+
+def test_a_bundle_for_one_channel_is_written_as_before_there_were_several(tmp_path: Path) -> None:
+    for modality in ("MR", "CT"):
+        made = planned(tilted_volumes(tmp_path / modality / "volumes"), modality=modality)
+        write_plan(made, tmp_path / modality / "made")
+        for name in ("inference", "train"):
+            text = (tmp_path / modality / f"made/configs/{name}.yaml").read_text()
+            assert not any(word in text for word in ("channel_wise", "SplitDimd", "ConcatItemsd"))
+        if modality == "CT":
+            assert all(isinstance(made.values["intensities"][name], float) for name in ("low", "high", "mean"))
+
+
+def test_the_fingerprint_measures_each_channel(volumes: Path, tmp_path: Path, run: Run) -> None:
+    write_plan(planned(volumes), tmp_path / "made")
+    document = json.loads((tmp_path / "made/configs/fingerprint.json").read_text())
+    t1, adc = document["cases"][0]["intensity"]
+    assert t1[1] == pytest.approx(800, abs=5)
+    assert adc[1] == pytest.approx(1.0, abs=0.02)
+    assert len(document["cases"][0]["foreground"]) == 2
+    answer = run("inspect", volumes)
+    assert "intensity p50, channel 2" in answer.out
+
+
+def test_a_case_whose_channels_are_exchanged_is_pointed_at(tmp_path: Path, run: Run) -> None:
+    data = two_channels(tmp_path / "volumes")
+    file = data / "imagesTr/case3_0000.nii.gz"
+    image = nibabel.load(file)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata()[..., ::-1].astype(np.float32), image.affine), file)
+    odd = planned(data).fingerprint.odd
+    (exchanged,) = [sentence for sentence in odd if "exchanged" in sentence]
+    assert exchanged.startswith("look at case3: its channels 1 and 2")
+
+
+@pytest.mark.slow
+def test_what_only_the_second_channel_shows_is_learnt(volumes: Path, tmp_path: Path, run: Run) -> None:
+    said = ["--modality", "MR", "--structure", "2=liver", "--structure", "5=spleen", "--time", "0.2min"]
+    answer = run("plan", volumes, "--output", tmp_path / "plan", *said)
+    assert answer.code == 0, answer.err
+    splits = tmp_path / "plan/configs/splits.json"
+    document = json.loads(splits.read_text())
+    document["datasets"]["volumes"]["cases"][-1]["partition"] = "selection"
+    splits.write_text(json.dumps(document))
+    made = tmp_path / "made"
+    quick = ["--epochs", "8", "--learning-rate", "0.01"]
+    answer = run("train", "--bundle", tmp_path / "plan", "--data", volumes, "--output", made, *quick)
+    assert answer.code == 0, answer.err
+    answer = run("predict", "--bundle", made, "--input", file_of(volumes), "--output", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    (found,) = (tmp_path / "out").glob("*_seg.nii.gz")
+    truth = np.asarray(nibabel.load(volumes / "labelsTr/case0.nii.gz").dataobj)
+    # The balls are nowhere in the first channel
+    assert dice(truth > 0, np.asarray(nibabel.load(found).dataobj) > 0) > 0.5
