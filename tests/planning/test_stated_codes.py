@@ -180,7 +180,8 @@ def test_a_folder_with_one_seg_states_the_same(data: Path) -> None:
         (Code("T-00000000", "SRT", "Nothing"), None),
         (Code("10200004", "99NOBODY", "Liver"), None),
         (Code("102", "SCT", "Liver"), None),
-        (Code("10200004", "SCT", "H\u00edgado"), None),
+        (Code("10200004", "SCT", "H\u00edgado"), "10200004"),
+        (Code("10200004", "SCT", "Liver\n"), None),
         (Code("10200004", "SCT", ""), None),
     ],
 )
