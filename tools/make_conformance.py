@@ -603,7 +603,8 @@ SeriesDescription that begins with VERIFIED or CORRECTED.
 - A rejection note (IHE RAD TF, Imaging Object Change Management): a Key Object Selection Document (TID 2010), (113001, DCM,
   "Rejected for Quality Reasons"), that references every object of the result, with the person as observer and the comment as
   (113012, DCM, "Key Object Description"). It is sent; none that comes in is acted on. A node also sends
-  one for a version of a result that a later one has replaced at the destination, with a device as observer (TID 1004) and the same title.
+  one for a version of a result that a later one has replaced at the destination, with a device as observer (TID 1004) and the
+  same title.
 
 ### Encodings of a segmentation
 
