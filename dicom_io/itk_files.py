@@ -58,7 +58,7 @@ def read_itk(path: Path) -> Volume:
 
 
 def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
-    """Passes if a file holds the voxels that its header claims; compressed ones are read to their end and their checksum compared.
+    """Passes if a file holds the voxels that its header claims; compressed ones are read to the end of their checksum.
 
     ITK does not report a damaged stream: of what MetaIO cannot unpack it gives whatever was in memory.
 
@@ -77,7 +77,10 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
     with path.open("rb") as file:
         fields = _nrrd_fields(file) if is_nrrd else _meta_image_fields(file)
         begin = file.tell()
-    name, length = fields.get("datafile" if is_nrrd else "ElementDataFile", ""), int(fields.get("CompressedDataSize", 0))
+    name, length = (
+        fields.get("datafile" if is_nrrd else "ElementDataFile", ""),
+        int(fields.get("CompressedDataSize", 0)),
+    )
     if is_nrrd:
         encoding = fields.get("encoding", "raw").lower()
         packed, as_in_memory = encoding in ("gzip", "gz"), encoding == "raw"
@@ -105,8 +108,8 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
         unpacked, claimed = _unpacked(stream, length), math.prod(shape) * value_bytes
     if unpacked < claimed:
         raise UnreadableFileError(
-            f"{path.name} holds {unpacked} bytes of voxels, and its header says {claimed} or more; a whole file is needed; copy "
-            "it again"
+            f"{path.name} holds {unpacked} bytes of voxels, and its header says {claimed} or more; a whole file is needed; "
+            "copy it again"
         )
 
 

@@ -187,7 +187,6 @@ def plan_configurations(
     accepted = Accepted(values=FileValues(objects=config.objects is not None))
     fingerprint = inspect_cases(cases, accepted, step, places=places_of(plan))
     check_one_kind(fingerprint)
-    refuse_faults(fingerprint)
     measured = fingerprint.cases
     for configuration in configurations:
         _check_configuration(measured, configuration)
@@ -196,6 +195,7 @@ def plan_configurations(
         names = {1: config.objects}
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
     structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
+    refuse_faults(fingerprint)  # after the label values, since a stray one looks like a class of one fold
     modality = config.modality or _modality(measured) or (facts.modality if facts else None)
     splits = {
         "schema_version": "1.0",

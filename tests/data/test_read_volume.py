@@ -13,7 +13,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK
 import torch
 from false_claims import claiming, png_claiming
 from monai.transforms import LoadImaged

@@ -146,7 +146,7 @@ def test_a_class_that_one_fold_alone_has_is_refused(volumes: Path, tmp_path: Pat
         nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) % 5, image.affine), file)
     fold = next(case["fold"] for case in planned(volumes).cases if case["id"] == "case0")
     with pytest.raises(InputRefusedError, match=rf"fold {fold}: no case to train on has class 5, case0 has"):
-        planned(data)
+        planned(data, structures=NAMES)
 
 
 def test_volumes_too_small_for_a_network_are_refused(tmp_path: Path) -> None:
