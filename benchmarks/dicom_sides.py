@@ -7,6 +7,8 @@ another imports. The first round is not counted: it fills caches. In each furthe
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import statistics
 import sys
 import time
@@ -58,14 +60,24 @@ class Side:
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds by the clock and of the processor, and what came out."""
+    """What a turn took, and what came out.
+
+    Attributes:
+        wall_s: Seconds by the clock.
+        cpu_s: Seconds of the processor, in the program and in the system; other work on the machine changes them less.
+        system_s: Of these, in the system: reading, and giving memory to the process.
+        told: What came out.
+    """
 
     wall_s: float
     cpu_s: float
+    system_s: float
     told: str
 
 
-def race(sides: Sequence[Side], source: Path, target: Path, rounds: int, peers: Path | None) -> dict[str, list[Turn]]:
+def race(
+    sides: Sequence[Side], source: Path, target: Path, rounds: int, peers: Path | None, cores: int | None = None
+) -> dict[str, list[Turn]]:
     """The turns of every side that is installed, in the order of `sides`; says which are absent.
 
     Args:
@@ -74,11 +86,12 @@ def race(sides: Sequence[Side], source: Path, target: Path, rounds: int, peers: 
         target: Given to `work`.
         rounds: How many are counted.
         peers: Folder of packages for those sides that name modules.
+        cores: How many cores each side may use; None for all.
     """
     with ExitStack() as stack:
         pools = {}
         for side in sides:
-            pool = stack.enter_context(own_process(peers if side.modules else None))
+            pool = stack.enter_context(own_process(peers if side.modules else None, cores))
             if pool.submit(_installed, side.modules).result():
                 pools[side] = pool
             else:
@@ -90,12 +103,13 @@ def race(sides: Sequence[Side], source: Path, target: Path, rounds: int, peers: 
     return {name: found[1:] for name, found in turns.items()}
 
 
-def own_process(peers: Path | None = None) -> ProcessPoolExecutor:
-    """A new process, with a folder of packages before all others on its path."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(peers,))
+def own_process(peers: Path | None = None, cores: int | None = None) -> ProcessPoolExecutor:
+    """A new process on so many cores (None: all), with a folder of packages before all others on its path."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(peers, cores))
 
 
-def _begin(peers: Path | None) -> None:
+def _begin(peers: Path | None, cores: int | None) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     warnings.simplefilter("ignore")  # of the peers, about the names of patients and the like
     sys.path[:0] = [*([str(peers.resolve())] if peers else []), str(REPOSITORY)]
 
@@ -107,10 +121,11 @@ def _installed(modules: Sequence[str]) -> bool:
 def _turn(side: Side, source: Path, target: Path) -> Turn:
     ready = _ready(side.prepare, source)
     gc.collect()
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     result = side.work(ready, target)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Turn(wall, cpu, side.tell(result))
+    wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_SELF)
+    user_s, system_s = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+    return Turn(wall, user_s + system_s, system_s, side.tell(result))
 
 
 @cache
@@ -124,7 +139,8 @@ def show(turns: dict[str, list[Turn]], ours: str) -> None:
         best = min(found, key=lambda turn: turn.wall_s)
         middle = statistics.median(turn.wall_s for turn in found)
         times = "" if name == ours else "  {:6.2f}x best {:6.2f}x median".format(*ratios(turns, name, ours))
-        print(f"  {name:38} best {best.wall_s:6.2f} s (CPU {best.cpu_s:6.2f} s)  median {middle:6.2f} s{times}")
+        cpu = f"(CPU {best.cpu_s:6.2f} s, system {best.system_s:5.2f} s)"
+        print(f"  {name:38} best {best.wall_s:6.2f} s {cpu}  median {middle:6.2f} s{times}")
 
 
 def ratios(turns: dict[str, list[Turn]], theirs: str, ours: str) -> tuple[float, float]:
@@ -137,6 +153,13 @@ def ratios(turns: dict[str, list[Turn]], theirs: str, ours: str) -> tuple[float,
 def times_as_long(turns: dict[str, list[Turn]], theirs: str, ours: str, least: float) -> bool:
     """Whether a side takes at least so many times as long as ours, best by best; True where that side is absent."""
     return theirs not in turns or judged(f"{theirs} / {ours}", ratios(turns, theirs, ours)[0], least)
+
+
+def times_the_cpu(turns: dict[str, list[Turn]], theirs: str, ours: str, least: float) -> bool:
+    """Whether a side takes at least so many times our seconds of the processor, by the median over the rounds."""
+    pairs = zip(turns[theirs], turns[ours], strict=True)
+    found = statistics.median(them.cpu_s / us.cpu_s for them, us in pairs)
+    return judged(f"CPU seconds, {theirs} / {ours}", found, least)
 
 
 def make_ct(folder: Path, count: int, syntax: UID | None, data: Path) -> None:

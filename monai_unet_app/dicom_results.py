@@ -118,6 +118,7 @@ def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:
 
 def _info(case: Case) -> ResultInfo:
     bundle, run, source = case.bundle, case.run, case.image.provenance
+    is_elsewhere = case.assessment is not None and case.assessment.confidence.is_elsewhere
     repairs = [
         (name, "true")
         for name, applied in (
@@ -135,7 +136,7 @@ def _info(case: Case) -> ResultInfo:
         settings=(
             ("device", bundle.device.type),
             ("tta", str(run.tta).lower()),
-            *([("elsewhere", "true")] if run.elsewhere else []),
+            *([("elsewhere", "true")] if is_elsewhere else []),
             *repairs,
             *_image_setting(case.image),
         ),

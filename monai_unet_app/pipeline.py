@@ -127,12 +127,14 @@ def segment_case(
         fitting: True while statements are fitted: the features of the image are computed and nothing is assessed.
 
     Raises:
-        InputRefusedError: The image cannot be read, breaks the rules of the bundle, or does not fit into memory or on disk.
+        InputRefusedError: The image cannot be read, breaks the rules of the bundle, or does not fit into memory or on disk;
+            or as `statements_for`.
         UsageError: Cautious masks are asked for, and the bundle states no threshold for them.
     """
     run = run or PredictConfig()
     seconds: dict[str, float] = {}
     setting = setting_of(run, bundle)
+    statements = None if fitting else statements_for(run, bundle)
     result = bundle.mirrored_result if setting == "tta" else bundle.result
     planner = MemoryPlanner(bundle, run, result, keep)
     with timed(seconds, "read"):
@@ -143,9 +145,6 @@ def segment_case(
     with timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
         windows = planner.windows(item["image"], volume)
-    statements = None if fitting else read_confidence(bundle, setting)
-    if statements is not None and run.elsewhere:
-        statements = statements.elsewhere
     cuts = statements.cautious_cuts(bundle.segments) if statements is not None and keep == "cautious" else ()
     layer = LayerMeans()
     with timed(seconds, "predict"), planner.memory():
@@ -173,6 +172,17 @@ def segment_case(
 def setting_of(run: PredictConfig, bundle: Bundle) -> InferenceSetting:
     """The statements that hold for a run: "tta" if it averages over mirror images, else "plain"."""
     return "tta" if run.tta and bundle.mirror_axes else "plain"
+
+
+def statements_for(run: PredictConfig, bundle: Bundle) -> Confidence:
+    """The statements of a bundle about results of a run.
+
+    Raises:
+        InputRefusedError: The run asks for the intervals for images from elsewhere, and the bundle has none.
+        BundleError: As `read_confidence`.
+    """
+    stated = read_confidence(bundle, setting_of(run, bundle))
+    return stated.for_elsewhere(bundle.name) if run.elsewhere else stated
 
 
 def assessed(case: Case, statements: Confidence | None) -> Case:

@@ -37,7 +37,7 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.dicom_results import CaseOutput, check_coded, converted_modality, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 from monai_unet_app.gathering import decided
-from monai_unet_app.pipeline import Case, assessed, segment_case, setting_of
+from monai_unet_app.pipeline import Case, assessed, segment_case, statements_for
 
 if TYPE_CHECKING:
     import torch
@@ -168,8 +168,9 @@ def predict_cases(
         from monai_unet_app.explain import check_explainable
 
         check_explainable(bundle, config.explain)
+    statements = statements_for(run, bundle)  # raises before an image is read
     if config.cautious:
-        read_confidence(bundle, setting_of(run, bundle)).cautious_cuts(bundle.segments)
+        statements.cautious_cuts(bundle.segments)
     for files in cases:
         try:
             case = segment_case(files.image, bundle, run, windows, keep=config.keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.cli import show
 from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.confidence.shift import ShiftDetector
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
 VERBS = [
@@ -594,15 +596,24 @@ def test_in_a_folder_of_many_cases_the_good_ones_are_done_and_the_bad_ones_liste
         np.testing.assert_allclose(nibabel.load(tmp_path / "out" / name).affine, crop.affine_ras, atol=1e-5)  # type: ignore[attr-defined]
 
 
+def sizes_off_by(log_ratio: float) -> dict[str, Any]:
+    """The statement that true sizes lie within this logarithm of a ratio, of both structures."""
+    ends = [-log_ratio, log_ratio]
+    return {"coverage": 0.9, "log_ratios": {"1": ends, "2": ends}, "small": 0.01, "subjects": 20}
+
+
+def stating(bundle: Path, **more: Any) -> Path:
+    """The bundle, after statements about sizes, and more statements, were written into it as `calibrate` writes them."""
+    plain = {"why_not": {}, "sizes": sizes_off_by(0.2), **more, "fitted_to": fitted_to(BundleFiles(bundle), "plain")}
+    document = {"schema_version": "1.2", "structures": ["anterior", "posterior"], "settings": {"plain": plain}}
+    (bundle / "configs/confidence.json").write_text(json.dumps(document))
+    return bundle
+
+
 def test_tta_of_a_bundle_that_was_calibrated_without_it_says_that_nothing_judged_the_result(
     run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
 ) -> None:
-    bundle = tiny_bundle()
-    sizes = {"coverage": 0.9, "log_ratios": {"1": [-0.2, 0.2], "2": [-0.2, 0.2]}, "small": 0.01, "subjects": 20}
-    plain: dict[str, Any] = {"why_not": {}, "sizes": sizes}
-    plain["fitted_to"] = fitted_to(BundleFiles(bundle), "plain")
-    document = {"schema_version": "1.2", "structures": ["anterior", "posterior"], "settings": {"plain": plain}}
-    (bundle / "configs/confidence.json").write_text(json.dumps(document))
+    bundle = stating(tiny_bundle())
     image, words = good(tmp_path, crop), ["--format", "nifti,sr", "--dicomize"]
     found = {}
     for name, flags in (("plain", []), ("averaged", ["--tta"])):
@@ -618,6 +629,75 @@ def test_tta_of_a_bundle_that_was_calibrated_without_it_says_that_nothing_judged
     assert "no quality gate has judged this result" in answer.out  # of the run with --tta
     (report,) = (tmp_path / "averaged").glob("*_sr.dcm")
     assert "not judged; no quality gate has judged this result: " in str(pydicom.dcmread(report))
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_elsewhere_is_refused_before_an_image_is_read_if_the_bundle_has_no_wider_intervals(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path, verb: str
+) -> None:
+    folder = labelled(tmp_path, crop)
+    for image in (folder / "images").iterdir():
+        cut(image, 0.5)  # a file that cannot be read would be named, if it were read
+    bundle = tiny_bundle()
+    steps: dict[str, Callable[[], object]] = {
+        "was not calibrated": lambda: None,
+        "its statements were made without": lambda: stating(bundle),
+        "too few of them": lambda: stating(bundle, why_not={"sizes_elsewhere": "too few of them"}),
+    }
+    cases = {
+        "predict": ["--input", folder / "images"],
+        "evaluate": ["--images", folder / "images", "--labels", folder / "labels"],
+    }
+    for reason, step in steps.items():
+        step()
+        answer = run(verb, "--bundle", bundle, *cases[verb], "--elsewhere", "--output", tmp_path / "out")
+        assert answer.code == 3
+        said = " ".join(answer.err.split())
+        assert "states no wider intervals for images from elsewhere (" in said
+        assert reason in said
+        assert "cannot be read" not in said
+        assert files_below(tmp_path / "out") == []
+
+
+def test_elsewhere_beside_folds_is_refused_since_no_interval_is_measured_there(run: Run, tmp_path: Path) -> None:
+    answer = run(
+        "evaluate", "--bundle", BUNDLE, "--data", tmp_path, "--folds", "--elsewhere", "--output", tmp_path / "out"
+    )
+    assert answer.code == 2
+    assert "with --folds no interval is measured" in " ".join(answer.err.split())
+
+
+@pytest.mark.parametrize(
+    ("has_wider", "flags", "unlike", "applied"),
+    [
+        pytest.param(True, ["--elsewhere"], False, True, id="the flag"),
+        pytest.param(True, [], True, True, id="an unlike image"),
+        pytest.param(False, [], True, False, id="an unlike image, nothing wider"),
+        pytest.param(True, [], False, False, id="a usual image"),
+    ],
+)
+def test_record_seg_and_sr_say_elsewhere_where_wider_intervals_were_stated_and_only_there(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    has_wider: bool, flags: list[str], unlike: bool, applied: bool,
+) -> None:  # fmt: skip
+    wider = {"sizes_elsewhere": sizes_off_by(0.4)} if has_wider else {}
+    rng = np.random.default_rng(0)
+    detector = ShiftDetector.fit(list(rng.normal(size=(30, 4))), [str(n) for n in range(30)])
+    bundle = stating(tiny_bundle(), shift=detector.document(), **wider)
+    monkeypatch.setattr(ShiftDetector, "score", lambda self, features: 1.5 * self.limit if unlike else 0.0)
+    words = ["--input", good(tmp_path, crop), "--output", tmp_path / "out", "--format", "seg,sr", "--dicomize", *flags]
+    assert run("predict", "--bundle", bundle, *words).code == 0
+    (record,) = (tmp_path / "out").glob("*_result.json")
+    document = json.loads(record.read_text())
+    assert document["assessment"].get("interval_images") == ("elsewhere" if applied else None)
+    low, high = document["structures"][0]["volume_interval_ml"]
+    assert math.log((high + 0.01) / (low + 0.01)) == pytest.approx(0.8 if applied else 0.4, rel=1e-3)
+    not_made_for_it = "the stated intervals were not made for such images"
+    assert (not_made_for_it in " ".join(document["assessment"]["reasons"])) == (unlike and not has_wider)
+    for kind in ("seg", "sr"):
+        text = str(pydicom.dcmread(next((tmp_path / "out").glob(f"*_{kind}.dcm"))))
+        assert ("elsewhere=true" in text) == applied, kind
+        assert (not_made_for_it in text) == (unlike and not has_wider), kind
 
 
 def test_a_broken_series_does_not_cost_the_good_one_beside_it(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
@@ -281,6 +282,9 @@ def _distinguishing(header: Dataset, groups: _FunctionalGroups) -> tuple[tuple[s
 
 def _attribute_text(holder: Dataset, keyword: str) -> str:
     """An attribute's values as DICOM writes them; empty if it is absent or cannot be read: no position depends on it."""
+    # Most of the attributes are absent, and `get`, like `in`, takes long to find that out.
+    if tag_for_keyword(keyword) not in holder.keys():  # noqa: SIM118
+        return ""
     try:
         value = holder.get(keyword)
     except READ_ERRORS:

@@ -306,8 +306,10 @@ def _check_sizes(planes: Sequence[ImagePlane], name: str) -> None:
 
 def _check_orientations(planes: Sequence[ImagePlane], name: str) -> None:
     first = np.array(planes[0].orientation).reshape(2, 3)
-    others = [np.array(plane.orientation).reshape(2, 3) for plane in planes]
-    turns = [max(angle_degrees(first[n], other[n]) for n in (0, 1)) for other in others]
+    # Most planes have the orientation of the first one, to the last digit.
+    others = {plane.orientation: np.array(plane.orientation).reshape(2, 3) for plane in planes}
+    turn_of = {given: max(angle_degrees(first[n], other[n]) for n in (0, 1)) for given, other in others.items()}
+    turns = [turn_of[plane.orientation] for plane in planes]
     turned = sum(turn > _MIXED_DEGREES for turn in turns)
     if turned:
         raise SeriesGeometryError(

@@ -228,13 +228,20 @@ class _Observations:
             except ValueError as error:
                 why_not[name] = str(error)
         if sizes and fitted.get("gate"):
-            fitted |= self._elsewhere(sizes, of_wholes, fitted["gate"])
+            try:
+                fitted |= self._elsewhere(sizes, of_wholes, fitted["gate"])
+            except ValueError as error:
+                why_not["sizes_elsewhere"] = str(error)
         return Confidence(sizes, of_wholes, risk, why_not=why_not, **fitted)
 
     def _elsewhere(
         self, sizes: SizeStatement, wholes: SizeStatement | None, gate: QualityGate
     ) -> dict[str, SizeStatement]:
-        """Intervals for images from elsewhere: those of corrupted images whose results look fine all the same."""
+        """Intervals for images from elsewhere: those of corrupted images whose results look fine all the same.
+
+        Raises:
+            ValueError: There are such images of too few subjects.
+        """
         rows = [
             row
             for measured, samples in self.changed
@@ -242,8 +249,12 @@ class _Observations:
             and all(gate.looks_fine(sample.structure, sample.features) for sample in samples)
             for row in measured
         ]
-        if len({row.subject for row in rows}) < subjects_needed(sizes.coverage):
-            return {}
+        subjects = len({row.subject for row in rows})
+        if subjects < subjects_needed(sizes.coverage):
+            raise ValueError(
+                f"of {subjects} calibration subject(s) a corrupted image, not a crop of it, has a result that looks fine; "
+                f"{statements.too_few_subjects(sizes.coverage)}"
+            )
         stated = {"sizes_elsewhere": SizeStatement.fit(rows, sizes.coverage).not_narrower_than(sizes)}
         if wholes:
             of_wholes = SizeStatement.fit(statements.measure_wholes(rows, self.bundle.wholes), wholes.coverage)
@@ -432,8 +443,8 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
     if confidence.sizes:
         wholes = {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)}
         for key, of in (("sizes_off", confidence), ("sizes_off_elsewhere", confidence.elsewhere)):
-            stated = [(sizes, names) for sizes, names in ((of.sizes, labels), (of.wholes, wholes)) if sizes]
-            if key == "sizes_off" or of.is_elsewhere:
+            if of is not None:
+                stated = [(sizes, names) for sizes, names in ((of.sizes, labels), (of.wholes, wholes)) if sizes]
                 summary[key] = {
                     "coverage": confidence.sizes.coverage,
                     "relative": {

@@ -377,6 +377,11 @@ def evaluate(options: flags.Evaluate) -> Answer:
     from monai_unet_app.config import PredictConfig
 
     common.check_folds_alone(options)
+    if options.folds and options.elsewhere:
+        raise UsageError(
+            "--elsewhere measures wider intervals, and with --folds no interval is measured, since the bundle's are fitted "
+            "on the same cases; leave one of the two out"
+        )
     root, data = common.trained_bundle(options.bundle, by_folds=options.folds).root, common.labelled_cases(options)
     common.check_writable(options.output)
     from monai_unet_app.report.targets import read_targets

@@ -149,10 +149,12 @@ class Assessment:
         worst_first = sorted(self.structures, key=lambda one: -_BY_SEVERITY.index(one.verdict or "accept"))
         reasons = [f"{structure.name}: {reason}" for structure in worst_first for reason in structure.reasons]
         if self.is_shifted:
+            usual_only = self.confidence.sizes is not None and not self.confidence.is_elsewhere
             reasons.insert(
                 0,
                 f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above "
-                f"{self._shift_limit:.2g}, reviewed above {FAR_SHIFT * self._shift_limit:.2g}",
+                f"{self._shift_limit:.2g}, reviewed above {FAR_SHIFT * self._shift_limit:.2g}"
+                + (", and the stated intervals were not made for such images" if usual_only else ""),
             )
         if self.confidence.gate is None:
             reason = self.confidence.why_not.get("gate", "none was fitted")
@@ -180,7 +182,7 @@ def assess(confidence: Confidence, segmentation: Segmentation, image_features: A
     except ValueError as error:
         raise BundleError(f"{CONFIDENCE} does not belong to this bundle: {error}") from error
     if confidence.shift and shift is not None and shift > confidence.shift.limit:
-        confidence = confidence.elsewhere
+        confidence = confidence.elsewhere or confidence
     structures = segmentation.structures
     features = describe_structures(segmentation) if confidence.gate else [None] * len(structures)
     assessed = tuple(_assess_structure(confidence, *pair) for pair in zip(structures, features, strict=True))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dicom_io.coding import Segment, Whole
 from dicom_io.segmentation import Box, Segmentation
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
-from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.metrics.missed import MissedVoxels
 
 from .border import BorderStatement
@@ -213,11 +213,28 @@ class Confidence(JsonDocument):
     wholes_elsewhere: SizeStatement | None = None
 
     @property
-    def elsewhere(self) -> "Confidence":
-        """The statements about an image from elsewhere; these ones where the bundle states none."""
+    def elsewhere(self) -> "Confidence | None":
+        """The statements about an image from elsewhere; None where the bundle has no intervals for such images."""
         if self.sizes_elsewhere is None:
-            return self
+            return None
         return replace(self, sizes=self.sizes_elsewhere, wholes=self.wholes_elsewhere)
+
+    def for_elsewhere(self, bundle: str) -> "Confidence":
+        """The statements about an image that somebody says is from elsewhere; `bundle` is the bundle's name, for the message.
+
+        Raises:
+            InputRefusedError: The bundle has no intervals for such images.
+        """
+        if (stated := self.elsewhere) is not None:
+            return stated
+        absent = ("sizes_elsewhere", "sizes", "gate")  # the wider intervals need the two others
+        reason = next(
+            (self.why_not[name] for name in absent if name in self.why_not), "its statements were made without"
+        )
+        raise InputRefusedError(
+            f"{bundle} states no wider intervals for images from elsewhere ({reason}); --elsewhere, or elsewhere = true in a "
+            "rule, needs them; calibrate the bundle on enough subjects, or leave that setting out"
+        )
 
     @property
     def is_elsewhere(self) -> bool:

@@ -22,7 +22,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
 from monai_unet_app.gathering import decided, on_volume
 from monai_unet_app.metrics.summary import Evaluation
-from monai_unet_app.pipeline import segment_case, setting_of
+from monai_unet_app.pipeline import segment_case, setting_of, statements_for
 from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases
 from monai_unet_app.report.evaluation_writer import write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
@@ -228,10 +228,12 @@ def evaluate_cases(
         each: Called with the id and the mean Dice of every case; the Dice is None for a case that was refused.
 
     Raises:
-        InputRefusedError: No case could be measured.
+        InputRefusedError: No case could be measured; or as `statements_for`.
         NoRoomError: Memory or disk are short for a case.
     """
     log, problems, networks = CaseLog(bundle, targets, run), dict[str, str](), Networks(bundle, data.folds)
+    if log.run.elsewhere:
+        statements_for(log.run, bundle)  # raises before an image is read
     seconds: dict[str, float] = {}
     cost = InferenceCost()
     for row in data.rows:

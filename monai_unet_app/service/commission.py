@@ -267,9 +267,12 @@ class _Run:
         from monai_unet_app.config import PredictConfig
         from monai_unet_app.pipeline import segment_case
 
-        bundle = load_bundle(rule.bundle, self.site.node.device)
+        bundle, run = (
+            load_bundle(rule.bundle, self.site.node.device),
+            PredictConfig(tta=rule.tta, elsewhere=rule.elsewhere),
+        )
         for axes in self._axes(rule):
-            case = segment_case(read_series(self._made(rule, axes).files), bundle, PredictConfig(tta=rule.tta))
+            case = segment_case(read_series(self._made(rule, axes).files), bundle, run)
             # A result that the gate holds back would never arrive, and the step that looks for it would wait in vain.
             verdict, why = verdict_of(case)
             if state_of(verdict, hold_review=rule.hold_review) != "sending":

@@ -347,11 +347,11 @@ def _describe(series: SeriesRef, rules: Sequence[Rule]) -> str:
 
 
 def check_bundles(site: Site) -> None:
-    """Checks that each rule's bundle is there, is the one that the rule names, has a quality gate and codes; loads no network.
+    """Checks that each rule's bundle is there, is the one that the rule names, states enough and has codes; loads no network.
 
     Raises:
         UntrainedError: A bundle has no weights.
-        AppError: A bundle is missing, has another sha256, or lacks a gate (see `check_gated`) or the code of a structure.
+        AppError: A bundle is missing, has another sha256, or lacks a statement (see `check_stated`) or the code of a structure.
     """
     from monai_unet_app.bundle_folder import bundle_files
 
@@ -365,7 +365,7 @@ def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
 
     bundle.check_trained()
     _check_approved(rule, bundle)
-    check_gated(rule, bundle)
+    check_stated(rule, bundle)
     check_coded(bundle.name, bundle.segments)
 
 
@@ -377,27 +377,34 @@ def _check_approved(rule: Rule, bundle: "BundleFiles") -> None:
         )
 
 
-def check_gated(rule: Rule, bundle: "BundleFiles") -> None:
-    """Checks that the bundle has a quality gate for the rule's results, unless the rule says `deliver_ungated = true`.
+def check_stated(rule: Rule, bundle: "BundleFiles") -> None:
+    """Checks that the bundle states what the rule needs.
+
+    That is a quality gate, unless the rule says `deliver_ungated = true`, and wider intervals, if it says `elsewhere = true`.
 
     Raises:
-        AppError: There is no gate, or the bundle's statements cannot be used.
+        AppError: There is no gate or no such interval, or the bundle's statements cannot be used.
     """
     from monai_unet_app.bundle import load_bundle
     from monai_unet_app.confidence.statements import read_confidence
 
-    if rule.deliver_ungated:
+    if rule.deliver_ungated and not rule.elsewhere:
         return
     stated = read_confidence(bundle, "tta" if rule.tta else "plain")
     if stated.gate is None and rule.tta and not load_bundle(bundle.root).mirror_axes:
         stated = read_confidence(bundle, "plain")
-    if stated.gate is None:
+    if stated.gate is None and not rule.deliver_ungated:
         how, flag = ("with tta = true", " with --tta") if rule.tta else ("as its rule wants it", "")
         raise AppError(
             f"rule {rule.name}: {bundle.name} run {how} has no quality gate ({stated.why_not.get('gate', 'none')}); "
             f"without one, failures would be delivered like good results; calibrate the bundle{flag} on enough subjects, or "
             "write deliver_ungated = true into the rule if results shall go out that no quality gate has judged"
         )
+    if rule.elsewhere:
+        try:
+            stated.for_elsewhere(bundle.name)
+        except InputRefusedError as error:
+            raise AppError(f"rule {rule.name}: {error}") from error
 
 
 def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":

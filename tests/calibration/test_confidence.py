@@ -313,7 +313,7 @@ def test_risk_falls_as_less_is_kept_and_its_area_is_the_mean() -> None:
 
 def test_an_image_from_elsewhere_has_the_wider_interval(tmp_path: Path, stated: Confidence) -> None:
     usual = replace(stated, sizes=SizeStatement(0.9, {1: (-0.1, 0.1)}, 0.06, 20))
-    assert usual.elsewhere is usual  # nothing wider is stated
+    assert usual.elsewhere is None
     wide = replace(usual, sizes_elsewhere=SizeStatement(0.9, {1: (-0.2, 0.3)}, 0.06, 18))
     document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": wide.document()}}
     assert read_confidence(bundle_with(tmp_path, document), "plain").document() == wide.document()
@@ -323,7 +323,7 @@ def test_an_image_from_elsewhere_has_the_wider_interval(tmp_path: Path, stated: 
     detector = ShiftDetector.fit(list(np.random.default_rng(0).normal(size=(30, 4))), [str(n) for n in range(30)])
     found = {
         "as it came": assess(wide, result, None),
-        "named": assess(wide.elsewhere, result, None),
+        "named": assess(wide.for_elsewhere("a bundle"), result, None),
         "like the training": assess(replace(wide, shift=detector), result, np.zeros(4)),
         "unlike it": assess(replace(wide, shift=detector), result, np.full(4, 50.0)),
     }

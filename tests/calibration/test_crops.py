@@ -20,6 +20,7 @@ from monai_unet_app.calibration import corruptions, statement_fit
 from monai_unet_app.calibration.corruptions import CORRUPTIONS, TRUNCATED, crop_around
 from monai_unet_app.calibration.statement_fit import StatementConfig, near_structures, state_confidence
 from monai_unet_app.confidence.quality import SOUND, Sample
+from monai_unet_app.confidence.statements import THRESHOLDS, StructureMeasurement
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.rules import InputRules, least_shape
@@ -157,3 +158,20 @@ def test_an_image_that_is_refused_needs_no_gate_and_one_that_finds_no_room_ends_
     assert observations.samples == []
     with pytest.raises(NoRoomError):
         refused_by(NoRoomError)
+
+
+@pytest.mark.parametrize(("subjects", "stated"), [(8, False), (9, True)])
+def test_wider_intervals_need_corrupted_images_of_nine_subjects_or_the_reason_is_written(
+    subjects: int, stated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = SimpleNamespace(looks_fine=lambda *_: True)
+    monkeypatch.setattr(statement_fit.QualityGate, "fit", lambda *_: gate)
+    networks = cast(Networks, SimpleNamespace(bundle=SimpleNamespace(wholes=())))
+    observations = statement_fit._Observations(networks, PredictConfig())
+    rows = [StructureMeasurement(f"s{n}", 1, 5.0, 5.0 + n / 10, 0.001, np.zeros(len(THRESHOLDS))) for n in range(12)]
+    sample = cast(Sample, SimpleNamespace(structure=1, features=None))
+    observations.measured, observations.changed = rows, [([row], [sample]) for row in rows[:subjects]]
+    found = observations.fitted(StatementConfig())
+    assert found.sizes is not None  # of twelve sound images
+    assert (found.elsewhere is not None) == stated
+    assert found.why_not.get("sizes_elsewhere", "").startswith("of 8 calibration subject(s)") != stated

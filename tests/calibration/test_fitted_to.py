@@ -25,7 +25,7 @@ from monai_unet_app.confidence.statements import STATEMENTS, Confidence, read_co
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import AppError
 from monai_unet_app.service.site_file import Rule
-from monai_unet_app.service.work import check_gated
+from monai_unet_app.service.work import check_stated
 
 SHIPPED = REPOSITORY / "bundles/hippocampus_mri_unet3d"
 INFERENCE, SEGMENTS = "configs/inference.yaml", "configs/segments.json"
@@ -169,10 +169,10 @@ def test_predict_says_that_the_bundle_was_changed_in_result_report_and_words(
 
 def test_a_node_does_not_start_with_a_gate_of_another_bundle(bundle: Path) -> None:
     rule = Rule("hippocampus", str(bundle), {}, 1, (), ())
-    check_gated(rule, bundle_files(bundle))
+    check_stated(rule, bundle_files(bundle))
     edit(bundle, INFERENCE, "overlap: 0.5", "overlap: 0.25")
     with pytest.raises(AppError, match=rf"rule hippocampus: .* has no quality gate \(.*{CHANGED}"):
-        check_gated(rule, bundle_files(bundle))
+        check_stated(rule, bundle_files(bundle))
 
 
 def test_calibrate_writes_what_it_fitted_to(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:

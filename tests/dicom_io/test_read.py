@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from pydicom.uid import JPEGLSLossless, RLELossless, generate_uid
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
 from dicom_io.read import read_series
 from dicom_io.reading.checks import PLACE_KEYWORDS
+from dicom_io.reading.series import find_series
 from dicom_io.volume import Volume
 
 SAGITTAL = oblique_affine(degrees=(90, 0, 90))
@@ -139,6 +141,23 @@ def test_losslessly_compressed_pixels_come_back_exactly(tmp_path: Path, syntax: 
         dataset.compress(syntax, generate_instance_uid=False)
         dataset.save_as(path)
     np.testing.assert_array_equal(read_series(tmp_path).array, lopsided_array())
+
+
+def test_a_slice_of_12_bits_in_16_is_decoded_in_one_array_beside_the_result(tmp_path: Path) -> None:
+    def of_12_bits(dataset: Dataset, _: int) -> None:
+        dataset.BitsStored, dataset.HighBit = 12, 11
+
+    stored = np.arange(1024 * 1024, dtype=np.uint16).reshape(1024, 1024, 1)  # the upper four bits hold something, too
+    (path,) = write_mr_series(tmp_path / "one", stored, oblique_affine(), edit=of_12_bits)
+    series = find_series(path.parent)
+    tracemalloc.start()
+    try:
+        volume = read_series(series)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(volume.array, stored & 0xFFF)
+    assert peak < volume.array.nbytes + 1.5 * stored.nbytes
 
 
 def test_monochrome1_is_inverted_and_noted_but_hounsfield_units_are_not(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from monai_unet_app.service import work
 from monai_unet_app.service.site_file import Rule, read_site
 from monai_unet_app.service.trace import trace
 from monai_unet_app.service.uploads import take_nifti
-from monai_unet_app.service.work import Worker, check_bundles, check_gated
+from monai_unet_app.service.work import Worker, check_bundles, check_stated
 
 SITE = """
 [node]
@@ -419,9 +419,16 @@ def test_a_rule_whose_bundle_has_no_gate_for_it_does_not_start_unless_the_site_s
     assert found["reason"].startswith("no quality gate has judged this result: ")
 
 
+def test_a_rule_for_images_from_elsewhere_whose_bundle_has_no_wider_intervals_does_not_start(site_file: Path) -> None:
+    site_file.write_text(site_file.read_text().replace("[[rules]]\n", "[[rules]]\nelsewhere = true\n"))
+    for starting in (check_bundles, Worker):
+        with pytest.raises(AppError, match=r"rule hippocampus: .* states no wider intervals for images from elsewhere"):
+            starting(read_site(site_file))
+
+
 def test_tta_of_a_bundle_without_mirror_axes_has_the_gate_of_plain_results() -> None:
     found = bundle_files("hippocampus_mri_unet2d")
-    check_gated(Rule("averaged", found.name, {}, 1, (), (), tta=True), found)
+    check_stated(Rule("averaged", found.name, {}, 1, (), (), tta=True), found)
 
 
 def test_results_lead_back_to_their_bundle(
