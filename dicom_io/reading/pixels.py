@@ -170,7 +170,7 @@ def _uncompressed(instance: Instance, index: int) -> Stored:
     at = (instance.pixels_at or 0) + index * stored.nbytes
     with open(str(instance.path), "rb") as file:
         file.seek(at)
-        read = file.readinto(stored.reshape(-1).view(np.uint8))
+        read = file.readinto(stored.reshape(-1).view(np.uint8).data)
     if read < stored.nbytes:
         raise EOFError(f"{stored.nbytes} bytes of pixels are needed at byte {at}, {read} are left")
     return _stored_bits(stored, instance.header)

@@ -21,6 +21,9 @@ Corruption = Callable[[NDArray[Any], NDArray[Any], np.random.Generator], Pair]
 TRUNCATED = "truncated"
 """The field of view ends too early: slices, rows or columns are missing on one side, and a part of the structures with them."""
 
+_SPACE = (0, 1, 2)
+"""Axes of an image over which intensities are measured: channels may differ by orders of magnitude."""
+
 _REMAINING = 0.4, 0.8  # least and largest part of the field of view that a truncated image has
 
 
@@ -107,9 +110,9 @@ def crop_around(volume: Volume, centre: Sequence[float], sizes: Sequence[int]) -
 
 
 def _noise(level: float) -> Corruption:
-    """Gaussian noise with this multiple of the image's own standard deviation."""
+    """Gaussian noise with this multiple of each channel's own standard deviation."""
     return lambda image, labels, generator: (
-        image + generator.normal(0, level * image.std(), image.shape).astype(np.float32),
+        image + generator.normal(0, level * image.std(_SPACE, keepdims=True), image.shape).astype(np.float32),
         labels,
     )
 
@@ -123,18 +126,18 @@ def _blur(voxels: float) -> Corruption:
 
 
 def _gamma(power: float) -> Corruption:
-    """Intensities, scaled to 0 to 1, to this power: darker above 1, brighter below."""
+    """Intensities of each channel, scaled to 0 to 1, to this power: darker above 1, brighter below."""
 
     def change(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
-        # An image of a single value has a span of 0.
-        span = float(np.ptp(image)) or 1.0
-        return ((image - image.min()) / span) ** np.float32(power) * span + image.min(), labels
+        least, span = image.min(_SPACE, keepdims=True), np.ptp(image, _SPACE, keepdims=True)
+        span[span == 0] = 1  # a channel of a single value
+        return ((image - least) / span) ** np.float32(power) * span + least, labels
 
     return change
 
 
 def _invert(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
-    return image.max() + image.min() - image, labels
+    return image.max(_SPACE, keepdims=True) + image.min(_SPACE, keepdims=True) - image, labels
 
 
 def _shade(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
@@ -155,7 +158,7 @@ def _cut(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generat
     axis, first_half = int(generator.integers(_dimensions(image))), bool(generator.integers(2))
     half = image.shape[axis] // 2
     cut = image.copy()
-    cut[_along(axis, slice(half) if first_half else slice(half, None))] = image.min()
+    cut[_along(axis, slice(half) if first_half else slice(half, None))] = image.min(_SPACE, keepdims=True)
     return cut, labels
 
 

@@ -189,6 +189,18 @@ def test_a_flip_takes_the_labels_along_and_noise_does_not() -> None:
     assert np.array_equal(corrupted(image, labels, "strong noise", 0)[1], labels)
 
 
+@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
+def test_channels_of_other_intensities_are_corrupted_alike(name: str) -> None:
+    strong = np.random.default_rng(1).gamma(2.0, 400.0, (18, 16, 12))
+    image = Volume(np.stack([strong, strong / 1000], axis=-1).astype(np.float32), np.eye(4))
+    changed = corrupted(image, np.zeros(image.shape[:3], np.uint8), name, seed=5)[0].array
+    if "noise" in name:  # each channel has its own
+        added = (changed - image.array).std(axis=(0, 1, 2))
+        assert added[0] == pytest.approx(1000 * added[1], rel=0.05)
+    else:
+        assert changed[..., 0] == pytest.approx(1000 * changed[..., 1], rel=1e-3, abs=1e-2)
+
+
 def test_a_picture_is_not_corrupted_along_an_axis_that_it_has_not() -> None:
     picture = volume((20, 16, 1, 3), planar=True)
     assert not {"flipped along K", "slices shuffled"} & set(corruptions_of(picture))
