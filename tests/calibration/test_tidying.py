@@ -113,7 +113,7 @@ def test_what_does_not_surely_help_is_not_taken(
 
 
 def test_islands_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle")
+    bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle", objects="disc")
 
     def spoil(labels: NDArray[np.uint8], number: int) -> None:
         free = np.argwhere(labels[0, 1:-1, 1:-1, 0] == 0)
@@ -213,7 +213,7 @@ def answering(
 def test_a_threshold_is_taken_where_it_surely_helps(
     surely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle")
+    bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle", objects="disc")
     before = (bundle.root / "configs/inference.yaml").read_bytes()
 
     def probabilities(truth: NDArray[np.uint8], number: int) -> NDArray[np.float64]:

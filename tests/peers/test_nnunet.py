@@ -10,6 +10,7 @@ import pytest
 from small_data import numbered_discs, tilted_volumes
 
 from monai_unet_app.data.case_files import find_data
+from monai_unet_app.data.labels import FileValues
 from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
 
 peer = pytest.importorskip("nnunetv2.experiment_planning.verify_dataset_integrity")
@@ -37,7 +38,8 @@ def with_channels(folder: Path) -> Path:
 @pytest.mark.parametrize("make", [tilted_volumes, sheared, with_channels, numbered_discs])
 def test_nnunet_finds_nothing_wrong(make, tmp_path, capfd):
     output = tmp_path / "Dataset123_Phantom"
-    write_nnunet_folder(find_data(make(tmp_path / "source")), NnunetConfig(output))
+    said = {"structures": ("disc",), "values": FileValues(objects=True)} if make is numbered_discs else {}
+    write_nnunet_folder(find_data(make(tmp_path / "source")), NnunetConfig(output, **said))
     peer.verify_dataset_integrity(str(output), 1)
     said = capfd.readouterr().out
     assert "verify_dataset_integrity Done" in said

@@ -86,6 +86,15 @@ def study_of(folder: Path) -> UID:
     return UID(dcmread(next(folder.glob("*.dcm"))).StudyInstanceUID)
 
 
+def make_late(folder: Path, of: Path, wish: str = "") -> Path:
+    """A further instance of the series of a study."""
+    (path,) = make_study(folder, 1, study=study_of(of), wish=wish).glob("*.dcm")
+    instance, before = dcmread(path), dcmread(next(of.glob("*.dcm")))
+    instance.SeriesInstanceUID = before.SeriesInstanceUID
+    instance.save_as(path)
+    return folder
+
+
 def write_site(folder: Path, port: int, *, node: str = "", rule: str = "") -> Path:
     """A site file with one rule and one destination, at this port of this machine."""
     path = folder / "site.toml"

@@ -174,7 +174,7 @@ def site(tmp_path: Path) -> Path:
 def write_lines(site: Path, count: int) -> None:
     node = Node(site_on_any_port(site))
     for number in range(count):
-        node.audit.write("delivered", result=number)
+        node.audit.write("delivered", result=number, destination="pacs")
     node.queue.close()
     node._lock_file.close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import make_study, pacs, pending, running, store, study_of, wait_until, write_site
+from nodes import make_late, make_study, pacs, pending, running, store, wait_until, write_site
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
@@ -22,15 +22,6 @@ from monai_unet_app.service.node import Node
 from monai_unet_app.service.rows import Decision, DecisionKind
 from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.work import digest_of
-
-
-def make_late(folder: Path, of: Path, wish: str = "") -> Path:
-    """A further instance of the series of a study."""
-    (path,) = make_study(folder, 1, study=study_of(of), wish=wish).glob("*.dcm")
-    instance, before = dcmread(path), dcmread(next(of.glob("*.dcm")))
-    instance.SeriesInstanceUID = before.SeriesInstanceUID
-    instance.save_as(path)
-    return folder
 
 
 def got(folder: Path) -> list[Dataset]:

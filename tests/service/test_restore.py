@@ -6,7 +6,7 @@ import json
 import sqlite3
 from pathlib import Path
 
-from nodes import make_study, pacs, pending, running, store, study_of, wait_until, write_site
+from nodes import make_late, make_study, pacs, pending, running, store, study_of, wait_until, write_site
 
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.node import Node
@@ -52,8 +52,9 @@ def live_through_much(node: Node, folder: Path) -> None:
     kept = {one.study: one.id for one in node.queue.results(["held"])}
     release(node, kept[study_of(held)], "Lang^Eva", "all of it is there")
     refuse(node, kept[study_of(refused)], "Lang^Eva", "not this patient")
-    store(node, make_study(folder / "late", 1, study=study_of(delivered)))
+    store(node, make_late(folder / "late", delivered))
     wait_until(lambda: states(node, "jobs") == {"done": 5, "dead": 1})
+    wait_until(lambda: states(node, "results").get("superseded") == 1)  # the note about it is a result, too
     wait_until(lambda: not pending(node.queue))
 
 
@@ -63,7 +64,7 @@ def test_a_lost_memory_is_made_anew_and_nothing_is_done_again(tmp_path: Path) ->
         with running(site) as node:
             live_through_much(node, tmp_path)
         before = memory(tmp_path / "node/node.sqlite")
-        assert {row[6] for row in before["results"]} == {"delivered", "refused", "not processed"}
+        assert {row[6] for row in before["results"]} == {"delivered", "superseded", "refused", "not processed"}
         lose_memory(tmp_path / "node")
         came = sorted((tmp_path / "pacs").rglob("*.dcm"))
         with running(site) as node:
@@ -96,10 +97,10 @@ def test_what_came_after_the_last_line_is_worked_at(tmp_path: Path) -> None:
         with running(site) as node:
             store(node, study)
             wait_until(lambda: states(node, "results") == {"delivered": 1})
-            store(node, make_study(tmp_path / "late", 2, study=study_of(study)))
+            store(node, make_late(tmp_path / "late", study))
         lose_memory(tmp_path / "node")
         with running(site) as node:
-            wait_until(lambda: states(node, "results") == {"delivered": 2})
+            wait_until(lambda: states(node, "results") == {"delivered": 2, "superseded": 1})
             assert [job.version for job in node.queue.jobs_of(study_of(study))] == [1, 2]
 
 

@@ -318,7 +318,7 @@ def templates(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return {
         "2D": planned(data["volumes"], folder / "flat", structures=names, configuration="2d"),
         "3D": planned(data["volumes"], folder / "deep", structures=names),
-        "picture": planned(data["pictures"], folder / "picture"),
+        "picture": planned(data["pictures"], folder / "picture", objects="disc"),
     }
 
 
