@@ -77,7 +77,8 @@ def test_volumes_end_at_a_seg(tmp_path: Path, run: Run, count: int, time: str) -
 @pytest.mark.parametrize("count", [FOLDS, PARTITIONS], ids=["folds", "partitions"])
 def test_pictures_end_at_png_and_say_so(tmp_path: Path, run: Run, count: int) -> None:
     data = numbered_discs(tmp_path / "pictures", count)
-    answers = follow(run, "plan", data, "--output", tmp_path / "my_plan", "--time", "0.1min")
+    flags = ("--objects", "disc", "--time", "0.1min")
+    answers = follow(run, "plan", data, "--output", tmp_path / "my_plan", *flags)
     assert list(answers) == WAY
     assert ("--folds all" in answers["plan"].out) == (count == FOLDS)
     assert "results of pictures are PNG files and result.json" in answers["plan"].err
