@@ -45,11 +45,15 @@ def check_nifti(path: Path, name: str) -> None:
         raise not_nifti(name, error) from error
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, on one line; its type if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def not_nifti(name: str, error: Exception) -> InputRefusedError:
     """The refusal of a file that cannot be read as NIfTI."""
-    reason = " ".join(str(error).split()) or type(error).__name__
     return InputRefusedError(
-        f"{name} cannot be read as NIfTI ({reason}); a whole, undamaged file is needed; copy it again"
+        f"{name} cannot be read as NIfTI ({one_line(error)}); a whole, undamaged file is needed; copy it again"
     )
 
 

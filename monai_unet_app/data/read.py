@@ -20,7 +20,7 @@ from dicom_io.itk_files import ITK_ENDINGS, read_itk
 from dicom_io.read import ReadOptions, read_scanned
 from dicom_io.reading.series import scan_source
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.data.nifti import check_nifti, not_nifti
+from monai_unet_app.data.nifti import check_nifti, not_nifti, one_line
 from monai_unet_app.errors import InputRefusedError, refusing_as
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -182,9 +182,8 @@ def _read_picture(path: Path) -> Volume:
         raise InputRefusedError(f"{path.name} is too large ({error}); check the file, or cut it into parts") from error
     # Pillow raises SyntaxError for a broken PNG
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputRefusedError(
-            f"{path.name} cannot be read as a picture ({reason}); a whole PNG, JPEG or TIFF is needed; copy it again"
+            f"{path.name} cannot be read as a picture ({one_line(error)}); a whole PNG, JPEG or TIFF is needed; copy it again"
         ) from error
     # Pillow's arrays are (row, column); I runs along the width
     array = np.moveaxis(pixels, 0, 1)[:, :, None]
