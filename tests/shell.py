@@ -1,7 +1,8 @@
-"""The command line as tests call it: in their own process."""
+"""The command line as tests call it, in their own process, and all its verbs."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from monai_unet_app.cli import main
+from monai_unet_app.cli.parser import build_parser
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,14 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     with warnings.catch_warnings():
         yield command
     logging.disable(logging.NOTSET)
+
+
+def every_verb() -> dict[str, argparse.ArgumentParser]:
+    """Every verb, also of two words, with its parser."""
+    verbs: dict[str, argparse.ArgumentParser] = {}
+    begun = [("", build_parser())]
+    for name, parser in begun:
+        (second,) = [action.choices for action in parser._actions if isinstance(action.choices, dict)] or [{}]
+        begun += [(f"{name} {word}".strip(), found) for word, found in second.items()]
+        verbs |= {name: parser} if name else {}
+    return verbs

@@ -25,7 +25,7 @@ from phantoms import CT_IMAGE, write_mr_series
 from PIL import Image
 from pydicom.uid import RLELossless, generate_uid
 from rich.console import Console
-from shell import Run, shell
+from shell import Run, every_verb, shell
 
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import BundleFiles
@@ -35,26 +35,15 @@ from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.shift import ShiftDetector
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
-VERBS = [
-    *(
-        "demo",
-        "dicomize",
-        "regions",
-        "convert",
-        "inspect",
-        "plan",
-        "train",
-        "calibrate",
-        "evaluate",
-        "report",
-        "compare",
-        "gate",
-        "subgroups",
-        "predict",
-    ),
-    *("echo", "send", "find", "fetch", "deidentify"),
-    *("node", "token", "commission", "review", "trace", "audit", "package", "bundles", "doctor"),
-]
+GROUPS = {
+    "data": ["inspect", "convert", "dicomize", "regions"],
+    "model": ["demo", "plan", "train", "calibrate", "evaluate", "compare", "subgroups"],
+    "result": ["predict", "review", "trace"],
+    "DICOM": ["pacs", "deidentify"],
+    "node": ["node", "commission", "package", "doctor"],
+}
+VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
+TWO_WORDS = ["pacs echo", "pacs find", "pacs fetch", "pacs send", "node token"]
 SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}
 
 
@@ -79,39 +68,50 @@ def cut(path: Path, share: float) -> Path:
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_verb_stands_in_the_help(run: Run) -> None:
+def test_the_help_shows_every_verb_in_its_group_and_fits_one_screen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     answer = run("--help")
+    lines = answer.out.splitlines()
     assert answer.code == 0
-    assert re.findall(r"^    ([a-z]+)\s", answer.out, re.MULTILINE) == VERBS
+    assert len(lines) < 40  # the fortieth is the shell's
+    assert max(map(len, lines)) <= 80
+    groups = re.findall(r"^(\w+):\n((?:  [a-z]+ .*\n)+)", answer.out, re.MULTILINE)
+    assert {name: re.findall(r"^  ([a-z]+) ", verbs, re.MULTILINE) for name, verbs in groups} == GROUPS
+    assert len(VERBS) <= 20
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *TWO_WORDS])
 def test_help_of_every_verb_has_an_example_that_the_parser_accepts(verb: str, run: Run) -> None:
-    answer = run(verb, "--help")
+    answer = run(*verb.split(), "--help")
     example = re.search(r"example: (monai-unet .*)", answer.out, re.DOTALL)
     assert answer.code == 0
     assert example is not None
     assert max(map(len, answer.out.splitlines())) <= 80
-    words = shlex.split(example[1])
-    assert words[:2] == ["monai-unet", verb]
-    assert build_parser().parse_args(words[1:]).verb == verb
+    assert " ".join(shlex.split(example[1])).startswith(f"monai-unet {verb} ")
+    assert build_parser().parse_args(shlex.split(example[1])[1:]).verb == verb.split()[0]
+
+
+def test_verbs_of_two_words_stand_in_the_help_of_the_first(run: Run) -> None:
+    for verb in TWO_WORDS:
+        first, second = verb.split()
+        assert re.search(rf"^    {second}  ", run(first, "--help").out, re.MULTILINE)
+    assert run("pacs").code == run("node").code == run("trace").code == 2
 
 
 def test_every_flag_has_a_help_text() -> None:
-    (action,) = (action for action in build_parser()._actions if isinstance(action.choices, dict))
-    for verb, parser in action.choices.items():
-        assert [flag.dest for flag in parser._actions if not flag.help] == [], verb
+    for verb, parser in every_verb().items():
+        assert [flag.dest for flag in parser._actions if flag.option_strings and not flag.help] == [], verb
 
 
 def test_the_command_line_works_without_docstrings() -> None:
-    words = [sys.executable, "-OO", "-m", "monai_unet_app", "bundles", "--json"]
+    words = [sys.executable, "-OO", "-m", "monai_unet_app", "doctor", "--bundles", "--json"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Path(BUNDLE).name in {row["name"] for row in json.loads(done.stdout)["bundles"]}
 
 
 def test_with_json_nothing_but_the_result_is_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = run("bundles", "--json")
+    answer = run("doctor", "--bundles", "--json")
     assert json.loads(answer.out)["bundles"]
     assert answer.err == ""
     show.line("after it, the tables are shown again")
@@ -542,7 +542,7 @@ def test_bundles_lists_the_good_ones_beside_a_broken_one(
     (root.parent / "broken/configs").mkdir(parents=True)
     (root.parent / "broken/configs/metadata.json").write_text("{")
     monkeypatch.setenv("MONAI_UNET_BUNDLES", str(root.parent))
-    answer = run("bundles", "--json")
+    answer = run("doctor", "--bundles", "--json")
     document = json.loads(answer.out)
     assert answer.code == 1
     assert {row["name"] for row in document["bundles"]} >= {root.name, "retina_vessel_unet2d"}
@@ -780,7 +780,7 @@ def test_a_dicom_source_of_another_place_is_refused_and_no_file_is_left(
 def test_json_on_stdout_is_nothing_but_json(run: Run, crop: Volume, tmp_path: Path) -> None:
     data = labelled(tmp_path / "data", crop, "unknown value")
     commands = {
-        "bundles": ["bundles"],
+        "bundles": ["doctor", "--bundles"],
         "inspect": ["inspect", data, "--bundle", BUNDLE],
         "dicomize": ["dicomize", "--images", data / "images", "--output", tmp_path / "out"],
         "doctor": ["doctor"],
@@ -987,7 +987,7 @@ def test_predict_says_what_was_repaired_and_which_sizes_are_of_which_grid(
 
 
 AT_ONCE = {
-    "bundles": (["bundles"], 0),
+    "bundles": (["doctor", "--bundles"], 0),
     "a format that is none": (["predict", "--bundle", BUNDLE, "--input", ".", "--output", "o", "--format", "dicom"], 2),
     "no such input": (["predict", "--bundle", BUNDLE, "--input", "none", "--output", "o"], 3),
     "no such bundle": (["predict", "--bundle", "none", "--input", ".", "--output", "o"], 2),

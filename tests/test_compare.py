@@ -446,8 +446,8 @@ def noisy(mean_gain: float, count: int = 12, score: str = "dice") -> list[Any]:
 def run_gate(tmp_path: Path, old: Sequence[Any], new: Sequence[Any], *words: str) -> int:
     write_evaluation(tmp_path / "old", old)
     write_evaluation(tmp_path / "new", new)
-    sides = ["--evaluation", str(tmp_path / "new"), "--against-evaluation", str(tmp_path / "old")]
-    return main(["gate", *sides, *words])
+    sides = ["--first", str(tmp_path / "old"), "--second", str(tmp_path / "new")]
+    return main(["compare", "--fail-if-worse", *sides, *words])
 
 
 @pytest.mark.parametrize(
@@ -537,21 +537,16 @@ def test_the_gate_answers_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     "words",
     [
-        [],
-        ["--bundle", "a"],
-        ["--bundle", "a", "--against", "b"],
-        ["--bundle", "a", "--evaluation", "c", "--against", "b"],
-        ["--evaluation", "OLD", "--against-evaluation", "OLD", "--data", "somewhere"],
+        ["--second", "a"],
+        ["--second", "none"],
+        ["--second", "OLD", "--data", "somewhere"],
+        ["--second", "OLD", "--partition", "all", "--fail-if-worse"],
+        ["--second", "OLD", "--margin", "0.1"],
     ],
 )
-def test_a_gate_without_two_sides_is_wrong_usage(words: list[str], tmp_path: Path) -> None:
+def test_sides_that_cannot_be_compared_are_wrong_usage(words: list[str], tmp_path: Path) -> None:
     old = str(write_evaluation(tmp_path / "old", people(6)))
-    assert main(["gate", *(old if word == "OLD" else word for word in words)]) == 2
-
-
-def test_the_gate_refuses_a_folder_that_is_no_evaluation(tmp_path: Path) -> None:
-    old = str(write_evaluation(tmp_path / "old", people(6)))
-    assert main(["gate", "--evaluation", str(tmp_path / "none"), "--against-evaluation", old]) == 3
+    assert main(["compare", "--first", old, *(old if word == "OLD" else word for word in words)]) == 2
 
 
 # --- bundles ----------------------------------------------------------------------------------------------------------
@@ -588,8 +583,8 @@ def test_bundles_are_measured_on_the_cases_that_neither_has_seen(
     tiny_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (old, new), data = two_bundles(tiny_bundle), few_examples(tmp_path / "data", NAMES)
-    sides = ["--bundle", str(new), "--against", str(old), "--data", str(data), "--device", "cpu"]
-    assert main(["gate", *sides, "--output", str(tmp_path / "out")]) == 3
+    sides = ["--first", str(old), "--second", str(new), "--data", str(data), "--device", "cpu"]
+    assert main(["compare", "--fail-if-worse", *sides, "--output", str(tmp_path / "out")]) == 3
     assert "has 2 subject(s), at least 6 are needed" in capsys.readouterr().out
     assert cases_in(tmp_path / "out/old") == cases_in(tmp_path / "out/new") == set(NAMES[2:])
     found = compare(tmp_path / "out/old", tmp_path / "out/new")

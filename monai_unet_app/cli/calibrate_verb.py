@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def calibrate(options: flags.Calibrate) -> Answer:
-    """Fit a bundle's calibration on cases that did not train it, and write it into the bundle.
+    """Fit a bundle's calibration on cases that did not train it; write it into the bundle.
 
     Example: monai-unet calibrate --bundle my_bundle --data DATA
     """

@@ -1,4 +1,4 @@
-"""The output of `compare`, `gate` and `subgroups`."""
+"""The output of `compare` and `subgroups`."""
 
 from typing import TYPE_CHECKING
 

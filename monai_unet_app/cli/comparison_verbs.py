@@ -1,4 +1,4 @@
-"""The verbs that read evaluations: compare, gate and subgroups. compare and gate make evaluations that are missing."""
+"""The verbs that read evaluations: compare and subgroups. compare makes evaluations that are missing."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,48 +15,37 @@ if TYPE_CHECKING:
 
 
 def compare(options: flags.Compare) -> Answer:
-    """Compare two evaluations, or two bundles, pair by pair on the same cases.
+    """Compare two evaluations, or two bundles, on the same cases; pair by pair. --fail-if-worse: exit 1 if the second is worse.
 
-    Example: monai-unet compare --first OLD_REPORT --second NEW_REPORT --output OUT
+    Example: monai-unet compare --first OLD --second NEW --data DATA --fail-if-worse
     """
     from monai_unet_app.comparison.comparison_writer import write_comparison
+    from monai_unet_app.comparison.release_gate import gate
     from monai_unet_app.report.stored_evaluation import is_evaluation
 
-    sources = {"first": options.first, "second": options.second}
+    margins, sides = _margins(options), ("old", "new") if options.fail_if_worse else ("first", "second")
+    sources = dict(zip(sides, (options.first, options.second), strict=True))
     evaluations = {side: Path(source) for side, source in sources.items() if is_evaluation(Path(source))}
     bundles = {side: source for side, source in sources.items() if side not in evaluations}
-    comparison, problems = _compared(options, bundles, evaluations, ("first", "second"))
+    comparison, problems = _compared(options, bundles, evaluations, sides)
+    code, verdict = EXIT_REFUSED if problems else EXIT_DONE, None
+    if options.fail_if_worse:
+        unmeasured = {*comparison.pairs.first.not_measured, *comparison.pairs.second.not_measured}
+        verdict = gate(comparison, margins, unmeasured=len(unmeasured))
+        # Undecided means too few subjects or cases without a measurement: a fault of the data, not of the new bundle.
+        code = {"passed": EXIT_DONE, "failed": EXIT_FAILED, "undecided": EXIT_REFUSED}[verdict.state]
     files = write_comparison(comparison, options.output) if options.output else ()
-    comparison_tables.comparison_table(comparison)
+    if verdict:
+        comparison_tables.gate_lines(comparison, verdict)
+    else:
+        comparison_tables.comparison_table(comparison)
     show.wrote(files)
     show.problems_list(problems)
-    answer = {**comparison.as_dict(), "files": [str(file) for file in files], "problems": problems}
-    return answer, EXIT_REFUSED if problems else EXIT_DONE
-
-
-def gate(options: flags.Gate) -> Answer:
-    """Fail (exit 1) if a bundle is worse than another in Dice, boundary IoU or calibration.
-
-    Example: monai-unet gate --bundle NEW --against OLD --data DATA
-    """
-    from monai_unet_app.comparison.comparison_writer import write_comparison
-    from monai_unet_app.comparison.release_gate import gate as judge
-
-    (bundles, evaluations), margins = _gated(options), _margins(options.margin)
-    comparison, problems = _compared(options, bundles, evaluations, ("old", "new"))
-    unmeasured = {*comparison.pairs.first.not_measured, *comparison.pairs.second.not_measured}
-    verdict = judge(comparison, margins, unmeasured=len(unmeasured))
-    files = write_comparison(comparison, options.output) if options.output else ()
-    comparison_tables.gate_lines(comparison, verdict)
-    show.wrote(files)
-    show.problems_list(problems)
-    answer = {**verdict.as_dict(), "files": [str(file) for file in files], "problems": problems}
-    # Undecided means too few subjects or cases without a measurement: a fault of the data, not of the new bundle.
-    return answer, {"passed": EXIT_DONE, "failed": EXIT_FAILED, "undecided": EXIT_REFUSED}[verdict.state]
+    return {**(verdict or comparison).as_dict(), "files": [str(file) for file in files], "problems": problems}, code
 
 
 def subgroups(options: flags.Subgroups) -> Answer:
-    """Show an evaluation's scores by age, sex, device or any other attribute.
+    """Show scores of an evaluation by age, sex, device or any attribute.
 
     Example: monai-unet subgroups --evaluation REPORT --attributes people.csv --bands age=0,18,65
     """
@@ -94,21 +83,6 @@ def _place_for(options: flags.Comparison) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
-
-
-def _gated(options: flags.Gate) -> tuple[dict[str, str], dict[str, Path]]:
-    """Side -> bundle, and side -> evaluation: each of the sides old and new is in one of the two."""
-    bundles = {"old": options.against, "new": options.bundle}
-    evaluations = {"old": options.against_evaluation, "new": options.evaluation}
-    if any((bundles[side] is None) == (evaluations[side] is None) for side in bundles):
-        raise UsageError(
-            "two sides are needed, each a bundle or an evaluation; give --bundle NEW --against OLD --data DIR, "
-            "or --evaluation NEW --against-evaluation OLD"
-        )
-    return (
-        {side: bundle for side, bundle in bundles.items() if bundle},
-        {side: folder for side, folder in evaluations.items() if folder},
-    )
 
 
 def _compared(
@@ -183,12 +157,19 @@ def _evaluate_missing(
     return problems
 
 
-def _margins(text: str | None) -> dict[str, float]:
-    """ "0.01" for every figure, or "dice=0.01,ece_band=0.002" for some."""
+def _margins(options: flags.Compare) -> dict[str, float]:
+    """Of --margin: "0.01" for every figure, or "dice=0.01,ece_band=0.002" for some. Checks what goes with --fail-if-worse."""
     from monai_unet_app.comparison.release_gate import GATED_SCORES
 
+    text = options.margin
+    if options.fail_if_worse and options.partition == "all":
+        raise UsageError(
+            "--fail-if-worse judges on cases that neither bundle has seen, and --partition all takes others too; leave one out"
+        )
     if text is None:
         return {}
+    if not options.fail_if_worse:
+        raise UsageError(f"--margin {text} is of use with --fail-if-worse only; give --fail-if-worse, or leave it out")
     try:
         if "=" not in text:
             return dict.fromkeys(GATED_SCORES, float(text))

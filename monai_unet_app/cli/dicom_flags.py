@@ -43,7 +43,7 @@ class Conditions(Target):
 
 
 class Send(Target):
-    """Flags of `send`.
+    """Flags of `pacs send`.
 
     Attributes:
         files: DICOM files, or folders however deep
@@ -60,7 +60,7 @@ class Send(Target):
 
 
 class Find(Conditions):
-    """Flags of `find`.
+    """Flags of `pacs find`.
 
     Attributes:
         level: series needs --study, image needs --study and --series (default: study)
@@ -74,7 +74,7 @@ class Find(Conditions):
 
 
 class Fetch(Conditions):
-    """Flags of `fetch`.
+    """Flags of `pacs fetch`.
 
     Attributes:
         instance: SOP Instance UID; with --study and --series

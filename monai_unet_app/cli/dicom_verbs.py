@@ -1,4 +1,4 @@
-"""The verbs for DICOM objects: echo, send, find and fetch over a network, and deidentify."""
+"""The verbs for DICOM objects: pacs echo, find, fetch and send over a network, and deidentify."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from rich.markup import escape
 from dicom_io.errors import NetworkError
 from monai_unet_app.cli import common, dicom_flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
+from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,10 +49,18 @@ _PROBLEMS = ("refused", "failed", "held back")
 _PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
 
 
+def pacs(options: Options) -> Answer:
+    """Ask an archive, by DIMSE or DICOMweb: echo, find, fetch, send.
+
+    Example: monai-unet pacs send --to archive --site site.toml OUT
+    """
+    raise UsageError("pacs alone does nothing; one of echo, find, fetch and send is needed; monai-unet pacs --help")
+
+
 def echo(options: dicom_flags.Target) -> Answer:
     """Ask a DICOM node or DICOMweb service whether it answers.
 
-    Example: monai-unet echo --to ARCHIVE@127.0.0.1:11112
+    Example: monai-unet pacs echo --to ARCHIVE@127.0.0.1:11112
     """
     from dicom_io.net import exchange
 
@@ -64,7 +73,7 @@ def echo(options: dicom_flags.Target) -> Answer:
 def send(options: dicom_flags.Send) -> Answer:
     """Send DICOM files, or those in folders, and show the outcome of each.
 
-    Example: monai-unet send --to archive --site site.toml OUT
+    Example: monai-unet pacs send --to archive --site site.toml OUT
     """
     from dicom_io.net import exchange
 
@@ -148,7 +157,7 @@ def _commitment_table(result: "CommitmentResult") -> None:
 def find(options: dicom_flags.Find) -> Answer:
     """List the studies, series or images that an archive has.
 
-    Example: monai-unet find --to https://pacs.example.org/dicom-web --date 20260101- --modality MR
+    Example: monai-unet pacs find --to https://pacs.example.org/dicom-web --date 20260101- --modality MR
     """
     from dicom_io.net import exchange
 
@@ -180,7 +189,7 @@ def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> Non
 def fetch(options: dicom_flags.Fetch) -> Answer:
     """Bring a study, series or instance from an archive, or every study that fits.
 
-    Example: monai-unet fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES
+    Example: monai-unet pacs fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES
     """
     from dicom_io.net import exchange
 

@@ -296,26 +296,18 @@ class Evaluate(Cases):
         output: folder for the report
         elsewhere: the images are not from where the bundle was calibrated; intervals are wider
         targets: TOML file with target values (default: the bundle's own, or usual ones)
+        into_bundle: also write the figures into configs/metadata.json and docs/README.md of the bundle, which is a folder
+        evaluation: with --into-bundle: folder of an evaluation of the bundle; nothing is measured
     """
 
     bundle: Text
     partition: Literal["train", "selection", "calibration", "test", "all"] | None = None
     folds: bool = False
     elsewhere: bool = False
-    output: Place
+    output: Annotated[Place | None, Flag(group="folder!")] = None
+    evaluation: Annotated[Place | None, Flag(group="folder!")] = None
     targets: Place | None = None
-
-
-class Report(Options):
-    """Flags of `report`.
-
-    Attributes:
-        evaluation: folder that evaluate wrote
-        bundle: folder of the bundle; configs/metadata.json, docs/README.md change
-    """
-
-    evaluation: Place
-    bundle: Text
+    into_bundle: bool = False
 
 
 class Compare(Comparison):
@@ -325,32 +317,16 @@ class Compare(Comparison):
         first: folder that evaluate wrote, or with --data a bundle: a name, a folder or a zip
         second: the same; differences are second minus first
         partition: which cases of the plan (default: those that neither bundle has seen)
+        fail_if_worse: exit 1 if the second is worse than the first in Dice, boundary IoU or calibration
+        margin: with --fail-if-worse, non-inferiority: the data must show that the loss is below this; a number, or
+            dice=0.01,ece_band=0.002 (default: none; the data must not show that it is worse)
     """
 
     first: Text
     second: Text
     partition: Literal["test", "all"] | None = None
-
-
-class Gate(Comparison):
-    """Flags of `gate`.
-
-    Attributes:
-        bundle: a name, a folder or a zip; needs --data
-        evaluation: its evaluation, instead of --bundle
-        against: the bundle that is in use; needs --data
-        against_evaluation: its evaluation, instead of --against
-        margin: non-inferiority: the data must show that the loss is below this; a number, or dice=0.01,ece_band=0.002
-            (default: none; the data must not show that it is worse)
-        partition: which cases of the plan (default: those that neither bundle has seen)
-    """
-
-    bundle: Annotated[Text | None, Flag(metavar="NEW")] = None
-    evaluation: Annotated[Place | None, Flag(metavar="NEW")] = None
-    against: Annotated[Text | None, Flag(metavar="OLD")] = None
-    against_evaluation: Annotated[Place | None, Flag(metavar="OLD")] = None
+    fail_if_worse: bool = False
     margin: str | None = None
-    partition: Literal["test"] | None = None
 
 
 class Subgroups(Options):
@@ -421,3 +397,13 @@ class Predict(Reading, Device):
     tta: bool = False
     elsewhere: bool = False
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
+
+
+class Doctor(Options):
+    """Flags of `doctor`.
+
+    Attributes:
+        bundles: only list the bundles, at once: name, version, task, sha256 of the weights
+    """
+
+    bundles: bool = False

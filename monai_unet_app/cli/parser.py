@@ -1,63 +1,118 @@
 """The verbs and their flags: long and kebab-case. Help and example of a verb are the docstring of its function.
 
-To add a verb, write a function of one parameter `options`, annotated with the class of its flags, and name it in `VERBS`.
+To add a verb, write a function of one parameter `options`, annotated with the class of its flags, and name it in `GROUPS`.
 """
 
 import argparse
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
 from monai_unet_app import __version__
-from monai_unet_app.cli import calibrate_verb, comparison_verbs, dicom_verbs, service_verbs, verbs
+from monai_unet_app.cli import calibrate_verb, comparison_verbs, dicom_verbs, old_names, service_verbs, show, verbs
 from monai_unet_app.cli.common import Answer
 from monai_unet_app.cli.dataclass_parser import Options, add_flags
 
 Verb = Callable[[Any], Answer]
-VERBS: tuple[Verb, ...] = (
-    verbs.demo, verbs.dicomize, verbs.regions, verbs.convert, verbs.inspect, verbs.plan, verbs.train, calibrate_verb.calibrate,
-    verbs.evaluate, verbs.report, comparison_verbs.compare, comparison_verbs.gate, comparison_verbs.subgroups, verbs.predict,
-    dicom_verbs.echo, dicom_verbs.send, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.deidentify,
-    service_verbs.node, service_verbs.token, service_verbs.commission, service_verbs.review, service_verbs.trace,
-    service_verbs.audit, service_verbs.package, verbs.bundles, verbs.doctor,
-)  # fmt: skip
+GROUPS: dict[str, tuple[Verb, ...]] = {
+    "data": (verbs.inspect, verbs.convert, verbs.dicomize, verbs.regions),
+    "model": (
+        verbs.demo, verbs.plan, verbs.train, calibrate_verb.calibrate, verbs.evaluate, comparison_verbs.compare,
+        comparison_verbs.subgroups,
+    ),
+    "result": (verbs.predict, service_verbs.review, service_verbs.trace),
+    "DICOM": (dicom_verbs.pacs, dicom_verbs.deidentify),
+    "node": (service_verbs.node, service_verbs.commission, service_verbs.package, verbs.doctor),
+}  # fmt: skip
+SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
+    dicom_verbs.pacs: (dicom_verbs.echo, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.send),
+    service_verbs.node: (service_verbs.token,),
+}
+"""Verbs of two words, such as `pacs send`, under the verb of their first word."""
 
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[Verb, Options]:
     """The function of the verb that a command line names, and the flags for it."""
-    parsed = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if words and words[0] in old_names.NEW_FORMS:
+        name, *words = words
+        show.say(old_names.notice(name))
+        parser = _verb_parser(argparse.ArgumentParser, f"monai-unet {name}", getattr(old_names, name))
+    parsed = parser.parse_args(words)
     options = _options_class(parsed.run)
     return parsed.run, options(**{field.name: getattr(parsed, field.name) for field in fields(options)})
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All verbs with their flags."""
+    """All verbs with their flags, without the old names of verbs."""
     parser = argparse.ArgumentParser(
         prog="monai-unet",
-        description="Train U-Nets as MONAI bundles; segment, measure and deliver with them.",
-        epilog="First steps: `monai-unet demo --output demo`, then open demo/report/report.html.",
+        usage="monai-unet [-h] [--version] VERB ...",
+        description="\n\n".join(
+            ["Train U-Nets as MONAI bundles; segment, measure and deliver with them.", *_group_lines()]
+        ),
+        epilog="First steps: monai-unet demo --output demo, then open demo/report/report.html.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for run in VERBS:
-        # python -OO leaves no docstrings: the verbs then work without help
-        summary, example = (
-            " ".join(part.split()) for part in inspect.cleandoc(run.__doc__ or "\n\n").partition("\n\n")[::2]
-        )
-        example = example[:1].lower() + example[1:]
-        verb = subparsers.add_parser(
-            run.__name__,
-            help=summary[:1].lower() + summary[1:].removesuffix("."),
-            description=textwrap.fill(summary, 78),
-            # Examples are copied to a shell, so no flag or path is broken at a hyphen.
-            epilog=textwrap.fill(example, 78, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        add_flags(verb, _options_class(run))
-        verb.set_defaults(run=run)
+    # The description lists the verbs, since argparse cannot group them.
+    subparsers = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", prog="monai-unet", help=argparse.SUPPRESS
+    )
+    for run in (run for group in GROUPS.values() for run in group):
+        verb = _verb_parser(subparsers.add_parser, run.__name__, run)
+        if run in SECOND_WORDS:
+            second = verb.add_subparsers(metavar="|".join(part.__name__ for part in SECOND_WORDS[run]))
+            for part in SECOND_WORDS[run]:
+                _verb_parser(second.add_parser, part.__name__, part, help=_short(part))
     return parser
+
+
+def _group_lines() -> list[str]:
+    """A text for each group: its name, and a line for each verb."""
+    return [
+        "\n".join([f"{group}:", *(f"  {run.__name__:<11} {_short(run)}" for run in runs)])
+        for group, runs in GROUPS.items()
+    ]
+
+
+def _short(run: Verb) -> str:
+    """What a verb does: the summary of its function up to a semicolon, which begins details."""
+    text = _summary_and_example(run)[0].partition(";")[0]
+    return text[:1].lower() + text[1:].removesuffix(".")
+
+
+def _summary_and_example(run: Verb) -> list[str]:
+    # python -OO leaves no docstrings: the verbs then work without help
+    return [" ".join(part.split()) for part in inspect.cleandoc(run.__doc__ or "\n\n").partition("\n\n")[::2]]
+
+
+def _verb_parser(
+    make: Callable[..., argparse.ArgumentParser], name: str, run: Verb, **more: str
+) -> argparse.ArgumentParser:
+    """The parser that `make` makes of this name, with help and flags of a verb."""
+    summary, example = _summary_and_example(run)
+    verb = make(
+        name,
+        description=textwrap.fill(summary, 78),
+        # Examples are copied to a shell, so no flag or path is broken at a hyphen.
+        epilog=textwrap.fill(
+            example[:1].lower() + example[1:],
+            78,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **more,
+    )
+    add_flags(verb, _options_class(run))
+    verb.set_defaults(run=run)
+    return verb
 
 
 def _options_class(run: Verb) -> type[Options]:

@@ -2,7 +2,7 @@
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
 from monai_unet_app.cli.flag_types import Place, Text
@@ -17,28 +17,12 @@ class Node(Options):
         new_audit_key: make a new key, because the key of the audit trail is lost, and record that in the trail
     """
 
-    config: Place
+    config: Place | None = None
     new_audit_key: bool = False
 
 
-class Audit(Options):
-    """Flags of `audit`.
-
-    Attributes:
-        action: follow the chain of digests from the first line to the last
-        trail: audit.jsonl in the node's folder
-        key: the key that signs the trail (default: audit.key beside the trail, if it exists)
-        database: the node's database, which records the end of the trail (default: node.sqlite beside the trail)
-    """
-
-    action: Annotated[Literal["verify"], Flag(names=("action",))]
-    trail: Annotated[Place, Flag(names=("trail",))]
-    key: Place | None = None
-    database: Place | None = None
-
-
 class Token(Options):
-    """Flags of `token`.
+    """Flags of `node token`.
 
     Attributes:
         name: the holder of the token, named in the audit trail
@@ -86,11 +70,16 @@ class Trace(Options):
 
     Attributes:
         file: a SEG, SR or other object that monai-unet wrote
-        audit: audit trail of the node that made it: adds the records of the study
+        audit: audit.jsonl in the folder of the node that made it: adds the records of the study; without a file: check that
+            the trail is unchanged, from the first line to the last
+        key: with --audit alone: the key that signs the trail (default: audit.key beside the trail, if it exists)
+        database: with --audit alone: the node's database, which records the end of the trail (default: node.sqlite beside it)
     """
 
-    file: Annotated[Place, Flag(names=("file",))]
-    audit: Place | None = None
+    file: Annotated[Place | None, Flag(names=("file",), nargs="?")] = None
+    audit: Annotated[Place | None, Flag(metavar="TRAIL")] = None
+    key: Place | None = None
+    database: Place | None = None
 
 
 class Review(Reading):

@@ -1,4 +1,4 @@
-"""The verbs of the service and of its results: node, token, commission, audit, trace, review, package."""
+"""The verbs of the service and of its results: node, node token, commission, trace, review, package."""
 
 import logging
 import os
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 
 def node(options: service_flags.Node) -> Answer:
-    """Take studies from a PACS, segment them and deliver the results, day and night.
+    """Take studies from a PACS, segment them and deliver the results; day and night. node token makes tokens for its HTTP API.
 
     Example: monai-unet node --config site.toml
     """
+    if options.config is None:
+        raise UsageError("--config is missing; the site's file is needed; give --config site.toml")
     from monai_unet_app.machine_memory import keep_small
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.site_file import read_site
@@ -106,23 +108,18 @@ def _wait(running: "Node", stop: "StopSignal") -> None:
     show.line("stopping; unfinished studies are segmented again at the next start")
 
 
-def audit(options: service_flags.Audit) -> Answer:
-    """Check that the audit trail of a node is unchanged.
-
-    Example: monai-unet audit verify NODE/audit.jsonl
-    """
+def _check_trail(audit: Path, options: service_flags.Trace) -> Answer:
+    """Checks that the audit trail of a node is unchanged: its chain of digests, its signatures, and its end."""
     from monai_unet_app.service.audit import KEY_FILE, read_key, verify
 
-    beside = options.trail.with_name(KEY_FILE)
+    beside = audit.with_name(KEY_FILE)
     # without a key the chain of digests is checked, and the signatures are not
     key = read_key(options.key or beside) if options.key or os.access(beside, os.R_OK) else None
     if options.key and key is None:
         raise UsageError(f"{options.key} does not exist; the key of the node's audit trail is needed; correct --key")
-    head, compared = _recorded_head(
-        options.database or options.trail.with_name("node.sqlite"), required=bool(options.database)
-    )
-    trail = verify(options.trail, key, head)
-    show.line(f"{options.trail} is whole: {trail.lines} line(s), the last has sha256 {trail.last}")
+    head, compared = _recorded_head(options.database or audit.with_name("node.sqlite"), required=bool(options.database))
+    trail = verify(audit, key, head)
+    show.line(f"{audit} is whole: {trail.lines} line(s), the last has sha256 {trail.last}")
     show.line(f"  who wrote it: {_signed(trail.lines, trail.signed, has_key=key is not None)}")
     show.line(f"  its end: {compared}")
     facts = {"lines": trail.lines, "last": trail.last, "signed": trail.signed}
@@ -158,7 +155,7 @@ def _recorded_head(database: Path, *, required: bool) -> "tuple[Head | None, str
 def token(options: service_flags.Token) -> Answer:
     """Make a token for a node's HTTP API.
 
-    Example: monai-unet token --name Rossi^Anna --roles reviewer
+    Example: monai-unet node token --name Rossi^Anna --roles reviewer
     """
     from monai_unet_app.service.tokens import new_token
 
@@ -171,10 +168,18 @@ def token(options: service_flags.Token) -> Answer:
 
 
 def trace(options: service_flags.Trace) -> Answer:
-    """Trace a DICOM result back to its bundle, training data, calibration and source series.
+    """Trace a DICOM result back to what made it, or check an audit trail; it shows bundle, training data, calibration, source.
 
     Example: monai-unet trace RESULTS/case_seg.dcm --audit NODE/audit.jsonl
     """
+    if options.file is None:
+        if options.audit is None:
+            raise UsageError(
+                "nothing is named; a result or an audit trail is needed; give a DICOM file, or --audit TRAIL"
+            )
+        return _check_trail(options.audit, options)
+    if options.key or options.database:
+        raise UsageError(f"--key and --database check a trail; leave them out, or {options.file}")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from monai_unet_app.service.trace import trace as trace_result
@@ -188,7 +193,7 @@ def trace(options: service_flags.Trace) -> Answer:
 
 
 def commission(options: service_flags.Commission) -> Answer:
-    """Try every destination of a site and its node with phantoms, and write a signed report.
+    """Try destinations and node of a site with phantoms; sign a report.
 
     Example: monai-unet commission --config site.toml --key site.pem --holder 'Radiology IT' --output ACCEPTANCE
     """
@@ -259,7 +264,7 @@ def _print_check(check: "Check", number: int, total: int) -> None:
 
 
 def review(options: service_flags.Review) -> Answer:
-    """Write a page on which a clinician accepts, corrects or rejects a result; or apply the decision.
+    """Write a page to accept, correct or reject a result; for a clinician. Or apply the decision.
 
     Example: monai-unet review --result OUT/case_result.json --input case.nii.gz --output REVIEW
     """
@@ -326,7 +331,7 @@ def _apply_verdict(verdict: Path, options: service_flags.Review) -> Answer:
 
 
 def package(options: service_flags.Package) -> Answer:
-    """Render a bundle as a MONAI application package (MAP) for MONAI Deploy and mercure.
+    """Render a bundle as a package for MONAI Deploy and mercure; a MONAI application package (MAP).
 
     Example: monai-unet package --bundle hippocampus_mri_unet3d --output PACKAGE
     """

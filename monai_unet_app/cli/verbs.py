@@ -2,7 +2,7 @@
 
 import shlex
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ from rich.markup import escape
 
 from monai_unet_app.cli import common, flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
-from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.cli.dicom_verbs import destination_of_site
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
@@ -20,37 +19,8 @@ if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.data.case_files import CaseFiles
     from monai_unet_app.data.strict import Place
+    from monai_unet_app.report.stored_evaluation import StoredEvaluation
     from monai_unet_app.training.ranking import Ranking
-
-
-def bundles(options: Options) -> Answer:
-    """List the bundles that a name can stand for.
-
-    Example: monai-unet bundles
-    """
-    from monai_unet_app.bundle_folder import bundle_files, bundle_folders
-
-    weights = {True: "yes", False: "[yellow]untrained[/yellow]"}
-    rows, problems = [], []
-    for name, folder in bundle_folders().items():
-        try:
-            bundle = bundle_files(folder)
-            task, untrained = bundle.metadata["task"], bundle.untrained
-        except AppError as error:
-            problems.append(f"{name}: {error}")
-            continue
-        trained = untrained is None
-        sha256 = bundle.sha256 if trained else None
-        row = {"name": name, "version": bundle.version, "task": task, "trained": trained, "sha256": sha256}
-        rows.append({**row, "untrained": untrained, "folder": str(folder)})
-    cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
-    show.print_table(("bundle", "version", "what it does", "weights"), cells)
-    show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
-    for row in rows:
-        if row["untrained"]:
-            show.line(f"{row['name']} has {row['untrained']}")
-    show.problems_list(problems)
-    return {"bundles": rows, "problems": problems}, EXIT_FAILED if problems else EXIT_DONE
 
 
 def inspect(options: flags.Inspect) -> Answer:
@@ -127,7 +97,7 @@ def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[d
 
 
 def dicomize(options: flags.Dicomize) -> Answer:
-    """Write NIfTI cases as DICOM MR or CT series, and their labels as SEG.
+    """Write NIfTI cases as DICOM MR or CT series, their labels as SEG.
 
     Example: monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom
     """
@@ -174,7 +144,7 @@ def regions(options: flags.Regions) -> Answer:
 
 
 def convert(options: flags.Convert) -> Answer:
-    """Write labelled cases as a raw folder of nnU-Net, in their places and with the folds of a plan.
+    """Write labelled cases as a raw folder of nnU-Net; each in its place, with the folds of a plan.
 
     Example: monai-unet convert DATA --to nnunet --output nnUNet_raw/Dataset101_Liver
     """
@@ -221,7 +191,7 @@ def convert(options: flags.Convert) -> Answer:
 
 
 def plan(options: flags.Plan) -> Answer:
-    """Measure labelled images and write a bundle for them, ready to be trained; every value has its reason beside it.
+    """Measure labelled images and write a bundle for them; ready to be trained, each value with its reason.
 
     Example: monai-unet plan DATA --output my_bundle
     """
@@ -370,12 +340,16 @@ def _trained(bundle: "Bundle", options: flags.Train) -> Answer:
 
 
 def evaluate(options: flags.Evaluate) -> Answer:
-    """Measure a bundle on labelled cases; write metrics.json, cases.csv, report.html and report.pdf.
+    """Measure a bundle on labelled cases; write metrics.json, cases.csv, report.html and report.pdf. With --into-bundle the
+    figures go into the metadata and the card of the bundle, too; with --evaluation those of an evaluation that is done.
 
-    Example: monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT
+    Example: monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT --into-bundle
     """
     from monai_unet_app.config import PredictConfig
 
+    if options.evaluation:
+        return _store_evaluation(options.evaluation, options)
+    assert options.output  # the parser requires --evaluation or --output
     common.check_folds_alone(options)
     if options.folds and options.elsewhere:
         raise UsageError(
@@ -383,18 +357,24 @@ def evaluate(options: flags.Evaluate) -> Answer:
             "on the same cases; leave one of the two out"
         )
     root, data = common.trained_bundle(options.bundle, by_folds=options.folds).root, common.labelled_cases(options)
+    if options.into_bundle:
+        _check_takes_figures(options.bundle)
     common.check_writable(options.output)
     from monai_unet_app.report.targets import read_targets
 
     targets = read_targets(options.targets) if options.targets else None
     # this import brings torch, as in `train`
     from monai_unet_app.evaluate import LabelledCases, choose_cases, choose_out_of_fold, evaluate_cases
+    from monai_unet_app.report.card import check_held_out, read_measured
 
     bundle = common.loaded_bundle(root, options.device, by_folds=options.folds)
     if options.folds:
         chosen = choose_out_of_fold(bundle, data)
     else:
         chosen = choose_cases(bundle, data, options.partition, options.splits)
+    subjects = {row["id"]: row["subject"] for row in chosen.rows}
+    if options.into_bundle:  # known before the cases are segmented, which may take hours
+        check_held_out(subjects, chosen.folds, bundle, options.source)
     show.say(chosen.note)
     with show.Steps("evaluating", len(chosen.rows)) as step:
         evaluated = evaluate_cases(
@@ -408,65 +388,80 @@ def evaluate(options: flags.Evaluate) -> Answer:
     show.metrics_table(evaluated.metrics)
     show.wrote(evaluated.files)
     show.problems_list(evaluated.problems)
-    for command in _after_evaluation(bundle, Path(chosen.rows[0]["image"]), options):
-        show.line(command)
     files = [str(file) for file in evaluated.files]
     answer = {"metrics": dict(evaluated.metrics), "files": files, "problems": list(evaluated.problems)}
+    if options.into_bundle:
+        stored = _write_into(bundle, read_measured(options.output, bundle))
+        answer |= stored | {"files": files + stored["files"]}
+    elif Path(options.bundle).is_dir():
+        with suppress(InputRefusedError):
+            check_held_out(subjects, chosen.folds, bundle, options.source)
+            read_measured(options.output, bundle)
+            words = ["--bundle", str(bundle.root), "--evaluation", str(options.output), "--into-bundle"]
+            show.line(f"next: monai-unet evaluate {shlex.join(words)}")
+    if bundle.untrained is None:
+        show.line(_predict_command(bundle, Path(chosen.rows[0]["image"]), options))
     return answer, EXIT_REFUSED if evaluated.problems else EXIT_DONE
 
 
-def _after_evaluation(bundle: "Bundle", image: Path, options: flags.Evaluate) -> list[str]:
-    """The commands that come next: the figures into the card, if they may stand there; and a result of one of the images."""
+def _predict_command(bundle: "Bundle", image: Path, options: flags.Evaluate) -> str:
+    """The command that makes a result of one of the images."""
     from dicom_io.coding import uncoded
     from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
     from monai_unet_app.dicom_results import can_be_converted
+
+    is_file = has_ending(image, VOLUME_ENDINGS)
+    if has_ending(image, PICTURE_ENDINGS):
+        formats = "png"
+    elif bundle.rules.planar:  # a DICOM picture has no patient space, which an SR needs
+        formats = "seg"
+    else:
+        formats = "nifti" if is_file and not can_be_converted(bundle) else "seg,sr"
+    more = ["--input", str(image), "--output", f"{bundle.root.resolve().name}_results", "--format", formats]
+    if "seg" in formats:
+        more += ["--dicomize"] * is_file + ["--uncoded"] * bool(uncoded(bundle.segments))
+    return common.next_command("predict", bundle.root, options, more)
+
+
+def _store_evaluation(evaluation: Path, options: flags.Evaluate) -> Answer:
+    """Writes the figures of an evaluation that is done into the bundle that it measured."""
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.report.card import check_held_out, read_measured
 
-    commands = []
-    if Path(options.bundle).is_dir():
-        with suppress(InputRefusedError):
-            check_held_out(read_measured(options.output, bundle), bundle, options.output)
-            words = ["report", "--evaluation", str(options.output), "--bundle", str(bundle.root)]
-            commands.append(f"next: monai-unet {shlex.join(words)}")
-    if bundle.untrained is None:
-        is_file = has_ending(image, VOLUME_ENDINGS)
-        if has_ending(image, PICTURE_ENDINGS):
-            formats = "png"
-        elif bundle.rules.planar:  # a DICOM picture has no patient space, which an SR needs
-            formats = "seg"
-        else:
-            formats = "nifti" if is_file and not can_be_converted(bundle) else "seg,sr"
-        more = ["--input", str(image), "--output", f"{bundle.root.resolve().name}_results", "--format", formats]
-        if "seg" in formats:
-            more += ["--dicomize"] * is_file + ["--uncoded"] * bool(uncoded(bundle.segments))
-        commands.append(common.next_command("predict", bundle.root, options, more))
-    return commands
-
-
-def report(options: flags.Report) -> Answer:
-    """Write the figures of an evaluation into the bundle that was measured: its metadata and its model card.
-
-    Example: monai-unet report --evaluation OUT --bundle my_bundle
-    """
-    from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
-
+    given = {entry.name for entry in fields(options) if getattr(options, entry.name) != entry.default}
+    idle = sorted(f"--{name.replace('_', '-')}" for name in given - {"json", "bundle", "evaluation", "into_bundle"})
+    if idle or not options.into_bundle:
+        raise UsageError(
+            f"--evaluation {evaluation} is measured already; it needs --into-bundle, and nothing more than --bundle; "
+            + (f"leave {', '.join(idle)} out" if idle else "give --into-bundle")
+        )
     files = bundle_files(options.bundle)
     _ = files.sha256  # without any weights there are no figures of it
-    common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")
-    evaluation = read_measured(options.evaluation, files)
+    _check_takes_figures(options.bundle)
+    stored = read_measured(evaluation, files)
+    bundle = common.loaded_bundle(files.root)
+    check_held_out(stored.table.subjects, stored.document["data"].get("folds", {}), bundle, evaluation)
+    return _write_into(bundle, stored), EXIT_DONE
+
+
+def _check_takes_figures(bundle: str) -> None:
+    common.check_bundle_folder(bundle, "its metadata and card are rewritten")
     for folder in ("configs", "docs"):
-        common.check_writable(files.root / folder)
-    bundle, before = common.loaded_bundle(files.root), files.eval_metrics
-    check_held_out(evaluation, bundle, options.evaluation)
-    figures = summary(evaluation, bundle)
+        common.check_writable(Path(bundle) / folder)
+
+
+def _write_into(bundle: "Bundle", evaluation: "StoredEvaluation") -> dict[str, Any]:
+    """Writes the figures of an evaluation into the measured bundle, its metadata and card, and shows what they replace."""
+    from monai_unet_app.report.card import summary, write_figures
+
+    before, figures = bundle.eval_metrics, summary(evaluation, bundle)
     written = write_figures(figures, bundle)
     removed = [name for name in before if name not in figures]
     show.figures_table(before, figures)
     if removed:
         show.line(f"no longer there, since the evaluation does not hold it: {', '.join(removed)}")
     show.wrote(written)
-    return {"eval_metrics": figures, "gone": removed, "files": [str(file) for file in written]}, EXIT_DONE
+    return {"eval_metrics": figures, "gone": removed, "files": [str(file) for file in written]}
 
 
 def predict(options: flags.Predict) -> Answer:
@@ -553,15 +548,47 @@ def demo(options: flags.Demo) -> Answer:
     return answer, EXIT_DONE if answer["passed"] else EXIT_FAILED
 
 
-def doctor(options: Options) -> Answer:
-    """Show the abilities of this installation and machine.
+def doctor(options: flags.Doctor) -> Answer:
+    """Show what this installation can do, and list the bundles.
 
-    Example: monai-unet doctor
+    Example: monai-unet doctor --bundles
     """
+    if options.bundles:
+        answer = _bundles()
+        return answer, EXIT_FAILED if answer["problems"] else EXIT_DONE
+    # this import brings torch, as in `train`
     from monai_unet_app.doctor import examine
 
     rows = examine()
     states = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
     cells = ([row["what"], row["found"], states[row["state"]]] for row in rows)
     show.print_table(("what", show.folded("found"), ""), cells)
-    return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
+    answer = {"checks": rows, **_bundles()}
+    return answer, EXIT_FAILED if answer["problems"] or any(row["state"] == "broken" for row in rows) else EXIT_DONE
+
+
+def _bundles() -> dict[str, Any]:
+    """Shows the bundles that a name can stand for, and gives "bundles", a row for each, and "problems", a sentence for each."""
+    from monai_unet_app.bundle_folder import bundle_files, bundle_folders
+
+    weights = {True: "yes", False: "[yellow]untrained[/yellow]"}
+    rows, problems = [], []
+    for name, folder in bundle_folders().items():
+        try:
+            bundle = bundle_files(folder)
+            task, untrained = bundle.metadata["task"], bundle.untrained
+        except AppError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        trained = untrained is None
+        sha256 = bundle.sha256 if trained else None
+        row = {"name": name, "version": bundle.version, "task": task, "trained": trained, "sha256": sha256}
+        rows.append({**row, "untrained": untrained, "folder": str(folder)})
+    cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
+    show.print_table(("bundle", "version", "what it does", "weights"), cells)
+    show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
+    for row in rows:
+        if row["untrained"]:
+            show.line(f"{row['name']} has {row['untrained']}")
+    show.problems_list(problems)
+    return {"bundles": rows, "problems": problems}

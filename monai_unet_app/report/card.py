@@ -56,28 +56,29 @@ def read_measured(folder: Path, bundle: BundleFiles) -> StoredEvaluation:
     return evaluation
 
 
-def check_held_out(evaluation: StoredEvaluation, bundle: Bundle, folder: Path) -> None:
-    """Raises InputRefusedError if a subject of the evaluation made the network that segmented it, or calibrated the bundle.
+def check_held_out(subject_of: Mapping[str, str], folds: Mapping[str, int], bundle: Bundle, where: Path) -> None:
+    """Raises InputRefusedError if a subject made the network that segments it, or calibrated the bundle.
 
     Readers expect the figures of a card for new cases. Cases out of fold may have calibrated the bundle: that changes no Dice.
 
     Args:
-        evaluation: The evaluation.
-        bundle: The bundle that was measured.
-        folder: Of the evaluation, for the message.
+        subject_of: Case -> subject.
+        folds: Case -> the fold whose network segments it; empty for the bundle's own network.
+        bundle: The bundle that is measured.
+        where: Folder of the evaluation, or of its cases, for the message.
     """
-    subjects, folds = set(evaluation.table.subjects.values()), evaluation.document["data"].get("folds", {})
+    subjects = set(subject_of.values())
     made = {case.subject for case in bundle.seen if case.partition in _MADE_BY} & subjects
     if folds:
         networks = {
             fold.fold: {case.subject for case in fold.seen if case.partition != "test"} for fold in bundle.folds
         }
-        pairs = [(evaluation.table.subjects.get(case, ""), fold) for case, fold in folds.items()]
+        pairs = [(subject_of.get(case, ""), fold) for case, fold in folds.items()]
         made = {subject for subject, fold in pairs if fold not in networks or subject in networks[fold]}
     if made:
         names = sorted(made)
         raise InputRefusedError(
-            f"{folder}: {plural(len(made), 'subject')} of {len(subjects)} trained, selected or calibrated {bundle.name} "
+            f"{where}: {plural(len(made), 'subject')} of {len(subjects)} trained, selected or calibrated {bundle.name} "
             f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); the card's figures are of others; leave them out"
         )
 

@@ -34,8 +34,8 @@ NEEDS_WEIGHTS = {
     "predict": "--input {data}/images --output {out}",
     "calibrate": "--data {data}",
     "evaluate": "--data {data} --output {out}",
-    "report": "--evaluation {data}",
-    "gate": "--against hippocampus_mri_unet3d --data {data} --output {out}",
+    "evaluate --into-bundle": "--evaluation {data}",
+    "compare --fail-if-worse": "--second hippocampus_mri_unet3d --data {data} --output {out}",
     "compare": "--second hippocampus_mri_unet3d --data {data} --output {out}",
     "package": "--output {out}",
     "node": "--config {site}",
@@ -82,7 +82,7 @@ def test_every_verb_that_takes_a_bundle_is_known_here_to_need_weights_or_not() -
         for verb, parser in action.choices.items()
         if {flag.dest for flag in parser._actions} & {"bundle", "first", "config"}
     }
-    assert taking == {*NEEDS_WEIGHTS, *NEEDS_NONE}
+    assert taking == {*(verb.split()[0] for verb in NEEDS_WEIGHTS), *NEEDS_NONE}
 
 
 @pytest.mark.parametrize("verb", NEEDS_WEIGHTS)
@@ -96,8 +96,8 @@ def test_a_verb_that_needs_weights_refuses_by_name_with_the_reason_and_the_comma
     data = few_examples(tmp_path / "data", FEW[:1])
     before = files_below(tmp_path)
     flags = NEEDS_WEIGHTS[verb].format(data=data, out=tmp_path / "out", site=site).split()
-    named = [] if "--config" in flags else ["--first" if verb == "compare" else "--bundle", bundle]
-    answer = run(verb, *named, *flags)
+    named = [] if "--config" in flags else ["--first" if verb.startswith("compare") else "--bundle", bundle]
+    answer = run(*verb.split(), *named, *flags)
     assert answer.code == 3, answer.err
     said = [line for line in answer.err.splitlines() if line.startswith("refused: ")]
     why = "none are shipped, because its data (CHAOS, CC BY-NC-SA 4.0) are for non-commercial use"
@@ -153,11 +153,11 @@ def test_in_a_zip_the_command_names_no_folder_that_is_gone(new_bundle: Path, tmp
 
 
 def test_bundles_lists_it_as_untrained_and_says_what_to_do(run: Run) -> None:
-    answer = run("bundles")
+    answer = run("doctor", "--bundles")
     assert answer.code == 0
     assert re.search(rf"{NAME} .* untrained ", answer.out)
     assert f"{NAME} has no weights" in answer.out
-    rows = {row["name"]: row for row in json.loads(run("bundles", "--json").out)["bundles"]}
+    rows = {row["name"]: row for row in json.loads(run("doctor", "--bundles", "--json").out)["bundles"]}
     row = rows[NAME]
     assert (row["trained"], row["sha256"]) == (False, None)
     assert "monai-unet train --bundle abdomen_mr_unet3d --data DATA --folds all" in row["untrained"]

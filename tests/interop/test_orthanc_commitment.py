@@ -73,7 +73,7 @@ def test_send_with_commit_hears_orthanc_where_it_knows_us(
 ) -> None:
     """Orthanc reports over an association of its own, to the address that it knows for our AE title."""
     files = slices[:3]
-    words = ["send", "--to", f"ORTHANC@127.0.0.1:{archive.port}", "--commit", "--json", *map(str, files)]
+    words = ["pacs", "send", "--to", f"ORTHANC@127.0.0.1:{archive.port}", "--commit", "--json", *map(str, files)]
     try:
         assert main([*words, "--listen", str(archive.move_port)]) == 0
         found = json.loads(capsys.readouterr().out)["commitment"]

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 pytestmark = pytest.mark.slow
 
-WAY = ["plan", "train", "calibrate", "evaluate", "report", "predict"]
+WAY = ["plan", "train", "calibrate", "evaluate", "predict"]
 FOLDS, PARTITIONS = 8, 80
 """Cases from which `plan` deals folds, and partitions: of 80, 9 calibrate."""
 

@@ -30,6 +30,7 @@ from monai_unet_app.report.evaluation_report import EvaluationReport, MeasuredOn
 from monai_unet_app.report.evaluation_writer import cases_csv, metrics_document
 
 SHIPPED = REPOSITORY / "bundles" / "hippocampus_mri_unet3d"
+INTO_BUNDLE = ("evaluate", "--into-bundle")
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_figures_out_of_fold_lead_the_card_and_those_of_test_cases_follow(bundle
     with_folds(bundle, {0: "new_1", 1: "new_2"})
     folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1})
     before = load_bundle(bundle).eval_metrics
-    code, said, told = run("report", "--evaluation", folds, "--bundle", bundle)
+    code, said, told = run(*INTO_BUNDLE, "--evaluation", folds, "--bundle", bundle)
     assert code == 0, told
     assert [cell.strip() for cell in said.split("dice, out of fold")[1].split("│")[1:3]] == ["-", "0.8750"]
     now = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
@@ -111,7 +112,7 @@ def test_figures_out_of_fold_lead_the_card_and_those_of_test_cases_follow(bundle
     assert "are easier than these" in card  # 0.896
     assert card.index("| Dice | 0.875 |") < card.index(f"| Dice | {before['dice']['mean']:.3f} |")
     test = evaluation_of(bundle, tmp_path / "test", ("other_1", "other_2"))
-    assert run("report", "--evaluation", test, "--bundle", bundle)[0] == 0
+    assert run(*INTO_BUNDLE, "--evaluation", test, "--bundle", bundle)[0] == 0
     after = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
     assert after["out_of_fold"] == found
     assert after["dice"]["mean"] == 0.875
@@ -123,7 +124,9 @@ def test_a_bundle_without_test_cases_speaks_of_its_folds(bundle: Path, tmp_path:
     metadata = bundle / "configs/metadata.json"
     metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "eval_metrics": {}}))
     assert (
-        run("report", "--evaluation", out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}), "--bundle", bundle)[0]
+        run(*INTO_BUNDLE, "--evaluation", out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}), "--bundle", bundle)[
+            0
+        ]
         == 0
     )
     assert bundle_files(bundle).measured["dice"]["mean"] == 0.875
@@ -146,7 +149,7 @@ def test_the_card_says_how_often_statements_came_true_for_subjects_left_out_of_t
     )
     store(stated, bundle, "tta" if tta else "plain")
     folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}, tta=tta)
-    assert run("report", "--evaluation", folds, "--bundle", bundle)[0] == 0
+    assert run(*INTO_BUNDLE, "--evaluation", folds, "--bundle", bundle)[0] == 0
     card = (bundle / "docs/README.md").read_text().split("The 34 test cases")[0]
     # of an interval from e^-0.1 to e^0.1 of the expected size half the width over the centre is tanh 0.1
     assert "| interval of the size, Anterior hippocampus, ± 10.0 % | 90 % | 87.5 % | 20 |" in card
@@ -162,7 +165,7 @@ def test_statements_of_another_setting_are_not_on_the_card(bundle: Path, tmp_pat
     with_folds(bundle, {0: "new_1", 1: "new_2"})
     store(Confidence(sizes=SizeStatement(0.9, {1: (-0.1, 0.1)}, 0.01, 20, kept={1: 0.875})), bundle, "plain")
     folds = out_of_fold(bundle, tmp_path / "oof", {"a": 0, "b": 1}, tta=True)
-    assert run("report", "--evaluation", folds, "--bundle", bundle)[0] == 0
+    assert run(*INTO_BUNDLE, "--evaluation", folds, "--bundle", bundle)[0] == 0
     assert "87.5 %" not in (bundle / "docs/README.md").read_text()
 
 
@@ -177,7 +180,7 @@ def store(stated: Confidence, bundle: Path, setting: InferenceSetting) -> None:
 def test_a_case_that_its_fold_has_seen_is_refused(bundle: Path, tmp_path: Path, run, folds: dict[str, int]) -> None:
     with_folds(bundle, {0: "new_1", 1: "new_2"})
     before = contents(bundle)
-    code, _, told = run("report", "--evaluation", out_of_fold(bundle, tmp_path / "oof", folds), "--bundle", bundle)
+    code, _, told = run(*INTO_BUNDLE, "--evaluation", out_of_fold(bundle, tmp_path / "oof", folds), "--bundle", bundle)
     assert (code, "trained, selected or calibrated" in told) == (3, True)
     assert contents(bundle) == before
 
@@ -185,7 +188,7 @@ def test_a_case_that_its_fold_has_seen_is_refused(bundle: Path, tmp_path: Path, 
 def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing_else(bundle, tmp_path, run):
     before, sha256 = contents(bundle), bundle_files(bundle).sha256
     evaluation = evaluation_of(bundle, tmp_path / "out", statements=STATEMENTS, inference=INFERENCE)
-    code, said, _ = run("report", "--evaluation", evaluation, "--bundle", bundle)
+    code, said, _ = run(*INTO_BUNDLE, "--evaluation", evaluation, "--bundle", bundle)
     assert code == 0
     assert max(map(len, said.splitlines()[:-2])) <= 80
     after = contents(bundle)
@@ -230,7 +233,7 @@ def test_figures_that_the_evaluation_does_not_hold_go_and_are_named(tmp_path, ru
     document["eval_metrics"].pop("statements", None)
     metadata.write_text(json.dumps(document))
     evaluation = evaluation_of(bundle, tmp_path / "out")
-    code, said, _ = run("report", "--evaluation", evaluation, "--bundle", bundle, "--json")
+    code, said, _ = run(*INTO_BUNDLE, "--evaluation", evaluation, "--bundle", bundle, "--json")
     answer = json.loads(said)
     assert code == 0
     assert answer["gone"] == ["dice_of_second_human_grader", *(k for k in ("ece_band_2mm",) if k in answer["gone"])]
@@ -251,7 +254,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(spoil, 
         (bundle / "docs/README.md").write_text("# A card without figures\n")
     before = contents(bundle)
     target = "hippocampus_mri_unet3d" if spoil == "zip" else bundle
-    code, _, error = run("report", "--evaluation", evaluation, "--bundle", target)
+    code, _, error = run(*INTO_BUNDLE, "--evaluation", evaluation, "--bundle", target)
     message, expected = {
         "other weights": ("its own evaluation is needed", 3),
         "no evaluation": ("metrics.json cannot be read", 3),
@@ -273,7 +276,7 @@ def test_a_write_that_fails_leaves_both_files_as_they_were(bundle, tmp_path, run
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    code, _, error = run("report", "--evaluation", evaluation, "--bundle", bundle)
+    code, _, error = run(*INTO_BUNDLE, "--evaluation", evaluation, "--bundle", bundle)
     assert code == 1
     assert "No space left" in error
     assert contents(bundle) == before

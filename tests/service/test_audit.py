@@ -79,7 +79,7 @@ def test_forged_text_that_leaves_what_a_parser_keeps_is_found(
     assert was in lines[2]
     lines[2] = lines[2].replace(was, becomes)
     trail.write_bytes("".join(lines).encode())
-    assert main(["audit", "verify", str(trail)]) == 3
+    assert main(["trace", "--audit", str(trail)]) == 3
     assert "line 3 is not what was written there" in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -123,12 +123,12 @@ def test_a_disk_that_is_full_leaves_no_half_line(trail: Path, monkeypatch: pytes
 
 
 def test_the_verb_says_how_long_it_is_or_where_it_breaks(trail: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "verify", str(trail)]) == 0
+    assert main(["trace", "--audit", str(trail)]) == 0
     assert "is whole: 5 line(s)" in capsys.readouterr().out.replace("\n", " ")
     trail.write_text(trail.read_text().replace("pacs", "elsewhere"))
-    assert main(["audit", "verify", str(trail)]) == 3
+    assert main(["trace", "--audit", str(trail)]) == 3
     assert "line 1 is not what was written there" in capsys.readouterr().err
-    assert main(["audit", "verify", str(trail.with_name("absent"))]) == 3
+    assert main(["trace", "--audit", str(trail.with_name("absent"))]) == 3
 
 
 def computed_anew(trail: Path, *, signed: bool = True) -> None:
@@ -153,14 +153,14 @@ def test_a_trail_that_was_computed_anew_is_refused_by_who_has_the_key(
     assert verify(trail, read_key(trail.with_name("audit.key"))).signed == 5
     computed_anew(trail, signed=signed)
     assert verify(trail).lines == 5  # the chain itself is whole
-    assert main(["audit", "verify", str(trail)]) == 3
+    assert main(["trace", "--audit", str(trail)]) == 3
     assert "signed by the" in capsys.readouterr().err
     with pytest.raises(InputRefusedError, match="signed by the"):
         AuditTrail(trail)
     trail.with_name("audit.key").rename(trail.with_name("elsewhere.key"))
-    assert main(["audit", "verify", str(trail)]) == 0
+    assert main(["trace", "--audit", str(trail)]) == 0
     assert "not checked; the key is needed" in capsys.readouterr().out.replace("\n", " ")
-    assert main(["audit", "verify", str(trail), "--key", str(trail.with_name("elsewhere.key"))]) == 3
+    assert main(["trace", "--audit", str(trail), "--key", str(trail.with_name("elsewhere.key"))]) == 3
 
 
 @pytest.fixture
@@ -199,12 +199,12 @@ def test_a_node_does_not_start_on_a_trail_that_is_not_what_its_database_remember
     site: Path, capsys: pytest.CaptureFixture[str], change, said: str
 ) -> None:
     trail = site.parent / "node/audit.jsonl"
-    assert main(["audit", "verify", str(trail)]) == 0
+    assert main(["trace", "--audit", str(trail)]) == 0
     assert "no line that node.sqlite remembers is missing (line 3)" in capsys.readouterr().out.replace("\n", " ")
     change(trail)
     with pytest.raises(InputRefusedError, match=said):
         Node(site_on_any_port(site))
-    assert main(["audit", "verify", str(trail)]) == 3
+    assert main(["trace", "--audit", str(trail)]) == 3
     assert "compare" in (told := capsys.readouterr().err.replace("\n", " ")) or "put the whole trail back" in told
 
 
@@ -330,7 +330,7 @@ def test_a_kill_between_line_and_database_is_no_false_alarm(
     AuditTrail(trail, None, queue).write("started")
     assert queue.instances("1.2.3") == instances
     assert verify(trail, read_key(tmp_path / "audit.key"), queue.head()).lines == lines + 1
-    assert main(["audit", "verify", str(trail)]) == 0
+    assert main(["trace", "--audit", str(trail)]) == 0
     queue.close()
 
 

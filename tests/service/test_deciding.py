@@ -297,7 +297,7 @@ def test_a_decision_is_known_to_a_node_that_lost_its_memory(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["root", "rossi", "Rossi^", "^Anna", "Rossi^1", "Rossi^Anna^^^^more"])
 def test_no_reviewer_without_a_persons_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["token", "--name", name, "--roles", "read,reviewer"]) == 2
+    assert main(["node", "token", "--name", name, "--roles", "read,reviewer"]) == 2
     assert "Family^Given is needed" in capsys.readouterr().err
     assert not Holder(name, frozenset({"reviewer", "admin"})).may_decide
 

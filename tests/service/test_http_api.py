@@ -351,14 +351,14 @@ def test_a_request_that_does_not_fit_is_told_what_is_missing(site: Site) -> None
 
 
 def test_a_token_is_shown_once_and_only_its_digest_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["token", "--name", "Rossi^Anna", "--roles", "reviewer,read"]) == 0
+    assert main(["node", "token", "--name", "Rossi^Anna", "--roles", "reviewer,read"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[1] not in lines[3]
     (tmp_path / "tokens").write_text(" ".join(lines[3:]) + "\n")
     (holder,) = read_tokens(tmp_path / "tokens").values()
     assert (holder.name, holder.roles) == ("Rossi^Anna", {"reviewer", "read"})
-    assert main(["token", "--name", "rossi", "--roles", "king"]) == 2
-    assert main(["token", "--name", "R" * 65, "--roles", "read"]) == 2
+    assert main(["node", "token", "--name", "rossi", "--roles", "king"]) == 2
+    assert main(["node", "token", "--name", "R" * 65, "--roles", "read"]) == 2
 
 
 def test_beyond_this_machine_tokens_travel_encrypted_or_not_at_all(tmp_path: Path) -> None:

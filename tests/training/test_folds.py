@@ -186,7 +186,7 @@ def test_calibration_and_figures_out_of_fold(volumes: Path, trained: Path, tmp_p
     assert cases_of(tmp_path / "oof/cases.csv") == {f"case{n}" for n in range(5)}
     folds = choose_out_of_fold(load_bundle(trained), find_data(volumes)).folds
     assert json.loads((tmp_path / "oof/metrics.json").read_text())["data"]["folds"] == folds
-    assert run("report", "--evaluation", tmp_path / "oof", "--bundle", trained).code == 0
+    assert run("evaluate", "--evaluation", tmp_path / "oof", "--bundle", trained, "--into-bundle").code == 0
     assert load_bundle(trained).measured["folds"] == len(set(folds.values()))
     own = run("evaluate", "--bundle", trained, "--data", volumes, "--output", tmp_path / "test")
     assert own.code == 0, own.err

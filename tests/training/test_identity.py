@@ -88,7 +88,7 @@ def test_training_evaluating_and_reporting_on_other_data_leave_no_word_of_the_te
     names = {target["name"] for target in measured["targets"]}
     assert {"IoU, mean", "precision, mean"} <= names  # the usual ones
     assert "ECE, band around the predicted surface" not in names  # one of the template's
-    answer = run("report", "--evaluation", tmp_path / "report", "--bundle", mine)
+    answer = run("evaluate", "--evaluation", tmp_path / "report", "--bundle", mine, "--into-bundle")
     assert answer.code == 0, answer.err
     card = (mine / "docs/README.md").read_text()
     assert card.startswith("# Liver MR\n")

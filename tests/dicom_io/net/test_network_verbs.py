@@ -1,4 +1,4 @@
-"""`monai-unet echo|send|find|fetch` as a user meets them: exit codes, tables, JSON, and no name that nobody asked for."""
+"""`monai-unet pacs echo|send|find|fetch` as a user meets them: exit codes, tables, JSON, and no name that nobody asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pydicom
@@ -32,7 +33,12 @@ from monai_unet_app.cli import dicom_verbs
 from monai_unet_app.cli.dicom_verbs import _group_by_reason
 from monai_unet_app.cli.parser import build_parser
 
-run = pytest.fixture(shell)
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs `monai-unet pacs` with these words."""
+    for command in shell(capsys):
+        yield partial(command, "pacs")
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +341,8 @@ def test_help_has_an_example_that_the_parser_accepts(verb: str, run: Run) -> Non
     assert answer.code == 0
     assert example is not None
     assert max(map(len, answer.out.splitlines())) <= 80
-    assert build_parser().parse_args(shlex.split(example[1])[1:]).verb == verb
+    assert shlex.split(example[1])[:3] == ["monai-unet", "pacs", verb]
+    assert build_parser().parse_args(shlex.split(example[1])[1:]).run.__name__ == verb
 
 
 @pytest.mark.parametrize("date", ["2020", "2020-01-19", "20200119-20200120-", "-", "yesterday"])
