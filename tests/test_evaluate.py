@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EXAMPLES
+from shell import Run, shell
 from small_data import drawn_eyes, few_examples, set_calibration
 
 from dicom_io.segmentation import Segmentation
@@ -32,6 +33,7 @@ from monai_unet_app.evaluate.reference import counted_voxels, read_reference
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
 
+run = pytest.fixture(shell)
 TESTS = ("hippocampus_035", "hippocampus_037")
 CPU = torch.device("cpu")
 
@@ -222,6 +224,46 @@ def test_cases_that_trained_the_bundle_are_never_taken_silently(
     assert f"{len(expected)} of 5 case(s)" in chosen.note
     if partition != "all":
         assert "1 of train" in chosen.note
+
+
+def test_one_command_measures_and_writes_the_figures_into_the_bundle(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, run: Run
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", ("hippocampus_035",))
+    words = ["--bundle", root, "--data", data, "--output", tmp_path / "out", "--device", "cpu"]
+    answer = run("evaluate", *words, "--into-bundle")
+    assert answer.code == 0, answer.err
+    measured = json.loads((tmp_path / "out/metrics.json").read_text())["dice"]["mean"]
+    figures = json.loads((root / "configs/metadata.json").read_text())["eval_metrics"]
+    assert (figures["cases"], figures["dice"]["mean"]) == (1, round(measured, 4))
+    assert f"| Dice | {measured:.3f} |" in (root / "docs/README.md").read_text()
+    assert f"wrote {root}/configs/metadata.json\nwrote {root}/docs/README.md\nnext: monai-unet predict " in answer.out
+
+
+def test_figures_that_may_not_stand_in_the_bundle_are_refused_before_anything_is_measured(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, run: Run
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", ("hippocampus_003",))
+    trained_on(root, SEEN)
+    words = ["evaluate", "--data", data, "--partition", "all", "--output", tmp_path / "out", "--into-bundle"]
+    seen = run(*words, "--bundle", root, "--device", "cpu")
+    assert (seen.code, "1 subject of 1 trained, selected or calibrated" in seen.err) == (3, True)
+    name = run(*words, "--bundle", "hippocampus_mri_unet3d")
+    assert (name.code, "a folder is needed, its metadata and card are rewritten" in name.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "give --into-bundle"),
+        ("--into-bundle --tta --data data", "leave --data, --tta out"),
+        ("--into-bundle --output out", "not allowed with argument"),
+    ],
+)
+def test_an_evaluation_that_is_done_takes_no_flag_that_measures(words: str, message: str, run: Run) -> None:
+    answer = run("evaluate", "--bundle", "bundle", "--evaluation", "out", *words.split())
+    assert (answer.code, message in answer.err) == (2, True), answer.err
 
 
 def test_a_case_that_trained_the_bundle_is_known_again_under_another_name(
