@@ -77,7 +77,7 @@ class Query:
         if (instance and not series) or (series and not study):
             raise QueryError(
                 "an instance or series is named without what it belongs to; the UIDs of its study and series are needed "
-                "too; add what is missing, `find` shows it"
+                "too; add what is missing, a query (find) shows it"
             )
         needed: dict[Level, tuple[str, ...]] = {
             "study": (),
@@ -132,5 +132,5 @@ def retrieve_level(query: Query) -> Level:
         QueryError: The query names no study.
     """
     if not query.study_instance_uid:
-        raise QueryError("no study is named; its UID is needed to fetch; `find` shows it")
+        raise QueryError("no study is named; its UID is needed to fetch; a query (find) shows it")
     return "image" if query.sop_instance_uid else "series" if query.series_instance_uid else "study"

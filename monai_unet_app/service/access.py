@@ -47,7 +47,7 @@ def decides(request: Request) -> Holder:
         raise HTTPException(
             403,
             f"only a person decides; {holder.name} is no person's name; a token with a name such as Rossi^Anna and the role "
-            "reviewer is needed; monai-unet token makes it",
+            "reviewer is needed; monai-unet node token makes it",
         )
     return holder
 

@@ -1,8 +1,9 @@
 """Permissions of the HTTP API: tokens with roles. Only the digests of tokens are kept.
 
-A line of the file of tokens is `name role[,role] sha256 expires=YYYY-MM-DD`, made by `monai-unet token`; # begins a comment. A
-line without a date, as earlier versions made it, never expires. The name of a reviewer stands in verified reports, in DICOM's
-form Family^Given. A holder without such a name decides nothing, whatever their roles. The file is read again when it changes.
+A line of the file of tokens is `name role[,role] sha256 expires=YYYY-MM-DD`, made by `monai-unet node token`; # begins a
+comment. A line without a date, as earlier versions made it, never expires. The name of a reviewer stands in verified reports,
+in DICOM's form Family^Given. A holder without such a name decides nothing, whatever their roles. The file is read again when it
+changes.
 """
 
 import hashlib
@@ -135,14 +136,14 @@ class Tokens:
         endless = sorted(holder.name for holder in self._known.values() if holder.expires is None)
         if endless:
             _logger.warning(
-                "tokens without a last day: %s; a last day is needed; make new tokens with monai-unet token",
+                "tokens without a last day: %s; a last day is needed; make new tokens with monai-unet node token",
                 ", ".join(endless),
             )
         soon = datetime.now(UTC).date() + timedelta(days=_SOON_DAYS)
         for holder in self._known.values():
             if holder.expires is not None and holder.expires <= soon:
                 _logger.warning(
-                    "the token of %s holds until %s; make a new token with monai-unet token",
+                    "the token of %s holds until %s; make a new token with monai-unet node token",
                     holder.name,
                     holder.expires,
                 )
@@ -163,7 +164,7 @@ def _lines(path: Path) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path} cannot be read ({type(error).__name__}); a file of tokens is needed; make lines with monai-unet token"
+            f"{path} cannot be read ({type(error).__name__}); a file of tokens is needed; make lines with monai-unet node token"
         ) from error
     texts = ((f"{path.name}, line {number}", line.split("#")[0].strip()) for number, line in enumerate(lines, start=1))
     return [(where, text) for where, text in texts if text]
@@ -175,7 +176,7 @@ def _parsed(text: str, where: str) -> tuple[str, Holder]:
     if match is None or len(match["name"]) > LONGEST_NAME or not roles <= set(ROLES):
         raise UsageError(
             f"{where} is no line of a token; a name, some of {', '.join(ROLES)} with commas, a sha256 and expires=YYYY-MM-DD "
-            "are needed; make it with monai-unet token"
+            "are needed; make it with monai-unet node token"
         )
     try:
         expires = date.fromisoformat(match["expires"]) if match["expires"] else None

@@ -27,7 +27,7 @@ def test_a_site_has_a_node_rules_and_destinations(tmp_path: Path) -> None:
     assert (rule.formats, rule.tta, rule.destinations) == (("seg",), True, ("pacs",))
     assert rule.match["Modality"].search("ct")
     assert site.destinations["pacs"].label == "PACS@127.0.0.1:11112"
-    assert list(read_destinations(path)) == ["pacs"]  # the same file serves `send --site`
+    assert list(read_destinations(path)) == ["pacs"]  # the same file serves `pacs send --site`
 
 
 @pytest.mark.parametrize(
