@@ -4,14 +4,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from monai_unet_app.cli import common, comparison_tables, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
 from monai_unet_app.errors import InputRefusedError, UsageError
-
-if TYPE_CHECKING:
-    from monai_unet_app.comparison.differences import Comparison
 
 
 def compare(options: flags.Compare) -> Answer:
@@ -19,15 +15,19 @@ def compare(options: flags.Compare) -> Answer:
 
     Example: monai-unet compare --first OLD --second NEW --data DATA --fail-if-worse
     """
+    from monai_unet_app.comparison import differences
     from monai_unet_app.comparison.comparison_writer import write_comparison
     from monai_unet_app.comparison.release_gate import gate
     from monai_unet_app.report.stored_evaluation import is_evaluation
 
-    margins, sides = _margins(options), ("old", "new") if options.fail_if_worse else ("first", "second")
-    sources = dict(zip(sides, (options.first, options.second), strict=True))
-    evaluations = {side: Path(source) for side, source in sources.items() if is_evaluation(Path(source))}
-    bundles = {side: source for side, source in sources.items() if side not in evaluations}
-    comparison, problems = _compared(options, bundles, evaluations, sides)
+    margins, names = _margins(options), ("old", "new") if options.fail_if_worse else ("first", "second")
+    sources = dict(zip(names, (options.first, options.second), strict=True))
+    evaluations = {name: Path(source) for name, source in sources.items() if is_evaluation(Path(source))}
+    bundles = {name: source for name, source in sources.items() if name not in evaluations}
+    with _place_for(options) as folder:
+        problems = _evaluate_missing(options, bundles, evaluations, folder)
+        first, second = (evaluations.get(name, folder / name) for name in names)
+        comparison = differences.compare(first, second, common=options.common, names=names)
     code, verdict = EXIT_REFUSED if problems else EXIT_DONE, None
     if options.fail_if_worse:
         unmeasured = {*comparison.pairs.first.not_measured, *comparison.pairs.second.not_measured}
@@ -85,29 +85,16 @@ def _place_for(options: flags.Comparison) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _compared(
-    options: flags.Comparison, bundles: Mapping[str, str], evaluations: Mapping[str, Path], sides: tuple[str, str]
-) -> "tuple[Comparison, list[str]]":
-    """The comparison of two sides, and the cases that could not be measured, one sentence each.
-
-    Args:
-        options: Name the cases on which the bundles are evaluated.
-        bundles: Side -> a bundle that must be evaluated first: a name, a folder or a zip.
-        evaluations: Side -> folder of its evaluation, for the other sides.
-        sides: Names of the first and the second side.
-    """
-    from monai_unet_app.comparison.differences import compare
-
-    with _place_for(options) as folder:
-        problems = _evaluate_missing(options, bundles, evaluations, folder)
-        first, second = (evaluations.get(side, folder / side) for side in sides)
-        return compare(first, second, common=options.common, names=sides), problems
-
-
 def _evaluate_missing(
     options: flags.Comparison, bundles: Mapping[str, str], evaluations: Mapping[str, Path], folder: Path
 ) -> list[str]:
     """Evaluates the bundles into `folder` on the cases that no bundle has seen and every evaluation has.
+
+    Args:
+        options: Name the cases.
+        bundles: Side -> a bundle that must be evaluated: a name, a folder or a zip.
+        evaluations: Side -> folder of its evaluation, for the other sides.
+        folder: Gets a folder with the evaluation of each bundle, named as its side.
 
     Returns:
         The cases that could not be measured, one sentence each.
