@@ -995,6 +995,9 @@ AT_ONCE = {
     "evaluate what": (["evaluate", "--bundle", BUNDLE, "--output", "o"], 2),
     "train on nothing": (["train", "--bundle", BUNDLE, "--data", "none", "--output", "o"], 3),
     "calibrate what": (["calibrate", "--bundle", BUNDLE], 2),
+    "evaluate what is done": (["evaluate", "--bundle", BUNDLE, "--evaluation", "o", "--into-bundle", "--tta"], 2),
+    "compare nothing": (["compare", "--first", "none", "--second", "none", "--fail-if-worse"], 2),
+    "a margin for nothing": (["compare", "--first", "none", "--second", "none", "--margin", "1"], 2),
 }
 
 

@@ -15,7 +15,7 @@ from shell import Answer, Run, shell
 from test_compare import noisy, people, write_evaluation
 from test_report_card import evaluation_of
 
-from monai_unet_app.cli.old_names import NEW_FORMS
+from monai_unet_app.cli.parser import OLD_NAMES
 from monai_unet_app.service.audit import AuditTrail
 
 run = pytest.fixture(shell)
@@ -58,17 +58,17 @@ def ran(run: Run, command: str, node: str) -> Answer:
     return Answer(answer.code, re.sub(r"\d+\.\d\d s", "", answer.out), answer.err)
 
 
-@pytest.mark.parametrize("name", NEW_FORMS)
+@pytest.mark.parametrize("name", OLD_NAMES)
 def test_an_old_name_does_what_the_new_form_does_and_says_so(name: str, run: Run, node: str) -> None:
     old, new = (ran(run, command, node) for command in OLD_AND_NEW[name])
     assert (old.code, old.out) == (new.code, new.out)
     assert new.code == (1 if name == "gate" else 0), new.err
     assert new.out
-    said = f"monai-unet {name} is an old name, which the next version will not have; use monai-unet {NEW_FORMS[name]}\n"
+    said = f"monai-unet {name} is an old name, which the next version will not have; use monai-unet {OLD_NAMES[name]}\n"
     assert old.err == said + new.err
 
 
-@pytest.mark.parametrize("name", NEW_FORMS)
+@pytest.mark.parametrize("name", OLD_NAMES)
 def test_an_old_name_refuses_flags_that_it_never_had(name: str, run: Run) -> None:
     answer = run(name, "--colour")
     assert answer.code == 2

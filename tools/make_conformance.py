@@ -216,8 +216,8 @@ commitment, when we report |
 | silence after which a sender is dropped, as provider | {scp.Listen.idle_s:g} s, configurable |
 | port, as provider | {scp.Listen.port}, configurable; it binds {scp.Listen.host} unless told otherwise |
 | called AE title, as provider | must be ours, or the association is rejected, unless a program lets any title in |
-| calling AE titles, as provider | with C-MOVE and `pacs send --commit` the archive's or those of `senders`; else as the program \
-says |
+| calling AE titles, as provider | with C-MOVE and `pacs send --commit` the archive's or those of `senders`; else as the \
+program says |
 | callers' IP addresses, as provider | all, or networks that the program lists; others are rejected with result \
 {scp._UNKNOWN_CALLER[0]}, source {scp._UNKNOWN_CALLER[1]}, reason {scp._UNKNOWN_CALLER[2]} |
 | largest data set, as provider | {limits.LARGEST_INSTANCE // 2**30} GiB for an instance, configurable; \

@@ -11,25 +11,7 @@ from monai_unet_app.cli.flag_types import Place, Text
 from monai_unet_app.cli.service_verbs import token
 from monai_unet_app.errors import UsageError
 
-__all__ = ["NEW_FORMS", "audit", "bundles", "echo", "fetch", "find", "gate", "notice", "report", "send", "token"]
-
-NEW_FORMS = {
-    "echo": "pacs echo",
-    "find": "pacs find",
-    "fetch": "pacs fetch",
-    "send": "pacs send",
-    "token": "node token",
-    "audit": "trace --audit",
-    "bundles": "doctor --bundles",
-    "report": "evaluate --into-bundle",
-    "gate": "compare --fail-if-worse",
-}
-"""Old name, which is a function of this module -> new form."""
-
-
-def notice(name: str) -> str:
-    """The line for somebody who uses an old name."""
-    return f"monai-unet {name} is an old name, which the next version will not have; use monai-unet {NEW_FORMS[name]}"
+__all__ = ["audit", "bundles", "echo", "fetch", "find", "gate", "report", "send", "token"]
 
 
 class Audit(Options):

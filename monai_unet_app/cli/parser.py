@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from monai_unet_app import __version__
-from monai_unet_app.cli import calibrate_verb, comparison_verbs, dicom_verbs, old_names, service_verbs, show, verbs
+from monai_unet_app.cli import calibrate_verb, comparison_verbs, dicom_verbs, service_verbs, show, verbs
 from monai_unet_app.cli.common import Answer
 from monai_unet_app.cli.dataclass_parser import Options, add_flags
 
@@ -32,15 +32,30 @@ SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     service_verbs.node: (service_verbs.token,),
 }
 """Verbs of two words, such as `pacs send`, under the verb of their first word."""
+OLD_NAMES = {
+    "echo": "pacs echo",
+    "find": "pacs find",
+    "fetch": "pacs fetch",
+    "send": "pacs send",
+    "token": "node token",
+    "audit": "trace --audit",
+    "bundles": "doctor --bundles",
+    "report": "evaluate --into-bundle",
+    "gate": "compare --fail-if-worse",
+}
+"""Old name, a function of `old_names` -> new form."""
 
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[Verb, Options]:
     """The function of the verb that a command line names, and the flags for it."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    if words and words[0] in old_names.NEW_FORMS:
+    if words and words[0] in OLD_NAMES:
+        from monai_unet_app.cli import old_names
+
         name, *words = words
-        show.say(old_names.notice(name))
+        new = OLD_NAMES[name]
+        show.say(f"monai-unet {name} is an old name, which the next version will not have; use monai-unet {new}")
         parser = _verb_parser(argparse.ArgumentParser, f"monai-unet {name}", getattr(old_names, name))
     parsed = parser.parse_args(words)
     options = _options_class(parsed.run)

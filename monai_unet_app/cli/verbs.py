@@ -426,7 +426,6 @@ def _predict_command(bundle: "Bundle", image: Path, options: flags.Evaluate) -> 
 def _store_evaluation(evaluation: Path, options: flags.Evaluate) -> Answer:
     """Writes the figures of an evaluation that is done into the bundle that it measured."""
     from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.report.card import check_held_out, read_measured
 
     given = {entry.name for entry in fields(options) if getattr(options, entry.name) != entry.default}
     idle = sorted(f"--{name.replace('_', '-')}" for name in given - {"json", "bundle", "evaluation", "into_bundle"})
@@ -438,6 +437,8 @@ def _store_evaluation(evaluation: Path, options: flags.Evaluate) -> Answer:
     files = bundle_files(options.bundle)
     _ = files.sha256  # without any weights there are no figures of it
     _check_takes_figures(options.bundle)
+    from monai_unet_app.report.card import check_held_out, read_measured
+
     stored = read_measured(evaluation, files)
     bundle = common.loaded_bundle(files.root)
     check_held_out(stored.table.subjects, stored.document["data"].get("folds", {}), bundle, evaluation)
