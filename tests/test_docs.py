@@ -95,7 +95,7 @@ MEANT = {"IMAGE": EXAMPLE, "INPUT": EXAMPLE, "SERIES": "dicom/hippocampus_035/mr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/how-to/predict.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/faq.md", "docs/getting-started.md", "docs/how-to/predict.md"])
 def test_what_the_first_pages_show_runs_as_it_stands_there(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,8 +105,8 @@ def test_what_the_first_pages_show_runs_as_it_stands_there(
     shown = [[MEANT.get(word, word) for word in words] for words in commands(REPOSITORY / page)]
     alone = [words for words in shown if _needs_nothing_else(words)]
     assert "predict" in {words[0] for words in alone}
-    for words in [make_series, *(words for words in alone if words != make_series)]:
-        assert main(words) == 0, (words, capsys.readouterr().err)
+    for words in dict.fromkeys(map(tuple, [make_series, *alone])):
+        assert main(list(words)) == 0, (words, capsys.readouterr().err)
     names: dict[str, Any] = {}
     for block in blocks(REPOSITORY / page, "python"):
         exec(block, names)
@@ -117,6 +117,16 @@ def test_what_the_first_pages_show_runs_as_it_stands_there(
 def _needs_nothing_else(words: list[str]) -> bool:
     """A command without a word in capitals that stands for something of the user's; the demo takes minutes."""
     return words[0] not in ("demo", "doctor") and not re.search(r"\b(?:[A-Z]{3,}|my_bundle|case)\b", " ".join(words))
+
+
+def test_every_question_of_the_faq_has_a_short_answer_and_a_command() -> None:
+    sections = re.split(r"^### ", (REPOSITORY / "docs/faq.md").read_text(), flags=re.MULTILINE)[1:]
+    for section in sections:
+        question, answer = re.sub(r"^## .*", "", section, flags=re.MULTILINE).split("\n", 1)
+        text, *fenced = answer.split("```")
+        assert question.rstrip().endswith("?"), question
+        assert 1 <= len(text.strip().splitlines()) <= 3, question
+        assert any(re.search(r"^(monai-unet|python|curl|cat) ", block, re.MULTILINE) for block in fenced), question
 
 
 def site_keys(kind: type) -> set[str]:

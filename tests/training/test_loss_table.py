@@ -1,4 +1,4 @@
-"""The lines of the table of losses in the how-to: their values, their gradients, and that a planned bundle trains with each."""
+"""The YAML that the docs give for a planned bundle: the table of losses (values, gradients, training), networks, other weights."""
 
 from __future__ import annotations
 
@@ -388,3 +388,45 @@ def test_a_planned_bundle_trains_with_deep_supervision_and_answers_by_its_full_s
     assert not torch.allclose(weights[coarse].float(), untrained[coarse], atol=1e-3)  # the coarser head has learnt too
     window = torch.randn(1, 1, *bundle.parser.get_parsed_content("window"))
     assert bundle.network.eval()(window).shape == (1, 3, *window.shape[2:])
+
+
+# --- another network, other weights
+
+
+def block_of_the_faq(first: str) -> str:
+    """The fenced YAML of docs/faq.md that begins with these letters."""
+    page = (REPOSITORY / "docs/faq.md").read_text()
+    (block,) = re.findall(rf"^```yaml\n({re.escape(first)}.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return str(block)
+
+
+def test_a_planned_bundle_trains_with_the_attention_network_of_the_faq(
+    templates: dict[str, Path], data: dict[str, Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "bundle"
+    shutil.copytree(templates["2D"], root)
+    config = root / "configs/inference.yaml"
+    text = re.sub(
+        r"^network_def:\n(?: .*\n)+", lambda _: block_of_the_faq("network_def:"), config.read_text(), flags=re.MULTILINE
+    )
+    config.write_text(re.sub(r"^feature_layer: .*\n", "", text, flags=re.MULTILINE))
+    load_bundle(root).check_network()
+    assert np.isfinite(train(root, data["volumes"])["history"][-1]["loss"])
+    assert type(load_bundle(root).network).__name__ == "AttentionUnet"
+
+
+def test_the_line_of_the_faq_begins_a_training_with_the_weights_of_another(
+    templates: dict[str, Path], data: dict[str, Path], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(templates["2D"], first)
+    train(first, data["volumes"])
+    shutil.copytree(templates["2D"], second)
+    config = second / "configs/train.yaml"
+    line = block_of_the_faq("- ").replace("/data/other_bundle", str(first))
+    config.write_text(
+        re.sub(r"(^initialize:\n(?:- .*\n)+)", lambda old: old[1] + line, config.read_text(), flags=re.MULTILINE)
+    )
+    train(second, data["volumes"], seed=5, learning_rate=1e-9, epochs=1)
+    old, new = (torch.load(root / "models/model.pt", weights_only=True) for root in (first, second))
+    assert all(torch.equal(old[name], new[name]) for name in old)
