@@ -1,4 +1,4 @@
-"""The YAML that the docs give for a planned bundle: the table of losses (values, gradients, training), networks, other weights."""
+"""The YAML that the docs give for a planned bundle: losses (values, gradients, training), another network, other weights."""
 
 from __future__ import annotations
 
