@@ -27,7 +27,11 @@ from monai_unet_app.data.splits import read_splits
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
 
-HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
+WEIGHTS = "models/model.pt"
+HASHED_FILES = (WEIGHTS, "configs/inference.yaml", "configs/segments.json")
+FITTED = "models/fitted.json"
+"""What commands found out about the weights that changes labels or probabilities; `inference.yaml` reads it."""
+
 CONFIDENCE = "configs/confidence.json"
 """The bundle's statements about its own results; absent until the bundle is calibrated."""
 
@@ -111,6 +115,29 @@ class BundleFiles:
         return document
 
     @cached_property
+    def fitted(self) -> dict[str, Any] | None:
+        """`models/fitted.json`; None where it is absent. Raises BundleError if it is damaged."""
+        path = self.root / FITTED
+        if not path.is_file():
+            return None
+        with refusing_as(self.name, BundleError):
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            validate(document, "fitted")
+        return document
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the bundle's own network is the mean of the networks of its folds."""
+        return bool(self.fitted and self.fitted["folds"]["number"] > 1)
+
+    @property
+    def stale_findings(self) -> dict[str, str]:
+        """Part of `fitted.json` -> digest of the weights that it was fitted to, where `models/model.pt` holds others."""
+        parts = {part: found for part, found in (self.fitted or {}).items() if isinstance(found, dict)}
+        digests = {part: (found.get("fitted_to") or {}).get(WEIGHTS) for part, found in parts.items()}
+        return {part: then for part, then in digests.items() if then and then != self.weights_sha256}
+
+    @cached_property
     def inference_document(self) -> dict[str, Any]:
         """`configs/inference.yaml` with no expression evaluated. Raises BundleError if the file is damaged."""
         try:
@@ -170,7 +197,7 @@ class BundleFiles:
     @cached_property
     def weights_sha256(self) -> str | None:
         """Hex digest of `models/model.pt`; None if the file is absent."""
-        path = self.root / "models/model.pt"
+        path = self.root / WEIGHTS
         if not path.is_file():
             return None
         with path.open("rb") as file:
@@ -178,7 +205,9 @@ class BundleFiles:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of weights, `inference.yaml`, `segments.json` and any `confidence.json`: all that can change results.
+        """Hex digest of weights, `inference.yaml`, `segments.json`, any `fitted.json` and any `confidence.json`.
+
+        These are all files that can change results.
 
         A bundle that has only the networks of its folds counts their weights.
 
@@ -191,8 +220,8 @@ class BundleFiles:
         trained = own or sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(f"folds/*/{weights}"))
         if not trained:
             self.check_trained()
-        confidence = (CONFIDENCE,) if (self.root / CONFIDENCE).is_file() else ()
-        for name in (*trained, *texts, *confidence):
+        found_out = [name for name in (FITTED, CONFIDENCE) if (self.root / name).is_file()]
+        for name in (*trained, *texts, *found_out):
             content = (self.root / name).read_bytes()
             # Name and length before each content, so that bytes moved from a file into the next change the digest
             digest.update(f"{name}\n{len(content)}\n".encode() + content)
@@ -300,7 +329,7 @@ def _unpack(path: Path) -> Path:
 @contextmanager
 def unchanged_on_failure(root: Path) -> Iterator[None]:
     """Restores the files that a calibration writes into a bundle's folder if the `with` block fails in any way."""
-    files = [root / name for name in ("configs/inference.yaml", CONFIDENCE, f"models/{CALIBRATION_RECORD}")]
+    files = [root / name for name in (FITTED, CONFIDENCE, f"models/{CALIBRATION_RECORD}")]
     before = {file: file.read_bytes() if file.is_file() else None for file in files}
     try:
         yield

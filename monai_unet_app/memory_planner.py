@@ -92,8 +92,9 @@ class MemoryPlanner:
         from monai_unet_app.inference.memory_plan import AMPLE_BYTES, Work, memory_plan
 
         labels = len(self._bundle.labels)
-        for random_field in self._result.fields:
-            random_field.check_size(labels, source)
+        for step in self._result.tidy:
+            if hasattr(step, "check_size"):
+                step.check_size(labels, source)
         work = Work(source, working, channels, labels, self._bundle.exclusive)
         if work.is_small and self._limit - resident_bytes() > AMPLE_BYTES:
             return None

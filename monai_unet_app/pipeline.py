@@ -156,7 +156,7 @@ def segment_case(
             logits = StoredLogits(StoredRows(), item, result, bundle.uncalibrated_result)
             rows = logits.rows.kept(rows)
         gathered = Gathered.of(volume, bundle, finished(rows, item, result), keep, cuts)
-    preprocessed = item["image"] if result.fields else None
+    preprocessed = item["image"] if result.needs_image else None
     del item, rows  # what follows needs the memory
     with timed(seconds, "postprocess"):
         segmentation = gathered.segmentation(result.tidy, preprocessed)

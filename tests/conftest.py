@@ -58,6 +58,7 @@ def tiny_bundle(tmp_path: Path) -> Callable[[str], Path]:
     import torch
 
     from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.calibration.fitted import begin_fitted
     from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
     def make(name: str = "hippocampus_mri_unet3d") -> Path:
@@ -70,6 +71,7 @@ def tiny_bundle(tmp_path: Path) -> Callable[[str], Path]:
         for large, small in SMALLER.items():
             text = text.replace(large, small)
         config.write_text(text)
+        begin_fitted(folder)
         torch.manual_seed(0)
         network = load_bundle(folder).part("network_def")
         save_atomically(half_weights(network), folder / "models" / "model.pt")

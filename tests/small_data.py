@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import nibabel
 import numpy as np
 import yaml
-from conftest import EXAMPLES
+from conftest import EXAMPLES, REPOSITORY
+from monai.bundle import ConfigParser
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from monai_unet_app.calibration.inference_yaml import write_parameters
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.bundle_folder import BundleFiles
+from monai_unet_app.calibration.fitted import Form, change_fitted, yaml_block
 
 # By the shipped plan: two train, one each selects, calibrates and tests.
 FEW = ("hippocampus_003", "hippocampus_007", "hippocampus_132", "hippocampus_053", "hippocampus_035")
@@ -56,8 +63,8 @@ def drawn_eyes(folder: Path, count: int = 4) -> Path:
 
 
 def calibration_of(bundle: Path) -> dict[str, float | int]:
-    """The mapping `calibration` of a bundle's inference.yaml."""
-    return yaml.safe_load((bundle / "configs/inference.yaml").read_text())["calibration"]
+    """The plain numbers of the calibration in a bundle's fitted.json."""
+    return json.loads((bundle / "models/fitted.json").read_text())["calibration"]["plain"]
 
 
 def set_calibration(bundle: Path, *values: float) -> Path:
@@ -66,8 +73,49 @@ def set_calibration(bundle: Path, *values: float) -> Path:
     parameters = {
         name: next(turn) if isinstance(value, float) else value for name, value in calibration_of(bundle).items()
     }
-    write_parameters(bundle / "configs/inference.yaml", parameters)
+    change_fitted(bundle, "calibration", plain=parameters, fitted_to=None)
     return bundle
+
+
+def documented(mark: str) -> str:
+    """The lines of YAML in docs/bundles.md that hold this text."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs/bundles.md").read_text(), re.DOTALL)
+    (lines,) = [block for block in blocks if mark in block]
+    return str(lines)
+
+
+def with_thresholds(root: Path) -> Bundle:
+    """A planned bundle whose `decide` reads thresholds from fitted.json, as docs/bundles.md says."""
+    config = root / "configs/inference.yaml"
+    text, lines = config.read_text(), documented("thresholds:")
+    config.write_text(re.sub(r"(?m)^decide:\n(?:[- ] .*\n)+", lambda old: lines, text))
+    return load_bundle(root)
+
+
+def with_more_steps(root: Path, *, exclusive: bool) -> Path:
+    """A planned bundle that offers opening and closing, too, as docs/bundles.md says."""
+    config = root / "configs/inference.yaml"
+    helpers = documented("opened:").partition("opened:")
+    lines = documented("masked_fill_" if exclusive else "torch.cat([@opened").partition("opened: ")[0]
+    text = config.read_text().replace("steps:\n", lines, 1)
+    config.write_text(text + helpers[1] + helpers[2])
+    return root
+
+
+def offered(channels: int, *, exclusive: bool, dims: int) -> dict[str, Form]:
+    """The forms that a planned bundle of this kind offers."""
+    config = {
+        "labels": list("abcdef"[:channels]),
+        "outputs": "exclusive" if exclusive else "overlapping",
+        "input_rules": {"planar": dims == 2},
+    }
+    lines = yaml_block("calibration", cast("BundleFiles", SimpleNamespace(inference_document=config)))
+    found = ConfigParser(yaml.safe_load(lines)).get_parsed_content("forms")
+    return {name: Form(name, form["numbers"], form["function"]) for name, form in found.items()}
+
+
+def form_of(name: str, channels: int = 3, *, exclusive: bool = True, dims: int = 3) -> Form:
+    return offered(channels, exclusive=exclusive, dims=dims)[name]
 
 
 def tilted_volumes(folder: Path, count: int = 5, values: tuple[int, int] = (2, 5)) -> Path:

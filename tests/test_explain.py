@@ -53,7 +53,9 @@ def looking_aside(folder: Path, layer: str | None = "'0'") -> Bundle:
     first, classes = first_of(dimensions, channels), 1 if overlapping else 3
     network = f'network_def: "$torch.nn.Sequential({first}, torch.nn.Conv{dimensions}d(1, {classes}, 1))"\n'
     network += f"feature_layer: {layer}\n" if layer else ""
-    config.write_text(re.sub(r"network_def:\n.*?(?=network:)", lambda _: network, text, flags=re.DOTALL))
+    config.write_text(
+        re.sub(r"^network_def: .*?(?=^network:)", lambda _: network, text, flags=re.DOTALL | re.MULTILINE)
+    )
     (folder / "configs/confidence.json").unlink(missing_ok=True)
     weight = torch.zeros(1, channels, 7, *[1] * (dimensions - 1))
     weight[0, 0, 3 + OFFSET] = 1

@@ -1,4 +1,4 @@
-"""Fits the numbers under `calibration:` of a bundle's `inference.yaml` and writes them back, with a record of the cases.
+"""Fits the numbers of a bundle's calibration and writes them into its `models/fitted.json`, with a record of the cases.
 
 The form of the calibration is the bundle's own: a function `calibrate(logits, parameters)` and a mapping `calibration` of
 numbers, in which floats are fitted, integers are left alone and all floats at 0 mean "no calibration", as does an empty
@@ -20,8 +20,9 @@ from ignite.engine import Engine, Events
 
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD
-from monai_unet_app.calibration.inference_yaml import Parameters, write_parameters
+from monai_unet_app.calibration.fitted import Parameters, write_calibration
 from monai_unet_app.calibration.sample import Drawn, Part, parts_of
+from monai_unet_app.confidence.fitted_to import InferenceSetting
 from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
@@ -63,6 +64,14 @@ class Fitted:
     cases: int
     check: "SubjectCheck | None" = None
     drawn: Drawn | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What the calibration gains, in words."""
+        return (
+            f"fitted on {self.cases} case(s): negative log likelihood a voxel {self.nll_before:.5f} before, "
+            f"{self.nll_after:.5f} after"
+        )
 
 
 @dataclass(frozen=True)
@@ -196,8 +205,8 @@ class CalibrationFit:
         calibrate: The bundle's function.
         parameters: The bundle's mapping. Its floats do not matter: every fit starts at 0.
         exclusive: True for softmax over classes, False for sigmoid for each label.
-        bundle_root: Its `inference.yaml` is rewritten and its `models/calibration.json` written when the handler's
-            evaluator has completed; None leaves both.
+        bundle_root: Its `models/fitted.json` and `models/calibration.json` are written when the handler's evaluator has
+            completed; None leaves both.
         cases: The data list that is fitted on, {"id", "subject", "image"}; for the record.
         setting: "plain", or "tta" for logits that are averages over mirror images, whose fit is written as `calibration_tta`.
         unchecked: Keep a fit on fewer than ENOUGH_SUBJECTS subjects, even on a single subject, without the check.
@@ -212,7 +221,7 @@ class CalibrationFit:
     exclusive: bool
     bundle_root: str | Path | None = None
     cases: Sequence[Mapping[str, str]] = ()
-    setting: str = "plain"
+    setting: InferenceSetting = "plain"
     unchecked: bool = False
     out_of_fold: Collection[str] = ()
 
@@ -246,11 +255,12 @@ class CalibrationFit:
     def finish(self) -> Fitted:
         """Fits, and writes parameters and record into the bundle if there is one."""
         fitted = self.fit()
-        if self.bundle is not None and self.setting == "tta":
-            write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters, "calibration_tta")
-        elif self.bundle is not None:
-            write_record(self.bundle, fitted, self.cases)
-            write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters)
+        if self.bundle is not None:
+            if self.setting == "plain":
+                write_record(self.bundle, fitted, self.cases)
+            assert self.bundle.fitted is not None
+            form = self.bundle.fitted["calibration"]["form"]
+            write_calibration(self.bundle, self.setting, fitted.parameters, fitted.sentence, form)
         return fitted
 
     def add(self, rows: Iterable[Rows] | torch.Tensor, label: torch.Tensor) -> None:
@@ -302,7 +312,7 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
         return Fitted({}, before, before, len(cases), drawn=cases.drawn)
     least = _least(nll_by_part, len(names))
     fitted = {name: round(float(value), 5) for name, value in zip(names, least, strict=True)}
-    # Of the rounded numbers, since inference.yaml will hold these.
+    # Of the rounded numbers, since fitted.json will hold these.
     after = nll(torch.tensor(list(fitted.values())))
     # `not <=` instead of `>`, so that NaN is refused, too.
     if not after <= before or max(map(abs, fitted.values())) > LARGEST:

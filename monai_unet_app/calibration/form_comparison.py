@@ -1,4 +1,4 @@
-"""Compares the known forms of calibration: fits each on some cases, scores it on others, and chooses the best form."""
+"""Compares the forms of calibration that a bundle offers: fits each on some cases, scores it on others, chooses the best."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,12 @@ import torch
 from monai_unet_app.bundle import Bundle, check_unseen
 from monai_unet_app.calibration.calibrate_bundle import Step, planned_rows, rows_and_label
 from monai_unet_app.calibration.fit import Fitted, StoredLogits, fit_parameters, write_record
-from monai_unet_app.calibration.forms import Form, forms_for, with_form
-from monai_unet_app.calibration.inference_yaml import Parameters, read_text, write_text
+from monai_unet_app.calibration.fitted import Form, Parameters, forms_of, write_calibration
 from monai_unet_app.calibration.sample import wide_boxes
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate.case_selection import Row
 from monai_unet_app.evaluate.reference import evaluation_plan, read_reference
 from monai_unet_app.gathering import Gathered
@@ -121,11 +120,11 @@ class FormTrial:
     def score(self, plan: EvaluationPlan, halo_mm: tuple[float, ...]) -> FormScore:
         """Its figures. It may be chosen if it was fitted and changes no label."""
         if self.fitted is None:
-            return FormScore(self.form.name, self.form.start, self.form.numbers, halo_mm, why_not=self.failure)
+            return FormScore(self.form.name, self.form.start, self.form.count, halo_mm, why_not=self.failure)
         return FormScore(
             form=self.form.name,
             parameters=self.fitted.parameters,
-            numbers=self.form.numbers,
+            numbers=self.form.count,
             halo_mm=halo_mm,
             nll=negative_log_likelihood(self.counts[WHOLE]),
             ece=ece(self.counts[WHOLE]),
@@ -144,23 +143,29 @@ def compare_forms(
     choose_form: bool = False,
     step: Step = lambda case_id: None,
 ) -> list[FormScore]:
-    """Fits every known form of calibration on some cases and scores it on others; the best form is chosen.
+    """Fits every form of calibration that a bundle offers on some cases and scores it on others; the best is chosen.
 
     Args:
-        bundle: Whose network it is. What its `inference.yaml` holds as calibration does not count.
+        bundle: Whose network it is. What is fitted already does not count.
         calibration: Cases to fit on, {"id", "subject", "image", "label"}.
         selection: Cases of other subjects to compare on.
-        choose_form: Write the chosen form, its numbers and the record of the cases into the bundle, to be loaded anew.
+        choose_form: Write the chosen form, its numbers and the record of the cases into the bundle; load it again afterwards.
         step: Called with each case's id when the case is done.
 
     Returns:
-        A score for each of `forms.known_forms`, in their order.
+        A score for each form, in their order.
 
     Raises:
+        BundleError: The bundle offers no forms, or not `none`.
         InputRefusedError: A case cannot be used, or the two lists share a subject, or the network finds nothing anywhere.
     """
     _check_apart(bundle, calibration, selection)
-    forms, plan = forms_for(bundle), evaluation_plan(bundle)
+    forms, plan = forms_of(bundle), evaluation_plan(bundle)
+    if "none" not in {form.name for form in forms}:
+        raise BundleError(
+            f"{bundle.name}: `forms` has no `none`, by which the others are judged; add "
+            'none: {numbers: {}, function: "$lambda z, c: z"}'
+        )
     stored = StoredLogits(bundle.outputs, [(form.function, form.start) for form in forms])
     for row in calibration:
         stored.add(*rows_and_label(row, bundle, PredictConfig()))
@@ -278,17 +283,14 @@ def write_choice(
     """Writes the chosen form and its numbers into the bundle, and on which cases it was fitted and chosen.
 
     Args:
-        bundle: Its `inference.yaml` and `models/calibration.json` are rewritten; load it anew to use them.
+        bundle: Its `models/fitted.json` and `models/calibration.json` are written; load it again to use them.
         scores: The scores of all forms; one score is chosen.
         calibration: {"id", "subject", "image"} of the cases that the form was fitted on.
         selection: The same of the cases that it was chosen on; those that a record of the bundle names already are left out.
     """
     score = next(score for score in scores if score.chosen)
-    forms = forms_for(bundle)
-    form = next(form for form in forms if form.name == score.form)
-    inference_yaml = bundle.root / "configs/inference.yaml"
-    text = with_form(read_text(inference_yaml), form, score.parameters, forms)  # refuses before anything is written
-    if score.fitted is not None:
-        unknown = [row for row in selection if bundle.seen_as(read_volume(row["image"])) is None]
-        write_record(bundle, score.fitted, [*calibration, *unknown])
-    write_text(inference_yaml, text)
+    assert score.fitted is not None
+    unknown = [row for row in selection if bundle.seen_as(read_volume(row["image"])) is None]
+    write_record(bundle, score.fitted, [*calibration, *unknown])
+    why = f"chosen of {', '.join(other.form for other in scores)}; {score.fitted.sentence}"
+    write_calibration(bundle, "plain", score.parameters, why, score.form)

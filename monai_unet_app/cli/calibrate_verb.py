@@ -28,13 +28,16 @@ def calibrate(options: flags.Calibrate) -> Answer:
     Example: monai-unet calibrate --bundle my_bundle --data DATA
     """
     from monai_unet_app.bundle_folder import unchanged_on_failure
+    from monai_unet_app.calibration.fitted import begin_fitted
 
     common.check_folds_alone(options)
     root = common.trained_bundle(options.bundle, by_folds=options.folds).root
-    common.check_bundle_folder(options.bundle, "its inference.yaml is rewritten")
-    common.check_writable(Path(options.bundle) / "configs")
+    common.check_bundle_folder(options.bundle, "its models/fitted.json is written")
+    for folder in ("configs", "models"):
+        common.check_writable(Path(options.bundle) / folder)
     data = common.labelled_cases(options)
     with unchanged_on_failure(root):
+        begin_fitted(root)
         return _calibrate(root, data, options)
 
 
@@ -54,7 +57,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
             "which are its selection cases too; leave --form out, or name a --partition"
         )
     show.say(chosen.note)
-    if chosen.folds and bundle.of_fold(0).values_of_fold:
+    if chosen.folds and bundle.is_ensemble:
         show.say(
             "the calibration is fitted to the networks of the folds, one by one; the bundle answers with their mean, whose "
             "probabilities are other ones; calibrate, or at least evaluate, on cases that no fold has seen"
@@ -123,18 +126,19 @@ def _tidy(
 ) -> list[dict[str, Any]]:
     """Chooses the post-processing of labels out of fold, or on the selection cases, and writes it; gives what was tried."""
     from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.calibration.tidying import begin_anew, choose_tidy, gain_in_words, write_tidy
+    from monai_unet_app.calibration.tidying import choose_tidy, chooses_tidy, gain_in_words, write_tidy
     from monai_unet_app.evaluate.case_selection import Networks, cases_of_partition
 
-    if options.tidy == "keep" or not begin_anew(bundle.root):
+    if options.tidy == "keep" or not chooses_tidy(bundle):
         return []
+    write_tidy(bundle)
     rows = chosen.rows if chosen.folds else cases_of_partition(bundle, data, "selection")
     if not rows:
         return []
     with show.Steps("post-processing", len(rows)) as step:
         networks = Networks(load_bundle(bundle.root, bundle.device), chosen.folds)
-        trials = choose_tidy(networks, rows, step, random_fields=options.tidy == "crf")
-    write_tidy(bundle.root, trials)
+        trials = choose_tidy(networks, rows, step)
+    write_tidy(networks.bundle, trials)
     taken = {True: "[green]taken[/green]", False: "not taken"}
     cells = [(escape(trial.what), gain_in_words(trial.gain), taken[trial.taken]) for trial in trials]
     show.print_table((show.folded("post-processing"), show.folded("Dice, with minus without"), ""), cells)
@@ -163,7 +167,7 @@ def _calibration_lines(fitted: "Fitted", statements: dict[str, Any], bundle: "Bu
         show.line(fitted.check.sentence)
     show.line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
     show.statements_table(statements)
-    show.line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
+    show.line(f"written into {bundle.root}/models/fitted.json and configs/confidence.json")
 
 
 def _compare_forms(

@@ -261,14 +261,14 @@ class Calibrate(Cases):
     """Flags of `calibrate`.
 
     Attributes:
-        bundle: folder of the bundle; its inference.yaml is rewritten
+        bundle: folder of the bundle; its models/fitted.json and configs/confidence.json are written
         partition: which cases of the plan (default: calibration)
         folds: fit on all cases but the test cases, each by the network of the fold that tests it (default where the training
             left no case to calibrate)
-        form: how the temperature depends on a voxel; keep: as the bundle has it; compare: only compare all known forms on
-            the selection cases; choose: take the best form (default: keep)
-        tidy: post-processing of the labels; choose: take what surely helps on cases that the network has not seen; crf: try
-            conditional random fields, too; keep: leave it as it is (default: choose)
+        form: how the temperature depends on a voxel; keep: as the bundle has it; compare: only compare all forms that it
+            offers on the selection cases; choose: take the best form (default: keep)
+        tidy: post-processing of the labels; choose: take those steps that the bundle offers and that surely help on cases
+            that the network has not seen; keep: leave it as it is (default: choose)
         tta: also fit the statements about averages over mirror images
         unchecked: keep a fit on fewer than 10 subjects, without the check on subjects that were left out
         coverage: coverage of intervals and bounds (default: 0.9)
@@ -279,7 +279,7 @@ class Calibrate(Cases):
     partition: Literal["calibration", "test", "all"] | None = None
     folds: bool = False
     form: Literal["keep", "compare", "choose"] = "keep"
-    tidy: Literal["choose", "crf", "keep"] = "choose"
+    tidy: Literal["choose", "keep"] = "choose"
     tta: bool = False
     unchecked: bool = False
     coverage: Share = 0.9

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dicom_io.coding import load_wholes
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.bundle_folder import BundleFiles
+from monai_unet_app.bundle_folder import FITTED, BundleFiles
 from monai_unet_app.errors import BundleError, refusing_as
 
 SCHEMA_VERSION = "1.2"
@@ -54,6 +54,7 @@ def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str |
     Returns:
         models/model.pt: the file's digest, None where there are no weights. configs/inference.yaml: of the parsed values that
         masks and probabilities depend on. configs/segments.json: of the labels of structures and wholes and of their parts.
+        models/fitted.json, where there is one: of its values that results of this setting depend on.
 
     Raises:
         BundleError: A config is damaged.
@@ -62,6 +63,7 @@ def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str |
         WEIGHTS: bundle.weights_sha256,
         INFERENCE: _digest(_values_of_results(bundle, setting)),
         SEGMENTS: _digest([list(bundle.structure_names), _wholes(bundle)]),
+        **({FITTED: _digest(_found_values(bundle.fitted, setting))} if bundle.fitted else {}),
     }
 
 
@@ -87,6 +89,14 @@ def _values_of_results(bundle: BundleFiles, setting: InferenceSetting) -> dict[s
     # Overrides of this run change results as if they stood in the file.
     overrides = bundle.overrides if isinstance(bundle, Bundle) else ()
     return values | {name: value for name, value in overrides if name.split("::")[0] in values}
+
+
+def _found_values(fitted: Mapping[str, Any], setting: InferenceSetting) -> list[Any]:
+    """The values of a fitted.json that results of this setting depend on, without their reasons."""
+    calibration = fitted["calibration"]
+    steps = [{name: value for name, value in step.items() if name != "why"} for step in fitted["tidy"]["steps"]]
+    of_averages = [calibration["tta"]] if setting == "tta" else []
+    return [calibration["form"], calibration["plain"], *of_averages, fitted["thresholds"]["values"], steps]
 
 
 def _texts(value: Any) -> Iterator[str]:

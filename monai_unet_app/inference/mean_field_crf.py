@@ -126,7 +126,7 @@ class MeanFieldCRFd(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.appearance, self.smoothness, self.reach_mm = tuple(appearance), tuple(smoothness), float(reach_mm)
-        self.iterations, self.beside = iterations, tuple(beside)
+        self.iterations, self.needs = iterations, tuple(beside)
 
     def check_size(self, channels: int, shape: Sequence[int]) -> None:
         """Raises InputRefusedError if probabilities (channels, *shape) take more than `MOST_BYTES`."""
@@ -134,14 +134,14 @@ class MeanFieldCRFd(MapTransform):
         if needed > MOST_BYTES:
             raise InputRefusedError(
                 f"{channels} classes of {' x '.join(map(str, shape))} voxels need {needed / 1e9:.1f} GB in the random field of "
-                f"`tidy`, which may take {MOST_BYTES / 1e9:.1f} GB; crop the image, or calibrate the bundle again "
-                "with --tidy choose, which takes no random field"
+                f"`tidy`, which may take {MOST_BYTES / 1e9:.1f} GB; crop the image, or take the random field out of "
+                "`tidy`"
             )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with the new decision."""
         item = dict(data)
-        probabilities, image = (item[name] for name in self.beside)
+        probabilities, image = (item[name] for name in self.needs)
         self.check_size(len(probabilities), probabilities.shape[1:])
         probabilities = _bare(probabilities)
         for key in self.keys:

@@ -20,7 +20,6 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
 from monai_unet_app.inference.halo import halo_voxels
-from monai_unet_app.inference.mean_field_crf import MeanFieldCRFd
 from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.thin import AveragesOfThinImages
 from monai_unet_app.inference.way_back import Box, WayBack, way_back
@@ -78,9 +77,9 @@ class ResultSteps:
         return Compose([*(step for step in self.back if not isinstance(step, Invertd)), *self.decide])
 
     @property
-    def fields(self) -> list[MeanFieldCRFd]:
-        """The random fields of `tidy`, which look at the probabilities and the image as well."""
-        return [step for step in self.tidy if isinstance(step, MeanFieldCRFd)]
+    def needs_image(self) -> bool:
+        """Whether a transform of `tidy` states in `needs` that it looks at the probabilities and the image as well."""
+        return any(getattr(step, "needs", ()) for step in self.tidy)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities (C, *box) of logits (C, *box) on the working grid, which are used up."""

@@ -419,7 +419,6 @@ def _network(
     epochs = max(2, epochs // _VALIDATED * _VALIDATED or epochs)
     steps = epochs * max(1, per_case * train_cases // batch)
     margin = [math.ceil(size * _MARGIN) for size in network.window]
-    names = [f"network_{n}" for n in range(1, config.networks + 1)] if config.networks > 1 else ["network_def"]
     slice_axis = decided["slice_axis"].value
     if slice_axis is not None:
         margin.insert(slice_axis, 1)
@@ -436,9 +435,8 @@ def _network(
             + chosen,
         ),
         "networks": Reasoned(config.networks, ""),
-        "network_ids": Reasoned(names, ""),
-        "modules": Reasoned([f"@{name}" for name in names], ""),
-        "answers": Reasoned([f"pred_{n}" for n in range(config.networks)], ""),
+        "structures": Reasoned(len(decided["labels"].value), ""),
+        "class_numbers": Reasoned({f"class_{n}": 0.0 for n in range(outputs)}, ""),
         "kernels": Reasoned(network.kernels, ""),
         "strides": Reasoned(network.strides, ""),
         "upsample": Reasoned(network.strides[1:], ""),

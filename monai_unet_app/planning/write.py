@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from pydicom.sr.coding import Code
 
 from dicom_io.coding import UNCODED, code_entry, printable
+from monai_unet_app.calibration.fitted import begin_fitted
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.structures import StatedStructure, StructureCodes
 from monai_unet_app.errors import UsageError
@@ -72,13 +73,14 @@ def _write_bundle(plan: BundlePlan, root: Path, name: str) -> None:
     write_json(plan.fingerprint.as_dict(), root / "configs/fingerprint.json")
     write_json(plan.splits, root / "configs/splits.json", "splits")
     write_json(metadata(name), root / "configs/metadata.json")
+    begin_fitted(root)
     write_json(metadata(name) | derived_facts(root), root / "configs/metadata.json")
 
 
 def rendered(name: str, plan: BundlePlan) -> str:
     """The text of a config."""
     environment = Environment(
-        loader=PackageLoader(__package__),
+        loader=ChoiceLoader([PackageLoader(__package__), PackageLoader("monai_unet_app.calibration")]),
         trim_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,

@@ -11,9 +11,8 @@ import torch
 from ignite.engine import Engine, Events
 
 from dicom_io.files import replace_when_whole
-from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE
-from monai_unet_app.calibration.inference_yaml import read_text, without_chosen, write_parameters, write_text
+from monai_unet_app.calibration.fitted import forget_fitted
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.replay import ReplayLoader
@@ -172,12 +171,8 @@ def has_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
 
 
 def forget_figures(root: Path) -> None:
-    """Removes a bundle's calibration, chosen post-processing and figures: they were measured with earlier weights."""
-    bundle = Bundle(root)
-    for name in ("calibration", "calibration_tta"):
-        if name in bundle.parser.get():
-            write_parameters(root / INFERENCE, bundle.no_calibration, name)
-    write_text(root / INFERENCE, without_chosen(read_text(root / INFERENCE)))
+    """Takes a bundle's calibration and chosen post-processing back, and removes its figures: they are of earlier weights."""
+    forget_fitted(root)
     for stale in (root / "models" / CALIBRATION_RECORD, root / CONFIDENCE, root / OUT_OF_FOLD):
         stale.unlink(missing_ok=True)
     metadata = json.loads((root / "configs/metadata.json").read_text())

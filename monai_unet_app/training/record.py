@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_unet_app.calibration.inference_yaml import without_chosen
 from monai_unet_app.data.digest import dataset_sha256, seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.checkpoints import Checkpoints
-from monai_unet_app.training.ensemble_yaml import without_ensemble
 from monai_unet_app.training.update import resolve_precision
 
 SCHEMA_VERSION = "1.0"
@@ -80,16 +78,13 @@ def _without_folders(word: str) -> str:
 
 
 def recipe_sha256(configs: Sequence[str | Path], *, comments: bool = True) -> str:
-    """Hex digest over the config files, without what is found or delivered after the training.
-
-    That is the numbers of the calibration, the chosen post-processing, and the list of the networks of folds.
+    """Hex digest over the config files.
 
     Args:
         configs: The files in their order.
         comments: Whether lines that are comments count.
     """
-    texts = (without_ensemble("inference", without_chosen(Path(file).read_text(encoding="utf-8"))) for file in configs)
-    recipe = "".join(re.sub(r"^calibration(_tta)?: .*$", "", text, flags=re.MULTILINE) for text in texts)
+    recipe = "".join(Path(file).read_text(encoding="utf-8") for file in configs)
     if not comments:
         recipe = re.sub(r"^ *#.*\n", "", recipe, flags=re.MULTILINE)
     return hashlib.sha256(recipe.encode()).hexdigest()

@@ -11,16 +11,17 @@ from typing import Any, Literal
 import torch
 
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
-from monai_unet_app.bundle_folder import NEEDED_FILES
+from monai_unet_app.bundle_folder import FITTED, NEEDED_FILES, BundleFiles
+from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.inspect import Fingerprint, check_cases
+from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import MOST_FOLDS, Partition
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.training.checkpoints import forget_figures
-from monai_unet_app.training.ensemble import deliver_ensemble, forget_ensemble
-from monai_unet_app.training.ensemble_yaml import ensemble_texts, is_ensemble, write_single
+from monai_unet_app.training.ensemble import check_takes_ensemble, deliver_ensemble, forget_ensemble
 from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
 from monai_unet_app.training.record import recipe_sha256
@@ -149,7 +150,7 @@ def check_folds(
     planned = _planned(template, run)
     wanted = folds or [fold for fold in range(MOST_FOLDS) if planned.rows(fold)["test"]]
     if deliver == "ensemble":
-        ensemble_texts(template.root, len(wanted))
+        check_takes_ensemble(template)
     _check_output(template, run.output)
     for fold in wanted:
         _check_rows(replace(run, fold=fold), planned.rows(fold))
@@ -294,15 +295,24 @@ _VERBS = {"train": "train on", "selection": "select the best model", "calibratio
 
 
 def _check_output(template: Bundle, output: Path) -> None:
-    """Raises UsageError if the folder holds anything but an unfinished or finished run of the same bundle."""
+    """Raises UsageError if the folder holds anything but an unfinished or finished run of the same bundle.
+
+    BundleError: Output or template is a bundle of an earlier version.
+    """
+    check_upgraded(template)
     if _is_new(output):
         return
     if not output.is_dir() or not all((output / name).is_file() for name in NEEDED_FILES):
         raise UsageError(f"{output} holds something that is no bundle; a new or empty folder is needed; choose another")
+    check_upgraded(BundleFiles(output))
     recipes = [recipe_sha256(_configs(root), comments=False) for root in (output, template.root)]
     if recipes[0] != recipes[1]:  # comments may differ: a copy describes itself
         raise UsageError(f"{output} holds a run with another recipe than {template.name}; choose another output folder")
-    if (output / "models/model.pt").exists() and not (output / "run/last.pt").exists() and not _is_ensemble(output):
+    if (
+        (output / "models/model.pt").exists()
+        and not (output / "run/last.pt").exists()
+        and not BundleFiles(output).is_ensemble
+    ):
         raise UsageError(
             f"{output} holds trained weights without a run to resume; they would be lost; choose another folder"
         )
@@ -310,10 +320,6 @@ def _check_output(template: Bundle, output: Path) -> None:
 
 def _is_new(output: Path) -> bool:
     return not output.exists() or (output.is_dir() and not any(output.iterdir()))
-
-
-def _is_ensemble(root: Path) -> bool:
-    return is_ensemble((root / "configs/inference.yaml").read_text(encoding="utf-8"))
 
 
 def _copy(template: Bundle, output: Path, name: str | None) -> None:
@@ -327,7 +333,10 @@ def _copy(template: Bundle, output: Path, name: str | None) -> None:
             shutil.copytree(source, output / part, dirs_exist_ok=True)
         elif source.is_file():
             shutil.copy2(source, output / part)
-    write_single(output)
+    if template.fitted is not None:
+        write_json(template.fitted, output / FITTED)
+    elif "fitted" in template.inference_document:
+        begin_fitted(output)
     forget_figures(output)
     forget_template(output, template.root, name)
 

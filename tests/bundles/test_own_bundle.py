@@ -90,7 +90,7 @@ def odd_window(root: Path) -> Path:
 
 
 def unknown_layer(root: Path) -> Path:
-    return edit(root, "feature_layer: bottleneck", "feature_layer: botleneck")
+    return edit(root, "feature_layer: \"$'bottleneck'", "feature_layer: \"$'botleneck'")
 
 
 def another_channel(root: Path) -> Path:
@@ -105,8 +105,8 @@ def several_outputs(root: Path) -> Path:
     network = (
         "network_def: {_target_: BasicUNetPlusPlus, spatial_dims: 3, out_channels: 3, features: [4, 4, 4, 4, 4, 4]}\n"
     )
-    path.write_text(re.sub(r"^network_def:\n(?:  .*\n)+", network, path.read_text(), flags=re.MULTILINE))
-    edit(root, "feature_layer: bottleneck", "feature_layer: conv_0_0")
+    text = re.sub(r"^network_def: .*\n", network, path.read_text(), flags=re.MULTILINE)
+    path.write_text(re.sub(r"^feature_layer: .*\n", "feature_layer: conv_0_0\n", text, flags=re.MULTILINE))
     save_atomically(half_weights(load_bundle(root).part("network_def")), root / "models/model.pt")
     return root
 

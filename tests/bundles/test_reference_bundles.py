@@ -29,6 +29,7 @@ from dicom_io.seg import read_seg
 from dicom_io.sr.read import MeasurementReport, read_sr
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
+from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.inference.windows import plan_windows
@@ -128,7 +129,7 @@ def test_no_expression_in_inference_yaml_mentions_our_packages_or_imports_more_t
     values = [value for _, value in leaves(inference_yaml(folder)) if isinstance(value, str)]
     assert not [value for value in values if "monai_unet_app" in value or "dicom_io" in value]
     imports = [value for key, value in leaves(inference_yaml(folder)) if key == "imports"]
-    assert set(imports) <= {"$import glob", "$import os"}
+    assert set(imports) <= {"$import glob", "$import json", "$import os", "$import pathlib"}
 
 
 @each_shipped
@@ -375,19 +376,14 @@ def test_dicom_in_seg_and_sr_out_by_monai_bundle_run_hold_the_labels_of_segment_
 
 
 def with_largest_pieces(root: Path) -> Path:
-    """Takes the # from the commented step of the bundle's inference.yaml that keeps the largest piece of each structure."""
-    path = root / "configs/inference.yaml"
-    before, step, after = path.read_text().partition("# - _target_: KeepLargestConnectedComponentd\n")
-    rest = after.splitlines(keepends=True)
-    while rest[0].startswith("#   "):
-        step += rest.pop(0)
-    steps = "".join(line.removeprefix("# ") for line in step.splitlines(keepends=True))
-    path.write_text(before.replace("tidy: []\n", "tidy:\n") + steps + "".join(rest))
+    """Has the bundle keep the largest piece of each structure, as `calibrate` would."""
+    numbers = [segment.number for segment in load_bundle(root).segments]
+    change_fitted(root, "tidy", steps=[{"step": "largest", "structures": numbers, "why": "for a test"}])
     return root
 
 
 @each_name
-def test_the_commented_step_keeps_the_largest_piece_of_each_structure_and_no_other(
+def test_the_step_largest_keeps_the_largest_piece_of_each_structure_and_no_other(
     name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
 ) -> None:
     root = set_calibration(tiny_bundle(name), 0.3, -0.9)

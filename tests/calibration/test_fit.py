@@ -12,8 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-import yaml
-from monai.bundle import ConfigParser
 from monai.transforms import AsDiscrete
 from small_data import calibration_of, few_examples, set_calibration
 
@@ -21,7 +19,6 @@ from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.fit import CalibrationFit, StoredLogits, fit_parameters
 from monai_unet_app.calibration.form_comparison import labels_changed
-from monai_unet_app.calibration.inference_yaml import write_parameters
 from monai_unet_app.calibration.statement_fit import state_confidence
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
@@ -160,54 +157,14 @@ def test_a_function_that_writes_into_its_logits_changes_none_that_are_kept() -> 
 
 def test_a_fit_that_finds_no_number_is_refused_and_leaves_the_bundle_as_it_is(tiny_bundle: Callable[..., Path]) -> None:
     root = tiny_bundle()
-    before = (root / "configs/inference.yaml").read_bytes()
+    before = (root / "models/fitted.json").read_bytes()
     fit = CalibrationFit(by_temperature, {"log_temperature": 0.25}, exclusive=True, bundle_root=root)
     logits, label = drawn(True, 1)
     fit.add(logits * float("nan"), label)
     with pytest.raises((InputRefusedError, BundleError), match="nan"):
         fit.finish()
-    assert (root / "configs/inference.yaml").read_bytes() == before
+    assert (root / "models/fitted.json").read_bytes() == before
     assert not (root / "models/calibration.json").exists()
-
-
-TEXT = (
-    "# température: β\r\na: 1\n  \ncalibration: {reach: 2, far: 0.0, near: 0.0}\t# fitted\n"
-    "mixture: '{far: 1}'\n\n# calibration: {x: 1}\n"
-)
-
-
-def test_one_line_is_written_and_every_other_byte_stays(tmp_path: Path) -> None:
-    path = tmp_path / "inference.yaml"
-    path.write_bytes(TEXT.encode())
-    write_parameters(path, {"reach": 2, "far": 0.25, "near": -1.5})
-    expected = TEXT.replace(
-        "calibration: {reach: 2, far: 0.0, near: 0.0}", "calibration: {reach: 2, far: 0.25, near: -1.5}"
-    )
-    assert path.read_bytes() == expected.encode()
-    assert [file.name for file in tmp_path.iterdir()] == ["inference.yaml"]
-
-
-@pytest.mark.parametrize("value", [1e-05, -2e-05, 0.0, 1.0, 123456.5, -0.12345])
-def test_a_number_that_is_written_is_read_back_as_that_number(tmp_path: Path, value: float) -> None:
-    path = tmp_path / "inference.yaml"
-    path.write_text("calibration: {far: 0.5}\n")
-    write_parameters(path, {"far": value})
-    found = yaml.safe_load(path.read_text())["calibration"]["far"]
-    assert isinstance(found, float), f"{path.read_text()!r} is no number to YAML"
-    assert found == value
-    assert ConfigParser.load_config_file(str(path))["calibration"]["far"] == value
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("a: 1\n", 0), ("calibration: {a: 0.0}\ncalibration: {a: 1.0}\n", 2), ("  calibration: {a: 0.0}\n", 0)],
-)
-def test_a_file_without_exactly_one_such_line_is_refused_and_left(tmp_path: Path, text: str, count: int) -> None:
-    path = tmp_path / "inference.yaml"
-    path.write_text(text)
-    with pytest.raises(BundleError, match=f"has {count} line"):
-        write_parameters(path, {"a": 0.5})
-    assert path.read_text() == text
 
 
 def test_calibrate_yaml_and_the_verb_fit_the_same_numbers_into_the_bundle(
@@ -215,14 +172,15 @@ def test_calibrate_yaml_and_the_verb_fit_the_same_numbers_into_the_bundle(
 ) -> None:
     data = few_examples(tmp_path / "data", ("hippocampus_053", "hippocampus_143"))
     root = tiny_bundle()
-    before = (root / "configs/inference.yaml").read_text().splitlines()
+    before = (root / "configs/inference.yaml").read_bytes()
     run_overlay(root, "calibrate", {"dataset_dir": str(data), "device": torch.device("cpu")})
     by_overlay = calibration_of(root)
     assert any(isinstance(value, float) and value != 0 for value in by_overlay.values())
-    after = (root / "configs/inference.yaml").read_text().splitlines()
-    changed = [new for old, new in zip(before, after, strict=True) if old != new]
-    assert len(changed) == 1
-    assert changed[0].startswith("calibration: {")
+    assert (root / "configs/inference.yaml").read_bytes() == before
+    fitted = load_bundle(root).fitted
+    assert fitted is not None
+    assert fitted["calibration"]["fitted_to"]["models/model.pt"] == load_bundle(root).weights_sha256
+    assert fitted["calibration"]["why"].startswith("fitted on 2 case(s): negative log likelihood a voxel ")
     record = json.loads((root / "models/calibration.json").read_text())
     assert set(record["cases"]) == {"hippocampus_053", "hippocampus_143"}
     assert record["parameters"] == by_overlay

@@ -1,24 +1,24 @@
-"""Each form of calibration undoes what it is made for, keeps the labels if it says so, and is written as it was fitted."""
+"""Each form of calibration that planned bundles offer undoes what it is made for and keeps the labels."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import BUNDLES, REPOSITORY, SHIPPED
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from scipy import ndimage
-from small_data import calibration_of, few_examples, set_calibration
+from small_data import calibration_of, few_examples, form_of, offered, set_calibration
 
 from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.calibration import form_comparison
 from monai_unet_app.calibration.fit import StoredLogits, fit_parameters
+from monai_unet_app.calibration.fitted import Form, Parameters, forms_of, yaml_block
 from monai_unet_app.calibration.form_comparison import (
     FormScore,
     FormTrial,
@@ -26,8 +26,6 @@ from monai_unet_app.calibration.form_comparison import (
     labels_changed,
     with_choice,
 )
-from monai_unet_app.calibration.forms import Form, forms_for, known_forms, with_form
-from monai_unet_app.calibration.inference_yaml import Parameters, read_text, write_text
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
@@ -41,7 +39,7 @@ from monai_unet_app.metrics.reliability import count_populations
 from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.pipeline import segment_case
 
-NAMES = ("none", "temperature", "classwise", "vector", "region")
+NAMES = ("region", "classwise", "temperature", "none")
 KINDS = [(exclusive, dims) for exclusive in (True, False) for dims in (2, 3)]
 each_kind = pytest.mark.parametrize(
     ("exclusive", "dims"), KINDS, ids=[f"{'exclusive' if e else 'overlapping'} {d}D" for e, d in KINDS]
@@ -49,11 +47,6 @@ each_kind = pytest.mark.parametrize(
 each_name = pytest.mark.parametrize("name", NAMES)
 each_shipped = pytest.mark.parametrize("folder", SHIPPED, ids=[folder.name for folder in SHIPPED])
 HIPPOCAMPUS = REPOSITORY / "bundles" / "hippocampus_mri_unet3d"
-
-
-def form_of(name: str, channels: int = 3, *, exclusive: bool = True, dims: int = 3) -> Form:
-    forms = known_forms(outputs_of(exclusive), channels, dims)
-    return next(form for form in forms if form.name == name)
 
 
 def noise(*shape: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
@@ -80,10 +73,6 @@ def fitted(form: Form, *cases: tuple[torch.Tensor, torch.Tensor], exclusive: boo
     return fit_parameters(form.function, form.start, stored).parameters
 
 
-def write_form(inference_yaml: Path, form: Form, parameters: Parameters, known: Sequence[Form]) -> None:
-    write_text(inference_yaml, with_form(read_text(inference_yaml), form, parameters, known))
-
-
 def probabilities_of(form: Form, numbers: Parameters) -> Callable[[torch.Tensor], torch.Tensor]:
     """From logits of exclusive classes to calibrated probabilities."""
     return lambda logits: torch.softmax(form.function(logits, numbers), 0)
@@ -97,44 +86,23 @@ def bundle_halo(bundle: Bundle) -> tuple[float, ...]:
 
 
 @each_kind
-def test_the_forms_are_known_by_name_and_source_and_start_as_no_calibration(exclusive: bool, dims: int) -> None:
-    forms = known_forms(outputs_of(exclusive), 3, dims)
-    assert tuple(form.name for form in forms) == NAMES
-    assert [form.numbers for form in forms] == [0, 1, 3, 6, 2]
+def test_the_forms_start_as_no_calibration(exclusive: bool, dims: int) -> None:
+    forms = offered(3, exclusive=exclusive, dims=dims)
+    assert {name: form.count for name, form in forms.items()} == dict(zip(NAMES, (2, 3, 1, 0), strict=True))
     logits = noise(3, *[9] * dims)
-    for form in forms:
-        assert form.source
+    for form in forms.values():
         assert torch.equal(form.function(logits, form.start), logits)
 
 
 @each_kind
 @each_name
-def test_only_vector_changes_labels(name: str, exclusive: bool, dims: int) -> None:
+def test_no_form_changes_labels(name: str, exclusive: bool, dims: int) -> None:
     form = form_of(name, exclusive=exclusive, dims=dims)
     logits = noise(3, *[11] * dims)
     calibrated = form.function(logits, some_numbers(form))
     assert calibrated.shape == logits.shape
-    changed = labels_changed(logits, calibrated, outputs_of(exclusive))
-    assert (changed > 0) == (name == "vector")
+    assert labels_changed(logits, calibrated, outputs_of(exclusive)) == 0
     assert torch.equal(calibrated, logits) == (name == "none")
-
-
-@each_name
-def test_the_text_of_a_form_names_nothing_but_torch_and_fits_into_the_width_of_a_config(name: str) -> None:
-    for exclusive, dims in KINDS:
-        lines = form_of(name, exclusive=exclusive, dims=dims).yaml.splitlines()
-        assert max(map(len, lines)) <= 128
-        assert not any("monai_unet_app" in line or "import" in line for line in lines)
-
-
-@each_name
-def test_the_text_of_a_form_is_the_function_that_is_fitted(name: str, tmp_path: Path) -> None:
-    form = form_of(name)
-    (tmp_path / "form.yaml").write_text(form.yaml)
-    parser = ConfigParser(ConfigParser.load_config_file(str(tmp_path / "form.yaml")))
-    assert parser.get_parsed_content("calibration") == form.start
-    logits, numbers = noise(3, 8, 9, 10), some_numbers(form)
-    assert torch.equal(parser.get_parsed_content("calibrate")(logits, numbers), form.function(logits, numbers))
 
 
 @each_name
@@ -169,15 +137,6 @@ def test_the_temperature_of_each_overlapping_label_comes_back() -> None:
     label = torch.bernoulli(torch.sigmoid(logits / temperatures), generator=torch.Generator().manual_seed(6))
     found = fitted(form_of("classwise", 2, exclusive=False, dims=2), (logits, label), exclusive=False)
     assert np.exp(list(found.values())) == pytest.approx(temperatures.flatten().numpy(), rel=0.12)
-
-
-def test_scales_and_biases_come_back_up_to_what_softmax_cannot_see() -> None:
-    logits = noise(3, 40, 40, 20, seed=7)
-    scale, bias = torch.tensor([0.5, 0.8, 1.3]), torch.tensor([0.0, 1.0, -0.5])
-    label = drawn(torch.softmax(logits * scale.reshape(3, 1, 1, 1) + bias.reshape(3, 1, 1, 1), 0), 8)
-    found = fitted(form_of("vector"), (logits, label))
-    assert [math.exp(found[f"scale_{n}"]) for n in range(3)] == pytest.approx(scale.tolist(), rel=0.05)
-    assert [found[f"bias_{n}"] - found["bias_0"] for n in (1, 2)] == pytest.approx([1.0, -0.5], abs=0.05)
 
 
 def test_border_and_background_get_the_temperatures_that_they_were_drawn_with() -> None:
@@ -344,102 +303,47 @@ def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
 
 
 @each_shipped
-def test_the_form_that_is_shipped_is_region(folder: Path) -> None:
-    bundle, text = load_bundle(folder), (folder / "configs/inference.yaml").read_text()
-    region = next(form for form in forms_for(bundle) if form.name == "region")
-    assert set(region.yaml.splitlines()[-len(region.helpers) - 1 :]) <= set(text.splitlines())
-    assert set(bundle.part("calibration")) == set(region.start)
+def test_shipped_bundles_offer_the_forms_of_planned_ones(folder: Path) -> None:
+    text = (folder / "configs/inference.yaml").read_text()
+    assert yaml_block("calibration", load_bundle(folder)) in text
+    assert yaml_block("steps", load_bundle(folder)) in text
 
 
-@pytest.mark.parametrize("name", NAMES[:-1])
-@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
-def test_a_form_takes_the_place_of_another_and_gives_it_back(name: str, end: str, tmp_path: Path) -> None:
-    path = tmp_path / "inference.yaml"
-    shipped = (HIPPOCAMPUS / "configs/inference.yaml").read_text()
-    fitted_once = re.sub(
-        r"(calibration_tta: {reach: 2), far: [0-9.]+, near: [0-9.]+", r"\1, far: 0.0, near: 0.0", shipped
-    )
-    before = fitted_once.replace("\n", end).encode()
-    path.write_bytes(before)
-    forms = forms_for(load_bundle(HIPPOCAMPUS))
-    form, region = next(form for form in forms if form.name == name), forms[-1]
-    write_form(path, form, some_numbers(form), forms)
-    text = path.read_bytes().decode()
-    assert text.count("\n") == text.count(end)
-    parser = ConfigParser(ConfigParser.load_config_file(str(path)))
-    assert parser.get_parsed_content("calibration") == some_numbers(form)
-    assert parser.get_parsed_content("calibration_tta") == form.start
-    logits = noise(3, 8, 9, 10)
-    assert torch.equal(parser.get_parsed_content("calibrate")(logits), form.function(logits, some_numbers(form)))
-    assert "mixture" not in text
-    assert form.comment[0] in text
-    write_form(path, region, calibration_of(HIPPOCAMPUS), forms)
-    assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["inference.yaml"]
-
-
-def test_every_line_that_is_not_a_form_s_stays(tmp_path: Path) -> None:
-    path = tmp_path / "inference.yaml"
-    text = (
-        "# mine\n# Temperature is what the author says.\na: 1\ncalibration: {hot: 1.0}  # fitted\n"
-        "other: '$lambda x: \"calibrate: \"'\ncalibrate: '$lambda z, c=@calibration: z / c[''hot'']'  # \"own\" form\n\nb: 2\n"
-    )
-    path.write_text(text)
-    form = form_of("temperature")
-    write_form(path, form, {"log_temperature": 0.25}, known_forms(outputs_of(True), 3, 3))
-    lines = path.read_text().splitlines()
-    assert lines[:3] == text.splitlines()[:3]
-    assert lines[3:5] == form.comment
-    assert lines[5] == "calibration: {log_temperature: 0.25}  # fitted"
-    assert lines[6] == text.splitlines()[4]
-    assert lines[7] == f'{form.calibrate_line}  # "own" form'
-    assert lines[8:] == ["", "b: 2"]
-
-
-def test_a_helper_that_something_else_uses_stays(tmp_path: Path) -> None:
-    path = tmp_path / "inference.yaml"
-    region, forms = form_of("region"), known_forms(outputs_of(True), 3, 3)
-    path.write_text(region.yaml + 'smooth: "$lambda z: @mixture(z, 1)"\n')
-    write_form(path, form_of("none"), {}, forms)
-    assert set(region.helper_lines) <= set(path.read_text().splitlines())
-    write_form(path, region, region.start, forms)
-    assert path.read_text() == region.yaml + 'smooth: "$lambda z: @mixture(z, 1)"\n'
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("calibration: {a: 0.0}\n", "0 line.* `calibrate"),
-        ("calibration: {a: 0.0}\ncalibrate: >-\n  $lambda z: z\n", "0 line.* `calibrate"),
-        ('calibrate: "$lambda z: z"\n', "0 line.* `calibration"),
-        ('calibration: {a: 0.0}\nmixture: 3\ncalibrate: "$lambda z: z"\n', "`mixture` of its own"),
-    ],
-    ids=["no calibrate", "over two lines", "no numbers", "a name that is taken"],
-)
-def test_a_config_that_has_no_place_for_a_form_is_refused_and_left(text: str, problem: str, tmp_path: Path) -> None:
-    path = tmp_path / "inference.yaml"
-    path.write_text(text)
-    region = form_of("region")
-    with pytest.raises(BundleError, match=problem):
-        write_form(path, region, region.start, known_forms(outputs_of(True), 3, 3))
-    assert path.read_text() == text
+def test_a_bundle_without_forms_or_without_none_says_what_to_add(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows, root = by_partition(few_examples(tmp_path / "data")), tiny_bundle()
+    config = root / "configs/inference.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("  none: {numbers", "  nothing: {numbers"))
+    with pytest.raises(BundleError, match=r"no `none`.*none: \{numbers: \{\}, function"):
+        compare_forms(load_bundle(root), rows["calibration"], rows["selection"])
+    config.write_text(text.replace("\nforms:\n", "\nkinds:\n"))
+    with pytest.raises(BundleError, match=r"(?s)no `forms` to choose from; add .*\nforms:\n"):
+        compare_forms(load_bundle(root), rows["calibration"], rows["selection"])
 
 
 def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
     tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monai_unet_app.calibration.form_comparison.forms_for", lambda bundle: forms_for(bundle)[::2])
+    some = ("region", "classwise", "none")
+    monkeypatch.setattr(
+        form_comparison, "forms_of", lambda bundle: [form for form in forms_of(bundle) if form.name in some]
+    )
     rows = by_partition(few_examples(tmp_path / "data"))
     root = set_calibration(tiny_bundle(), 0.7, 0.3)
     bundle, done = load_bundle(root), []
     scores = compare_forms(bundle, rows["calibration"], rows["selection"], choose_form=True, step=done.append)
     assert done == [row["id"] for part in ("calibration", "selection") for row in rows[part]]
-    assert tuple(score.form for score in scores) == ("none", "classwise", "region")
+    assert tuple(score.form for score in scores) == some
     (taken,) = (score for score in scores if score.chosen)
-    none = scores[0]
+    none = scores[-1]
     assert taken.ece_band < none.ece_band
     assert taken.ece <= none.ece
-    assert calibration_of(root) == taken.parameters
+    fitted = load_bundle(root).fitted
+    assert fitted is not None
+    assert (fitted["calibration"]["form"], fitted["calibration"]["plain"]) == (taken.form, taken.parameters)
+    assert "chosen of region, classwise, none" in fitted["calibration"]["why"]
     record = json.loads((root / "models/calibration.json").read_text())
     assert set(record["cases"]) == {row["id"] for part in ("calibration", "selection") for row in rows[part]}
 
@@ -470,7 +374,7 @@ def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
 def test_a_comparison_without_a_choice_writes_nothing_and_gives_halos_in_mm(
     tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monai_unet_app.calibration.form_comparison.forms_for", lambda bundle: forms_for(bundle)[::4])
+    monkeypatch.setattr(form_comparison, "forms_of", lambda bundle: [forms_of(bundle)[n] for n in (3, 0)])
     rows = by_partition(few_examples(tmp_path / "data", ("hippocampus_132", "hippocampus_053")))
     root = tiny_bundle()
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from small_data import few_examples, set_calibration
+from small_data import few_examples, form_of, set_calibration
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.calibration import sample
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.fit import CalibrationFit, Fitted
-from monai_unet_app.calibration.forms import known_forms
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.inference.outputs import outputs_of
 
-REGION = {exclusive: known_forms(outputs_of(exclusive), 3, 3)[-1] for exclusive in (True, False)}
+REGION = {exclusive: form_of("region", exclusive=exclusive) for exclusive in (True, False)}
 
 
 def smooth(seed: int, shape: tuple[int, ...] = (32, 24, 24)) -> tuple[torch.Tensor, torch.Tensor]:

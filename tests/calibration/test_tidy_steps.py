@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,26 +13,17 @@ import scipy.ndimage
 from monai.bundle import ConfigWorkflow
 from numpy.typing import NDArray
 from PIL import Image
-from small_data import drawn_eyes, few_examples, set_calibration
+from small_data import documented, drawn_eyes, few_examples, set_calibration, with_more_steps, with_thresholds
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.calibration.inference_yaml import (
-    read_text,
-    takes_thresholds,
-    with_thresholds,
-    with_tidy,
-    without_chosen,
-    write_text,
-)
-from monai_unet_app.calibration.tidy_steps import Step, Steps, built, random_field
+from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.gathering import tidied
 from monai_unet_app.inference import mean_field_crf, pieces
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.results import structure_rows
-from monai_unet_app.training.record import recipe_sha256
 
 SQUARE = np.ones((3, 3, 3), bool)
 
@@ -52,39 +44,38 @@ def closed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(scipy.ndimage.binary_erosion(scipy.ndimage.binary_dilation(mask, SQUARE), SQUARE, border_value=1))
 
 
-def test_opening_and_closing_of_label_maps_are_those_of_scipy() -> None:
-    volume = Volume(np.zeros((22, 19, 14), np.float32), np.eye(4))
-    labels, steps = blobs(3), Steps(exclusive=True, channels=3)
+def test_opening_and_closing_of_label_maps_are_those_of_scipy(tiny_bundle: Callable[..., Path]) -> None:
+    volume, labels = Volume(np.zeros((22, 19, 14), np.float32), np.eye(4)), blobs(3)
+    steps = load_bundle(with_more_steps(tiny_bundle(), exclusive=True)).part("steps")
     expected = labels.copy()
     for n in (1, 3):
         expected[(labels == n) & ~opened(labels == n)] = 0
-    got = tidied(volume, labels, built([steps.opened([1, 3])]), exclusive=True)
+    got = tidied(volume, labels, [steps["opening"]({"structures": [1, 3]})], exclusive=True)
     np.testing.assert_array_equal(got, expected)
     assert 0 < (got != labels).sum() < (labels > 0).sum()
     expected = labels.copy()
     for n in (1, 2):
         expected[(expected == 0) & closed(expected == n)] = n
-    got = tidied(volume, labels, built([steps.closed([1, 2])]), exclusive=True)
+    got = tidied(volume, labels, [steps["closing"]({"structures": [1, 2]})], exclusive=True)
     np.testing.assert_array_equal(got, expected)
     assert (got != labels).any()
 
 
-def test_opening_and_closing_of_channels_leave_the_other_channels_alone() -> None:
+def test_opening_and_closing_of_channels_leave_the_other_channels_alone(tiny_bundle: Callable[..., Path]) -> None:
     volume = Volume(np.zeros((22, 19, 14), np.float32), np.eye(4))
-    labels, steps = np.stack([blobs(2) == 1, blobs(2) == 2, blobs(1) == 1]).astype(np.uint8), Steps(False, 3)
-    for step, other in ((steps.opened, opened), (steps.closed, closed)):
-        got = tidied(volume, labels, built([step([1, 3])]), exclusive=False)
+    labels = np.stack([blobs(2) == 1, blobs(2) == 2, blobs(1) == 1]).astype(np.uint8)
+    steps = load_bundle(with_more_steps(tiny_bundle("retina_vessel_unet2d"), exclusive=False)).part("steps")
+    for name, other in (("opening", opened), ("closing", closed)):
+        got = tidied(volume, labels, [steps[name]({"structures": [1, 3]})], exclusive=False)
         expected = np.stack([other(labels[0] > 0), labels[1], other(labels[2] > 0)])
         np.testing.assert_array_equal(got, expected)
         assert (got != labels).any()
 
 
-def write(root: Path, steps: Sequence[Step] = (), thresholds: Sequence[float] = ()) -> Path:
-    file = root / "configs/inference.yaml"
-    text = read_text(file)
-    if thresholds:
-        text = with_thresholds(text, thresholds, "why")
-    write_text(file, with_tidy(text, [("why", step) for step in steps]))
+def choose(root: Path, *steps: str, structures: Sequence[int] = (1,)) -> Path:
+    change_fitted(
+        root, "tidy", steps=[{"step": step, "structures": list(structures), "why": "for a test"} for step in steps]
+    )
     return root
 
 
@@ -105,6 +96,13 @@ def by_monai(root: Path, data: Path, output: Path) -> Path:
     return output
 
 
+def with_field(root: Path) -> Path:
+    """A planned bundle with a random field in its `tidy`, as docs/bundles.md says."""
+    config = root / "configs/inference.yaml"
+    config.write_text(re.sub(r"(?m)^tidy: .*\n", lambda old: documented("field:"), config.read_text()))
+    return root
+
+
 def median_probability(root: Path, image: Path) -> float:
     found = segment_case(image, load_bundle(root), keep="probabilities").segmentation
     return float(np.median(np.asarray(found.probabilities)))
@@ -118,7 +116,8 @@ def test_a_threshold_cuts_alike_box_by_box_and_in_monai_bundle_run(
     (tmp_path / "eyes/eye_1_1stHO.png").unlink()
     cut = round(median_probability(root, eye), 4)
     plain, stated = segment_case(eye, load_bundle(root)).segmentation.labels, fitted_to(load_bundle(root), "plain")
-    write(root, [Steps(exclusive=False, channels=1).opened([1])], [cut])
+    with_more_steps(with_thresholds(root).root, exclusive=False)
+    change_fitted(choose(root, "opening"), "thresholds", values=[cut])
     bundle = load_bundle(root)
     assert bundle.thresholds == (cut,)
     assert fitted_to(bundle, "plain") != stated
@@ -144,8 +143,8 @@ def test_post_processing_of_volumes_is_alike_in_monai_bundle_run(
     data = few_examples(tmp_path / "data", ("hippocampus_003",)) / "images"
     image = data / "hippocampus_003.nii.gz"
     plain = segment_case(image, load_bundle(root)).segmentation.labels
-    steps = Steps(exclusive=True, channels=2)
-    write(root, [random_field((4.0, 0.5, 3.0), 1.0), steps.opened([1]), steps.closed([1, 2])])
+    with_field(with_more_steps(root, exclusive=True))
+    choose(root, "opening", "closing", structures=[1, 2])
     expected = segment_case(image, load_bundle(root)).segmentation
     assert (expected.labels != plain).any()
     assert len(np.unique(expected.labels)) > 1
@@ -156,7 +155,7 @@ def test_post_processing_of_volumes_is_alike_in_monai_bundle_run(
 def test_a_field_that_does_not_fit_is_refused_before_the_network_runs(
     tiny_bundle: Callable[[str], Path], crop: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = write(tiny_bundle("hippocampus_mri_unet3d"), [random_field((1.0, 0.5, 1.0), 1.0)])
+    root = with_field(tiny_bundle("hippocampus_mri_unet3d"))
     monkeypatch.setattr(mean_field_crf, "MOST_BYTES", 1_000_000)
     windows: list[int] = []
     with pytest.raises(InputRefusedError, match="34 x 48 x 33 voxels need"):
@@ -164,21 +163,9 @@ def test_a_field_that_does_not_fit_is_refused_before_the_network_runs(
     assert not windows
 
 
-def test_thresholds_are_taken_out_again_to_the_byte(tiny_bundle: Callable[[str], Path]) -> None:
-    root = tiny_bundle("retina_vessel_unet2d")
-    config = root / "configs/inference.yaml"
-    before, recipe = config.read_text(), recipe_sha256([config])
-    write(root, [Steps(exclusive=False, channels=1).closed([1])], [102.5 / 255])
-    assert config.read_text() != before
-    assert not takes_thresholds(config.read_text())
-    assert recipe_sha256([config]) == recipe
-    assert without_chosen(config.read_text()) == before
-    with pytest.raises(BundleError, match="`decide` of its own"):
-        with_thresholds(before.replace("  names: prob\n", "  names: [prob]\n"), [0.3], "why")
-
-
 def test_thresholds_that_are_none_are_refused(tiny_bundle: Callable[[str], Path]) -> None:
-    root = write(tiny_bundle("retina_vessel_unet2d"), thresholds=[0.4, 0.6])
+    root = with_thresholds(tiny_bundle("retina_vessel_unet2d")).root
+    change_fitted(root, "thresholds", values=[0.4, 0.6])
     with pytest.raises(BundleError, match=r"a number between 0 and 1 for each of 1 label"):
         load_bundle(root).check_configs()
     assert load_bundle(tiny_bundle("hippocampus_mri_unet3d")).thresholds == ()

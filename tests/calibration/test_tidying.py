@@ -1,24 +1,23 @@
-"""Post-processing is taken where it helps for sure, and stands in inference.yaml as MONAI's own transforms."""
+"""Post-processing is taken where it helps for sure, and stands in fitted.json; inference.yaml stays as it is."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from monai.transforms import Compose
 from numpy.typing import NDArray
-from small_data import numbered_discs, tilted_volumes
+from small_data import numbered_discs, tilted_volumes, with_thresholds
 
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration import tidying
-from monai_unet_app.calibration.inference_yaml import with_tidy, without_chosen
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError
@@ -28,7 +27,6 @@ from monai_unet_app.gathering import tidied
 from monai_unet_app.planning.plan import PlanConfig, plan_bundle
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.checkpoints import forget_figures
-from monai_unet_app.training.record import recipe_sha256
 
 Spoil = Callable[[NDArray[np.uint8], int], None]
 
@@ -44,6 +42,11 @@ def volumes(tmp_path: Path) -> tuple[Bundle, list[Row]]:
     return planned(data, tmp_path / "bundle", structures={2: "liver", 5: "spleen"})
 
 
+def findings(bundle: Bundle) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((bundle.root / "models/fitted.json").read_text())
+    return document
+
+
 def tries(bundle: Bundle, rows: list[Row], spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> dict[str, tidying.Trial]:
     """What is tried on results that are the truth, spoilt."""
     turn = iter(range(len(rows)))
@@ -57,7 +60,7 @@ def tries(bundle: Bundle, rows: list[Row], spoil: Spoil, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(tidying, "segment_case", answer)
     trials = tidying.choose_tidy(Networks(bundle, {}), rows)
-    return {trial.step.get("_target_", "thresholds").replace("Lambdad", trial.what[:7]): trial for trial in trials}
+    return {trial.step["step"]: trial for trial in trials}
 
 
 def test_stray_pieces_of_one_structure(volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,14 +70,14 @@ def test_stray_pieces_of_one_structure(volumes: tuple[Bundle, list[Row]], monkey
         labels[25:28, 2:5, 1:3] = 1  # 18 voxels of liver, far from it
 
     found = tries(bundle, rows, spoil, monkeypatch)
-    largest = found["KeepLargestConnectedComponentd"]
+    largest = found["largest"]
     assert largest.taken
-    assert largest.step["applied_labels"] == [1]
+    assert largest.step["structures"] == [1]
     assert largest.what == "the largest piece alone: Liver"
     voxels = np.count_nonzero(read_reference(rows[0], image_of(rows[0]), bundle).labels == 1)
     assert largest.gain.value == pytest.approx(1 - 2 * voxels / (2 * voxels + 18))
-    assert not found["FillHolesd"].taken
-    assert not found["RemoveSmallObjectsd"].taken  # nothing is left to remove
+    assert not found["holes"].taken
+    assert not found["islands"].taken  # nothing is left to remove
 
 
 def image_of(row: Row) -> Volume:
@@ -90,9 +93,9 @@ def test_holes_and_islands(volumes: tuple[Bundle, list[Row]], monkeypatch: pytes
         labels[3 : 5 + number % 2, 20, 2] = 2
 
     found = tries(bundle, rows, spoil, monkeypatch)
-    assert found["FillHolesd"].taken
-    assert 1 in found["FillHolesd"].step["applied_labels"]
-    assert found["KeepLargestConnectedComponentd"].step["applied_labels"] == [2]
+    assert found["holes"].taken
+    assert 1 in found["holes"].step["structures"]
+    assert found["largest"].step["structures"] == [2]
 
 
 def test_what_does_not_surely_help_is_not_taken(
@@ -106,10 +109,9 @@ def test_what_does_not_surely_help_is_not_taken(
 
     found = tries(bundle, rows, spoil, monkeypatch)
     assert not any(trial.taken for trial in found.values())
-    before = (bundle.root / "configs/inference.yaml").read_text()
-    tidying.write_tidy(bundle.root, list(found.values()))
-    assert re.search(r"^tidy: \[\]$", (bundle.root / "configs/inference.yaml").read_text(), re.MULTILINE)
-    assert (bundle.root / "configs/inference.yaml").read_text() == before
+    tidying.write_tidy(bundle, list(found.values()))
+    assert findings(bundle)["tidy"]["steps"] == []
+    assert findings(bundle)["tidy"]["why"] == "0 of 3 tried"
 
 
 def test_islands_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,12 +123,12 @@ def test_islands_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             labels[0, i + 1, j + 1, 0] = 1  # single pixels
 
     found = tries(bundle, rows, spoil, monkeypatch)
-    assert not found["KeepLargestConnectedComponentd"].taken  # many discs
-    assert found["RemoveSmallObjectsd"].taken
-    assert "px" in found["RemoveSmallObjectsd"].what
+    assert not found["largest"].taken  # many discs
+    assert found["islands"].taken
+    assert "px" in found["islands"].what
 
 
-def test_what_is_written_does_the_same_and_is_taken_out_again(
+def test_what_is_written_does_the_same_and_is_taken_back_with_other_weights(
     volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, rows = volumes
@@ -134,36 +136,19 @@ def test_what_is_written_does_the_same_and_is_taken_out_again(
     def spoil(labels: NDArray[np.uint8], number: int) -> None:
         labels[25:28, 2:5, 1:3] = 1
 
-    configs = [bundle.root / "configs/inference.yaml"]
-    before, recipe = configs[0].read_bytes(), recipe_sha256(configs)
-    trials = list(tries(bundle, rows, spoil, monkeypatch).values())
-    tidying.write_tidy(bundle.root, trials)
-    written = load_bundle(bundle.root)
-    assert len(yaml.safe_load(configs[0].read_text())["tidy"]) == 1
-    assert recipe_sha256(configs) == recipe  # the training can still be resumed
+    before, config = findings(bundle), (bundle.root / "configs/inference.yaml").read_bytes()
+    tidying.write_tidy(bundle, list(tries(bundle, rows, spoil, monkeypatch).values()))
+    (step,) = findings(bundle)["tidy"]["steps"]
+    assert step["why"].startswith("the largest piece alone: Liver; Dice +0.")
     image = image_of(rows[0])
     labels = read_reference(rows[0], image, bundle).labels.astype(np.uint8)
     spoilt = labels.copy()
     spoil(spoilt, 0)
-    assert isinstance(written.result.tidy, (list, tuple, Compose))
+    written = load_bundle(bundle.root)
     assert np.array_equal(tidied(image, spoilt, written.result.tidy, exclusive=True), labels)
-    assert tidying.begin_anew(bundle.root)
-    assert configs[0].read_bytes() == before
-
-
-def test_other_weights_begin_without_what_was_chosen_for_these(
-    volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle, rows = volumes
-
-    def spoil(labels: NDArray[np.uint8], number: int) -> None:
-        labels[25:28, 2:5, 1:3] = 1
-
-    before = (bundle.root / "configs/inference.yaml").read_bytes()
-    tidying.write_tidy(bundle.root, list(tries(bundle, rows, spoil, monkeypatch).values()))
-    assert (bundle.root / "configs/inference.yaml").read_bytes() != before
+    assert (bundle.root / "configs/inference.yaml").read_bytes() == config
     forget_figures(bundle.root)
-    assert (bundle.root / "configs/inference.yaml").read_bytes() == before
+    assert findings(bundle) == before
 
 
 def test_a_structure_that_no_case_has_does_not_stop_the_choice(
@@ -182,14 +167,41 @@ def test_a_structure_that_no_case_has_does_not_stop_the_choice(
         labels[labels == 2] = 0
         labels[25:28, 2:5, 1:3] = 1
 
-    assert tries(bundle, rows, spoil, monkeypatch)["KeepLargestConnectedComponentd"].step["applied_labels"] == [1]
+    assert tries(bundle, rows, spoil, monkeypatch)["largest"].step["structures"] == [1]
 
 
-def test_post_processing_of_the_owner_stays() -> None:
-    own = "tidy:\n- _target_: FillHolesd\n  keys: pred\nresult: x\n"
-    assert without_chosen(own) == own
-    with pytest.raises(BundleError, match=r"0 line\(s\)"):
-        with_tidy(own, [("why", {"_target_": "FillHolesd", "keys": "pred"})])
+def test_post_processing_of_the_owner_stays(volumes: tuple[Bundle, list[Row]]) -> None:
+    bundle, _ = volumes
+    assert tidying.chooses_tidy(bundle)
+    config = bundle.root / "configs/inference.yaml"
+    own = re.sub(r"(?m)^tidy: .*$", "tidy: [{_target_: FillHolesd, keys: pred}]", config.read_text())
+    config.write_text(own)
+    assert not tidying.chooses_tidy(load_bundle(bundle.root))
+
+
+def test_a_step_of_the_owner_is_tried_and_one_that_needs_the_image_is_refused(
+    volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, rows = volumes
+    config = bundle.root / "configs/inference.yaml"
+    text = config.read_text()
+
+    def spoil(labels: NDArray[np.uint8], number: int) -> None:
+        labels[labels == 2] = 1
+
+    def offering(step: str) -> Bundle:
+        imported = "- $from monai_unet_app.inference.mean_field_crf import MeanFieldCRFd\n"
+        config.write_text(
+            text.replace("imports:\n", f"imports:\n{imported}").replace("steps:\n", f"steps:\n  {step}\n")
+        )
+        return load_bundle(bundle.root)
+
+    swap = offering("swap: \"$lambda s: monai.transforms.Lambdad('pred', lambda p: p)\"")
+    found = tries(swap, rows, spoil, monkeypatch)
+    assert (found["swap"].what, found["swap"].taken) == ("swap", False)
+    field = offering("field: \"$lambda s: MeanFieldCRFd('pred')\"")
+    with pytest.raises(BundleError, match="step `field` needs prob and image"):
+        tries(field, rows, spoil, monkeypatch)
 
 
 def answering(
@@ -213,8 +225,9 @@ def answering(
 def test_a_threshold_is_taken_where_it_surely_helps(
     surely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle", objects="disc")
-    before = (bundle.root / "configs/inference.yaml").read_bytes()
+    planned_bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle", objects="disc")
+    before = findings(planned_bundle)
+    bundle = with_thresholds(planned_bundle.root)
 
     def probabilities(truth: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
         # Of each picture, or of one in eight, the network is 0.45 sure of the left half; it is 0.35 sure where nothing is
@@ -225,11 +238,11 @@ def test_a_threshold_is_taken_where_it_surely_helps(
 
     answering(monkeypatch, rows, probabilities)
     trials = tidying.choose_tidy(Networks(bundle, {}), rows)
-    (threshold,) = [trial for trial in trials if "thresholds" in trial.step]
+    (threshold,) = [trial for trial in trials if trial.step["step"] == "thresholds"]
     assert threshold.taken == surely
-    tidying.write_tidy(bundle.root, trials)
+    tidying.write_tidy(bundle, trials)
     if not surely:
-        assert (bundle.root / "configs/inference.yaml").read_bytes() == before
+        assert findings(bundle)["thresholds"] == before["thresholds"]
         return
     assert load_bundle(bundle.root).thresholds == pytest.approx((0.402,), abs=1e-4)
     found = []
@@ -239,27 +252,3 @@ def test_a_threshold_is_taken_where_it_surely_helps(
         found.append(2 * right / (right + truth.sum()))
     assert threshold.gain.value == pytest.approx(1 - np.mean(found))
     assert not any(trial.taken for trial in trials if trial is not threshold)  # nothing is left to do
-    assert tidying.begin_anew(bundle.root)
-    assert (bundle.root / "configs/inference.yaml").read_bytes() == before
-
-
-def test_a_random_field_is_tried_on_request_and_taken_where_it_surely_helps(
-    volumes: tuple[Bundle, list[Row]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle, rows = volumes
-
-    def probabilities(truth: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
-        sure = np.where(
-            np.random.default_rng(number).random(truth.shape) < 0.1, 0.45, 0.9
-        )  # 0.45: another class is more
-        right = truth[None] == np.arange(3)[:, None, None, None]
-        other = np.roll(right, 1, axis=0)
-        return right * sure + other * (1 - sure)
-
-    answering(monkeypatch, rows, probabilities)
-    assert not any("MeanField" in str(trial.step) for trial in tidying.choose_tidy(Networks(bundle, {}), rows))
-    answering(monkeypatch, rows, probabilities)
-    field = tidying.choose_tidy(Networks(bundle, {}), rows, random_fields=True)[0]
-    assert field.taken
-    assert field.step["_target_"].endswith("MeanFieldCRFd")
-    assert field.gain.low > 0.1

@@ -10,13 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from scipy import ndimage
-from small_data import set_calibration
+from small_data import form_of, set_calibration
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.calibration.fit import CalibrationFit
-from monai_unet_app.calibration.forms import known_forms
-from monai_unet_app.inference.outputs import outputs_of
 from monai_unet_app.inference.thin import AveragesOfThinImages
 from monai_unet_app.pipeline import segment_case
 
@@ -77,7 +75,7 @@ def test_a_calibration_is_fitted_on_thin_volumes(axis: int) -> None:
     logits = 3 * torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     chances = torch.softmax(logits / 1.8, 0).flatten(1).T
     label = torch.multinomial(chances, 1, generator=torch.Generator().manual_seed(2)).T.reshape(1, *shape).float()
-    region = known_forms(outputs_of(True), 3, 3)[-1]
+    region = form_of("region")
     fit = CalibrationFit(region.function, region.start, exclusive=True, unchecked=True)
     fit.add(logits, label)
     fitted = fit.fit()

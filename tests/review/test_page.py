@@ -22,7 +22,7 @@ from dicom_io.parametric import NO_UNIT, UNCERTAINTY, MapMeaning, write_parametr
 from dicom_io.seg import write_seg
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.calibration.tidy_steps import THRESHOLDS
+from monai_unet_app.calibration.tidying import THRESHOLDS
 from monai_unet_app.cli import main
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import read_volume

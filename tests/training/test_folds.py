@@ -32,6 +32,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
 from monai_unet_app.planning.plan import PlanConfig, plan_bundle
 from monai_unet_app.planning.write import write_plan
+from monai_unet_app.training.ensemble import side_by_side
 from monai_unet_app.training.record import command_line
 from monai_unet_app.training.run import TrainConfig, train_bundle, train_folds
 
@@ -343,7 +344,7 @@ def test_an_ensemble_is_calibrated_measured_and_applied(
     answer = run("predict", "--bundle", root, "--input", image, "--output", tmp_path / "labels", "--deliver-rejected")
     assert answer.code == 0, answer.err
     # What was calibrated stays, and what is trained is not trained again
-    before = {path: path.stat().st_mtime_ns for path in (*root.rglob("model.pt"), root / "configs/inference.yaml")}
+    before = {path: path.stat().st_mtime_ns for path in (*root.rglob("model.pt"), root / "models/fitted.json")}
     train_folds(load_bundle(ensemble), TrainConfig(volumes, root, overrides=QUICK), deliver="ensemble")
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -375,7 +376,7 @@ def test_a_delivery_can_be_changed(
 ) -> None:
     root = Path(shutil.copytree(ensemble, tmp_path / "back"))
     train_folds(load_bundle(template), TrainConfig(volumes, root, overrides=QUICK))
-    for name in ("configs/inference.yaml", "configs/evaluate.yaml", "configs/calibrate.yaml"):
+    for name in ("configs/inference.yaml", "models/fitted.json"):
         assert (root / name).read_bytes() == (template / name).read_bytes(), name
     assert (root / "models/run.json").read_bytes() == (trained / "models/run.json").read_bytes()
     weights = [torch.load(one / "models/model.pt", weights_only=True) for one in (root, trained)]
@@ -390,17 +391,27 @@ def test_a_copy_of_an_ensemble_begins_with_one_network(volumes: Path, ensemble: 
         load_bundle(ensemble), TrainConfig(volumes, tmp_path / "copy", overrides=QUICK), [fold], deliver=None
     )
     assert not isinstance(copy.part("network_def"), torch.nn.ModuleList)
-    assert "of_fold" not in copy.inference_document
+    assert not copy.is_ensemble
     copy.check_network()
 
 
-def test_an_ensemble_of_ensembles_is_refused_before_anything_is_trained(volumes: Path, tmp_path: Path) -> None:
-    said = PlanConfig(volumes, modality="MR", time_s=1.0, networks=2)
-    write_plan(plan_bundle(said, lambda network, channels, outputs: 1e-6 * network.voxels), tmp_path / "two")
+def test_networks_that_were_trained_side_by_side_in_each_fold_stand_one_after_the_other() -> None:
+    one, two = torch.zeros(1), torch.ones(1)
+    folds = [{"0.a": one, "0.b.c": one, "1.a": one, "1.b.c": one}, {"0.a": two, "0.b.c": two, "1.a": two, "1.b.c": two}]
+    expected = {f"{n}.{name}": value for n, value in enumerate((one, one, two, two)) for name in ("a", "b.c")}
+    assert dict(side_by_side(folds, several=True)) == expected
+
+
+def test_a_bundle_that_does_not_read_the_number_of_its_networks_is_no_ensemble(
+    volumes: Path, template: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(template, tmp_path / "own"))
+    config = root / "configs/inference.yaml"
+    config.write_text(re.sub(r"(?m)^folds: .*$", "folds: 1", config.read_text()))
     with pytest.raises(
-        BundleError, match=r"must be as monai-unet plan writes it for one network; .*--deliver all-data"
+        BundleError, match=r"does not read how many networks answer together; folds: .*--deliver all-data"
     ):
-        train_folds(load_bundle(tmp_path / "two"), TrainConfig(volumes, tmp_path / "out"), deliver="ensemble")
+        train_folds(load_bundle(root), TrainConfig(volumes, tmp_path / "out"), deliver="ensemble")
     assert not (tmp_path / "out").exists()
 
 

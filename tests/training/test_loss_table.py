@@ -351,8 +351,9 @@ def test_a_planned_bundle_trains_with_a_line(
 # --- deep supervision in a planned bundle
 
 STACKED = "  deep_supervision: true\n  deep_supr_num: 1\n"
-LISTED = """network_def:
+LISTED = """new_network:
   _target_: SegResNetDS
+  _mode_: callable
   spatial_dims: 2
   init_filters: 4
   in_channels: 1
@@ -372,9 +373,9 @@ def test_a_planned_bundle_trains_with_deep_supervision_and_answers_by_its_full_s
     config = root / "configs/inference.yaml"
     text = config.read_text()
     if heads == "stacked":
-        text = re.sub(r"(^network_def:\n(?: .*\n)+)", lambda old: old[1] + STACKED, text, flags=re.MULTILINE)
+        text = re.sub(r"(^new_network:\n(?: .*\n)+)", lambda old: old[1] + STACKED, text, flags=re.MULTILINE)
     else:
-        text = re.sub(r"^network_def:\n(?: .*\n)+", lambda _: LISTED, text, flags=re.MULTILINE)
+        text = re.sub(r"^new_network:\n(?: .*\n)+", lambda _: LISTED, text, flags=re.MULTILINE)
         text = re.sub(r"^feature_layer: .*\n", "", text, flags=re.MULTILINE)
     config.write_text(text)
     before = load_bundle(root)

@@ -1,0 +1,145 @@
+"""Writes `models/fitted.json`: what commands found out about the weights of a bundle, as values that `inference.yaml` reads."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader
+
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle_folder import FITTED, BundleFiles
+from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.errors import BundleError
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA_VERSION = "1.0"
+
+Parameters = Mapping[str, float | int]
+"""Numbers of a calibration: floats are fitted, integers stay."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of calibration that a bundle offers, from `forms` of its `inference.yaml`.
+
+    Attributes:
+        name: Of the form.
+        start: Its numbers before a fit: floats at 0, integers as they are to be.
+        function: `function(logits, numbers)`: logits (C, *spatial) on the working grid in, logits of that shape out.
+    """
+
+    name: str
+    start: Parameters
+    function: "Callable[[torch.Tensor, Parameters], torch.Tensor]"
+
+    @property
+    def count(self) -> int:
+        """How many numbers are fitted."""
+        return sum(isinstance(value, float) for value in self.start.values())
+
+
+def forms_of(bundle: Bundle) -> tuple[Form, ...]:
+    """The forms that a bundle offers, in the order of its `inference.yaml`. Raises BundleError if it offers none."""
+    if "forms" not in bundle.inference_document:
+        raise BundleError(f"{bundle.name}: inference.yaml has no `forms` to choose from; {_lines_to_add(bundle)}")
+    forms: Mapping[str, Mapping[str, Any]] = bundle.part("forms")
+    return tuple(Form(name, form["numbers"], form["function"]) for name, form in forms.items())
+
+
+def check_upgraded(bundle: BundleFiles) -> None:
+    """Raises BundleError with the command that upgrades it if a bundle of an earlier version holds findings in its YAML."""
+    if isinstance(bundle.inference_document.get("calibration"), dict):
+        raise BundleError(
+            f"{bundle.name}: inference.yaml holds the numbers of its calibration, as in earlier versions; they belong into "
+            f"{FITTED}; run monai-unet bundle upgrade --bundle {bundle.root}"
+        )
+
+
+def begin_fitted(root: Path) -> None:
+    """Writes a first `fitted.json`, without any finding, if there is none: with the first of the bundle's forms.
+
+    Findings of other weights are taken back.
+
+    Raises:
+        BundleError: `inference.yaml` does not read `fitted.json`; the message has the lines to add, or the command that
+            upgrades a bundle of an earlier version.
+    """
+    bundle = BundleFiles(root)
+    check_upgraded(bundle)
+    config = bundle.inference_document
+    if "fitted" not in config or "@fitted" not in str(config.get("calibration")):
+        raise BundleError(f"{bundle.name}: inference.yaml does not read {FITTED}; {_lines_to_add(bundle)}")
+    if bundle.fitted is None:
+        name, form = next(iter(config.get("forms", {}).items()), (None, {"numbers": {}}))
+        write_json(neutral(name, form["numbers"]), root / FITTED, "fitted")
+    elif bundle.stale_findings:
+        forget_fitted(root)
+
+
+def forget_fitted(root: Path) -> None:
+    """Takes back all findings: the form of the calibration stays, its floats are 0; one network, no post-processing."""
+    document = BundleFiles(root).fitted
+    if document is not None:
+        found = document["calibration"]
+        write_json(neutral(found["form"], found["plain"]), root / FITTED, "fitted")
+
+
+def change_fitted(root: Path, part: str, **values: Any) -> None:
+    """Replaces values of a part of `fitted.json`: "folds", "calibration", "thresholds" or "tidy"."""
+    document = BundleFiles(root).fitted
+    assert document is not None
+    write_json({**document, part: {**document[part], **values}}, root / FITTED, "fitted")
+
+
+def write_calibration(
+    bundle: Bundle, setting: InferenceSetting, numbers: Parameters, why: str, form: str | None
+) -> None:
+    """Writes fitted numbers for a setting, with the reason. New plain numbers take those for averages back."""
+    values = {setting: dict(numbers), "form": form, "why": why, "fitted_to": digests_before(bundle, setting)}
+    change_fitted(bundle.root, "calibration", **({"tta": None} | values))
+
+
+def digests_before(bundle: Bundle, setting: InferenceSetting = "plain") -> dict[str, str | None]:
+    """Digests of what a finding was fitted to: of everything but `fitted.json` itself."""
+    return {file: digest for file, digest in fitted_to(bundle, setting).items() if file != FITTED}
+
+
+def neutral(form: str | None, numbers: Parameters) -> dict[str, Any]:
+    """A fitted.json without any finding."""
+    zeros = {name: 0.0 if isinstance(value, float) else value for name, value in numbers.items()}
+    nothing = {"why": None, "fitted_to": None}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "folds": {"number": 1, "why": None},
+        "calibration": {"form": form, "plain": zeros, "tta": None, **nothing},
+        "thresholds": {"values": None, **nothing},
+        "tidy": {"steps": [], **nothing},
+    }
+
+
+def yaml_block(name: str, bundle: BundleFiles) -> str:
+    """Lines of an `inference.yaml` that read fitted.json: "calibration" or "steps", for the outputs of this bundle."""
+    config = bundle.inference_document
+    labels = config.get("labels")
+    channels = len(labels) if isinstance(labels, list) else 1
+    environment = Environment(loader=PackageLoader(__package__), trim_blocks=True, keep_trailing_newline=True)
+    return environment.get_template(f"{name}.yaml").render(
+        outputs=config.get("outputs"),
+        planar=bool((config.get("input_rules") or {}).get("planar")),
+        class_numbers=json.dumps({f"class_{n}": 0.0 for n in range(channels)}),
+        structures=channels,
+    )
+
+
+def _lines_to_add(bundle: BundleFiles) -> str:
+    """The lines that let a bundle's `inference.yaml` read `fitted.json`, and where they go."""
+    return (
+        "add `- $import json` and `- $import pathlib` to `imports`; as the first transform that logits go through, "
+        f'{{_target_: Lambdad, keys: pred, func: "@calibrate"}}; and at the top level, in place of a `calibrate` of its own:\n'
+        f"{yaml_block('calibration', bundle)}"
+    )
