@@ -187,7 +187,7 @@ def test_its_configs_agree_and_its_new_network_fits_them(root: Path) -> None:
 def test_it_says_why_it_has_no_weights_and_claims_no_figures(root: Path) -> None:
     files, card = bundle_files(root), (root / "docs/README.md").read_text()
     assert files.metadata[WHY_NO_WEIGHTS]
-    assert not (root / "models").exists()
+    assert [path.name for path in (root / "models").iterdir()] == ["fitted.json"]
     assert files.confidence_document is None
     assert (files.eval_metrics, files.metadata.get("targets")) == ({}, None)
     assert "<!-- figures -->\nNot measured: there are no weights.\n<!-- end of figures -->" in card

@@ -16,8 +16,9 @@ from conftest import EXAMPLES, REPOSITORY
 from small_data import few_examples
 
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.bundle_folder import CONFIDENCE, bundle_files
+from monai_unet_app.bundle_folder import CONFIDENCE, FITTED, bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
+from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.calibration.statement_fit import StatementConfig, state_confidence
 from monai_unet_app.cli import main
 from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
@@ -59,6 +60,14 @@ def in_inference(old: str, new: str) -> Callable[[Path], None]:
     return lambda root: edit(root, INFERENCE, old, new)
 
 
+def finding(**parts: dict[str, Any]) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        for part, values in parts.items():
+            change_fitted(root, part, **values)
+
+    return change
+
+
 CHANGES: dict[str, tuple[Callable[[Path], None], set[InferenceSetting], str]] = {
     "weights": (other_weights, {"plain", "tta"}, "models/model.pt"),
     "structures": (other_labels, {"plain", "tta"}, "configs/inference.yaml, configs/segments.json"),
@@ -71,18 +80,16 @@ CHANGES: dict[str, tuple[Callable[[Path], None], set[InferenceSetting], str]] = 
     "overlap": (in_inference("overlap: 0.5", "overlap: 0.25"), {"plain", "tta"}, INFERENCE),
     "spacing": (in_inference(r"spacing_mm: \[1.0", "spacing_mm: [1.2"), {"plain", "tta"}, INFERENCE),
     "intensities": (in_inference("upper: 99.5", "upper: 99.0"), {"plain", "tta"}, INFERENCE),
-    "calibration": (in_inference("near: 1.06206", "near: 1.2"), {"plain", "tta"}, INFERENCE),
+    "calibration": (finding(calibration={"plain": {"reach": 2, "far": 0.0113, "near": 1.2}}), {"plain", "tta"}, FITTED),
     "a helper of calibrate": (in_inference("2 \\* n \\+ 1, 1, n", "4 * n + 1, 1, 2 * n"), {"plain", "tta"}, INFERENCE),
     "post-processing": (
-        in_inference(
-            r"tidy: \[\]((?:\n#.*)*)\n# - _target_: KeepLarge(.*)\n#   keys: pred\n#   is_onehot: false",
-            "tidy:\\1\n- _target_: KeepLarge\\2\n  keys: pred\n  is_onehot: false",
-        ),
+        finding(tidy={"steps": [{"step": "holes", "structures": [1], "why": ""}]}),
         {"plain", "tta"},
-        INFERENCE,
+        FITTED,
     ),
+    "what may be chosen": (in_inference("  holes: .*\n", ""), {"plain", "tta"}, INFERENCE),
     "mirror axes": (in_inference(r"mirror_axes: \[0\]", "mirror_axes: [0, 1]"), {"tta"}, INFERENCE),
-    "calibration of averages": (in_inference("near: 1.02365", "near: 1.2"), {"tta"}, INFERENCE),
+    "calibration of averages": (finding(calibration={"tta": None}), {"tta"}, FITTED),
     "no calibration of averages": (in_inference("calibration_tta: .*\n", ""), {"tta"}, INFERENCE),
 }
 

@@ -221,7 +221,7 @@ def check_bundle(root: Path, data: Path) -> None:
         assert "{{" not in text
         assert yaml.safe_load(text)
     inference = (root / "configs/inference.yaml").read_text()
-    for name in ("window", "input_rules", "mirror_axes", "network_def"):
+    for name in ("window", "input_rules", "mirror_axes", "new_network"):
         assert re.search(rf"^# .*\n{name}:", inference, re.MULTILINE), f"{name} has no reason"
     # MONAI's own loader takes every config
     configs = [str(root / f"configs/{name}.yaml") for name in ("inference", "train")]

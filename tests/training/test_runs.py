@@ -71,7 +71,9 @@ def untrained(tiny_bundle: Callable[..., Path], folder: Path, name: str = "hippo
     root = folder / name
     if not (folder.parent / "bundles" / name).is_dir():
         tiny_bundle(name)
-    shutil.copytree(folder.parent / "bundles" / name, root, ignore=shutil.ignore_patterns("models"))
+    shutil.copytree(
+        folder.parent / "bundles" / name, root, ignore=shutil.ignore_patterns("*.pt", "run.json", "calibration.json")
+    )
     return root
 
 
