@@ -12,6 +12,7 @@ from typing import cast
 
 import nibabel
 import numpy as np
+import torch
 import yaml
 from conftest import EXAMPLES, REPOSITORY
 from monai.bundle import ConfigParser
@@ -21,6 +22,9 @@ from scipy.spatial.transform import Rotation
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.calibration.fitted import Form, change_fitted, yaml_block
+from monai_unet_app.inference.engines import Engine
+from monai_unet_app.inference.predict import Progress, predict_rows
+from monai_unet_app.inference.windows import WindowSettings
 
 # By the shipped plan: two train, one each selects, calibrates and tests.
 FEW = ("hippocampus_003", "hippocampus_007", "hippocampus_132", "hippocampus_053", "hippocampus_035")
@@ -158,3 +162,10 @@ def numbered_discs(folder: Path, count: int = 5, discs: int = 40) -> Path:
         Image.fromarray(picture).save(folder / f"images/p{number}.png")
         Image.fromarray(label).save(folder / f"labels/p{number}.png")
     return folder
+
+
+def predict_logits(
+    image: torch.Tensor, engine: Engine, settings: WindowSettings, progress: Progress | None = None
+) -> torch.Tensor:
+    """All rows of `predict_rows` together: shape (C_out, *spatial), for each voxel of the image."""
+    return torch.cat([rows for _, rows in predict_rows(image, engine, settings, progress)], 1)

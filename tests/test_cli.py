@@ -37,13 +37,13 @@ from monai_unet_app.confidence.shift import ShiftDetector
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
 GROUPS = {
     "data": ["inspect", "convert", "dicomize", "regions"],
-    "model": ["demo", "plan", "train", "calibrate", "evaluate", "compare", "subgroups"],
+    "model": ["demo", "plan", "train", "calibrate", "evaluate", "compare", "subgroups", "bundle"],
     "result": ["predict", "review", "trace"],
     "DICOM": ["pacs", "deidentify"],
-    "node": ["node", "commission", "package", "doctor"],
+    "node": ["node", "package", "doctor"],
 }
 VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
-TWO_WORDS = ["pacs echo", "pacs find", "pacs fetch", "pacs send", "node token"]
+TWO_WORDS = ["pacs echo", "pacs find", "pacs fetch", "pacs send", "node token", "node commission", "bundle upgrade"]
 SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}
 
 

@@ -18,13 +18,12 @@ import torch
 from conftest import BUNDLES
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from small_data import eye_picture, set_calibration
+from small_data import eye_picture, predict_logits, set_calibration
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.inference.predict import predict_logits
 from monai_unet_app.pipeline import preprocess, segment_case
 
 NAMES = [folder.name for folder in BUNDLES]

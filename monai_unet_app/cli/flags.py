@@ -399,6 +399,16 @@ class Predict(Reading, Device):
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
 
 
+class Upgrade(Options):
+    """Flags of `bundle upgrade`.
+
+    Attributes:
+        bundle: folder of the bundle; configs, models/fitted.json and digests in its records are replaced
+    """
+
+    bundle: Text
+
+
 class Doctor(Options):
     """Flags of `doctor`.
 

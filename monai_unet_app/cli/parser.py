@@ -21,15 +21,16 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     "data": (verbs.inspect, verbs.convert, verbs.dicomize, verbs.regions),
     "model": (
         verbs.demo, verbs.plan, verbs.train, calibrate_verb.calibrate, verbs.evaluate, comparison_verbs.compare,
-        comparison_verbs.subgroups,
+        comparison_verbs.subgroups, verbs.bundle,
     ),
     "result": (verbs.predict, service_verbs.review, service_verbs.trace),
     "DICOM": (dicom_verbs.pacs, dicom_verbs.deidentify),
-    "node": (service_verbs.node, service_verbs.commission, service_verbs.package, verbs.doctor),
+    "node": (service_verbs.node, service_verbs.package, verbs.doctor),
 }  # fmt: skip
 SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     dicom_verbs.pacs: (dicom_verbs.echo, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.send),
-    service_verbs.node: (service_verbs.token,),
+    service_verbs.node: (service_verbs.token, service_verbs.commission),
+    verbs.bundle: (verbs.upgrade,),
 }
 """Verbs of two words, such as `pacs send`, under the verb of their first word."""
 OLD_NAMES = {
@@ -38,6 +39,7 @@ OLD_NAMES = {
     "fetch": "pacs fetch",
     "send": "pacs send",
     "token": "node token",
+    "commission": "node commission",
     "audit": "trace --audit",
     "bundles": "doctor --bundles",
     "report": "evaluate --into-bundle",

@@ -36,7 +36,7 @@ class Token(Options):
 
 
 class Commission(Options):
-    """Flags of `commission`.
+    """Flags of `node commission`.
 
     Attributes:
         config: the site's file; its node should be running

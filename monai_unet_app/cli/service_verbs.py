@@ -1,4 +1,4 @@
-"""The verbs of the service and of its results: node, node token, commission, trace, review, package."""
+"""The verbs of the service and of its results: node, node token, node commission, trace, review, package."""
 
 import logging
 import os
@@ -195,7 +195,7 @@ def trace(options: service_flags.Trace) -> Answer:
 def commission(options: service_flags.Commission) -> Answer:
     """Try destinations and node of a site with phantoms; sign a report.
 
-    Example: monai-unet commission --config site.toml --key site.pem --holder 'Radiology IT' --output ACCEPTANCE
+    Example: monai-unet node commission --config site.toml --key site.pem --holder 'Radiology IT' --output ACCEPTANCE
     """
     try:
         from monai_unet_app.service.acceptance import site_key, verify_acceptance, write_acceptance

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from monai_unet_app.cli import common, flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
+from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.cli.dicom_verbs import destination_of_site
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
@@ -547,6 +548,27 @@ def demo(options: flags.Demo) -> Answer:
     show.print_table(("what to open", show.folded("where")), paths)
     show.print_table(("check", "result"), answer["checks"].items())
     return answer, EXIT_DONE if answer["passed"] else EXIT_FAILED
+
+
+def bundle(options: Options) -> Answer:
+    """Work on the files of a bundle: upgrade.
+
+    Example: monai-unet bundle upgrade --bundle my_bundle
+    """
+    raise UsageError("bundle alone does nothing; upgrade is needed; monai-unet bundle --help")
+
+
+def upgrade(options: flags.Upgrade) -> Answer:
+    """Move findings of earlier versions from inference.yaml to models/fitted.json; results stay the same, to the bit.
+
+    Example: monai-unet bundle upgrade --bundle my_bundle
+    """
+    common.check_bundle_folder(options.bundle, "its files are replaced")
+    from monai_unet_app.upgrade import upgrade_bundle
+
+    files = upgrade_bundle(Path(options.bundle))
+    show.line(f"labels and probabilities of a made image are equal; replaced {', '.join(files)}")
+    return {"files": files}, EXIT_DONE
 
 
 def doctor(options: flags.Doctor) -> Answer:

@@ -60,16 +60,6 @@ def _place_of_sums(plan: WindowPlan, channels: int, device: torch.device) -> tor
     return torch.device("cpu")
 
 
-def predict_logits(
-    image: torch.Tensor,
-    engine: Engine,
-    settings: WindowSettings,
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """All rows of `predict_rows` together: shape (C_out, *spatial), for each voxel of the image."""
-    return torch.cat([rows for _, rows in predict_rows(image, engine, settings, progress)], 1)
-
-
 def _seen(image: torch.Tensor, window: Window) -> torch.Tensor:
     """A window of the image, shape (C, *window), as the network sees it."""
     # Logits are averaged rather than probabilities: a calibration rescales logits, and `calibration_tta` is fitted to

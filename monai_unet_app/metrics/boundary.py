@@ -17,12 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Literal
 
 import edt
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from .boxes import Box, bounding_box
 from .overlap import Mask, check_masks, iou
@@ -53,21 +51,17 @@ def boundary_iou(
     spacing_mm: Spacing,
     *,
     width_mm: float,
-    mode: Literal["mm", "coco"] = "mm",
 ) -> float:
     """IoU of the two masks, counting only voxels near their own surface.
 
-    "mm": the band of a mask is every voxel of it whose centre lies within `width_mm` of the centre of one of its border voxels.
+    The band of a mask is every voxel of it whose centre lies within `width_mm` of the centre of one of its border voxels.
     (With the distance to the outside instead, the caps of an organ would not count if slices are thicker than `width_mm`.)
-    "coco": the rule of the paper's own code, 2D only: chessboard distance to the outside of at most max(1, round(width_mm))
-    pixels; `spacing_mm` must be 1 along both axes.
 
     Args:
         truth: Shape (I, J, K) or (I, J). Reference mask.
         predicted: Same shape and grid as `truth`.
         spacing_mm: Voxel size along each axis; pixels (all 1) for a planar image.
         width_mm: Depth of the band inside each surface, greater than 0, in the unit of `spacing_mm`.
-        mode: How the band is measured.
 
     Returns:
         0 to 1. Both masks empty: 1. One empty: 0.
@@ -77,39 +71,7 @@ def boundary_iou(
 
     Source: Cheng et al., Boundary IoU, CVPR 2021, arXiv:2103.16562.
     """
-    if mode == "coco":
-        check_masks(truth, predicted)
-        steps = _coco_steps(truth.ndim, spacing_mm, width_mm)
-        truth, predicted = _cropped(truth, predicted)
-        # The crop changes nothing: beyond the box that holds both masks is background, as beyond the picture.
-        return iou(_chessboard_band(truth, steps), _chessboard_band(predicted, steps))
     return SurfacePair.of(truth, predicted, spacing_mm).boundary_iou(width_mm)
-
-
-def coco_boundary_iou(truth: Mask, predicted: Mask, *, ratio: float = 0.02) -> float:
-    """Boundary IoU by the rule of COCO and LVIS: the depth of the band is a part of the picture's diagonal.
-
-    The depth is max(1, round(ratio x diagonal)) pixels. The band is that of mode "coco" of `boundary_iou`: pixels of a mask
-    within this chessboard distance of the outside; beyond the picture is outside.
-
-    Args:
-        truth: Shape (I, J). Reference mask of the whole picture, since a crop has another diagonal.
-        predicted: Same shape and grid.
-        ratio: Depth of the band as a part of the diagonal, greater than 0; Cityscapes uses 0.005.
-
-    Returns:
-        0 to 1. Both masks empty: 1. One empty: 0.
-
-    Raises:
-        ValueError: The masks differ in shape, are not boolean or not 2D, or the ratio is not above 0.
-
-    Source: Cheng et al., Boundary IoU, CVPR 2021, arXiv:2103.16562.
-    """
-    if not (np.isfinite(ratio) and ratio > 0):
-        raise ValueError(f"ratio is {ratio}; a part of the diagonal above 0 is needed, 0.02 for COCO")
-    # Masks that are not 2D are refused by `boundary_iou`; until then they only need some depth.
-    depth = max(1, round(ratio * float(np.hypot(*truth.shape)))) if truth.ndim == 2 else 1
-    return boundary_iou(truth, predicted, (1.0,) * truth.ndim, width_mm=depth, mode="coco")
 
 
 @dataclass(frozen=True)
@@ -144,7 +106,7 @@ class SurfacePair:
         return cls(truth, predicted, maps[0], maps[1])
 
     def boundary_iou(self, width_mm: float) -> float:
-        """See the function `boundary_iou`, mode "mm"."""
+        """See the function `boundary_iou`."""
         _check_width(width_mm)
         # An empty mask has no border to measure from. IoU gives the agreed values: 1 if both are empty, 0 if one is.
         if self.to_truth is None or self.to_predicted is None:
@@ -370,21 +332,6 @@ def _spread(squared: NDArray[np.float32], axis: int, step: float, most: int) -> 
 def _shifted(axis: int, n: int) -> tuple[slice, ...]:
     """Index of all voxels but the first n (n > 0) or the last -n (n < 0) along an axis."""
     return (*(slice(None),) * axis, slice(n, None) if n > 0 else slice(None, n))
-
-
-def _chessboard_band(mask: Mask, steps: int) -> Mask:
-    # The ring of background makes the picture's edge an outside, as the padding in the paper's code does.
-    distance = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
-    return np.asarray(mask & (distance <= steps))
-
-
-def _coco_steps(ndim: int, spacing_mm: Spacing, width_mm: float) -> int:
-    if ndim != 2 or any(step != 1 for step in spacing_mm):
-        raise ValueError(
-            f"mode 'coco' got {ndim}D masks with spacing {tuple(spacing_mm)}; it counts pixels in 2D; "
-            "pass 2D masks with spacing (1, 1), or use mode 'mm'"
-        )
-    return max(1, round(width_mm))
 
 
 def _cropped(truth: Mask, predicted: Mask) -> tuple[Mask, Mask]:

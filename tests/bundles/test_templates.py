@@ -39,7 +39,7 @@ NEEDS_WEIGHTS = {
     "compare": "--second hippocampus_mri_unet3d --data {data} --output {out}",
     "package": "--output {out}",
     "node": "--config {site}",
-    "commission": "--config {site} --key {site}.pem --output {out}",
+    "node commission": "--config {site} --key {site}.pem --output {out}",
 }
 NEEDS_NONE = {"dicomize", "convert", "inspect", "train", "review"}
 """They read configs only; `review` wants the bundle that made a result, which no untrained bundle did."""

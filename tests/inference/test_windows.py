@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
+from small_data import predict_logits
 
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference import blend as blend_module
 from monai_unet_app.inference.blend import Blend
 from monai_unet_app.inference.engines.torch_engine import TorchEngine
-from monai_unet_app.inference.predict import predict_logits, predict_rows
+from monai_unet_app.inference.predict import predict_rows
 from monai_unet_app.inference.spool import Spool
 from monai_unet_app.inference.windows import WindowSettings, plan_windows
 

@@ -133,15 +133,15 @@ def test_the_verb_writes_a_signed_report_and_knows_a_changed_one(
         str(tmp_path / "out"),
         "--no-node",
     ]
-    assert main(["commission", "--config", str(hospital.node.site.path), *words]) == 0
+    assert main(["node", "commission", "--config", str(hospital.node.site.path), *words]) == 0
     assert "FAILED" not in capsys.readouterr().out
     (report,), (paper,) = (list((tmp_path / "out").glob(f"*.{kind}")) for kind in ("json", "pdf"))
     assert "All 32 checks passed" in PdfReader(paper).pages[0].extract_text()
     assert (tmp_path / "site.pem").stat().st_mode & 0o077 == 0
-    assert main(["commission", "--verify", str(report)]) == 0
+    assert main(["node", "commission", "--verify", str(report)]) == 0
     assert "Radiology IT signed" in capsys.readouterr().out.replace("\n", " ")
     report.write_text(report.read_text().replace("Radiology IT", "Somebody else"))
-    assert main(["commission", "--verify", str(report)]) == 3
+    assert main(["node", "commission", "--verify", str(report)]) == 3
     assert "was changed after it was signed" in capsys.readouterr().err
 
 

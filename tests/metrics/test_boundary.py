@@ -10,7 +10,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from scipy import ndimage
 
 from monai_unet_app.metrics import boundary
-from monai_unet_app.metrics.boundary import boundary_iou, coco_boundary_iou, surface_band, surface_distances
+from monai_unet_app.metrics.boundary import boundary_iou, surface_band, surface_distances
 
 SPACING = (0.8, 1.1, 2.5)
 
@@ -109,61 +109,6 @@ def test_a_distance_of_three_tenths_is_within_a_width_of_three_tenths():
     mask = box((20, 20, 20), (2, 2, 2), (16, 16, 16))
     band = inner_band(mask, (0.1, 0.1, 0.1), 0.3)
     assert np.array_equal(band, shell_of_box((20, 20, 20), (2, 2, 2), (16, 16, 16), 4))
-
-
-@pytest.mark.parametrize("width", [1, 3, 5])
-def test_the_coco_rule_equals_eroding_with_a_square_as_often_as_the_width(width):
-    truth, predicted = blobs(8, (40, 30, 2))
-    truth, predicted = truth[..., 0], predicted[..., 0]
-    bands = []
-    for mask in (truth, predicted):
-        padded = np.pad(mask, 1)
-        bands.append(mask & ~ndimage.binary_erosion(padded, np.ones((3, 3)), iterations=width)[1:-1, 1:-1])
-    expected = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
-    assert boundary_iou(truth, predicted, (1, 1), width_mm=width, mode="coco") == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("shape", "ratio", "depth"),
-    # Diagonals of 50, 36.06, 250 and 5: rounded to the nearest pixel, one at least.
-    [((40, 30), 0.02, 1), ((40, 30), 0.06, 3), ((30, 20), 0.07, 3), ((200, 150), 0.02, 5), ((4, 3), 0.02, 1)],
-)
-def test_the_coco_depth_is_a_part_of_the_pictures_diagonal(shape, ratio, depth):
-    truth, predicted = (mask[..., 0] for mask in blobs(8, (*shape, 1)))
-    bands = [mask & ~eroded(mask, depth) for mask in (truth, predicted)]
-    expected = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
-    assert coco_boundary_iou(truth, predicted, ratio=ratio) == pytest.approx(expected)
-
-
-def eroded(mask, times):
-    """What is left of a mask that loses, each time, every pixel with one outside in its square of 3 x 3."""
-    for _ in range(times):
-        around = np.pad(mask, 1)
-        squares = [
-            around[i : i + mask.shape[0], j : j + mask.shape[1]] for i, j in itertools.product(range(3), repeat=2)
-        ]
-        mask = np.logical_and.reduce(squares)
-    return mask
-
-
-def test_the_coco_rule_takes_the_diagonal_of_the_picture_not_of_what_is_in_it():
-    small = [box((20, 20), start, (10, 10)) for start in ((3, 3), (4, 3))]
-    large = [np.pad(mask, ((0, 380), (0, 280))) for mask in small]
-    # Depth 1: two rings of 36 that share two columns of 9. Depth 10: the whole squares.
-    assert coco_boundary_iou(*small) == pytest.approx(18 / (36 + 36 - 18))
-    assert coco_boundary_iou(*large) == pytest.approx(90 / 110)
-
-
-def test_the_coco_rule_refuses_volumes_and_millimetres():
-    volume, plane = np.ones((3, 3, 3), bool), np.ones((3, 3), bool)
-    with pytest.raises(ValueError, match="2D"):
-        coco_boundary_iou(volume, volume)
-    with pytest.raises(ValueError, match="ratio is 0"):
-        coco_boundary_iou(plane, plane, ratio=0)
-    with pytest.raises(ValueError, match="coco"):
-        boundary_iou(volume, volume, (1, 1, 1), width_mm=1, mode="coco")
-    with pytest.raises(ValueError, match="coco"):
-        boundary_iou(plane, plane, (0.5, 0.5), width_mm=1, mode="coco")
 
 
 def test_in_two_dimensions_the_border_looks_at_four_neighbours():

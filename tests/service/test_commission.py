@@ -73,7 +73,7 @@ def test_what_cannot_pass_is_said_in_seconds_with_the_remedy_and_nothing_is_sent
         (tmp_path / "site.toml").write_text(text + down)
         words = ["--key", str(tmp_path / "site.pem"), "--output", str(tmp_path / "out")]
         begin = time.monotonic()
-        assert main(["commission", "--config", str(tmp_path / "site.toml"), *words]) == 1
+        assert main(["node", "commission", "--config", str(tmp_path / "site.toml"), *words]) == 1
         assert time.monotonic() - begin < 60
         said = capsys.readouterr().out
         assert list((tmp_path / "pacs").rglob("*.dcm")) == []
