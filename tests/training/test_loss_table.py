@@ -408,7 +408,7 @@ def test_a_planned_bundle_trains_with_the_attention_network_of_the_faq(
     shutil.copytree(templates["2D"], root)
     config = root / "configs/inference.yaml"
     text = re.sub(
-        r"^network_def:\n(?: .*\n)+", lambda _: block_of_the_faq("network_def:"), config.read_text(), flags=re.MULTILINE
+        r"^new_network:\n(?: .*\n)+", lambda _: block_of_the_faq("new_network:"), config.read_text(), flags=re.MULTILINE
     )
     config.write_text(re.sub(r"^feature_layer: .*\n", "", text, flags=re.MULTILINE))
     load_bundle(root).check_network()
