@@ -192,11 +192,12 @@ def test_statements_figures_and_a_run_stay_valid(earlier: Callable[[str], Path])
     for folder, digest in (("run", recipe), ("folds/1/run", recipe), ("folds/0/run", "of another recipe")):
         (root / folder).mkdir(parents=True)
         (root / folder / "run.json").write_text(json.dumps({"recipe_sha256": digest}))
+    before = load_bundle(root).sha256
     upgrade_bundle(root)
     new = load_bundle(root)
     assert new.confidence_document is not None
     assert not changed_since(new, "plain", new.confidence_document["settings"]["plain"]["fitted_to"])
-    assert new.metadata["eval_metrics"]["bundle_sha256"] == new.sha256 != old.sha256
+    assert new.metadata["eval_metrics"]["bundle_sha256"] == new.sha256 != before
     found = [
         json.loads((root / path / "run.json").read_text())["recipe_sha256"]
         for path in ("run", "folds/1/run", "folds/0/run")
