@@ -133,8 +133,12 @@ class Fault:
 
 
 WRITERS = dict.fromkeys((*tests.LABEL_ENCODINGS, "fractional"), "write_seg") | {
-    "rtstruct": "write_rtstruct", "sr": "write_sr", "gsps": "write_gsps", "map": "write_parametric_map", "capture": "write_captures",
-}  # fmt: skip
+    "rtstruct": "write_rtstruct",
+    "sr": "write_sr",
+    "gsps": "write_gsps",
+    "map": "write_parametric_map",
+    "capture": "write_captures",
+}
 READERS = {
     "": "read_series",
     "binary": "read_seg",

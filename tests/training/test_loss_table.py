@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.planning.plan import PlanConfig, plan_bundle
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.losses import HardL1ACELoss, MarginLoss, SoftL1ACELoss
+from monai_unet_app.training.update import TrainingStep
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-GRIDS = {"2D": (12, 10), "3D": (8, 7, 6)}
-each_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+GRIDS = ((12, 10), (8, 7, 6))
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,11 @@ def case(grid: tuple[int, ...], channels: int, exclusive: bool) -> tuple[Tensor,
     return logits, label if exclusive else truth.float(), truth.double().numpy()
 
 
-@each_grid
 @each_line
-def test_a_line_gives_the_value_of_its_formula(line: Line, grid: tuple[int, ...]) -> None:
-    for channels in (3,) if line.exclusive else (1, 2, 3):
-        check_value(line, grid, channels)
+def test_a_line_gives_the_value_of_its_formula(line: Line) -> None:
+    for grid in GRIDS:
+        for channels in (3,) if line.exclusive else (1, 2, 3):
+            check_value(line, grid, channels)
 
 
 def check_value(line: Line, grid: tuple[int, ...], channels: int) -> None:
@@ -222,13 +223,14 @@ def check_value(line: Line, grid: tuple[int, ...], channels: int) -> None:
         assert found == pytest.approx(value, rel=2e-4)
 
 
-@each_grid
 @each_line
-@pytest.mark.parametrize("empty", ["one window", "all windows"])
-@pytest.mark.parametrize("size", [1.0, 60.0])
-def test_windows_without_a_structure_give_finite_gradients_that_lower_what_is_invented(
-    line: Line, grid: tuple[int, ...], empty: str, size: float
-) -> None:
+def test_windows_without_a_structure_give_finite_gradients_that_lower_what_is_invented(line: Line) -> None:
+    for empty in ("one window", "all windows"):
+        for grid, size in zip(GRIDS, (1.0, 60.0) if empty == "one window" else (60.0, 1.0), strict=True):  # all pairs
+            check_gradient(line, grid, empty, size)
+
+
+def check_gradient(line: Line, grid: tuple[int, ...], empty: str, size: float) -> None:
     channels = 3 if line.exclusive else 1
     logits, label, _ = case(grid, channels, line.exclusive)
     label[0 if empty == "one window" else slice(None)] = 0
@@ -290,25 +292,36 @@ def with_loss(template: Path, root: Path, loss: str) -> Path:
     return root
 
 
-def train(root: Path, data: Path, **changed: Any) -> dict[str, Any]:
-    """The record of a training of three steps."""
-    overrides = {
+def settings(data: Path) -> dict[str, Any]:
+    """Of a training of three steps."""
+    return {
         "dataset_dir": str(data), "device": torch.device("cpu"), "precision": "f32", "tracker": "none", "fold": 0,
         "epochs": 3, "val_interval": 4, "train::loader::batch_size": 2, "train::trainer::epoch_length": 1,
-        "cache_dir": str(data.parent / "cache"), **changed,
+        "cache_dir": str(data.parent / "cache"),
     }  # fmt: skip
-    run_overlay(root, "train", overrides)
+
+
+def train(root: Path, data: Path, **changed: Any) -> dict[str, Any]:
+    """The record of a training of three steps."""
+    run_overlay(root, "train", settings(data) | changed)
     record: dict[str, Any] = json.loads((root / "run/run.json").read_text())
     return record
+
+
+@dataclass(frozen=True)
+class Training:
+    """The parser of a planned bundle's configs, their trainer, and a batch of windows."""
+
+    parser: ConfigParser
+    trainer: Any
+    batch: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("losses")
-    return {
-        "volumes": tilted_volumes(folder / "of_volumes/data"),
-        "pictures": numbered_discs(folder / "of_pictures/data"),
-    }
+    volumes = tilted_volumes(folder / "of_volumes/data")
+    return {"2D": volumes, "3D": volumes, "picture": numbered_discs(folder / "of_pictures/data")}
 
 
 @pytest.fixture(scope="module")
@@ -316,33 +329,54 @@ def templates(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("plans")
     names = {2: "liver", 5: "left kidney"}
     return {
-        "2D": planned(data["volumes"], folder / "flat", structures=names, configuration="2d"),
-        "3D": planned(data["volumes"], folder / "deep", structures=names),
-        "picture": planned(data["pictures"], folder / "picture", objects="disc"),
+        "2D": planned(data["2D"], folder / "flat", structures=names, configuration="2d"),
+        "3D": planned(data["3D"], folder / "deep", structures=names),
+        "picture": planned(data["picture"], folder / "picture", objects="disc"),
     }
 
 
-def runs() -> list[Any]:
-    """Each line with two axes; lines that do other things with three axes also with these."""
-    kinds = [(line, "2D" if line.exclusive else "picture") for line in LINES]
-    kinds += [
-        (line, "3D")
-        for line in LINES
-        if line.exclusive and re.search("weighted|Hausdorff|boundary|clDice|NACL", line.name)
-    ]
-    slow = [kind == "3D" and "weighted" not in line.name for line, kind in kinds]
-    return [
-        pytest.param(line, kind, id=f"{line.name} {kind}", marks=[pytest.mark.slow] if late else [])
-        for (line, kind), late in zip(kinds, slow, strict=True)
-    ]
+@pytest.fixture(scope="module")
+def trainings(templates: dict[str, Path], data: dict[str, Path]) -> Callable[[str], Training]:
+    """The training of a planned bundle, ready to begin; each is made once."""
+
+    @cache
+    def ready(kind: str) -> Training:
+        root = templates[kind]
+        parser = ConfigParser()
+        parser.read_config([root / f"configs/{name}.yaml" for name in ("inference", "train")])
+        parser.update({"bundle_root": str(root), **settings(data[kind])})
+        trainer = parser.get_parsed_content("train::trainer")
+        return Training(parser, trainer, next(iter(trainer.data_loader)))
+
+    return ready
 
 
-@pytest.mark.parametrize(("line", "kind"), runs())
-def test_a_planned_bundle_trains_with_a_line(
-    line: Line, kind: str, templates: dict[str, Path], data: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("line", "kind"), [(line, kind) for line in LINES for kind in (("2D", "3D") if line.exclusive else ("picture",))],
+    ids=lambda value: getattr(value, "name", value),
+)  # fmt: skip
+def test_a_planned_bundle_steps_along_a_line(line: Line, kind: str, trainings: Callable[[str], Training]) -> None:
+    """Its network, on windows of its cases, with what the line refers to in its configs."""
+    training = trainings(kind)
+    training.parser["loss"] = yaml.safe_load(line.yaml)["loss"]
+    trainer = training.trainer
+    trainer.loss_function = training.parser.get_parsed_content("loss", lazy=False)
+    before = [weights.detach().clone() for weights in trainer.network.parameters()]
+    assert torch.isfinite(TrainingStep("f32")(trainer, training.batch)["loss"])
+    after = list(trainer.network.parameters())
+    assert all(torch.isfinite(weights).all() for weights in after)
+    assert not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("NACL", "2D"), ("Dice + clDice", "picture"), ("Dice + cross entropy, classes weighted", "3D")]
+)
+def test_a_planned_bundle_trains_with_a_line_in_its_train_yaml(
+    name: str, kind: str, templates: dict[str, Path], data: dict[str, Path], tmp_path: Path
 ) -> None:
+    (line,) = (line for line in LINES if line.name == name and line.exclusive is (kind != "picture"))
     root = with_loss(templates[kind], tmp_path / "bundle", line.yaml)
-    record = train(root, data["pictures" if kind == "picture" else "volumes"])
+    record = train(root, data[kind])
     assert record["epochs_done"] == 3
     assert all(np.isfinite(entry["loss"]) for entry in record["history"])
     assert load_bundle(root).network is not None
@@ -381,7 +415,7 @@ def test_a_planned_bundle_trains_with_deep_supervision_and_answers_by_its_full_s
     before = load_bundle(root)
     before.check_network()
     untrained = {name: value.clone() for name, value in before.part("network_def").state_dict().items()}
-    record = train(root, data["volumes"], val_interval=3)
+    record = train(root, data["2D"], val_interval=3)
     assert np.isfinite(record["history"][-1]["metric"])
     bundle = load_bundle(root)
     weights = torch.load(root / "models/model.pt", weights_only=True)
