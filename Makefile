@@ -37,18 +37,19 @@ interop: $(VENV)/ready
 faults: $(VENV)/ready
 	$(BIN)/pytest -m faults tests/faults
 
-# the metrics against other packages, in an environment of their own: some ask for older versions than ours. Of nnU-Net only the check
-# of data sets, without what its networks need
-$(PEERS)/ready: pyproject.toml tests/peers/requirements.txt
+# the metrics against other packages: some ask for older versions than ours, which are installed in an environment of their own, before
+# the packages of .venv. Of nnU-Net only the check of data sets, without what its networks need
+$(PEERS)/ready: $(VENV)/ready tests/peers/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH) --editable . --requirement tests/peers/requirements.txt
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" > \
+		$$(echo $(PEERS)/lib/python*/site-packages)/packages_of_venv.pth
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH) --requirement tests/peers/requirements.txt
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps nnunetv2==2.8.1 batchgenerators==0.25.5 acvl_utils==0.2.6
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check blosc2==4.14.1
 	touch $@
 
 peers-test: $(PEERS)/ready
-	$(PEERS)/bin/pytest tests/peers
+	$(PEERS)/bin/python -m pytest tests/peers
 
 # the rendered MONAI Deploy package, run with the SDK at its real paths, in an environment of its own (root, for its namespace)
 $(DEPLOY)/ready: tests/deploy/requirements.txt monai_unet_app/deploy/templates/requirements.txt
