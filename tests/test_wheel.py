@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, SHIPPED
+from conftest import EXAMPLES, REPOSITORY, SHIPPED
 
 from monai_unet_app.bundle import load_bundle
 
@@ -47,6 +47,12 @@ def from_wheel(installed: Path, folder: Path, *words: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def contents(folder: Path) -> set[Path]:
+    """Every file below a folder, by its path from there."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder) for path in files}
+
+
 @pytest.mark.slow
 def test_the_wheel_has_its_bundles_with_it_and_no_leavings_of_work(installed: Path, tmp_path: Path) -> None:
     rows = from_wheel(installed, tmp_path, "doctor", "--bundles")["bundles"]
@@ -56,11 +62,27 @@ def test_the_wheel_has_its_bundles_with_it_and_no_leavings_of_work(installed: Pa
         assert row["sha256"] == (load_bundle(folder).sha256 if row["trained"] else None)
     assert list(installed.rglob("leaving.txt")) == []
     assert (installed / "monai_unet_app/service/templates/status.html").is_file()
+    for package in ("monai_unet_app", "dicom_io"):
+        assert contents(installed / package) >= contents(REPOSITORY / package)
+    assert contents(installed / "monai_unet_app/_shipped/examples") == contents(EXAMPLES.parent)
 
 
 @pytest.mark.slow
 def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    answer = from_wheel(installed, tmp_path, "demo", "--epochs", "1", "--output", "demo")
+    """On some of the cases: `make demo` takes all of them, with the same code."""
+    site = shutil.copytree(installed, tmp_path / "site")
+    examples = site / "monai_unet_app/_shipped/examples"
+    plan = json.loads((examples / "splits.json").read_text())["datasets"]["msd_hippocampus"]["cases"]
+    for partition, count in {"train": 6, "selection": 2, "calibration": 6, "test": 3}.items():
+        there = [
+            row["id"]
+            for row in plan
+            if row["partition"] == partition and (EXAMPLES / "images" / f"{row['id']}.nii.gz").exists()
+        ]
+        for name in there[count:]:
+            for kind in ("images", "labels"):
+                (examples / "msd_hippocampus" / kind / f"{name}.nii.gz").unlink()
+    answer = from_wheel(site, tmp_path, "demo", "--epochs", "1", "--output", "demo")
     assert answer["passed"]
     assert (tmp_path / "demo/report/report.html").is_file()
 
