@@ -6,8 +6,10 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,17 +54,18 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_bundle(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes a copy of a reference bundle with a tiny network and random (seeded) weights; runs in a blink."""
+@pytest.fixture(scope="session")
+def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
+    """A copy of a reference bundle with a tiny network and random (seeded) weights, made once, and torch's state after it."""
     import torch
 
     from monai_unet_app.bundle import load_bundle
     from monai_unet_app.calibration.fitted import begin_fitted
     from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
-    def make(name: str = "hippocampus_mri_unet3d") -> Path:
-        folder = tmp_path / "bundles" / name
+    @cache
+    def make(name: str) -> tuple[Path, Any]:
+        folder = tmp_path_factory.mktemp("tiny") / name
         shutil.copytree(
             REPOSITORY / "bundles" / name, folder, ignore=shutil.ignore_patterns("models", "confidence.json")
         )
@@ -75,7 +78,20 @@ def tiny_bundle(tmp_path: Path) -> Callable[[str], Path]:
         torch.manual_seed(0)
         network = load_bundle(folder).part("network_def")
         save_atomically(half_weights(network), folder / "models" / "model.pt")
-        return folder
+        return folder, torch.get_rng_state()
+
+    return make
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path, tiny_template: Callable[[str], tuple[Path, Any]]) -> Callable[[str], Path]:
+    """Copies a reference bundle with a tiny network, for a test that may change it; runs in a blink."""
+    import torch
+
+    def make(name: str = "hippocampus_mri_unet3d") -> Path:
+        template, state = tiny_template(name)
+        torch.set_rng_state(state)  # as after the making of its weights
+        return shutil.copytree(template, tmp_path / "bundles" / name)
 
     return make
 

@@ -7,6 +7,7 @@ import math
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, key)
     else:
         yield key, config
+
+
+@cache
+def as_shipped(folder: Path) -> Bundle:
+    """A bundle that no test changes, loaded once."""
+    return load_bundle(folder)
 
 
 def small_data(name: str, folder: Path) -> Path:
@@ -134,7 +141,7 @@ def test_no_expression_in_inference_yaml_mentions_our_packages_or_imports_more_t
 
 @each_shipped
 def test_labels_segments_network_and_metadata_tell_one_story(folder: Path) -> None:
-    bundle, formats = load_bundle(folder), metadata(folder)["network_data_format"]
+    bundle, formats = as_shipped(folder), metadata(folder)["network_data_format"]
     numbers = [segment.number for segment in bundle.segments]
     assert numbers == list(range(1, len(bundle.labels) + (0 if bundle.exclusive else 1)))
     assert (bundle.labels[0] == "background") is bundle.exclusive
@@ -151,7 +158,7 @@ def test_labels_segments_network_and_metadata_tell_one_story(folder: Path) -> No
 
 @each_bundle
 def test_the_window_is_smaller_than_the_images_so_that_it_really_slides(folder: Path) -> None:
-    bundle = load_bundle(folder)
+    bundle = as_shipped(folder)
     if bundle.rules.planar:
         assert bundle.rules.extent_mm is not None
         shapes = [tuple(int(size) for size in bundle.rules.extent_mm[0])]
@@ -169,7 +176,7 @@ def test_the_window_is_smaller_than_the_images_so_that_it_really_slides(folder: 
 def test_shipped_weights_are_small_and_fit_the_network(folder: Path) -> None:
     weights = folder / "models/model.pt"
     assert weights.stat().st_size <= MOST_WEIGHT_BYTES
-    network = load_bundle(folder).network
+    network = as_shipped(folder).network
     assert all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
 
 
