@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rich.console import Console
 from shell import Run, every_verb, shell
 
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app import bundle
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.cli import show
 from monai_unet_app.cli.parser import build_parser
@@ -230,6 +232,16 @@ PREDICT = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs get the same bundle each time, which is loaded once: for inputs that are refused before it is used."""
+    monkeypatch.setattr(bundle, "load_bundle", loaded)
+
+
+loaded = cache(bundle.load_bundle)
+
+
+@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize("kind", PREDICT)
 def test_predict_says_what_is_wrong_in_one_line_and_leaves_no_file(
     kind: str, run: Run, crop: Volume, tmp_path: Path
@@ -307,6 +319,7 @@ def test_inspect_names_a_label_without_an_image(run: Run, crop: Volume, tmp_path
     assert "cases: 1" in answer.out
 
 
+@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize("change", LABELS)
 @pytest.mark.parametrize("verb", ["evaluate", "train", "calibrate"])
 def test_verbs_that_need_labels_refuse_bad_ones_and_leave_no_file(
