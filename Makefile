@@ -20,12 +20,12 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready
 	$(BIN)/monai-unet demo --output demo
 
-# as many processes as there are cores, torch with one thread in each
+# as many processes as there are cores, torch with one thread in each; the tests of a file stay together, so that they share what they make
 test: $(VENV)/ready
-	$(BIN)/pytest -n auto -m "not slow and not interop and not faults and not deploy"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not interop and not faults and not deploy"
 
 test-slow: $(VENV)/ready
-	$(BIN)/pytest -n auto -m "slow and not interop and not faults and not deploy"
+	$(BIN)/pytest -n auto --dist worksteal -m "slow and not interop and not faults and not deploy"
 
 # the round trip through Orthanc and dcmtk, OHIF and the review page in Chromium; installs them if they are absent (root, Debian)
 interop: $(VENV)/ready

@@ -166,7 +166,17 @@ def possible(levels: Levels) -> bool:
 
 
 def pairs_of(levels: Levels) -> set[Pair]:
-    return {frozenset(pair) for pair in combinations(levels.items(), 2)}
+    """The pairs of levels of which a case shows every fault.
+
+    One slice hides faults along k, so it counts for pairs with "one slice" alone; what is upright counts for pairs with an
+    orientation alone.
+    """
+    pairs = [dict(pair) for pair in combinations(levels.items(), 2)]
+    if levels.get("slices") == 1:
+        pairs = [pair for pair in pairs if "slices" in pair]
+    elif not any(levels.get("degrees", (1,))):
+        pairs = [pair for pair in pairs if pair.keys() & {"row", "column", "degrees"}]
+    return {frozenset(pair.items()) for pair in pairs}
 
 
 def all_pairs() -> dict[Pair, None]:
