@@ -39,7 +39,7 @@ from pynetdicom import AE
 from pynetdicom.dsutils import encode
 
 from dicom_io.errors import NetworkError
-from dicom_io.net import scu
+from dicom_io.net import connections, scu
 from dicom_io.net.destination import DestinationError, Tls
 from dicom_io.net.instance_file import InstanceRefusedError, data_set_start
 from dicom_io.net.instance_store import InstanceStore, Stored
@@ -469,10 +469,13 @@ def test_a_caller_who_is_silent_during_the_handshake_keeps_nobody_waiting(folder
 
 
 @pytest.mark.parametrize("said", [b"", b"\x01\x00\x00\x00"], ids=["nothing", "half a request"])
-def test_many_who_say_nothing_keep_no_sender_out(folder: Path, ct: Dataset, said: bytes) -> None:
+def test_many_who_say_nothing_keep_no_sender_out(
+    folder: Path, ct: Dataset, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_PENDING", 8)  # each connection costs a thread for its whole life
     ours = Listen("ARCHIVE", port=0, most_senders=5, idle_s=60, negotiation_s=60)
     with Provider(folder, ours) as provider, contextlib.ExitStack() as held:
-        for _ in range(70):
+        for _ in range(connections.MOST_PENDING + 6):
             silent = held.enter_context(socket.create_connection(("127.0.0.1", provider.port)))
             silent.sendall(said)
         begin = time.monotonic()
