@@ -97,6 +97,15 @@ def tiny_bundle(tmp_path: Path, tiny_template: Callable[[str], tuple[Path, Any]]
 
 
 @pytest.fixture
+def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages of an evaluation are empty: for tests that read its figures alone. Drawing takes longer than measuring."""
+    from monai_unet_app.report import evaluation_writer
+
+    monkeypatch.setattr(evaluation_writer, "render_html", lambda _: "")
+    monkeypatch.setattr(evaluation_writer, "render_pdf", lambda _: b"")
+
+
+@pytest.fixture
 def crop() -> Volume:
     """An oblique, lopsided MR-like crop that the hippocampus bundles accept: a bright ellipsoid off the centre, with noise."""
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in (34, 48, 33)), indexing="ij"))

@@ -579,6 +579,7 @@ def cases_in(folder: Path) -> set[str]:
         return {row["case"] for row in csv.DictReader(stream)}
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_bundles_are_measured_on_the_cases_that_neither_has_seen(
     tiny_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -592,6 +593,7 @@ def test_bundles_are_measured_on_the_cases_that_neither_has_seen(
     assert found.of("ece_whole", "top label").estimate.value != 0
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_bundle_is_compared_with_an_evaluation_on_the_cases_of_that(
     tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_evaluate_yaml_and_the_verb_give_the_same_figures(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pages")
 def test_evaluate_yaml_and_the_verb_give_the_same_figures_for_overlapping_labels(
     tiny_bundle: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_evaluate_yaml_and_the_verb_give_the_same_figures_for_overlapping_labels
     same(figures(theirs), figures(json.loads((tmp_path / "ours/metrics.json").read_text())))
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_dice_in_the_metrics_is_dice_by_hand(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = load_bundle(set_calibration(tiny_bundle(), 0.3, -0.8))
     rows = by_partition(few_examples(tmp_path / "msd", TESTS[:1]))["test"]
@@ -389,6 +391,7 @@ def test_a_bundles_targets_are_those_of_its_metadata(tiny_bundle: Callable[..., 
     assert targets_of(load_bundle(root)) == ()
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_voxels_of_the_ignore_label_change_no_figure(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     data = few_examples(tmp_path / "data", TESTS[:1])
     root = tiny_bundle()
