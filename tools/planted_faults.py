@@ -62,7 +62,7 @@ CONDITIONS: dict[str, Callable[[Layout], bool]] = {
     "files shuffled": lambda layout: layout.names == "shuffled",
     "one slice": lambda layout: layout.shape[2] == 1,
     "sheared": lambda layout: layout.sheared,
-    "oblique": lambda layout: np.count_nonzero(np.abs(layout.affine_lps[:3, 0]) > 1e-9) > 1,
+    "oblique": lambda layout: np.count_nonzero(np.abs(layout.affine_lps[:3, :2]) > 1e-9) > 2,
     "k against the normal": lambda layout: np.linalg.det(layout.affine_lps[:3, :3]) < 0,
     "rows towards R, A or F": lambda layout: layout.affine_lps[np.abs(layout.affine_lps[:3, 0]).argmax(), 0] < 0,
     "columns towards H or F": lambda layout: np.abs(layout.affine_lps[:3, 1]).argmax() == 2,

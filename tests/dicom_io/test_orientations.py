@@ -174,7 +174,7 @@ def pairs_of(levels: Levels) -> set[Pair]:
     pairs = [dict(pair) for pair in combinations(levels.items(), 2)]
     if levels.get("slices") == 1:
         pairs = [pair for pair in pairs if "slices" in pair]
-    elif not any(levels.get("degrees", (1,))):
+    if not any(levels.get("degrees", (1,))):
         pairs = [pair for pair in pairs if pair.keys() & {"row", "column", "degrees"}]
     return {frozenset(pair.items()) for pair in pairs}
 
