@@ -103,19 +103,14 @@ def with_field(root: Path) -> Path:
     return root
 
 
-def median_probability(root: Path, image: Path) -> float:
-    found = segment_case(image, load_bundle(root), keep="probabilities").segmentation
-    return float(np.median(np.asarray(found.probabilities)))
-
-
 def test_a_threshold_cuts_alike_box_by_box_and_in_monai_bundle_run(
     tiny_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.3, -0.7)
     eye = drawn_eyes(tmp_path / "eyes", 1) / "eye_1.png"
     (tmp_path / "eyes/eye_1_1stHO.png").unlink()
-    cut = round(median_probability(root, eye), 4)
-    plain, stated = segment_case(eye, load_bundle(root)).segmentation.labels, fitted_to(load_bundle(root), "plain")
+    first, stated = segment_case(eye, load_bundle(root), keep="probabilities"), fitted_to(load_bundle(root), "plain")
+    cut = round(float(np.median(np.asarray(first.segmentation.probabilities))), 4)
     with_more_steps(with_thresholds(root).root, exclusive=False)
     change_fitted(choose(root, "opening"), "thresholds", values=[cut])
     bundle = load_bundle(root)
@@ -127,7 +122,7 @@ def test_a_threshold_cuts_alike_box_by_box_and_in_monai_bundle_run(
         scipy.ndimage.binary_erosion(probability >= np.float32(cut), SQUARE[0], border_value=1), SQUARE[0]
     )
     np.testing.assert_array_equal(case.segmentation.labels[0, ..., 0], expected)
-    assert not np.array_equal(case.segmentation.labels, plain)
+    assert not np.array_equal(case.segmentation.labels, first.segmentation.labels)
     assert [row["threshold"] for row in structure_rows(case)] == [cut]
     out = by_monai(root, tmp_path / "eyes", tmp_path / "out")
     written = np.asarray(Image.open(out / "eye_1_seg.png")).T > 0
