@@ -5,7 +5,7 @@ a voxel that was misplaced on the way in is as wrong as one misplaced on the way
 phantom was written with. Directions are LPS letters (PS3.3 C.7.6.1.1.1): towards Left, Posterior, Head.
 
 The cases are a covering design: each pair of levels of two `FACTORS` is in some case, and binary SEG lies in all 24
-orientations along the axes. `tools/planted_faults.py` compares what it finds with what all kinds on all layouts find.
+orientations along the axes. `benchmarks/planted_faults.py` compares what it finds with what all kinds on all layouts find.
 """
 
 from __future__ import annotations

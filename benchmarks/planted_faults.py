@@ -1,6 +1,6 @@
 """Which faults the cases of tests/dicom_io/test_orientations.py find, beside those that all kinds on all of 40 layouts find.
 
-    python tools/planted_faults.py
+    python benchmarks/planted_faults.py
 
 A fault is a flip, a swap or a shift by one voxel along the axes, planted in one reader or writer: in the affine of what a
 reader gives, in the labels or values that a writer gets. It is planted everywhere, only where one condition holds, such as
