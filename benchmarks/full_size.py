@@ -32,6 +32,7 @@ from scipy.cluster.vq import kmeans2
 from dicom_io.coding import display_rgb
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE
+from monai_unet_app.calibration.fitted import begin_fitted
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.confidence.features import Features
@@ -248,10 +249,11 @@ def full_size_bundle(folder: Path, scale: Scale = Scale()) -> Path:
         "window": [scale.window] * 3,
     }
     config["deterministic"] = [step for step in map(_for_ct, config["deterministic"]) if step]
-    config["network_def"] |= _levels(scale.filters)
+    config["new_network"] |= _levels(scale.filters)
     config["inferer"] |= {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian"}
     text = yaml.safe_dump(config, sort_keys=False, width=120)
     (folder / "configs/inference.yaml").write_text(text, encoding="utf-8")
+    begin_fitted(folder)
     usual = _write_weights(folder, scale)
     _write_statements(load_bundle(folder), usual)
     return folder
@@ -350,7 +352,6 @@ def _write_weights(folder: Path, scale: Scale) -> NDArray[np.float64]:
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight)[:, :, None, None, None])
         head.bias.copy_(torch.from_numpy(bias))
-    (folder / "models").mkdir()
     torch.save(network.state_dict(), folder / "models/model.pt")
     coarse = [_centres(max(1, n // 8)) for n in scale.shape]
     image = image_features(phantom_hu(*coarse), (8 * CT_SPACING_MM,) * 3)

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.bundle_folder import CONFIDENCE
+from monai_unet_app.bundle_folder import CONFIDENCE, FITTED, WEIGHTS
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
@@ -52,7 +52,7 @@ TABLE = {
 PICTURES, SECOND_GRADER = "chase_db1_2d", "_2ndHO"
 MADE = REPOSITORY / "build" / "made"
 TRAINED = "build/bundles"  # in MADE, by the commands on the cards
-DELIVERED = ("models/model.pt", "models/run.json", "models/calibration.json", "configs/inference.yaml", CONFIDENCE)
+DELIVERED = (WEIGHTS, "models/run.json", "models/calibration.json", FITTED, CONFIDENCE)
 QUICK = {
     r"filters: \[([\d, ]+)\]": lambda found: f"filters: [{', '.join('4' for _ in found[1].split(','))}]",
     r"(?m)^epochs: \d+": "epochs: 1",

@@ -233,7 +233,7 @@ def check_bundle(root: Path, data: Path) -> None:
     first = workflow.parser.get_parsed_content("train::dataset")[(0, 0)]
     network = workflow.parser.get_parsed_content("network")
     answers = network.train()(first["image"][None])
-    assert isinstance(answers, list) == ("network_2:" in inference)
+    assert isinstance(answers, list) == ("networks: 2 " in inference)
     assert network.eval()(first["image"][None]).shape[1] == len(bundle.labels)
     size = yaml.safe_load(inference)["window"]
     assert first["image"].shape[1:] == tuple(size)
