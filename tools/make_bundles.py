@@ -32,6 +32,7 @@ from PIL import Image
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, FITTED, WEIGHTS
+from monai_unet_app.calibration.fitted import begin_fitted
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
@@ -105,6 +106,7 @@ def make_quickly(names: Sequence[str], made: Path) -> None:
             for pattern, small in QUICK.items():
                 text = re.sub(pattern, small, text)
             file.write_text(text, encoding="utf-8")
+        begin_fitted(made / "bundles" / name)
     (made / "examples").symlink_to(SPLITS.parent, target_is_directory=True)
     copy_crops(made / EXAMPLES.name)
     draw_pictures(made / PICTURES)
