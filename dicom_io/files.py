@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -35,6 +35,17 @@ def replace_when_whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
     # The name is an entry of the folder, which has to reach the disk too.
     if sync:
         sync_folder(path.parent)
+
+
+def replace_together(texts: Mapping[Path, str]) -> None:
+    """Replaces the text of several files, in UTF-8: all of them, or none if one of them cannot be written.
+
+    Args:
+        texts: Path -> text, with its line ends as they are to be. The folders must exist.
+    """
+    with ExitStack() as whole:
+        for path, text in texts.items():
+            whole.enter_context(replace_when_whole(path)).write_bytes(text.encode())
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dicom_io.coding import Whole, load_wholes
 from dicom_io.volume import Volume
-from monai_unet_app.bundle_folder import CALIBRATION_RECORD, FITTED, WEIGHTS, BundleFiles, bundle_files
+from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
 from monai_unet_app.data.labels import FileValues
@@ -140,7 +140,7 @@ class Bundle(BundleFiles):
 
     def check_configs(self) -> None:
         """Raises BundleError if the configs contradict each other. Neither weights are read nor a network is built."""
-        self._check_fitted()
+        self.check_fitted()
         _ = self.labels, self.wholes, self.windows, self.thresholds
         sided = [segment.label for segment in self.segments if side_of(segment)]
         if not (sided and self.mirror_axes):
@@ -152,19 +152,6 @@ class Bundle(BundleFiles):
                 f"{self.name}: `mirror_axes` is {list(self.mirror_axes)} and {reason}, but {', '.join(map(repr, sided[:3]))} "
                 "of segments.json have a side; a mirror image would exchange left and right; take the axis out of "
                 "`mirror_axes` and train again"
-            )
-
-    def _check_fitted(self) -> None:
-        """Raises BundleError if fitted.json is absent where inference.yaml reads it, or was fitted to other weights."""
-        if self.fitted is None and "fitted" in self.inference_document:
-            raise BundleError(
-                f"{self.name}: {FITTED} is absent and inference.yaml reads it; copy the whole bundle, or run monai-unet "
-                "calibrate, which writes it"
-            )
-        for part, then in self.stale_findings.items():
-            raise BundleError(
-                f"{self.name}: `{part}` of {FITTED} was fitted to weights with sha256 {then[:16]}, {WEIGHTS} has "
-                f"{str(self.weights_sha256)[:16]}; findings of these weights are needed; run monai-unet calibrate"
             )
 
     def check_network(self) -> None:

@@ -120,15 +120,51 @@ class BundleFiles:
         path = self.root / FITTED
         if not path.is_file():
             return None
-        with refusing_as(self.name, BundleError):
+        try:
             document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             validate(document, "fitted")
+        except (ValueError, InputRefusedError) as error:
+            raise BundleError(
+                f"{self.name}: {FITTED} cannot be used ({error}); the file as a command wrote it is needed; copy the whole "
+                "bundle again, or remove the file and run monai-unet calibrate"
+            ) from error
         return document
 
     @property
     def is_ensemble(self) -> bool:
         """Whether the bundle's own network is the mean of the networks of its folds."""
         return bool(self.fitted and self.fitted["folds"]["number"] > 1)
+
+    def check_fitted(self) -> None:
+        """Raises BundleError if `fitted.json` is not what `inference.yaml` and the weights need.
+
+        It is absent where it is read, has a form or a step that `inference.yaml` does not offer, or was fitted to other
+        weights.
+        """
+        config = self.inference_document
+        if self.fitted is None:
+            if "fitted" in config:
+                raise BundleError(
+                    f"{self.name}: {FITTED} is absent and inference.yaml reads it; copy the whole bundle, or run monai-unet "
+                    "calibrate, which writes it"
+                )
+            return
+        form, steps = self.fitted["calibration"]["form"], self.fitted["tidy"]["steps"]
+        needed = {"forms": [form] if form else [], "steps": [step["step"] for step in steps]}
+        for name, values in needed.items():
+            offered = config.get(name)
+            unknown = [value for value in values if isinstance(offered, dict) and value not in offered]
+            if unknown:
+                raise BundleError(
+                    f"{self.name}: {FITTED} has {unknown[0]!r}, which `{name}` of inference.yaml does not offer "
+                    f"({', '.join(offered or ())}); one of these is needed; put it back, or remove {FITTED} and run monai-unet "
+                    "calibrate"
+                )
+        for part, then in self.stale_findings.items():
+            raise BundleError(
+                f"{self.name}: `{part}` of {FITTED} was fitted to weights with sha256 {then[:16]}, {WEIGHTS} has "
+                f"{str(self.weights_sha256)[:16]}; findings of these weights are needed; run monai-unet calibrate"
+            )
 
     @property
     def stale_findings(self) -> dict[str, str]:

@@ -10,7 +10,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import replace_together
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, FITTED, WEIGHTS, BundleFiles
@@ -68,24 +67,26 @@ def upgrade_bundle(root: Path) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="monai-unet-upgrade-") as folder:
         before, after = (Path(folder) / name / root.resolve().name for name in ("before", "after"))
         for copy in (before, after):
-            shutil.copytree(root, copy, ignore=shutil.ignore_patterns("run", "eval", "cache", "folds"))
+            shutil.copytree(root, copy, ignore=shutil.ignore_patterns("run", "eval", "cache", "data", "folds"))
         fitted = _rewrite(after)
         write_json(fitted, after / FITTED, "fitted")
         _compare(before, after)
         texts = dict(_new_texts(root, before, after, fitted))
-    _replace_files(root, texts)
+    (root / "models").mkdir(exist_ok=True)
+    replace_together({root / name: text for name, text in texts.items()})
     metadata = root / "configs/metadata.json"
-    if sha256 and sha256 in (
-        text := metadata.read_text(encoding="utf-8")
-    ):  # figures of this very bundle are still true
-        _replace_files(root, {"configs/metadata.json": text.replace(sha256, BundleFiles(root).sha256)})
+    facts = metadata.read_text(encoding="utf-8")
+    if sha256 and sha256 in facts:  # figures of this very bundle are still true
+        replace_together({metadata: facts.replace(sha256, BundleFiles(root).sha256)})
     return list(texts)
 
 
 def _rewrite(root: Path) -> dict[str, Any]:
     """Rewrites the configs in a folder; gives the document fitted.json."""
-    texts = {name: _read(path) for name in CONFIGS if (path := root / f"configs/{name}.yaml").is_file()}
-    bundle, document = Bundle(root), BundleFiles(root).inference_document
+    paths = {name: root / f"configs/{name}.yaml" for name in CONFIGS}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
+    bundle = Bundle(root)
+    document = bundle.inference_document
     texts, folds = _without_ensemble(texts)
     text, steps = _without_tidy(texts["inference"], bundle)
     text, form = _with_calibration(text, bundle)
@@ -104,8 +105,8 @@ def _rewrite(root: Path) -> dict[str, Any]:
     if folds > 1:
         fitted["folds"] = {"number": folds, "why": f"the mean of the networks of {folds} folds"}
     for name, text in texts.items():
-        with replace_when_whole(root / f"configs/{name}.yaml") as part:
-            part.write_bytes(text.encode())
+        end = "\r\n" if b"\r\n" in paths[name].read_bytes() else "\n"
+        paths[name].write_text(text, encoding="utf-8", newline=end)
     return fitted
 
 
@@ -113,10 +114,6 @@ def _of_averages(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The calibration of averages over mirror images; None where its floats are 0, which meant "as without them"."""
     numbers = document.get("calibration_tta") or {}
     return numbers if any(isinstance(value, float) and value for value in numbers.values()) else None
-
-
-def _read(path: Path) -> str:
-    return path.read_bytes().decode()  # with its line ends as they are
 
 
 def _with_imports(block: re.Match[str]) -> str:
@@ -286,8 +283,8 @@ def _new_texts(root: Path, before: Path, after: Path, fitted: Mapping[str, Any])
     """Name and text of each file of the bundle that changes: configs, fitted.json, and records with digests of these."""
     for config in sorted((after / "configs").glob("*.yaml")):
         name = config.relative_to(after).as_posix()
-        if config.read_bytes() != (before / name).read_bytes():
-            yield name, _read(config)
+        if (content := config.read_bytes()) != (before / name).read_bytes():
+            yield name, content.decode()
     old, new = Bundle(before), Bundle(after)
     held = False
     if (document := old.confidence_document) is not None:
@@ -314,7 +311,8 @@ def _json(document: object) -> str:
 
 def _old_recipe(configs: Sequence[Path]) -> str:
     """`recipe_sha256` as it was: without what was found or delivered after the training."""
-    texts = _without_ensemble({"inference": _read(configs[0])})[0]["inference"], _read(configs[1])
+    inference, train = (path.read_text(encoding="utf-8") for path in configs)
+    texts = _without_ensemble({"inference": inference})[0]["inference"], train
     recipe = re.sub(r"^calibration(_tta)?: .*$", "", "".join(map(_without_chosen, texts)), flags=re.MULTILINE)
     return hashlib.sha256(recipe.encode()).hexdigest()
 
@@ -323,11 +321,3 @@ def _without_chosen(text: str) -> str:
     text = re.sub(rf"^(?:# \| .*\n)?thresholds: \[.*\]  # {_BY_US}.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(rf"^- _target_: Lambdad  # {_BY_US}, with `thresholds`\n(?:  .*\n)*", "", text, flags=re.MULTILINE)
     return re.sub(rf"^tidy:  # {_BY_US}.*\n(?:(?:# \||- | +\S).*\n)*", "tidy: []\n", text, flags=re.MULTILINE)
-
-
-def _replace_files(root: Path, texts: Mapping[str, str]) -> None:
-    """Replaces all these files, or none if one of them cannot be written."""
-    with ExitStack() as whole:
-        for name, text in texts.items():
-            (root / name).parent.mkdir(exist_ok=True)
-            whole.enter_context(replace_when_whole(root / name)).write_bytes(text.encode())

@@ -20,7 +20,7 @@ from ignite.engine import Engine, Events
 
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD
-from monai_unet_app.calibration.fitted import Parameters, write_calibration
+from monai_unet_app.calibration.fitted import Parameters, check_reads_fitted, write_calibration, write_calibration_tta
 from monai_unet_app.calibration.sample import Drawn, Part, parts_of
 from monai_unet_app.confidence.fitted_to import InferenceSetting
 from monai_unet_app.data.digest import seen_entry
@@ -214,6 +214,7 @@ class CalibrationFit:
 
     Raises:
         InputRefusedError: The bundle was trained on one of the cases, or a fit on a single subject is to be checked.
+        BundleError: As `check_reads_fitted`.
     """
 
     calibrate: Calibrate
@@ -229,6 +230,7 @@ class CalibrationFit:
         self.parameters, self.cases = dict(self.parameters), list(self.cases)
         self.bundle = load_bundle(self.bundle_root) if self.bundle_root else None
         if self.bundle is not None:
+            check_reads_fitted(self.bundle)
             # Cases of an earlier calibration may be used again, since the new fit replaces the earlier fit.
             own = [row for row in self.cases if row["id"] not in self.out_of_fold]
             check_unseen(self.bundle, own, ("train", "selection"))
@@ -255,12 +257,11 @@ class CalibrationFit:
     def finish(self) -> Fitted:
         """Fits, and writes parameters and record into the bundle if there is one."""
         fitted = self.fit()
-        if self.bundle is not None:
-            if self.setting == "plain":
-                write_record(self.bundle, fitted, self.cases)
-            assert self.bundle.fitted is not None
-            form = self.bundle.fitted["calibration"]["form"]
-            write_calibration(self.bundle, self.setting, fitted.parameters, fitted.sentence, form)
+        if self.bundle is not None and self.setting == "tta":
+            write_calibration_tta(self.bundle, fitted.parameters, fitted.sentence)
+        elif self.bundle is not None:
+            write_record(self.bundle, fitted, self.cases)
+            write_calibration(self.bundle, fitted.parameters, fitted.sentence)
         return fitted
 
     def add(self, rows: Iterable[Rows] | torch.Tensor, label: torch.Tensor) -> None:

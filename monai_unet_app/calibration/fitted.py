@@ -1,6 +1,5 @@
 """Writes `models/fitted.json`: what commands found out about the weights of a bundle, as values that `inference.yaml` reads."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import FITTED, BundleFiles
-from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
+from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
 
@@ -60,22 +59,30 @@ def check_upgraded(bundle: BundleFiles) -> None:
         )
 
 
+def check_reads_fitted(bundle: BundleFiles) -> None:
+    """Raises BundleError if `inference.yaml` does not take its calibration from `fitted.json`.
+
+    The message has the lines to add, or the command that upgrades a bundle of an earlier version.
+    """
+    check_upgraded(bundle)
+    config = bundle.inference_document
+    if "fitted" not in config or "@fitted" not in str(config.get("calibration")):
+        raise BundleError(f"{bundle.name}: inference.yaml does not read {FITTED}; {_lines_to_add(bundle)}")
+
+
 def begin_fitted(root: Path) -> None:
     """Writes a first `fitted.json`, without any finding, if there is none: with the first of the bundle's forms.
 
     Findings of other weights are taken back.
 
     Raises:
-        BundleError: `inference.yaml` does not read `fitted.json`; the message has the lines to add, or the command that
-            upgrades a bundle of an earlier version.
+        BundleError: As `check_reads_fitted`.
     """
     bundle = BundleFiles(root)
-    check_upgraded(bundle)
-    config = bundle.inference_document
-    if "fitted" not in config or "@fitted" not in str(config.get("calibration")):
-        raise BundleError(f"{bundle.name}: inference.yaml does not read {FITTED}; {_lines_to_add(bundle)}")
+    check_reads_fitted(bundle)
     if bundle.fitted is None:
-        name, form = next(iter(config.get("forms", {}).items()), (None, {"numbers": {}}))
+        forms = bundle.inference_document.get("forms", {})
+        name, form = next(iter(forms.items()), (None, {"numbers": {}}))
         write_json(neutral(name, form["numbers"]), root / FITTED, "fitted")
     elif bundle.stale_findings:
         forget_fitted(root)
@@ -96,17 +103,30 @@ def change_fitted(root: Path, part: str, **values: Any) -> None:
     write_json({**document, part: {**document[part], **values}}, root / FITTED, "fitted")
 
 
-def write_calibration(
-    bundle: Bundle, setting: InferenceSetting, numbers: Parameters, why: str, form: str | None
-) -> None:
-    """Writes fitted numbers for a setting, with the reason. New plain numbers take those for averages back."""
-    values = {setting: dict(numbers), "form": form, "why": why, "fitted_to": digests_before(bundle, setting)}
-    change_fitted(bundle.root, "calibration", **({"tta": None} | values))
+def write_calibration(bundle: Bundle, numbers: Parameters, why: str, **form: str) -> None:
+    """Writes fitted numbers, with the reason, and those for averages over mirror images back to none.
+
+    Args:
+        bundle: Whose `fitted.json` is written.
+        numbers: All of the form.
+        why: What they gain.
+        form: `form`, the name of another form than that of the bundle.
+    """
+    values = {"plain": dict(numbers), "tta": None, "why": why, "fitted_to": digests_before(bundle)}
+    change_fitted(bundle.root, "calibration", **values, **form)
 
 
-def digests_before(bundle: Bundle, setting: InferenceSetting = "plain") -> dict[str, str | None]:
+def write_calibration_tta(bundle: Bundle, numbers: Parameters, why: str) -> None:
+    """Writes fitted numbers for averages over mirror images, beside the plain ones, and adds the reason to theirs."""
+    fitted = BundleFiles(bundle.root).fitted
+    assert fitted is not None
+    reasons = filter(None, (fitted["calibration"]["why"], f"averages over mirror images {why}"))
+    change_fitted(bundle.root, "calibration", tta=dict(numbers), why="; ".join(reasons))
+
+
+def digests_before(bundle: Bundle) -> dict[str, str | None]:
     """Digests of what a finding was fitted to: of everything but `fitted.json` itself."""
-    return {file: digest for file, digest in fitted_to(bundle, setting).items() if file != FITTED}
+    return {file: digest for file, digest in fitted_to(bundle, "plain").items() if file != FITTED}
 
 
 def neutral(form: str | None, numbers: Parameters) -> dict[str, Any]:
@@ -126,13 +146,11 @@ def yaml_block(name: str, bundle: BundleFiles) -> str:
     """Lines of an `inference.yaml` that read fitted.json: "calibration" or "steps", for the outputs of this bundle."""
     config = bundle.inference_document
     labels = config.get("labels")
-    channels = len(labels) if isinstance(labels, list) else 1
     environment = Environment(loader=PackageLoader(__package__), trim_blocks=True, keep_trailing_newline=True)
     return environment.get_template(f"{name}.yaml").render(
         outputs=config.get("outputs"),
         planar=bool((config.get("input_rules") or {}).get("planar")),
-        class_numbers=json.dumps({f"class_{n}": 0.0 for n in range(channels)}),
-        structures=channels,
+        labels=labels if isinstance(labels, list) else [labels],
     )
 
 

@@ -293,4 +293,4 @@ def write_choice(
     unknown = [row for row in selection if bundle.seen_as(read_volume(row["image"])) is None]
     write_record(bundle, score.fitted, [*calibration, *unknown])
     why = f"chosen of {', '.join(other.form for other in scores)}; {score.fitted.sentence}"
-    write_calibration(bundle, "plain", score.parameters, why, score.form)
+    write_calibration(bundle, score.parameters, why, form=score.form)

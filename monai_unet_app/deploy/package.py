@@ -74,14 +74,15 @@ def render_package(
     Raises:
         UsageError: The output exists, or there is no bundle of that name.
         InputRefusedError: The bundle is for pictures, and one of the formats cannot be made from pictures.
-        BundleError: The folder is no bundle, has no weights or a structure without a code, or needs another version of a
-            package than the image has.
+        BundleError: The folder is no bundle, has no weights, findings of other weights or a structure without a code, or needs
+            another version of a package than the image has.
     """
     output = Path(os.path.abspath(output))
     if os.path.lexists(output):
         raise UsageError(f"--output {output} exists; a new folder is needed; name another folder, or remove this one")
     model = bundle_files(bundle)
     model.check_trained()
+    model.check_fitted()
     settings = settings or usual_settings(model.root)
     check_coded(model.name, model.segments)
     if load_bundle(model.root).rules.planar:

@@ -435,8 +435,6 @@ def _network(
             + chosen,
         ),
         "networks": Reasoned(config.networks, ""),
-        "structures": Reasoned(len(decided["labels"].value), ""),
-        "class_numbers": Reasoned({f"class_{n}": 0.0 for n in range(outputs)}, ""),
         "kernels": Reasoned(network.kernels, ""),
         "strides": Reasoned(network.strides, ""),
         "upsample": Reasoned(network.strides[1:], ""),

@@ -7,14 +7,13 @@ In the metadata they are `eval_metrics`; in the card, docs/README.md, they stand
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import replace_together
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.confidence.fine import WORTH_SHOWING
@@ -241,13 +240,13 @@ def write_figures(figures: Mapping[str, Any], bundle: Bundle, root: Path | None 
         card: _between_marks(card_rows(figures, bundle), card),
         metadata: json.dumps(document, indent=2, ensure_ascii=False) + "\n",
     }
-    _replace(texts)
+    replace_together(texts)
     return metadata, card
 
 
 def put_figures(rows: Sequence[str], page: Path) -> None:
     """Replaces the lines between the two marks of a page. Raises InputRefusedError unless each mark is there once."""
-    _replace({page: _between_marks(rows, page)})
+    replace_together({page: _between_marks(rows, page)})
 
 
 def _between_marks(rows: Sequence[str], page: Path) -> str:
@@ -260,13 +259,6 @@ def _between_marks(rows: Sequence[str], page: Path) -> str:
             "<!-- end of figures --> is needed; add them"
         )
     return text
-
-
-def _replace(texts: Mapping[Path, str]) -> None:
-    """Replaces the files once all texts are written; if one of them cannot be written, none is replaced."""
-    with ExitStack() as whole:
-        for path, text in texts.items():
-            whole.enter_context(replace_when_whole(path)).write_text(text, encoding="utf-8")
 
 
 def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:

@@ -364,6 +364,7 @@ def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
     from monai_unet_app.dicom_results import check_coded
 
     bundle.check_trained()
+    bundle.check_fitted()
     _check_approved(rule, bundle)
     check_stated(rule, bundle)
     check_coded(bundle.name, bundle.segments)

@@ -207,6 +207,20 @@ def test_statements_figures_and_a_run_stay_valid(earlier: Callable[[str], Path])
     assert new.fitted["calibration"]["fitted_to"]["models/model.pt"] == new.weights_sha256
 
 
+def test_line_ends_of_windows_stay(earlier: Callable[[str], Path]) -> None:
+    root = earlier("temperature")
+    config = root / "configs/inference.yaml"
+    config.write_bytes(config.read_bytes().replace(b"\n", b"\r\n"))
+    text = config.read_text() + (root / "configs/train.yaml").read_text()
+    recipe = hashlib.sha256(re.sub(r"(?m)^calibration(_tta)?: .*$", "", text).encode()).hexdigest()
+    (root / "run").mkdir()
+    (root / "run/run.json").write_text(json.dumps({"recipe_sha256": recipe}))
+    assert "run/run.json" in upgrade_bundle(root)
+    content = config.read_bytes()
+    assert content.count(b"\n") == content.count(b"\r\n")
+    assert b"@fitted['calibration']['form']" in content
+
+
 def test_a_run_that_is_not_finished_is_upgraded_without_weights(earlier: Callable[[str], Path]) -> None:
     root = earlier("3D")
     (root / "models/model.pt").unlink()
