@@ -171,7 +171,8 @@ class BundleFiles:
         """Part of `fitted.json` -> digest of the weights that it was fitted to, where `models/model.pt` holds others."""
         parts = {part: found for part, found in (self.fitted or {}).items() if isinstance(found, dict)}
         digests = {part: (found.get("fitted_to") or {}).get(WEIGHTS) for part, found in parts.items()}
-        return {part: then for part, then in digests.items() if then and then != self.weights_sha256}
+        own = self.weights_sha256  # None while only the networks of its folds are trained
+        return {part: then for part, then in digests.items() if own and then and then != own}
 
     @cached_property
     def inference_document(self) -> dict[str, Any]:
