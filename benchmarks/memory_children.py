@@ -21,6 +21,7 @@ LIMITS_GB = (4, 8, 16)
 def loop(bundle: str, image: str) -> int:
     """Prints the seconds of the sliding window and of the network inside it."""
     from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.config import ResultSettings
     from monai_unet_app.data.read import read_volume
     from monai_unet_app.pipeline import predict_rows, preprocess
 
@@ -31,7 +32,7 @@ def loop(bundle: str, image: str) -> int:
     for _ in range(2):  # the first calls of torch take longer
         calls.clear()
         start = time.perf_counter()
-        for _rows in predict_rows(tensor, loaded, loaded.windows):
+        for _rows in predict_rows(tensor, loaded.engine(ResultSettings()), loaded.windows):
             pass
         seconds = time.perf_counter() - start
     told = {"calls": len(calls), "network_s": sum(calls), "loop_s": seconds}

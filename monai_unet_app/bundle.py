@@ -17,7 +17,7 @@ import numpy as np
 from dicom_io.coding import Whole, load_wholes
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files
-from monai_unet_app.config import resolve_device
+from monai_unet_app.config import ResultSettings, resolve_device
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
 from monai_unet_app.data.labels import FileValues
 from monai_unet_app.data.naming import contradiction, side_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
     from monai.transforms import Compose
 
-    from monai_unet_app.inference.engines import Engine
+    from monai_unet_app.inference.engines import Engine, EngineKind
     from monai_unet_app.inference.outputs import Outputs
     from monai_unet_app.inference.pieces import ResultSteps
     from monai_unet_app.inference.windows import WindowSettings
@@ -298,13 +298,19 @@ class Bundle(BundleFiles):
         network: torch.nn.Module = self.part("network_def")
         return MeanOfNetworks(network) if isinstance(network, torch.nn.ModuleList) else network
 
-    @cached_property
-    def engine(self) -> "Engine":
-        """What runs the windows: the network in torch."""
-        from monai_unet_app.inference.engines.torch_engine import TorchEngine
+    def engine(self, settings: ResultSettings) -> "Engine":
+        """What runs the windows with these settings, made once. Raises UsageError as `choose_engine`."""
+        from monai_unet_app.inference.engines.chooser import choose_engine
 
-        leave = self.may_leave_device
-        return TorchEngine(self.network, self.device, self.slice_axis, self.feature_layer, may_leave=leave)
+        kind, leave = choose_engine(settings), self.may_leave_device
+        if kind not in self._engines:
+            made = kind(self.network, self.device, self.slice_axis, self.feature_layer, may_leave=leave)
+            self._engines[kind] = made
+        return self._engines[kind]
+
+    @cached_property
+    def _engines(self) -> "dict[EngineKind, Engine]":
+        return {}
 
     def _check_network(self, network: "torch.nn.Module", *, trained: bool) -> None:
         from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network

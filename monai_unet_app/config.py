@@ -1,9 +1,9 @@
 """Settings of one run: how images are read and segmented, and which files are written. The science is in the bundle."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dicom_io.kinds import FORMATS as DICOM_FORMATS
 from dicom_io.kinds.encodings import SegEncoding
@@ -14,9 +14,57 @@ if TYPE_CHECKING:
     import torch
 
 ExplainMethod = Literal["occlusion", "gradcam", "gradient"]
+InferenceSetting = Literal["plain", "tta"]
+"""Keys of what is fitted: in `configs/confidence.json` and `models/fitted.json`."""
 
 FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
 EXPLANATIONS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
+
+
+_OF_STATEMENTS = {"of_statements": True}
+
+
+@dataclass(frozen=True)
+class ResultSettings:
+    """Everything that can change a result of the same bundle and image.
+
+    `PredictConfig` holds what is asked for, `pipeline.Case.settings` what a result was computed with. Fields that are marked
+    with `_OF_STATEMENTS` also change what a bundle states about its results.
+
+    Attributes:
+        device: Type of the network's device: cpu, cuda or mps. It is asked for in `load_bundle`.
+        tta: Logits are averages over the mirror images that the bundle was trained with.
+        elsewhere: Intervals are the wider ones for images that are not from where the bundle was calibrated.
+        repairs: Names of the repairs of `ReadOptions` that were applied. They are asked for there.
+        engine, precision: A row of `inference.engines.chooser.ENGINES`. float32 is as PyTorch computes it by default; on CUDA
+            its convolutions may round their factors to TF32.
+    """
+
+    device: str = "cpu"
+    tta: bool = field(default=False, metadata=_OF_STATEMENTS)
+    elsewhere: bool = field(default=False, metadata=_OF_STATEMENTS)
+    repairs: tuple[str, ...] = ()
+    engine: str = "torch"
+    precision: str = "float32"
+
+    @property
+    def of_statements(self) -> "ResultSettings":
+        """The marked fields; all others have their defaults."""
+        return ResultSettings(**{row.name: getattr(self, row.name) for row in fields(self) if row.metadata})
+
+    @property
+    def key(self) -> InferenceSetting:
+        """The key of what is fitted for such results."""
+        return "tta" if self.tta else "plain"
+
+    def document(self) -> dict[str, Any]:
+        """The entry `settings` of result.json and metrics.json."""
+        return {**asdict(self), "repairs": list(self.repairs)}
+
+    def texts(self) -> tuple[tuple[str, str], ...]:
+        """The name and the value of each field, as DICOM objects state them; their UIDs depend on these."""
+        listed = self.document() | {"repairs": ", ".join(self.repairs) or "none"}
+        return tuple((name, str(value).lower()) for name, value in listed.items())
 
 
 @dataclass(frozen=True)
@@ -24,18 +72,16 @@ class PredictConfig:
     """Settings of one prediction.
 
     Attributes:
-        tta: Average over the mirror images that the bundle was trained with.
-        elsewhere: The images are not from where the bundle was calibrated: intervals are the wider ones for such images.
+        settings: What is asked for of the result.
         reading: For DICOM: the series and the time point to read, and the permitted repairs.
         memory_limit: Bytes that the process may take; None: what the machine, its control group and `ulimit` leave.
         on_plan: Called with a sentence about the memory that a large image will take, before its pixels are read.
     """
 
-    tta: bool = False
+    settings: ResultSettings = ResultSettings()
     reading: ReadOptions = field(default_factory=ReadOptions)
     memory_limit: float | None = None
     on_plan: Callable[[str], None] | None = field(default=None, compare=False)
-    elsewhere: bool = False
 
 
 @dataclass(frozen=True)

@@ -117,29 +117,13 @@ def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:
 
 
 def _info(case: Case) -> ResultInfo:
-    bundle, run, source = case.bundle, case.run, case.image.provenance
-    is_elsewhere = case.assessment is not None and case.assessment.confidence.is_elsewhere
-    repairs = [
-        (name, "true")
-        for name, applied in (
-            ("resample_gaps", run.reading.resample_gaps and source.resampled),
-            ("resample_tilt", run.reading.resample_tilt and source.resampled),
-            ("accept_incomplete", source.incomplete),
-        )
-        if applied
-    ]
+    bundle, source = case.bundle, case.image.provenance
     return ResultInfo(
         segments=bundle.segments,
         algorithm_name=bundle.name,
         algorithm_version=bundle.version,
         bundle_sha256=bundle.sha256,
-        settings=(
-            ("device", bundle.device.type),
-            ("tta", str(run.tta).lower()),
-            *([("elsewhere", "true")] if is_elsewhere else []),
-            *repairs,
-            *_image_setting(case.image),
-        ),
+        settings=(*case.settings.texts(), *_image_setting(case.image)),
         series_description=f"{INCOMPLETE}, {bundle.name}" if source.incomplete else "",
         quality=_quality(case),
         calibration=_calibration(bundle),

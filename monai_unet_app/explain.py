@@ -214,12 +214,14 @@ class _Regions:
         outputs, absent = case.bundle.outputs, [structure.voxels == 0 for structure in case.segmentation.structures]
         # Of a large image, sums of windows wait on disk
         settings = replace(
-            case.bundle.windows, mirror_axes=case.bundle.mirror_axes if case.run.tta else (), most_bytes=IN_MEMORY_BYTES
+            case.bundle.windows,
+            mirror_axes=case.bundle.mirror_axes if case.settings.tta else (),
+            most_bytes=IN_MEMORY_BYTES,
         )
         kind = label_dtype(case.bundle) if case.bundle.exclusive else np.uint8
         rows = [
             outputs.labels(values).cpu().numpy().astype(kind)
-            for _, values in predict_rows(item["image"], case.bundle, settings)
+            for _, values in predict_rows(item["image"], case.bundle.engine(case.settings), settings)
         ]
         channels = 0 if case.bundle.exclusive else 1
         around = [(side.start, size - side.stop) for side, size in zip(plan.inside, plan.padded_shape, strict=True)]

@@ -24,6 +24,7 @@ from monai_unet_app.machine_memory import (
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
+    from monai_unet_app.inference.engines import Engine
     from monai_unet_app.inference.memory_plan import MemoryPlan, Process, Work
     from monai_unet_app.inference.pieces import ResultSteps
     from monai_unet_app.inference.windows import WindowSettings
@@ -46,6 +47,11 @@ class MemoryPlanner:
         self._limit = min(self._ever, most_resident_bytes())
         self._process: Process | None = None
 
+    @property
+    def engine(self) -> "Engine":
+        """The engine of the run."""
+        return self._bundle.engine(self._run.settings)
+
     def before_pixels(self, shape: tuple[int, ...], affine: NDArray[np.float64]) -> None:
         """Plans for an image whose headers are known.
 
@@ -67,7 +73,7 @@ class MemoryPlanner:
         Raises:
             InputRefusedError: The image does not fit.
         """
-        settings = replace(self._bundle.windows, mirror_axes=self._bundle.mirror_axes if self._run.tta else ())
+        settings = replace(self._bundle.windows, mirror_axes=self._bundle.mirror_axes if self._run.settings.tta else ())
         in_pieces = self._result.way_back(image) is not None
         in_memory = volume.array.nbytes + image.nbytes
         plan = self._plan(
@@ -122,7 +128,7 @@ class MemoryPlanner:
         from monai_unet_app.inference.spool import IN_MEMORY_BYTES
         from monai_unet_app.inference.windows import plan_windows
 
-        settings, engine = self._bundle.windows, self._bundle.engine
+        settings, engine = self._bundle.windows, self.engine
         window = plan_windows(work.working, settings.window, settings.overlap).window
         empty = torch.zeros(settings.batch, _input_channels(self._bundle, work), *window, device=engine.device)
         kept = 0 if self._keep == "evidence" else min(IN_MEMORY_BYTES, 4 * work.channels * math.prod(work.source))

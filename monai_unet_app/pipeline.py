@@ -17,10 +17,9 @@ from dicom_io.segmentation import Box, Channels, Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
-from monai_unet_app.confidence.fitted_to import InferenceSetting
 from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
@@ -30,6 +29,7 @@ from monai_unet_app.memory_planner import MemoryPlanner
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
+    from monai_unet_app.inference.engines import Engine
     from monai_unet_app.inference.pieces import Piece, ResultSteps
     from monai_unet_app.inference.predict import Progress, Watch
     from monai_unet_app.inference.spool import Rows, StoredRows
@@ -59,6 +59,21 @@ class Case:
     image_features: NDArray[np.float64] | None = None
     logits: "StoredLogits | None" = None
     cautious: Channels | None = None
+
+    @property
+    def settings(self) -> ResultSettings:
+        """What the result was computed with: the repairs and the wider intervals that were applied."""
+        source, reading = self.image.provenance, self.run.reading
+        applied = {
+            "resample_gaps": reading.resample_gaps and source.resampled,
+            "resample_tilt": reading.resample_tilt and source.resampled,
+            "accept_incomplete": source.incomplete,
+        }
+        return replace(
+            settings_of(self.run, self.bundle),
+            elsewhere=self.assessment is not None and self.assessment.confidence.is_elsewhere,
+            repairs=tuple(name for name, is_applied in applied.items() if is_applied),
+        )
 
     @property
     def image(self) -> Volume:
@@ -128,14 +143,14 @@ def segment_case(
 
     Raises:
         InputRefusedError: The image cannot be read, breaks the rules of the bundle, or does not fit into memory or on disk;
-            or as `statements_for`.
-        UsageError: Cautious masks are asked for, and the bundle states no threshold for them.
+            or as `read_confidence`.
+        UsageError: Cautious masks are asked for, and the bundle states no threshold for them; or as `choose_engine`.
     """
     run = run or PredictConfig()
     seconds: dict[str, float] = {}
-    setting = setting_of(run, bundle)
-    statements = None if fitting else statements_for(run, bundle)
-    result = bundle.mirrored_result if setting == "tta" else bundle.result
+    settings = settings_of(run, bundle)
+    statements = None if fitting else read_confidence(bundle, settings)
+    result = bundle.mirrored_result if settings.tta else bundle.result
     planner = MemoryPlanner(bundle, run, result, keep)
     with timed(seconds, "read"):
         reading = replace(run.reading, before_pixels=planner.before_pixels)
@@ -148,7 +163,7 @@ def segment_case(
     cuts = statements.cautious_cuts(bundle.segments) if statements is not None and keep == "cautious" else ()
     layer = LayerMeans()
     with timed(seconds, "predict"), planner.memory():
-        rows: Iterable[Rows] = predict_rows(item["image"], bundle, windows, progress, layer.add)
+        rows: Iterable[Rows] = predict_rows(item["image"], planner.engine, windows, progress, layer.add)
         logits = None
         if keep == "logits":
             from monai_unet_app.inference.spool import StoredRows
@@ -169,20 +184,10 @@ def segment_case(
         return assessed(case, statements)
 
 
-def setting_of(run: PredictConfig, bundle: Bundle) -> InferenceSetting:
-    """The statements that hold for a run: "tta" if it averages over mirror images, else "plain"."""
-    return "tta" if run.tta and bundle.mirror_axes else "plain"
-
-
-def statements_for(run: PredictConfig, bundle: Bundle) -> Confidence:
-    """The statements of a bundle about results of a run.
-
-    Raises:
-        InputRefusedError: The run asks for the intervals for images from elsewhere, and the bundle has none.
-        BundleError: As `read_confidence`.
-    """
-    stated = read_confidence(bundle, setting_of(run, bundle))
-    return stated.for_elsewhere(bundle.name) if run.elsewhere else stated
+def settings_of(run: PredictConfig, bundle: Bundle) -> ResultSettings:
+    """The settings of a run with a bundle: on its device, and without averages if it has no mirror axes."""
+    asked = run.settings
+    return replace(asked, device=bundle.device.type, tta=asked.tta and bool(bundle.mirror_axes))
 
 
 def assessed(case: Case, statements: Confidence | None) -> Case:
@@ -213,7 +218,7 @@ def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":
 
 def predict_rows(
     image: "MetaTensor",
-    bundle: Bundle,
+    engine: "Engine",
     windows: "WindowSettings",
     progress: "Progress | None" = None,
     watch: "Watch" = lambda layer: None,
@@ -227,7 +232,7 @@ def predict_rows(
 
     from monai_unet_app.inference.predict import predict_rows
 
-    for rows in predict_rows(image.as_tensor(), bundle.engine, windows, progress, watch):
+    for rows in predict_rows(image.as_tensor(), engine, windows, progress, watch):
         if not torch.isfinite(rows[1]).all():
             raise InputRefusedError(
                 "the network's answer to it is not finite; look at its intensities with monai-unet inspect"

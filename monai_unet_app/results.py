@@ -29,7 +29,7 @@ from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.statements import Confidence, read_confidence
-from monai_unet_app.config import OutputConfig, PredictConfig
+from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
 from monai_unet_app.data.case_files import CaseFiles, case_id, case_message
 from monai_unet_app.data.nifti import nifti_image, write_nifti
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
@@ -37,7 +37,7 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.dicom_results import CaseOutput, check_coded, converted_modality, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 from monai_unet_app.gathering import decided
-from monai_unet_app.pipeline import Case, assessed, segment_case, statements_for
+from monai_unet_app.pipeline import Case, assessed, segment_case, settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +168,7 @@ def predict_cases(
         from monai_unet_app.explain import check_explainable
 
         check_explainable(bundle, config.explain)
-    statements = statements_for(run, bundle)  # raises before an image is read
+    statements = read_confidence(bundle, settings_of(run, bundle))  # raises before an image is read
     if config.cautious:
         statements.cautious_cuts(bundle.segments)
     for files in cases:
@@ -235,14 +235,14 @@ def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, config: OutputCo
 
 def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:
     """The content of `result.json`. It has the UIDs of study and series, and nothing that identifies the patient."""
-    case, bundle, run = output.case, output.case.bundle, output.case.run
+    case, bundle = output.case, output.case.bundle
     image, source = case.image, case.image.provenance
     return {
         "schema_version": SCHEMA_VERSION,
         "case": output.case_id,
         "software": {"name": "monai-unet-app", "version": __version__},
         "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
-        "settings": {"device": str(bundle.device), "tta": run.tta},
+        "settings": case.settings.document(),
         "source": {
             "kind": source.kind,
             "modality": source.modality,
@@ -488,6 +488,6 @@ class SaveDicomd:
         decision, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.key, "prob"))
         segmentation = decided(volume, probabilities, decision, self.bundle)
         # As on the command line, but without the shift detector, which needs the features of the running network
-        case = assessed(Case(segmentation, self.bundle), read_confidence(self.bundle, "plain"))
+        case = assessed(Case(segmentation, self.bundle), read_confidence(self.bundle, ResultSettings()))
         write_results(case, str(data.get("id", case_id(source))), self.config, self.output)
         return data

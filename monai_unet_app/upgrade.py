@@ -22,8 +22,8 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, FITTED, WEIGHTS, BundleFiles
 from monai_unet_app.calibration.fitted import digests_before, neutral, yaml_block
-from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.config import InferenceSetting, PredictConfig, ResultSettings
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
 from monai_unet_app.pipeline import segment_case
@@ -252,7 +252,9 @@ def _compare(before: Path, after: Path) -> None:
     image = _made_image(old)
     for tta in (False, True):
         results = [
-            segment_case(image, bundle, PredictConfig(tta=tta), keep="probabilities", fitting=True).segmentation
+            segment_case(
+                image, bundle, PredictConfig(ResultSettings(tta=tta)), keep="probabilities", fitting=True
+            ).segmentation
             for bundle in (old, new)
         ]
         arrays = [(np.asarray(one.labels), np.asarray(one.probabilities)) for one in results]

@@ -60,7 +60,7 @@ def test_predict_reads_what_is_here_on_request_and_every_result_says_so(
     assert document["source"]["instances"] == HERE
     seg = pydicom.dcmread(tmp_path / "out/hippocampus_003_seg.dcm")
     told = [item.get("ContributionDescription", "") for item in seg.ContributingEquipmentSequence]
-    assert any("accept_incomplete=true" in text for text in told)
+    assert any("repairs=accept_incomplete;" in text for text in told)
     objects = sorted((tmp_path / "out").rglob("*.dcm"))
     assert {pydicom.dcmread(path).Modality for path in objects} >= {"SEG", "SR", "RTSTRUCT", "PR", "OT"}
     for path in objects:

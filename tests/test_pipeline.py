@@ -22,7 +22,7 @@ from small_data import eye_picture, predict_logits, set_calibration
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.pipeline import preprocess, segment_case
 
@@ -259,8 +259,9 @@ def test_tta_averages_logits_over_the_mirror_images_that_the_bundle_names(
     flipped = image.clone()
     flipped.set_array(image.as_tensor().flip(1))
     plain, mirrored = (replace(bundle.windows, mirror_axes=axes) for axes in ((), bundle.mirror_axes))
-    by_hand = (predict_logits(image, bundle.engine, plain) + predict_logits(flipped, bundle.engine, plain).flip(1)) / 2
-    torch.testing.assert_close(predict_logits(image, bundle.engine, mirrored), by_hand, atol=1e-6, rtol=0)
+    engine = bundle.engine(ResultSettings())
+    by_hand = (predict_logits(image, engine, plain) + predict_logits(flipped, engine, plain).flip(1)) / 2
+    torch.testing.assert_close(predict_logits(image, engine, mirrored), by_hand, atol=1e-6, rtol=0)
 
 
 def test_tta_of_a_bundle_without_mirror_axes_is_the_plain_prediction(
@@ -269,9 +270,10 @@ def test_tta_of_a_bundle_without_mirror_axes_is_the_plain_prediction(
     bundle = load_bundle(tiny_bundle("hippocampus_mri_unet2d"), mirror_axes=[])
     plain, averaged = (
         segment_case(crop, bundle, keep="probabilities"),
-        segment_case(crop, bundle, PredictConfig(tta=True), keep="probabilities"),
+        segment_case(crop, bundle, PredictConfig(ResultSettings(tta=True)), keep="probabilities"),
     )
     np.testing.assert_array_equal(averaged.segmentation.probabilities, plain.segmentation.probabilities)
+    assert averaged.settings == plain.settings  # and so are record, UIDs and statements
 
 
 def test_a_bundle_gives_the_same_voxels_twice(tiny_bundle: Callable[..., Path], crop: Volume) -> None:

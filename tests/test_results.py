@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pydicom
 import pytest
 import scipy
 import SimpleITK
+import torch
 from phantoms import lopsided_array, oblique_affine, write_mr_series
 from PIL import Image
 from segmentations import segments
@@ -30,7 +31,9 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.config import OutputConfig, PredictConfig
+from monai_unet_app.confidence.assessment import assess
+from monai_unet_app.confidence.statements import Confidence, SizeStatement
+from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
 from monai_unet_app.data.case_files import CaseFiles, find_images
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.nifti import write_nifti
@@ -322,6 +325,45 @@ def nifti_case(walk: str, bundle: Bundle) -> Case:
     return case_on(Volume(image, affine, Provenance("nifti")), lopsided_labels().transpose(order)[flip], bundle)
 
 
+def incomplete(case: Case) -> Case:
+    image = case.image
+    provenance = replace(image.provenance, incomplete=True)
+    return replace(case, segmentation=replace(case.segmentation, image=replace(image, provenance=provenance)))
+
+
+def with_wider_intervals(case: Case) -> Case:
+    sizes = SizeStatement(0.9, {1: (-0.2, 0.2), 2: (-0.2, 0.2)}, 0.06, 20)
+    return replace(case, assessment=assess(Confidence(sizes=sizes, sizes_elsewhere=sizes), case.segmentation, None))
+
+
+def asking(**settings: Any) -> Callable[[Case], Case]:
+    return lambda case: replace(case, run=PredictConfig(ResultSettings(**settings)))
+
+
+OTHER_SETTINGS: dict[str, tuple[Callable[[Case], Case], Any, str]] = {
+    "device": (lambda case: replace(case, bundle=replace(case.bundle, device=torch.device("cuda:1"))), "cuda", "cuda"),
+    "tta": (asking(tta=True), True, "true"),
+    "elsewhere": (with_wider_intervals, True, "true"),
+    "repairs": (incomplete, ["accept_incomplete"], "accept_incomplete"),
+    "engine": (asking(engine="toy"), "toy", "toy"),
+    "precision": (asking(precision="bfloat16"), "bfloat16", "bfloat16"),
+}
+"""Field of `ResultSettings` -> a change of a case, and the value in result.json and in DICOM objects."""
+
+
+def test_record_report_and_uids_take_every_setting_that_can_change_a_result(dicom_case: Case, tmp_path: Path) -> None:
+    assert set(OTHER_SETTINGS) == {row.name for row in fields(ResultSettings)}
+    usual, series_uids = write(dicom_case, tmp_path / "usual", formats=("seg", "sr"))["settings"], []
+    for name, (change, value, text) in OTHER_SETTINGS.items():
+        settings = write(change(dicom_case), tmp_path / name, formats=("seg", "sr"))["settings"]
+        assert settings == usual | {name: value}
+        assert f"{name}={text}" in pydicom.dcmread(tmp_path / name / "case_sr.dcm").to_json()
+    for folder in ("usual", *OTHER_SETTINGS):
+        for kind in ("seg", "sr"):
+            series_uids.append(pydicom.dcmread(tmp_path / folder / f"case_{kind}.dcm").SeriesInstanceUID)
+    assert len(set(series_uids)) == 2 * (1 + len(OTHER_SETTINGS))
+
+
 @pytest.mark.parametrize("walk", WALKS)
 def test_labels_of_a_nifti_land_in_the_right_place_of_its_dicom_source(
     walk: str, series: Path, bundle: Bundle, tmp_path: Path
@@ -566,7 +608,7 @@ def test_a_case_of_a_repaired_series_gets_dicom_results_whose_settings_say_so(
     assert any("resampled on request" in note for note in document["source"]["notes"])
     dataset = pydicom.dcmread(tmp_path / "out/case_seg.dcm")
     told = [item.get("ContributionDescription", "") for item in dataset.ContributingEquipmentSequence]
-    assert any("resample_gaps=true" in text for text in told)
+    assert any("repairs=resample_gaps;" in text for text in told)
     assert document["source"]["instances"] == SHAPE[2] - 1
     for kind in ("seg", "sr", "rtstruct"):
         assert dciodvfy_errors(tmp_path / f"out/case_{kind}.dcm") == []

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
-from monai_unet_app.confidence.fitted_to import InferenceSetting
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import InferenceSetting, PredictConfig, ResultSettings
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
@@ -60,9 +59,9 @@ def calibrate_bundle(
         unchecked=unchecked,
         out_of_fold=set(folds or ()),
     )
-    networks = Networks(bundle, folds or {})
+    networks, run = Networks(bundle, folds or {}), PredictConfig(ResultSettings(tta=setting == "tta"))
     for row in rows:
-        fit.add(*rows_and_label(row, networks.of(row), PredictConfig(tta=setting == "tta")))
+        fit.add(*rows_and_label(row, networks.of(row), run))
         step(row["id"])
     return fit.finish()
 
@@ -76,11 +75,11 @@ def rows_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[Itera
     labels = read_labels(Path(row["label"]), volume, bundle.file_values)
     with resampling_in_slabs():
         item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
-    return planned_rows(planner, item["image"], volume, bundle), item["label"]
+    return planned_rows(planner, item["image"], volume), item["label"]
 
 
-def planned_rows(planner: MemoryPlanner, image: "MetaTensor", volume: Volume, bundle: Bundle) -> "Iterator[Rows]":
+def planned_rows(planner: MemoryPlanner, image: "MetaTensor", volume: Volume) -> "Iterator[Rows]":
     """Logits of a preprocessed image (C, *spatial), row by row; what of their sums does not fit into memory waits on disk."""
     windows = planner.windows(image, volume)
     with planner.memory():
-        yield from predict_rows(image, bundle, windows)
+        yield from predict_rows(image, planner.engine, windows)

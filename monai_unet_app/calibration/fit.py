@@ -22,7 +22,7 @@ from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD
 from monai_unet_app.calibration.fitted import Parameters, check_reads_fitted, write_calibration, write_calibration_tta
 from monai_unet_app.calibration.sample import Drawn, Part, parts_of
-from monai_unet_app.confidence.fitted_to import InferenceSetting
+from monai_unet_app.config import InferenceSetting
 from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError

@@ -203,7 +203,7 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
     rows, raw = StoredRows(), bundle.uncalibrated_result
     planner = MemoryPlanner(bundle, PredictConfig(), raw, "logits")
     item = preprocess(volume, bundle)
-    predicted = finished(rows.kept(planned_rows(planner, item["image"], volume, bundle)), item, raw)
+    predicted = finished(rows.kept(planned_rows(planner, item["image"], volume)), item, raw)
     flat = volume.without_flat_axis
     truth = flat(read_reference(row, volume, bundle).classes)
     # What is predicted without calibration, so that all forms share one band.

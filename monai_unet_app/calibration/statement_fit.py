@@ -31,11 +31,11 @@ from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.confidence.features import describe_structures, on_border
-from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, InferenceSetting, fitted_to
+from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, fitted_to
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 from monai_unet_app.confidence.shift import ShiftDetector
 from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import InferenceSetting, PredictConfig, ResultSettings
 from monai_unet_app.data.case_files import CaseFiles, find_data
 from monai_unet_app.data.cases import data_row
 from monai_unet_app.data.inspect import check_cases
@@ -100,7 +100,7 @@ def state_confidence(
     stated: dict[InferenceSetting, Confidence] = {}
     crops: dict[InferenceSetting, dict[str, Any]] = {}
     for setting in config.settings:
-        observations = _Observations(Networks(bundle, folds or {}), PredictConfig(tta=setting == "tta"))
+        observations = _Observations(Networks(bundle, folds or {}), PredictConfig(ResultSettings(tta=setting == "tta")))
         observations.collect(rows, known, subjects_needed(config.coverage), step)
         stated[setting] = observations.fitted(config)
         crops[setting] = observations.crops

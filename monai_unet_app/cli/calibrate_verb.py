@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.calibration import Fitted
     from monai_unet_app.calibration.form_comparison import FormScore
-    from monai_unet_app.confidence.fitted_to import InferenceSetting
     from monai_unet_app.confidence.statements import Confidence
+    from monai_unet_app.config import InferenceSetting
     from monai_unet_app.data.case_files import CaseFiles
     from monai_unet_app.evaluate.case_selection import Row, SelectedCases
 

@@ -114,7 +114,7 @@ def _evaluate_missing(
     measured = [set(read_evaluation(place).table.subjects) for place in evaluations.values()]
     roots = {name: common.trained_bundle(source).root for name, source in bundles.items()}
     data = common.labelled_cases(options)
-    from monai_unet_app.config import PredictConfig
+    from monai_unet_app.config import PredictConfig, ResultSettings
     from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 
     loaded = {name: common.loaded_bundle(root, options.device) for name, root in roots.items()}
@@ -137,7 +137,7 @@ def _evaluate_missing(
                 bundle,
                 LabelledCases(selection.rows, options.source.resolve().name, note, selection.seen),
                 folder / name,
-                run=PredictConfig(tta=options.tta),
+                run=PredictConfig(ResultSettings(tta=options.tta)),
                 each=step.measured,
             )
         problems += [f"{name}: {problem}" for problem in done.problems]

@@ -137,6 +137,7 @@ class Package(Repairs):
         format: comma-separated, as of predict (default: seg,sr; of a bundle for pictures seg)
         seg_encoding: as of predict
         tta: average over mirror images
+        elsewhere: as of predict
         probabilities: as of predict
         cautious: as of predict
         explain: as of predict
@@ -150,6 +151,7 @@ class Package(Repairs):
     format: str | None = None
     seg_encoding: str | None = None
     tta: bool = False
+    elsewhere: bool = False
     probabilities: bool = False
     cautious: bool = False
     explain: Annotated[str | None, Flag(metavar="METHOD")] = None

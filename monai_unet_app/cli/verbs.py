@@ -346,7 +346,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
 
     Example: monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT --into-bundle
     """
-    from monai_unet_app.config import PredictConfig
+    from monai_unet_app.config import PredictConfig, ResultSettings
 
     if options.evaluation:
         return _store_evaluation(options.evaluation, options)
@@ -382,7 +382,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
             bundle,
             LabelledCases(chosen.rows, options.source.resolve().name, chosen.note, chosen.seen, chosen.folds),
             options.output,
-            run=PredictConfig(tta=options.tta, elsewhere=options.elsewhere),
+            run=PredictConfig(ResultSettings(tta=options.tta, elsewhere=options.elsewhere)),
             targets=targets,
             each=step.measured,
         )
@@ -472,13 +472,14 @@ def predict(options: flags.Predict) -> Answer:
     Example: monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format
     nifti,seg,sr,rtstruct
     """
-    from monai_unet_app.config import OutputConfig, PredictConfig
+    from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
     from monai_unet_app.data.case_files import find_images, named_series
     from monai_unet_app.results import check_flags, predict_cases
 
     formats, left_out = _formats(options, planar=False)
     outputs = OutputConfig(**common.set_fields(options, OutputConfig) | formats)
-    run = PredictConfig(options.tta, common.read_options(options), options.memory_limit, show.say, options.elsewhere)
+    settings = ResultSettings(tta=options.tta, elsewhere=options.elsewhere)
+    run = PredictConfig(settings, common.read_options(options), options.memory_limit, show.say)
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; results would be cases next time; name another folder"

@@ -4,11 +4,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from dicom_io.coding import load_wholes
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import FITTED, BundleFiles
+from monai_unet_app.config import InferenceSetting
 from monai_unet_app.errors import BundleError, refusing_as
 
 SCHEMA_VERSION = "1.2"
@@ -40,8 +41,6 @@ _OF_SPEED = frozenset(
 """Arguments of the inferer that change its speed and memory, not its result."""
 
 _REFERENCE = re.compile(r"[@%](\w+)")  # MONAI: @id, @id::part and the macro %id
-
-InferenceSetting = Literal["plain", "tta"]
 
 
 def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str | None]:

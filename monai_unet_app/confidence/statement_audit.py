@@ -163,7 +163,8 @@ def summarise_statements(
     if confidence.shift:
         first = [row for row in rows if row.stated.number == rows[0].stated.number]  # every structure repeats the flag
         flags = [row.shifted for row in first if row.shifted is not None]
-        summary["shift"] = {"flagged": sum(flags), "cases": len(flags), "limit": confidence.shift.limit}
+        wider = {"wider_intervals": confidence.elsewhere is not None} if confidence.sizes else {}
+        summary["shift"] = {"flagged": sum(flags), "cases": len(flags), "limit": confidence.shift.limit, **wider}
     return summary
 
 

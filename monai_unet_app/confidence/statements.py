@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from dicom_io.coding import Segment, Whole
 from dicom_io.segmentation import Box, Segmentation
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
+from monai_unet_app.config import InferenceSetting, ResultSettings
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.metrics.missed import MissedVoxels
 
 from .border import BorderStatement
 from .conformal import conformal_quantile, least_threshold_of_risk, observed_coverage, subjects_needed
-from .fitted_to import InferenceSetting, changed_since
+from .fitted_to import changed_since
 from .json_document import JsonDocument
 from .quality import QualityGate
 from .shift import ShiftDetector
@@ -232,8 +233,8 @@ class Confidence(JsonDocument):
             (self.why_not[name] for name in absent if name in self.why_not), "its statements were made without"
         )
         raise InputRefusedError(
-            f"{bundle} states no wider intervals for images from elsewhere ({reason}); --elsewhere, or elsewhere = true in a "
-            "rule, needs them; calibrate the bundle on enough subjects, or leave that setting out"
+            f"{bundle} states no wider intervals for images from elsewhere ({reason}); --elsewhere, or elsewhere = true in "
+            "a rule or a package, needs them; calibrate the bundle on enough subjects, or leave that setting out"
         )
 
     @property
@@ -261,15 +262,22 @@ STATEMENTS = ("sizes", "risk", "gate", "shift", "border")
 """Names of all statements."""
 
 
-def read_confidence(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:
-    """The statements of a bundle about results of a setting.
+def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence:
+    """The statements of a bundle about results with these settings; only marked fields of the settings count.
 
-    The result has no statement, and the reason in `why_not`, if the setting was not fitted, or if the statements were fitted
-    to other weights, configs or structures than the bundle has now.
+    The result has no statement, and the reason in `why_not`, if averages over mirror images were not fitted, or if the
+    statements were fitted to other weights, configs or structures than the bundle has now.
 
     Raises:
+        InputRefusedError: The settings ask for the intervals for images from elsewhere, and the bundle has none.
         BundleError: Its confidence.json is damaged, or of another version.
     """
+    settings = settings.of_statements
+    stated = _stated(bundle, settings.key)
+    return stated.for_elsewhere(bundle.name) if settings.elsewhere else stated
+
+
+def _stated(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:
     try:
         document = bundle.confidence_document
         if document is None:

@@ -27,10 +27,12 @@ import dicom_io
 import monai_unet_app
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
+from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.deploy import entry
 from monai_unet_app.deploy.settings import Settings, common_manifest, image_paths, template
 from monai_unet_app.dicom_results import check_coded, check_possible
 from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.pipeline import settings_of
 
 Device = Literal["cpu", "gpu"]
 DEVICES: tuple[Device, ...] = ("cpu", "gpu")
@@ -85,8 +87,10 @@ def render_package(
     model.check_fitted()
     settings = settings or usual_settings(model.root)
     check_coded(model.name, model.segments)
-    if load_bundle(model.root).rules.planar:
+    loaded = load_bundle(model.root)
+    if loaded.rules.planar:
         check_possible(model.name, settings.format)
+    read_confidence(loaded, settings_of(settings.run, loaded))  # refuses wider intervals that the bundle does not state
     requirements = image_requirements(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     # In the folder of the output and so on the same file system, where the whole tree can appear by one rename.

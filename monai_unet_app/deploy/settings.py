@@ -9,7 +9,7 @@ from typing import Any
 
 from dicom_io.kinds.encodings import SEG_ENCODINGS
 from dicom_io.read import ReadOptions
-from monai_unet_app.config import OutputConfig, PredictConfig
+from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 
@@ -22,7 +22,7 @@ class Settings:
 
     Attributes:
         format: Some of `monai_unet_app.config.FORMATS`.
-        tta: As in `PredictConfig`.
+        tta, elsewhere: As in `ResultSettings`.
         probabilities: As in `OutputConfig`; so are cautious, explain, deliver_rejected, dicomize, seg_encoding.
         series: SeriesInstanceUID of the series to read where there are several.
         channels: SeriesInstanceUIDs of the series that are the channels of one case.
@@ -34,6 +34,7 @@ class Settings:
 
     format: tuple[str, ...] = ("seg", "sr")
     tta: bool = False
+    elsewhere: bool = False
     probabilities: bool = False
     cautious: bool = False
     explain: str | None = None
@@ -66,7 +67,7 @@ class Settings:
     def run(self) -> PredictConfig:
         """How each case is read and predicted."""
         reading = ReadOptions(**self._named_as_in(ReadOptions), series_instance_uid=self.series)
-        return PredictConfig(self.tta, reading)
+        return PredictConfig(ResultSettings(tta=self.tta, elsewhere=self.elsewhere), reading)
 
     @property
     def output_config(self) -> OutputConfig:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.confidence import statement_audit
 from monai_unet_app.confidence.assessment import Assessment
+from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
 from monai_unet_app.gathering import decided, on_volume
 from monai_unet_app.metrics.summary import Evaluation
-from monai_unet_app.pipeline import segment_case, setting_of, statements_for
+from monai_unet_app.pipeline import segment_case, settings_of
 from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases
 from monai_unet_app.report.evaluation_writer import write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
@@ -167,8 +168,7 @@ class CaseLog:
                 not_measured,
                 data.seen,
                 data.folds,
-                tta=setting_of(self.run, bundle) == "tta",
-                elsewhere=self.run.elsewhere,
+                settings=settings_of(self.run, bundle),
             ),
             pictures=self._pictures(),
             targets=self.targets,
@@ -228,12 +228,12 @@ def evaluate_cases(
         each: Called with the id and the mean Dice of every case; the Dice is None for a case that was refused.
 
     Raises:
-        InputRefusedError: No case could be measured; or as `statements_for`.
+        InputRefusedError: No case could be measured; or as `read_confidence`.
         NoRoomError: Memory or disk are short for a case.
     """
     log, problems, networks = CaseLog(bundle, targets, run), dict[str, str](), Networks(bundle, data.folds)
-    if log.run.elsewhere:
-        statements_for(log.run, bundle)  # raises before an image is read
+    if log.run.settings.elsewhere:
+        read_confidence(bundle, settings_of(log.run, bundle))  # raises before an image is read
     seconds: dict[str, float] = {}
     cost = InferenceCost()
     for row in data.rows:

@@ -6,7 +6,7 @@ from typing import Any
 
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.inference.seam_difference import SeamDifference, seam_difference
-from monai_unet_app.pipeline import Case, setting_of
+from monai_unet_app.pipeline import Case
 
 
 class InferenceCost:
@@ -26,11 +26,12 @@ class InferenceCost:
         self._seconds.append(seconds)
         if not case.image.planar:
             self._per_litre.append(seconds / (math.prod(case.image.shape) * case.image.voxel_ml / 1000))
-        if setting_of(case.run, bundle) == "tta" or case.logits is None:
+        if case.settings.tta or case.logits is None:
             self._seams = None
         elif self._seams is not None:
             rows, image = case.logits.rows, case.logits.item["image"].as_tensor()
-            self._seams += seam_difference(rows, image, bundle.engine, bundle.windows, exclusive=bundle.exclusive)
+            engine = bundle.engine(case.settings)
+            self._seams += seam_difference(rows, image, engine, bundle.windows, exclusive=bundle.exclusive)
 
     def document(self, bundle: Bundle) -> dict[str, Any]:
         """The entry `inference` of metrics.json, for at least one case.

@@ -17,8 +17,8 @@ from dicom_io.files import replace_together
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.confidence.fine import WORTH_SHOWING
-from monai_unet_app.confidence.fitted_to import InferenceSetting
 from monai_unet_app.confidence.statements import read_confidence
+from monai_unet_app.config import ResultSettings
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.report.stored_evaluation import StoredEvaluation, read_evaluation
@@ -94,15 +94,15 @@ def summary(evaluation: StoredEvaluation, bundle: Bundle, more: Mapping[str, Any
     """
     before, document = bundle.eval_metrics, evaluation.document
     figures = _figures(document) | dict(more or {}) | _training(bundle)
-    setting: InferenceSetting = "tta" if document.get("settings", {}).get("tta") else "plain"
-    if setting == "tta":
+    settings = ResultSettings(tta=bool(document.get("settings", {}).get("tta")))
+    if settings.tta:
         figures["tta"] = True
     if folds := document["data"].get("folds"):
         dice = [value for value in evaluation.table.values("dice").values() if np.isfinite(value)]
         figures["folds"] = len(set(folds.values()))
         if dice:
             figures |= {"percentile_5": _rounded(float(np.percentile(dice, 5))), "least": _rounded(min(dice))}
-        if left_out := _of_subjects_left_out(bundle, setting):
+        if left_out := _of_subjects_left_out(bundle, settings):
             figures["statements"] = left_out
         return {**before, OUT_OF_FOLD: figures}
     return {**figures, **({OUT_OF_FOLD: before[OUT_OF_FOLD]} if OUT_OF_FOLD in before else {})}
@@ -167,12 +167,12 @@ def _statements(statements: Mapping[str, Any]) -> dict[str, Any]:
     return entries
 
 
-def _of_subjects_left_out(bundle: Bundle, setting: InferenceSetting) -> dict[str, Any]:
+def _of_subjects_left_out(bundle: Bundle, settings: ResultSettings) -> dict[str, Any]:
     """What came true of the bundle's statements for subjects left out of their fit, as the fit noted it.
 
     Results out of fold are not assessed: their subjects fitted the statements, so these hold for them by construction.
     """
-    stated, found = read_confidence(bundle, setting), dict[str, Any]()
+    stated, found = read_confidence(bundle, settings), dict[str, Any]()
     names = {segment.number: segment.label for segment in bundle.segments}
     whole_names = {number: whole.name for number, whole in enumerate(bundle.wholes, start=1)}
     kept = {

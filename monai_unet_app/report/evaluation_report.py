@@ -14,6 +14,7 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
+from monai_unet_app.config import ResultSettings
 from monai_unet_app.metrics.bootstrap import Bootstrap
 from monai_unet_app.metrics.case_scores import CaseScores
 from monai_unet_app.metrics.plan import EvaluationPlan
@@ -39,8 +40,7 @@ class MeasuredOn:
         not_measured: Cases that could not be measured.
         seen: Partition -> number of cases with which the bundle was made.
         folds: Case -> the fold of a cross-validation whose network segmented it; empty for the bundle's own network.
-        tta: Whether probabilities are averages over mirror images.
-        elsewhere: Whether intervals are the wider ones for images from elsewhere.
+        settings: What its results were computed with.
     """
 
     bundle_name: str
@@ -52,8 +52,7 @@ class MeasuredOn:
     not_measured: tuple[str, ...] = ()
     seen: Mapping[str, int] = field(default_factory=dict)
     folds: Mapping[str, int] = field(default_factory=dict)
-    tta: bool = False
-    elsewhere: bool = False
+    settings: ResultSettings = field(default_factory=ResultSettings)
 
 
 @dataclass(frozen=True)

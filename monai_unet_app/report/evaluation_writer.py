@@ -70,7 +70,7 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
             "seen": dict(on.seen),
             **({"folds": dict(on.folds)} if on.folds else {}),
         },
-        "settings": {"tta": on.tta, "elsewhere": on.elsewhere},
+        "settings": on.settings.document(),
         "classes": list(plan.class_names),
         "exclusive": plan.exclusive,
         "planar": plan.planar,

@@ -401,8 +401,7 @@ def _provenance(report: EvaluationReport) -> Sequence[Block]:
         "Data": on.data_name,
         "Data sha256": on.data_sha256,
         "Part": on.partition or "not stated",
-        "Settings": " ".join(flag for flag, given in (("--tta", on.tta), ("--elsewhere", on.elsewhere)) if given)
-        or "plain",
+        "Settings": "; ".join(f"{name}={value}" for name, value in on.settings.texts()),
         "Cases": f"{len(report.cases)} of {plural(report.subjects, 'subject')}",
         **inference_facts(report.inference),
         "Intervals": f"{percent(how.level)}, {how.resamples} resamples, seed {how.seed}",

@@ -37,6 +37,8 @@ def statement_blocks(statements: Mapping[str, Any]) -> list[Block]:
         flagged = (
             f"{shift['flagged']} of {plural(shift['cases'], 'image')} flagged (distance above {shift['limit']:.2g})."
         )
+        if shift["flagged"] and not shift.get("wider_intervals", True):
+            flagged += " The stated intervals were not made for such images."
         blocks += [Heading(_STATEMENTS["shift"], small=True), Text(flagged)]
     if statements["not_stated"]:
         reasons = {_STATEMENTS.get(name, name): reason for name, reason in statements["not_stated"].items()}

@@ -267,10 +267,7 @@ class _Run:
         from monai_unet_app.config import PredictConfig
         from monai_unet_app.pipeline import segment_case
 
-        bundle, run = (
-            load_bundle(rule.bundle, self.site.node.device),
-            PredictConfig(tta=rule.tta, elsewhere=rule.elsewhere),
-        )
+        bundle, run = load_bundle(rule.bundle, self.site.node.device), PredictConfig(rule.settings)
         for axes in self._axes(rule):
             case = segment_case(read_series(self._made(rule, axes).files), bundle, run)
             # A result that the gate holds back would never arrive, and the step that looks for it would wait in vain.

@@ -17,6 +17,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.kinds import FORMATS
 from dicom_io.net.destination import OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
 from dicom_io.net.destination_file import LOOPBACK, TomlTable, destinations_of, read_table, read_tls
+from monai_unet_app.config import ResultSettings
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 
@@ -72,6 +73,11 @@ class Rule:
     reject_replaced: bool = True
     allow_incomplete: bool = False
     deliver_ungated: bool = False
+
+    @property
+    def settings(self) -> ResultSettings:
+        """What the rule asks for of its results."""
+        return ResultSettings(tta=self.tta, elsewhere=self.elsewhere)
 
 
 @dataclass(frozen=True)

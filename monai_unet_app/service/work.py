@@ -89,9 +89,7 @@ class Worker:
         logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
         self.site = site
         limit = _SHARE_OF_LIMIT * site.node.worker_gb * 1e9
-        self.runs = {
-            rule.name: PredictConfig(tta=rule.tta, elsewhere=rule.elsewhere, memory_limit=limit) for rule in site.rules
-        }
+        self.runs = {rule.name: PredictConfig(rule.settings, memory_limit=limit) for rule in site.rules}
         self.bundles = {rule.name: _warm(rule, site.node.device, device) for rule in site.rules}
 
     @property
@@ -391,9 +389,13 @@ def check_stated(rule: Rule, bundle: "BundleFiles") -> None:
 
     if rule.deliver_ungated and not rule.elsewhere:
         return
-    stated = read_confidence(bundle, "tta" if rule.tta else "plain")
-    if stated.gate is None and rule.tta and not load_bundle(bundle.root).mirror_axes:
-        stated = read_confidence(bundle, "plain")
+    settings = rule.settings
+    if rule.tta and not load_bundle(bundle.root).mirror_axes:
+        settings = replace(settings, tta=False)
+    try:
+        stated = read_confidence(bundle, settings)
+    except InputRefusedError as error:
+        raise AppError(f"rule {rule.name}: {error}") from error
     if stated.gate is None and not rule.deliver_ungated:
         how, flag = ("with tta = true", " with --tta") if rule.tta else ("as its rule wants it", "")
         raise AppError(
@@ -401,11 +403,6 @@ def check_stated(rule: Rule, bundle: "BundleFiles") -> None:
             f"without one, failures would be delivered like good results; calibrate the bundle{flag} on enough subjects, or "
             "write deliver_ungated = true into the rule if results shall go out that no quality gate has judged"
         )
-    if rule.elsewhere:
-        try:
-            stated.for_elsewhere(bundle.name)
-        except InputRefusedError as error:
-            raise AppError(f"rule {rule.name}: {error}") from error
 
 
 def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
@@ -417,7 +414,7 @@ def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
     bundle = replace(load_bundle(rule.bundle, found or device), may_leave_device=device == "auto")
     _check_rule(rule, bundle)
     # Zeros of one window: the first run of a network is slow, and no study has to wait for it.
-    bundle.engine(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
+    bundle.engine(rule.settings)(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
     return bundle
 
 

@@ -19,7 +19,7 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
 from monai_unet_app.confidence.fitted_to import changed_since, fitted_to
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.errors import BundleError
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.checkpoints import half_weights, save_atomically
@@ -151,7 +151,10 @@ def image_of(root: Path, folder: Path) -> Path:
 def results(root: Path, image: Path) -> list[np.ndarray]:
     """Labels and probabilities, plain and averaged over mirror images."""
     bundle = load_bundle(root)
-    cases = [segment_case(image, bundle, PredictConfig(tta=tta), keep="probabilities") for tta in (False, True)]
+    cases = [
+        segment_case(image, bundle, PredictConfig(ResultSettings(tta=tta)), keep="probabilities")
+        for tta in (False, True)
+    ]
     return [np.asarray(part) for case in cases for part in (case.segmentation.labels, case.segmentation.probabilities)]
 
 

@@ -21,6 +21,7 @@ from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.border import LEAST_PART, BorderContact, BorderStatement, sides_of
 from monai_unet_app.confidence.features import on_border
 from monai_unet_app.confidence.statements import Confidence, SizeStatement, read_confidence
+from monai_unet_app.config import ResultSettings
 from monai_unet_app.errors import BundleError
 
 SPACING = (0.8, 1.0, 3.0)
@@ -145,7 +146,7 @@ def test_a_bundle_that_was_calibrated_before_borders_were_known_says_to_calibrat
     document = {"schema_version": "1.0", "structures": ["a"], "settings": {"plain": {"why_not": {}}}}
     (tmp_path / CONFIDENCE).write_text(json.dumps(document))
     with pytest.raises(BundleError, match="run monai-unet calibrate again"):
-        read_confidence(BundleFiles(tmp_path), "plain")
+        read_confidence(BundleFiles(tmp_path), ResultSettings())
 
 
 def test_a_volume_without_patient_space_names_its_axes() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import BUNDLES
 from pydicom.sr.codedict import codes
 from segmentations import exclusive, segments
@@ -17,6 +19,7 @@ from segmentations import exclusive, segments
 from dicom_io.coding import Whole
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.fitted_to import fitted_to
@@ -44,8 +47,10 @@ from monai_unet_app.confidence.statements import (
     measure_wholes,
     read_confidence,
 )
+from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.errors import AppError, BundleError
 from monai_unet_app.metrics.overlap import dice
+from monai_unet_app.pipeline import settings_of
 
 VOLUME = Volume(np.zeros((10, 9, 8), np.float32), np.diag([1.0, 2.0, 3.0, 1.0]), Provenance(kind="nifti"))
 
@@ -144,13 +149,13 @@ def bundle_with(folder: Path, document: object) -> BundleFiles:
 def test_what_was_written_is_read_again_by_setting(tmp_path: Path, stated: Confidence) -> None:
     document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
     files = bundle_with(tmp_path, document)
-    assert read_confidence(files, "plain").document() == stated.document()
+    assert read_confidence(files, ResultSettings()).document() == stated.document()
 
 
 def test_a_setting_that_was_never_fitted_says_why_nothing_is_stated_of_it(tmp_path: Path, stated: Confidence) -> None:
     document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
-    averaged = read_confidence(bundle_with(tmp_path, document), "tta")
-    uncalibrated = read_confidence(BundleFiles(tmp_path / "configs"), "plain")
+    averaged = read_confidence(bundle_with(tmp_path, document), ResultSettings(tta=True))
+    uncalibrated = read_confidence(BundleFiles(tmp_path / "configs"), ResultSettings())
     for found, why in ((averaged, "was calibrated without --tta"), (uncalibrated, "was not calibrated")):
         assert (found.sizes, found.risk, found.gate, found.shift, found.border) == (None,) * 5
         assert set(found.why_not) == {"sizes", "risk", "gate", "shift", "border"}
@@ -167,7 +172,7 @@ def test_a_setting_that_was_never_fitted_says_why_nothing_is_stated_of_it(tmp_pa
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, document: object) -> None:
     with pytest.raises(AppError, match="confidence"):
-        read_confidence(bundle_with(tmp_path, document), "plain")
+        read_confidence(bundle_with(tmp_path, document), ResultSettings())
 
 
 def test_a_gate_of_other_features_is_refused(tmp_path: Path) -> None:
@@ -183,7 +188,7 @@ def test_a_gate_of_other_features_is_refused(tmp_path: Path) -> None:
     }
     document = {"schema_version": "1.2", "structures": [], "settings": {"plain": {"why_not": {}, "gate": gate}}}
     with pytest.raises(BundleError, match="calibrate the bundle again"):
-        read_confidence(bundle_with(tmp_path, document), "plain")
+        read_confidence(bundle_with(tmp_path, document), ResultSettings())
 
 
 def audited(
@@ -316,7 +321,7 @@ def test_an_image_from_elsewhere_has_the_wider_interval(tmp_path: Path, stated: 
     assert usual.elsewhere is None
     wide = replace(usual, sizes_elsewhere=SizeStatement(0.9, {1: (-0.2, 0.3)}, 0.06, 18))
     document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": wide.document()}}
-    assert read_confidence(bundle_with(tmp_path, document), "plain").document() == wide.document()
+    assert read_confidence(bundle_with(tmp_path, document), ResultSettings()).document() == wide.document()
     mask = np.zeros(VOLUME.shape, bool)
     mask[2:6, 2:6, 2:6] = True
     result, size = exclusive(VOLUME, [mask], [mask.astype(np.float32)]), 64 * 0.006
@@ -331,6 +336,31 @@ def test_an_image_from_elsewhere_has_the_wider_interval(tmp_path: Path, stated: 
         ends = (-0.2, 0.3) if name in ("named", "unlike it") else (-0.1, 0.1)
         assert one.structures[0].size_interval == pytest.approx([(size + 0.06) * math.exp(end) - 0.06 for end in ends])
         assert one.confidence.is_elsewhere == (name in ("named", "unlike it"))
+
+
+def test_statements_hold_on_every_device_and_change_with_mirror_images_and_the_kind_of_interval(
+    tmp_path: Path, stated: Confidence
+) -> None:
+    wide = replace(stated, sizes_elsewhere=SizeStatement(0.9, {1: (-0.2, 0.3)}, 0.06, 18))
+    entries = {"plain": wide.document(), "tta": Confidence(why_not={"sizes": "too few"}).document()}
+    files = bundle_with(tmp_path, {"schema_version": "1.2", "structures": ["a", "b"], "settings": entries})
+    others: dict[str, Any] = {
+        "device": "cuda", "tta": True, "elsewhere": True, "repairs": ("resample_gaps",), "engine": "toy", "precision": "half",
+    }  # fmt: skip
+    assert set(others) == {row.name for row in fields(ResultSettings)}
+    usual = read_confidence(files, ResultSettings())
+    same = {
+        name for name, value in others.items()
+        if read_confidence(files, replace(ResultSettings(), **{name: value})).document() == usual.document()
+    }  # fmt: skip
+    assert same == {"device", "repairs", "engine", "precision"}
+
+
+def test_a_bundle_that_was_calibrated_on_a_cpu_states_its_intervals_on_another_device() -> None:
+    bundle = replace(load_bundle("hippocampus_mri_unet3d"), device=torch.device("cuda"))
+    settings = settings_of(PredictConfig(), bundle)
+    assert settings.device == "cuda"
+    assert read_confidence(bundle, settings).sizes is not None
 
 
 def test_no_structure_has_a_narrower_interval_elsewhere() -> None:

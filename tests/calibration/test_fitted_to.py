@@ -21,8 +21,9 @@ from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.calibration.statement_fit import StatementConfig, state_confidence
 from monai_unet_app.cli import main
-from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
+from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.statements import STATEMENTS, Confidence, read_confidence
+from monai_unet_app.config import InferenceSetting, ResultSettings
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import AppError
 from monai_unet_app.service.site_file import Rule
@@ -100,7 +101,7 @@ def test_statements_do_not_speak_of_a_bundle_that_was_changed_since(name: str, b
     change(bundle)
     settings: tuple[InferenceSetting, ...] = ("plain", "tta")
     for setting in settings:
-        found = read_confidence(load_bundle(bundle), setting)
+        found = read_confidence(load_bundle(bundle), ResultSettings(tta=setting == "tta"))
         if setting not in silent:
             assert found.gate is not None
             continue
@@ -129,15 +130,15 @@ def test_what_changes_no_mask_and_no_name_leaves_the_statements_as_they_are(
     file: str, old: str, new: str, bundle: Path
 ) -> None:
     edit(bundle, file, old, new)
-    assert read_confidence(load_bundle(bundle), "plain").gate is not None
-    assert read_confidence(load_bundle(bundle), "tta").gate is not None
+    assert read_confidence(load_bundle(bundle), ResultSettings()).gate is not None
+    assert read_confidence(load_bundle(bundle), ResultSettings(tta=True)).gate is not None
 
 
 def test_an_override_that_changes_results_silences_the_statements() -> None:
-    assert read_confidence(load_bundle(SHIPPED), "plain").gate is not None
+    assert read_confidence(load_bundle(SHIPPED), ResultSettings()).gate is not None
     overrides: list[dict[str, Any]] = [{"window": [24, 48, 32]}, {"inferer::overlap": 0.1}]
     for override in overrides:
-        assert CHANGED in read_confidence(load_bundle(SHIPPED, **override), "plain").why_not["gate"]
+        assert CHANGED in read_confidence(load_bundle(SHIPPED, **override), ResultSettings()).why_not["gate"]
 
 
 def test_statements_that_do_not_say_what_they_were_fitted_to_are_not_used(bundle: Path) -> None:
@@ -146,7 +147,7 @@ def test_statements_that_do_not_say_what_they_were_fitted_to_are_not_used(bundle
     for found in document["settings"].values():
         del found["fitted_to"]
     (bundle / CONFIDENCE).write_text(json.dumps(document))
-    found = read_confidence(bundle_files(bundle), "plain")
+    found = read_confidence(bundle_files(bundle), ResultSettings())
     assert found.gate is None
     assert "run monai-unet calibrate again" in found.why_not["gate"]
 
@@ -189,7 +190,7 @@ def test_calibrate_writes_what_it_fitted_to(tiny_bundle: Callable[..., Path], tm
     settings: tuple[InferenceSetting, ...] = ("plain", "tta")
     for setting in settings:
         assert document["settings"][setting]["fitted_to"] == fitted_to(bundle_files(root), setting)
-        assert CHANGED not in str(read_confidence(load_bundle(root), setting).why_not)
+        assert CHANGED not in str(read_confidence(load_bundle(root), ResultSettings(tta=setting == "tta")).why_not)
     calibrate_bundle(load_bundle(root), rows, setting="tta", unchecked=True)  # and no statements after it
-    assert CHANGED not in str(read_confidence(load_bundle(root), "plain").why_not)
-    assert CHANGED in str(read_confidence(load_bundle(root), "tta").why_not)
+    assert CHANGED not in str(read_confidence(load_bundle(root), ResultSettings()).why_not)
+    assert CHANGED in str(read_confidence(load_bundle(root), ResultSettings(tta=True)).why_not)

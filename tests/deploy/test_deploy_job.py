@@ -206,14 +206,16 @@ def test_an_image_has_one_model(packaged: dict[str, str], tmp_path: Path) -> Non
 def test_later_settings_replace_earlier_ones_by_name() -> None:
     found = settings_of(("a", {"tta": True, "series": "1.2"}), ("b", {"series": None, "time_point": 2}))
     assert found == Settings(tta=True, series=None, time_point=2)
-    assert (found.run.tta, found.run.reading.time_point) == (True, 2)
+    assert (found.run.settings.tta, found.run.reading.time_point) == (True, 2)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         Settings(),
-        Settings(("nifti",), True, True, True, "gradcam", True, True, series="1.2", time_point=3, resample_gaps=True),
+        Settings(
+            ("nifti",), True, True, True, True, "gradcam", True, True, series="1.2", time_point=3, resample_gaps=True
+        ),
         Settings(format=("seg",), match={"SeriesDescription": "t1|hippo"}, least_instances=8),
         Settings(format=("seg",), seg_encoding="fractional", channels=("1.2", "1.3"), device="cpu"),
     ],

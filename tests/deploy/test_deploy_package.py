@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.deploy.package import Resources, image_requirements, render_package
 from monai_unet_app.deploy.settings import Settings
-from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 
 NAME = "hippocampus_mri_unet3d"
 UNUSED_BY_AN_APPLICATION = {"dicomweb-client", "fire", "itk", "pynetdicom", "rich", "tensorboard"}
@@ -35,6 +35,12 @@ UNUSED_BY_AN_APPLICATION = {"dicomweb-client", "fire", "itk", "pynetdicom", "ric
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render_package(REPOSITORY / "bundles" / NAME, tmp_path_factory.mktemp("packages") / "package")
+
+
+def test_a_package_for_images_from_elsewhere_needs_a_bundle_with_wider_intervals(tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match=f"{NAME} states no wider intervals for images from elsewhere"):
+        render_package(REPOSITORY / "bundles" / NAME, tmp_path / "package", Settings(elsewhere=True))
+    assert not (tmp_path / "package").exists()
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int, bytes]]:

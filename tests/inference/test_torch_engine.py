@@ -1,16 +1,24 @@
-"""The plain engine gives what the network gives."""
+"""The plain engine gives what the network gives, and another engine is one row of a table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.inference.engines import torch_engine
+from monai_unet_app.config import PredictConfig, ResultSettings
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.inference.engines import Answer, chooser, torch_engine
 from monai_unet_app.inference.engines.torch_engine import TorchEngine
 from monai_unet_app.inference.predict import _place_of_sums
 from monai_unet_app.inference.windows import plan_windows
+from monai_unet_app.pipeline import segment_case
 
 
 class Head(torch.nn.Module):
@@ -101,4 +109,41 @@ def test_sums_stay_on_an_accelerator_that_has_twice_their_memory(
 def test_only_where_no_device_is_named_a_window_may_leave_it(
     device: str | torch.device | None, may_leave: bool
 ) -> None:
-    assert load_bundle("hippocampus_mri_unet3d", device).engine.may_leave is may_leave
+    assert load_bundle("hippocampus_mri_unet3d", device).engine(ResultSettings()).may_leave is may_leave  # type: ignore[attr-defined]
+
+
+class ToyEngine:
+    """Runs the network in double precision, window by window."""
+
+    runs = 0
+
+    def __init__(
+        self, network: torch.nn.Module, device: torch.device, slice_axis: int | None = None,
+        feature_layer: str | None = None, *, may_leave: bool = False,
+    ) -> None:  # fmt: skip
+        self.network, self.device = deepcopy(network).double(), device
+
+    @torch.no_grad()
+    def __call__(self, windows: torch.Tensor) -> Answer:
+        type(self).runs += 1
+        return Answer(torch.cat([self.network(window.double()).float() for window in torch.split(windows, 1)]))
+
+
+def test_another_engine_is_a_row_of_the_table_and_gives_the_voxels_of_torch(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Callable[[str], Path], crop: Volume
+) -> None:
+    monkeypatch.setitem(chooser.ENGINES, ("toy", "float32"), ToyEngine)
+    bundle, run = load_bundle(tiny_bundle("hippocampus_mri_unet3d")), PredictConfig(ResultSettings(engine="toy"))
+    torchs, toys = (segment_case(crop, bundle, one, keep="probabilities") for one in (PredictConfig(), run))
+    assert ToyEngine.runs > 0
+    assert np.array_equal(toys.segmentation.labels, torchs.segmentation.labels)
+    np.testing.assert_allclose(toys.segmentation.probabilities, torchs.segmentation.probabilities, atol=1e-6)
+    assert (torchs.settings.engine, toys.settings.engine) == ("torch", "toy")
+
+
+def test_an_engine_that_the_table_lacks_is_refused_with_those_that_it_has(
+    tiny_bundle: Callable[[str], Path], crop: Volume
+) -> None:
+    run = PredictConfig(ResultSettings(precision="bfloat16"))
+    with pytest.raises(UsageError, match="no engine torch in bfloat16; torch in float32 is needed"):
+        segment_case(crop, load_bundle(tiny_bundle("hippocampus_mri_unet3d")), run)

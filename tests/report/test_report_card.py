@@ -21,9 +21,10 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, CONFIDENCE, bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.confidence.fine import FineDice
-from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
+from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.quality import QualityGate
 from monai_unet_app.confidence.statements import Confidence, SizeStatement
+from monai_unet_app.config import InferenceSetting, ResultSettings
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.report.card import card_rows, put_figures
 from monai_unet_app.report.evaluation_report import EvaluationReport, MeasuredOn
@@ -59,7 +60,9 @@ def evaluation_of(
     cases = [case_of("a", subjects[0], truth, moved, 2), case_of("b", subjects[1], truth, truth, 2)]
     report: EvaluationReport = report_of(cases, EvaluationPlan(("anterior", "posterior")), **more)
     files = bundle_files(bundle)
-    on = MeasuredOn(files.name, files.version, files.sha256, "Boxes", "cd" * 32, "2 of 2 case(s)", tta=tta)
+    on = MeasuredOn(
+        files.name, files.version, files.sha256, "Boxes", "cd" * 32, "2 of 2 case(s)", settings=ResultSettings(tta=tta)
+    )
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(metrics_document(replace(report, measured_on=on))))
     (folder / "cases.csv").write_text(cases_csv(report.cases, report.plan))

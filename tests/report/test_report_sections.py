@@ -216,11 +216,12 @@ def test_what_was_counted_of_real_results_is_what_the_section_tells():
     ]
     risk = SimpleNamespace(risk=0.1, thresholds={1: 0.2, 2: None})
     stated = SimpleNamespace(why_not={}, sizes=SimpleNamespace(coverage=0.9), wholes=None, risk=risk,
-                             gate=SimpleNamespace(coverage=0.9), shift=SimpleNamespace(limit=1.5))  # fmt: skip
+                             gate=SimpleNamespace(coverage=0.9), shift=SimpleNamespace(limit=1.5), elsewhere=None)  # fmt: skip
     counted = summarise_statements(rows, SimpleNamespace(confidence=stated), {1: "Front", 2: "Back"})
     assert counted["gate"].keys() == STATEMENTS["gate"].keys()
     for name in ("sizes", "cautious"):
         assert counted[name]["Front"].keys() == STATEMENTS[name]["Front"].keys()
+    assert counted["shift"]["wider_intervals"] is False
     blocks = statement_blocks(counted)
     row = table_headed(blocks, "Kept?")["Front"]  # of three subjects one lies beyond its interval
     assert (row["Observed"].text, row["Subjects"], row["Half width"]) == ("66.7 %", "3", "20.0 %")
@@ -298,7 +299,15 @@ def test_what_is_not_stated_comes_with_the_reason():
     assert Facts({"Images unlike the training's": "the bundle names no feature_layer"}) in blocks
     assert headings(blocks)[1:] == ["Intervals of sizes", "Cautious masks", "Quality gate", "Not stated"]
     shift = replace_shift(flagged=3, cases=31, limit=1.337)
-    assert Text("3 of 31 images flagged (distance above 1.3).") in statement_blocks(shift)
+    said = "3 of 31 images flagged (distance above 1.3)."
+    assert Text(said) in statement_blocks(shift)
+    for flagged, wider, more in (
+        (3, True, ""),
+        (0, False, ""),
+        (3, False, " The stated intervals were not made for such images."),
+    ):
+        shift = replace_shift(flagged=flagged, cases=31, limit=1.337, wider_intervals=wider)
+        assert Text(said.replace("3 of", f"{flagged} of") + more) in statement_blocks(shift)
 
 
 def replace_shift(**shift):
