@@ -23,7 +23,8 @@ def loop(bundle: str, image: str) -> int:
     from monai_unet_app.bundle import load_bundle
     from monai_unet_app.config import ResultSettings
     from monai_unet_app.data.read import read_volume
-    from monai_unet_app.pipeline import predict_rows, preprocess
+    from monai_unet_app.inference.predict import predict_rows
+    from monai_unet_app.pipeline import preprocess
 
     loaded, begun, calls, seconds = load_bundle(bundle), [0.0], [], 0.0
     tensor = preprocess(read_volume(image), loaded)["image"]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
     from monai.transforms import Compose
 
-    from monai_unet_app.inference.engines import Engine, EngineKind
+    from monai_unet_app.inference.engines import Engine
     from monai_unet_app.inference.outputs import Outputs
     from monai_unet_app.inference.pieces import ResultSteps
     from monai_unet_app.inference.windows import WindowSettings
@@ -302,14 +302,14 @@ class Bundle(BundleFiles):
         """What runs the windows with these settings, made once. Raises UsageError as `choose_engine`."""
         from monai_unet_app.inference.engines.chooser import choose_engine
 
-        kind, leave = choose_engine(settings), self.may_leave_device
-        if kind not in self._engines:
-            made = kind(self.network, self.device, self.slice_axis, self.feature_layer, may_leave=leave)
-            self._engines[kind] = made
-        return self._engines[kind]
+        make, leave = choose_engine(settings), self.may_leave_device
+        if make not in self._engines:
+            engine = make(self.network, self.device, self.slice_axis, self.feature_layer, may_leave=leave)
+            self._engines[make] = engine
+        return self._engines[make]
 
     @cached_property
-    def _engines(self) -> "dict[EngineKind, Engine]":
+    def _engines(self) -> "dict[object, Engine]":
         return {}
 
     def _check_network(self, network: "torch.nn.Module", *, trained: bool) -> None:

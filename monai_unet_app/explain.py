@@ -33,12 +33,12 @@ from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import ExplainMethod
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.gathering import label_dtype, on_grid, on_volume
-from monai_unet_app.inference.predict import Progress, padded
+from monai_unet_app.inference.predict import Progress, padded, predict_rows
 from monai_unet_app.inference.spool import IN_MEMORY_BYTES
 from monai_unet_app.inference.way_back import WayBack, way_back
 from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
 from monai_unet_app.metrics.boxes import bounding_box
-from monai_unet_app.pipeline import Case, predict_rows, preprocess
+from monai_unet_app.pipeline import Case, preprocess
 from monai_unet_app.report.case_pictures import case_figure, png
 from monai_unet_app.report.evaluation_report import CasePicture
 

@@ -22,18 +22,15 @@ from monai_unet_app.confidence.statements import Confidence, read_confidence
 from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
-from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.gathering import Gathered, Keep, on_grid, on_volume
 from monai_unet_app.memory_planner import MemoryPlanner
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-    from monai_unet_app.inference.engines import Engine
     from monai_unet_app.inference.pieces import Piece, ResultSteps
-    from monai_unet_app.inference.predict import Progress, Watch
+    from monai_unet_app.inference.predict import Progress
     from monai_unet_app.inference.spool import Rows, StoredRows
-    from monai_unet_app.inference.windows import WindowSettings
 
 
 @dataclass(frozen=True)
@@ -146,6 +143,8 @@ def segment_case(
             or as `read_confidence`.
         UsageError: Cautious masks are asked for, and the bundle states no threshold for them; or as `choose_engine`.
     """
+    from monai_unet_app.inference.predict import predict_rows
+
     run = run or PredictConfig()
     seconds: dict[str, float] = {}
     settings = settings_of(run, bundle)
@@ -214,30 +213,6 @@ def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":
         for start, end in steps:
             item = compose(item, start=start, end=end)
     return item
-
-
-def predict_rows(
-    image: "MetaTensor",
-    engine: "Engine",
-    windows: "WindowSettings",
-    progress: "Progress | None" = None,
-    watch: "Watch" = lambda layer: None,
-) -> "Iterator[Rows]":
-    """Logits on the grid of the preprocessed image, row by row.
-
-    Raises:
-        InputRefusedError: A logit is infinite or NaN.
-    """
-    import torch
-
-    from monai_unet_app.inference.predict import predict_rows
-
-    for rows in predict_rows(image.as_tensor(), engine, windows, progress, watch):
-        if not torch.isfinite(rows[1]).all():
-            raise InputRefusedError(
-                "the network's answer to it is not finite; look at its intensities with monai-unet inspect"
-            )
-        yield rows
 
 
 def finished(

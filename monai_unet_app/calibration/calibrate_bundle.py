@@ -14,7 +14,6 @@ from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.evaluate.case_selection import Networks, Row
 from monai_unet_app.memory_planner import MemoryPlanner
-from monai_unet_app.pipeline import predict_rows
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +79,8 @@ def rows_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[Itera
 
 def planned_rows(planner: MemoryPlanner, image: "MetaTensor", volume: Volume) -> "Iterator[Rows]":
     """Logits of a preprocessed image (C, *spatial), row by row; what of their sums does not fit into memory waits on disk."""
+    from monai_unet_app.inference.predict import predict_rows
+
     windows = planner.windows(image, volume)
     with planner.memory():
         yield from predict_rows(image, planner.engine, windows)

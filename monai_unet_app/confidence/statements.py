@@ -220,23 +220,6 @@ class Confidence(JsonDocument):
             return None
         return replace(self, sizes=self.sizes_elsewhere, wholes=self.wholes_elsewhere)
 
-    def for_elsewhere(self, bundle: str) -> "Confidence":
-        """The statements about an image that somebody says is from elsewhere; `bundle` is the bundle's name, for the message.
-
-        Raises:
-            InputRefusedError: The bundle has no intervals for such images.
-        """
-        if (stated := self.elsewhere) is not None:
-            return stated
-        absent = ("sizes_elsewhere", "sizes", "gate")  # the wider intervals need the two others
-        reason = next(
-            (self.why_not[name] for name in absent if name in self.why_not), "its statements were made without"
-        )
-        raise InputRefusedError(
-            f"{bundle} states no wider intervals for images from elsewhere ({reason}); --elsewhere, or elsewhere = true in "
-            "a rule or a package, needs them; calibrate the bundle on enough subjects, or leave that setting out"
-        )
-
     @property
     def is_elsewhere(self) -> bool:
         """Whether its intervals are those for images from elsewhere."""
@@ -274,7 +257,17 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
     """
     settings = settings.of_statements
     stated = _stated(bundle, settings.key)
-    return stated.for_elsewhere(bundle.name) if settings.elsewhere else stated
+    if not settings.elsewhere:
+        return stated
+    if (wider := stated.elsewhere) is not None:
+        return wider
+    absent = ("sizes_elsewhere", "sizes", "gate")  # the wider intervals need the two others
+    reasons = [stated.why_not[name] for name in absent if name in stated.why_not]
+    reason = reasons[0] if reasons else "its statements were made without"
+    raise InputRefusedError(
+        f"{bundle.name} states no wider intervals for images from elsewhere ({reason}); --elsewhere, or elsewhere = true in a "
+        "rule or a package, needs them; calibrate the bundle on enough subjects, or leave that setting out"
+    )
 
 
 def _stated(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:

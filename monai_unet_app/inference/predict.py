@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference.blend import Blend, sum_bytes
 from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.spool import Rows
@@ -24,7 +25,7 @@ def predict_rows(
     """Logits of one image by sliding window, row by row: rows are given as soon as no window can change them.
 
     Args:
-        image: Shape (C, *spatial), float32, preprocessed.
+        image: Shape (C, *spatial), float32, preprocessed; perhaps a MetaTensor.
         engine: Runs the windows.
         settings: The sliding window of the bundle.
         progress: Called after each batch.
@@ -32,7 +33,11 @@ def predict_rows(
 
     Yields:
         Neighbouring rows, float32, on the image's device, in the order of the first spatial axis.
+
+    Raises:
+        InputRefusedError: A logit is infinite or NaN.
     """
+    image = image.as_subclass(torch.Tensor)
     plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap, settings.mirror_axes)
     padded_image = padded(image, plan, settings.padding_mode, settings.padding_value)
     blend = None
@@ -50,7 +55,12 @@ def predict_rows(
         del answer
         if progress is not None:
             progress(first + len(windows), len(plan.windows))
-        yield from ((start, rows.to(image.device)) for start, rows in blend.finished())
+        for start, rows in blend.finished():
+            if not torch.isfinite(rows).all():
+                raise InputRefusedError(
+                    "the network's answer to it is not finite; look at its intensities with monai-unet inspect"
+                )
+            yield start, rows.to(image.device)
 
 
 def _place_of_sums(plan: WindowPlan, channels: int, device: torch.device) -> torch.device:

@@ -321,14 +321,15 @@ def test_an_image_from_elsewhere_has_the_wider_interval(tmp_path: Path, stated: 
     assert usual.elsewhere is None
     wide = replace(usual, sizes_elsewhere=SizeStatement(0.9, {1: (-0.2, 0.3)}, 0.06, 18))
     document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": wide.document()}}
-    assert read_confidence(bundle_with(tmp_path, document), ResultSettings()).document() == wide.document()
+    files = bundle_with(tmp_path, document)
+    assert read_confidence(files, ResultSettings()).document() == wide.document()
     mask = np.zeros(VOLUME.shape, bool)
     mask[2:6, 2:6, 2:6] = True
     result, size = exclusive(VOLUME, [mask], [mask.astype(np.float32)]), 64 * 0.006
     detector = ShiftDetector.fit(list(np.random.default_rng(0).normal(size=(30, 4))), [str(n) for n in range(30)])
     found = {
         "as it came": assess(wide, result, None),
-        "named": assess(wide.for_elsewhere("a bundle"), result, None),
+        "named": assess(read_confidence(files, ResultSettings(elsewhere=True)), result, None),
         "like the training": assess(replace(wide, shift=detector), result, np.zeros(4)),
         "unlike it": assess(replace(wide, shift=detector), result, np.full(4, 50.0)),
     }

@@ -1,6 +1,6 @@
 """Engines: each runs one batch of windows through the network.
 
-A new engine is a module here with a class that has the calls of `EngineKind` and `Engine`, and a row in `chooser.ENGINES`.
+A new engine is a module here with a class that is made and called as `TorchEngine` is, and a row in `chooser.ENGINES`.
 """
 
 from dataclasses import dataclass
@@ -30,20 +30,4 @@ class Engine(Protocol):
 
     def __call__(self, windows: torch.Tensor) -> Answer:
         """The answer to windows of shape (B, C_in, *window), float32, on `device`."""
-        ...
-
-
-class EngineKind(Protocol):
-    """Makes an engine of a network, which is on `device`; the arguments are those of `TorchEngine`."""
-
-    def __call__(
-        self,
-        network: torch.nn.Module,
-        device: torch.device,
-        slice_axis: int | None = None,
-        feature_layer: str | None = None,
-        *,
-        may_leave: bool = False,
-    ) -> Engine:
-        """The engine."""
         ...

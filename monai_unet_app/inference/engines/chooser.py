@@ -1,16 +1,21 @@
 """The table of engines, and the choice of one by the settings of a result."""
 
+from collections.abc import Callable
+
 from monai_unet_app.config import ResultSettings
 from monai_unet_app.errors import UsageError
 
-from . import EngineKind
+from . import Engine
 from .torch_engine import TorchEngine
 
-ENGINES: dict[tuple[str, str], EngineKind] = {("torch", "float32"): TorchEngine}
+MakesEngine = Callable[..., Engine]
+"""Takes the arguments of `TorchEngine`."""
+
+ENGINES: dict[tuple[str, str], MakesEngine] = {("torch", "float32"): TorchEngine}
 """(engine, precision) of `ResultSettings` -> what makes the engine."""
 
 
-def choose_engine(settings: ResultSettings) -> EngineKind:
+def choose_engine(settings: ResultSettings) -> MakesEngine:
     """What makes the engine for these settings. Raises UsageError if the table has no such engine or precision."""
     try:
         return ENGINES[settings.engine, settings.precision]
