@@ -38,7 +38,7 @@ from dicom_io.volume import Volume
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z
 LEAST_COSINE = 0.2  # a direction letter is left out for less than 12 degrees
 NOT_PROCESSED = "NOT PROCESSED"
-NO_FINDING = "No result was made. This is no finding."
+NO_FINDING = "No result was made. This is not a finding."
 MOST_REASON = 1000
 """Characters of a reason that a notice shows."""
 
@@ -315,7 +315,7 @@ def _header_of_series(files: Sequence[Path]) -> Dataset:
     """The first whole header of files that are all of one patient."""
     named: list[Dataset] = []
     whole: Dataset | None = None
-    fault: DicomIoError = LabelError("a notice is of no file; the files of a series are needed; name them")
+    fault: DicomIoError = LabelError("a notice has no files; the files of a series are needed; name them")
     for file in files:
         try:
             # One header is enough, but every file is asked for its patient: a second patient has to be seen.

@@ -64,7 +64,7 @@ def _check_spaces(volumes: Sequence[Volume]) -> None:
     spaces = {str(volume.provenance.frame_of_reference_uid) for volume in volumes}
     if len(spaces) > 1 or "None" in spaces:
         raise SeriesGeometryError(
-            f"the series have the frames of reference {', '.join(sorted(spaces))}; one and the same is needed, or their "
+            f"the series have the frames of reference {', '.join(sorted(spaces))}; one common frame is needed, otherwise their "
             "positions cannot be compared; register them first"
         )
 

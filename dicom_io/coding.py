@@ -291,7 +291,8 @@ def _check_keys(document: Any, name: str) -> None:
     unknown = [key for key in document if _is_unknown(key)] if isinstance(document, dict) else []
     if unknown:
         raise SegmentCodingError(
-            f"{shown(name)} has the key {_short(repr(unknown[0]))} at its top, which means nothing; {', '.join(_OWN_KEYS)} or "
+            f"{shown(name)} has the key {_short(repr(unknown[0]))} at its top level, which has no meaning; "
+            f"{', '.join(_OWN_KEYS)} or "
             "a key of dcmqi's metainfo is needed; correct or remove it"
         )
 

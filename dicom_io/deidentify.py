@@ -49,8 +49,8 @@ SUSPECTS = {
 }  # fmt: skip
 UNREADABLE: tuple[type[Exception], ...] = (UnreadableFileError, *READ_ERRORS)
 OTHER_CONTENT = (
-    "an object with its new UID and other content is in the output folder already; one object for each UID is needed; "
-    "use an empty folder, or leave one of the two out"
+    "an object with its new UID and different content is already in the output folder; one object for each UID is needed; "
+    "use an empty folder, or leave out one of the two objects"
 )
 GREY_CLASSES = """1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 4 4.1 4.4 12.1 12.1.1 12.2 12.2.1 13.1.3 20 128 128.1 130"""
 GREY = frozenset(STORAGE + number for number in GREY_CLASSES.split())
@@ -133,7 +133,8 @@ def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
         origin = Path(os.path.realpath(source))  # Path.resolve fails on links in a circle
         if target in (origin, *origin.parents) or origin in target.parents:
             raise DeidentificationError(
-                "the output folder is the source, lies in it or holds it; files with and without an identity must never mix; "
+                "the output folder is the source, lies in it or contains it; files with and without an identity must never "
+                "be mixed; "
                 "name a folder elsewhere"
             )
         if not os.path.exists(source):
@@ -176,7 +177,7 @@ def deidentify(
             run.refused.append((number, str(error)))
         except UNREADABLE as error:  # their texts hold paths and values
             run.refused.append(
-                (number, f"it cannot be read whole ({type(error).__name__}); fetch it again or leave it out")
+                (number, f"it cannot be read completely ({type(error).__name__}); fetch it again or leave it out")
             )
         else:
             run.keep(number, protected)
@@ -248,11 +249,11 @@ def burned_in(dataset: Dataset) -> str | None:
         ),
         (
             sop_class == NUCLEAR_MEDICINE and not NM_KINDS.intersection(image_type[2:3]),
-            "its ImageType names no kind of NM image, as on saved screens",
+            "its ImageType does not name a kind of NM image, as on saved screens",
         ),
         (
             sop_class in GREY and (dataset.get("SamplesPerPixel") or 1) != 1,
-            f"it is a colour picture among grey images ({UID(sop_class).name}), as saved screens are",
+            f"it is a colour picture of a class of grey images ({UID(sop_class).name}), as saved screens are",
         ),
         (conversion in NO_SCAN, "its ConversionType says that a workstation drew it"),
         ("EncapsulatedDocument" in dataset, "it holds a document"),
@@ -265,7 +266,7 @@ def burned_in(dataset: Dataset) -> str | None:
         ("LABEL" in image_type, "its ImageType says that it shows a label"),
         (
             is_overview and label != "NO",
-            "its ImageType says that it is the overview of a slide, and nothing that its label is not in it",
+            "its ImageType says that it is the overview of a slide, and nothing says that its label is not in it",
         ),
         (_has_overlay_in_pixels(dataset), "it has an overlay in spare bits of its pixels"),
     )
@@ -296,7 +297,8 @@ def _cut_behind_pixels(dataset: FileDataset) -> None:
             length = _pixel_bytes(dataset)
         except (AttributeError, TypeError, ValueError):  # the number of pixels is not given
             raise DeidentificationError(
-                "it does not say how many pixels it has, so what stands behind them cannot be told from them; Rows, Columns, "
+                "it does not say how many pixels it has, so data after its pixels cannot be distinguished from them; Rows, "
+                "Columns, "
                 "SamplesPerPixel and BitsAllocated are needed; repair it first, or leave it out"
             ) from None
         content = dataset[keyword].value or b""

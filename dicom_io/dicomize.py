@@ -199,12 +199,12 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     if taken and not overwrite:
         raise DicomIoError(
             f"the output folder already has {' and '.join(taken)}; an empty place is needed; "
-            "choose another folder or ask for overwriting"
+            "choose another folder, or allow overwriting"
         )
     foreign = [file for name in taken for file in _files_at(folder / name) if not _is_a_conversion(file)]
     if foreign:
         raise DicomIoError(
-            f"the output folder has {foreign[0].name}, which is no earlier conversion; only such a one is "
+            f"the output folder has {foreign[0].name}, which is not an earlier conversion; only an earlier conversion is "
             "replaced; choose another folder or move it away"
         )
 
@@ -314,7 +314,7 @@ def _series_attributes(
     ds.PatientName, ds.PatientID = f"DEMO^{case_id}", f"DEMO-{case_id}"
     ds.PatientBirthDate, ds.PatientSex = "", ""
     ds.PatientIdentityRemoved = "YES"
-    ds.DeidentificationMethod = "Made-up patient; NIfTI holds no identity"
+    ds.DeidentificationMethod = "Made-up patient; NIfTI contains no identity"
     ds.StudyInstanceUID = derived_uid(*entropy, "study")
     ds.SeriesInstanceUID = derived_uid(*entropy, "series")
     ds.FrameOfReferenceUID = derived_uid(*entropy, "frame of reference")

@@ -102,7 +102,7 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
     if name == "LOCAL" and not length:  # MetaIO would take the header for voxels
         raise ValueError("it does not state its CompressedDataSize")
     if name.startswith("LIST") or "%" in name:
-        raise ValueError("its compressed voxels are in several files, of which no checksum is compared")
+        raise ValueError("its compressed voxels are in several files, whose checksums are not compared")
     with data.open("rb") as stream:
         stream.seek(begin)
         unpacked, claimed = _unpacked(stream, length), math.prod(shape) * value_bytes
@@ -166,7 +166,7 @@ def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:
     cosines = direction_cosines(volume)
     if cosines is None:
         raise LabelError(
-            "the grid is sheared (gantry tilt), which NRRD and MetaImage readers take for right-angled; "
+            "the grid is sheared (gantry tilt), which NRRD and MetaImage readers treat as right-angled; "
             "write NIfTI or a DICOM SEG, or read the series with --resample-tilt"
         )
     image = SimpleITK.GetImageFromArray(

@@ -107,7 +107,7 @@ def read_pdf(path: Path) -> bytes:
         length = int(dataset.get("EncapsulatedDocumentLength") or 0)
     if not pages or (length and not 0 <= len(pages) - length <= 1):
         raise UnreadableFileError(
-            f"{shown(path)} holds {len(pages)} bytes of document where {length} are announced; a whole file "
+            f"{shown(path)} holds {len(pages)} bytes of document, but its header states {length}; a whole file "
             "is needed; fetch it again"
         )
     if kind != MIME_TYPE:
@@ -138,4 +138,4 @@ def _checked(document: bytes | Path) -> bytes:
 def _prove(path: Path, pages: bytes) -> None:
     if read_pdf(path) != pages:
         Path(path).unlink(missing_ok=True)
-        raise GeometryProofError("the Encapsulated PDF was deleted: it does not give the document back byte for byte")
+        raise GeometryProofError("the Encapsulated PDF was deleted: it does not contain the document byte for byte")

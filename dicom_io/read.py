@@ -147,7 +147,7 @@ def _select(scan: Scan, series_instance_uid: str | None) -> tuple[SeriesRef, tup
     if len(images) > 1:
         raise _several_images(images)
     others = [series for series in scan.series if series.set_aside and series is not images[0]]
-    notes = [f"passed by, not part of the volume: {series.line}" for series in others]
+    notes = [f"ignored, not part of the volume: {series.line}" for series in others]
     return images[0], (*images[0].notes, *notes, *broken_notes)
 
 
@@ -165,10 +165,10 @@ def _passed_by(scan: Scan, series_instance_uid: str | None) -> tuple[str, ...]:
     unknown = [file for file in scan.broken if not file.series_instance_uid]
     notes = []
     if len(unknown) < len(scan.broken):
-        notes.append(f"passed by: {counted(len(scan.broken) - len(unknown), 'broken file')} of other series")
+        notes.append(f"ignored: {counted(len(scan.broken) - len(unknown), 'broken file')} of other series")
     if unknown:
         notes.append(
-            f"passed by: {counted(len(unknown), 'broken file')} of unknown series, the first {shown(unknown[0].path.name)}; if "
+            f"ignored: {counted(len(unknown), 'broken file')} of unknown series, the first {shown(unknown[0].path.name)}; if "
             "it belongs to this series, a slice is missing"
         )
     return tuple(notes)
@@ -195,7 +195,7 @@ def _several_images(images: Sequence[SeriesRef]) -> DicomIoError:
     if len({series.study_instance_uid for series in images}) > 1 or not images[0].series_instance_uid:
         return SeriesSelectionError(
             f"{images[0].name} falls into {len(images)} studies or folders: {parts}; one is needed; "
-            "pass the files of one only, or give all the study UID of their study"
+            "pass the files of only one, or give all files the study UID of their study"
         )
     return SeriesGeometryError(
         f"{images[0].name} mixes {len(images)} orientations or kinds: {parts}; one orientation is needed; "
@@ -221,7 +221,7 @@ def _provenance(ordered: OrderedSeries, notes: tuple[str, ...]) -> Provenance:
     series, frames = ordered.series, ordered.frames
     uids = tuple(frame.instance.sop_instance_uid for frame in frames)
     if not all(uids):
-        notes = (*notes, f"{uids.count('')} slices carry no SOPInstanceUID: no DICOM result can refer to them")
+        notes = (*notes, f"{uids.count('')} slices have no SOPInstanceUID: no DICOM result can refer to them")
     numbers = tuple(frame.number for frame in frames)
     in_memory = [frame.instance for frame in frames if frame.instance.path is None]
     files = tuple(frame.instance.path for frame in frames if frame.instance.path)

@@ -109,7 +109,7 @@ class BundleFiles:
             raise BundleError(
                 f"{self.name}: {CONFIDENCE} has version 1.0, which does not record whether the border of the image cuts off a "
                 "structure; version 1.1 is needed; run monai-unet calibrate again with the same flags, or remove the file "
-                "and get results without statements"
+                "and results are then made without statements"
             )
         validate(document, "confidence")
         return document
@@ -212,7 +212,7 @@ class BundleFiles:
                 f"{absent}: its training has not completed, or was of some folds only; trained weights are needed; give the "
                 "same monai-unet train command again, or with --folds all"
             )
-        reason = self.metadata.get(WHY_NO_WEIGHTS, "it is new, and nobody has trained it")
+        reason = self.metadata.get(WHY_NO_WEIGHTS, "it is new and has not been trained")
         return f"{absent}: {reason}; a trained copy is needed; make one with {self._training}"
 
     @property
@@ -294,7 +294,8 @@ def bundles_in(folder: Path) -> dict[str, Path]:
     if bundles and other:
         raise UsageError(
             f"{folder} holds the bundle(s) {', '.join(bundles)} and, beside them, {', '.join(other[:3])}"
-            f"{', ...' if other[3:] else ''}; bundles alone are needed to rank them; move the rest away, or name one of them"
+            f"{', ...' if other[3:] else ''}; only bundles are allowed there to rank them; move the rest away, or name one "
+            "of them"
         )
     return bundles
 
@@ -329,7 +330,7 @@ def bundle_files(name: str | Path) -> BundleFiles:
     root = _find(str(name))
     missing = [file for file in NEEDED_FILES if not (root / file).is_file()]
     if missing:
-        raise BundleError(f"{root.name} is no bundle: {', '.join(missing)} missing; see docs/bundles.md")
+        raise BundleError(f"{root.name} is not a bundle: {', '.join(missing)} missing; see docs/bundles.md")
     files = BundleFiles(root)
     _ = files.metadata
     return files
@@ -343,7 +344,9 @@ def _find(name: str) -> Path:
         return _unpack(path)
     folders = bundle_folders()
     if name not in folders:
-        raise UsageError(f"no bundle {name!r}; a folder, a zip or one of {', '.join(folders) or 'none'} is needed")
+        raise UsageError(
+            f"there is no bundle {name!r}; a folder, a zip or one of {', '.join(folders) or 'none'} is needed"
+        )
     return folders[name]
 
 

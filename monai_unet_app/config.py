@@ -158,7 +158,7 @@ def resolve_device(name: str) -> "torch.device":
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"device {name!r} is not usable here; cuda, cuda:N, mps or cpu is needed; leave --device out to take an "
+            f"device {name!r} cannot be used here; cuda, cuda:N, mps or cpu is needed; leave --device out to take an "
             "available one"
         ) from error
     return device

@@ -106,7 +106,9 @@ def label_file(
             written.
     """
     if not has_ending(output, LABEL_ENDINGS):
-        raise UsageError(f"--output {output.name} is no label file; give one that ends in {' or '.join(LABEL_ENDINGS)}")
+        raise UsageError(
+            f"--output {output.name} is not a label file; give a name that ends in {' or '.join(LABEL_ENDINGS)}"
+        )
     volume = read_volume(image, options)
     with refusing_as(structure_set.name):
         regions = read_regions(structure_set, volume, names).array

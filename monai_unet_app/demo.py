@@ -68,7 +68,7 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
         bundle = load_bundle(output / TEMPLATE, device)
         test = choose_cases(bundle, cases, "test")
         say(f"3/4  evaluate on {test.note}")
-        held_out = "test: subjects that neither trained, selected nor calibrated"
+        held_out = "test: subjects that did not train, select or calibrate"
         with progress("evaluating", len(test.rows)) as step:
             evaluated = evaluate_cases(
                 bundle,
@@ -112,9 +112,9 @@ def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> di
     files = {kind: folder / name for kind, name in result["files"].items()}
     labels = read_volume(files["nifti"]).array.astype(int)
     seg = read_seg(files["seg"], source).array.astype(int)
-    checks = {"SEG read back lies on the result, voxel for voxel": _verdict(np.array_equal(seg, labels))}
+    checks = {"SEG, read again, equals the result, voxel for voxel": _verdict(np.array_equal(seg, labels))}
     drawn = read_rtstruct(files["rtstruct"], source).array.astype(int)
-    checks["RTSTRUCT drawn again lies on the result, voxel for voxel"] = _verdict(np.array_equal(drawn, labels))
+    checks["RTSTRUCT, drawn again, equals the result, voxel for voxel"] = _verdict(np.array_equal(drawn, labels))
     for kind in ("seg", "sr", "rtstruct"):
         name = f"dciodvfy: errors in the {kind.upper()}"
         if program("dciodvfy") is None:

@@ -102,7 +102,7 @@ def check_coded(name: str, segments: Sequence[Segment]) -> None:
     """Raises BundleError, with `name` in its message, if a structure has no codes that mean something to other programs."""
     if problem := uncoded(segments):
         raise BundleError(
-            f"{name}: {problem}, or let monai-unet predict --uncoded write a private code that says that there is none"
+            f"{name}: {problem}, or use monai-unet predict --uncoded, which writes a private code that says so"
         )
 
 
@@ -194,7 +194,7 @@ def converted_modality(bundle: Bundle) -> ConvertedModality:
         if modality in accepted:
             return modality
     raise UsageError(
-        f"{bundle.name} takes {' or '.join(accepted)}, and --dicomize writes MR or CT, which it would refuse; give the series "
+        f"{bundle.name} takes {' or '.join(accepted)}, but --dicomize writes MR or CT, which it would refuse; give the series "
         "that the image was made from with --dicom-source DIR"
     )
 
@@ -219,7 +219,7 @@ def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
     except (DicomIoError, ValueError) as error:
         raise InputRefusedError(f"{case_id}: {error}") from error
     raise UsageError(
-        f"{case_id} is no DICOM; a DICOM result needs a series to refer to; name one or ask for a conversion"
+        f"{case_id} is not DICOM; a DICOM result needs a series to refer to; name one or request a conversion"
     )
 
 

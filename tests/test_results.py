@@ -437,7 +437,7 @@ def test_a_source_series_of_another_place_is_refused_and_nothing_is_left(
 
 
 def test_a_dicom_result_without_a_series_is_wrong_usage_and_nothing_is_left(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no DICOM; a DICOM result needs a series"):
+    with pytest.raises(UsageError, match="not DICOM; a DICOM result needs a series"):
         write(nifti_case("flipped", bundle), tmp_path / "out", formats=("nifti", "seg"))
     assert list((tmp_path / "out").iterdir()) == []
 

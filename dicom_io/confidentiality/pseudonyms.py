@@ -102,7 +102,8 @@ def key_from(path: Path, *, away_from: Path) -> bytes:
     """
     if away_from.resolve() in path.resolve().parents:
         raise DeidentificationError(
-            f"the key file {path} lies in the output folder; whoever has key and data can confirm who is who; keep it elsewhere"
+            f"the key file {path} lies in the output folder; anybody who has key and data can confirm identities; keep it "
+            "elsewhere"
         )
     try:
         # O_EXCL: of two runs that start together, one makes the key. The mode holds before the first byte is written.
@@ -123,7 +124,8 @@ def _read_key(path: Path) -> bytes:
         key = b""
     if len(key) < SHORTEST_KEY_BYTES:
         raise DeidentificationError(
-            f"{path} holds no key; one line of at least {2 * SHORTEST_KEY_BYTES} hexadecimal digits is needed; name a "
-            "file that does not exist, and one is made"
+            f"{path} does not contain a key; one line of at least {2 * SHORTEST_KEY_BYTES} hexadecimal digits is needed; "
+            "name a "
+            "file that does not exist, and the program makes a key"
         )
     return key

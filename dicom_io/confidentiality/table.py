@@ -27,7 +27,7 @@ OPTIONS: dict[str, Code] = {
 NOT_OFFERED = {
     "clean-descriptors": "no program can tell which words of a free text identify someone; descriptions are removed",
     "clean-graphics": "drawings and overlays can spell a name; they are removed",
-    "clean-pixel-data": "text in pixels must be found and covered by a person; objects that may hold some are refused",
+    "clean-pixel-data": "text in pixels must be found and covered by a person; objects that may contain text are refused",
     "clean-recognizable-visual-features": "faces are not removed; use a defacing program first",
     "retain-safe-private": "this program has no table of safe private attributes; all of them are removed",
 }
@@ -96,10 +96,10 @@ def checked_options(names: Iterable[str]) -> frozenset[str]:
     """
     chosen = frozenset(names)
     for name in sorted(chosen - OPTIONS.keys()):
-        reason = NOT_OFFERED.get(name, "it is no option of PS3.15 E.3")
+        reason = NOT_OFFERED.get(name, "it is not an option of PS3.15 E.3")
         raise DeidentificationError(f"the option {name!r} is not offered: {reason}; offered are {', '.join(OPTIONS)}")
     if {"retain-full-dates", "retain-modified-dates"} <= chosen:
         raise DeidentificationError(
-            "retain-full-dates and retain-modified-dates are both asked for; dates are either kept or moved; choose one"
+            "retain-full-dates and retain-modified-dates are both given; dates are either kept or moved; choose one"
         )
     return chosen

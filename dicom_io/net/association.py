@@ -66,11 +66,11 @@ class OpenAssociation:
     def broken(self) -> NetworkError:
         """The error that says why no answer came."""
         waited_s, limit_s = time.monotonic() - self._asked_at_s, self.destination.answer_s
-        advice = "look into its log, then send again"
+        advice = "see its log, then send again"
         if self._abort:
             problem = f"aborted the association ({self._abort})"
         elif waited_s >= limit_s - _MARGIN_S:
-            problem, advice = f"gave no answer within {limit_s:g} s", "see whether it is busy; raise answer_s"
+            problem, advice = f"gave no answer within {limit_s:g} s", "check whether it is busy, or raise answer_s"
         else:
             problem = "closed the connection without an answer"
         return NetworkError(f"{self.destination.label} {problem}; an answer is needed; {advice}")
@@ -217,7 +217,8 @@ def _opening_error(destination: Destination, peer: Dimse, association: Associati
     if association.rejected_contexts:
         syntaxes = dict.fromkeys(str(context.abstract_syntax) for context in association.rejected_contexts)
         return NetworkError(
-            f"{destination.label} accepts none of what was proposed ({', '.join(UID(syntax).name for syntax in syntaxes)}); "
+            f"{destination.label} accepts none of the proposed services "
+            f"({', '.join(UID(syntax).name for syntax in syntaxes)}); "
             "one accepted service is needed; check what it allows our AE title to do"
         )
     return NetworkError(f"{destination.label} {_connection_problem(destination, peer, waited_s)}")
@@ -232,7 +233,8 @@ def _connection_problem(destination: Destination, peer: Dimse, waited_s: float) 
                 _try_handshake(plain, peer.tls, peer.host)
     except ssl.SSLCertVerificationError as error:
         return (
-            f"has a certificate that is not accepted ({error.verify_message}); one of our authorities that names "
+            f"has a certificate that is not accepted ({error.verify_message}); a certificate from one of our authorities "
+            "that names "
             f"{peer.host} is needed; check ca and host"
         )
     except ssl.SSLError as error:
@@ -248,7 +250,7 @@ def _connection_problem(destination: Destination, peer: Dimse, waited_s: float) 
         return f"cannot be reached ({error.strerror or type(error).__name__}); {answering}"
     is_late = waited_s >= destination.connect_s - _MARGIN_S
     silence = f"was silent for {destination.connect_s:g} s" if is_late else "closed it without an answer"
-    return f"took the connection and {silence}; {answering}, and whether it wants TLS"
+    return f"took the connection and {silence}; {answering}, and whether it requires TLS"
 
 
 def _try_handshake(plain: socket.socket, tls: Tls, host: str) -> None:

@@ -97,7 +97,7 @@ def parse_notification(request: Request) -> Availability:
 def _instance(item: Dataset) -> NotifiedInstance:
     code = _text(item, "InstanceAvailability")
     if code not in CODES:
-        raise RequestRefusedError(INVALID_VALUE, "InstanceAvailability is none of its four values")
+        raise RequestRefusedError(INVALID_VALUE, "InstanceAvailability is not one of its four values")
     class_uid, instance_uid = _uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID")
     return NotifiedInstance(class_uid, instance_uid, code, _text(item, "RetrieveAETitle"))
 
@@ -105,7 +105,7 @@ def _instance(item: Dataset) -> NotifiedInstance:
 def _uid(dataset: Dataset, keyword: str) -> str:
     uid = _text(dataset, keyword)
     if not is_uid(uid):
-        raise RequestRefusedError(INVALID_VALUE, f"{keyword} is no UID")
+        raise RequestRefusedError(INVALID_VALUE, f"{keyword} is not a UID")
     return uid
 
 

@@ -258,7 +258,7 @@ def commitment_request(request: Request) -> CommitmentRequest:
     """
     if request.sop_instance_uid != PUSH_MODEL_INSTANCE:
         raise RequestRefusedError(
-            dimse_n.NO_SUCH_INSTANCE, "storage commitment has one well-known instance, this is another"
+            dimse_n.NO_SUCH_INSTANCE, "storage commitment has one well-known instance, and this is a different one"
         )
     if request.type_id != REQUEST_COMMITMENT:
         raise RequestRefusedError(dimse_n.NO_SUCH_ACTION, f"the action type is {request.type_id}; 1 is needed")
@@ -274,7 +274,7 @@ def check_success(status: int, peer: str, message: str) -> None:
     """Raises NetworkError for a status other than success; `message`: whether a "request" or a "report" was answered."""
     if status:
         raise NetworkError(
-            f"{peer} answered a commitment {message} with {meaning(status, 'commitment')}; success is needed; look into its log"
+            f"{peer} answered a commitment {message} with {meaning(status, 'commitment')}; success is needed; see its log"
         )
 
 

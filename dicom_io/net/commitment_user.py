@@ -109,7 +109,7 @@ class ReportListener:
         with self._lock:
             pending = self._pending.get(transaction_uid)
         if pending is None:
-            raise dimse_n.RequestRefusedError(dimse_n.INVALID_ARGUMENT, "no report on this transaction is waited for")
+            raise dimse_n.RequestRefusedError(dimse_n.INVALID_ARGUMENT, "no report on this transaction is expected")
         if request.dimse is None:
             pending.report = report
         else:  # not before the report is answered, or the association might be released under the answer

@@ -114,7 +114,7 @@ class Profile:
             if {name, other} <= set(objects) and objects.index(name) < objects.index(other):
                 raise DestinationError(
                     f"objects are sent in the order {', '.join(objects)}; {other} before {name} is needed, or the {name} would "
-                    f"refer to what is not there; put {other} first"
+                    f"refer to an object that is not there; put {other} first"
                 )
 
 

@@ -125,7 +125,7 @@ class TomlTable:
         unknown = sorted(set(self.content) - self.known)
         if unknown:
             raise DestinationError(
-                f"{self.where} has the unknown key {unknown[0]}; any of {', '.join(sorted(self.known))} is understood; "
+                f"{self.where} has the unknown key {unknown[0]}; the known keys are {', '.join(sorted(self.known))}; "
                 "correct or remove it"
             )
 
@@ -174,13 +174,14 @@ def _dicom_web(table: TomlTable, folder: Path) -> DicomWeb:
     # The value is not repeated in the message: it may be the token itself, written here by mistake.
     if token_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", token_env):
         raise DestinationError(
-            f"{table.where}: token_env is no name ({len(token_env)} characters); the name of the environment variable that "
+            f"{table.where}: token_env is not a name ({len(token_env)} characters); the name of the environment variable that "
             "holds the token is needed, never the token; correct it"
         )
     parts = urlsplit(url)
     if token_env and parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise DestinationError(
-            f"{table.where} has a token and the URL {url}; https is needed, or anybody on the way can read the token; "
+            f"{table.where} has a token and the URL {url}; https is needed, otherwise anybody on the network path can read "
+            "the token; "
             "use the https URL"
         )
     return DicomWeb(url, read_tls(table.part("tls"), folder), token_env)
@@ -195,7 +196,9 @@ def read_tls(table: TomlTable | None, folder: Path) -> Tls | None:
     check_hostname = table.take("check_hostname", bool, "true or false", True)
     table.close()
     if bool(files["certificate"]) != bool(files["key"]):
-        raise DestinationError(f"{table.where} has one of certificate and key; both are needed, or none; add the other")
+        raise DestinationError(
+            f"{table.where} has one of certificate and key; either both or none are needed; add the other"
+        )
     paths = {key: folder / value if value else None for key, value in files.items()}
     return Tls(**paths, check_hostname=check_hostname)
 

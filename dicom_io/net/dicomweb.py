@@ -218,4 +218,4 @@ def _outcome(item: Outgoing, answer: Dataset) -> Outcome:
         if stored.get("ReferencedSOPInstanceUID") == item.sop_instance_uid:
             code = int(stored.get("WarningReason") or 0)
             return item.outcome("warning" if code else "sent", meaning(code, "STOW-RS"), code)
-    return item.outcome("failed", "the answer does not mention this instance, so it may or may not be there")
+    return item.outcome("failed", "the answer does not mention this instance, so it is unknown whether it arrived")

@@ -24,9 +24,9 @@ from dicom_io.reading.instances import READ_ERRORS
 
 _ADVICE = {
     401: "set the token that token_env names",
-    403: "let the archive grant our token or certificate what was asked",
-    404: "check the URL, and whether what is asked for is there",
-    413: "let the archive take larger requests",
+    403: "give our token or certificate access to this in the archive",
+    404: "check the URL, and whether the requested object exists",
+    413: "allow larger requests in the archive",
     501: "use another way to fetch or send",
 }
 
@@ -142,11 +142,11 @@ def _explain(destination: Destination, error: requests.RequestException) -> tupl
         ),
         # ConnectTimeout is a Timeout too, so it stands first.
         requests.ConnectTimeout: (f"did not answer within {destination.connect_s:g} s", check),
-        requests.Timeout: (f"gave no answer within {destination.answer_s:g} s", "see whether it is busy; raise answer_s"),
-        requests.TooManyRedirects: ("sent us to another address, which is not followed", "give the final URL"),
+        requests.Timeout: (f"gave no answer within {destination.answer_s:g} s", "check whether it is busy, or raise answer_s"),
+        requests.TooManyRedirects: ("redirected to another address, which is not followed", "give the final URL"),
         requests.exceptions.JSONDecodeError: ("gave an answer that is not DICOM JSON", check),
         requests.exceptions.ChunkedEncodingError: (
-            "broke off in the middle of an answer", "try again, then look into its log"
+            "ended in the middle of an answer", "try again, then see its log"
         ),
     }  # fmt: skip
     refused = _cause(error, ConnectionRefusedError)

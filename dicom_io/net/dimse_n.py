@@ -98,7 +98,7 @@ def uid_of(dataset: Dataset, keyword: str) -> str:
     """A UID. Raises RequestRefusedError (0x0115) where the attribute is absent or not a UID."""
     uid = text_of(dataset, keyword) or ""
     if not is_uid(uid):
-        raise RequestRefusedError(INVALID_ARGUMENT, f"{keyword} is no UID")
+        raise RequestRefusedError(INVALID_ARGUMENT, f"{keyword} is not a UID")
     return uid
 
 
@@ -106,7 +106,7 @@ def items_of(dataset: Dataset, keyword: str) -> list[Dataset] | None:
     """The items of a sequence; None where the attribute is absent. Raises TypeError where it is not a sequence."""
     value = dataset.get(keyword)
     if value is not None and not isinstance(value, DicomSequence):
-        raise TypeError(f"{keyword} is no sequence")
+        raise TypeError(f"{keyword} is not a sequence")
     return None if keyword not in dataset else list(value or [])
 
 

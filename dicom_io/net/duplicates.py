@@ -46,11 +46,11 @@ class DuplicateCheck:
             reason, note = (_difference(sent, copy), "") if copy is not None else self._look_up(sent)
         except (DicomIoError, *READ_ERRORS) as error:  # type: ignore[misc]
             problem = str(error) if isinstance(error, DicomIoError) else type(error).__name__
-            reason, note = f"it could not be asked what that is ({problem})", ""
+            reason, note = f"the archive could not be asked what it has ({problem})", ""
         if reason:
             return replace(outcome, state="refused", meaning=f"{outcome.meaning}, and {reason}")
         notes = "; ".join(filter(None, (outcome.note, note)))
-        return replace(outcome, meaning=f"{outcome.meaning}, and it is this one", note=notes)
+        return replace(outcome, meaning=f"{outcome.meaning}, and it is this instance", note=notes)
 
     def _copy(self, sent: Dataset) -> FileDataset | None:
         """The archive's instance with the same UIDs; None if the archive does not send it."""
@@ -76,7 +76,7 @@ class DuplicateCheck:
             answers = self._find(Query("study", study))
             self._patients_of[study] = {_text(answer, "PatientID") for answer in answers}
         if self._patients_of[study] != {_text(sent, "PatientID")}:
-            return "its study is of another PatientID", ""
+            return "its study has another PatientID", ""
         return "", "found in its study and series, not compared"
 
 
@@ -87,7 +87,7 @@ def _difference(sent: FileDataset, copy: FileDataset) -> str:
     """
     for keyword in (*_OWNER, *([_ISSUER] if _ISSUER in copy else [])):
         if _text(sent, keyword) != _text(copy, keyword):
-            return f"its {keyword} is another one"
+            return f"its {keyword} differs"
     skipped = CARRIED_TAGS | _PIXELS | _OVERWRITTEN
     # Elements that only the copy has do not count: archives add elements of their own.
     for element in sent:
@@ -97,12 +97,12 @@ def _difference(sent: FileDataset, copy: FileDataset) -> str:
         # Archives drop empty attributes, or add them.
         value = copy[element.tag].value if element.tag in copy else None
         if element.value != value and not (_is_empty(element.value) and _is_empty(value)):
-            return f"its {element.keyword or element.tag} is another one"
+            return f"its {element.keyword or element.tag} differs"
     # Equal bytes in the same transfer syntax need no decoder, which may be absent for this syntax.
     same_syntax = sent.file_meta.get("TransferSyntaxUID") == copy.file_meta.get("TransferSyntaxUID")
     if same_syntax and all(sent.get(tag) == copy.get(tag) for tag in _PIXELS):
         return ""
-    return "" if _pixels(sent) == _pixels(copy) else "its pixels are others"
+    return "" if _pixels(sent) == _pixels(copy) else "its pixels differ"
 
 
 def _pixels(dataset: FileDataset) -> bytes:

@@ -76,9 +76,9 @@ def _why_held_back(item: Outgoing, outcomes: list[Outcome], misencoded: set[str]
     """Reason to hold a report back, or "". An instance that was sent twice has arrived if it arrived at least once."""
     arrived = {outcome.sop_instance_uid for outcome in outcomes if outcome.is_delivered}
     if item.refers_to & {outcome.sop_instance_uid for outcome in outcomes} - arrived:
-        return "what it reports on did not arrive; send both again"
+        return "an object that it reports on did not arrive; send both again"
     if item.refers_to & misencoded - arrived:
-        return "what it reports on was left out, in an encoding that the destination does not take; have both written for it"
+        return "an object that it reports on was left out, in an encoding that the destination does not take; write both for it"
     return ""
 
 
@@ -179,7 +179,9 @@ def fetch(
         QueryError: The query has no condition, or its UIDs leave a gap.
     """
     if not query.has_conditions:
-        raise QueryError("nothing says what to fetch; a UID or a condition is needed; everything is never fetched")
+        raise QueryError(
+            "no UID and no condition is given; one is needed, because an archive is never fetched as a whole; give one"
+        )
     retrieve, arrived = _retrieve_function(destination), list[Stored]()
 
     def note(stored: Stored) -> None:
@@ -202,7 +204,7 @@ def _studies(destination: Destination, query: Query) -> list[Query]:
     uids = [str(match.get("StudyInstanceUID") or "") for match in matches]
     if not all(map(is_uid, uids)):
         raise NetworkError(
-            f"{destination.label} found a study without a proper UID; one is needed to fetch it; look into its log"
+            f"{destination.label} found a study without a proper UID; one is needed to fetch it; see its log"
         )
     return [Query(study_instance_uid=uid) for uid in dict.fromkeys(uids)]
 

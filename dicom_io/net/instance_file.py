@@ -107,7 +107,7 @@ def read_uids(
         ) from error
     for tag, keyword in _KEYWORDS.items():
         if not is_uid(values.get(tag, "")):
-            raise InstanceRefusedError(CANNOT_UNDERSTAND, f"{keyword} is no UID")
+            raise InstanceRefusedError(CANNOT_UNDERSTAND, f"{keyword} is not a UID")
     uids = InstanceUids(*(values[tag] for tag in _KEYWORDS))
     if announced not in (None, uids.instance):
         raise InstanceRefusedError(CANNOT_UNDERSTAND, "the data set has another SOPInstanceUID than the request")

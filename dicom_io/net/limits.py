@@ -91,7 +91,7 @@ class Budget:
         try:
             reason = self._check_room()
         except Exception as error:  # without an answer it is unknown whether there is room
-            reason = f"whether there is room cannot be told ({type(error).__name__})"
+            reason = f"it is not known whether there is space ({type(error).__name__})"
         self._instances += not reason
         return reason
 

@@ -110,7 +110,7 @@ def _why_unwanted(item: Outgoing, profile: Profile) -> str:
     if item.kind and item.kind not in profile.objects:
         return f"the destination takes {', '.join(profile.objects)}"
     if item.kind == "SEG" and profile.seg_encoding not in (None, item.encoding):
-        return f"the destination takes a SEG as {profile.seg_encoding}, this one is {item.encoding}; have it written so"
+        return f"the destination takes a SEG as {profile.seg_encoding}, this one is {item.encoding}; write it in that encoding"
     return ""
 
 
@@ -127,7 +127,7 @@ def _sop_uids(file: Path, header: Dataset) -> tuple[str, str]:
     sop_class, instance = (str(header.get(keyword) or "") for keyword in ("SOPClassUID", "SOPInstanceUID"))
     if not is_uid(sop_class) or not is_uid(instance):
         raise UnreadableFileError(
-            f"{file} names no SOP class and instance; a DICOM object is needed; leave it out, or mend the file"
+            f"{file} names no SOP class and instance; a DICOM object is needed; leave it out, or repair the file"
         )
     return sop_class, instance
 

@@ -76,7 +76,7 @@ class Query:
         study, series, instance = self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
         if (instance and not series) or (series and not study):
             raise QueryError(
-                "an instance or series is named without what it belongs to; the UIDs of its study and series are needed "
+                "an instance or series is named without its parents; the UIDs of its study and series are needed "
                 "too; add what is missing, a query (find) shows it"
             )
         needed: dict[Level, tuple[str, ...]] = {

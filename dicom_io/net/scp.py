@@ -178,7 +178,7 @@ class Provider:
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             raise NetworkError(
-                f"cannot listen on {listen.host}:{listen.port} ({'the port is taken' if taken else error.strerror}); a free "
+                f"cannot listen on {listen.host}:{listen.port} ({'the port is in use' if taken else error.strerror}); a free "
                 f"port of this machine is needed; {'stop what uses it or ' if taken else ''}choose another"
             ) from error
 
@@ -238,7 +238,7 @@ def _note_rejection(event: Any, listen: Listen, rejected: Callable[[str], None])
         return
     caller = event.assoc.requestor
     title = str(caller.primitive.calling_ae_title).strip() if caller.primitive else "?"
-    reason = answer.reason_str if _is_let_in(caller, listen) else "its address is in no network that is let in"
+    reason = answer.reason_str if _is_let_in(caller, listen) else "its address is in none of the allowed networks"
     text = f"{title!r} at {caller.address}: {reason}"
     _logger.warning("rejected %s", text)
     rejected(text)

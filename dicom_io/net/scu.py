@@ -40,8 +40,8 @@ STUDY_ROOT_GET = UID("1.2.840.10008.5.1.4.1.2.2.3")
 _COUNTS = ("Remaining", "Completed", "Failed", "Warning")
 _SOME_FAILED = 0xB000  # PS3.4 C.4.2.1.5: done, some sub-operations failed
 _ADVICE = {  # PS3.4 C.4.2.1.5
-    0xA801: "let the archive know our AE title with the host and port that it can send to",  # Move Destination unknown
-    0xA702: "use another way to fetch (C-GET, C-MOVE, DICOMweb) or look into its log",  # unable to perform sub-operations
+    0xA801: "register our AE title in the archive, with the host and port to which it can send",  # Move Destination unknown
+    0xA702: "use another way to fetch (C-GET, C-MOVE, DICOMweb) or see its log",  # unable to perform sub-operations
 }
 _USUAL_ADVICE = "look into its log"
 
@@ -141,7 +141,7 @@ def _find(opened: OpenAssociation, query: Query) -> list[Dataset]:
             if query.limit and len(matches) == query.limit and opened.association is not None:
                 opened.association.send_c_cancel(1, query_model=model)
         elif code and not (query.limit and code_to_category(code) == "Cancel"):
-            advice = "change the query or look into its log"
+            advice = "change the query or see its log"
             raise _failure(opened.destination, "C-FIND", meaning(code, "C-FIND"), advice)
     return matches[: query.limit or None]
 

@@ -133,7 +133,7 @@ def _send(opened: association.OpenAssociation, item: Outgoing) -> Outcome:
 
 def _class_name(sop_class: UID) -> str:
     if sop_class == LABEL_MAP_STORAGE:
-        return "Label Map Segmentation Storage; write the SEG as binary, or let the peer take unknown SOP classes"
+        return "Label Map Segmentation Storage; write the SEG as binary, or allow unknown SOP classes in the peer"
     return str(sop_class.name)
 
 
@@ -149,13 +149,13 @@ def _bring_into(accepted: set[UID], dataset: FileDataset, item: Outgoing) -> str
     target = next((syntax for syntax in UNCOMPRESSED if syntax in accepted), None)
     # Explicit VR Big Endian (retired) is not turned: the bytes of the pixels would have to be swapped too.
     if target is None or not own.is_little_endian:
-        raise _NoSyntaxError(f"the peer does not take {own.name}, nor anything that it can be turned into")
+        raise _NoSyntaxError(f"the peer does not take {own.name}, or any transfer syntax to which it can be converted")
     if not own.is_encapsulated:
         return f"rewritten from {own.name} to {target.name}"  # by pynetdicom
     try:
         decompress(dataset)
     except READ_ERRORS as error:
         raise _NoSyntaxError(
-            f"the peer takes no {own.name}, and it cannot be decompressed here ({type(error).__name__})"
+            f"the peer does not take {own.name}, and it cannot be decompressed here ({type(error).__name__})"
         ) from error
     return f"decompressed from {own.name} to {target.name}"

@@ -103,13 +103,13 @@ class ResultInfo:
             if not plain(getattr(self, name), 64):
                 raise LabelError(
                     f"the {name} of the result is {getattr(self, name)!r}; 1 to 64 printable characters are needed because "
-                    "every object must name what made it; give it"
+                    "every object must name the software that made it; give it"
                 )
         numbers = [segment.number for segment in self.segments]
         if numbers != list(range(1, len(numbers) + 1)):
             raise LabelError(
                 f"the segments of the result have the numbers {numbers}; 1 to {len(numbers)} in this order are needed, because "
-                "label value n is the nth segment; number them anew"
+                "label value n is the nth segment; renumber them"
             )
         if not is_code(self.algorithm_family):
             raise LabelError(
@@ -330,7 +330,7 @@ def check_has_frame(headers: Iterable[Dataset]) -> None:
     """
     if not all(header.get("FrameOfReferenceUID") for header in headers):
         raise LabelError(
-            "the source has no FrameOfReferenceUID; an object with places in patient space must refer to it; repair the "
+            "the source has no FrameOfReferenceUID; an object with positions in patient space must refer to it; repair the "
             "source series first, or write captures or a presentation state"
         )
 

@@ -126,7 +126,7 @@ def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "bi
             )
         if array.dtype.kind in "fc" and np.isnan(array).any():
             raise LabelError(
-                "the channels hold NaN, which says neither yes nor no; zeros and other numbers are needed; look at what "
+                "the channels contain NaN, which is neither 0 nor 1; zeros and other numbers are needed; look at what "
                 "computed them"
             )
         return

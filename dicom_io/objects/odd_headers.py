@@ -45,7 +45,8 @@ def refusing_odd_headers(write: Callable[P, R]) -> Callable[P, R]:
             odd = list(dict.fromkeys(_odd_keywords([*args, *kwargs.values()])))
             named = ", ".join(odd[:_NAMED]) + (" ..." if len(odd) > _NAMED else "") if odd else "an attribute"
             raise LabelError(
-                f"a header of the source holds what no result can repeat ({named}: {type(error).__name__}); values as the "
+                f"a header of the source has a value that a result cannot repeat ({named}: {type(error).__name__}); values "
+                "as the "
                 "standard has them are needed; repair the source, or leave this kind of result out"
             ) from error
 

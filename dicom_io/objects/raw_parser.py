@@ -35,7 +35,7 @@ def parse_file(path: Path) -> Attributes:
     content = Path(path).read_bytes()
     # PS3.10 7.1: a preamble of 128 bytes, then the prefix DICM.
     if content[128:132] != b"DICM":
-        raise GeometryProofError("the written file has no DICM mark")
+        raise GeometryProofError("the written file has no DICM prefix")
     try:
         meta, at = _data_set(content, 132, len(content), only_group=2)  # PS3.10 7.1: never deflated
         syntax = text(meta, _TRANSFER_SYNTAX)

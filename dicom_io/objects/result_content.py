@@ -64,6 +64,6 @@ class ResultContent:
         """The values of `probabilities` or `uncertainty`. Raises LabelError where only labels are known."""
         if values is None:
             raise LabelError(
-                "the result holds labels only; a fractional SEG and a map need probabilities; write a binary SEG and no map"
+                "the result contains only labels; a fractional SEG and a map need probabilities; write a binary SEG and no map"
             )
         return values()

@@ -187,7 +187,7 @@ def check_patient_space(reference: Volume) -> None:
     """Pass unless the image is a picture, whose pixels are no millimetres. Raises LabelError: nothing can be laid on it."""
     if not reference.has_patient_space:
         raise LabelError(
-            "the label object lies in patient space, the image is a picture without; both must have it for one to be laid on "
+            "the label object lies in patient space, the image is a picture without one; both need it for one to be placed on "
             "the other; use the image that the object was made for"
         )
 

@@ -98,7 +98,7 @@ def second_opinion_note(source: Volume) -> str | None:
     missing = sum(view.plane is None for view in known)
     if not missing:
         return None
-    return f"ITK cannot read the place of {missing} of {len(known)} slices; only our reading of headers says where they lie"
+    return f"ITK cannot read the place of {missing} of {len(known)} slices; only our reader gives their positions"
 
 
 def _check_slice(source: Volume, k: int, plane: Plane) -> None:
@@ -124,8 +124,8 @@ def _check_by_itk(source: Volume, slices: Sequence[Slice]) -> None:
         away = apart_mm(own.plane, view.plane, own.shape)
         if away > allowed_mm:
             raise LabelError(
-                f"ITK sees instance {own.sop_instance_uid} of the source {away:.2f} mm from where its header puts it for us; "
-                f"both must agree within {allowed_mm:g} mm; look at its position, orientation and pixel spacing"
+                f"ITK sees instance {own.sop_instance_uid} of the source {away:.2f} mm from its position by our reader; "
+                f"both must agree within {allowed_mm:g} mm; check its position, orientation and pixel spacing"
             )
 
 

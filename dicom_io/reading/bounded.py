@@ -102,7 +102,7 @@ class BoundedFile(_PieceCounter, io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         """At most `size` bytes. Raises ValueError without a size: pydicom asks for the whole file only to inflate it."""
         if size is None or size < 0:
-            raise ValueError("its file meta information does not name its transfer syntax as it should")
+            raise ValueError("its file meta information does not name its transfer syntax correctly")
         # Python allocates the stated size before it reads. Less than a chunk costs little; `tell` takes time.
         return self.count_piece(
             super().read(size if size < _CHUNK_BYTES else min(size, max(self.size - self.tell(), 0)))

@@ -47,7 +47,7 @@ def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
             )
     chosen = {id(instance) for instance in (*by_uid.values(), *without_uid)}
     listed = ", ".join(sorted(different)[:5])
-    kind = f"copies of another but for {listed}" if different else "byte-identical copies of another"
+    kind = f"copies of another except for {listed}" if different else "byte-identical copies of another"
     notes = [f"left out as {kind}: {counted(len(copies), 'file')}"] if copies else []
     return [instance for instance in series.instances if id(instance) in chosen], notes
 

@@ -62,7 +62,7 @@ def _check_jpeg(source: bytes, stated: CodestreamHeader, syntax: UID) -> None:
         raise ValueError(f"the compressed picture has {source.count(_SCAN)} scans; at most {MAX_SCANS} are decoded")
     grey_and_lossy = stated.is_lossy_jpeg and stated.samples == 1  # in colour, the colour space would be unknown
     if syntax in JPEG_LOSSLESS and stated.marker != _LOSSLESS_FRAME and not grey_and_lossy:
-        raise ValueError("the compressed picture is no lossless JPEG, as its transfer syntax says")
+        raise ValueError("the compressed picture is not lossless JPEG, although its transfer syntax says so")
 
 
 def codestream_header(source: bytes) -> CodestreamHeader | None:

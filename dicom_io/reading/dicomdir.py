@@ -30,7 +30,7 @@ def files_of_dicomdir(path: Path) -> list[Path]:
     for names in files:
         if len(names) > _FILE_ID_PARTS or not all(map(_is_component, names)):
             printable = [name if name.isprintable() else "?" for name in names[:_FILE_ID_PARTS]]
-            raise broken_file(path, f"it names the file {'/'.join(printable)[:80]!r}, which is no File ID")
+            raise broken_file(path, f"it names the file {'/'.join(printable)[:80]!r}, which is not a File ID")
     return [path.parent.joinpath(*names) for names in files]
 
 

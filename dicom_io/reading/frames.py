@@ -96,7 +96,7 @@ def frames_of(instance: Instance) -> list[Frame]:
         groups = header.get("PerFrameFunctionalGroupsSequence")
         if groups is None and count > 1:
             raise SeriesSelectionError(
-                f"{instance.name} holds {count} frames and no functional group of a frame, so nothing says where they lie; "
+                f"{instance.name} holds {count} frames without functional groups, so their positions are unknown; "
                 "positions are needed; pass an object that has them"
             )
         if groups is not None and len(groups) != count:
@@ -252,7 +252,7 @@ def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | No
             return None
         values = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
     except (TypeError, ValueError) as error:
-        raise OddHeaderError(f"text that is no number in its {keyword}; decimals with a point are needed") from error
+        raise OddHeaderError(f"text that is not a number in its {keyword}; decimals with a point are needed") from error
     if len(values) != count:
         held = "one value" if len(values) == 1 else f"{len(values)} values"
         raise OddHeaderError(f"{held} in its {keyword}; {count} are needed")

@@ -87,7 +87,7 @@ def _fault_of_raw(element: RawDataElement) -> str:
     if (standard_vr in _TEXTS and vr in _NUMBERS) or (keyword in _NAMES and vr in _CHECKED_BY_PYDICOM):
         return f"its {keyword} has the VR {vr}, {standard_vr} is needed"
     if vr in _IN_ASCII and element.value and not _PRINTABLE.fullmatch(element.value.strip(_PADDING)):
-        return f"its {keyword or element.tag} holds {len(element.value)} bytes that are no {vr}"
+        return f"its {keyword or element.tag} holds {len(element.value)} bytes that are not a {vr}"
     return ""
 
 
@@ -129,7 +129,7 @@ def _fault_of_value(value: Any, keyword: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         return f"its {keyword} is {_described(value)}; one of at most {MAX_TEXT} characters is needed"
     kind, fits = ("code", value.isprintable()) if keyword in _CODES else ("UID", _LIKE_A_UID.fullmatch(value))
-    return "" if fits else f"its {keyword} has characters that stand in no {kind}"
+    return "" if fits else f"its {keyword} has characters that are not allowed in a {kind}"
 
 
 def _is_whole(value: Any) -> bool:

@@ -341,7 +341,7 @@ def _checked_instance(path: Path, header: FileDataset, file: BinaryIO, *, is_cer
         return None
     # Classes of that name hold pixels. A file cut between two attributes contradicts no length, but lacks Rows.
     if UID(instance.sop_class_uid).name.endswith("Image Storage") and "Rows" not in header:
-        raise broken_file(path, "it names an image class and holds no image")
+        raise broken_file(path, "it names an image class but contains no image")
     if not header.get("SOPClassUID") and "Rows" not in header:
         if not is_certain:
             return None

@@ -202,7 +202,8 @@ def _grid_notes(grid: Grid, thickness_mm: float | None) -> list[str]:
         )
     if grid.jitter_mm:
         notes.append(
-            f"slices lie up to {grid.jitter_mm:.2f} mm off the even grid fitted to them; objects keep each where it is"
+            f"slices lie up to {grid.jitter_mm:.2f} mm off the even grid fitted to them; result objects keep the position "
+            "of each slice"
         )
     if len(grid.order) == 1:
         source = "SliceThickness" if thickness_mm else "1 mm, no SliceThickness is given"
@@ -218,12 +219,10 @@ def _count_notes(frames: Sequence[Frame], grid: Grid | None) -> list[str]:
     stated = None if has_groups(header) else optional_number(header, "SpacingBetweenSlices")
     gap = float(np.dot(grid.affine_lps[:3, 2], frames[0].plane.normal)) if grid and frames[0].plane else 0.0
     if stated and len(frames) > 1 and abs(abs(stated) - gap) > _OTHER_GAP * gap and not frames[0].tile:
-        notes.append(
-            f"SpacingBetweenSlices says {stated:g} mm, the slices lie {gap:g} mm apart: some may never have come here"
-        )
+        notes.append(f"SpacingBetweenSlices says {stated:g} mm, the slices lie {gap:g} mm apart: some may be missing")
     count = optional_number(header, "NumberOfSlices")  # a PET series with fewer is refused by check_complete
     if count and count != len(frames):
-        notes.append(f"the header counts {count:g} slices, {len(frames)} are here")
+        notes.append(f"the header counts {count:g} slices, {len(frames)} were found")
     return notes
 
 
@@ -252,7 +251,7 @@ def check_complete(ordered: OrderedSeries, others: Iterable[SeriesRef], options:
         return replace(ordered, notes=(*ordered.notes, note), incomplete=True)
     raise SeriesGeometryError(
         f"{ordered.series.name} is incomplete by its own headers: {text}; all are needed, or a structure could be cut off; "
-        "fetch the missing images, or pass --accept-incomplete to read what is here"
+        "fetch the missing images, or pass --accept-incomplete to read the images that exist"
     )
 
 

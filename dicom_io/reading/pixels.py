@@ -97,7 +97,7 @@ def _check_codestream_size(instance: Instance, notes: Notes) -> None:
         fault = f"the compressed picture has {stated.rows} x {stated.columns} pixels, the header {rows} x {columns}"
         raise broken_file(instance.name, fault)
     if stated is not None and stated.is_lossy_jpeg and instance.transfer_syntax in JPEG_LOSSLESS:
-        notes["pixels are JPEG with losses, though their transfer syntax is one without"] = None
+        notes["pixels are lossy JPEG, although their transfer syntax is lossless"] = None
 
 
 def _decode_instance(frames: Sequence[Frame], targets: Sequence[Slices]) -> Notes:
@@ -225,7 +225,7 @@ def _bits_below(header: Dataset) -> int:
 def _by_pydicom(dataset: Any, index: int) -> Stored:
     if "BitsStored" in dataset and "BitsAllocated" in dataset and _bits_below(dataset):
         raise ValueError(
-            f"its values stand {_bits_below(dataset)} bits up (HighBit {dataset.HighBit}), which is read only "
+            f"its values are shifted by {_bits_below(dataset)} bits (HighBit {dataset.HighBit}), which is read only "
             "from uncompressed files in little endian"
         )
     return decoder_of(dataset.file_meta.TransferSyntaxUID).as_array(dataset, index=index)[0]
@@ -277,7 +277,7 @@ def _fill(target: Slices, stored: Stored, frame: Frame, notes: Notes) -> None:
     header = frame.instance.header
     if "ModalityLUTSequence" in header:
         _store(target, np.asarray(apply_modality_lut(stored, header), dtype=np.float64), frame)
-        notes["values went through the file's Modality LUT"] = None
+        notes["values were converted by the file's Modality LUT"] = None
     # The usual case, a slope of 1: a single pass, without a copy in float64.
     elif _is_exact(stored.dtype, frame):
         np.add(stored, np.float32(frame.intercept), out=target, dtype=np.float32, casting="unsafe")
@@ -317,7 +317,7 @@ def _inversion_sum(frames: Sequence[Frame], modality: str, notes: Notes) -> floa
     if all(frame.instance.header.get("PhotometricInterpretation") != "MONOCHROME1" for frame in frames):
         return None
     if modality in PHYSICAL_MODALITIES:
-        notes[f"MONOCHROME1 left as it is: {modality} values are physical, not brightness"] = None
+        notes[f"MONOCHROME1 was not inverted: {modality} values are physical, not brightness"] = None
         return None
     notes["MONOCHROME1 was inverted, so that high values are bright"] = None
     ranges = []

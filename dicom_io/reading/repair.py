@@ -158,5 +158,5 @@ def _note(depths_mm: Points, step_mm: float, count: int, sideways: Points, plane
     )
     shift_mm = float(np.linalg.norm(sideways @ plane.steps.T, axis=1).max())
     if tilt and shift_mm > SILENT_OFFSET_MM:
-        text += f"; slices shifted sideways by up to {shift_mm:.2f} mm were put straight, linearly within the slice"
+        text += f"; slices shifted sideways by up to {shift_mm:.2f} mm were straightened, linearly within the slice"
     return text

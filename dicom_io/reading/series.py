@@ -279,7 +279,7 @@ def _files_of(path: Path) -> list[Path]:
     if absent:
         raise UnreadableFileError(
             f"{shown(path)} lists {counted(len(files), 'file')}, of which {len(absent)} are absent (the first is {absent[0]}); "
-            "the whole medium is needed; copy it again, or name the folder instead to read what is there"
+            "the whole medium is needed; copy it again, or name the folder instead to read the existing files"
         )
     if not files:
         raise SeriesSelectionError(f"{shown(path)} lists no file; DICOM files are needed; name their folder instead")
@@ -389,7 +389,7 @@ def _beside_main(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
     if main is None or group.kind != "image":
         return group
     if is_colour(group.instances[0].header) and group.instance_count < main.instance_count:
-        return replace(group, kind="other", set_aside="colour beside grey slices")
+        return replace(group, kind="other", set_aside="colour slices beside grey slices")
     if group.orientation is None or main.orientation is None:
         return group
     # Many slices, or slices turned by less, are a second orientation of the series, and the reader refuses to mix them.
@@ -397,7 +397,7 @@ def _beside_main(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
     normals = [np.cross(ref.orientation[:3], ref.orientation[3:]) for ref in (group, main) if ref.orientation]
     if not few or angle_degrees(*normals) < _LOCALIZER_DEGREES:
         return group
-    return replace(group, kind="other", set_aside="localizer by its orientation")
+    return replace(group, kind="other", set_aside="localizer, recognized by its orientation")
 
 
 def _with_notes(group: SeriesRef, foreign_count: int) -> SeriesRef:
@@ -405,5 +405,5 @@ def _with_notes(group: SeriesRef, foreign_count: int) -> SeriesRef:
     if group.set_aside:
         notes.append(f"set aside as {group.set_aside}: {counted(group.instance_count, 'file')}")
     if foreign_count:
-        notes.append(f"{foreign_count} files beside it are not DICOM objects and were passed by")
+        notes.append(f"{foreign_count} files beside it are not DICOM objects and were ignored")
     return replace(group, notes=tuple(notes))

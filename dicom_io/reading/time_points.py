@@ -111,7 +111,7 @@ def _choice_needed(stacks: Sequence[Stack], planes: Sequence[ImagePlane], name: 
     size = f"{sizes[0]} slices each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} slices"
     keywords = list(dict.fromkeys(keyword for stack in stacks for keyword, _ in stack.values))
     order = f", numbered by {', then '.join(keywords)}" if len(keywords) > 1 else ""
-    noun = "stacks" if stacks[0].values[0][0] == "StackID" else "time points or the like"
+    noun = "stacks" if stacks[0].values[0][0] == "StackID" else "time points or similar stacks"
     return SeriesGeometryError(
         f"{name} has {shared}{len(stacks)} {noun} of {size}, which differ in {_differences(stacks)}{order}; "
         f"one slice a position is needed; choose with --time-point {_complete_numbers(stacks)}"
@@ -158,8 +158,9 @@ def _inseparable(
         stack_ids = next(attribute for attribute in attributes if attribute.keyword == "StackID")
         listed = listed_values(stack_ids.values(range(len(frames))))
         return SeriesGeometryError(
-            f"{name} holds stacks of several orientations, StackID ({listed}), and within one of them nothing tells the slices "
-            "at the same position apart; one stack with one slice a position is needed; split the object by StackID"
+            f"{name} holds stacks of several orientations, StackID ({listed}), and within one of them nothing "
+            "distinguishes the slices "
+            "at the same position; one stack with one slice a position is needed; split the object by StackID"
         )
     groups = same_positions(planes)
     telling = [attribute for attribute in attributes if len({attribute.labels[index] for index in groups[0]}) > 1]

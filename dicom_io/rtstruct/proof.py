@@ -148,7 +148,7 @@ def _points_of(contour: Attributes) -> Floats:
     try:
         points_mm = np.array([float(number) for number in numbers]).reshape(-1, 3)
     except ValueError as error:
-        raise GeometryProofError(f"the coordinates of a contour are no numbers ({error})") from error
+        raise GeometryProofError(f"the coordinates of a contour are not numbers ({error})") from error
     if not np.isfinite(points_mm).all():
         raise GeometryProofError("the coordinates of a contour are not finite")
     return points_mm
@@ -171,7 +171,7 @@ def check_regions(written: Attributes, segments: Sequence[Segment] | None, heade
         (integer(item, _REFERENCED_ROI), {"colour": text(item, _ROI_COLOUR)}) for item in items(written, _ROI_CONTOURS)
     ]
     if not sorted(n for n, _ in rois) == sorted(n for n, _ in observations) == sorted(n for n, _ in drawn):
-        raise GeometryProofError("its regions, observations and contours are not of the same ROI numbers, each once")
+        raise GeometryProofError("its regions, observations and contours do not have the same ROI numbers, each once")
     if segments is not None:
         compare("region", rois, {segment.number: {"name": segment.label.strip()} for segment in segments})
         compare("observation", observations, {segment.number: _observation(segment) for segment in segments})

@@ -22,10 +22,10 @@ from dicom_io.volume import Volume
 
 MOST_NAMED = 20  # regions, in a message
 LEFT_OUT = "points and open lines enclose no voxel and were left out"
-TWICE = "contours that stand there a second time were left out"
-CANCELLED = "CLOSEDPLANAR_XOR contours that stand there a second time cancel out the first"
+TWICE = "contours that occur a second time were left out"
+CANCELLED = "CLOSEDPLANAR_XOR contours that occur a second time cancel out the first"
 NOTHING = "contours enclose no voxel's centre"
-VANISHED = "holes enclose the same voxels as what is around them and leave none"
+VANISHED = "holes enclose the same voxels as the contour around them and leave no voxel"
 BEYOND = "contours reach beyond the image and were cut at its edge"
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -122,7 +122,7 @@ def _called(dataset: Dataset, names: Sequence[str]) -> list[int]:
         if len(numbers) != 1 or names.count(name) > 1:
             known = ", ".join(without_patient(dataset, known_name) for known_name in sorted(by_name)[:MOST_NAMED])
             raise LabelError(
-                f"{len(numbers)} region(s) are called {name!r}, which is asked for {names.count(name)} time(s); one region "
+                f"{len(numbers)} region(s) are called {name!r}, which is requested {names.count(name)} time(s); one region "
                 f"for each name is needed; the structure set has {known}"
             )
     return [by_name[name.strip()][0] for name in names]
@@ -149,7 +149,7 @@ def _numbers(dataset: Dataset) -> list[int]:
     for keyword in ("StructureSetROISequence", "ROIContourSequence"):
         if keyword not in dataset:
             raise LabelError(
-                f"the structure set has no {keyword}, so nothing says which regions it has; a whole one is needed; "
+                f"the structure set has no {keyword}, so its regions are unknown; a complete structure set is needed; "
                 "export it again"
             )
     numbers = sorted(int(item.ROINumber) for item in dataset.get("StructureSetROISequence") or [])
@@ -227,7 +227,7 @@ def _check_not_entangled(roi: int, k: int, loops: list[Floats], shape: tuple[int
         raise LabelError(
             f"two CLOSED_PLANAR contours of region {roi} in slice {k}, of {len(first)} and {len(second)} voxels, share "
             f"{len(first & second)} and neither lies within the other, so that their sum or their difference could be meant; "
-            "contours that lie apart or one within the other are needed; unite them, or export them as CLOSEDPLANAR_XOR"
+            "contours that are separate or one within the other are needed; unite them, or export them as CLOSEDPLANAR_XOR"
         )
 
 

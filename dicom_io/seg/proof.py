@@ -75,7 +75,7 @@ def prove_seg(
         elif isinstance(result, Volume):
             check = SliceComparison(result, source, slices)
         else:
-            raise GeometryProofError("the file holds labels, the result probabilities")
+            raise GeometryProofError("the file contains labels, the result contains probabilities")
         for frame in parsed_seg_frames(written):
             check.frame(frame)
         check.finish()

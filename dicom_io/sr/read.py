@@ -231,7 +231,7 @@ def read_sr(source: Path | Dataset) -> MeasurementReport:
         source = load_object(source, "a measurement report (SR)", CLASSES)
     elif (sop_class := instance_of(source).sop_class_uid) not in CLASSES:
         raise LabelError(
-            f"{name} has SOP class {shown_uid(sop_class)}; a measurement report (SR) is needed; check which it is"
+            f"{name} has SOP class {shown_uid(sop_class)}; a measurement report (SR) is needed; check which file it is"
         )
     with refusing(name):
         root = _Item(source)
@@ -402,7 +402,7 @@ def _number(measured: Dataset) -> float | None:
         number = float(digits) if digits else math.nan
     except ValueError:
         # Without its cause, whose message repeats the text: it may name the patient.
-        raise ValueError("the NumericValue of a measurement is no number") from None
+        raise ValueError("the NumericValue of a measurement is not a number") from None
     return number if math.isfinite(number) else None
 
 
@@ -443,7 +443,7 @@ def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
     _check_kind(dataset, keyword, "SQ")
     items = dataset.get(keyword)
     if items is not None and not isinstance(items, Items):
-        raise ValueError(f"its {keyword} is no sequence")
+        raise ValueError(f"its {keyword} is not a sequence")
     return list(items or [])
 
 
@@ -476,7 +476,7 @@ def _text(dataset: Dataset, keyword: str) -> str:
 def _uid(dataset: Dataset, keyword: str) -> str:
     uid = stored_text(dataset, keyword)
     if shown_uid(uid) != uid:
-        raise ValueError(f"its {keyword} has characters that stand in no UID")
+        raise ValueError(f"its {keyword} has characters that are not allowed in a UID")
     return uid
 
 

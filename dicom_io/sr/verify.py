@@ -48,12 +48,13 @@ class Verification:
             if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable() or "\\" in name:
                 raise LabelError(
                     f"the {field} of a verification has {len(name)} characters; 1 to {LONGEST_NAME} printable ones without a "
-                    "backslash are needed, because a verified report says who answers for it; give the name"
+                    "backslash are needed, because a verified report names the responsible person; give the name"
                 )
         if not is_person_name(self.observer):
             raise LabelError(
-                "the observer of a verification has no person's name; Family^Given is needed, because a person answers for a "
-                "verified report; give the name as DICOM has it"
+                "the observer of a verification has no person's name; Family^Given is needed, because a person is "
+                "responsible for a "
+                "verified report; give the name in the form of DICOM"
             )
         if self.moment.utcoffset() is None:
             raise LabelError("the moment of a verification has no time zone; one is needed; give it, or use UTC")

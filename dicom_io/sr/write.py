@@ -144,7 +144,8 @@ def write_result(content: ResultContent, path: Path) -> None:
 def _check_measurable(source: Volume) -> None:
     if source.planar:
         raise LabelError(
-            "the source is a picture without patient space; a report says volumes and lengths, so a series with millimetres is "
+            "the source is a picture without patient space; a report states volumes and lengths, so a series with "
+            "millimetres is "
             "needed; write a SEG, a presentation state or captures"
         )
     if source.array.ndim != 3:
@@ -180,7 +181,7 @@ def _predecessors(
     report = load_report(earlier)
     if report.get("StudyInstanceUID") != header.StudyInstanceUID or report.get("PatientID") != header.get("PatientID"):
         raise LabelError(
-            f"the earlier report {earlier.name} is of another patient or study; one of this study is needed to be named as "
+            f"the earlier report {earlier.name} is of another patient or study; a report of this study is needed as "
             "predecessor; leave it out"
         )
     before = [_version_of(item) for item in report.get("PredecessorDocumentsSequence") or []]
@@ -224,7 +225,8 @@ def _read_seg_header(seg: Path, digest: str, source: Volume, result: ResultInfo)
     uid = header.get("SOPInstanceUID")
     if uid not in expected and not (fractional and same_series):
         raise LabelError(
-            f"the SEG is the instance {shown_uid(uid)}, these labels, source and result make {expected[0]}; the report must "
+            f"the SEG is the instance {shown_uid(uid)}, but these labels, source and result give {expected[0]}; the report "
+            "must "
             "refer to its own SEG; write the SEG first, with the same labels and result information"
         )
     return header

@@ -101,7 +101,7 @@ class SubjectCheck:
         """In words."""
         if self.nll is None or self.ece is None:
             return (
-                "checked on subjects left out in turn: the fit ran away, so nothing is calibrated; give more subjects"
+                "checked on subjects left out in turn: the fit diverged, so nothing is calibrated; give more subjects"
             )
         figures = (
             f"on {self.subjects} subjects left out in turn, negative log likelihood {self.nll[0]:.5f} without and "
@@ -239,8 +239,8 @@ class CalibrationFit:
             raise InputRefusedError(
                 f"the {len(self.cases)} calibration case(s) are of one subject; 2 or more subjects are needed, since a "
                 "calibration is kept only if it helps subjects that it was not fitted on; give cases of more subjects (other "
-                "data; a plan of yours by --splits; --partition test, if another data set measures the bundle), or pass "
-                "--unchecked to keep it all the same"
+                "data; a plan of yours by --splits; --partition test, if the bundle is measured on another data set), or pass "
+                "--unchecked to keep it without this check"
             )
         self.logits = StoredLogits(outputs_of(self.exclusive), [(self.calibrate, self.parameters)])
 
@@ -290,7 +290,7 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
     """
     names = [name for name, value in parameters.items() if isinstance(value, float)]
     if not len(cases):
-        raise InputRefusedError("no calibration case; at least one subject that neither trained nor selected is needed")
+        raise InputRefusedError("no calibration case; at least one subject that did not train or select is needed")
     if parameters and not names:
         raise BundleError(f"calibration is {dict(parameters)}; at least one float is needed to be fitted")
 
@@ -318,7 +318,7 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
     # `not <=` instead of `>`, so that NaN is refused, too.
     if not after <= before or max(map(abs, fitted.values())) > LARGEST:
         raise InputRefusedError(
-            f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before, {after:.4f} after; a network that "
+            f"the fit diverged: {fitted}, negative log likelihood {before:.4f} before, {after:.4f} after; a network that "
             f"has learned something and numbers of at most {LARGEST:g} are needed; train longer or give more cases"
         )
     return Fitted({**parameters, **fitted}, before, after, len(cases), drawn=cases.drawn)

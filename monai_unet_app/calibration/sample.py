@@ -92,7 +92,7 @@ class Drawn:
     def sentence(self) -> str:
         """In words."""
         return (
-            f"{self.cases} large case(s) by a sample of boxes of about {BOX_VOXELS} voxels: {self.at_boundaries[0]} of "
+            f"{self.cases} large case(s) fitted on a sample of boxes of about {BOX_VOXELS} voxels: {self.at_boundaries[0]} of "
             f"{self.at_boundaries[1]} where labels meet, {self.elsewhere[0]} of {self.elsewhere[1]} elsewhere (seed {SEED})"
         )
 

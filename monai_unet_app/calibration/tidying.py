@@ -41,7 +41,7 @@ IN_TIDY = ("thresholds", "opening", "closing", "largest", "holes", "islands")
 """Order of the steps that are taken; steps with other names follow."""
 
 WORDS = {
-    "largest": "the largest piece alone",
+    "largest": "only the largest piece",
     "holes": "holes filled",
     "opening": "opening by a voxel",
     "closing": "closing by a voxel",

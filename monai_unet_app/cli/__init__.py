@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_FAILED)
     except OSError as error:
         hint = (
-            "free space or choose another place"
-            if error.errno in _NO_ROOM
-            else "check that it is there and may be used"
+            "free space or choose another place" if error.errno in _NO_ROOM else "check that it exists and may be used"
         )
         return _fail(f"{error.strerror or error}: {error.filename or ''}; {hint}", EXIT_FAILED)
     except KeyboardInterrupt:

@@ -60,7 +60,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
     if chosen.folds and bundle.is_ensemble:
         show.say(
             "the calibration is fitted to the networks of the folds, one by one; the bundle answers with their mean, whose "
-            "probabilities are other ones; calibrate, or at least evaluate, on cases that no fold has seen"
+            "probabilities differ; calibrate, or at least evaluate, on cases that no fold has seen"
         )
     scores = [] if options.form == "keep" else _compare_forms(bundle, data, chosen.rows, options)
     forms = {"forms": [_form_row(score) for score in scores]}
@@ -114,7 +114,9 @@ def _fit(
         with show.Steps("calibrating", len(chosen.rows)) as step:
             fitted = calibrate_bundle(bundle, chosen.rows, step, folds=chosen.folds, unchecked=options.unchecked)
     if options.tta and not bundle.mirror_axes:
-        show.say(f"{bundle.name} has no mirror axes: --tta changes no result, and the plain statements hold for it too")
+        show.say(
+            f"{bundle.name} has no mirror axes: --tta changes no result, and the statements without it are also valid"
+        )
     elif options.tta:
         with show.Steps("calibrating averages", len(chosen.rows)) as step:
             calibrate_bundle(bundle, chosen.rows, step, "tta", folds=chosen.folds, unchecked=options.unchecked)

@@ -48,7 +48,7 @@ def _print_sides(comparison: "Comparison", first: str, second: str) -> None:
     line(f"{first + ':':<8}{pairs.first.name}\n{second + ':':<8}{pairs.second.name}")
     line(f"on {len(pairs.subjects)} case(s) of {comparison.subjects} subject(s)")
     if pairs.left_out:
-        line(f"left out, since only one side has them: {', '.join(pairs.left_out)}")
+        line(f"left out, because only one side has them: {', '.join(pairs.left_out)}")
 
 
 def _difference_cells(entry: "Difference") -> list[str]:

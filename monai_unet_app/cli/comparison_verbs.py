@@ -101,7 +101,7 @@ def _evaluate_missing(
     """
     has_data = options.data is not None or options.images is not None
     if has_data and not bundles:
-        raise UsageError("both are evaluations that are done; leave --data and --images out, or give bundles")
+        raise UsageError("both are finished evaluations; leave --data and --images out, or give bundles")
     if not bundles:
         return []
     if not has_data:
@@ -124,7 +124,8 @@ def _evaluate_missing(
     shared = set.intersection(*(set(selection.ids) for selection in chosen.values()), *measured)
     if not shared:
         raise InputRefusedError(
-            f"none of {len(data)} case(s) is left that both may be measured on; cases that neither bundle has seen are needed; "
+            f"none of {len(data)} case(s) is left on which both may be measured; cases that neither bundle has seen are "
+            "needed; "
             "give other cases"
         )
     note = f"{len(shared)} of {len(data)} case(s), chosen for both sides of a comparison"
@@ -165,7 +166,7 @@ def _margins(options: flags.Compare) -> dict[str, float]:
     except ValueError as error:
         raise UsageError(f"--margin {text}: a number, or {'=...,'.join(GATED_SCORES)}=... is needed") from error
     if len(margins) < len(parts):
-        raise UsageError(f"--margin {text}: a figure is named twice; each needs a single margin; leave one out")
+        raise UsageError(f"--margin {text}: a figure is named twice; each figure has one margin; leave one out")
     return margins
 
 

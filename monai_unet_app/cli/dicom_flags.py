@@ -46,7 +46,7 @@ class Send(Target):
     """Flags of `pacs send`.
 
     Attributes:
-        files: DICOM files, or folders however deep
+        files: DICOM files, or folders of any depth
         commit: then ask the node to confirm that it keeps the files (storage commitment)
         listen: with --commit: PORT or HOST:PORT of this machine for the report of the node (default: that of --site; without
             any, the node must report over the association of the request)
@@ -91,12 +91,12 @@ class Deidentify(Options):
     """Flags of `deidentify`.
 
     Attributes:
-        input: DICOM files, or folders however deep
+        input: DICOM files, or folders of any depth
         output: folder for <study>/<series>/<instance>.dcm
         key_file: the same key gives the same new UIDs; made if absent (default: a new key that is not kept)
         options: comma-separated: retain-uids, retain-device-identity, retain-institution-identity,
             retain-patient-characteristics, retain-full-dates or retain-modified-dates, clean-structured-content
-        allow_burned_in: write objects whose pixels may show a name: you have looked at them
+        allow_burned_in: also write objects whose pixels may show a name; look at them first
     """
 
     input: list[Place]

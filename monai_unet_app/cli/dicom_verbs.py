@@ -86,7 +86,7 @@ def send(options: dicom_flags.Send) -> Answer:
         _outcome_table(outcomes)
         show.problems_list(problems)
         count = sum(outcome.is_delivered for outcome in outcomes)
-        show.line(f"{count} of {len(outcomes)} file(s) are at {destination.label}")
+        show.line(f"{count} of {len(outcomes)} file(s) are now at {destination.label}")
         answer: dict[str, Any] = {"peer": destination.label, "files": [_outcome_row(outcome) for outcome in outcomes]}
         if options.commit and delivered:
             answer["commitment"] = _commit(destination, delivered, reports, options)
@@ -122,7 +122,7 @@ def _commit(
     from dicom_io.net import exchange
     from dicom_io.net.commitment_user import CommitmentResult
 
-    show.say(f"waiting at most {options.wait_s:g} s for what {destination.label} commits itself to")
+    show.say(f"waiting at most {options.wait_s:g} s for the commitment of {destination.label}")
     try:
         result = exchange.commit(destination, delivered.values(), reports=reports, wait_s=options.wait_s)
         problems = [f"{delivered[uid]}: not committed: {reason}" for uid, reason in result.failed.items()]
@@ -187,7 +187,7 @@ def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> Non
 
 
 def fetch(options: dicom_flags.Fetch) -> Answer:
-    """Bring a study, series or instance from an archive, or every study that fits.
+    """Fetch a study, series or instance from an archive, or every study that fits.
 
     Example: monai-unet pacs fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES
     """
@@ -196,7 +196,8 @@ def fetch(options: dicom_flags.Fetch) -> Answer:
     query = _query(options)
     if not query.has_conditions:
         raise UsageError(
-            "no study and no condition: everything is never fetched; one is needed; give --study UID or another condition"
+            "no study and no condition is given; one is needed, because an archive is never fetched as a whole; give "
+            "--study UID or another condition"
         )
     common.check_writable(options.output)
     with show.Steps("fetching", None) as step:  # an archive need not say how many instances it has

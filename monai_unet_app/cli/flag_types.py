@@ -10,7 +10,7 @@ from typing import Annotated
 def nonempty(text: str) -> str:
     """A text that is not empty: an unset variable of the shell is no name."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("nothing is given; a name or path is needed")
+        raise argparse.ArgumentTypeError("the value is empty; a name or path is needed")
     return text
 
 
@@ -33,7 +33,7 @@ def at_least(least: int) -> Callable[[str], int]:
 def share(text: str) -> float:
     """A number between 0 and 1."""
     if not 0 < float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; a number between 0 and 1 is needed")
+        raise argparse.ArgumentTypeError(f"{text} is not a share; a number between 0 and 1 is needed")
     return float(text)
 
 
@@ -48,7 +48,7 @@ def size(text: str) -> float:
     """Bytes, of a number with MB, GB, MiB or GiB behind it."""
     match = re.fullmatch(r"([0-9.]+) ?([MG])(i?)B", text.strip(), re.IGNORECASE)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text} is no size; a number with MB or GB is needed, such as 4GB")
+        raise argparse.ArgumentTypeError(f"{text} is not a size; a number with MB or GB is needed, such as 4GB")
     number, unit, binary = match.groups()
     return above_zero(number) * (2**10 if binary else 10**3) ** (2 if unit.upper() == "M" else 3)
 
@@ -57,7 +57,7 @@ def seconds(text: str) -> float:
     """Seconds, of a number with min or h behind it."""
     match = re.fullmatch(r"([0-9.]+) ?(min|h)", text.strip())
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text} is no time; a number with min or h is needed, such as 90min")
+        raise argparse.ArgumentTypeError(f"{text} is not a time; a number with min or h is needed, such as 90min")
     return above_zero(match[1]) * (60 if match[2] == "min" else 3600)
 
 

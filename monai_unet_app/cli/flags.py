@@ -32,7 +32,7 @@ class Reading(Repairs):
 
     Attributes:
         series: SeriesInstanceUID of the series to read, if a DICOM folder holds several
-        channels: read these series of one frame of reference, in whatever folders, as channels on the grid of the first
+        channels: read these series of one frame of reference, in any folders, as channels on the grid of the first
         time_point: which of several time points or echoes, from 1
     """
 
@@ -57,7 +57,7 @@ class Device(Options):
     """Where the network runs.
 
     Attributes:
-        device: cuda, cuda:N, mps or cpu (default: what is there)
+        device: cuda, cuda:N, mps or cpu (default: the best available)
     """
 
     device: str = "auto"
@@ -134,7 +134,7 @@ class Regions(Reading):
     """Flags of `regions`.
 
     Attributes:
-        structure_set: a structure set of any software
+        structure_set: a structure set from any software
         image: the series on which the regions were drawn
         roi: ROIName: the first becomes label 1, and so on; where two overlap, the later one counts
         output: label file, .nrrd or .mha
@@ -155,7 +155,7 @@ class Convert(Labels):
         output: the new folder, named as nnU-Net wants it, such as nnUNet_raw/Dataset101_Liver
         bundle: its segments.json names the label values, and its configs/splits.json is the plan
         structure: name of a label value; all values need one (default: as the data name them)
-        objects: name of the objects that label values number; all are one structure
+        objects: name of the objects that are numbered by label values; all are one structure
         modality: what the images are, if the data do not say
         splits: splits.json: its test cases go to imagesTs, its folds into splits_final.json
     """
@@ -195,15 +195,15 @@ class Plan(Labels, Device):
         data: images/ and labels/, an nnU-Net or Decathlon folder, DICOM with SEG or RTSTRUCT, or a CSV or JSON list
         output: the new bundle; with several configurations a folder of them
         structure: name of a label value; all values need one (default: as dataset.json names them)
-        objects: name of the objects that label values number; all are one structure
-        splits: splits.json with the place of each case, or nnU-Net's splits_final.json (default: as the data tell, else by the
+        objects: name of the objects that are numbered by label values; all are one structure
+        splits: splits.json with the place of each case, or nnU-Net's splits_final.json (default: as the data state, else by the
             number of subjects)
         modality: what the images are, if the files do not say
         configuration: %(choices)s; 3d_low has longer voxels, so that a window sees more (default: 2d for pictures; for volumes
-            3d, or 3d_low where a window would see less than a fifth). Several: a bundle for each, which train --folds ranks
-        memory_limit: what a training may take (default: 8GB)
-        time: what a training may take on this machine, such as 90min or 2h (default: 1h)
-        networks: so many are trained together, and their answer is the mean (default: 1)
+            3d, or 3d_low if a window would see less than a fifth). Several: a bundle for each, which train --folds ranks
+        memory_limit: memory that a training may take (default: 8GB)
+        time: time that a training may take on this machine, such as 90min or 2h (default: 1h)
+        networks: number of networks that are trained together; their answer is the mean (default: 1)
     """
 
     data: Annotated[Place, Flag(names=("data",))]
@@ -224,13 +224,13 @@ class Train(Labels, Device):
     Attributes:
         bundle: template: a name, a folder or a zip; or a folder of several, which are ranked by their folds
         data: folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT
-        output: the trained bundle; an unfinished run in it goes on
+        output: the trained bundle; an unfinished run in it is resumed
         name: name of the new bundle in its card (default: its folder's name)
         splits: splits.json with the cases for training, selection, calibration and test, or nnU-Net's splits_final.json
-        folds: cross-validation: a network for each of these folds of the plan, 0 to 9; all: then the bundle's own network too
+        folds: cross-validation: a network for each of these folds of the plan, 0 to 9; all: also the bundle's own network
         deliver: with --folds all, the bundle's own network: all-data: trained on all but the test cases; ensemble: the mean of
             the networks of the folds (default: all-data)
-        parallel: with --folds, train so many folds at the same time, each with its share of the processor (default: 1)
+        parallel: with --folds, number of folds trained at the same time, each with its share of the processor (default: 1)
         epochs: length of the training (default: the bundle's)
         seed: seed for windows, augmentation and weights (default: the bundle's)
         learning_rate: largest learning rate (default: the bundle's)
@@ -294,7 +294,7 @@ class Evaluate(Cases):
         partition: which cases of the plan (default: only those that the bundle has not seen)
         folds: all cases but the test cases, each by the network of the fold that tests it
         output: folder for the report
-        elsewhere: the images are not from where the bundle was calibrated; intervals are wider
+        elsewhere: the images come from another place than those of the calibration; intervals are wider
         targets: TOML file with target values (default: the bundle's own, or usual ones)
         into_bundle: also write the figures into configs/metadata.json and docs/README.md of the bundle, which is a folder
         evaluation: with --into-bundle: folder of an evaluation of the bundle; nothing is measured
@@ -375,7 +375,7 @@ class Predict(Reading, Device):
         dicomize: write a converted DICOM series for a NIfTI input
         uncoded: write DICOM results although structures have no SNOMED CT code; a private code says so
         tta: average over mirror images
-        elsewhere: the images are not from where the bundle was calibrated; intervals are wider
+        elsewhere: the images come from another place than those of the calibration; intervals are wider
         memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
     """
 

@@ -130,7 +130,9 @@ def inspect_problems(problems: Sequence[str], rows: "Sequence[SeriesRow]") -> No
     problems_list(others)
     if reasons and not others:
         count = len(reasons)
-        err.print(f"[red]{count} series or file(s) cannot be used;[/red] the reasons stand with them", highlight=False)
+        err.print(
+            f"[red]{count} series or file(s) cannot be used;[/red] the reasons are listed with them", highlight=False
+        )
 
 
 def _numbers(values: Sequence[float]) -> str:

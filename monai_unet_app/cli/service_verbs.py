@@ -91,8 +91,9 @@ def _http_server(running: "Node") -> AbstractContextManager[object]:
         from monai_unet_app.service.http_api import serve
     except ImportError as error:
         raise UsageError(
-            f"the HTTP API needs {error.name}; the extra node has it; pip install 'monai-unet-app[node]', or take [http] "
-            "out of the site file"
+            f"the HTTP API needs {error.name}; the extra `node` contains it; pip install 'monai-unet-app[node]', or remove "
+            "[http] "
+            "from the site file"
         ) from error
     return serve(running, running.site.http)
 
@@ -119,7 +120,7 @@ def _check_trail(audit: Path, options: service_flags.Trace) -> Answer:
         raise UsageError(f"{options.key} does not exist; the key of the node's audit trail is needed; correct --key")
     head, compared = _recorded_head(options.database or audit.with_name("node.sqlite"), required=bool(options.database))
     trail = verify(audit, key, head)
-    show.line(f"{audit} is whole: {trail.lines} line(s), the last has sha256 {trail.last}")
+    show.line(f"{audit} is complete: {trail.lines} line(s), the last has sha256 {trail.last}")
     show.line(f"  who wrote it: {_signed(trail.lines, trail.signed, has_key=key is not None)}")
     show.line(f"  its end: {compared}")
     facts = {"lines": trail.lines, "last": trail.last, "signed": trail.signed}
@@ -129,7 +130,9 @@ def _check_trail(audit: Path, options: service_flags.Trace) -> Answer:
 def _signed(lines: int, signed: int, *, has_key: bool) -> str:
     if not has_key:
         return "not checked; the key is needed: audit.key beside the trail, or --key"
-    unsigned = f"; {lines - signed} earlier line(s) are not signed by it, and are as they were when it came"
+    unsigned = (
+        f"; {lines - signed} earlier line(s) are not signed by it, and have not changed since the first signature"
+    )
     return f"{signed} line(s) are signed by the node's key{unsigned if signed < lines else ''}"
 
 
@@ -140,7 +143,7 @@ def _recorded_head(database: Path, *, required: bool) -> "tuple[Head | None, str
     from monai_unet_app.service.database import read_head
 
     if not database.exists() and not required:
-        return None, "not checked; no node.sqlite lies beside the trail, and none was named with --database"
+        return None, "not checked; there is no node.sqlite beside the trail, and no --database was given"
     try:
         head = read_head(database)
     except sqlite3.Error as error:
@@ -148,8 +151,8 @@ def _recorded_head(database: Path, *, required: bool) -> "tuple[Head | None, str
             f"{database} cannot be read ({error}); the database of the trail's node is needed; correct --database"
         ) from error
     if head is None:
-        return None, f"not checked; {database.name} remembers no trail"
-    return head, f"no line that {database.name} remembers is missing (line {head.n})"
+        return None, f"not checked; {database.name} has no record of a trail"
+    return head, f"no line recorded in {database.name} is missing (line {head.n})"
 
 
 def token(options: service_flags.Token) -> Answer:
@@ -160,7 +163,7 @@ def token(options: service_flags.Token) -> Answer:
     from monai_unet_app.service.tokens import new_token
 
     new, text = new_token(options.name, options.roles.split(","), options.days)
-    show.line("the token, for its holder only; it is shown once:")
+    show.line("the token, only for its holder; it is shown once:")
     show.line(f"  {new}")
     show.line("the line for the node's file of tokens:")
     show.line(f"  {text}")
@@ -201,11 +204,13 @@ def commission(options: service_flags.Commission) -> Answer:
         from monai_unet_app.service.acceptance import site_key, verify_acceptance, write_acceptance
     except ImportError as error:
         raise UsageError(
-            f"signing needs {error.name}; the extra node has it; pip install 'monai-unet-app[node]'"
+            f"signing needs {error.name}; the extra `node` contains it; pip install 'monai-unet-app[node]'"
         ) from error
     if options.verify:
         report = verify_acceptance(options.verify)
-        show.line(f"{options.verify} is what {report['holder']} signed with the key {report['public_key']}")
+        show.line(
+            f"{options.verify} is unchanged since {report['holder']} signed it with the key {report['public_key']}"
+        )
         return report, EXIT_DONE
     if options.config is None:
         raise UsageError("--config is missing; the site's file is needed, or --verify and a report")
@@ -282,7 +287,7 @@ def _write_review(options: service_flags.Review) -> Answer:
         )
     if options.same_patient and options.prior is None:
         raise UsageError(
-            "--same-patient is about --prior, which is missing; name an earlier result.json, or leave --same-patient out"
+            "--same-patient needs --prior, which is missing; name an earlier result.json, or leave --same-patient out"
         )
     config = ReviewConfig(
         options.post_url, options.most_mb, not options.without_identity, not options.no_pdf, options.same_patient
@@ -298,7 +303,7 @@ def _write_review(options: service_flags.Review) -> Answer:
     )
     show.line(f"open {written['page']} in a browser")
     if "identity" in written:
-        show.line(f"{options.output} names a patient: keep it accordingly")
+        show.line(f"{options.output} names a patient: protect it accordingly")
     return {kind: str(path) for kind, path in written.items()}, EXIT_DONE
 
 
@@ -308,7 +313,7 @@ def _apply_verdict(verdict: Path, options: service_flags.Review) -> Answer:
 
     if bool(options.reviewer) != bool(options.organization):
         raise UsageError(
-            "--reviewer and --organization go together: both stand in the verified report; give both, or none"
+            "--reviewer and --organization go together: both are written into the verified report; give both, or neither"
         )
     common.check_writable(options.output)
     reviewer = Reviewer(options.reviewer, options.organization) if options.reviewer and options.organization else None

@@ -190,11 +190,13 @@ def statements_table(statements: dict[str, Any]) -> None:
                 rows.append((setting, f"true size, {sizes_off['coverage']:.0%} of subjects{where}", sizes))
                 if kept and not where:
                     parts = ", ".join(f"{name} {part:.0%}" for name, part in kept.items())
-                    rows.append((setting, "so often kept by intervals fitted on others", parts))
+                    rows.append((setting, "share held by intervals fitted on others", parts))
         if mask_from := stated.get("mask_from"):
             cuts = ((name, cut) for name, cut in mask_from.items() if name != "risk")
-            masks = ", ".join(f"{name} from p = {cut}" if cut else f"{name}: none is safe" for name, cut in cuts)
-            rows.append((setting, f"mask that misses {mask_from['risk']:.0%} at most", masks))
+            masks = ", ".join(
+                f"{name} from p = {cut}" if cut else f"{name}: no probability is safe" for name, cut in cuts
+            )
+            rows.append((setting, f"mask that misses at most {mask_from['risk']:.0%}", masks))
         if gate := stated.get("gate"):
             bound = f"Dice at least predicted - {gate['margins_of_dice'][0]:.2f}; from {gate['results']} results"
             rows.append((setting, "quality gate", bound))
@@ -248,7 +250,7 @@ def reasons_list(done: Sequence[dict[str, Any]]) -> None:
             out.print(f"{word} {escape(case['case'])}: {escape('; '.join(assessment['reasons']))}", soft_wrap=True)
 
 
-ABOUT_OTHERS = ("passed by", "set aside", "left out as byte-identical", "files beside it are not DICOM")
+ABOUT_OTHERS = ("ignored", "set aside", "left out as byte-identical", "files beside it are not DICOM")
 """Words in notes about files that are not part of the volume; such notes are not shown."""
 
 

@@ -86,7 +86,7 @@ def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[d
 
     if not options.strict:
         if options.splits:
-            raise UsageError("--splits is of use with --strict only; give --strict, or leave it out")
+            raise UsageError("--splits is only used with --strict; give --strict, or leave it out")
         return None, []
     own = bundle_files(options.bundle).own_splits if options.bundle else None
     listed = any(case.listed and case.listed.partition for case in cases)
@@ -139,13 +139,13 @@ def regions(options: flags.Regions) -> Answer:
     common.check_writable(options.output.parent)
     rows = label_file(options.structure_set, options.image, options.roi, options.output, common.read_options(options))
     cells = ([escape(str(row[name])) for name in ("label", "name", "voxels", "overlapped")] for row in rows)
-    show.print_table(("label", show.folded("region"), "voxels", "taken by a later region"), cells)
+    show.print_table(("label", show.folded("region"), "voxels", "given to a later region"), cells)
     show.out.print(f"written: {escape(str(options.output))}")
     return {"output": str(options.output), "regions": rows}, EXIT_DONE
 
 
 def convert(options: flags.Convert) -> Answer:
-    """Write labelled cases as a raw folder of nnU-Net; each in its place, with the folds of a plan.
+    """Write labelled cases as a raw folder of nnU-Net; with their positions and the folds of a plan.
 
     Example: monai-unet convert DATA --to nnunet --output nnUNet_raw/Dataset101_Liver
     """
@@ -158,7 +158,9 @@ def convert(options: flags.Convert) -> Answer:
 
     naming = [f"--{name}" for name in ("bundle", "structure", "objects") if getattr(options, name)]
     if len(naming) > 1:
-        raise UsageError(f"{' and '.join(naming)} all say what label values mean; one is needed; leave the others out")
+        raise UsageError(
+            f"{' and '.join(naming)} all say what label values mean; only one is allowed; leave the others out"
+        )
     if not options.data.exists():
         raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
     files = bundle_files(options.bundle) if options.bundle else None
@@ -183,7 +185,7 @@ def convert(options: flags.Convert) -> Answer:
     rows = [(str(number), escape(name), str(value)) for number, (name, value) in enumerate(written.sources.items(), 1)]
     show.print_table(("label", show.folded("structure"), "value in the data"), rows)
     if set(written.document["channel_names"].values()) == {"image"}:
-        show.say("nothing says what the images are; if they are CT, write them again with --modality CT")
+        show.say("the data do not state the modality; if the images are CT, write them again with --modality CT")
     show.line(f"wrote {options.output}: {len(written.training)} cases to train, {len(written.test)} to test")
     if written.folds:
         show.line(f"{written.folds} folds: copy splits_final.json to nnUNet_preprocessed/{options.output.name}")
@@ -207,7 +209,7 @@ def plan(options: flags.Plan) -> Answer:
         raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
     if options.objects and options.structure:
         raise UsageError(
-            "--objects and --structure both say what label values mean; one is needed; leave the other out"
+            "--objects and --structure both say what label values mean; only one is allowed; leave the other out"
         )
     said = common.set_fields(options, PlanConfig) | {"configuration": None}
     config = PlanConfig(**said, structures=_structures(options.structure), time_s=options.time)
@@ -267,7 +269,8 @@ def train(options: flags.Train) -> Answer:
         )
     if options.parallel and not options.folds:
         raise UsageError(
-            f"--parallel {options.parallel} trains folds at the same time, and none is named; give --folds all, or leave it out"
+            f"--parallel {options.parallel} trains folds at the same time, but no fold is named; give --folds all, or "
+            "leave it out"
         )
     several = bundles_in(Path(options.bundle))
     if several and (len(several) < 2 or not options.folds):
@@ -333,7 +336,7 @@ def _trained(bundle: "Bundle", options: flags.Train) -> Answer:
     show.line(f"trained bundle: {bundle.root}")
     if (waited := waiting_share(bundle.run_record)) > MUCH_WAITING:
         show.line(
-            f"it waited for data {waited:.0%} of the time; where a core is free, --workers 1 makes them meanwhile"
+            f"it waited for data {waited:.0%} of the time; if a core is free, --workers 1 prepares data at the same time"
         )
     few = few_to_calibrate({case.subject for case in bundle.seen if case.partition == "calibration"})
     show.line((not folds and few) or common.next_command("calibrate", bundle.root, options))
@@ -461,7 +464,7 @@ def _write_into(bundle: "Bundle", evaluation: "StoredEvaluation") -> dict[str, A
     removed = [name for name in before if name not in figures]
     show.figures_table(before, figures)
     if removed:
-        show.line(f"no longer there, since the evaluation does not hold it: {', '.join(removed)}")
+        show.line(f"removed, because the evaluation does not contain it: {', '.join(removed)}")
     show.wrote(written)
     return {"eval_metrics": figures, "gone": removed, "files": [str(file) for file in written]}
 
@@ -482,7 +485,7 @@ def predict(options: flags.Predict) -> Answer:
     run = PredictConfig(settings, common.read_options(options), options.memory_limit, show.say)
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
-            f"--output {options.output} is the input; results would be cases next time; name another folder"
+            f"--output {options.output} is the input; its results would be cases the next time; name another folder"
         )
     root = common.trained_bundle(options.bundle).root
     cases = find_images(options.input, named_series(run.reading))
@@ -498,7 +501,7 @@ def predict(options: flags.Predict) -> Answer:
             f"left out, although {options.destination} takes them: {', '.join(left_out)}; a picture has no patient space"
         )
     if options.tta and not bundle.mirror_axes:
-        show.say(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements hold as without it")
+        show.say(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements are valid as without it")
     with show.Steps("segmenting", len(cases)) as step:
         done, problems = predict_cases(cases, bundle, run, outputs, options.output, step)
     show.structures_table(done)
@@ -509,7 +512,7 @@ def predict(options: flags.Predict) -> Answer:
     # Of a rejected result only the record is written, unless the user asks for the files.
     withheld = 0 if options.deliver_rejected else rejected
     if done:
-        records = f"; of {withheld} rejected only the record" if withheld else ""
+        records = f"; for {withheld} rejected case(s) only the record" if withheld else ""
         show.line(f"wrote {len(done) - withheld} case(s) to {options.output}{records}")
     answer = {"cases": done, "problems": problems, "left_out": list(left_out)}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
@@ -528,7 +531,7 @@ def _formats(options: flags.Predict, *, planar: bool) -> tuple[dict[str, Any], t
         formats = tuple(name.strip() for name in names if name.strip())
         return {"formats": formats, "seg_encoding": options.seg_encoding or "binary"}, ()
     if options.format is not None or options.seg_encoding:
-        raise UsageError("--for sets the formats, and so do --format and --seg-encoding; give one or the other")
+        raise UsageError("--for sets the formats, as --format and --seg-encoding do; give one or the other")
     profile = destination_of_site(options.destination, options.site).profile
     formats, left_out = formats_for(profile.objects, planar=planar)
     encoding = (profile.seg_encoding if {"seg", "sr"} & set(formats) else None) or "binary"

@@ -72,14 +72,15 @@ def read_attributes(path: Path) -> Attributes:
         )
     if personal := [name for name in names if name.strip().lower() in PERSONAL]:
         raise InputRefusedError(
-            f"{path} has the column(s) {', '.join(personal)}; groups need no person's name, number or birth date; take them out"
+            f"{path} has the column(s) {', '.join(personal)}; names, numbers and birth dates of persons are not allowed; "
+            "remove them"
         )
     values: dict[str, dict[str, str]] = {name: {} for name in names}
     for row in rows:
         for name in names:
             text = row[name].strip()
             if values[name].setdefault(row[by], text) != text:
-                raise InputRefusedError(f"{path}: {by} {row[by]} has two values of {name}; one is needed; mend it")
+                raise InputRefusedError(f"{path}: {by} {row[by]} has two values of {name}; one is needed; correct it")
     return Attributes(by, values)
 
 
@@ -126,7 +127,7 @@ def _grouping(name: str, values: Mapping[str, str], keys: Mapping[str, str], edg
     if len(numbers) < len(texts):
         if edges is not None:
             wrong = next(text for key, text in texts.items() if key not in numbers)
-            raise UsageError(f"--bands {name}: {wrong!r} is no number; numbers are needed; leave the bands out")
+            raise UsageError(f"--bands {name}: {wrong!r} is not a number; numbers are needed; leave the bands out")
         numbers = {}
     chosen = edges if edges is not None else EDGES.get(name)
     if numbers and (chosen is not None or len(set(numbers.values())) > MOST_CODES):

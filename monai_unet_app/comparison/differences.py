@@ -168,10 +168,11 @@ def comparison_definitions(comparison: Comparison) -> dict[str, str]:
         "difference": "Second minus first, case by case, then a mean over the cases in which both have a value.",
         "interval": f"{level} percentile bootstrap of that mean; subjects are drawn again, each with all of their cases.",
         "word": f"Of the second, by the interval: same where it holds 0; too few below {comparison.fewest} subjects.",
-        "p": "Wilcoxon signed-rank, two-sided, on each subject's mean difference, differences of 0 dropped; p_method says "
+        "p": "Wilcoxon signed-rank, two-sided, on each subject's mean difference, differences of 0 left out; p_method says "
         "whether it is exact.",
         "p_holm": "p adjusted by Holm for all p of this table.",
-        "ece_whole": "Calibration error of each case alone, then a mean over cases; no pooled figure as in metrics.json.",
+        "ece_whole": "Calibration error of each single case, then the mean over cases; it is not the pooled figure of "
+        "metrics.json.",
         "ece_band": "The same in the band around each bundle's own predicted surface.",
         "undefined": "A distance where one mask is empty, a band where nothing was found; such pairs are left out.",
     }

@@ -62,7 +62,7 @@ def pair(
     # A digest is of all cases of an evaluation, so it says nothing where only a part of them is compared.
     if not left_out and all(digests) and digests[0] != digests[1]:
         raise InputRefusedError(
-            f"the cases have the same names and other content (data sha256 {digests[0][:12]}... and {digests[1][:12]}...); "
+            f"the cases have the same names but different content (data sha256 {digests[0][:12]}... and {digests[1][:12]}...); "
             "the same images and labels are needed; evaluate both on one data set"
         )
     _check_truth(first, second, cases)
@@ -92,7 +92,7 @@ def _other_cases(
     ]
     advice = f", or --common for the {len(common)} that both have" if common else ""
     return (
-        f"the evaluations have other cases: {'; '.join(lacks)}; the same cases in both are needed; evaluate both on one "
+        f"the evaluations have different cases: {'; '.join(lacks)}; the same cases in both are needed; evaluate both on one "
         f"data set{advice}"
     )
 

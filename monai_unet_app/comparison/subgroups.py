@@ -176,7 +176,7 @@ def _test(values: Mapping[str, float], groups: Sequence[Sequence[str]], table: C
     enough = [by_subject for by_subject in means if len(by_subject) >= fewest]
     subjects = [subject for by_subject in enough for subject in by_subject]
     if len(set(subjects)) < len(subjects):  # the test needs independent values
-        return RankTest(reason="a subject stands in several groups, groups of different people are needed")
+        return RankTest(reason="a subject is in several groups; groups of different subjects are needed")
     return rank_groups([list(by_subject.values()) for by_subject in enough])
 
 

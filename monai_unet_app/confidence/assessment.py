@@ -87,7 +87,7 @@ class StructureAssessment(SizeAssessment):
         if self.cut:
             reasons.append(self.cut.reason)
         if self.is_beside_its_interval:
-            reasons.append("its size lies beside the interval that the probabilities give")
+            reasons.append("its size lies outside the interval that the probabilities give")
         return tuple(reasons)
 
 
@@ -154,7 +154,7 @@ class Assessment:
                 0,
                 f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above "
                 f"{self._shift_limit:.2g}, reviewed above {FAR_SHIFT * self._shift_limit:.2g}"
-                + (", and the stated intervals were not made for such images" if usual_only else ""),
+                + (", and the stated intervals were not fitted for such images" if usual_only else ""),
             )
         if self.confidence.gate is None:
             reason = self.confidence.why_not.get("gate", "none was fitted")

@@ -122,9 +122,9 @@ def _weights(subjects: Sequence[str]) -> Floats:
 def _checked(scores: ArrayLike, subjects: Sequence[str]) -> Floats:
     values = np.asarray(scores, dtype=np.float64)
     if values.shape != (len(subjects),):
-        raise ValueError(f"scores have shape {values.shape} and {len(subjects)} subjects came; one a case is needed")
-    if np.isnan(values).any():
         raise ValueError(
-            f"{int(np.isnan(values).sum())} score(s) are NaN; leave cases out that define none, and say so"
+            f"scores have shape {values.shape} and {len(subjects)} subjects were given; one for each case is needed"
         )
+    if np.isnan(values).any():
+        raise ValueError(f"{int(np.isnan(values).sum())} score(s) are NaN; leave out cases without a score, and say so")
     return values

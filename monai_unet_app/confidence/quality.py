@@ -197,7 +197,7 @@ class QualityGate(JsonDocument):
         """As `JsonDocument.from_document`; raises ValueError for a gate of other features, too."""
         if tuple(document["features"]) != FEATURES:
             raise ValueError(
-                f"the gate knows the features {document['features']}; {list(FEATURES)} are needed; calibrate again"
+                f"the gate has the features {document['features']}; {list(FEATURES)} are needed; calibrate again"
             )
         return super().from_document(document)
 
@@ -214,12 +214,12 @@ def _margin(predicted: Sequence[tuple[Sample, float]], coverage: float) -> float
 
 _WORDS: tuple[tuple[str, int], ...] = (
     ("the structure's mean probability is {}, usually {}", -1),
-    ("the surface is uncertain: mean confidence beside it {}, usually {}", -1),
-    ("{} of its size is in doubt, usually {}", 1),
+    ("the surface is uncertain: mean confidence next to it {}, usually {}", -1),
+    ("{} of its size is uncertain, usually {}", 1),
     ("the entropy inside is {}, usually {}", 1),
     ("its size is {}, usually {}", 1),
     ("its outline is rough: {}, usually {}", 1),
-    ("it lies in pieces: the largest holds {} of it, usually {}", -1),
+    ("it is in several pieces: the largest has {} of it, usually {}", -1),
 )
 """For each feature but `border`, whose words are in `BorderCut`: the reason if it lies on the wrong side, and that side."""
 

@@ -162,7 +162,7 @@ class LayerMeans:
     def features(self) -> Floats:
         """Shape (2 C,): mean over windows of each channel's mean and deviation. Raises ValueError before the first window."""
         if not self._windows:
-            raise ValueError("the layer gave nothing; run the network first")
+            raise ValueError("the layer has given no output; run the network first")
         means: Floats = np.sum(self._sums, axis=0) / self._windows
         return means
 

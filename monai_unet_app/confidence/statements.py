@@ -235,7 +235,7 @@ class Confidence(JsonDocument):
         cuts = [cut for segment in segments if (cut := thresholds.get(segment.number)) is not None]
         if len(cuts) < len(segments):
             raise UsageError(
-                "the bundle does not state from which probability on little is missed; "
+                "the bundle does not state at which probability little is missed; "
                 f"{self.why_not.get('risk') or 'calibrate it on more subjects'}, or leave --cautious out"
             )
         return cuts
@@ -293,7 +293,8 @@ def _stated(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:
 
 _NOT_FITTED: Mapping[InferenceSetting, str] = {
     "plain": "{} was calibrated for averages over mirror images only; run monai-unet calibrate",
-    "tta": "{} was calibrated without --tta and states nothing of averages over mirror images; run monai-unet calibrate --tta, "
+    "tta": "{} was calibrated without --tta and states nothing about averages over mirror images; run monai-unet calibrate "
+    "--tta, "
     "or leave --tta out of this command",
 }
 _CHANGED = "{} was changed after its statements were fitted ({}); run monai-unet calibrate again"

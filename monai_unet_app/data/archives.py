@@ -67,10 +67,10 @@ def unpack(path: Path, folder: Path, *, most_members: int, most_ratio: int, smal
             # Decided from the stated sizes, before a byte is unpacked
             unpacked = sum(member.file_size for member in members)
             if len(members) > most_members:
-                raise InputRefusedError(f"it has {len(members)} files; at most {most_members} are taken")
+                raise InputRefusedError(f"it has {len(members)} files; at most {most_members} are accepted")
             if unpacked > most:
                 raise InputRefusedError(
-                    f"its {size / 1e6:.3g} MB become {unpacked / 1e6:.3g} MB; at most {most / 1e6:.3g} MB are taken"
+                    f"its {size / 1e6:.3g} MB become {unpacked / 1e6:.3g} MB; at most {most / 1e6:.3g} MB are accepted"
                 )
             if any(member.compress_type not in METHODS for member in members):
                 raise InputRefusedError("its files are packed by another method than deflate")
@@ -78,5 +78,5 @@ def unpack(path: Path, folder: Path, *, most_members: int, most_ratio: int, smal
             archive.extractall(folder)
     except BROKEN as error:
         raise InputRefusedError(
-            f"it is broken, or has a password ({type(error).__name__}); a whole one is needed"
+            f"it is broken, or has a password ({type(error).__name__}); a complete archive without a password is needed"
         ) from error

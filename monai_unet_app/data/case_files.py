@@ -106,7 +106,7 @@ def _dicomdir_note(folder: Path) -> str:
         listed = files_of_dicomdir(index)
     except DicomIoError as error:
         return f" ({error})"
-    return f": {index.name} lists {counted(len(listed), 'file')}" + (", none of which is here" if listed else "")
+    return f": {index.name} lists {counted(len(listed), 'file')}" + (", but none of them exists" if listed else "")
 
 
 def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
@@ -138,7 +138,7 @@ def _with_unique_ids(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles
     if times > 1:
         files = ", ".join(case.image.name for case in named if case.id == name)
         raise InputRefusedError(
-            f"{times} cases of {source.name}/ are called {name} ({files}); each needs a name of its own; rename one or move it "
+            f"{times} cases of {source.name}/ are called {name} ({files}); each needs its own name; rename one or move it "
             "away"
         )
     return named
@@ -191,7 +191,7 @@ def _all_labelled(cases: Sequence[CaseFiles], labels: Path) -> bool:
 
 def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseFiles]:
     if not labels.is_dir():
-        raise InputRefusedError(f"{labels.name}/ is no folder; one with a label for each image is needed")
+        raise InputRefusedError(f"{labels.name}/ is not a folder; a folder with a label for each image is needed")
     by_id: dict[str, Path] = {}
     for file in sorted(file for file in labels.iterdir() if not file.name.startswith(".")):
         other = by_id.setdefault(case_id(file), file)
@@ -213,7 +213,7 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
     """
     if not suffix:
         raise InputRefusedError(
-            "no labels are named; give --labels DIR, or --label-suffix where images and labels lie in one folder"
+            "no labels are given; give --labels DIR, or --label-suffix if images and labels are in one folder"
         )
     # Steps: which files are images (they have a label), by which endings other names extend them, which of these
     # endings every image has

@@ -86,13 +86,13 @@ def read_datalist(path: Path) -> list[ListedCase]:
     if absent := [file.name for file in files if not file.exists()]:
         raise InputRefusedError(
             f"{path.name} names {len(absent)} file(s) that do not exist: {', '.join(absent[:_SHOWN])}"
-            f"{' ...' if len(absent) > _SHOWN else ''}; paths are taken from the folder of the list; correct them"
+            f"{' ...' if len(absent) > _SHOWN else ''}; paths are relative to the folder of the list; correct them"
         )
     for what in ("partition", "fold"):
         told = sum(getattr(case, what) is not None for case in cases)
         if 0 < told < len(cases):
             raise InputRefusedError(
-                f"{path.name} tells the {what} of {told} of {len(cases)} case(s); of all or of none is needed; add the others"
+                f"{path.name} states the {what} of {told} of {len(cases)} case(s); all or none are needed; add the others"
             )
     return cases
 
@@ -152,7 +152,7 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
         names = _names_by_value(labels)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefusedError(
-            f"{path.name} does not tell its labels ({type(error).__name__}: {error}); nnU-Net's or the Decathlon's form is "
+            f"{path.name} does not state its labels ({type(error).__name__}: {error}); nnU-Net's or the Decathlon's form is "
             "needed; correct or remove it"
         ) from error
     told = tuple(str(name) for name in channels.values()) if isinstance(channels, dict) else ()
@@ -165,7 +165,7 @@ def _names_by_value(labels: Mapping[str, Any]) -> dict[int, str]:
     regions = [str(name) for name, value in pairs if isinstance(value, list)]
     if regions:
         raise InputRefusedError(
-            f"dataset.json has regions ({', '.join(regions[:_SHOWN])}), which are made of several label values; one value for "
+            f"dataset.json has regions ({', '.join(regions[:_SHOWN])}), which consist of several label values; one value for "
             "each structure is needed; write the labels without regions"
         )
     if any(str(name).lower() == "ignore" for name, _ in pairs):

@@ -121,7 +121,7 @@ class Fingerprint:
     def to_look_at(self) -> tuple[str, ...]:
         """The first of `odd`, and how to see the others, for a verb that goes on in spite of them."""
         more = len(self.odd) - MOST_TOLD
-        last = (f"and {more} more to look at; monai-unet inspect --strict lists all",) if more > 0 else ()
+        last = (f"and {more} more findings to look at; monai-unet inspect --strict lists all",) if more > 0 else ()
         return (*self.odd[:MOST_TOLD], *last)
 
     @property
@@ -243,7 +243,7 @@ def inspect_cases(
             fingerprint = _fingerprint(case.id, volume, labels, subjects[case.id])
             if labelled and case.label is None and not case.label_objects:
                 raise InputRefusedError(
-                    "it has no label, other cases have; add one of the same name or move the image away"
+                    "it has no label, but other cases have labels; add a label of the same name or move the image away"
                 )
             usable.append(fingerprint)
             if places is not None:
@@ -252,7 +252,7 @@ def inspect_cases(
             refused[case.id] = case_message(case, error).removeprefix(f"{case.id}: ")
         step(case.id)
     several = [
-        f"look at {case.id}: it has {several_labels(case)}; they are not read here, and training takes one"
+        f"look at {case.id}: it has {several_labels(case)}; they are not read here, and training needs a single label"
         for case in cases
         if case.label is None and len(case.label_objects) > 1
     ]
@@ -286,7 +286,7 @@ def check_one_kind(fingerprint: Fingerprint) -> None:
             )
     if len({case.axes == "px" for case in cases}) > 1:
         raise InputRefusedError(
-            "some images are pictures, some are volumes; one kind is needed; take each kind by itself"
+            "some images are pictures, some are volumes; one kind is needed; process each kind separately"
         )
 
 
@@ -364,7 +364,7 @@ def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions 
     if rules is not None:
         check_rules(volume, rules)
     elif (volume.array == volume.array.flat[0]).all():
-        raise InputRefusedError(f"every voxel is {volume.array.flat[0]:g}, an image is needed; export it again")
+        raise InputRefusedError(f"every voxel is {volume.array.flat[0]:g}; an image is needed; export it again")
     return volume
 
 
@@ -427,7 +427,8 @@ def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
     many = len({value for case in cases for value in case.class_size} - {0})
     if many > MOST_CLASSES:
         sentences.append(
-            f"look at the labels: they have {many} different values, as numbered objects do and classes do not; plan takes "
+            f"look at the labels: they have {many} different values, which is usual for numbered objects and not for "
+            "classes; plan takes "
             "objects with --objects NAME"
         )
     sentences += _exchanged_channels(cases)

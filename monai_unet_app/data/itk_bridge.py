@@ -30,7 +30,7 @@ def volume_from_itk(image: Any) -> Volume:
 
     if image.GetImageDimension() != 3:
         raise InputRefusedError(
-            f"the itk image has {image.GetImageDimension()} dimensions; 3 are needed; give each volume by itself"
+            f"the itk image has {image.GetImageDimension()} dimensions; 3 are needed; give each volume separately"
         )
     affine_lps = np.eye(4)
     # ITK's direction has a unit vector in each column; the spacing scales the columns
@@ -52,7 +52,7 @@ def itk_from_volume(volume: Volume) -> Any:
 
     if not volume.has_patient_space:
         raise InputRefusedError(
-            "a picture has no place in the patient, an itk image needs one; give the array to itk yourself"
+            "a picture has no position in the patient, and an itk image needs a position; give the array to itk yourself"
         )
     cosines = direction_cosines(volume)
     if cosines is None:
@@ -93,7 +93,7 @@ def read_by_itk(files: Sequence[Path]) -> Volume:
     in_order = next((series for series in all_series if set(series) == own_files), None)
     if in_order is None:
         raise InputRefusedError(
-            f"ITK finds series of {', '.join(str(len(series)) for series in all_series) or 'no'} files where ours has "
+            f"ITK finds series of {', '.join(str(len(series)) for series in all_series) or 'no'} files where our reader has "
             f"{len(own_files)}; one series a folder is needed; copy its files into a folder of their own"
         )
     # By default ITK replaces a sheared direction (gantry tilt) by an orthogonal one, which would hide a difference

@@ -123,14 +123,15 @@ def read_label_numbers(path: Path, image: Volume) -> Volume:
         _check_grid(labels, image, path)
         if _is_channel_of(labels.array, image):
             raise InputRefusedError(
-                f"label {path.name} is its image, voxel for voxel; class numbers are needed; put the label of this case there"
+                f"label {path.name} is its image, voxel for voxel; class numbers are needed; replace it by the label of "
+                "this case"
             )
     array = labels.array if labels.array.dtype.kind in "bui" else labels.array.astype(np.float32, copy=False)
     if has_ending(path, PICTURE_ENDINGS):
         return image.with_array(_picture_classes(array.astype(np.float32), path))
     if array.ndim != 3 or (array.dtype.kind == "f" and not _whole(array)):
         raise InputRefusedError(
-            f"label {path.name} holds values that are no whole numbers; one class number for each voxel is needed"
+            f"label {path.name} has values that are not whole numbers; one class number for each voxel is needed"
         )
     return labels.with_array(array)
 
@@ -168,7 +169,7 @@ def check_values(labels: Volume, known: Iterable[int], name: str) -> None:
     unknown = unknown_values(labels, known)
     if unknown:
         raise InputRefusedError(
-            f"label {name} holds the value(s) {unknown}; the bundle knows {sorted(known)}; change them in the label file, or "
+            f"label {name} holds the value(s) {unknown}; the bundle has {sorted(known)}; change them in the label file, or "
             "declare them in segments.json and `labels`"
         )
 

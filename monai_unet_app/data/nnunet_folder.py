@@ -153,7 +153,7 @@ def _check_output(output: Path) -> None:
             "as Dataset101_Liver"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not empty; a conversion replaces nothing; choose another folder")
+        raise UsageError(f"{output} exists and is not empty; a conversion never replaces files; choose another folder")
 
 
 def _check_ids(cases: Sequence[CaseFiles]) -> None:
@@ -216,7 +216,7 @@ def _check_names(names: Sequence[str]) -> None:
         # A key of digits would be read as a label value
         if name.lower() in _RESERVED or name.isdigit() or names.count(name) > 1:
             raise InputRefusedError(
-                f"a structure is called {name!r}; in a dataset.json names are unique, no numbers, and not "
+                f"a structure is called {name!r}; in a dataset.json names must be unique, and must not be numbers or "
                 f"{' or '.join(_RESERVED)}; give names by --structure VALUE=NAME"
             )
 
@@ -324,7 +324,7 @@ def _write_picture(array: NDArray[Any], path: Path, case: CaseFiles) -> None:
     if low < 0 or high > most or not np.array_equal(array, np.rint(array)):
         raise InputRefusedError(
             f"{case.id}: its values go from {low:g} to {high:g}; whole numbers from 0 to {most} are needed for a PNG; save the "
-            "picture so, or as NIfTI"
+            "picture with such values, or as NIfTI"
         )
     # Rows first
     pixels = np.moveaxis(array[:, :, 0], 0, 1).astype(np.uint8 if high <= 255 else np.uint16)

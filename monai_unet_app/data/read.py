@@ -142,7 +142,8 @@ def _check_placed(header: Any, path: Path) -> None:
     """Raises InputRefusedError for a NIfTI without sform and qform: left and right are unknown."""
     if "sform_code" in header and not (int(header["sform_code"]) or int(header["qform_code"])):
         raise InputRefusedError(
-            f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image with its "
+            f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image that "
+            "states its "
             "orientation is needed; export it again, or set the sform if you know it"
         )
 
@@ -195,7 +196,7 @@ def _finite(volume: Volume, path: Path) -> Volume:
     bad = volume.array.size - sum(np.count_nonzero(np.isfinite(plane)) for plane in volume.array.T)
     if bad:
         raise InputRefusedError(
-            f"{path.name} has {bad} NaN or infinite voxel(s) of {volume.array.size}; finite values are needed; mend the "
+            f"{path.name} has {bad} NaN or infinite voxel(s) of {volume.array.size}; finite values are needed; correct the "
             "export or replace them by the value of air"
         )
     return volume

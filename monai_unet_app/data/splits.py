@@ -103,7 +103,7 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
         for case in rows:
             if case.id in cases:
                 raise InputRefusedError(
-                    f"{path}: case {case.id} stands twice; one entry for each case is needed; remove one"
+                    f"{path}: case {case.id} occurs twice; one entry for each case is needed; remove one"
                 )
             cases[case.id] = case
     return cases
@@ -136,7 +136,7 @@ def read_nnunet_folds(path: Path, subjects: Mapping[str, str]) -> dict[str, Spli
             "needed; correct it, or move it away"
         ) from error
     if len(folds) > MOST_FOLDS:
-        raise InputRefusedError(f"{path.name} has {len(folds)} folds; {MOST_FOLDS} at most are needed; join some")
+        raise InputRefusedError(f"{path.name} has {len(folds)} folds; at most {MOST_FOLDS} are possible; join some")
     plan = {}
     for case, subject in sorted(subjects.items()):
         places = [number for number, (_, val) in enumerate(folds) if case in val]
@@ -153,7 +153,8 @@ def read_nnunet_folds(path: Path, subjects: Mapping[str, str]) -> dict[str, Spli
         if (other := folds_of.setdefault(entry.subject, entry.fold)) != entry.fold:
             raise InputRefusedError(
                 f"{path.name}: subject {entry.subject} is in fold {other} and, with case {entry.id}, in fold {entry.fold}; one "
-                "subject belongs to one fold, else its network has seen it; correct the file, or give another plan by --splits"
+                "subject belongs to one fold, otherwise the network of the fold has seen it; correct the file, or give "
+                "another plan by --splits"
             )
     return plan
 
@@ -169,5 +170,5 @@ def check_subjects(cases: Iterable[SplitCase], where: str) -> None:
         if partitions.setdefault(case.subject, case.partition) != case.partition:
             raise InputRefusedError(
                 f"{where}: subject {case.subject} is in {partitions[case.subject]} and in {case.partition}; "
-                "one subject belongs to one partition, else the test is no test"
+                "one subject belongs to one partition, otherwise the test is not independent"
             )

@@ -96,7 +96,7 @@ def _same_images(cases: Sequence[StrictCase]) -> tuple[list[str], list[str]]:
         differ = ", with different labels" if len(labels) > 1 else ""
         if len(_sides(same)) > 1:
             faults.append(
-                f"{_names(same)} have the same image, voxel for voxel{differ}; what is tested or selected on must not train; "
+                f"{_names(same)} have the same image, voxel for voxel{differ}; test and selection cases must not train; "
                 "leave all but one out"
             )
         else:
@@ -138,10 +138,12 @@ def _untrained(cases: Sequence[StrictCase]) -> list[str]:
         holders = [case for case in cases if case.values & set(seen)]
         classes = f"class {', '.join(map(str, seen))}, {_names(holders)} {'have' if len(holders) > 1 else 'has'}"
         sentences.append(
-            f"{fold}: no case to train on has {classes}; what is never seen cannot be learnt; add cases with it for other "
+            f"{fold}: no case to train on has {classes}; a class that no training case has cannot be learnt; add cases "
+            "with it for other "
             "folds, or leave the class out of the labels"
             if fold
-            else f"no case to train on has {classes}; what is never seen cannot be learnt; let some of them train"
+            else f"no case to train on has {classes}; a class that no training case has cannot be learnt; let some of "
+            "these cases train"
         )
     return sentences
 
@@ -159,9 +161,10 @@ def _near_images(cases: Sequence[StrictCase]) -> list[str]:
                 pairs.append((a, b))
     sentences = []
     for group in _joined(pairs):
-        apart = " and lie on two sides of the plan" if len(_sides(group)) > 1 else ""
+        apart = " and are on two sides of the plan" if len(_sides(group)) > 1 else ""
         sentences.append(
-            f"look at {_names(group)}: their images are nearly the same{apart}; if they are of one person or one slice beside "
+            f"look at {_names(group)}: their images are nearly the same{apart}; if they are of one person, or one slice is "
+            "next to "
             "another, give them one subject; if they are copies, leave all but one out"
         )
     return sentences
@@ -196,7 +199,8 @@ def _alike(pictures: NDArray[np.float32]) -> list[tuple[int, int]]:
 def _same_labels(cases: Sequence[StrictCase]) -> list[str]:
     groups = _groups_by(cases, lambda case: case.sketch.label)
     return [
-        f"look at {_names(group)}: they have the same label, voxel for voxel, on different images; find out whose it is"
+        f"look at {_names(group)}: they have the same label, voxel for voxel, on different images; find out to which image "
+        "it belongs"
         for group in groups
         if len({case.sketch.content for case in group}) > 1
     ]
@@ -331,7 +335,7 @@ def _misplaced(cases: Sequence[StrictCase], said: Collection[str]) -> list[str]:
         elsewhere = nearest[n] < max(_BETTER_ELSEWHERE, min(_AS_GOOD_ELSEWHERE, usual))
         if (ratios[n] < least or elsewhere) and case.id not in said:
             found = "edges of its image agree better with its label some voxels away" if elsewhere else (
-                "edges of its image agree with its label hardly more than with a label some voxels away"
+                "edges of its image agree with its label little better than with a label some voxels away"
             )  # fmt: skip
             sentences.append(
                 f"look at {case.id}: {found} ({ratios[n]:.2f} times, other cases {np.median(ratios):.2f}); see whether the "

@@ -54,13 +54,13 @@ def _run(job: ApplicationJob) -> None:
 
 _MEANINGS = {FAILED: "failed", USAGE: "wrong settings", REFUSED: "an input was refused"}
 _SETTINGS = (
-    "settings stand under segmentation: in app.yaml, which a host mounts at /var/holoscan/app.yaml (HOLOSCAN_CONFIG_PATH); "
+    "settings are under segmentation: in app.yaml, which a host mounts at /var/holoscan/app.yaml (HOLOSCAN_CONFIG_PATH); "
     "under mercure, in the settings of module or rule"
 )
 _ELSEWHERE = {
     "give --dicom-source DIR, or --dicomize to write one": "put the DICOM series into the input instead, or set dicomize: true",
     "leave --dicomize and --dicom-source out": "leave the setting dicomize out",
-    "check the path": "check what is mounted there",
+    "check the path": "check the mounted folder",
     "--series UID": "the setting series: UID",
 }
 """Advice of the command line that does not apply in a container -> the advice for a container."""

@@ -83,7 +83,7 @@ def show(words: list[str]) -> int:
     """Prints app.json, pkg.json or both."""
     manifests = {"app": APP, "pkg": PACKAGE}
     if not set(words) <= set(manifests):
-        sys.stderr.write(f"error: show {' '.join(words)}: app or pkg is needed, or nothing for both\n")
+        sys.stderr.write(f"error: show {' '.join(words)}: app or pkg is needed, or no word for both\n")
         return 2
     for name in words or manifests:
         sys.stdout.write(manifests[name].read_text())
@@ -94,7 +94,7 @@ def extract() -> int:
     """Copies app, models, docs and config to the mounts with these names; without such mounts, copies all of them."""
     if not EXPORT.is_dir():
         sys.stderr.write(
-            f"error: {EXPORT} is no folder; a folder for the contents of the package is needed; mount one there\n"
+            f"error: {EXPORT} is not a folder; a folder for the contents of the package is needed; mount one there\n"
         )
         return 1
     names = (*FOLDERS, "config")

@@ -71,7 +71,7 @@ class ApplicationJob:
         else:
             picked = pick(cases, bundle.rules, self.settings)
         for line in picked.passed_by:
-            self.tell(f"passed by: {line}")
+            self.tell(f"ignored: {line}")
         done, problems = list[dict[str, Any]](), list[str]()
         # Each case is read in its own way: `case_run` names its series.
         for case, case_run in picked.cases:
@@ -163,7 +163,7 @@ def _results_of_mercure(environment: Mapping[str, str]) -> Path:
     folder = environment.get("MERCURE_OUT_DIR")
     if not folder:
         raise UsageError(
-            "MERCURE_IN_DIR is set and MERCURE_OUT_DIR is not; a folder for the results is needed; set both"
+            "MERCURE_IN_DIR is set but MERCURE_OUT_DIR is not; a folder for the results is needed; set both"
         )
     return Path(folder)
 

@@ -126,7 +126,8 @@ def image_requirements(model: BundleFiles) -> str:
     ]
     if different:
         raise BundleError(
-            f"{model.name} asks for {', '.join(different)}; the versions of the image are needed, which were tested together; "
+            f"{model.name} requires {', '.join(different)}; the versions of the image are needed, because they were tested "
+            "together; "
             "write them into required_packages_version of its metadata.json once the bundle is tested with them"
         )
     return pinned + "".join(f"{name}=={required[name]}\n" for name in sorted(set(required) - set(in_image)))

@@ -113,7 +113,7 @@ def _by_headers(of_study: Sequence[_Series], rules: InputRules, settings: Settin
     lines = [f"{series.name}: {' and '.join(reason)} is wanted" for series, reason in pairs if reason]
     if not matching:
         raise InputRefusedError(
-            f"none of the {len(of_study)} series of a study is one that this package takes: {'; '.join(lines)}; send the right "
+            f"none of the {len(of_study)} series of a study fits this package: {'; '.join(lines)}; send the right "
             "study, or correct the settings match and least_instances"
         )
     return matching, lines

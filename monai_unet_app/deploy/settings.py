@@ -103,11 +103,11 @@ def settings_of(*levels: tuple[str, Any]) -> Settings:
 
 def _checked(level: Any, where: str) -> dict[str, Any]:
     if not isinstance(level, Mapping):
-        raise UsageError(f"{where}: {level!r} is no mapping of settings; names with values are needed")
+        raise UsageError(f"{where}: {level!r} is not a mapping of settings; names with values are needed")
     defaults = {row.name: _default(row) for row in fields(Settings)}
     unknown = [str(name) for name in level if name not in defaults]
     if unknown:
-        raise UsageError(f"{where}: {', '.join(unknown)} is no setting; some of {', '.join(defaults)} are possible")
+        raise UsageError(f"{where}: {', '.join(unknown)} is not a setting; some of {', '.join(defaults)} are possible")
     return {name: _checked_value(name, value, defaults[name], where) for name, value in level.items()}
 
 

@@ -202,10 +202,10 @@ def targets_of(bundle: Bundle) -> tuple[Target, ...]:
 def _targets(bundle: Bundle, bounds: Bounds | None) -> tuple[tuple[Target, ...], str]:
     """The targets, and where they come from."""
     if bounds is not None:
-        return as_targets(bounds, bundle.structure_names), "those that were given for this evaluation"
+        return as_targets(bounds, bundle.structure_names), "the targets given for this evaluation"
     if own := targets_of(bundle):
         return own, "the bundle's own"
-    return as_targets(USUAL, bundle.structure_names), "the usual ones; the bundle has none of its own"
+    return as_targets(USUAL, bundle.structure_names), "the usual targets; the bundle has no targets of its own"
 
 
 def evaluate_cases(

@@ -111,7 +111,7 @@ class _CheckedNetwork:
         if tuple(output.shape[2:]) != size:
             advice = _other_windows(self._fits, size) or "correct `network_def`"
             raise UnfitNetworkError(
-                f"the network makes logits of {_by(output.shape[2:])} of a window of {_by(size)}; the same size is needed; "
+                f"the network gives logits of {_by(output.shape[2:])} for a window of {_by(size)}; the same size is needed; "
                 f"{advice}"
             )
         if output.shape[1] != len(labels):
@@ -226,7 +226,7 @@ def _other_windows(fits: Callable[[Size], bool], size: Size) -> str:
             near = candidate if fits(candidate) else near
         if near not in nearest:
             nearest.append(near)
-    return f"{' or '.join(map(_by, nearest))} would do; change `window`" if nearest else ""
+    return f"{' or '.join(map(_by, nearest))} would work; change `window`" if nearest else ""
 
 
 def _smaller_sizes(size: Size) -> Iterator[Size]:

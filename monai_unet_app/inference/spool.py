@@ -29,7 +29,7 @@ class Spool:
     """
 
     def __init__(
-        self, held: str = "sums of windows that wait on disk", remedy: str = "allow more memory by --memory-limit"
+        self, held: str = "sums of windows that are kept on disk", remedy: str = "allow more memory by --memory-limit"
     ) -> None:
         self._held, self._remedy = held, remedy
         self._file: IO[bytes] | None = None

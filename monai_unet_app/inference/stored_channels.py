@@ -27,7 +27,7 @@ class StoredChannels:
     def __init__(self, shape: Sequence[int], dtype: DTypeLike) -> None:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self._boxes: list[tuple[Box, int]] = []  # each with its place in the file
-        self._spool = Spool("the probabilities of all classes", "leave out what asks for them")
+        self._spool = Spool("the probabilities of all classes", "leave out the flag that needs them")
         self._spool.reserve(self.dtype.itemsize * math.prod(shape))
 
     def __setitem__(self, where: tuple[Any, ...], values: NDArray[Any]) -> None:
@@ -38,7 +38,9 @@ class StoredChannels:
     def __getitem__(self, channel: int) -> NDArray[Any]:
         """Shape (*spatial): a channel, read anew each time. Raises IndexError after the last."""
         if not 0 <= channel < len(self):
-            raise IndexError(f"there are {len(self)} channels, and channel {channel} was asked for; they count from 0")
+            raise IndexError(
+                f"there are {len(self)} channels, and channel {channel} was requested; they are counted from 0"
+            )
         out = np.empty(self.shape[1:], self.dtype)
         for box, place in self._boxes:
             size = tuple(side.stop - side.start for side in box)

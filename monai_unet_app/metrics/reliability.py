@@ -502,5 +502,5 @@ def _check_sums(p: NDArray[Any]) -> None:
         raise ValueError(
             f"probabilities of exclusive classes miss a sum of 1 by up to {off.max():.3f} "
             f"({np.count_nonzero(off > _SUM_TOLERANCE)} of {off.size} voxels); 0.01 is allowed; "
-            "an inverted crop or pad fills with 0: give the background what is missing"
+            "an inverted crop or pad fills with 0: add the missing probability to the background"
         )

@@ -17,7 +17,7 @@ from .plan import WHOLE, EvaluationPlan
 from .reliability import CALIBRATION_ERRORS, TOP_LABEL, ReliabilityCounts, expected_gap
 from .score_registry import Floats, Read, means_of_rows, score_table
 
-NOWHERE = "no case has a voxel of it, true or predicted: nothing was asked and nothing was invented"
+NOWHERE = "no case has a voxel of it, true or predicted"
 """Why the scores of a class are not defined."""
 
 
@@ -63,7 +63,7 @@ class Evaluation:
         """Scores of a case whose slabs have all been counted; it is counted from now on. Raises ValueError as `add`."""
         if any(counter.case.case_id == known.case_id for known in self.cases):
             raise ValueError(
-                f"case {counter.case.case_id} was added before; each case counts once; give it a name of its own"
+                f"case {counter.case.case_id} was already added; each case counts once; give it another name"
             )
         scores = counter.scores()
         self.cases.append(scores)

@@ -67,7 +67,7 @@ def target_spacing(cases: Sequence[CaseFingerprint], *, coarse: bool = False) ->
     if middle[thick] >= ANISOTROPIC * middle.min() and found[:, thick].max() > found[:, thick].min():
         # Thick slices: a tenth of the images is finer than that, and coarser ones gain nothing from a coarser grid
         middle[thick] = np.percentile(found[:, thick], 10)
-        reason += f"; along {'RAS'[thick]}, the slices, the value that a tenth of them are below"
+        reason += f"; along {'RAS'[thick]}, the slices, the value that a tenth of them lie below"
     if coarse:
         size = np.median(shapes_ras(cases) * found, axis=0)
         while np.prod(size / middle) > LOW_VOXELS:
@@ -135,12 +135,12 @@ def mirror_axes(
         )
     if planar:
         axes = (1,) if sided else (0, 1)
-        why = f"width is left out: {_names(sided)} have a side" if sided else "a picture may lie any way up"
+        why = f"width is left out: {_names(sided)} have a side" if sided else "a picture may have any orientation"
         return Reasoned(axes, f"{why}; training sees mirror images along these, and `--tta` averages over them")
     if sided:
         return Reasoned((), f"right and left are not exchanged: {_names(sided)} have a side")
     if slice_axis == 0:
-        return Reasoned((), "right-left is the axis of the slices: a mirror image shows the network nothing new")
+        return Reasoned((), "right-left is the axis of the slices: a mirror image gives the network no new image")
     return Reasoned(
         (0,), "right-left, since no structure has a side; training sees mirror images, and `--tta` averages over them"
     )
@@ -153,7 +153,8 @@ def input_rules(cases: Sequence[CaseFingerprint], modality: str | None) -> Reaso
         sizes = shapes_ras(cases)[:, :2]
         rules: dict[str, Any] = {"planar": True, "channels": channels, "extent_mm": _bounds(sizes, _EXTENT_MARGIN, 0)}
         return Reasoned(
-            rules, f"{len(cases)} pictures of {_span(sizes, 0)} pixels were seen; half as much again may be"
+            rules,
+            f"{len(cases)} pictures of {_span(sizes, 0)} pixels were seen; sizes up to a half larger or smaller are accepted",
         )
     spacing, sizes = spacings_ras(cases), spacings_ras(cases) * shapes_ras(cases)
     steps = {
@@ -165,7 +166,7 @@ def input_rules(cases: Sequence[CaseFingerprint], modality: str | None) -> Reaso
     return Reasoned(
         rules,
         f"{len(cases)} images with voxels of {spacing.min():.3g} to {spacing.max():.3g} mm and fields of view of "
-        f"{_span(sizes, 0)} mm were seen; voxels may be a quarter larger or smaller, fields of view by half",
+        f"{_span(sizes, 0)} mm were seen; voxels may be a quarter, fields of view a half larger or smaller",
     )
 
 
@@ -186,7 +187,8 @@ def ratios(shares: Mapping[str, float]) -> Reasoned[list[int]]:
     smallest = min(shares, key=shares.__getitem__)
     return Reasoned(
         [len(shares)] + [1] * len(shares),
-        "half of the windows about a voxel of the background, half about one of a structure, each structure as often as the "
+        "half of the windows around a voxel of the background, half around a voxel of a structure, each structure as often "
+        "as the "
         f"others: {smallest} fills {shares[smallest]:.2%} of the images",
     )
 

@@ -231,7 +231,7 @@ def dealt(cases: Sequence[CaseFiles], splits: Path | None) -> tuple[list[SplitCa
     """
     entries = list(plan_of(cases, splits).values())
     if splits is None and any(case.listed and case.listed.partition for case in cases):
-        return entries, "as the list of cases says"
+        return entries, "as stated in the list of cases"
     if told := splits or nnunet_folds_of(cases):
         return entries, f"as {told.name} says"
     calibrating = len({entry.subject for entry in entries if entry.partition == "calibration"})
@@ -309,7 +309,7 @@ def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[in
     names = named_values(fingerprint.label_voxels, told, "structure_{}")
     if absent := [f"{value} ({name})" for value, name in told.items() if value not in fingerprint.label_values]:
         raise InputRefusedError(
-            f"no label holds {', '.join(absent)}; a structure that no case has cannot be learnt; leave it out of the names"
+            f"no label holds {', '.join(absent)}; a structure that no case has cannot be learnt; remove it from the names"
         )
     return names
 
@@ -363,7 +363,9 @@ def _decide(
         "mirror_axes": mirror_axes(sided, unnamed, planar=planar, slice_axis=slice_axis),
         "ratios": ratios({name: _share(cases, value) for value, name in structures.items()}),
         "rotation": rotations(in_plane),
-        "bias_field": Reasoned(modality == "MR" and len(in_plane) == 3, "the field of an MR scanner is not even"),
+        "bias_field": Reasoned(
+            modality == "MR" and len(in_plane) == 3, "the field of an MR scanner is not homogeneous"
+        ),
     }
 
 
@@ -412,7 +414,7 @@ def _network(
         )
     chosen = _why_this_size(steps, base, voxels, config)
     if room < min(voxels, math.prod(image.shape)):
-        chosen += f". The memory that a training may take lets a window have {room:.0f} voxels"
+        chosen += f". The memory limit of a training allows a window of {room:.0f} voxels"
     train_cases = max(1, round(0.8 * cases))
     per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
     epochs = steps * batch // (per_case * train_cases)
@@ -444,7 +446,8 @@ def _network(
         "windows_per_case": Reasoned(per_case, ""),
         "epochs": Reasoned(
             epochs,
-            f"{steps} steps of {batch} windows, {seconds:.2g} s each as measured here; with reading, varying and validation, "
+            f"{steps} steps of {batch} windows, {seconds:.2g} s each as measured here; with reading, augmentation and "
+            "validation, "
             f"which take {1 - _STEPS_SHARE:.0%}, about {lasting(lasts)}"
             + ("; every case is seen twice, whatever --time says" if epochs == 2 and lasts > config.time_s else ""),
         ),
@@ -461,13 +464,11 @@ def _why_this_size(steps: int, base: int, voxels: float, config: PlanConfig) -> 
     """Why a network has so many filters, and a window at most so many voxels, when so many steps fit into the time."""
     if steps < LEAST_STEPS:
         return (
-            f"Even with {base} filters at the first level and a window of {voxels:.0f} voxels at most, the fewest of a plan, "
-            f"only {steps} steps fit into {lasting(config.time_s)}, where {LEAST_STEPS} are wanted"
+            f"Even with {base} filters at the first level and a window of {voxels:.0f} voxels at most, the smallest of a plan, "
+            f"only {steps} steps fit into {lasting(config.time_s)}; {LEAST_STEPS} are recommended"
         )
     if base == max(_FILTERS):
-        return (
-            f"{base} filters at the first level are the most of a plan; {LEAST_STEPS} steps or more fit into the time"
-        )
+        return f"{base} filters at the first level are the most that a plan uses; {LEAST_STEPS} steps or more fit into the time"
     return f"The number of filters and the window are the largest with which {LEAST_STEPS} steps fit into the time"
 
 

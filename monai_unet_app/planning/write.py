@@ -23,7 +23,7 @@ from monai_unet_app.training.identity import NOT_STATED, REQUIRED, derived_facts
 
 CONFIGS = ("inference", "train", "calibrate", "evaluate", "inference_dicom")
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-LICENSE = "No licence is stated for this bundle. Its owner writes one here before it is given away.\n"
+LICENSE = "No licence is stated for this bundle. Its owner must write the licence here before giving the bundle away.\n"
 
 
 def write_plan(plan: BundlePlan, output: Path) -> None:
@@ -46,7 +46,7 @@ def write_plans(plans: Mapping[str, BundlePlan], output: Path) -> None:
 def check_new(output: Path) -> None:
     """Raises UsageError if there is a file at this place, or a folder that holds something."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not empty; a plan replaces nothing; choose another folder")
+        raise UsageError(f"{output} exists and is not empty; a plan never replaces files; choose another folder")
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def check_held_out(subject_of: Mapping[str, str], folds: Mapping[str, int], bund
         names = sorted(made)
         raise InputRefusedError(
             f"{where}: {plural(len(made), 'subject')} of {len(subjects)} trained, selected or calibrated {bundle.name} "
-            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); the card's figures are of others; leave them out"
+            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); the figures of a card must be of other "
+            "subjects; leave these out"
         )
 
 

@@ -139,13 +139,13 @@ def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette 
     axis = figure.subplots()
     _style(axis, palette)
     coverage, risk = 100 * np.asarray(curve["coverage"]), np.asarray(curve["risk"])
-    without_order = "all results; any part of them if the order said nothing"
+    without_order = "all results; the same for any part of them if the order had no information"
     axis.axhline(risk[-1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1, label=without_order)
     axis.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=palette.muted)
     axis.plot(coverage, risk, color=palette.first, lw=1.6, zorder=3)
     axis.scatter(coverage, risk, s=14, color=palette.first, linewidths=0, zorder=4, clip_on=False)
     axis.set(xlim=(0, 100), ylim=(0, 1.35 * max(float(risk.max()), 1e-3)))
-    axis.set_xlabel("kept, % of results, the surest first", color=palette.ink)
+    axis.set_xlabel("kept, % of results, the most certain first", color=palette.ink)
     axis.set_ylabel("mean of 1 - Dice among them", color=palette.ink)
     axis.grid(True, color=palette.grid, lw=0.8)
     return figure

@@ -35,7 +35,7 @@ def render_html(report: EvaluationReport) -> str:
 def render(block: Block) -> str:
     """A block as HTML. Raises TypeError for a class that is not in blocks.py."""
     if not isinstance(block, Block):
-        raise TypeError(f"{type(block).__name__} is no block; one of those in blocks.py is needed")
+        raise TypeError(f"{type(block).__name__} is not a block; a block of blocks.py is needed")
     macros = environment(__package__).get_template("blocks.html").module
     return str(getattr(macros, type(block).__name__.lower())(block))
 

@@ -155,7 +155,7 @@ def flowables(block: Block) -> list[Flowable]:
             return [_facts(block)]
         case blocks.Folded():
             return [_paragraph(block.instead, "note")]
-    raise TypeError(f"{type(block).__name__} is no block; one of those in blocks.py is needed")
+    raise TypeError(f"{type(block).__name__} is not a block; a block of blocks.py is needed")
 
 
 def _tiles(tiles: blocks.Tiles) -> Flowable:

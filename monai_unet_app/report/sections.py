@@ -90,7 +90,9 @@ def _limits(report: EvaluationReport) -> tuple[tuple[Tone, str, str], ...]:
         limits.append(("bad", "!", f"{plural(len(on.not_measured), 'case')} could not be measured: {names}"))
     if on.seen:
         how = " and ".join(f"{count} in its partition {part}" for part, count in on.seen.items())
-        limits.append(("bad", "!", f"the bundle was made with some of these cases ({how}): new ones will do worse"))
+        limits.append(
+            ("bad", "!", f"the bundle was made with some of these cases ({how}): results on new cases will be worse")
+        )
     return tuple(limits)
 
 
@@ -198,15 +200,20 @@ def _undefined(report: EvaluationReport) -> list[Block]:
         dice = report.summary["dice"]["present_only"]
         figure = number(dice["mean"], 3) + _in_brackets(dice["mean_interval"], 3)
         blocks.append(
-            Text(f"Neither true nor predicted, which counts as 1: {named}. Dice without these: {figure}.", note=True)
+            Text(
+                f"Neither in the truth nor predicted, which counts as 1: {named}. Dice without these: {figure}.",
+                note=True,
+            )
         )
     return blocks
 
 
 def _all_cases(report: EvaluationReport) -> list[Block]:
-    caption = "One dot a case. Bar: the middle half of the cases; tick: the median." + _how_many_drawn(report.plan)
+    caption = "One dot for each case. Bar: the middle half of the cases; tick: the median." + _how_many_drawn(
+        report.plan
+    )
     draw = partial(charts.distribution_figure, report.cases, report.plan, undefined=tuple(report.summary["undefined"]))
-    return [Heading("All cases"), Chart(draw, "Dice and boundary IoU of every case, a row a class", caption)]
+    return [Heading("All cases"), Chart(draw, "Dice and boundary IoU of every case, a row for each class", caption)]
 
 
 def _outlines(report: EvaluationReport) -> list[Block]:
@@ -219,9 +226,9 @@ def _outlines(report: EvaluationReport) -> list[Block]:
     caption = f"Bands and bars: {percent(report.how.level)} interval, drawn by subject." + _how_many_drawn(plan)
     width = min(charts.COLUMNS, len(plan.class_names)) / charts.COLUMNS
     draw = partial(charts.tolerance_figure, report.summary, plan)
-    label = "Surface Dice against the tolerance, and boundary IoU, a chart a class"
+    label = "Surface Dice against the tolerance, and boundary IoU, a chart for each class"
     return [
-        Heading("How far off are the outlines?"),
+        Heading("How accurate are the outlines?"),
         Text(note),
         Chart(draw, label, caption, width),
         _by_class(_columns("outlines", plan), report.summary, plan),
@@ -239,7 +246,7 @@ def _components(report: EvaluationReport) -> list[Block]:
     columns = {score.name: (score.column, score.digits) for score in COMPONENT_SCORES}
     note = (
         "Connected parts of each class, means over cases. A part is found where one of the other mask overlaps it with an "
-        "IoU above 0.5; true parts that are not are missed, predicted ones invented."
+        "IoU above 0.5; true parts that are not found are missed, predicted parts without a match are invented."
     )
     table = _by_class(columns, report.summary["components"], report.plan)
     return [Heading("Part by part"), Text(note, note=True), table]
@@ -275,15 +282,15 @@ def _calibration(report: EvaluationReport) -> list[Block]:
     )
     if banded:
         caption += f" Band: {percent(report.how.level)} interval of each bin, drawn by subject."
-    label = "Reliability diagrams: how often came true what was predicted with a given confidence"
+    label = "Reliability diagrams: how often a prediction with a given confidence was right"
     note = "ACE is a plain mean over bins: of equal width (as MONAI), or of equal mass (as Nixon)."
     if "calibration_before" in report.summary:
-        note = f"Below each figure what it was before calibration. {note}"
+        note = f"Below each figure is its value before calibration. {note}"
     return [
         Heading("Can the probabilities be trusted?"),
         Text(
-            "A point on the diagonal means that what was predicted with this confidence came true as often. "
-            "Below it the model is too sure, above it not sure enough."
+            "A point on the diagonal means that predictions with this confidence were right with this frequency. "
+            "Below it the model is overconfident, above it underconfident."
         ),
         Chart(draw, label, caption),
         Text(note, note=True),
@@ -338,8 +345,8 @@ def _pictures(report: EvaluationReport) -> list[Block]:
     ]
     errors = [(INVENTED_COLOUR, "Invented"), (MISSED_COLOUR, "Missed")]
     if len(report.plan.class_names) > 1:
-        errors.append((CONFUSED_COLOUR, "One class taken for another"))
-    cut = "" if report.pictures[0].is_flat else " The planes cut where the truth is largest, at true proportions."
+        errors.append((CONFUSED_COLOUR, "One class confused with another"))
+    cut = "" if report.pictures[0].is_flat else " The planes are where the truth is largest, in true proportions."
     scores = {case.case_id: case for case in report.cases}
     return [
         Heading("Worst, median and best case"),
@@ -408,7 +415,7 @@ def _provenance(report: EvaluationReport) -> Sequence[Block]:
         "Made": f"{report.created:%Y-%m-%d %H:%M} UTC",
     }
     return [
-        Heading("What was measured on what"),
+        Heading("What was measured, and on which data"),
         Facts(facts),
         Heading("Definitions"),
         Facts(score_definitions(report.plan)),
@@ -420,8 +427,8 @@ def inference_facts(inference: Mapping[str, Any] | None) -> dict[str, str]:
     if inference is None:
         return {}
     litre, seams = inference["seconds_per_litre"], inference["seam_difference"]
-    time = f"{inference['seconds_per_image']:.3g} s an image" + (
-        f", {litre:.3g} s a litre" if litre is not None else ""
+    time = f"{inference['seconds_per_image']:.3g} s for an image" + (
+        f", {litre:.3g} s for a litre" if litre is not None else ""
     )
     facts = {
         "Network": f"{inference['parameters'] / 1e6:.3g} million parameters, {inference['weights_mb']:.3g} MB",
@@ -429,7 +436,7 @@ def inference_facts(inference: Mapping[str, Any] | None) -> dict[str, str]:
     }
     if seams is not None:
         found = f"{seams['mean']:.2g} of probability, at {plural(seams['places'], 'place')}" if seams["places"] else ""
-        facts["Difference at the seams of windows"] = found or "none: no seam lies in a structure"
+        facts["Difference at the seams of windows"] = found or "none: there is no seam inside a structure"
     return facts
 
 

@@ -25,7 +25,7 @@ _STATEMENTS = {
 
 def statement_blocks(statements: Mapping[str, Any]) -> list[Block]:
     """Every statement with its outcome, and the statements that are not made, with the reason."""
-    blocks: list[Block] = [Heading("What the bundle says of its own results")]
+    blocks: list[Block] = [Heading("What the bundle states about its own results")]
     if statements.get("sizes"):
         blocks += _sizes(statements["sizes"])
     if statements.get("cautious"):
@@ -60,8 +60,9 @@ def _sizes(sizes: Mapping[str, Any]) -> list[Block]:
     return [
         Heading(_STATEMENTS["sizes"], small=True),
         Text(
-            "Each result comes with an interval for the true size. How many of them hold it, by subject; below, the 95 % "
-            "interval by chance (Clopper-Pearson). Half width: part of the interval's centre, mean over cases.",
+            "Each result comes with an interval for the true size. The table shows how many intervals hold it, by subject; "
+            "below it is the 95 % "
+            "confidence interval (Clopper-Pearson). Half width: part of the interval's centre, mean over cases.",
             note=True,
         ),
         Table(("Class", "Stated", "Observed", "Kept?", "Subjects", "Cases", "Half width"), tuple(rows)),
@@ -85,7 +86,7 @@ def _outcome(statement: Mapping[str, Any]) -> Cell:
     if statement["observed"] is None:
         return Cell("–")
     if statement["subjects"] < subjects_needed(statement["wanted"]):
-        return Cell("too few to tell")
+        return Cell("too few to decide")
     if statement["observed"] >= statement["wanted"]:
         return Cell("yes", tone="good")
     # Less than stated; the statement is wrong only if the interval by chance lies below it as well.
@@ -99,7 +100,9 @@ def _cautious(cautious: Mapping[str, Any]) -> list[Block]:
     ]
     return [
         Heading(_STATEMENTS["risk"], small=True),
-        Text("Part of the truth that the cautious mask misses, mean over the cases that have one.", note=True),
+        Text(
+            "Part of the truth that the cautious mask misses, mean over the cases that have the structure.", note=True
+        ),
         Table(("Class", "Stated, at most", "Missed", "Cases"), tuple(rows)),
     ]
 
@@ -119,8 +122,8 @@ def _gate(gate: Mapping[str, Any]) -> list[Block]:
     }
     blocks: list[Block] = [Heading(_STATEMENTS["gate"], small=True), Facts(facts)]
     if gate["risk_coverage"]["coverage"]:
-        label = "Risk against coverage: mean of 1 - Dice among the results kept, when the surest part is kept"
-        caption = "A result is one class of one case. The curve should rise from left to right: what is surest is best."
+        label = "Risk against coverage: mean of 1 - Dice among the results kept, when the most certain part is kept"
+        caption = "A result is one class of one case. It should rise from left to right: the most certain are best."
         blocks.append(Chart(partial(risk_coverage_figure, gate["risk_coverage"]), label, caption, width=0.5))
     return blocks
 

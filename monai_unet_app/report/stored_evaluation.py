@@ -117,7 +117,7 @@ def read_evaluation(folder: Path) -> StoredEvaluation:
     stated, counted = document["data"].get("cases"), len(evaluation.table.subjects)
     if stated != counted:
         raise InputRefusedError(
-            f"{folder}: metrics.json speaks of {stated} case(s), cases.csv of {counted}; files of one evaluation are needed; "
+            f"{folder}: metrics.json has {stated} case(s), cases.csv has {counted}; files of one evaluation are needed; "
             "evaluate again"
         )
     _check_means(folder, evaluation)
@@ -135,7 +135,7 @@ def _check_means(folder: Path, evaluation: StoredEvaluation) -> None:
         if not abs(computed - stated) <= SIX_DIGITS:
             raise InputRefusedError(
                 f"{folder}: the mean {score} is {stated:.6g} in metrics.json and {computed:.6g} in cases.csv; files as "
-                "evaluate left them are needed; evaluate again"
+                "evaluate wrote them are needed; evaluate again"
             )
 
 
@@ -151,7 +151,7 @@ def read_cases(path: Path) -> CaseTable:
     for line in lines:
         case, key = line["case"], (line["case"], line["class"])
         if key in rows:
-            raise InputRefusedError(f"{path}: row {' / '.join(key)} stands twice; one is needed; evaluate again")
+            raise InputRefusedError(f"{path}: row {' / '.join(key)} occurs twice; one is needed; evaluate again")
         if subjects.setdefault(case, line["subject"]) != line["subject"]:
             raise InputRefusedError(f"{path}: case {case} has two subjects; one is needed; evaluate again")
         rows[key] = line
@@ -186,7 +186,9 @@ def read_table(path: Path, needed: Sequence[str]) -> tuple[tuple[str, ...], list
     for number, row in enumerate(rows, start=2):
         # csv.DictReader puts surplus fields under the key None, and None into missing fields.
         if None in row or None in row.values():
-            raise InputRefusedError(f"{path}: row {number} has not the {len(header)} fields of the header; mend it")
+            raise InputRefusedError(
+                f"{path}: row {number} does not have the {len(header)} fields of the header; correct it"
+            )
     return header, rows
 
 

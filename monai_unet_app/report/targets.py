@@ -74,7 +74,7 @@ def checked(targets: Any) -> Bounds:
         if not all(type(bound) in (int, float) and 0 <= bound <= 1 for bound in bounds.values()):
             raise ValueError(f"{name} = {dict(bounds)}; bounds are numbers from 0 to 1")
         if bounds.get("at_least", 0) > bounds.get("at_most", 1):
-            raise ValueError(f"{name} = {dict(bounds)}; no number is at least the one and at most the other")
+            raise ValueError(f"{name} = {dict(bounds)}; no number is within both bounds")
     return targets
 
 

@@ -64,7 +64,7 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
     """
     if not path.is_file():
         raise InputRefusedError(
-            f"the correction {path.name} is no file; a NIfTI, SEG or RTSTRUCT with the corrected mask is needed"
+            f"the correction {path.name} is not a file; a NIfTI, SEG or RTSTRUCT with the corrected mask is needed"
         )
     ending = ".nii.gz" if has_ending(path, (".nii.gz",)) else path.suffix.lower()
     header = None if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS) else _dicom_header(path)
@@ -308,7 +308,8 @@ def _save_picture(array: NDArray[Any], path: Path) -> None:
     pixels = plane.astype(np.uint8)
     if (pixels != plane).any():
         raise InputRefusedError(
-            f"the picture has values from {array.min():g} to {array.max():g}; whole ones of 8 bits are needed for a PNG; store "
+            f"the picture has values from {array.min():g} to {array.max():g}; whole numbers of 8 bits are needed for a "
+            "PNG; store "
             "it by hand"
         )
     Image.fromarray(pixels).save(path)
@@ -317,7 +318,7 @@ def _save_picture(array: NDArray[Any], path: Path) -> None:
 def _checked(subject: str) -> str:
     if not subject.replace("-", "").replace("_", "").isalnum() or not subject.isascii():
         raise InputRefusedError(
-            f"the subject's pseudonym has {len(subject)} characters, not all of them letters, digits, - or _; such ones are "
-            "needed because files are called by it; choose another"
+            f"the subject's pseudonym has {len(subject)} characters, not all of them letters, digits, - or _; only these are "
+            "allowed because file names contain it; choose another"
         )
     return subject

@@ -76,7 +76,7 @@ def embed(case: ReviewedCase, most_mb: float) -> Embedded:
     layers = _layers_within(case, whole, most_mb)
     if layers is not None:
         return Embedded(layers, window)
-    size = f"the images are more than the {most_mb:g} MB that a page may hold"
+    size = f"the images are larger than the {most_mb:g} MB that a page may hold"
     box = bounding_box(case.covered, [int(np.ceil(ROOM_MM / step)) for step in case.image.spacing_mm])
     if box is not None:
         around = f"{size}: the viewer shows the structures and {ROOM_MM:g} mm around them, not the whole image"

@@ -14,7 +14,7 @@ IDENTITY_MARK = "HOLDS-PATIENT-IDENTITY.txt"
 
 IDENTITY_TEXT = (
     "The files in this folder name a patient: name, ID, date of birth, date and accession number of the study.\n"
-    "Keep the folder where such data may be, give it to nobody else, and delete it when the review is done.\n"
+    "Keep the folder where such data are allowed, do not pass it on, and delete it when the review is done.\n"
 )
 UNNAMED = "not in the source"
 
@@ -29,7 +29,7 @@ def patient_and_study(volume: Volume) -> dict[str, str]:
     """
     if volume.provenance.kind != "dicom":
         return {}
-    with refusing_as("the source does not say whose it is"):
+    with refusing_as("the source does not name a patient"):
         header = source_headers(volume, of_each=False)[0]
     values = {
         "Patient": person(header.get("PatientName")),

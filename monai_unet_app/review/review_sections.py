@@ -24,7 +24,7 @@ from .key_images import KeySection, side_by_side
 from .patient import headline
 from .reviewed_case import ReviewedCase
 
-MARK = "Research use only, unverified: computed by a machine, checked by nobody. Not for diagnosis."
+MARK = "Research use only, unverified: computed by a machine, not checked by a person. Not for diagnosis."
 VERDICTS: dict[str | None, tuple[str, Tone]] = {
     "accept": ("The quality gate accepts this result", "good"),
     "review": ("The quality gate asks for a second look", "bad"),
@@ -64,22 +64,24 @@ def statements(case: ReviewedCase) -> list[str]:
     sentences = [calibration_sentence(case)]
     assessment = case.document["assessment"]
     if assessment is None:
-        sentences.append("The model states nothing of single results: no interval, no quality gate.")
+        sentences.append("The model states nothing about single results: there is no interval and no quality gate.")
     elif assessment["shift"] is not None:
         unlike = "unlike" if assessment["shift"] > assessment["shift_limit"] else "like"
         sentences.append(
-            f"The image is {unlike} those that the model learned from (distance {assessment['shift']:.2g}, flagged above "
+            f"The image is {unlike} the images on which the model was trained (distance {assessment['shift']:.2g}, flagged "
+            "above "
             f"{assessment['shift_limit']:.2g})."
         )
     if (assessment or {}).get("interval_images"):
         sentences.append(
-            "The intervals are the wider ones for images of other scanners and hospitals than the calibration's."
+            "The intervals are the wider intervals, for images of other scanners and hospitals than those of the calibration."
         )
     if any("dice_at_least" in row and "predicted_dice" not in row for row in case.rows):
         correlation = (assessment or {}).get("dice_rank_correlation", 0)
         sentences.append(
-            "No Dice is predicted for structures that look fine, only a bound: on people whom the model had not seen its "
-            f"predictions hardly told the better of such results from the worse (rank correlation {correlation:.2f})."
+            "No Dice is predicted for structures that look fine, only a lower bound: for subjects that the model had not "
+            "seen, its "
+            f"predictions hardly distinguished better from worse results of this kind (rank correlation {correlation:.2f})."
         )
     if case.prior is not None:
         sentences.append(prior_sentence(case))
@@ -93,7 +95,7 @@ def statements(case: ReviewedCase) -> list[str]:
 def calibration_sentence(case: ReviewedCase) -> str:
     """The measured calibration error of the model, in a sentence."""
     if case.bundle is None:
-        return "The model is not at hand here, so its calibration is not stated; see its card."
+        return "The model is not available here, so its calibration is not stated; see its card."
     measured = case.bundle.measured
     entries = [(key, figure_of(measured[key])) for key in measured if key.startswith("ece_")]
     errors = [f"{percent(value, 2)} {_where(key)}" for key, value in entries if value is not None]
@@ -112,9 +114,9 @@ def prior_sentence(case: ReviewedCase) -> str:
     is_same = earlier["sha256"] == case.document["bundle"]["sha256"]
     model = "the same model" if is_same else f"another model ({earlier['name']} {earlier['version']})"
     checked = (
-        "Both are of one patient by ID and date of birth, as their images say."
+        "Both are of the same patient, by the ID and the date of birth in their images."
         if case.same_patient
-        else "A result names no patient: that both are of one is not checked here."
+        else "A result names no patient: it is not checked here that both are of the same patient."
     )
     return f"The earlier sizes are of the case {case.prior['case']}, computed by {model}. {checked}"
 
@@ -160,7 +162,9 @@ def paper(case: ReviewedCase, patient: Mapping[str, str], sections: list[KeySect
     yield Heading("Decision")
     yield Text("accepted \u25a1      corrected \u25a1      rejected \u25a1")
     yield Text("Name, date, signature: " + "_" * 60)
-    yield Text("A decision on this sheet is for the file; it changes no report and verifies nothing.", note=True)
+    yield Text(
+        "A decision on this sheet is for the paper file only; it changes no report and verifies nothing.", note=True
+    )
     yield Heading("How it was made")
     yield Facts(facts(case))
 
@@ -216,14 +220,14 @@ def _often(coverage: float | None) -> str:
 def _change(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Cell:
     """The change from the earlier size, and whether the intervals of the two sizes overlap, so that it may be no change."""
     if before is None:
-        return Cell("–", "not there before")
+        return Cell("–", "not present before")
     change, old = _amount(row) - _amount(before), _amount(before)
-    part = f"{100 * change / old:+.1f} %" if old else "from nothing"
+    part = f"{100 * change / old:+.1f} %" if old else "from zero"
     intervals = _interval(row), _interval(before)
     below = f"from {_size(before)}"
     if intervals[0] and intervals[1]:
         apart = intervals[0][0] > intervals[1][1] or intervals[1][0] > intervals[0][1]
-        below += ", intervals lie apart" if apart else ", intervals overlap"
+        below += ", intervals do not overlap" if apart else ", intervals overlap"
     return Cell(f"{change:+.{_digits(row)}f} {_unit(row)} ({part})", below)
 
 

@@ -189,7 +189,8 @@ def named_file(result: Path, document: Mapping[str, Any], kind: str) -> Path:
     # A record from elsewhere may name "../../file" or hold a link; only files of the result are read
     if not path.resolve().is_relative_to(result.parent.resolve()) or not path.is_file():
         raise InputRefusedError(
-            f"{result.name} names {name}, which is not beside it; all files of a result are needed; copy the whole folder"
+            f"{result.name} names {name}, which is not in the same folder; all files of a result are needed; copy the "
+            "whole folder"
         )
     return path
 
@@ -267,7 +268,8 @@ def _check_bundle(document: Mapping[str, Any], bundle: BundleFiles | None) -> No
     if bundle is not None and bundle.sha256 != maker["sha256"]:
         raise InputRefusedError(
             f"the result is of {maker['name']} {maker['version']} ({maker['sha256'][:12]}), the bundle is {bundle.name} "
-            f"{bundle.version} ({bundle.sha256[:12]}); figures of one bundle say nothing of another; name the bundle that "
+            f"{bundle.version} ({bundle.sha256[:12]}); the figures of one bundle are not valid for another; name the "
+            "bundle that "
             "computed the result, or leave it out"
         )
 

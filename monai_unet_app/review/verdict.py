@@ -50,7 +50,7 @@ class ReviewVerdict:
             decided_at = datetime.fromisoformat(document["decided_at"])
         except ValueError as error:
             raise InputRefusedError(
-                f"the verdict's decided_at is no moment ({error}); send the page's own verdict"
+                f"the verdict's decided_at is not a time ({error}); send the page's own verdict"
             ) from error
         values = {field.name: document[field.name] for field in fields(cls)}
         return cls(**{**values, "decided_at": decided_at})
@@ -180,12 +180,12 @@ def _check_about(verdict: ReviewVerdict, path: Path, document: dict[str, Any]) -
     if current != (verdict.case, verdict.result_sha256, verdict.labels_sha256):
         raise InputRefusedError(
             f"the verdict is about the result {verdict.result_sha256[:12]} of {verdict.case}, {path.name} is {current[1][:12]} "
-            f"of {current[0]}, or its labels have changed since; the very files that were looked at are needed; "
-            "review this one anew"
+            f"of {current[0]}, or its labels have changed since; exactly the files that were reviewed are needed; "
+            "review this result again"
         )
     if verdict.decision == "accepted" and labels is None:
         raise InputRefusedError(
-            f"{verdict.case} was delivered without labels, so that there is nothing to accept; reject it, or predict it again "
+            f"{verdict.case} was delivered without labels, so there is nothing to accept; reject it, or predict it again "
             "with --deliver-rejected and review that"
         )
 
@@ -196,7 +196,7 @@ def _check_given(verdict: ReviewVerdict, context: VerdictContext) -> None:
         raise UsageError("the verdict is a correction; the corrected mask and the image are needed; give both")
     if not corrects and context.correction is not None:
         raise UsageError(
-            f"the verdict is {verdict.decision!r} and a corrected mask is given; one of the two is wrong; drop one"
+            f"the verdict is {verdict.decision!r} and a corrected mask is given; one of the two is wrong; remove one"
         )
 
 
@@ -205,7 +205,7 @@ def _check_not_accepted(verdict: ReviewVerdict, output: Path) -> None:
     if report.exists():
         raise InputRefusedError(
             f"{verdict.case} was accepted already, and {report.name} says so: a result is decided on once; if that was a "
-            "mistake, take the verified report out of the archive and away from here, then decide again"
+            "mistake, remove the verified report from the archive and from this folder, then decide again"
         )
 
 
@@ -249,10 +249,10 @@ def _verified(
     if "sr" not in document["files"]:
         return None, "the result has no structured report"
     if context.reviewer is None:
-        return None, "nobody answers for the verdict"
+        return None, "no person is responsible for the verdict"
     target = made.get("verified") or made.get("corrected sr")
     if target is None:
-        return None, f"the result was {verdict.decision}, and of its source no report can be written"
+        return None, f"the result was {verdict.decision}, and no report can be written for its source"
     uids = [instance_uid(file) for file in (target, named_file(path, document, "sr"))]
     return {"file": target.name, "sop_instance_uid": uids[0], "predecessor_sop_instance_uid": uids[1]}, None
 

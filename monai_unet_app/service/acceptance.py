@@ -54,7 +54,7 @@ def site_key(path: Path, holder: str) -> SiteKey:
         key = load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as error:
         raise UsageError(
-            f"{path.name} is no unencrypted PEM key; an Ed25519 key is needed; name another file"
+            f"{path.name} is not an unencrypted PEM key; an Ed25519 key is needed; name another file"
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path.name} is a {type(key).__name__}; an Ed25519 key is needed; name another file")
@@ -99,7 +99,7 @@ def verify_acceptance(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefusedError(
-            f"{path.name} is no acceptance report ({type(error).__name__}); the signed JSON is needed; check the path"
+            f"{path.name} is not an acceptance report ({type(error).__name__}); the signed JSON is needed; check the path"
         ) from error
     return dict(content)
 
@@ -125,7 +125,7 @@ def _blocks(acceptance: Acceptance, key: SiteKey, digest: str) -> list[Block]:
         ),
         *_section("What failed", failed),
         *_section("What was not tried", not_tried),
-        Heading("What no check looks at"),
+        Heading("What is not checked"),
         *(Text(f"\u2022 {text}") for text in acceptance.unchecked),
         Heading("What was checked"),
         _table([check for check in acceptance.checks if check.state != "not tried"]),
@@ -137,8 +137,9 @@ def _blocks(acceptance: Acceptance, key: SiteKey, digest: str) -> list[Block]:
             f"Its public half is {key.public}. This page itself is not signed.",
         ),
         Text(
-            f"PatientName and PatientID of everything that was sent begin with {PATIENT}; it stays where it was sent until "
-            "somebody deletes it.",
+            f"PatientName and PatientID of everything that was sent begin with {PATIENT}; these objects stay where they "
+            "were sent until "
+            "somebody deletes them.",
             note=True,
         ),
     ]

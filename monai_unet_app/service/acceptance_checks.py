@@ -215,7 +215,7 @@ def compare_labels(before: Volume, after: Volume, text: str) -> StepResult:
     """
     place_mm, volume_ml = label_errors(before, after)
     if np.isinf(place_mm):
-        return StepResult(f"{text}; a label is in one of the two only", True, None, round(volume_ml, 6))
+        return StepResult(f"{text}; a label is in only one of the two", True, None, round(volume_ml, 6))
     is_fault = place_mm > MOST_PLACE_MM or volume_ml > MOST_VOLUME_ML
     return StepResult(text, is_fault, round(place_mm, 6), round(volume_ml, 6))
 

@@ -46,7 +46,8 @@ def decides(request: Request) -> Holder:
     if not holder.may_decide:
         raise HTTPException(
             403,
-            f"only a person decides; {holder.name} is no person's name; a token with a name such as Rossi^Anna and the role "
+            f"only a person may decide; {holder.name} is not a person's name; a token with a name such as Rossi^Anna and "
+            "the role "
             "reviewer is needed; monai-unet node token makes it",
         )
     return holder

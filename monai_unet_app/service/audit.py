@@ -123,12 +123,12 @@ class AuditTrail:
         _finish_new_key(path, key_file, new)
         key, head = read_key(key_file), database.head() if database else None
         if key is not None and new_key:
-            raise UsageError(f"{key_file} is there; --new-audit-key is for a key that is lost; leave it out")
+            raise UsageError(f"{key_file} exists; --new-audit-key is only for a lost key; leave it out")
         verified = verify(path, key, head or Head(0, BEGIN))
         was_signed = key is None and _is_signed(path)
         if was_signed and not new_key:
             raise UsageError(
-                f"{path} is signed, and its key {key_file} is not there; the key is needed to go on; put it back from its "
+                f"{path} is signed, and its key {key_file} is missing; the key is needed to go on; put it back from its "
                 "copy, or if it is lost for good start once with --new-audit-key, which the trail records"
             )
         # fsync of a file does not make its name last: the folder is forced to the disk as well (fsync(2)).
@@ -256,7 +256,7 @@ def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Veri
             raise _changed(where)
         if head is not None and number == head.n and digest != head.digest:
             raise InputRefusedError(
-                f"{where} is not the line that the node's database remembers; this is another trail, or it was computed anew; "
+                f"{where} is not the line recorded in the node's database; this is another trail, or it was computed again; "
                 "compare it with a copy that is kept elsewhere"
             )
         if key is not None and (signed or content.get("key") == key.name):
@@ -271,14 +271,15 @@ def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Veri
         last = Head(number, digest)
     if head is not None and last.n < head.n:
         raise InputRefusedError(
-            f"{path.name} has {last.n} line(s), and the node's database remembers line {head.n}; lines were cut off its end, "
-            "or the file was deleted; put the whole trail back from a copy. Where there is none, move node.sqlite away as "
-            "well: the node goes on from what is left of the trail, and later decisions are lost"
+            f"{path.name} has {last.n} line(s), but the node's database records line {head.n}; lines were removed from its "
+            "end, "
+            "or the file was deleted; put the whole trail back from a copy. If there is no copy, also move node.sqlite "
+            "away: the node continues from the rest of the trail, and later decisions are lost"
         )
     if key is not None and last.n and not signed:
         raise InputRefusedError(
             f"{path.name}: no line is signed by the key {key.name}; the trail's own key is needed, or the trail was computed "
-            "anew; compare it with a copy that is kept elsewhere"
+            "again; compare it with a copy that is kept elsewhere"
         )
     return Verified(last.n, last.digest, signed)
 
@@ -299,7 +300,7 @@ def _parse_line(text: str, where: str) -> tuple[dict[str, Any], str, str]:
 
 def _changed(where: str) -> InputRefusedError:
     return InputRefusedError(
-        f"{where} is not what was written there, or lines before it are missing; an unchanged trail is needed; compare it "
+        f"{where} was changed after it was written, or lines before it are missing; an unchanged trail is needed; compare it "
         "with a copy that is kept elsewhere"
     )
 
@@ -338,7 +339,9 @@ def read_key(path: Path) -> Key | None:
     except ValueError:
         secret = b""
     if len(secret) != 32:
-        raise UsageError(f"{path} holds no key of an audit trail; 64 hexadecimal digits are needed; put the key back")
+        raise UsageError(
+            f"{path} does not contain a key of an audit trail; 64 hexadecimal digits are needed; put the key back"
+        )
     return Key(secret)
 
 

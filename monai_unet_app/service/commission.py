@@ -108,8 +108,8 @@ def commission(
 def unchecked(site: Site, *, live: bool) -> list[str]:
     """What an acceptance does not cover, in words, for the report."""
     always = [
-        "the content of objects other than SEG; SR, RTSTRUCT and GSPS are only looked for, others not even that",
-        "the node's HTTP door, review pages, verdicts, notices and retention",
+        "the content of objects other than SEG; for SR, RTSTRUCT and GSPS only their presence is checked, for others nothing",
+        "the node's HTTP API, review pages, verdicts, notices and retention",
         "what happens when a part is killed, a disk is full or a destination is away",
         "whether results are clinically right: images are examples, and the expected result is that of this program",
     ]
@@ -117,7 +117,7 @@ def unchecked(site: Site, *, live: bool) -> list[str]:
         return ["the node and its rules: they were left out (--no-node)", *always]
     sent_to = {name for rule in site.rules for name in rule.destinations}
     alone = sorted(set(site.destinations) - sent_to)
-    return [*(f"results at {name}: no rule sends there" for name in alone), *always]
+    return [*(f"results at {name}: no rule sends to it" for name in alone), *always]
 
 
 def _check_rule_names(site: Site, settings: Commissioning) -> None:
@@ -190,7 +190,7 @@ class _Run:
         live = self.site.rules if self.settings.live else ()
         first = [_Step("answers", _where(peer), partial(_answers, peer)) for peer in self.site.destinations.values()]
         if live:
-            first.append(_Step("lets this program in", "node", self._is_let_in))
+            first.append(_Step("accepts this program", "node", self._is_let_in))
             first.append(_Step("answers", "node", partial(_answers, self.node), (first[-1],)))
             first += [_Step("an example fits", f"rule {rule.name}", partial(self._fits, rule)) for rule in live]
         second = [
@@ -207,7 +207,7 @@ class _Run:
             result = checks.StepResult("a check before it did not pass")
         elif left <= 0:
             result = checks.StepResult(
-                f"the time was over ({self.settings.limit_s / 60:g} min); allow more with --limit-min"
+                f"the time limit was reached ({self.settings.limit_s / 60:g} min); allow more with --limit-min"
             )
         else:
             begin = time.perf_counter()
@@ -228,7 +228,7 @@ class _Run:
         faults, senders, ae_title = [], self.site.node.senders, self.settings.calling_ae_title
         if senders and ae_title not in senders:
             faults.append(
-                f"it lets in {', '.join(senders)} (senders), and this program calls as {ae_title}; add {ae_title} to senders "
+                f"it accepts {', '.join(senders)} (senders), but this program calls as {ae_title}; add {ae_title} to senders "
                 "and start the node again, or call as one of them with --calling-ae-title"
             )
         assert isinstance(self.node.peer, Dimse)
@@ -236,7 +236,7 @@ class _Run:
         networks = self.site.node.networks
         if address and not Listen(networks=networks).lets_in(address):
             faults.append(
-                f"it lets in {', '.join(networks)} (networks), and this program calls from {address}; run it on a machine in "
+                f"it accepts {', '.join(networks)} (networks), but this program calls from {address}; run it on a machine in "
                 "one of them, give the node's address there with --node-host, or add the address and start the node again"
             )
         return checks.StepResult(
@@ -247,7 +247,7 @@ class _Run:
         """Whether the node would pick the example for a rule, and deliver a SEG that can be compared."""
         if not self._compared_at(rule):
             raise AppError(
-                f"it delivers a SEG nowhere (formats {', '.join(rule.formats)}; destinations "
+                f"it delivers a SEG to no destination (formats {', '.join(rule.formats)}; destinations "
                 f"{', '.join(rule.destinations) or 'none'}), so there is nothing to compare; add seg to its formats and a "
                 "destination whose profile takes SEG"
             )
@@ -256,7 +256,8 @@ class _Run:
         reasons = misfits(rule, series)
         if reasons:
             raise AppError(
-                f"the rule would not pick the example: it wants {' and '.join(reasons)}; name another example with --example "
+                f"the rule would not pick the example: it requires {' and '.join(reasons)}; name another example with "
+                "--example "
                 f"{rule.name}=PATH"
             )
         return checks.StepResult(f"{series.frame_count} images that the rule picks")
@@ -338,7 +339,7 @@ class _Run:
         volume = read_series(images)
         check_by_itk(volume)  # a second opinion on the geometry in which the labels are compared
         return checks.compare_labels(
-            study.labels, read_seg(segs[0], volume), f"{fetched.received} objects, read by ITK at the same place"
+            study.labels, read_seg(segs[0], volume), f"{fetched.received} objects, read by ITK at the same position"
         )
 
     # through the node
@@ -412,11 +413,9 @@ class _Run:
         if not self.trail.can_be_read:
             advice = "see the node's status page"
         elif self.trail.has_results({study.uid}):
-            advice = (
-                "the node has made the result and has not delivered it; look at the destination and the status page"
-            )
+            advice = "the node has made the result but has not delivered it; check the destination and the status page"
         else:
-            advice = "no worker has made a result of this study; look at the workers (status page, processes)"
+            advice = "no worker has made a result of this study; check the workers (status page, processes)"
         return f"{objects} did not come to {destination.name} within {self.longest_s:g} s; {advice}"
 
     def _segs_of_all(self, destination: Destination, study: phantoms.Study, volume: Volume) -> list[Volume]:

@@ -61,7 +61,7 @@ class Database:
             if isinstance(error, sqlite3.OperationalError):  # such as a full disk: the file itself is sound
                 raise
             raise UsageError(
-                f"{path} is damaged ({error}); the node's own is needed; move it away: it is made anew from audit.jsonl and "
+                f"{path} is damaged ({error}); a sound database is needed; move it away: it is made again from audit.jsonl and "
                 "the received files"
             ) from error
 
@@ -136,7 +136,7 @@ class Database:
         # The open connection would go on with a file that was deleted or replaced; a new connection does not.
         with closing(_open_read_only(self._path)) as other:
             if other.execute("SELECT seconds FROM clock").fetchone()["seconds"] != written:
-                raise sqlite3.DatabaseError("what was written is not read again")
+                raise sqlite3.DatabaseError("the value that was written was not read back")
 
     # the node's own clock
 

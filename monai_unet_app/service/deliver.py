@@ -44,7 +44,7 @@ def answer(site: Site, message: Message) -> Message:
         return {"failed": f"{len(failed)} of {len(outcomes)} objects; the first: {first}"}
     count = sum(outcome.is_delivered for outcome in outcomes)
     if not count:
-        return {"failed": f"{destination.name} takes nothing of what the rule makes; correct formats or profile"}
+        return {"failed": f"{destination.name} takes none of the formats of the rule; correct formats or profile"}
     try:
         # Written before the node records the delivery, so that both are recorded at one time.
         note = _write_note(destination, files, message["replaced"]) if "replaced" in message else {}

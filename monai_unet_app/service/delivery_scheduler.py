@@ -177,7 +177,9 @@ class DeliveryScheduler:
                 node.queue.mark_replaced(version, delivery.destination)
             about = {"study": result.study, "result": number, "of": result.id, "replaces": named}
             node.audit.write("rejection note", **about, **facts)
-            _logger.info("result %s: note %s rejects what it replaces at %s", result.id, number, delivery.destination)
+            _logger.info(
+                "result %s: note %s rejects the version that it replaces at %s", result.id, number, delivery.destination
+            )
         why = message.get("why", "the destination takes no KO")
         for version in message.get("unnamed", [version.id for version in rejected]):
             node.audit.write("not told", study=result.study, result=version, reason=why, destinations=to)
@@ -212,4 +214,4 @@ class DeliveryScheduler:
         # Left out of the next deliveries until the job has ended, or senders would miss the files again at once.
         self._being_remade[result.id] = result.study
         self._node.queue.record_failed_try(delivery.id, f"{lost}; they are made again")
-        _logger.warning("result %s: %s; study %s is worked at again", result.id, lost, result.study)
+        _logger.warning("result %s: %s; study %s is processed again", result.id, lost, result.study)

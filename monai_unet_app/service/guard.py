@@ -97,7 +97,7 @@ class FailedLogins:
     async def _write_summary(self, name: str) -> None:
         await asyncio.sleep(_INTERVAL_S)
         if (tries := self._unrecorded.pop(name)) > 0:
-            await self._write(address=name, tries=tries, reason="more of the same minute")
+            await self._write(address=name, tries=tries, reason="further attempts in the same minute")
 
     async def _write(self, **facts: Any) -> None:
         try:
@@ -150,20 +150,24 @@ class Guard:
             return Response(FULL_BODY, 503, _LATER, "application/json")
         # Before the token: a browser sends the password that it remembers along with the form of any site.
         if is_from_elsewhere(request):
-            return JSONResponse({"detail": "a page of another site asks; the node's own pages may"}, 403)
+            return JSONResponse(
+                {"detail": "the request comes from a page of another site; only pages of the node are allowed"}, 403
+            )
         token = token_of(request.headers.get("Authorization", ""))
         holder = await run_in_threadpool(self._tokens.holder_of, token) if token else None
         if holder is not None and not holder.is_expired:
             request.state.holder = holder
             return None
-        reason = "no such token" if holder is None else f"the token of {holder.name} held until {holder.expires}"
+        reason = "no such token" if holder is None else f"the token of {holder.name} was valid until {holder.expires}"
         # Only wrong tokens are delayed and recorded: a request without a token guesses nothing.
         if token:
             request.scope[DELAYED] = True  # a connection whose answer is delayed takes no room from others
             if not await self._failed.record(request.client.host if request.client else "", reason):
                 return JSONResponse({"detail": "too many wrong tokens come from this address; ask later"}, 429, _LATER)
         needed = (
-            "a token is needed" if holder is None else f"the token held until {holder.expires}; a new token is needed"
+            "a token is needed"
+            if holder is None
+            else f"the token was valid until {holder.expires}; a new token is needed"
         )
         return JSONResponse({"detail": needed}, 401, ASK)
 
@@ -188,7 +192,9 @@ def _failure_answer(error: Exception) -> Response:
         return JSONResponse(
             {"detail": "another program keeps the node's database locked; ask again later"}, 503, _LATER
         )
-    return JSONResponse({"detail": "the node could not answer; its log says where; tell an administrator"}, 500)
+    return JSONResponse(
+        {"detail": "the node could not answer; the log has the place of the fault; tell an administrator"}, 500
+    )
 
 
 class BoundedRoute(APIRoute):
@@ -230,7 +236,7 @@ def _bounded(request: Request, most_bytes: float, most_s: float, config: HttpCon
         length = len(message.get("body", b""))
         left -= length
         if left < 0:
-            raise HTTPException(413, "the upload is larger than this node takes; split it")
+            raise HTTPException(413, "the upload is larger than this node allows; split it")
         patience_s = min(config.slow_upload_s, patience_s - (clock() - begin) + length / rate)
         return message
 
@@ -239,9 +245,9 @@ def _bounded(request: Request, most_bytes: float, most_s: float, config: HttpCon
 
 def _why_late(is_over: bool, config: HttpConfig) -> str:
     if is_over:
-        return "the upload took longer than this node waits"
+        return "the upload took longer than this node allows"
     return (
-        f"the upload came more slowly than {config.least_upload_kb_per_second:g} kB/s for {config.slow_upload_s:g} s; send it "
+        f"the upload was slower than {config.least_upload_kb_per_second:g} kB/s for {config.slow_upload_s:g} s; send it "
         "again over a faster line"
     )
 

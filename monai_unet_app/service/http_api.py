@@ -122,7 +122,7 @@ def _add_health(app: FastAPI, node: "Node") -> None:
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="Everything that a study needs works; else 503 and the parts that fail")
+    @app.get("/ready", summary="Everything that a study needs works; otherwise 503 and the parts that fail")
     async def ready() -> Response:
         failing, locked_s = node.health.failing(), node.health.database_locked_s
         if not failing:
@@ -315,7 +315,10 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
             content_disposition_type="inline",
         )  # fmt: skip
 
-    @app.get("/results/{number}/verdict", summary="Who asks, whether they may decide, and what was decided already")
+    @app.get(
+        "/results/{number}/verdict",
+        summary="The holder of the token, whether they may decide, and the decision, if there is one",
+    )
     def decision_so_far(number: Number, holder: access.Reviewer) -> dict[str, Any]:
         stands = standing(node, _result(node, number))
         return {"who": holder.name, **stands, "open": stands["open"] and holder.may_decide}
@@ -347,17 +350,15 @@ def _decide(node: "Node", result: Result, text: str | bytes, reviewer: str, mask
     try:
         verdict = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise HTTPException(422, "the verdict is no JSON, or is nested too deeply") from error
+        raise HTTPException(422, "the verdict is not JSON, or is nested too deeply") from error
     if not isinstance(verdict, dict):
-        raise HTTPException(422, "the verdict is no JSON object")
+        raise HTTPException(422, "the verdict is not a JSON object")
     with _errors_as_answers(node):
         return decide(node, result, verdict, reviewer, mask)
 
 
 def _add_repairs(app: FastAPI, node: "Node") -> None:
-    @app.post(
-        "/studies/{study}/reprocess", status_code=202, summary="A study is processed again, by the rules as they are"
-    )
+    @app.post("/studies/{study}/reprocess", status_code=202, summary="A study is processed again, by the present rules")
     def reprocess(study: str, request: Request, holder: access.Admin) -> Response:
         _check_uid(study)
         if not node.reprocess(study, holder.name):

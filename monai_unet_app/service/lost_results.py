@@ -21,7 +21,7 @@ def why_lost(folder: Path, digest: str) -> str:
     if not result_files(folder):
         return "its files are missing from results"
     if digest_of(folder) != digest:
-        return "its files in results are not those that were made: some are missing, or were changed"
+        return "its files in results are not the original files: some are missing, or were changed"
     return ""
 
 
@@ -59,7 +59,7 @@ class LostResults:
             if job.state == "dead":
                 return f"{lost}, and job {job.id}, which would make them again, is a dead letter"
             if self._queue.times_remade(job.id) >= _MOST_REMADE:
-                return f"{lost}, and were again after they were made again {_MOST_REMADE} times"
+                return f"{lost}, also after they were made again {_MOST_REMADE} times"
             self._queue.remake_job(job.id)
             self._audit.write("remade", study=result.study, job=job.id, result=result.id, reason=lost)
         return ""
@@ -97,4 +97,4 @@ def _why_not_replaced(lost: str, remade: NewResult | None) -> str:
         outcome = f"made again, it was not processed ({remade.reason})"
     else:
         outcome = "made again, they have other bytes: the bundle, the site file or the program has changed since"
-    return f"{lost}; {outcome}; have the study worked at once more to deliver what is made of it now"
+    return f"{lost}; {outcome}; process the study again to deliver the new result"

@@ -92,8 +92,8 @@ class _NodeCollector(Collector):
             verdicts.add_metric([verdict], count)
         yield verdicts
         yield Counter("monai_unet_instances_received", "instances that were stored", value=node.instances_stored)
-        yield Counter("monai_unet_instances_refused", "instances that were not", value=node.instances_turned_away)
-        yield Counter("monai_unet_callers_rejected", "callers that were not let in", value=node.callers_turned_away)
+        yield Counter("monai_unet_instances_refused", "instances that were refused", value=node.instances_turned_away)
+        yield Counter("monai_unet_callers_rejected", "callers that were rejected", value=node.callers_turned_away)
 
     def _waiting(self) -> "Iterator[Metric]":
         # Rows have the time of day, which may be set back: no age is below 0.
@@ -109,9 +109,9 @@ class _NodeCollector(Collector):
     def _destinations(self) -> "Iterator[Metric]":
         texts = {
             "pending": "deliveries that wait for a destination",
-            "reachable": "0 where the last try to give a destination something failed",
-            "paused": "1 where a destination is left alone until its next try",
-            "last_success_timestamp_seconds": "when a destination was last given something, since the start",
+            "reachable": "0 if the last delivery to a destination failed",
+            "paused": "1 while nothing is sent to a destination until its next try",
+            "last_success_timestamp_seconds": "time of the last delivery to a destination, since the start",
         }
         states = self.node.deliveries.states().items()
         for name, text in texts.items():
@@ -121,13 +121,15 @@ class _NodeCollector(Collector):
     def _machine(self) -> "Iterator[Metric]":
         node, disk = self.node, shutil.disk_usage(self.node.folder)
         least_free = node.config.least_free_gb * 1e9
-        yield Counter("monai_unet_worker_starts", "starts of a worker, each of them cold", value=node.workers.started)
+        yield Counter(
+            "monai_unet_worker_starts", "starts of a worker, each without a loaded bundle", value=node.workers.started
+        )
         yield Gauge(
-            "monai_unet_ready", "whether all that is needed to work at a study works", value=float(node.is_ready)
+            "monai_unet_ready", "whether everything that is needed to process a study works", value=float(node.is_ready)
         )
         yield _gauge("monai_unet_memory_bytes", "resident memory by process", "process", node.memory_bytes())
         yield Gauge("monai_unet_disk_free_bytes", "free on the disk of the node's folder", value=disk.free)
-        text = "less free, and nothing is received (least_free_gb)"
+        text = "with less free disk nothing is received (least_free_gb)"
         yield Gauge("monai_unet_disk_least_free_bytes", text, value=least_free)
 
     def _versions(self) -> "Iterator[Metric]":

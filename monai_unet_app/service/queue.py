@@ -277,7 +277,7 @@ class Queue(Database):
             return
         taken = "".join(f"; it was {last.decision} by {last.who} at {last.at}" for last in (final or before)[-1:])
         raise rows.DecidedError(
-            f"result {number} is {result.state if result else 'gone'}{taken}; only an undecided result that is "
+            f"result {number} is {result.state if result else 'deleted'}{taken}; only an undecided result that is "
             f"{', '.join(states)} can be decided on; look at the newest result of this study"
         )
 

@@ -59,7 +59,7 @@ class Retention:
             node.queue.forget(study)
             node.audit.write("forgotten", study=study)
             self.forget_decisions_without_record(study)
-        _logger.info("study %s: forgotten, as everything about it was done long ago", study)
+        _logger.info("study %s: forgotten, because its retention time is over", study)
 
     def _delete_decision_records(self) -> None:
         """Deletes records of decisions that are older than `verdict_days`; 0 keeps all."""

@@ -174,7 +174,7 @@ class _Application:
             node.queue.record_if_undecided(decision)
             if kind != "accepted" and earlier_versions(node.queue, result) != list(self.earlier):
                 raise DecidedError(
-                    f"an earlier version of result {result.id} was decided on or delivered meanwhile; decide once more"
+                    f"an earlier version of result {result.id} was decided on or delivered in the meantime; decide again"
                 )
             # Within the transaction: a decision whose record cannot be written, on a full disk say, has no effect.
             _write_record(node, result, decision, record["comment"], record)
@@ -320,7 +320,7 @@ def _current(node: Node, number: int) -> Result:
     """The result as the database has it now."""
     result = node.queue.result(number)
     if result is None:
-        raise DecidedError(f"result {number} is gone; there is nothing to decide")
+        raise DecidedError(f"result {number} no longer exists; there is nothing to decide")
     return result
 
 
@@ -421,7 +421,7 @@ def _run(options: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, env=env, check=False)
     except subprocess.TimeoutExpired as error:
-        raise AppError(f"the review took more than {PAGE_S:g} s; try again when less is going on") from error
+        raise AppError(f"the review took more than {PAGE_S:g} s; try again when the node is less busy") from error
     if done.returncode:
         message = " ".join(done.stderr.split())[-400:]
         raise (InputRefusedError if done.returncode == _REFUSED else AppError)(

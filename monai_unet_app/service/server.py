@@ -213,7 +213,7 @@ class Connection(H11Protocol):
         try:
             super().data_received(data)
         except Exception as error:  # uvicorn cannot answer 400 once an answer has begun; asyncio would log the data
-            _logger.warning("ended a connection that broke the protocol (%s)", type(error).__name__)
+            _logger.warning("closed a connection that violated the protocol (%s)", type(error).__name__)
             self.transport.abort()
         if not self.is_waiting:
             self._stop("head")

@@ -212,7 +212,8 @@ def read_site(path: Path) -> Site:
         node = top.part("node")
         if node is None:
             raise UsageError(
-                f"{path.name} has no table [node]; where the node keeps its studies is needed; add it with the key folder"
+                f"{path.name} has no table [node]; the folder for the node's studies is needed; add the table with the key "
+                "folder"
             )
         rules = top.take("rules", list, "tables [[rules]]", [])
         site = Site(
@@ -238,7 +239,7 @@ def _check(site: Site) -> None:
         raise UsageError(f"{site.path.name} has no rule; a table [[rules]] says which series are segmented; add a rule")
     if len(set(names)) < len(names):
         raise UsageError(
-            f"{site.path.name} has two rules of one name; results are told apart by the names of rules; rename one rule"
+            f"{site.path.name} has two rules with the same name; results are identified by the names of rules; rename one rule"
         )
     for rule in site.rules:
         unknown = [name for name in rule.destinations if name not in site.destinations]
@@ -250,7 +251,8 @@ def _check(site: Site) -> None:
         if rule.notice and not site.noticed(rule):
             raise UsageError(
                 f"{site.path.name}: rule {rule.name} has notice = true, and sends to "
-                f"{', '.join(rule.destinations) or 'nobody'}; a destination that takes SC is needed; add SC to the objects of "
+                f"{', '.join(rule.destinations) or 'no destination'}; a destination that takes SC is needed; add SC to the "
+                "objects of "
                 "its profile, or leave notice out"
             )
 
@@ -285,7 +287,7 @@ def _http(table: TomlTable | None, folder: Path) -> HttpConfig | None:
     http = _section(table, HttpConfig, folder)
     if http.tls is None and http.host not in LOOPBACK:
         raise UsageError(
-            f"{table.where}: host is {http.host} and there is no table tls; without TLS anybody on the network could read the "
+            f"{table.where}: host is {http.host} and there is no table tls; without TLS anybody on the network can read the "
             "tokens; add certificate and key, or listen on 127.0.0.1"
         )
     if http.tls is not None and http.tls.certificate is None:

@@ -70,7 +70,7 @@ class Viewer:
 
     def _action(self, result: Result) -> str | Link:
         if result.state == "not processed" and self.holder.may("admin"):
-            return Link(f"/studies/{result.study}/reprocess", "work at it again", is_button=True)
+            return Link(f"/studies/{result.study}/reprocess", "process it again", is_button=True)
         has_page = result.folder and result.state in _REVIEWED and result.verdict not in FOLLOW_UPS
         return Link(f"/results/{result.id}/review", "review") if has_page and self.holder.may("reviewer") else ""
 
@@ -238,8 +238,8 @@ def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> list[tuple[st
         lines.append(
             (
                 "bad",
-                f"The database is busy: another program has kept the database locked for {age(locked_s)}. This page says what "
-                "was recorded before; studies are received, and nothing else goes on until then.",
+                f"The database is busy: another program has kept the database locked for {age(locked_s)}. This page shows what "
+                "was recorded before; studies are received, and nothing else is done until then.",
             )
         )
     if kept := len(node.queue.kept_lines()):
@@ -252,7 +252,7 @@ def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> list[tuple[st
         )
     lines += [("wait", _outage_line(name, outage, node)) for name, outage in node.deliveries.outages().items()]
     if is_cold:
-        lines.append(("wait", "Takes studies; no worker is warm yet."))
+        lines.append(("wait", "Accepts studies; no worker is ready yet."))
     if not lines:
         return [("good", "Ready. Nothing is wrong.")]
     return lines if failing else [(lines[0][0], f"Ready. {lines[0][1]}"), *lines[1:]]

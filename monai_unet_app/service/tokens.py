@@ -70,7 +70,7 @@ def new_token(name: str, roles: list[str], days: int = DAYS) -> tuple[str, str]:
     """
     if "reviewer" in roles and not is_person_name(name):
         raise UsageError(
-            f"the reviewer's name is {name!r}; Family^Given is needed, such as Rossi^Anna, because it stands in verified "
+            f"the reviewer's name is {name!r}; Family^Given is needed, such as Rossi^Anna, because it is written into verified "
             "reports; give the person's name"
         )
     if not 1 <= days <= _MOST_DAYS:
@@ -127,9 +127,9 @@ class Tokens:
                 try:
                     known.update([_parsed(text, where)])
                 except UsageError as error:
-                    _logger.error("%s; the line lets nobody in", error)
+                    _logger.error("%s; the line gives no access", error)
         except UsageError as error:
-            _logger.error("%s; nobody is let in", error)
+            _logger.error("%s; nobody has access", error)
         return known
 
     def _warn(self) -> None:
@@ -143,7 +143,7 @@ class Tokens:
         for holder in self._known.values():
             if holder.expires is not None and holder.expires <= soon:
                 _logger.warning(
-                    "the token of %s holds until %s; make a new token with monai-unet node token",
+                    "the token of %s is valid until %s; make a new token with monai-unet node token",
                     holder.name,
                     holder.expires,
                 )
@@ -175,14 +175,15 @@ def _parsed(text: str, where: str) -> tuple[str, Holder]:
     roles = frozenset(match["roles"].split(",")) if match else frozenset()
     if match is None or len(match["name"]) > LONGEST_NAME or not roles <= set(ROLES):
         raise UsageError(
-            f"{where} is no line of a token; a name, some of {', '.join(ROLES)} with commas, a sha256 and expires=YYYY-MM-DD "
+            f"{where} is not a line of a token; a name, some of {', '.join(ROLES)} with commas, a sha256 and "
+            "expires=YYYY-MM-DD "
             "are needed; make it with monai-unet node token"
         )
     try:
         expires = date.fromisoformat(match["expires"]) if match["expires"] else None
     except ValueError as error:
         raise UsageError(
-            f"{where}: {match['expires']} is no day; a day such as 2027-06-30 is needed; correct it"
+            f"{where}: {match['expires']} is not a date; a date such as 2027-06-30 is needed; correct it"
         ) from error
     return match["digest"], Holder(match["name"], roles, expires)
 

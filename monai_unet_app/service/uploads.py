@@ -114,7 +114,7 @@ def kind_of(path: Path) -> str:
     if start[:2] == _GZIP or _NIFTI.match(start):
         return "nifti"
     raise InputRefusedError(
-        "the upload is no zip archive, DICOM file or NIfTI image; one of these is needed; check what is sent"
+        "the upload is not a zip archive, DICOM file or NIfTI image; one of these is needed; check what is sent"
     )
 
 
@@ -149,7 +149,7 @@ def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_by
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) > MOST_MEMBERS:
                 raise InputRefusedError(
-                    f"the archive has {len(members)} files; at most {MOST_MEMBERS} are taken; split it"
+                    f"the archive has {len(members)} files; at most {MOST_MEMBERS} are accepted; split it"
                 )
             for number, member in enumerate(members, start=1):
                 if time.monotonic() > until:
@@ -158,7 +158,7 @@ def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_by
                         "split it"
                     )
                 if member.compress_type not in METHODS:
-                    raise NotImplementedError("compressed by another method than deflate")
+                    raise NotImplementedError("compressed by a method other than deflate")
                 with archive.open(member) as stream:
                     _take_member(stream, f"file {number}", budget, most_member_bytes, store, upload)
     except _TooLargeError as error:
@@ -172,7 +172,7 @@ def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_by
         ) from error
     except BROKEN as error:
         raise InputRefusedError(
-            f"the archive is broken ({type(error).__name__}); a whole one without a password is needed; pack it again"
+            f"the archive is broken ({type(error).__name__}); a complete archive without a password is needed; pack it again"
         ) from error
     return upload
 
@@ -192,7 +192,7 @@ def _take_member(
     head = stream.read(_HEAD_BYTES)
     content = _Bounded(stream, min(budget.bytes_left, most_bytes), head)
     if head[_HEAD_BYTES - len(_DICM) :] != _DICM:
-        upload.refuse(f"{name}: it is no DICOM file")
+        upload.refuse(f"{name}: it is not a DICOM file")
     else:
         try:
             _put(content, name, store, upload, budget.allowance)

@@ -191,7 +191,7 @@ class Worker:
                 self._write_notice(result.reason, rule, parts, variant / f"{folder.name}_notice.dcm")
         except DicomIoError as error:
             shutil.rmtree(folder)
-            reason = f"{result.reason}; and no notice of it could be written: {task.readable(error)}"
+            reason = f"{result.reason}; and no notice could be written: {task.readable(error)}"
             return replace(result, reason=reason)
         if not folders:
             return result
@@ -211,7 +211,7 @@ class Worker:
         name = image.parent.name
         rule = self.site.rule(name)
         if rule is None:
-            return _not_processed(name, "", "the site has no such rule any more")
+            return _not_processed(name, "", "the site no longer has this rule")
         try:
             case = self._segment(image, rule)
             _write_case(case, name, folder / name, formats=("nifti",))
@@ -244,7 +244,7 @@ def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
     if missing and not rule.allow_incomplete:
         raise InputRefusedError(
             f"{missing.count} image(s) did not come: {missing.words}; all are needed, or a structure could be cut off; "
-            "send the missing ones"
+            "send the missing images"
         )
     # ImagesInAcquisition counts an acquisition, which may be in several series (decision 0026): a series that looks
     # incomplete alone and is whole with the others must be read with them.
@@ -372,7 +372,7 @@ def _check_approved(rule: Rule, bundle: "BundleFiles") -> None:
     if rule.sha256 and rule.sha256 != bundle.sha256:
         raise AppError(
             f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; "
-            "the bundle that the site has approved is needed; put it back, or approve this one in the site file"
+            "the bundle that the site has approved is needed; put it back, or approve this bundle in the site file"
         )
 
 
@@ -397,11 +397,11 @@ def check_stated(rule: Rule, bundle: "BundleFiles") -> None:
     except InputRefusedError as error:
         raise AppError(f"rule {rule.name}: {error}") from error
     if stated.gate is None and not rule.deliver_ungated:
-        how, flag = ("with tta = true", " with --tta") if rule.tta else ("as its rule wants it", "")
+        how, flag = ("with tta = true", " with --tta") if rule.tta else ("as its rule requires it", "")
         raise AppError(
             f"rule {rule.name}: {bundle.name} run {how} has no quality gate ({stated.why_not.get('gate', 'none')}); "
-            f"without one, failures would be delivered like good results; calibrate the bundle{flag} on enough subjects, or "
-            "write deliver_ungated = true into the rule if results shall go out that no quality gate has judged"
+            f"without a gate, failures would be delivered like good results; calibrate the bundle{flag} on enough subjects, or "
+            "write deliver_ungated = true into the rule to deliver results that no quality gate has judged"
         )
 
 

@@ -77,7 +77,7 @@ class WorkerPool:
             if child.exit_code is not None:
                 continue
             if child.silent_s > self.silent_s:
-                child.kill(f"it gave no sign of life for {self.silent_s:g} s")
+                child.kill(f"it did not answer for {self.silent_s:g} s")
             elif not child.is_idle and child.busy_s > longest_s:
                 child.kill(f"it took more than {longest_s:g} s")
             elif resident_bytes(child.pid) > most_bytes:

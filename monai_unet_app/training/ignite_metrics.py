@@ -262,7 +262,9 @@ class CalibrationFigure:
             if value not in values:
                 raise ValueError(f"{name} is {value!r}; one of {', '.join(values)} is needed")
         if self.of == "classes" and self.figure in ("brier", "nll"):
-            raise ValueError(f"{self.figure} of classes is not defined, it is one of all classes; take of: top_label")
+            raise ValueError(
+                f"{self.figure} of classes is not defined, because it is a figure of all classes; use of: top_label"
+            )
 
 
 class Calibration(_CaseMetric):

@@ -105,7 +105,7 @@ class MarginLoss(nn.Module):
         _check_activation(softmax, sigmoid)
         if not 0 <= margin < math.inf:
             raise ValueError(
-                f"margin is {margin}; a finite distance of logits of 0 or more is needed; the papers take 10"
+                f"margin is {margin}; a finite distance of logits of 0 or more is needed; the papers use 10"
             )
         self.margin = float(margin)
         self.softmax = softmax
@@ -138,7 +138,7 @@ class _L1ACELoss(nn.Module, ABC):
         super().__init__()
         _check_activation(softmax, sigmoid)
         if num_bins < self.least_bins:
-            raise ValueError(f"num_bins is {num_bins}; at least {self.least_bins} is needed; the paper takes 20")
+            raise ValueError(f"num_bins is {num_bins}; at least {self.least_bins} is needed; the paper uses 20")
         self.num_bins = num_bins
         self.include_background = include_background
         self.softmax = softmax

@@ -118,7 +118,7 @@ class NamedBars:
                 if name in self.tasks:
                     self.bars.remove_task(self.tasks.pop(name))
             case Exception():
-                self._print(name, f"failed: {message}; what runs goes on to its end, nothing else is begun")
+                self._print(name, f"failed: {message}; the running trainings go on to their end, no other begins")
             case _:
                 self._print(name, str(message))
 

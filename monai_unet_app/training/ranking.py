@@ -93,7 +93,7 @@ class Ranking:
         why = "an interval of the difference to the largest Dice holds 0"
         if any(entry.word == "too few" for entry in self.configurations):
             why = f"{self.subjects} subject(s) are too few for intervals"
-        return f"nothing tells {', '.join(equal)} apart ({why}), and {self.chosen.name} is the fastest"
+        return f"no difference between {', '.join(equal)} is shown ({why}), and {self.chosen.name} is the fastest"
 
     def document(self) -> dict[str, Any]:
         """The content of ranking.json."""
@@ -185,7 +185,7 @@ def _check_output(output: Path, names: Mapping[str, Bundle]) -> None:
     if other:
         raise UsageError(
             f"{output} holds {', '.join(other[:3])}{', ...' if other[3:] else ''}; a new or empty folder is needed, or one "
-            f"with {', '.join(names)} of an earlier run alone; choose another"
+            f"with only {', '.join(names)} of an earlier run; choose another"
         )
 
 
@@ -203,7 +203,8 @@ def _check_alike(templates: Mapping[str, Bundle], run: TrainConfig) -> None:
             )
         if plans[name] != plans[first]:
             raise InputRefusedError(
-                f"{first} and {name} deal these cases to other folds; the same folds are needed to rank them; give --splits, "
+                f"{first} and {name} put these cases into different folds; the same folds are needed to rank them; give "
+                "--splits, "
                 "or plan them together"
             )
 

@@ -223,7 +223,8 @@ def _check_classes(template: Bundle, run: TrainConfig, planned: PlannedCases, me
     if absent:
         where = f"fold {run.fold}" if isinstance(run.fold, int) else run.data.name
         raise InputRefusedError(
-            f"{where}: no case to train on has {', '.join(absent)}; what is never seen cannot be learnt; add cases with it, or "
+            f"{where}: no case to train on has {', '.join(absent)}; a class that no training case has cannot be learnt; "
+            "add cases with it, or "
             "give a --splits in which some of its cases train"
         )
 
@@ -236,7 +237,7 @@ def _check_rows(run: TrainConfig, cases: Mapping[Partition, Sequence[Mapping[str
             continue
         if run.fold is None and cases["train"] and not any(cases[other] for other in ("calibration", "test")):
             raise InputRefusedError(
-                f"{run.data.name}: the plan has no case to {_VERBS[part]}, it deals all cases to folds; give --folds all, "
+                f"{run.data.name}: the plan has no case to {_VERBS[part]}, it puts all cases into folds; give --folds all, "
                 "which trains a network for each fold and one on all cases"
             )
         raise InputRefusedError(
@@ -285,8 +286,8 @@ def few_to_calibrate(subjects: Collection[str]) -> str | None:
     if len(subjects) >= ENOUGH_TO_CHECK:
         return None
     return (
-        f"{len(subjects)} subject(s) to calibrate: monai-unet calibrate needs {ENOUGH_TO_CHECK} or more to check that what it "
-        "fits helps others, and 9 or more for a quality gate; give another --splits, calibrate on other data, or "
+        f"{len(subjects)} subject(s) to calibrate: monai-unet calibrate needs {ENOUGH_TO_CHECK} or more to check that its fit "
+        "helps others, and 9 or more for a quality gate; give another --splits, calibrate on other data, or "
         f"{'calibrate --unchecked' if subjects else 'leave the bundle without calibration'}"
     )
 
@@ -303,7 +304,9 @@ def _check_output(template: Bundle, output: Path) -> None:
     if _is_new(output):
         return
     if not output.is_dir() or not all((output / name).is_file() for name in NEEDED_FILES):
-        raise UsageError(f"{output} holds something that is no bundle; a new or empty folder is needed; choose another")
+        raise UsageError(
+            f"{output} holds something that is not a bundle; a new or empty folder is needed; choose another"
+        )
     check_upgraded(BundleFiles(output))
     recipes = [recipe_sha256(_configs(root), comments=False) for root in (output, template.root)]
     if recipes[0] != recipes[1]:  # comments may differ: a copy describes itself

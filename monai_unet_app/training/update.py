@@ -101,7 +101,7 @@ class TrainingStep:
         if not torch.isfinite(loss):
             cases = f" on windows of {', '.join(batch['id'])}" if "id" in batch else ""
             raise AppError(
-                f"the loss is {loss.item()} at step {trainer.state.iteration}{cases}; a finite one is needed; look at "
+                f"the loss is {loss.item()} at step {trainer.state.iteration}{cases}; a finite loss is needed; check "
                 "these images, lower the learning rate or train with --precision f32; the state after the last epoch is kept"
             )
         loss.backward()  # type: ignore[no-untyped-call]

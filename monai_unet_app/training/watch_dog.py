@@ -110,8 +110,10 @@ class WatchDog:
             missing = [name for name, times in self.nowhere.items() if count and times >= count]
             if missing:
                 act(
-                    f"{', '.join(missing)}: predicted nowhere in {self.nowhere[missing[0]]} validations in a row; look whether "
-                    "its labels are right and often enough in the windows (`ratios` in train.yaml), or lower the learning rate"
+                    f"{', '.join(missing)}: predicted nowhere in {self.nowhere[missing[0]]} validations in a row; check "
+                    "whether "
+                    "its labels are correct and often enough in the windows (`ratios` in train.yaml), or lower the "
+                    "learning rate"
                 )
                 return
 
@@ -124,14 +126,14 @@ class WatchDog:
             self.worse += 1
         if self.worse >= self.patience:
             _warn(
-                f"training and validation have parted: the loss fell from {self.best[1]:.4f} to {loss:.4f}, the metric from "
+                f"training and validation have diverged: the loss fell from {self.best[1]:.4f} to {loss:.4f}, the metric from "
                 f"{self.best[0]:.4f} to {metric:.4f}; more cases, more augmentation or fewer epochs are needed"
             )
         if self.stop_at is not None and metric >= self.stop_at:
-            self._end_early(f"good enough: the metric is {metric:.4f}, and {self.stop_at} was asked for", engine)
+            self._end_early(f"good enough: the metric is {metric:.4f}, and {self.stop_at} was requested", engine)
         elif self.stop_patience and self.waited >= self.stop_patience:
             best = f"the best metric, {self.best[0]:.4f}, is {self.waited} validations old"
-            self._end_early(f"no gain: {best}, and a wait of {self.stop_patience} was asked for", engine)
+            self._end_early(f"no gain: {best}, and the patience is {self.stop_patience}", engine)
 
     def _end_early(self, text: str, engine: Engine) -> None:
         _say(text)

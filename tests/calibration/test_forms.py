@@ -244,7 +244,7 @@ def test_of_equals_the_one_with_fewer_numbers_is_chosen() -> None:
 
 
 def test_a_form_that_changes_labels_spoils_the_whole_or_could_not_be_fitted_is_not_chosen_and_says_why() -> None:
-    ran_away = FormScore("d", {}, 2, (), why_not="the fit ran away")
+    ran_away = FormScore("d", {}, 2, (), why_not="the fit diverged")
     scores = (
         scored("none", 0, 0.01, 0.05),
         scored("a", 6, 0.001, 0.01, changed=12),
@@ -257,7 +257,7 @@ def test_a_form_that_changes_labels_spoils_the_whole_or_could_not_be_fitted_is_n
     assert why["none"] is why["c"] is None
     assert "12 label" in (why["a"] or "")
     assert "0.01100, without it 0.01000" in (why["b"] or "")
-    assert why["d"] == "the fit ran away"
+    assert why["d"] == "the fit diverged"
 
 
 def test_without_a_predicted_surface_there_is_nothing_to_choose_by() -> None:
@@ -273,7 +273,7 @@ def test_a_fit_that_fails_is_a_reason_and_no_figure() -> None:
     trial = FormTrial.fit(form_of("temperature", 2), stored)
     assert trial.fitted is None
     score = trial.score(EvaluationPlan(("A",)), (0.0,))
-    assert "ran away" in (score.why_not or "")
+    assert "diverged" in (score.why_not or "")
     assert math.isnan(score.ece_band)
     assert torch.equal(trial.calibrated(logits), logits)
 

@@ -144,8 +144,8 @@ def test_dataset_json_tells_the_names_of_labels(
         ('{"labels": {"background": 0, "whole": [1, 2], "core": 2}}', "regions .whole."),
         ('{"labels": {"background": 0, "liver": 1, "ignore": 2}}', "without a class .ignore."),
         ('{"labels": {"0": "background", "1": "lung", "2": "lung"}}', "two label values the name 'lung'"),
-        ('{"labels": [1, 2]}', "does not tell its labels"),
-        ("{", "does not tell its labels"),
+        ('{"labels": [1, 2]}', "does not state its labels"),
+        ("{", "does not state its labels"),
     ],
 )
 def test_labels_that_cannot_be_learnt_are_refused_by_name(text: str, says: str, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_picture_bundle_counts_pixels_and_refuses_volumes_and_grey() -> None:
 @pytest.mark.parametrize(
     "rules",
     [{}, {"channels": "many"}, {"channels": 1, "colour": True}, {"channels": 1, "spacing_mm": {"least": 1}}],
-    ids=["nothing", "no number", "unknown rule", "half a range"],
+    ids=["nothing", "not a number", "unknown rule", "half a range"],
 )
 def test_rules_that_say_nothing_clear_are_the_bundles_fault(rules: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match="input_rules"):

@@ -71,7 +71,7 @@ def test_everything_wrong_is_listed_and_the_good_cases_stay(tmp_path: Path) -> N
     assert [seen.id for seen in found.cases] == ["good"]
     assert told == ["good", "cut", "moved", "odd", "bare"]
     assert [problem.split(":")[0] for problem in found.refused] == ["cut", "moved", "odd", "bare"]
-    for problem, words in zip(found.refused, ("cannot be read", "mm away", r"[3, 6]", "no label"), strict=True):
+    for problem, words in zip(found.refused, ("cannot be read", "mm away", r"[3, 6]", "not a label"), strict=True):
         assert words in problem
 
 

@@ -52,7 +52,7 @@ def test_what_an_itk_filter_cuts_out_keeps_its_place() -> None:
 def test_what_itk_cannot_hold_is_refused() -> None:
     with pytest.raises(InputRefusedError, match="sheared"):
         itk_from_volume(Volume(lopsided_array(), tilted_affine()))
-    with pytest.raises(InputRefusedError, match="no place in the patient"):
+    with pytest.raises(InputRefusedError, match="no position in the patient"):
         itk_from_volume(Volume(np.zeros((4, 5, 1)), np.eye(4), Provenance("image"), planar=True))
     with pytest.raises(InputRefusedError, match="2 dimensions"):
         volume_from_itk(itk.image_from_array(np.zeros((4, 5), np.float32)))

@@ -303,7 +303,7 @@ def test_the_verb_says_what_became_of_the_values(volumes: Path, tmp_path: Path, 
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / NAME).rglob("*"))
     again = run("convert", volumes, "--to", "nnunet", "--output", tmp_path / NAME)
     assert again.code == 2
-    assert "a conversion replaces nothing" in again.err
+    assert "a conversion never replaces files" in again.err
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / NAME).rglob("*")) == before
 
 

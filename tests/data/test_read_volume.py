@@ -198,7 +198,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: write_nifti(folder / "a.nii.gz", lopsided_array() * 1e37),
         "NaN or infinite voxel",
     ),
-    "no place": (lambda folder: nifti_without_place(folder / "a.nii"), "does not say where its voxels lie"),
+    "no position": (lambda folder: nifti_without_place(folder / "a.nii"), "does not say where its voxels lie"),
     "truncated PNG": (lambda folder: cut(picture(folder / "a.png", "RGB")), "a.png cannot be read as a picture"),
     "no picture": (lambda folder: words(folder / "a.jpg", "hello"), "a.jpg cannot be read as a picture"),
     "TIFF stack": (lambda folder: two_pages(folder / "a.tif"), "holds 2 pictures; one is needed"),
@@ -324,8 +324,8 @@ BAD_LABELS = {
     "0.02 mm away": (lopsided_labels((8, 8, 8)), MOVED, "lies 0.02 mm away from its image"),
     "mirrored": (lopsided_labels((8, 8, 8)), OBLIQUE_RAS @ np.diag([-1.0, 1, 1, 1]), "mm away from its image"),
     "axes swapped on a cube": (lopsided_labels((8, 8, 8)), SWAPPED, "mm away from its image"),
-    "half a class": (lopsided_labels((8, 8, 8)) / 2, OBLIQUE_RAS, "no whole numbers"),
-    "channels": (np.zeros((8, 8, 8, 2), np.uint8), OBLIQUE_RAS, "no whole numbers"),
+    "half a class": (lopsided_labels((8, 8, 8)) / 2, OBLIQUE_RAS, "not whole numbers"),
+    "channels": (np.zeros((8, 8, 8, 2), np.uint8), OBLIQUE_RAS, "not whole numbers"),
 }
 
 

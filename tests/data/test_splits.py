@@ -189,7 +189,7 @@ BAD_FOLDS = {
         "a is in val of fold 0 and in train of fold 0",
     ),
     "another form": ([{"train": ["a"]}], "cannot be read as a list of folds"),
-    "many folds": (nnunet_folds(*"abcde", *[""] * 6), "has 11 folds; 10 at most"),
+    "of folds": (nnunet_folds(*"abcde", *[""] * 6), "has 11 folds; 10 at most"),
 }
 
 

@@ -157,7 +157,7 @@ def test_nothing_else_of_the_environment_is_read(packaged: dict[str, str], serie
         ('{"process": {"settings": {"seg_encoding": "zip"}}}', r"seg_encoding zip: one of binary"),
         ('{"process": {"settings": {"channels": "1.2,1.3", "series": "1.2"}}}', r"channels names whole series"),
         ('{"process": {"settings": {"channels": "1.2,1.3", "time_point": 0}}}', r"leave series, time_point"),
-        ('{"process": {"settings": ["seg"]}}', r"is no mapping of settings"),
+        ('{"process": {"settings": ["seg"]}}', r"is not a mapping of settings"),
     ],
 )
 def test_a_task_that_cannot_be_used_is_refused_in_words(
@@ -184,7 +184,7 @@ def test_mercure_without_a_folder_for_results_is_refused(
     packaged: dict[str, str], series: Path, tmp_path: Path
 ) -> None:
     environment = as_mercure(packaged, series, tmp_path) | {"MERCURE_OUT_DIR": ""}
-    with pytest.raises(UsageError, match="MERCURE_IN_DIR is set and MERCURE_OUT_DIR is not"):
+    with pytest.raises(UsageError, match="MERCURE_IN_DIR is set but MERCURE_OUT_DIR is not"):
         job_from(environment)
 
 
@@ -297,7 +297,7 @@ def test_a_series_with_a_missing_slice_exits_3_with_the_reason(
     assert said.startswith("refused: data: ")
     assert "--" not in said
     assert "the setting resample_gaps" in said
-    assert "settings stand under segmentation: in app.yaml" in said
+    assert "settings are under segmentation: in app.yaml" in said
     assert said.endswith("exit code 3: an input was refused\n")
     assert names(tmp_path / "results") == ["result.json"]
     assert len(json.loads((tmp_path / "results/result.json").read_text())["problems"]) == 1

@@ -57,7 +57,7 @@ def test_it_says_that_nothing_was_made_by_what_and_why(tmp_path):
     dataset = pydicom.dcmread(write_notice(mr_files(tmp_path / "mr"), GAPS, tmp_path / "n.dcm", RESULT, about=about))
     assert dataset.ImageComments.split("\r\n") == [
         "NOT PROCESSED",
-        "No result was made. This is no finding.",
+        "No result was made. This is not a finding.",
         "series ... has slice gaps from 1.10 to 2.20 mm; one even gap is needed (tolerance 0.02 mm)",
         "a_network 1.2.3, series 3, rule hippocampus, 7 image(s) had come",
     ]
@@ -179,7 +179,7 @@ def test_where_nobody_can_say_whose_it_is_there_is_none(tmp_path):
     (tmp_path / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x08\x00\x18\x00UI\xff\0")
     with pytest.raises(UnreadableFileError, match="is broken"):
         write_notice([tmp_path / "broken.dcm"], GAPS, target, RESULT)
-    with pytest.raises(LabelError, match="of no file"):
+    with pytest.raises(LabelError, match="has no files"):
         write_notice([], GAPS, target, RESULT)
     change(files[-1], PatientID="SOMEBODY-ELSE")
     with pytest.raises(SeriesSelectionError, match="2 different PatientID") as refused:

@@ -538,7 +538,7 @@ OF_MAP = (
         "another label": of_mapping(set_to("LUTExplanation", "P(Back part)")),
         "twice the values": of_mapping(set_to("RealWorldValueSlope", 2.0)),
         "other values": of_mapping(set_to("RealWorldValueIntercept", 0.001)),
-        "no mapping": lambda dataset: without("RealWorldValueMappingSequence")(
+        "not a mapping": lambda dataset: without("RealWorldValueMappingSequence")(
             dataset.SharedFunctionalGroupsSequence[0]
         ),
         "half the values": half_the_values,

@@ -175,7 +175,7 @@ def test_monochrome1_is_inverted_and_noted_but_hounsfield_units_are_not(tmp_path
     np.testing.assert_array_equal(read_series(tmp_path / "signed").array, -1 - stored.astype(int))
     np.testing.assert_array_equal(ct.array, stored)
     assert "MONOCHROME1 was inverted" in mr.provenance.notes[0]
-    assert "MONOCHROME1 left as it is" in ct.provenance.notes[0]
+    assert "MONOCHROME1 was not inverted" in ct.provenance.notes[0]
 
 
 def test_an_even_gantry_tilt_is_read_as_an_exact_sheared_affine_and_noted(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_localizer_inside_the_series_is_left_out_with_a_note(tmp_path: Path, i
     write_mr_series(tmp_path, lopsided_array((11, 9, 1)), SAGITTAL, header=scout, prefix="aaa")
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.array, lopsided_array())
-    assert "passed by, not part of the volume" in volume.provenance.notes[0]
+    assert "ignored, not part of the volume" in volume.provenance.notes[0]
     assert "localizer" in volume.provenance.notes[0]
 
 
@@ -587,7 +587,7 @@ def test_the_real_tilt_is_read_sheared_by_its_header_angle(shared_data: Path) ->
 
 def test_the_real_head_ct_names_what_it_left_out(shared_data: Path) -> None:
     notes = read_series(shared_data / "dicom_series/ct_philips_head_mixed").provenance.notes
-    left_out = [note for note in notes if note.startswith("passed by, not part of the volume")]
+    left_out = [note for note in notes if note.startswith("ignored, not part of the volume")]
     assert [note.split("(")[1] for note in left_out] == [
         "CT, localizer, 1 file)",
         "CT, localizer, 3 files)",

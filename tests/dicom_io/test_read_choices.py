@@ -237,7 +237,7 @@ def test_a_dicomdir_that_lists_a_lost_file_or_leads_out_of_its_folder_is_refused
     with pytest.raises(UnreadableFileError, match=r"lists 1 file, of which 1 are absent .*LOST"):
         read_series(dicomdir(tmp_path, [["A", "LOST"]]))
     for parts in (["..", "A"], ["/etc", "passwd"], ["A", "x/../../y"]):
-        with pytest.raises(UnreadableFileError, match="which is no File ID"):
+        with pytest.raises(UnreadableFileError, match="which is not a File ID"):
             read_series(dicomdir(tmp_path, [parts]))
 
 

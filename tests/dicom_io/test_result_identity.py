@@ -477,7 +477,7 @@ def test_labels_that_are_no_whole_numbers_of_a_segment_are_refused(source, tmp_p
             with pytest.raises(LabelError, match="the labels hold the value"):
                 write(kind, source.with_array(array), source, tmp_path / kind)
     nans = source.with_array(np.full((*source.shape, 2), np.nan, np.float32))
-    with pytest.raises(LabelError, match="the channels hold NaN"):
+    with pytest.raises(LabelError, match="the channels contain NaN"):
         write("SEG", nans, source, tmp_path / "nan")
 
 

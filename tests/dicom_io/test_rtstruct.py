@@ -371,7 +371,7 @@ def _less(dataset: pydicom.Dataset) -> None:
     [
         (_overlap, "in several regions"),
         (_one_point_less, "holds [0-9]+ numbers"),
-        (_words, "no numbers"),
+        (_words, "not numbers"),
         (_region_257, "not all labels"),
         (_another_slice, "off its plane"),
         (_stranger, "not a slice of the source"),

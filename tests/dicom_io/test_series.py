@@ -87,7 +87,7 @@ def test_few_slices_across_a_large_stack_of_the_same_series_are_a_localizer(tmp_
     header = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
     write_mr_series(tmp_path, lopsided_array((6, 7, 8)), oblique_affine(), header=header)
     write_mr_series(tmp_path, lopsided_array((6, 7, 2)), SAGITTAL, header=header, prefix="across")
-    assert by_kind(find_series(tmp_path)) == {"image": 8, "localizer by its orientation": 2}
+    assert by_kind(find_series(tmp_path)) == {"image": 8, "localizer, recognized by its orientation": 2}
 
 
 def test_few_slices_turned_a_little_are_no_localizer_but_a_second_orientation(tmp_path: Path) -> None:

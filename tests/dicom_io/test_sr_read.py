@@ -314,7 +314,7 @@ def half_a_point(dataset: Dataset) -> None:
     ("change", "message"),
     [
         (no_name, "has no name"),
-        (no_number, "is no number"),
+        (no_number, "is not a number"),
         (no_instance, "names 0 instances"),
         (half_a_point, "a multiple of 2"),
     ],

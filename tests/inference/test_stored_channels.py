@@ -187,7 +187,7 @@ def test_cautious_masks_that_nothing_states_are_refused_before_the_network_runs(
     tiny_bundle: Callable[[str], Path], crop: Volume
 ) -> None:
     windows: list[int] = []
-    with pytest.raises(UsageError, match="does not state from which probability"):
+    with pytest.raises(UsageError, match="does not state at which probability"):
         segment_case(
             crop,
             load_bundle(tiny_bundle("hippocampus_mri_unet3d")),

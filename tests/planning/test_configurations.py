@@ -78,7 +78,7 @@ def test_the_verb_writes_all_and_names_the_next_command(volumes: Path, tmp_path:
     assert "next: monai-unet train --bundle" in words
     assert "several_trained --folds all" in words
     again = run("plan", volumes, "--output", out, "--configuration", "3d", "2d", "--time", "1min")
-    assert (again.code, "a plan replaces nothing" in again.err) == (2, True)
+    assert (again.code, "a plan never replaces files" in again.err) == (2, True)
 
 
 def test_one_configuration_is_a_bundle_and_not_a_folder_of_them(volumes: Path, tmp_path: Path, run: Run) -> None:

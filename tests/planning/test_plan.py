@@ -275,7 +275,7 @@ def test_the_verb_shows_reasons_and_the_next_command(volumes: Path, tmp_path: Pa
     assert "6 trainings of" in words
     again = run("plan", tmp_path / "nowhere", "--output", out, *said)  # the output comes first, before anything is read
     assert again.code == 2
-    assert "a plan replaces nothing" in again.err
+    assert "a plan never replaces files" in again.err
 
 
 def test_unknown_structures_are_told_and_written_with_a_private_code(volumes: Path, tmp_path: Path, run: Run) -> None:

@@ -69,7 +69,7 @@ def test_it_is_a4_with_numbered_pages_and_an_outline_of_the_sections(reader):
     titles = [entry.title for entry in reader.outline]
     assert titles[0] == "Each class"
     assert titles[-1] == "Definitions"
-    assert "What the bundle says of its own results" in titles
+    assert "What the bundle states about its own results" in titles
     assert reader.metadata.title == "Evaluation of lobes_mri_unet3d 1.2.0"
 
 

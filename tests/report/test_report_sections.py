@@ -184,7 +184,7 @@ def test_the_outlines_of_a_class_that_is_not_there_are_not_defined():
 
 def test_without_statements_there_is_no_word_about_them():
     blocks = sections(plain_report())
-    assert "What the bundle says of its own results" not in headings(blocks)
+    assert "What the bundle states about its own results" not in headings(blocks)
     assert not any("gate" in getattr(block, "text", "") for block in blocks)
 
 
@@ -254,7 +254,7 @@ def test_what_could_not_be_measured_or_was_seen_stands_under_a_verdict_that_is_n
     assert (data["not_measured"], data["seen"]) == (["a", "b"], {"train": 3})
 
 
-@pytest.mark.parametrize(("subjects", "word"), [(8, "too few to tell"), (9, "yes")])
+@pytest.mark.parametrize(("subjects", "word"), [(8, "too few to decide"), (9, "yes")])
 def test_a_statement_is_kept_by_so_many_subjects_as_could_have_broken_it(subjects, word):
     said = {
         "wanted": 0.9,

@@ -51,7 +51,7 @@ def test_a_file_names_figures_with_their_bounds(tmp_path):
         ("dice.at_least = true", "numbers from 0 to 1"),
         ("dice.at_least = 87.5", "numbers from 0 to 1"),
         ("dice.at_least = nan", "numbers from 0 to 1"),
-        ("ece = {at_least = 0.2, at_most = 0.1}", "no number is at least the one and at most the other"),
+        ("ece = {at_least = 0.2, at_most = 0.1}", "no number is within both bounds"),
         ("dice.at_least = ", "targets mine.toml: Invalid value"),
     ],
 )
@@ -133,5 +133,5 @@ def test_a_file_goes_before_the_bundles_own_targets_and_these_before_the_usual_o
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "targets"}))
     usual = CaseLog(load_bundle(root))
     assert usual.targets == as_targets(USUAL, ("Anterior hippocampus", "Posterior hippocampus"))
-    assert "the bundle has none" in usual.targets_from
+    assert "the bundle has no targets" in usual.targets_from
     assert own.targets_from == "the bundle's own"

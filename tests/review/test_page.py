@@ -345,8 +345,8 @@ def test_change_is_counted_from_the_earlier_result(delivered: Delivered, tmp_pat
     words = Page(files["page"]).words
     assert f"+{first['volume_ml'] / 2:.3f} mL (+100.0 %)" in words
     assert f"+{0.2 * whole['volume_ml']:.3f} mL (+25.0 %)" in words
-    assert "intervals lie apart" in words
-    assert "not there before" in words
+    assert "intervals do not overlap" in words
+    assert "not present before" in words
     assert "another model" in words
     assert "not checked here" in words
     earlier.write_text(json.dumps({**record, "structures": [{**second, "label": "Something else"}]}))
@@ -440,7 +440,7 @@ def test_files_that_do_not_belong_together_are_refused(delivered: Delivered, tmp
         read_reviewed(record, delivered.volume)
     record = altered(delivered, tmp_path, files={"nifti": "../elsewhere.nii.gz"})
     (tmp_path.parent / "elsewhere.nii.gz").write_bytes(b"")
-    with pytest.raises(InputRefusedError, match="not beside it"):
+    with pytest.raises(InputRefusedError, match="not in the same folder"):
         read_reviewed(record, delivered.volume)
     with pytest.raises(InputRefusedError, match=r"holds 0 result\.json"):
         read_reviewed(delivered.series, delivered.volume)

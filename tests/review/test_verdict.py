@@ -188,7 +188,7 @@ def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, 
 def test_nothing_is_verified_where_nobody_answers_for_it(delivered: Delivered, tmp_path: Path) -> None:
     record = apply_verdict(ReviewVerdict.from_document(verdict_on(delivered, "accepted")), delivered.result, tmp_path)
     assert record["report"] is None
-    assert record["not_verified"] == "nobody answers for the verdict"
+    assert record["not_verified"] == "no person is responsible for the verdict"
     assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
 
 
@@ -429,7 +429,7 @@ def test_a_correction_elsewhere_is_refused(delivered: Delivered, case: ReviewedC
     write_nifti(np.where(corrected_labels() == 2, 7, 0).astype(np.uint8), delivered.volume, tmp_path / "mask.nii.gz")
     with pytest.raises(InputRefusedError, match=r"value\(s\) \[7\]"):
         read_correction(tmp_path / "mask.nii.gz", case)
-    with pytest.raises(InputRefusedError, match="is no file"):
+    with pytest.raises(InputRefusedError, match="is not a file"):
         read_correction(tmp_path / "absent.nii.gz", case)
 
 
@@ -529,7 +529,7 @@ def test_what_was_delivered_before_a_correction_is_rejected(delivered: Delivered
 
 def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path: Path) -> None:
     verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
-    with pytest.raises(InputRefusedError, match="no person's name"):
+    with pytest.raises(InputRefusedError, match="names"):
         apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(Reviewer("root", "Clinic"), delivered=True))
     record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(READER, delivered=True))
     assert [one["kind"] for one in record["objects"]] == ["rejection"]

@@ -258,7 +258,7 @@ def test_a_lost_key_is_replaced_by_who_says_so_and_the_trail_tells_it(site: Path
     node._lock_file.close()
     assert json.loads(trail.read_text().splitlines()[-1])["event"] == "new key"
     assert verify(trail, read_key(key), read_head(site.parent / "node/node.sqlite")).signed == 1
-    with pytest.raises(UsageError, match="leave it out"):
+    with pytest.raises(UsageError, match="remove it from"):
         Node(site_on_any_port(site), new_key=True)
 
 

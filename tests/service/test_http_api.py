@@ -96,7 +96,7 @@ def test_an_image_that_is_not_packed_is_kept_under_a_name_by_which_it_is_read(
 def test_a_header_without_its_voxels_is_no_image(site: Site) -> None:
     content = nibabel.Nifti1Pair(np.zeros((4, 5, 6), np.float32), np.eye(4)).header.binaryblock
     answer = site.ask("POST", "/studies?rule=any", "submit", data=content)
-    assert (answer.status_code, "is no zip archive" in answer.json()["detail"]) == (422, True)
+    assert (answer.status_code, "is not a zip archive" in answer.json()["detail"]) == (422, True)
 
 
 @pytest.mark.parametrize("kind", ["dicom", "nifti"])
@@ -198,11 +198,11 @@ def test_what_is_refused_keeps_its_reason(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "status", "said"),
     [
-        (b"", 422, "is no zip archive"),
-        (b"hello" * 100, 422, "is no zip archive"),
+        (b"", 422, "is not a zip archive"),
+        (b"hello" * 100, 422, "is not a zip archive"),
         (b"PK\x03\x04" + b"broken" * 50, 422, "the archive is broken"),
         (bytes(128) + b"DICM" + b"broken" * 50, 422, "cannot be read"),
-        (bytes(11_000_000), 413, "larger than this node takes"),
+        (bytes(11_000_000), 413, "larger than this node allows"),
     ],
     ids=["nothing", "text", "broken archive", "broken object", "too large"],
 )

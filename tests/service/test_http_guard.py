@@ -576,7 +576,7 @@ def test_a_fault_in_a_route_says_nothing_of_its_inside(
     monkeypatch.setattr(site.node.queue, "result", broken)
     answer = site.ask("GET", "/results/1", "read")
     assert (answer.status_code, answer.headers["Content-Type"]) == (500, "application/json")
-    assert "its log says where" in answer.json()["detail"]
+    assert "the log has the place of the fault" in answer.json()["detail"]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert "could not answer GET /results/{number}: KeyError in broken, test_http_guard.py line" in caplog.text
     assert "Quintessenza" not in answer.text + caplog.text

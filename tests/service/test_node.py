@@ -241,7 +241,7 @@ def test_a_changed_result_is_made_again_and_never_sent(tmp_path: Path) -> None:
             assert delivered(tmp_path / "pacs") == ["3 instances"]
     told = [json.loads(line) for line in (tmp_path / "node/audit.jsonl").read_text().splitlines()]
     (remade,) = [one["reason"] for one in told if one["event"] == "remade"]
-    assert remade == "its files in results are not those that were made: some are missing, or were changed"
+    assert remade == "its files in results are not the original files: some are missing, or were changed"
     assert len({one["digest"] for one in told if one["event"] == "result"}) == 1
 
 
@@ -262,9 +262,9 @@ def test_a_changed_result_that_is_made_otherwise_is_a_dead_letter(wish: str, sta
         with pacs(tmp_path / "pacs", port):
             wait_until(lambda: node.queue.counts()["deliveries"] == {"dead": 1})
         (dead,) = node.queue.deliveries(["dead"])
-        assert dead.reason.startswith("its files in results are not those that were made")
+        assert dead.reason.startswith("its files in results are not the original files")
         assert state in dead.reason
-        assert dead.reason.endswith("have the study worked at once more to deliver what is made of it now")
+        assert dead.reason.endswith("process the study again to deliver the new result")
         assert node.queue.counts()["results"] == {"dead": 1}
         assert delivered(tmp_path / "pacs") == []
         with pacs(tmp_path / "pacs", port):  # what is done then

@@ -102,7 +102,7 @@ def test_the_last_earlier_result_of_the_same_patient_is_compared_with_and_nobody
         text, _ = open_as_browser(place, now)
         folder = place.node.queue.result(last).folder
         assert folder in without_bundle[0][without_bundle[0].index("--prior") + 1]
-        assert "Both are of one patient by ID and date of birth" in text
+        assert "Both are of the same patient, by the ID and the date of birth" in text
         assert "intervals overlap" in text
         pages = ReviewPages(place.node)
         nobody = study("nobody", "review", StudyDate="20260301", PatientID="")

@@ -51,7 +51,7 @@ def test_a_site_has_a_node_rules_and_destinations(tmp_path: Path) -> None:
         (
             "[[rules]]",
             '[[rules]]\nname = "any"\nbundle = "x"\nmatch = {Modality = "MR"}\n[[rules]]',
-            "two rules of one name",
+            "two rules with the same name",
         ),
     ],
 )

@@ -308,7 +308,7 @@ def test_a_rule_may_want_a_notice_of_what_was_not_processed(noticing: Path, stud
     notice, source = dcmread(path), dcmread(next(study.glob("*.dcm")))
     assert (notice.PatientID, notice.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
     headline, said, why, what = notice.ImageComments.split("\r\n")
-    assert (headline, said) == ("NOT PROCESSED", "No result was made. This is no finding.")
+    assert (headline, said) == ("NOT PROCESSED", "No result was made. This is not a finding.")
     assert why == first["reason"].replace(first["series"], "...")
     (bundle,) = worker.bundles.values()
     images = len(list(study.glob("*.dcm")))
@@ -479,7 +479,7 @@ def check_trace_of_damaged_reports(report: Path, sha256: str, capsys: pytest.Cap
 
     for damage, reason in (
         (without_template, "SR without imaging measurements"),
-        (with_broken_number, "NumericValue of a measurement is no number"),
+        (with_broken_number, "NumericValue of a measurement is not a number"),
     ):
         header = dcmread(report)
         with config.disable_value_validation():

@@ -229,7 +229,7 @@ def test_a_plan_of_folds_has_no_single_training(volumes: Path, template: Path, t
     path = Path(shutil.copytree(template, tmp_path / "folds_alone")) / "configs/splits.json"
     path.write_text(path.read_text().replace('"test"', '"train"'))
     said: list[str] = []
-    with pytest.raises(InputRefusedError, match="it deals all cases to folds; give --folds all"):
+    with pytest.raises(InputRefusedError, match="it puts all cases into folds; give --folds all"):
         train_bundle(load_bundle(path.parents[1]), TrainConfig(volumes, tmp_path / "out", overrides=QUICK), said.append)
     assert said == []  # nothing of subjects to calibrate
     assert not (tmp_path / "out").exists()

@@ -563,7 +563,7 @@ def test_an_output_that_holds_something_else_is_left_alone(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match="no bundle"):
+    with pytest.raises(UsageError, match="not a bundle"):
         train_bundle(load_bundle(tiny_bundle()), TrainConfig(data, tmp_path / "full", device="cpu", overrides=QUICK))
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 

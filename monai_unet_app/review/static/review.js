@@ -10,7 +10,7 @@
 
   by("meaning").textContent = post
     ? "Your decision is sent to the node that made this page, under the name you are signed in with."
-    : "This page stands alone: a decision is saved as a draft file. It verifies nothing and changes no report until somebody "
+    : "This page is not connected to a node: a decision is saved as a draft file. It verifies nothing and changes no report until somebody "
       + "applies it with monai-unet review.";
   by("decision").addEventListener("click", (event) => {
     const decision = event.target.dataset && event.target.dataset.decision;
@@ -25,15 +25,15 @@
     const now = answer && answer.ok ? await answer.json().catch(() => null) : null;
     if (!now) return;
     by("meaning").textContent = `Your decision is sent to the node that made this page. You are signed in as ${now.who}: `
-      + "this name stands in the verified report.";
+      + "this name is written into the verified report.";
     if (now.decided) {
       mark(now.decided.decision);
       say(now.decided);
-      tell(`Decided: ${now.decided.decision} by ${now.decided.by || "nobody named"}, ${now.decided.at.slice(0, 10)}.`);
+      tell(`Decided: ${now.decided.decision} by ${now.decided.by || "an unnamed person"}, ${now.decided.at.slice(0, 10)}.`);
     }
     if (now.open) return;
     for (const button of by("decision").querySelectorAll("button")) button.disabled = true;
-    if (!now.decided) tell(`This result is ${now.state}: there is nothing to decide any more.`);
+    if (!now.decided) tell(`This result is ${now.state}: a decision is no longer possible.`);
   }
 
   async function decide(decision) {
@@ -51,7 +51,7 @@
     const corrects = decision === "corrected";
     by("mask").hidden = !corrects;
     if (corrects && !by("mask").files.length) {
-      return tell("Choose the corrected mask (NIfTI, SEG or RTSTRUCT), then press Correct again. Nothing was sent yet.");
+      return tell("Choose the corrected mask (NIfTI, SEG or RTSTRUCT), then press Correct again. Nothing has been sent yet.");
     }
     tell("Sending ...");
     try {
@@ -90,7 +90,7 @@
   }
 
   function next(decision) {
-    return decision === "corrected" ? " Hand in the corrected mask as NIfTI, SEG or RTSTRUCT." : "";
+    return decision === "corrected" ? " Provide the corrected mask as NIfTI, SEG or RTSTRUCT." : "";
   }
 
   function mark(decision) {

@@ -129,7 +129,7 @@ def first(what: Dataset) -> Dataset:
         (
             lambda what: setattr(first(what), "InstanceAvailability", "SOON"),
             0x0106,
-            "InstanceAvailability is none of its four values",
+            "InstanceAvailability is not one of its four values",
         ),
     ],
 )

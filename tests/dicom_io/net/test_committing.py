@@ -172,7 +172,7 @@ def test_what_cannot_be_asked_is_refused_before_anybody_is_called(tmp_path: Path
     nobody = destination(free_port())
     with pytest.raises(ValueError, match="no file was given"):
         commit(nobody, [])
-    (tmp_path / "text.dcm").write_text("no DICOM")
+    (tmp_path / "text.dcm").write_text("not DICOM")
     with pytest.raises(UnreadableFileError):
         commit(nobody, [tmp_path / "text.dcm"])
     with pytest.raises(DestinationError, match="speaks DICOMweb, which has no storage commitment"):

@@ -121,8 +121,8 @@ def test_a_failure_after_some_answers_is_a_failure(held: list[Path]) -> None:
         (lambda: Query("series"), "at level series has no StudyInstanceUID"),
         (lambda: Query("image", STUDY), "at level image has no SeriesInstanceUID"),
         (lambda: Query(study_instance_uid="../x"), "a UID of digits and points is needed"),
-        (lambda: Query(series_instance_uid=SERIES), "named without what it belongs to"),
-        (lambda: Query(study_instance_uid=STUDY, sop_instance_uid="1.2"), "named without what it belongs to"),
+        (lambda: Query(series_instance_uid=SERIES), "named without its parents"),
+        (lambda: Query(study_instance_uid=STUDY, sop_instance_uid="1.2"), "named without its parents"),
     ],
 )
 def test_a_question_that_no_archive_can_answer_is_refused(make: Any, message: str) -> None:
@@ -183,7 +183,10 @@ def test_conditions_fetch_every_study_that_they_find(held: list[Path], tmp_path:
 
 
 def test_everything_is_never_fetched(held: list[Path], tmp_path: Path) -> None:
-    with Archive(held=held).running() as archive, pytest.raises(QueryError, match="everything is never fetched"):
+    with (
+        Archive(held=held).running() as archive,
+        pytest.raises(QueryError, match="so that an archive is never fetched"),
+    ):
         fetch(destination(archive.port), Query(), tmp_path)
 
 
@@ -268,7 +271,7 @@ def test_c_move_to_a_title_that_the_archive_does_not_know_is_told_what_to_do(hel
 def test_c_move_with_our_port_taken_is_told(held: list[Path], tmp_path: Path) -> None:
     with Archive(held=held).running() as archive, Provider(tmp_path / "other", Listen(port=0)) as other:
         there = destination(archive.port, retrieve="move", receive=Receive(port=other.port))
-        with pytest.raises(NetworkError, match="the port is taken"):
+        with pytest.raises(NetworkError, match="the port is in use"):
             fetch(there, FIRST, tmp_path / "in")
 
 

@@ -243,7 +243,10 @@ def test_a_hostile_uid_is_refused_and_not_repeated(
     before, store = files_below(tmp_path), InstanceStore(folder)
     hostile = _bytes(ct)[: data_set_start(ct)] + with_value(ct, keyword, value)
     caplog.clear()
-    with caplog.at_level(logging.DEBUG), pytest.raises(InstanceRefusedError, match=f"{keyword} is no UID") as refusal:
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(InstanceRefusedError, match=f"{keyword} is not a UID") as refusal,
+    ):
         store.put(hostile)
     assert refusal.value.status & 0xF000 == 0xC000
     assert files_below(tmp_path) == before
@@ -435,7 +438,7 @@ def test_a_caller_without_a_certificate_is_not_let_in(folder: Path, certificates
     with Provider(folder, Listen("ARCHIVE", port=0, tls=certificates.server)) as provider:
         with pytest.raises(NetworkError, match=r"broke off TLS .*; a TLS node that accepts our certificate is needed"):
             scu.echo(destination(provider.port, tls=certificates.strangers))
-        with pytest.raises(NetworkError, match="whether it wants TLS"):
+        with pytest.raises(NetworkError, match="whether it requires TLS"):
             scu.echo(destination(provider.port))
 
 

@@ -121,7 +121,7 @@ def test_a_report_is_held_back_where_its_segmentation_did_not_arrive(results: di
     with Archive(status={seg: 0xA700}).running() as archive:
         outcomes = send(destination(archive.port), files)
         assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SEG", "refused"), ("SR", "held back")]
-        assert outcomes[-1].meaning == "what it reports on did not arrive; send both again"
+        assert outcomes[-1].meaning == "an object that it reports on did not arrive; send both again"
         archive.status.clear()
         assert states(send(destination(archive.port), files)) == ["sent", "sent", "sent"]
     assert [one.Modality for one in archive.received[-2:]] == ["SEG", "SR"]
@@ -182,7 +182,7 @@ def test_a_duplicate_of_which_an_archive_says_no_more_is_no_delivery(results: di
     with Archive(status={uid: 0x0111}, contexts=only_storage).running() as archive:
         (seg,) = send(destination(archive.port), [results["SEG"]])
     assert seg.state == "refused"
-    assert "it could not be asked what that is" in seg.meaning
+    assert "the archive could not be asked what it has" in seg.meaning
 
 
 def test_an_image_is_looked_up_once_for_its_series(series: list[Path]) -> None:

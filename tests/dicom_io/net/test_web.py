@@ -132,7 +132,7 @@ def test_a_service_that_does_not_search_still_gives(held: list[Path], tmp_path: 
 
 @pytest.mark.parametrize("cut", [1, 60, 400])
 def test_an_answer_that_breaks_off_is_no_success(cut: int, held: list[Path], tmp_path: Path) -> None:
-    with WebArchive(held, cut=cut).running() as archive, pytest.raises(NetworkError, match="broke off in the middle"):
+    with WebArchive(held, cut=cut).running() as archive, pytest.raises(NetworkError, match="ended in the middle"):
         fetch(service(archive), ONE, tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_a_conflict_over_what_is_another_patients_is_no_delivery(held: list[Path
     with WebArchive(held=others, refuse=dict.fromkeys(uids(held), 0x0111)).running() as archive:
         outcomes = send(service(archive), held)
     assert [(one.state, one.status) for one in outcomes] == [("refused", 0x0111)] * 3
-    assert "its study is of another PatientID" in outcomes[0].meaning
+    assert "its study has another PatientID" in outcomes[0].meaning
 
 
 def test_an_error_of_the_service_is_no_success(held: list[Path]) -> None:
@@ -294,7 +294,7 @@ def test_a_certificate_for_another_host_is_refused_unless_asked(held: list[Path]
 
 
 def test_a_redirection_is_not_followed(held: list[Path]) -> None:
-    message = "sent us to another address, which is not followed"
+    message = "redirected to another address, which is not followed"
     with (
         WebArchive(held).running() as trap,
         WebArchive(held, redirect=trap.url + "/studies").running() as archive,
