@@ -77,7 +77,7 @@ def main() -> int:
                 started = time.perf_counter()
                 while not node.is_ready:
                     time.sleep(0.05)
-                print(f"  the worker is warm after {time.perf_counter() - started:.1f} s")
+                print(f"  the worker is ready after {time.perf_counter() - started:.1f} s")
                 for number, one in enumerate(series, start=1):
                     through(node, one, number)
                 times, memory = list(node.durations.last["total"]), node.memory_bytes()

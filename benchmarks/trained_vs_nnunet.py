@@ -209,7 +209,7 @@ def chosen_folds(bundle: Bundle, options: argparse.Namespace) -> Iterator[Fold]:
         test = tuple(row for row in chosen.rows if chosen.folds[row["id"]] == number)
         if {row["id"] for row in test} != of["test"]:
             raise SystemExit(
-                f"{options.data} has not the {len(of['test'])} cases that fold {number} tests; give its data"
+                f"{options.data} does not have the {len(of['test'])} cases that fold {number} tests; give its data"
             )
         devices = {session["device"] for session in record["sessions"]}
         if devices != {"cpu"}:

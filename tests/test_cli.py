@@ -208,8 +208,8 @@ PREDICT = {
     "4D volume": Bad(edited(lambda array: np.stack([array] * 3, -1)), r"it has 3 channel\(s\), 1 needed"),
     "RGB volume": Bad(edited(rgb_voxels), "holds RGB voxels; one number for each voxel is needed; convert it"),
     "RGB photograph": Bad(photograph, "it is a 2D picture, a 3D volume is needed"),
-    "NaN": Bad(with_value(np.nan), "has 1 NaN or infinite voxel.*; finite values are needed; mend"),
-    "infinite": Bad(with_value(np.inf), "has 1 NaN or infinite voxel.*; finite values are needed; mend"),
+    "NaN": Bad(with_value(np.nan), "has 1 NaN or infinite voxel.*; finite values are needed; correct"),
+    "infinite": Bad(with_value(np.inf), "has 1 NaN or infinite voxel.*; finite values are needed; correct"),
     "constant": Bad(edited(lambda array: array * 0 + 5), "every voxel is 5, an image is needed"),
     "whole head": Bad(
         edited(lambda array: np.pad(array, ((60, 60), (60, 60), (60, 60)), mode="reflect")),
@@ -224,11 +224,11 @@ PREDICT = {
         flags=("--format", "seg", "--dicom-source", "none"),
     ),
     "no series for a DICOM result": Bad(
-        good, "no DICOM; a DICOM result needs .*--dicom-source DIR, or --dicomize", 2, ("--format", "nifti,seg")
+        good, "not DICOM; a DICOM result needs .*--dicom-source DIR, or --dicomize", 2, ("--format", "nifti,seg")
     ),
     "unknown format": Bad(good, "--format dicom: some of nifti, .*, seg, sr", 2, ("--format", "nifti,dicom")),
     "no format": Bad(good, "--format nothing: some of nifti", 2, ("--format", "")),
-    "unknown device": Bad(good, "device 'abacus' is not usable here", 2, ("--device", "abacus")),
+    "unknown device": Bad(good, "device 'abacus' cannot be used here", 2, ("--device", "abacus")),
 }  # fmt: skip
 
 
@@ -283,10 +283,10 @@ def labelled(folder: Path, crop: Volume, change: str = "") -> Path:
 
 
 LABELS = {
-    "missing label": "b: it has no label, other cases have; add one",
+    "missing label": "b: it has no label, but other cases have labels; add a label of the same name",
     "another shape": r"b: label b\.nii\.gz has shape \(33, 48, 33\), its image \(34, 48, 33\); the same grid is needed",
     "another affine": r"b: label b\.nii\.gz lies 1\.50 mm away from its image; at most 0\.01 mm is needed; export",
-    "unknown value": r"b: label b\.nii\.gz holds the value\(s\) \[5\]; the bundle knows \[0, 1, 2\]; change them",
+    "unknown value": r"b: label b\.nii\.gz holds the value\(s\) \[5\]; the bundle has \[0, 1, 2\]; change them",
     "truncated label": r"b: b\.nii\.gz cannot be read as NIfTI .*; a whole, undamaged file is needed; copy it again",
 }
 
@@ -447,7 +447,7 @@ def test_only_folds_are_trained_at_the_same_time(run: Run, tmp_path: Path) -> No
     answer = run("train", "--bundle", BUNDLE, "--data", tmp_path, "--output", tmp_path / "out", "--parallel", 2)
     assert answer.code == 2
     assert answer.err.splitlines() == [
-        "error: --parallel 2 trains folds at the same time, and none is named; give --folds all, or leave it out"
+        "error: --parallel 2 trains folds at the same time, but no fold is named; give --folds all, or leave it out"
     ]
     assert not (tmp_path / "out").exists()
 
@@ -994,7 +994,7 @@ def test_predict_says_what_was_repaired_and_which_sizes_are_of_which_grid(
     assert answer.code == 0, answer.err
     notes = [line for line in answer.out.splitlines() if line.startswith("note on series: ")]
     assert "resampled on request" in notes[0]
-    assert notes[1].endswith("SEG lie on the original slices, where the structures may have another volume")
+    assert notes[1].endswith("SEG lie on the original slices, where the volume of the structures may differ")
     answer = run("predict", "--bundle", bundle, *words, "--format", "nifti")
     assert "original slices" not in answer.out
 

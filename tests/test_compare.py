@@ -336,10 +336,10 @@ DAMAGES = {
     "no metrics": r"metrics\.json cannot be read .*; a folder that monai-unet evaluate wrote is needed",
     "truncated metrics": r"metrics\.json cannot be read",
     "not a setting": r"metrics\.json lacks definitions, classes",
-    "a case less": r"metrics\.json speaks of 3 case\(s\), cases\.csv of 2",
-    "a row twice": "row case_02 / mean stands twice",
+    "a case less": r"metrics\.json has 3 case\(s\), cases\.csv has 2",
+    "a row twice": "row case_02 / mean occurs twice",
     "no class column": r"each once, case, subject, class among them",
-    "a short row": "row 10 has not the 13 fields",
+    "a short row": "row 10 does not have the 13 fields",
     "a word": "dice of case_02 is 'good'; a number or nothing is needed",
     "no column": r"no column dice",
     "a changed field": r"the mean dice is 0\.8 in metrics\.json and 3\.46667 in cases\.csv",
@@ -734,7 +734,7 @@ def test_few_numbers_and_texts_are_groups_as_they_are_and_nothing_is_not_given(t
     [
         ("age", {"age": (40, 40)}, "edges 40, 40; rising numbers are needed"),
         ("age", {"size": (1,)}, "size: no such attribute; there are age"),
-        ("maker", {"maker": (1,)}, "'A' is no number"),
+        ("maker", {"maker": (1,)}, "'A' is not a number"),
     ],
 )
 def test_bands_that_cannot_be_are_wrong_usage(
@@ -751,7 +751,10 @@ def test_bands_that_cannot_be_are_wrong_usage(
         (["person,sex", "p,F"], "person, sex; case or subject"),
         (["subject", "p"], "subject; case or subject, and one for each attribute"),
         (["subject,sex", "p,F", "p,M"], "subject p has two values of sex"),
-        (["subject,PatientName", "p,X"], r"the column\(s\) PatientName; groups need no person's name"),
+        (
+            ["subject,PatientName", "p,X"],
+            r"the column\(s\) PatientName; names, numbers and birth dates of persons are not allowed",
+        ),
         (
             ["subject,sex", "nobody,F"],
             r"no subject of the evaluation \(person_00, .*\) has attributes \(there are nobody\)",

@@ -108,7 +108,7 @@ def tracked_files(target: Path) -> Path:
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, check=False)
     if done.returncode:
-        pytest.skip("this is no git working tree; the files of the repository cannot be told from others")
+        pytest.skip("this is no git working tree; the files of the repository cannot be distinguished from others")
     for name in filter(None, done.stdout.decode().split("\0")):
         if (REPOSITORY / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

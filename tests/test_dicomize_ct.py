@@ -80,7 +80,7 @@ def test_a_bundle_of_another_modality_is_refused_before_work_with_the_remedy(
     words = ["--bundle", bundle, "--input", scan, "--output", tmp_path / "out", "--format", "seg", "--dicomize"]
     answer = run("predict", *words)
     assert answer.code == 2
-    assert "takes PT, and --dicomize writes MR or CT" in answer.err.replace("\n", " ")
+    assert "takes PT, but --dicomize writes MR or CT" in answer.err.replace("\n", " ")
     assert "--dicom-source DIR" in answer.err.replace("\n", " ")
     assert not list(tmp_path.glob("out/*"))
 

@@ -40,7 +40,7 @@ def test_predict_refuses_a_series_whose_sender_stopped_and_inspect_says_why(
     assert answer.code == 3
     said = answer.err.replace("\n", " ")
     assert "it holds 20 images, and its headers count 35 (ImagesInAcquisition): 15 missing" in said
-    assert "fetch the missing images, or pass --accept-incomplete to read what is here" in said
+    assert "fetch the missing images, or pass --accept-incomplete to read the images that exist" in said
     assert not out.exists() or not list(out.iterdir())
     shown = run("inspect", cut_off, "--json")
     assert shown.code == 3

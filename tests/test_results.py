@@ -592,7 +592,7 @@ def test_places_that_itk_cannot_read_are_told_beside_what_is_written_on_them(
     monkeypatch.setattr(SimpleITK.ImageFileReader, "ReadImageInformation", refused)
     source_grid._itk_view.cache_clear()  # ITK was asked about these files above
     (note,) = [note for note in write(dicom_case, tmp_path / "b", formats=["seg"])["source"]["notes"] if "ITK" in note]
-    assert note.startswith("ITK cannot read the place of 3 of 3 slices; only our reading")
+    assert note.startswith("ITK cannot read the place of 3 of 3 slices; only our reader gives their positions")
     assert not any("ITK" in note for note in write(dicom_case, tmp_path / "c", formats=["nifti"])["source"]["notes"])
 
 

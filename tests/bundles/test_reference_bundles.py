@@ -294,12 +294,12 @@ def test_the_zip_of_a_bundle_is_looked_at_before_it_is_unpacked(
     with zipfile.ZipFile(tmp_path / "zeros.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(9):
             archive.writestr(f"{number}", bytes(30_000_000))
-    with pytest.raises(BundleError, match=r"its 0\.26\d MB become 270 MB; at most 268 MB are taken"):
+    with pytest.raises(BundleError, match=r"its 0\.26\d MB become 270 MB; at most 268 MB are accepted"):
         load_bundle(tmp_path / "zeros.zip")
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         for number in range(10_001):
             archive.writestr(f"{number}", b"")
-    with pytest.raises(BundleError, match="it has 10001 files; at most 10000 are taken"):
+    with pytest.raises(BundleError, match="it has 10001 files; at most 10000 are accepted"):
         load_bundle(tmp_path / "many.zip")
     assert not [path for path in (tmp_path / "unpacked").rglob("*") if path.is_file()]
 

@@ -103,7 +103,7 @@ def test_a_verb_that_needs_weights_refuses_by_name_with_the_reason_and_the_comma
     why = "none are shipped, because its data (CHAOS, CC BY-NC-SA 4.0) are for non-commercial use"
     assert said == [
         f"refused: {Path(bundle).name} has no weights (models/model.pt is absent): "
-        f"{why if kind == 'shipped' else 'it is new, and nobody has trained it'}; a trained copy is needed; make one with "
+        f"{why if kind == 'shipped' else 'it is new and has not been trained'}; a trained copy is needed; make one with "
         f"monai-unet train --bundle {bundle if kind == 'shipped' else repr(bundle)} --data DATA --folds all --output OUT"
     ]
     assert files_below(tmp_path) == before

@@ -397,7 +397,7 @@ def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
     sure, doubtful = mask.astype(np.float32), np.where(mask, 0.5, 0.0).astype(np.float32)
     usual, beside = (assess(confidence, exclusive(VOLUME, [mask], [p]), None) for p in (sure, doubtful))
     assert usual.reasons == ("no quality gate has judged this result: none was fitted",)
-    assert beside.reasons[1:] == ("a: its size lies beside the interval that the probabilities give",)
+    assert beside.reasons[1:] == ("a: its size lies outside the interval that the probabilities give",)
     accepted = Grade(dice=0.9, at_least=0.8, verdict="accept", reasons=())
     for found, verdict in ((usual, "accept"), (beside, "review")):
         graded = replace(found, structures=tuple(replace(one, grade=accepted) for one in found.structures))

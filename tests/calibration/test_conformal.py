@@ -57,7 +57,7 @@ def test_new_subjects_are_covered_as_often_as_promised() -> None:
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")]])
 def test_scores_that_do_not_fit_are_refused(scores: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"one a case is needed|NaN"):
+    with pytest.raises(ValueError, match=r"one for each case is needed|NaN"):
         conformal_quantile(scores, ["a", "b"], 0.9)
 
 

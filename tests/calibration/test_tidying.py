@@ -73,7 +73,7 @@ def test_stray_pieces_of_one_structure(volumes: tuple[Bundle, list[Row]], monkey
     largest = found["largest"]
     assert largest.taken
     assert largest.step["structures"] == [1]
-    assert largest.what == "the largest piece alone: Liver"
+    assert largest.what == "only the largest piece: Liver"
     voxels = np.count_nonzero(read_reference(rows[0], image_of(rows[0]), bundle).labels == 1)
     assert largest.gain.value == pytest.approx(1 - 2 * voxels / (2 * voxels + 18))
     assert not found["holes"].taken
@@ -139,7 +139,7 @@ def test_what_is_written_does_the_same_and_is_taken_back_with_other_weights(
     before, config = findings(bundle), (bundle.root / "configs/inference.yaml").read_bytes()
     tidying.write_tidy(bundle, list(tries(bundle, rows, spoil, monkeypatch).values()))
     (step,) = findings(bundle)["tidy"]["steps"]
-    assert step["why"].startswith("the largest piece alone: Liver; Dice +0.")
+    assert step["why"].startswith("only the largest piece: Liver; Dice +0.")
     image = image_of(rows[0])
     labels = read_reference(rows[0], image, bundle).labels.astype(np.uint8)
     spoilt = labels.copy()

@@ -73,7 +73,7 @@ def test_labels_are_found_by_name_and_suffix(tmp_path: Path) -> None:
     assert [case.label for case in find_cases(images, labels, "_2nd", need_all=False)] == [labels / "a_2nd.png", None]
     with pytest.raises(InputRefusedError, match=r"2 of 2 image\(s\) have no label"):
         find_cases(images, labels, "_3rd", need_all=False)
-    with pytest.raises(InputRefusedError, match="none/ is no folder"):
+    with pytest.raises(InputRefusedError, match="none/ is not a folder"):
         find_cases(images, tmp_path / "none")
 
 

@@ -71,7 +71,7 @@ def test_everything_wrong_is_listed_and_the_good_cases_stay(tmp_path: Path) -> N
     assert [seen.id for seen in found.cases] == ["good"]
     assert told == ["good", "cut", "moved", "odd", "bare"]
     assert [problem.split(":")[0] for problem in found.refused] == ["cut", "moved", "odd", "bare"]
-    for problem, words in zip(found.refused, ("cannot be read", "mm away", r"[3, 6]", "not a label"), strict=True):
+    for problem, words in zip(found.refused, ("cannot be read", "mm away", r"[3, 6]", "it has no label"), strict=True):
         assert words in problem
 
 
@@ -220,8 +220,8 @@ def test_pictures_are_measured_in_pixels_and_counted_objects_are_no_classes(tmp_
     assert found.summary()["class_unit"] == "px"
     assert max(found.summary()["class_size"]) == 30
     assert found.problems == (
-        "look at the labels: they have 204 different values, as numbered objects do and classes do not; plan takes objects "
-        "with --objects NAME",
+        "look at the labels: they have 204 different values, which is usual for numbered objects and not for classes; "
+        "plan takes objects with --objects NAME",
     )
 
 

@@ -79,7 +79,7 @@ def test_a_series_that_was_moved_after_reading_is_noticed_by_itk(tmp_path: Path)
 def test_files_that_itk_takes_for_another_series_are_refused(tmp_path: Path) -> None:
     write_mr_series(tmp_path, lopsided_array(), oblique_affine())
     files = sorted(tmp_path.glob("*.dcm"))
-    with pytest.raises(InputRefusedError, match="ITK finds series of 7 files where ours has 6"):
+    with pytest.raises(InputRefusedError, match="ITK finds series of 7 files where our reader has 6"):
         read_by_itk(files[:-1])
 
 

@@ -348,7 +348,7 @@ def test_a_label_that_is_no_dicom_or_a_broken_one_is_refused(image: Volume, tmp_
 
 def test_a_label_value_that_the_bundle_does_not_know_is_named(image: Volume) -> None:
     labels = image.with_array(lopsided_labels((8, 8, 8)) * 2.0)
-    with pytest.raises(InputRefusedError, match=r"holds the value\(s\) \[4\]; the bundle knows \[0, 1, 2\]"):
+    with pytest.raises(InputRefusedError, match=r"holds the value\(s\) \[4\]; the bundle has \[0, 1, 2\]"):
         check_values(labels, range(3), "label.nii.gz")
     check_values(labels, range(5), "label.nii.gz")
 

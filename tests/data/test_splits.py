@@ -134,7 +134,7 @@ ROW = {"id": "a", "subject": "1", "partition": "train", "fold": 0}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([ROW, ROW], "case a stands twice"),
+        ([ROW, ROW], "case a occurs twice"),
         ([ROW, {**ROW, "id": "b", "partition": "test"}], "set: subject 1 is in train and in test"),
         ([{**ROW, "partition": "validation"}], "validation"),
         ([{**ROW, "fold": -1}], "-1"),
@@ -189,7 +189,7 @@ BAD_FOLDS = {
         "a is in val of fold 0 and in train of fold 0",
     ),
     "another form": ([{"train": ["a"]}], "cannot be read as a list of folds"),
-    "of folds": (nnunet_folds(*"abcde", *[""] * 6), "has 11 folds; 10 at most"),
+    "many folds": (nnunet_folds(*"abcde", *[""] * 6), "has 11 folds; at most 10"),
 }
 
 

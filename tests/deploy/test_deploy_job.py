@@ -148,7 +148,10 @@ def test_nothing_else_of_the_environment_is_read(packaged: dict[str, str], serie
         (None, r"task\.json cannot be used \(FileNotFoundError"),
         ("{", r"task\.json cannot be used \(JSONDecodeError"),
         ('{"process": [{"settings": {}}]}', r"with one step under process"),
-        ('{"process": {"settings": {"tat": true}}}', r"task\.json: settings: tat is no setting; some of format, tta,"),
+        (
+            '{"process": {"settings": {"tat": true}}}',
+            r"task\.json: settings: tat is not a setting; some of format, tta,",
+        ),
         ('{"process": {"settings": {"tta": "yes"}}}', r"tta is 'yes'; true or false is needed"),
         ('{"process": {"settings": {"time_point": true}}}', r"time_point is True; a whole number is needed"),
         ('{"process": {"settings": {"device": 0}}}', r"device is 0; a word is needed"),
@@ -322,7 +325,7 @@ def test_wrong_settings_exit_2(
     (tmp_path / "app.yaml").write_text("bundle: {sha256: abc}\nsegmentation: {formats: [seg]}\n")
     answer = run_app(packaged)
     assert answer.code == 2, answer.err
-    assert "error: app.yaml: segmentation: formats is no setting" in answer.err
+    assert "error: app.yaml: segmentation: formats is not a setting" in answer.err
 
 
 def test_another_model_than_the_packaged_one_is_not_run(packaged: dict[str, str], series: Path, tmp_path: Path) -> None:
@@ -385,8 +388,8 @@ def test_of_a_mixed_study_the_series_is_taken_that_the_bundle_was_made_for(
     answer = run_app(packaged)
     assert answer.code == 0, answer.err
     said = answer.err
-    assert f"passed by: series {uids['ct']} (CT): another Modality is wanted" in said
-    assert f"passed by: series {uids['wide']} (MR): it is not what this bundle was made for: its field of view" in said
+    assert f"ignored: series {uids['ct']} (CT): another Modality is wanted" in said
+    assert f"ignored: series {uids['wide']} (MR): it is not what this bundle was made for: its field of view" in said
     (result,) = (tmp_path / "output").glob("*_seg.dcm")
     (source,) = pydicom.dcmread(result).ReferencedSeriesSequence
     assert source.SeriesInstanceUID == uids["crop"]

@@ -256,7 +256,9 @@ def test_a_whole_that_cannot_be_is_refused_with_its_place_and_reason(wholes: lis
 @pytest.mark.parametrize("key", ["whole", "Wholes", "parts", "schemaVersion", "segments", ""])
 def test_a_key_at_the_top_that_means_nothing_is_refused_by_name(key: str, tmp_path: Path) -> None:
     content = parts() | {key: [whole()]}
-    with pytest.raises(SegmentCodingError, match=rf"has the key '{key}' at its top, which means nothing; wholes, "):
+    with pytest.raises(
+        SegmentCodingError, match=rf"has the key '{key}' at its top level, which has no meaning; wholes, "
+    ):
         load_segments(written(tmp_path, content))
 
 

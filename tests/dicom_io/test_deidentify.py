@@ -190,7 +190,7 @@ def suspect(kind: str) -> Dataset:
         ("slide label", "shows a label"),
         ("slide", "SpecimenLabelInImage is YES"),
         ("overview", "overview of a slide"),
-        ("colour", "a colour picture among grey images (MR Image Storage)"),
+        ("colour", "a colour picture of a class of grey images (MR Image Storage)"),
         ("film", "DetectorType"),
         ("digitised", "ImageType says that it was digitised from film"),
         ("paper", "ConversionType says that it was digitised"),

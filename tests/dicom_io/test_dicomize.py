@@ -272,6 +272,6 @@ def test_only_an_earlier_conversion_is_replaced(tmp_path: Path) -> None:
     image = replace(case.volume, provenance=Provenance("nifti"))
     dicomize(image, tmp_path / "case", case_id="again", options=ConversionOptions(overwrite=True))
     (tmp_path / "case/mr/notes.txt").write_text("mine")
-    with pytest.raises(DicomIoError, match=r"notes\.txt, which is no earlier conversion"):
+    with pytest.raises(DicomIoError, match=r"notes\.txt, which is not an earlier conversion"):
         dicomize(image, tmp_path / "case", case_id="again", options=ConversionOptions(overwrite=True))
     assert (tmp_path / "case/mr/notes.txt").read_text() == "mine"

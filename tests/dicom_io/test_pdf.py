@@ -154,7 +154,7 @@ def test_broken_and_foreign_files_are_refused(source, written, tmp_path):
     dataset = pydicom.dcmread(written)
     dataset.EncapsulatedDocumentLength += 100
     dataset.save_as(tmp_path / "long.dcm")
-    with pytest.raises(UnreadableFileError, match="are announced"):
+    with pytest.raises(UnreadableFileError, match="bytes of document, but its header states"):
         read_pdf(tmp_path / "long.dcm")
 
 

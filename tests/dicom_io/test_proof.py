@@ -180,7 +180,7 @@ def test_a_place_that_itk_sees_elsewhere_stops_the_result(case, tmp_path, monkey
 
     by_itk = source_grid._seen_by_itk
     monkeypatch.setattr(source_grid, "_seen_by_itk", moved)
-    with pytest.raises(LabelError, match=r"ITK sees instance [0-9.]+ of the source 0\.20 mm from where"):
+    with pytest.raises(LabelError, match=r"ITK sees instance [0-9.]+ of the source 0\.20 mm from its position"):
         write_seg(case.labels, case.volume, tmp_path / "s.dcm", RESULT)
     assert list(tmp_path.iterdir()) == []
 

@@ -329,7 +329,7 @@ def test_a_copy_with_another_word_that_no_volume_needs_is_left_out_and_told(tmp_
     other.save_as(tmp_path / "copy.dcm")
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.array, lopsided_array())
-    assert f"left out as copies of another but for {keyword}: 1 file" in volume.provenance.notes
+    assert f"left out as copies of another except for {keyword}: 1 file" in volume.provenance.notes
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_a_colour_picture_in_a_grey_series_is_set_aside_and_told(tmp_path: Path,
     coloured(extra, SOPInstanceUID=generate_uid(), **elsewhere)
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.array, lopsided_array())
-    assert any("(MR, colour beside grey slices, 1 file)" in note for note in volume.provenance.notes)
+    assert any("(MR, colour slices beside grey slices, 1 file)" in note for note in volume.provenance.notes)
 
 
 def test_a_colour_picture_stands_for_no_slice_that_is_missing(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_only_objects_with_places_need_a_frame_of_reference(tmp_path):
     for kind in ("SC", "PDF", "GSPS"):
         write(kind, labels, source, tmp_path / kind)
     for kind in ("SEG", "RTSTRUCT", "PM"):
-        with pytest.raises(LabelError, match="no FrameOfReferenceUID; an object with places in patient space"):
+        with pytest.raises(LabelError, match="no FrameOfReferenceUID; an object with positions in patient space"):
             write(kind, labels, source, tmp_path / kind)
         assert list((tmp_path / kind).iterdir()) == []
 

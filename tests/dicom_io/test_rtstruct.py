@@ -521,7 +521,7 @@ def test_nearly_the_same_contour_a_second_time_is_refused_and_a_thin_ring_is_tol
     ring = with_contours(case, written, tmp_path / "r.dcm", [square(*SQUARE), square(*THIN)])
     labels = read_rtstruct(ring, case.volume)
     assert not labels.array.any()
-    assert "leave none: 1 in region 1" in labels.provenance.notes[-1]
+    assert "leave no voxel: 1 in region 1" in labels.provenance.notes[-1]
 
 
 def test_contours_without_a_centre_and_beyond_the_image_are_told(case, written, tmp_path):

@@ -47,7 +47,7 @@ def test_series_in_nested_folders_are_found_and_foreign_files_are_counted(tmp_pa
     assert (classic.series_instance_uid, classic.modality, classic.kind) == (uid, "MR", "image")
     assert (classic.instance_count, classic.frame_count) == (7, 7)
     assert (enhanced.instance_count, enhanced.frame_count, enhanced.orientation) == (1, 4, None)
-    assert classic.notes == ("2 files beside it are not DICOM objects and were passed by",)
+    assert classic.notes == ("2 files beside it are not DICOM objects and were ignored",)
     row = oblique_affine()[:3, 0] / 1.25
     np.testing.assert_allclose(classic.orientation[:3], row, atol=1e-9)
 

@@ -192,9 +192,9 @@ def test_headers_that_count_more_slices_are_told(tmp_path: Path) -> None:
     counted = series(tmp_path / "pet", setting(Modality="PT", NumberOfSlices=9))
     with pytest.raises(SeriesGeometryError, match="holds 7 images, and its headers count 9"):
         read_series(counted)
-    assert "the header counts 9 slices, 7 are here" in read_series(counted, accept_incomplete=True).provenance.notes
+    assert "the header counts 9 slices, 7 were found" in read_series(counted, accept_incomplete=True).provenance.notes
     fewer = series(tmp_path / "more than counted", setting(Modality="PT", NumberOfSlices=5))
-    assert "the header counts 5 slices, 7 are here" in read_series(fewer).provenance.notes
+    assert "the header counts 5 slices, 7 were found" in read_series(fewer).provenance.notes
     assert (
         read_series(series(tmp_path / "right", setting(SpacingBetweenSlices=2.5, NumberOfSlices=7))).provenance.notes
         == ()
@@ -321,6 +321,6 @@ def test_text_in_the_place_of_a_number_is_not_told(tmp_path: Path) -> None:
     content = path.read_bytes()
     at = content.index(b"0.75")
     path.write_bytes(content[:at] + b"0,75" + content[at + 4 :])
-    with pytest.raises(UnreadableFileError, match="text that is no number in its PixelSpacing") as refusal:
+    with pytest.raises(UnreadableFileError, match="text that is not a number in its PixelSpacing") as refusal:
         read_series(tmp_path / "s")
     assert "0,75" not in str(refusal.value)

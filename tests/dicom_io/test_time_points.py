@@ -52,7 +52,7 @@ def check_numbering(folder: Path, stacks: list[int], told: str) -> None:
     """Passes if time point n is the stack of that number whole, and the refusal without a choice tells `told`."""
     with pytest.raises(SeriesGeometryError) as refusal:
         read_series(folder)
-    assert f"{len(stacks)} time points or the like of {SLICES} slices each, which differ in {told}" in str(
+    assert f"{len(stacks)} time points or similar stacks of {SLICES} slices each, which differ in {told}" in str(
         refusal.value
     )
     assert str(refusal.value).endswith(f"choose with --time-point 1 to {len(stacks)}")
@@ -72,7 +72,7 @@ def test_numbers_that_are_written_differently_are_the_same(tmp_path: Path) -> No
     texts = (("9.2", "9.20", "9.200000", "0.92e1"), ("4.6", "4.60", "04.6", "46e-1"))
     folder = write_stacks(tmp_path, lambda n, k: {"EchoTime": texts[n][k % 4]})
     np.testing.assert_array_equal(read_series(folder, time_point=1).array, truth(1))
-    with pytest.raises(SeriesGeometryError, match="2 time points or the like of 8 slices each"):
+    with pytest.raises(SeriesGeometryError, match="2 time points or similar stacks of 8 slices each"):
         read_series(folder)
 
 

@@ -117,7 +117,7 @@ def test_a_worker_that_is_stopped_fails_the_acceptance(hospital: Hospital) -> No
         *(f"its result of study {number} is at {name}" for number in (1, 2) for name in ("archive", "web")),
         "each of 2 worker(s) has answered",
     ]
-    assert "no worker has made a result of this study; look at the workers" in found.of("failed")[0].said
+    assert "no worker has made a result of this study; check the workers" in found.of("failed")[0].said
     assert not found.passed
 
 

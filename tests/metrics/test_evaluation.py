@@ -563,5 +563,5 @@ def test_arrays_that_do_not_belong_together_are_refused_and_not_counted(changes,
 def test_a_case_counts_once():
     evaluation = Evaluation(PLAN)
     evaluation.add(lopsided_case("a"))
-    with pytest.raises(ValueError, match="case a was added before"):
+    with pytest.raises(ValueError, match="case a was already added"):
         evaluation.add(lopsided_case("a"))

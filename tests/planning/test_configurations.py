@@ -101,7 +101,7 @@ def test_a_configuration_that_the_data_refuse_leaves_nothing(tmp_path: Path, run
         ([], "2d, 3d; to rank them two or more and --folds are needed; give --folds all, or one of them"),
         (
             ["--folds", "all", "--spoil"],
-            "holds the bundle(s) 2d, 3d and, beside them, notes.txt; bundles alone are needed",
+            "holds the bundle(s) 2d, 3d and, beside them, notes.txt; only bundles are allowed there",
         ),
         (["--folds", "all", "--occupy"], "holds notes.txt; a new or empty folder is needed"),
     ],

@@ -99,15 +99,18 @@ def test_time_and_memory_decide_how_large_and_how_long(volumes: Path) -> None:
 def test_the_size_of_a_network_has_a_reason_that_is_true(volumes: Path) -> None:
     # 2000 steps of two windows of 32 x 28 x 14 voxels with 32, 24 and 16 filters take 100, 75 and 50 s; the rest is a quarter
     told = {seconds: planned(volumes, time_s=seconds).reasons["network_def"] for seconds in (200.0, 70.0, 3600.0)}
-    assert "32 filters at the first level are the most of a plan; 2000 steps or more fit into the time" in told[200.0]
+    assert (
+        "32 filters at the first level are the most that a plan uses; 2000 steps or more fit into the time"
+        in told[200.0]
+    )
     assert told[200.0] == told[3600.0]
     assert "The number of filters and the window are the largest with which 2000 steps fit" in told[70.0]
     little = planned(volumes, time_s=1.0).reasons
     # 0.75 s of 25,088 voxels a step at a million a second
-    assert "only 29 steps fit into 1 s, where 2000 are wanted" in little["network_def"]
+    assert "only 29 steps fit into 1 s; 2000 are recommended" in little["network_def"]
     tight = planned(volumes, memory_limit=0.75e9, time_s=200.0).reasons["network_def"]
     # 50 MB for two windows at 4200 bytes a voxel
-    assert "The memory that a training may take lets a window have 5952 voxels" in tight
+    assert "The memory limit of a training allows a window of 5952 voxels" in tight
 
 
 @pytest.mark.parametrize(

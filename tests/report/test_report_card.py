@@ -119,7 +119,7 @@ def test_figures_out_of_fold_lead_the_card_and_those_of_test_cases_follow(bundle
     after = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
     assert after["out_of_fold"] == found
     assert after["dice"]["mean"] == 0.875
-    assert "are no easier than these" in (bundle / "docs/README.md").read_text()
+    assert "are not easier than these" in (bundle / "docs/README.md").read_text()
 
 
 def test_a_bundle_without_test_cases_speaks_of_its_folds(bundle: Path, tmp_path: Path, run) -> None:
@@ -218,14 +218,15 @@ def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing
     assert CARD_FIGURES.sub("", card) == CARD_FIGURES.sub("", there)
     assert "| Dice | 0.875 | none | anterior 0.875, posterior 0.875 |" in card
     assert (
-        "Network: 1.23 million parameters, 2.51 MB; Time: 0.84 s an image, 31.4 s a litre (medians, on cpu); " in card
+        "Network: 1.23 million parameters, 2.51 MB; Time: 0.84 s for an image, 31.4 s for a litre (medians, on cpu); "
+        in card
     )
     assert "Difference at the seams of windows: 0.012 of probability, at 7 places." in card
     assert f"| whole image | – | {figures['ece_whole']['calibrated']:.4f} |" in card
     ends = "{ece:.4f} | {ace:.4f} |".format(**figures["ece_whole"]["per_class"]["posterior"])
     assert f"| posterior, whole image | {ends}" in card
     assert "| interval of the size, Front, ± 12.3 % | 90 % | 95.0 % | 20 |" in card
-    assert "Measured on 2 cases of 2 subjects that neither trained, selected nor calibrated." in card
+    assert "Measured on 2 cases of 2 subjects that did not train, select or calibrate." in card
 
 
 def test_figures_that_the_evaluation_does_not_hold_go_and_are_named(tmp_path, run):

@@ -248,7 +248,7 @@ def test_what_could_not_be_measured_or_was_seen_stands_under_a_verdict_that_is_n
     told = [text for _, _, text in flattered[2].entries]
     assert told == [
         "2 cases could not be measured: a, b",
-        "the bundle was made with some of these cases (3 in its partition train): new ones will do worse",
+        "the bundle was made with some of these cases (3 in its partition train): results on new cases will be worse",
     ]
     data = metrics_document(replace(report, measured_on=on))["data"]
     assert (data["not_measured"], data["seen"]) == (["a", "b"], {"train": 3})

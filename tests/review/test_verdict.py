@@ -529,7 +529,7 @@ def test_what_was_delivered_before_a_correction_is_rejected(delivered: Delivered
 
 def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path: Path) -> None:
     verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
-    with pytest.raises(InputRefusedError, match="names"):
+    with pytest.raises(InputRefusedError, match="no person's name"):
         apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(Reviewer("root", "Clinic"), delivered=True))
     record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(READER, delivered=True))
     assert [one["kind"] for one in record["objects"]] == ["rejection"]

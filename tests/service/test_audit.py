@@ -53,7 +53,7 @@ def test_an_unchanged_trail_is_whole(trail: Path, tmp_path: Path) -> None:
 )
 def test_what_was_done_to_it_is_found_at_its_place(trail: Path, change, line: int) -> None:
     trail.write_text("\n".join(change(trail.read_text().splitlines())) + "\n")
-    with pytest.raises(InputRefusedError, match=f"line {line} is not what was written"):
+    with pytest.raises(InputRefusedError, match=f"line {line} was changed after it was written"):
         verify(trail)
     with pytest.raises(InputRefusedError):
         AuditTrail(trail)  # nothing is added to a chain that is broken
@@ -80,16 +80,17 @@ def test_forged_text_that_leaves_what_a_parser_keeps_is_found(
     lines[2] = lines[2].replace(was, becomes)
     trail.write_bytes("".join(lines).encode())
     assert main(["trace", "--audit", str(trail)]) == 3
-    assert "line 3 is not what was written there" in capsys.readouterr().err.replace("\n", " ")
+    assert "line 3 was changed after it was written" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_names_in_any_script_and_very_odd_lines_are_judged_by_their_text(trail: Path) -> None:
     AuditTrail(trail).write("released", who="Yamada^Tarō 山田^太郎\u2028", share=0.1, no=None)
     assert verify(trail, read_key(trail.with_name("audit.key"))).signed == 6
     *before, last = trail.read_text().removesuffix("\n").split("\n")
-    for odd in ("[" * 100_000, json.dumps({**json.loads(last), "hmac": "ü"}, ensure_ascii=False)):
+    unsigned = json.dumps({**json.loads(last), "hmac": "ü"}, ensure_ascii=False)
+    for odd, why in (("[" * 100_000, "line 6 was changed"), (unsigned, "line 6 is not signed by the node's key")):
         trail.write_text("\n".join([*before, odd, ""]))
-        with pytest.raises(InputRefusedError, match="line 6 is not"):
+        with pytest.raises(InputRefusedError, match=why):
             verify(trail, read_key(trail.with_name("audit.key")))
 
 
@@ -124,10 +125,10 @@ def test_a_disk_that_is_full_leaves_no_half_line(trail: Path, monkeypatch: pytes
 
 def test_the_verb_says_how_long_it_is_or_where_it_breaks(trail: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "--audit", str(trail)]) == 0
-    assert "is whole: 5 line(s)" in capsys.readouterr().out.replace("\n", " ")
+    assert "is complete: 5 line(s)" in capsys.readouterr().out.replace("\n", " ")
     trail.write_text(trail.read_text().replace("pacs", "elsewhere"))
     assert main(["trace", "--audit", str(trail)]) == 3
-    assert "line 1 is not what was written there" in capsys.readouterr().err
+    assert "line 1 was changed after it was written" in capsys.readouterr().err
     assert main(["trace", "--audit", str(trail.with_name("absent"))]) == 3
 
 
@@ -190,9 +191,9 @@ def replace_by_another(trail: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (cut, "has 2 line\\(s\\), and the node's database remembers line 3"),
-        (Path.unlink, "has 0 line\\(s\\), and the node's database remembers line 3"),
-        (replace_by_another, "is not the line that the node's database remembers|not signed by the node's key"),
+        (cut, "has 2 line\\(s\\), but the node's database records line 3"),
+        (Path.unlink, "has 0 line\\(s\\), but the node's database records line 3"),
+        (replace_by_another, "is not the line recorded in the node's database|not signed by the node's key"),
     ],
 )
 def test_a_node_does_not_start_on_a_trail_that_is_not_what_its_database_remembers(
@@ -200,7 +201,7 @@ def test_a_node_does_not_start_on_a_trail_that_is_not_what_its_database_remember
 ) -> None:
     trail = site.parent / "node/audit.jsonl"
     assert main(["trace", "--audit", str(trail)]) == 0
-    assert "no line that node.sqlite remembers is missing (line 3)" in capsys.readouterr().out.replace("\n", " ")
+    assert "no line recorded in node.sqlite is missing (line 3)" in capsys.readouterr().out.replace("\n", " ")
     change(trail)
     with pytest.raises(InputRefusedError, match=said):
         Node(site_on_any_port(site))
@@ -258,7 +259,7 @@ def test_a_lost_key_is_replaced_by_who_says_so_and_the_trail_tells_it(site: Path
     node._lock_file.close()
     assert json.loads(trail.read_text().splitlines()[-1])["event"] == "new key"
     assert verify(trail, read_key(key), read_head(site.parent / "node/node.sqlite")).signed == 1
-    with pytest.raises(UsageError, match="remove it from"):
+    with pytest.raises(UsageError, match="leave it out"):
         Node(site_on_any_port(site), new_key=True)
 
 

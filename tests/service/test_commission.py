@@ -80,7 +80,7 @@ def test_what_cannot_pass_is_said_in_seconds_with_the_remedy_and_nothing_is_sent
     flat = said.replace("\n", " ")
     assert said.count("FAILED") == 3, said
     assert "add COMMISSION to senders and start the node again, or call as one of them with --calling-ae-title" in flat
-    assert "it lets in 10.1.0.0/16 (networks)" in flat
+    assert "it accepts 10.1.0.0/16 (networks)" in flat
     assert "name an image with --example hippocampus=PATH" in flat
     assert re.search(r"FAILED  down \(DOWN@127\.0\.0\.1:\d+\): answers", said)
     assert re.search(r"1 of \d+ checks passed, \d+ not tried", said)
@@ -148,7 +148,7 @@ def test_a_label_that_does_not_come_back_is_a_fault_that_json_can_say(tmp_path: 
     assert before is not None
     found = compare_labels(before, before.with_array(before.array * (before.array != 2)), "came back")
     assert found.fault
-    assert found.text == "came back; a label is in one of the two only"
+    assert found.text == "came back; a label is in only one of the two"
     assert (found.place_mm, found.volume_ml) == (
         None,
         pytest.approx((before.array == 2).sum() * 1.5 * 1.25 * 2.0 / 1000),

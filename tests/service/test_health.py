@@ -67,7 +67,7 @@ def test_a_worker_that_is_frozen_at_work_is_replaced_and_its_study_done(tmp_path
         store(node, make_study(tmp_path / "one", wish="slow"))
         wait_until(lambda: child.task is not None)
         with frozen(child.pid):
-            wait_until(lambda: node.queue.job(1).reason == "it gave no sign of life for 3 s", 15)
+            wait_until(lambda: node.queue.job(1).reason == "it did not answer for 3 s", 15)
         wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1})
         assert node.queue.job(1).attempts == 2
 

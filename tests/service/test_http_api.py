@@ -336,7 +336,7 @@ def test_what_was_not_processed_is_worked_at_again_by_a_button(site: Site, tmp_p
     site.ask("POST", "/studies", "submit", data=zipped(study))
     site.result("not processed")
     page = requests.get(site.url + "/", auth=("anybody", site.tokens["admin"]), timeout=9).text
-    action = re.search(r'<form method="post" action="(.*?)"><button>work at it again', page)[1]
+    action = re.search(r'<form method="post" action="(.*?)"><button>process it again', page)[1]
     pressed = site.ask("POST", action, "admin", headers={"Accept": "text/html,*/*"}, allow_redirects=False)
     assert (pressed.status_code, pressed.headers["Location"]) == (303, "/")
     wait_until(lambda: site.node.queue.counts()["results"] == {"not processed": 2})
@@ -364,7 +364,7 @@ def test_a_token_is_shown_once_and_only_its_digest_is_kept(tmp_path: Path, capsy
 def test_beyond_this_machine_tokens_travel_encrypted_or_not_at_all(tmp_path: Path) -> None:
     path = write_site(tmp_path, 104)
     path.write_text(path.read_text() + '[http]\ntokens = "tokens"\nhost = "0.0.0.0"\n')
-    with pytest.raises(UsageError, match="could read the tokens"):
+    with pytest.raises(UsageError, match="can read the tokens"):
         read_site(path)
 
 

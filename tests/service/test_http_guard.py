@@ -142,7 +142,7 @@ def test_a_body_must_come_at_a_least_rate(tmp_path: Path) -> None:
 
         slow, seconds = upload(1)  # 10 bytes in a second, where 400 are needed
         assert slow.startswith(b"HTTP/1.1 408 ")
-        assert b"more slowly than 0.4 kB/s for 0.5 s; send it again over a faster line" in slow
+        assert b"slower than 0.4 kB/s for 0.5 s; send it again over a faster line" in slow
         assert 0.5 <= seconds < 8  # the whole image would take 83
         steady, seconds = upload(100)  # 1000 bytes in a second
         assert steady.startswith(b"HTTP/1.1 202 ")
@@ -271,7 +271,7 @@ def test_an_archive_is_packed_as_usual_or_refused(tmp_path: Path, method: int) -
 def test_a_long_list_of_members_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "members.zip"
     path.write_bytes(packed(*[b""] * 20_001, method=zipfile.ZIP_STORED))
-    with pytest.raises(InputRefusedError, match="has 20001 files; at most 20000 are taken"):
+    with pytest.raises(InputRefusedError, match="has 20001 files; at most 20000 are accepted"):
         take_zip(path, InstanceStore(tmp_path / "store"), 4e9, 1e9)
     content = packed(b"x", method=zipfile.ZIP_STORED)
     end = content.rindex(b"PK\x05\x06")
@@ -303,7 +303,7 @@ def test_an_archive_whose_list_lies_is_refused_in_our_words(tmp_path: Path, plac
 def test_an_archive_in_an_archive_is_no_object(site: Site, tmp_path: Path) -> None:
     inner = zipped(make_study(tmp_path / "study"))
     answer = site.ask("POST", "/studies", "submit", data=packed(inner))
-    assert (answer.status_code, answer.json()["detail"]) == (422, "file 1: it is no DICOM file")
+    assert (answer.status_code, answer.json()["detail"]) == (422, "file 1: it is not a DICOM file")
 
 
 def test_the_largest_instance_is_as_large_by_http_as_by_dicom(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_token_ends_with_its_last_day(site: Site, monkeypatch: pytest.MonkeyPa
         site.tokens["rossi"] = made
         answer = site.ask("GET", "/metrics", "rossi")
         assert answer.status_code == status
-    assert f"held until {last}" in answer.json()["detail"]
+    assert f"valid until {last}" in answer.json()["detail"]
 
 
 def test_a_token_holds_for_a_year_or_as_long_as_is_said(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_token_holds_for_a_year_or_as_long_as_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="days is 0; 1 to 3650 is needed"):
         new_token("never", ["read"], 0)
     path.write_text(f"rossi read {'0' * 64} expires=2027-02-30\n")
-    with pytest.raises(UsageError, match="2027-02-30 is no day"):
+    with pytest.raises(UsageError, match="2027-02-30 is not a date"):
         read_tokens(path)
 
 
@@ -378,7 +378,7 @@ def test_tokens_of_earlier_versions_hold_and_are_named(tmp_path: Path, caplog: p
     _, line = new_token("soon", ["read"], 3)
     (tmp_path / "tokens").write_text(line)
     Tokens(tmp_path / "tokens")
-    assert f"the token of soon holds until {date.today() + timedelta(days=3)}" in caplog.text
+    assert f"the token of soon is valid until {date.today() + timedelta(days=3)}" in caplog.text
 
 
 def test_failed_logins_are_written_down_once_a_minute_and_answered_slowly(

@@ -195,7 +195,7 @@ def test_results_that_are_lost_again_and_again_are_given_up_with_the_reason(tmp_
             lose_results(node)
         wait_until(lambda: node.queue.counts()["deliveries"] == {"dead": 1})
         (dead,) = node.queue.deliveries(["dead"])
-        assert dead.reason == "its files are missing from results, and were again after they were made again 2 times"
+        assert dead.reason == "its files are missing from results, also after they were made again 2 times"
 
 
 def test_results_that_are_lost_with_their_images_are_given_up_with_the_reason(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_site_has_a_node_rules_and_destinations(tmp_path: Path) -> None:
         ('name = "any"', 'name = "a/b"', "name is 'a/b'"),
         ('destinations = ["pacs"]', 'destinations = ["pax"]', "sends to pax; one of pacs is needed"),
         ('destinations = ["pacs"]', 'destinations = ["pacs"]\nformats = ["pdf"]', "formats is"),
-        ('destinations = ["pacs"]', "notice = true", "has notice = true, and sends to nobody"),
+        ('destinations = ["pacs"]', "notice = true", "has notice = true, and sends to no destination"),
         ('destinations = ["pacs"]', 'destinations = ["pacs"]\nnotice = "yes"', "notice is 'yes'"),
         ("answer_s = 5.0", "notice = true", "unknown key notice"),
         ("[node]", "[nodes]", "has no table \\[node\\]"),

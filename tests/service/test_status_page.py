@@ -24,8 +24,8 @@ from monai_unet_app.service.tokens import new_token
 
 REASON = (
     "Anterior hippocampus: predicted Dice 0.61, which is below the 0.80 that this bundle asks for before a result goes out by "
-    "itself; Posterior hippocampus: predicted Dice 0.58, which is below 0.80; the image is unlike those that the model learned "
-    "from (distance 3.42, flagged above 1.90); the mask touches the border of the image on 2 of 6 sides; the volume of the "
+    "itself; Posterior hippocampus: predicted Dice 0.58, which is below 0.80; the image is unlike those of the "
+    "training (distance 3.42, flagged above 1.90); the mask touches the border of the image on 2 of 6 sides; the volume of the "
     "posterior part, 0.41 mL, lies outside the 0.62 to 2.31 mL of all subjects that the model was made with"
 )
 RESULTS = 50
@@ -223,7 +223,7 @@ def test_a_search_that_finds_more_studies_than_a_page_shows_says_so(tmp_path: Pa
             node.queue.record_instances(f"{part}.99999", 3)
         page = find_page(node, part, READER)
     assert "Found: more than 50 studies" in page
-    assert "50 of them are shown; search for more of the text." in page
+    assert "50 of them are shown; search for a longer text." in page
 
 
 def test_a_site_names_its_own_hint_and_one_that_shows_no_identity_has_none(tmp_path: Path) -> None:

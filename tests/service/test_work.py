@@ -353,7 +353,7 @@ def test_where_nobody_can_say_whose_a_notice_is_there_is_none(noticing: Path, st
     other.save_as(stray)
     (found,) = Worker(read_site(noticing)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
     assert (found["state"], found["folder"], found["digest"]) == ("not processed", "", "")
-    assert "no notice of it could be written: the series has files of 2 different PatientID" in found["reason"]
+    assert "no notice could be written: the series has files of 2 different PatientID" in found["reason"]
     assert "SOMEBODY-ELSE" not in found["reason"]
     assert list((tmp_path / "results").rglob("*.dcm")) == []
 

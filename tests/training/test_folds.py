@@ -334,7 +334,7 @@ def test_an_ensemble_is_calibrated_measured_and_applied(
     root = Path(shutil.copytree(ensemble, tmp_path / "ensemble"))
     answer = run("calibrate", "--bundle", root, "--data", volumes, "--unchecked")
     assert answer.code == 0, answer.err
-    assert "the bundle answers with their mean, whose probabilities are other ones" in answer.err
+    assert "the bundle answers with their mean, whose probabilities differ" in answer.err
     assert any(value for value in calibration_of(root).values() if isinstance(value, float))
     for more, cases in (([], {"case5"}), (["--folds"], {f"case{n}" for n in range(5)})):
         out = tmp_path / "".join(["out", *more])

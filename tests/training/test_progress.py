@@ -23,7 +23,7 @@ def test_lines_begin_with_the_name_of_their_training(capsys: pytest.CaptureFixtu
     assert seen.out == ""
     assert seen.err.splitlines() == [
         "fold 2 · epoch   3/25 · loss 0.4321 · Dice on watched cases 0.1234 [best]",
-        "fold 1 · failed: no room; what runs goes on to its end, nothing else is begun",
+        "fold 1 · failed: no room; the running trainings go on to their end, no other begins",
     ]
 
 

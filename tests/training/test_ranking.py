@@ -119,7 +119,7 @@ def test_templates_of_other_structures_or_folds_are_not_ranked(volumes: Path, pl
         case["fold"] = (case["fold"] + 1) % 5
     path.write_text(json.dumps(document))
     templates = {"2d": load_bundle(tmp_path / "other/2d"), "3d": other}
-    with pytest.raises(InputRefusedError, match="2d and 3d deal these cases to other folds"):
+    with pytest.raises(InputRefusedError, match="2d and 3d put these cases into different folds"):
         train_ranked(templates, TrainConfig(volumes, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

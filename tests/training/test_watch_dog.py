@@ -71,7 +71,8 @@ def test_training_and_validation_that_part(capsys: pytest.CaptureFixture[str]) -
     falling = [1.0, 0.8, 0.6, 0.4, 0.2]
     run([TRUE] * 5, [0.8, 0.7, 0.7, 0.7, 0.7], falling)
     assert (
-        "have parted: the loss fell from 1.0000 to 0.4000, the metric from 0.8000 to 0.7000" in capsys.readouterr().err
+        "have diverged: the loss fell from 1.0000 to 0.4000, the metric from 0.8000 to 0.7000"
+        in capsys.readouterr().err
     )
     run([TRUE] * 5, [0.8, 0.79, 0.79, 0.79, 0.79], falling)  # as good as the best
     run([TRUE] * 5, [0.8, 0.7, 0.7, 0.7, 0.7], [1.0] * 5)  # the loss does not fall

@@ -115,7 +115,7 @@ def first(what: Dataset) -> Dataset:
     [
         (lambda what: delattr(what, "StudyInstanceUID"), 0x0120, "StudyInstanceUID is missing"),
         (lambda what: setattr(what, "StudyInstanceUID", ""), 0x0121, "StudyInstanceUID is empty"),
-        (lambda what: setattr(what["StudyInstanceUID"], "_value", "../1"), 0x0106, "StudyInstanceUID is no UID"),
+        (lambda what: setattr(what["StudyInstanceUID"], "_value", "../1"), 0x0106, "StudyInstanceUID is not a UID"),
         (lambda what: delattr(what, "ReferencedSeriesSequence"), 0x0120, "ReferencedSeriesSequence is missing"),
         (lambda what: setattr(what, "ReferencedSeriesSequence", []), 0x0121, "ReferencedSeriesSequence is empty"),
         (

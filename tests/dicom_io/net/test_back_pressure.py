@@ -127,7 +127,10 @@ def test_where_room_cannot_be_told_nothing_is_taken(folder: Path, slices: list[D
     with Provider(folder, listen(), room=room) as provider:
         answer = send_raw(provider.port, slices[0])
         assert scu.echo(destination(provider.port)) < 5
-    assert (answer.Status, answer.ErrorComment) == (0xA700, "whether there is room cannot be told (FileNotFoundError)")
+    assert (answer.Status, answer.ErrorComment) == (
+        0xA700,
+        "it is not known whether there is space (FileNotFoundError)",
+    )
 
 
 # --- too much ---------------------------------------------------------------------------------------------------------
@@ -234,7 +237,7 @@ def test_a_caller_from_elsewhere_is_rejected_as_not_recognised(folder: Path, sli
             scu.echo(destination(provider.port))
     assert kept(folder) == 0
     assert refused == []
-    assert rejected[0] == "'SENDER' at 127.0.0.1: its address is in no network that is let in"
+    assert rejected[0] == "'SENDER' at 127.0.0.1: its address is in none of the allowed networks"
     assert len(rejected) == 2
 
 

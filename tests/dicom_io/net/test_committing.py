@@ -163,7 +163,7 @@ def test_an_archive_that_refuses_the_request_is_quoted(store: InstanceStore, sli
 
 
 def test_an_archive_without_storage_commitment_is_named(slices: list[Path]) -> None:
-    message = r"accepts none of what was proposed \(Storage Commitment Push Model"
+    message = r"accepts none of the proposed services \(Storage Commitment Push Model"
     with Archive().running() as archive, pytest.raises(NetworkError, match=message):
         request_commitment(destination(archive.port), slices)
 

@@ -111,9 +111,12 @@ def test_the_kinds_are_those_that_can_be_written_and_seg_goes_before_sr() -> Non
     [
         ("[destinations", "cannot be read .*; a site file in TOML is needed"),
         ("", "names no destination; a table \\[destinations.NAME\\] is needed"),
-        ("[destination.a]\n", "has the unknown key destination; any of destinations, http, node, rules is understood"),
+        (
+            "[destination.a]\n",
+            "has the unknown key destination; the known keys are destinations, http, node, rules; correct or remove it",
+        ),
         ("[destinations]\na = 3\n", "site.toml: a is 3; a table is needed"),
-        (NODE + "tsl = true\n", "has the unknown key tsl; any of .*tls is understood; correct or remove it"),
+        (NODE + "tsl = true\n", "has the unknown key tsl; the known keys are .*tls; correct or remove it"),
         (NODE + '[destinations.a.tls]\ncertificat = "x"\n', "site.toml: a: tls has the unknown key certificat"),
         (NODE + '[destinations.a.profile]\nobject = ["SEG"]\n', "has the unknown key object;"),
         (NODE + "[destinations.a.receive]\nport = 1\nfrom = []\n", "has the unknown key from"),
@@ -130,7 +133,10 @@ def test_the_kinds_are_those_that_can_be_written_and_seg_goes_before_sr() -> Non
         (NODE + "answer_s = 0\n", "answer_s is 0; more than 0"),
         (NODE + 'retrieve = "push"\n', "retrieve is 'push'; one of get, move is needed"),
         (NODE + 'retrieve = "move"\n', "retrieves by C-MOVE and has no table receive"),
-        (NODE + '[destinations.a.tls]\nkey = "k.pem"\n', "has one of certificate and key; both are needed"),
+        (
+            NODE + '[destinations.a.tls]\nkey = "k.pem"\n',
+            "has one of certificate and key; either both or none are needed",
+        ),
         (NODE + '[destinations.a.tls]\ncheck_hostname = "no"\n', "check_hostname is 'no'; true or false is needed"),
         (NODE + '[destinations.a.profile]\nobjects = ["SR", "SEG"]\n', "in the order SR, SEG; SEG before SR is needed"),
         (NODE + '[destinations.a.profile]\nobjects = ["SEG", "SEG"]\n', "each once, is needed"),

@@ -185,7 +185,7 @@ def test_conditions_fetch_every_study_that_they_find(held: list[Path], tmp_path:
 def test_everything_is_never_fetched(held: list[Path], tmp_path: Path) -> None:
     with (
         Archive(held=held).running() as archive,
-        pytest.raises(QueryError, match="so that an archive is never fetched"),
+        pytest.raises(QueryError, match="because an archive is never fetched as a whole"),
     ):
         fetch(destination(archive.port), Query(), tmp_path)
 
@@ -261,9 +261,7 @@ def test_c_move_to_a_title_that_the_archive_does_not_know_is_told_what_to_do(hel
     with Archive(held=held).running() as archive:
         there = moving(archive)
         archive.addresses = {}
-        message = (
-            r"answered C-MOVE with 0xA801 \(Failure: Move destination unknown\); .* let the archive know our AE title"
-        )
+        message = r"answered C-MOVE with 0xA801 \(Failure: Move destination unknown\); .* register our AE title"
         with pytest.raises(NetworkError, match=message):
             fetch(there, FIRST, tmp_path)
 

@@ -99,7 +99,7 @@ def test_send_tells_what_became_of_each_file(run: Run, archive: Archive, held: l
     archive.status = {str(pydicom.dcmread(held[1]).SOPInstanceUID): 0xA700}
     answer = run("send", "--to", node(archive), *held)
     assert answer.code == 1
-    assert "2 of 3 file(s) are at " in answer.out.replace("\n", "")
+    assert "2 of 3 file(s) are now at " in answer.out.replace("\n", "")
     assert f"{held[1]}: 0xA700 (Failure: Refused: Out of Resources)" in answer.err.replace("\n", "")
     rows = json.loads(run("send", "--to", node(archive), *held, "--json").out)["files"]
     assert [row["outcome"] for row in rows] == ["sent", "refused", "sent"]
@@ -116,8 +116,8 @@ def test_send_of_a_report_that_is_held_back_is_exit_1(run: Run, archive: Archive
     answer = run("send", "--to", "near", "--site", site, seg, report)
     assert answer.code == 1
     assert "1 problem(s):" in answer.err
-    assert f"{report}: what it reports on was left out" in answer.err
-    assert "0 of 2 file(s) are at" in answer.out
+    assert f"{report}: an object that it reports on was left out" in answer.err
+    assert "0 of 2 file(s) are now at" in answer.out
     assert run("send", "--to", "near", "--site", site, seg).code == 0  # another encoding is another destination's
 
 
@@ -127,7 +127,7 @@ def test_send_of_what_is_there_already_is_exit_0(run: Run, archive: Archive, tmp
     answer = run("send", "--to", node(archive), seg, report)
     assert (answer.code, answer.err) == (0, "")
     assert "already there" in answer.out
-    assert "2 of 2 file(s) are at" in answer.out
+    assert "2 of 2 file(s) are now at" in answer.out
     rows = json.loads(run("send", "--to", node(archive), seg, report, "--json").out)["files"]
     assert [(row["outcome"], row["status"]) for row in rows] == [("already there", 0x0111), ("sent", 0x0000)]
 
@@ -164,7 +164,7 @@ def test_send_with_commit_says_that_the_archive_keeps_every_file(run: Run, held:
         shown = run(*committing(port, *held, "--json"))
     assert answer.code == 0
     assert re.search(r"│ committed +│ 3 +│ +│", answer.out)
-    assert answer.err == f"waiting at most 60 s for what ARCHIVE@127.0.0.1:{port} commits itself to\n"
+    assert answer.err == f"waiting at most 60 s for the commitment of ARCHIVE@127.0.0.1:{port}\n"
     assert (shown.code, shown.err) == (0, "")
     found = json.loads(shown.out)["commitment"]
     assert found["committed"] == [uid(k) for k in range(3)]
@@ -180,7 +180,7 @@ def test_send_with_commit_is_exit_1_where_the_archive_has_lost_a_file(
         answer = run(*committing(archive.port, *held))
         found = json.loads(run(*committing(archive.port, *held, "--json")).out)["commitment"]
     assert answer.code == 1
-    assert "3 of 3 file(s) are at" in answer.out
+    assert "3 of 3 file(s) are now at" in answer.out
     assert re.search(r"│ committed +│ 2 +│ +│", answer.out)
     assert re.search(r"│ failed +│ 1 +│ 0x0112 \(Failure: No Such SOP Instance\) +│", answer.out)
     assert f"{held[2]}: not committed: 0x0112 (Failure: No Such SOP Instance)" in answer.err
@@ -235,7 +235,7 @@ def test_an_archive_without_storage_commitment_is_told_after_the_files(
     assert [row["outcome"] for row in found["files"]] == ["sent"] * 3
     assert found["commitment"]["unreported"] == [uid(k) for k in range(3)]
     (problem,) = found["commitment"]["problems"]
-    assert "accepts none of what was proposed (Storage Commitment Push Model" in problem
+    assert "accepts none of the proposed services (Storage Commitment Push Model" in problem
 
 
 def test_what_cannot_be_asked_to_commit_is_refused_before_anything_is_sent(
@@ -321,7 +321,7 @@ def test_fetch_that_is_not_complete_is_exit_1(run: Run, archive: Archive, tmp_pa
 def test_fetch_of_everything_is_exit_2(run: Run, archive: Archive, tmp_path: Path) -> None:
     answer = run("fetch", "--to", node(archive), "--output", tmp_path)
     assert answer.code == 2
-    assert "so that an archive is never fetched" in answer.err
+    assert "because an archive is never fetched as a whole" in answer.err
 
 
 def test_the_verbs_speak_dicomweb_too(run: Run, held: list[Path], tmp_path: Path) -> None:

@@ -395,7 +395,7 @@ def test_who_calls_us_by_another_title_is_rejected_before_anything_is_stored(fol
 
 def test_a_taken_port_is_named(provider: Provider, folder: Path) -> None:
     taken = Listen("ARCHIVE", port=provider.port)
-    message = f"127.0.0.1:{provider.port} \\(the port is taken\\).*choose another"
+    message = f"127.0.0.1:{provider.port} \\(the port is in use\\).*choose another"
     with pytest.raises(NetworkError, match=message), Provider(folder, taken):
         pass
 

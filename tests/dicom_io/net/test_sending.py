@@ -135,7 +135,7 @@ def test_what_the_archive_has_already_does_not_hold_the_report_back(kind: str, r
     assert {one.kind: one.state for one in outcomes} == {"": "sent", "SEG": "sent", "SR": "sent", kind: "already there"}
     (there,) = (one for one in outcomes if one.kind == kind)
     assert there.is_delivered
-    assert there.meaning == "0x0111 (Duplicate SOP Instance): it has an instance with this UID, and it is this one"
+    assert there.meaning == "0x0111 (Duplicate SOP Instance): it has an instance with this UID, and it is this instance"
 
 
 OTHERS = {
@@ -331,7 +331,7 @@ def test_a_file_that_cannot_be_decompressed_is_not_sent(series: list[Path]) -> N
     with Archive().running() as archive:
         outcomes = send(destination(archive.port), series[:2])
     assert states(outcomes) == ["refused", "sent"]
-    assert "the peer takes no JPEG 2000" in outcomes[0].meaning
+    assert "the peer does not take JPEG 2000" in outcomes[0].meaning
     assert len(archive.received) == 1
 
 
@@ -465,7 +465,7 @@ def test_a_peer_that_takes_none_of_the_services_is_named(series: list[Path]) -> 
     worklist = PresentationContext()
     worklist.abstract_syntax, worklist.transfer_syntax = "1.2.840.10008.5.1.4.31", list(PLAIN)
     with Archive(contexts=[worklist]).running() as archive:
-        message = r"accepts none of what was proposed \(.*CT Image Storage\)"
+        message = r"accepts none of the proposed services \(.*CT Image Storage\)"
         with pytest.raises(NetworkError, match=message):
             send(destination(archive.port), series)
 
