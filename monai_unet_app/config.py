@@ -13,7 +13,7 @@ from monai_unet_app.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-ExplainMethod = Literal["occlusion", "gradcam", "gradient"]
+ExplainMethod = Literal["occlusion"]
 InferenceSetting = Literal["plain", "tta"]
 """Keys of what is fitted: in `configs/confidence.json` and `models/fitted.json`."""
 

@@ -1,11 +1,10 @@
-"""Explanations: the parts of the image on which the network's answer depends, as numbers and a picture, by tools of MONAI.
+"""Explanations: the parts of the image on which the network's answer depends, as numbers and a picture, by occlusion.
 
-A segmentation network answers at every voxel, but MONAI's tools explain a single number. For each structure this number is
+A segmentation network answers at every voxel, but occlusion explains a single number. For each structure this number is
 the mean log-odds, log p / (1 - p), over the voxels of the structure in the window of the sliding window that holds most of
 them. The calibration, which rescales log-odds, is left out.
 """
 
-import copy
 import io
 import textwrap
 import warnings
@@ -22,7 +21,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.transforms import Invertd
-from monai.visualize import GradCAM, OcclusionSensitivity, SmoothGrad
+from monai.visualize import OcclusionSensitivity
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import find_objects
@@ -30,8 +29,6 @@ from scipy.ndimage import find_objects
 from dicom_io.segmentation import Box, Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.config import ExplainMethod
-from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.gathering import label_dtype, on_grid, on_volume
 from monai_unet_app.inference.predict import Progress, padded, predict_rows
 from monai_unet_app.inference.spool import IN_MEMORY_BYTES
@@ -45,20 +42,10 @@ from monai_unet_app.report.evaluation_report import CasePicture
 PARTS = 8
 """Number of masks, side by side, into which an axis of the window is divided for occlusion."""
 
-NOISY_COPIES = 25  # of the window, for SmoothGrad
-SEED = 0  # of the noise
-SHOWN: dict[ExplainMethod, str] = {
-    "occlusion": "how much the answer falls when this place is hidden",
-    "gradcam": "where the network's feature layer supports the answer",
-    "gradient": "how much the answer changes when the image changes a little here",
-}
-"""The meaning of the colour, in plain words."""
+SHOWN = "how much the answer falls when this place is hidden"
+UNIT = "fall of the mean log-odds; below 0 it rises"
+"""The meaning of the colours, and of the numbers of a map."""
 
-UNITS: dict[ExplainMethod, str] = {
-    "occlusion": "fall of the mean log-odds; below 0 it rises",
-    "gradcam": "weighted activation, no unit",
-    "gradient": "mean log-odds for 1 of the network's input",
-}
 _LEAST_COVERED = 0.49  # part of a source voxel in the window: half, less rounding, to keep a slice midway between two
 
 
@@ -67,13 +54,11 @@ class Explanation:
     """The parts of an image that the answers for one case depend on.
 
     Attributes:
-        method: The tool that explained them.
         maps: For each structure of the bundle in its order, where it was explained; None for a structure that was not found.
         answers: The number that was explained for each structure, its mean log-odds; None for a structure that was not found.
         slice_axis: For a 2D network on a volume, the axis of the source across which the explained slice lies; else None.
     """
 
-    method: ExplainMethod
     maps: "tuple[StructureMap | None, ...]"
     answers: tuple[float | None, ...]
     slice_axis: int | None = None
@@ -92,7 +77,7 @@ class StructureMap:
 
     Attributes:
         box: On the source grid, along I, J, K.
-        values: Shape (*box), float32, NaN outside the window; the unit is in `UNITS`.
+        values: Shape (*box), float32, NaN outside the window; as `UNIT` says.
     """
 
     box: Box
@@ -100,9 +85,7 @@ class StructureMap:
 
 
 class StructureAnswers(torch.nn.Module):
-    """A bundle's network with one answer for each structure, like a classifier, for MONAI's tools.
-
-    The network is a copy, so that hooks and gradients of the tools do not stay in the bundle.
+    """A bundle's network with one answer for each structure, like a classifier, for MONAI's tool.
 
     Args:
         bundle: The bundle.
@@ -115,7 +98,7 @@ class StructureAnswers(torch.nn.Module):
         self, bundle: Bundle, regions: torch.Tensor, structures: Sequence[int], step: Callable[[int], None]
     ) -> None:
         super().__init__()
-        self.network = copy.deepcopy(bundle.network).requires_grad_(False)
+        self.network = bundle.network
         self.regions = regions.flatten(1).to(bundle.device)
         self.outputs, self.structures = bundle.outputs, structures
         self.step = step
@@ -129,46 +112,27 @@ class StructureAnswers(torch.nn.Module):
         return torch.stack([self.outputs.log_odds(logits[:, :, region], n).mean(1) for region, n in pairs], 1)
 
 
-def check_explainable(bundle: Bundle, method: ExplainMethod) -> None:
-    """Raises, before any work, if this bundle cannot be explained by this method.
-
-    Raises:
-        UsageError: GradCAM for a bundle that names no `feature_layer`.
-        BundleError: The bundle's network has no such layer.
-    """
-    if method == "gradcam":
-        _layer_name(bundle)
-
-
-def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = None) -> Explanation:
+def explain_case(case: Case, progress: Progress | None = None) -> Explanation:
     """The parts of the image that the answers for a segmented case depend on.
 
-    The image passes through the network once more, which gives the regions of the structures on the working grid.
+    The image passes through the network once more, which gives the regions of the structures on the working grid. Then parts of
+    a window, an eighth of each axis long, are replaced one by one by the window's mean.
 
     Args:
         case: As `segment_case` gives it.
-        method: "occlusion": parts of the window, an eighth of each axis long, are replaced one by one by the window's mean;
-            "gradcam": GradCAM at the bundle's `feature_layer`; "gradient": SmoothGrad, root mean square over noisy copies of
-            the window.
         progress: Called with (windows done, windows in all).
 
-    Raises:
-        UsageError, BundleError: As `check_explainable`.
-
-    Source: Zeiler and Fergus 2014, arXiv:1311.2901; Selvaraju et al. 2017, arXiv:1610.02391; Smilkov et al. 2017,
-    arXiv:1706.03825; all as in monai.visualize.
+    Source: Zeiler and Fergus 2014, arXiv:1311.2901, as in monai.visualize.
     """
     bundle = case.bundle
-    check_explainable(bundle, method)
-    # Steps: the structures on the grid of the network, one window for each of them, the map of each window by MONAI's
-    # tool, and each map back on the source grid
+    # The structures on the grid of the network, a window for each, the map of each window, each map on the source grid
     item = preprocess(case.image, bundle)
     image, settings = item["image"], bundle.windows
     plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap)
     regions = _Regions.found(item, case, plan)
     padded_image = padded(image.as_tensor(), plan, settings.padding_mode, settings.padding_value)
     shared = _windows(regions, plan, bundle.slice_axis)
-    step = _counter(sum(_cost(method, plan.window, len(structures)) for _, structures in shared), progress)
+    step = _counter(len(shared) * (1 + plan_windows(plan.window, _mask_size(plan.window), 0.0).count), progress)
     slice_axis, reach = _slab(image, case.image, bundle.slice_axis)
     back = _Back(way_back(image), item, bundle, case.image)
     maps: list[StructureMap | None] = [None] * len(regions.boxes)
@@ -179,12 +143,12 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
         network = StructureAnswers(bundle, _for_network(inside, bundle.slice_axis), structures, step)
         with torch.no_grad():
             window_answers = network(window)[0]
-        window_maps = _EXPLAINERS[method](network, window, window_answers, bundle).cpu()
+        window_maps = _occlusion(network, window, window_answers, bundle.windows.batch).cpu()
         covered = _on_image(_widened(place, bundle.slice_axis, reach), plan)
         for n, answer, window_map in zip(structures, window_answers, window_maps, strict=True):
             answers[n] = float(answer)
             maps[n] = back(_filling(window_map, place, covered, plan, bundle.slice_axis), covered)
-    return Explanation(method, tuple(maps), tuple(answers), slice_axis)
+    return Explanation(tuple(maps), tuple(answers), slice_axis)
 
 
 class _Regions:
@@ -281,12 +245,6 @@ def _for_network(tensor: torch.Tensor, slice_axis: int | None) -> torch.Tensor:
     return tensor if slice_axis is None else tensor.squeeze(1 + slice_axis)
 
 
-def _cost(method: ExplainMethod, window: tuple[int, ...], structures: int) -> int:
-    """Number of windows that pass through the network to explain one window."""
-    masks = plan_windows(window, _mask_size(window), 0.0).count
-    return 1 + {"occlusion": masks, "gradcam": structures, "gradient": NOISY_COPIES * structures}[method]
-
-
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
     """A function that adds a number of windows to those done and reports the progress."""
     done = 0
@@ -304,12 +262,12 @@ def _mask_size(window: Sequence[int]) -> tuple[int, ...]:
     return tuple(ceil(size / PARTS) for size in window)
 
 
-def _occlusion(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+def _occlusion(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, batch: int) -> torch.Tensor:
     """Shape (S, *window): the answer minus the answer when this place is hidden."""
     tool = OcclusionSensitivity(
         network,
         mask_size=_mask_size(window.shape[2:]),
-        n_batch=bundle.windows.batch,
+        n_batch=batch,
         verbose=False,
         mode="mean_img",
         overlap=0.0,
@@ -319,52 +277,6 @@ def _occlusion(network: StructureAnswers, window: torch.Tensor, answers: torch.T
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # MONAI's own indexing
         hidden = torch.as_tensor(tool(window)[0])[0]
     return answers.view(-1, *[1] * (hidden.ndim - 1)) - hidden
-
-
-def _gradcam(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
-    """Shape (S, *window): GradCAM without rescaling, 0 or more, interpolated linearly to the window's size."""
-    # MONAI's default rescales each map to 0 to 1, which would make maps of different structures look equally strong
-    tool = GradCAM(network, f"network.{_layer_name(bundle)}", postprocessing=lambda activation: activation)
-    window = window.requires_grad_()  # else no gradient reaches the layer, because the weights take none
-    return torch.stack([tool(window, class_idx=n)[0, 0].detach() for n in range(len(answers))])
-
-
-def _gradient(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
-    """Shape (S, *window): length of the gradient over the input's channels, root mean square over noisy copies."""
-    tool = SmoothGrad(network, n_samples=NOISY_COPIES, verbose=False)
-    lengths: list[torch.Tensor] = []
-    # The same noise for every structure and every run, and the caller's random state stays as it was
-    with torch.random.fork_rng(devices=[bundle.device] if bundle.device.type == "cuda" else []):
-        for n in range(len(answers)):
-            torch.manual_seed(SEED)
-            lengths.append(torch.linalg.vector_norm(tool(window, index=n)[0], dim=0))
-    # MONAI divides the root of the sum of squares by their number N; times sqrt(N) it is the root mean square
-    root_mean_square: torch.Tensor = torch.stack(lengths) * NOISY_COPIES**0.5
-    return root_mean_square
-
-
-_EXPLAINERS: dict[ExplainMethod, Callable[[StructureAnswers, torch.Tensor, torch.Tensor, Bundle], torch.Tensor]] = {
-    "occlusion": _occlusion,
-    "gradcam": _gradcam,
-    "gradient": _gradient,
-}
-
-
-def _layer_name(bundle: Bundle) -> str:
-    """The name of the bundle's `feature_layer` in `named_modules` of its network."""
-    if bundle.feature_layer is None:
-        raise UsageError(
-            f"--explain gradcam: {bundle.name} names no `feature_layer` in its inference.yaml; the name of a layer is needed; "
-            "name one there, or take occlusion or gradient"
-        )
-    try:
-        layer = bundle.network.get_submodule(bundle.feature_layer)
-    except AttributeError as error:
-        raise BundleError(
-            f"{bundle.name}: its network has no layer {bundle.feature_layer!r}; the name of one of its modules is needed; "
-            "correct `feature_layer` in inference.yaml"
-        ) from error
-    return next(str(name) for name, part in bundle.network.named_modules() if part is layer)
 
 
 def _slab(image: MetaTensor, volume: Volume, slice_axis: int | None) -> tuple[int | None, int]:
@@ -498,45 +410,41 @@ def explanation_png(segmentation: Segmentation, case_id: str, explanation: Expla
             strips.append(_headline(f"{segment.label}: not found, so there is nothing to explain"))
             continue
         most = float(np.nanmax(np.abs(own.values)))
-        scale = _Scale(most, signed=explanation.method == "occlusion")
-        text = f"{segment.label}: {SHOWN[explanation.method]}"
+        scale = _scale(most)
+        text = f"{segment.label}: {SHOWN}"
         if most == 0:
             strips.append(_headline(f"{text}: 0 everywhere"))
         else:
-            strips.append(_headline(text, f"{UNITS[explanation.method]} (the answer is {answer:.2f})", scale))
+            strips.append(_headline(text, f"{UNIT} (the answer is {answer:.2f})", scale))
         strips.append(_planes(structure, case_id, own, scale, explanation.slice_axis))
     return _stacked(strips)
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """The colours of a map: from dark to yellow; for a map with signs, red above 0 and blue below."""
-
-    most: float
-    signed: bool
-
-    @property
-    def mappable(self) -> ScalarMappable:
-        limits = Normalize(-self.most if self.signed else 0, self.most)
-        return ScalarMappable(limits, colormaps["coolwarm" if self.signed else "plasma"])
-
-    def over(self, grey: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The colours of a map on a grey image.
-
-        Args:
-            grey: Any shape, 0 to 1.
-            values: Same shape. The colour is stronger the larger the value; 0 and NaN leave the grey.
-
-        Returns:
-            That shape and 3 channels, 0 to 1.
-        """
-        values = np.nan_to_num(values)
-        opacity = _OPACITY * np.abs(values)[..., None] / (self.most or 1.0)
-        colours = self.mappable.to_rgba(values.reshape(-1, 1))[:, 0, :3].reshape(*values.shape, 3)
-        return (grey[..., None] * (1 - opacity) + colours * opacity).astype(np.float32)
+def _scale(most: float) -> ScalarMappable:
+    """The colours of a map: red above 0 and blue below."""
+    return ScalarMappable(Normalize(-most, most), colormaps["coolwarm"])
 
 
-def _planes(structure: Structure, case_id: str, own: StructureMap, scale: _Scale, slice_axis: int | None) -> Figure:
+def _coloured(grey: NDArray[np.float32], values: NDArray[np.float32], scale: ScalarMappable) -> NDArray[np.float32]:
+    """The colours of a map on a grey image.
+
+    Args:
+        grey: Any shape, 0 to 1.
+        values: Same shape. The colour is stronger the larger the value; 0 and NaN leave the grey.
+        scale: The colours.
+
+    Returns:
+        That shape and 3 channels, 0 to 1.
+    """
+    values = np.nan_to_num(values)
+    opacity = _OPACITY * np.abs(values)[..., None] / (scale.norm.vmax or 1.0)
+    colours = scale.to_rgba(values.reshape(-1, 1))[:, 0, :3].reshape(*values.shape, 3)
+    return (grey[..., None] * (1 - opacity) + colours * opacity).astype(np.float32)
+
+
+def _planes(
+    structure: Structure, case_id: str, own: StructureMap, scale: ScalarMappable, slice_axis: int | None
+) -> Figure:
     """The explained window in planes through the structure; of a 2D network the explained slice."""
     volume, box, values, mask = structure.grid, own.box, own.values, structure.mask_in(own.box)
     if slice_axis is not None:
@@ -547,7 +455,7 @@ def _planes(structure: Structure, case_id: str, own: StructureMap, scale: _Scale
         sides = list(box)
         sides[slice_axis] = slice(box[slice_axis].start + index, box[slice_axis].start + index + 1)
         box = (sides[0], sides[1], sides[2])
-    image = scale.over(_grey(volume.array[box]), values)
+    image = _coloured(_grey(volume.array[box]), values, scale)
     everywhere = np.ones_like(mask)  # a class without an outline that keeps the picture from being cropped
     outlines = np.stack([mask, everywhere])
     picture = replace(CasePicture.of(case_id, "best", volume, np.zeros_like(outlines), outlines), image=image)
@@ -566,7 +474,7 @@ def _grey(image: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(np.clip((plain - low) / max(high - low, 1e-9), 0, 1), dtype=np.float32)
 
 
-def _headline(text: str, unit: str = "", scale: _Scale | None = None) -> Figure:
+def _headline(text: str, unit: str = "", scale: ScalarMappable | None = None) -> Figure:
     """A strip with a line of text, and below it the scale of the colours if there is one."""
     lines = textwrap.wrap(text, 92)
     height = 0.25 + 0.2 * len(lines) + (0.6 if scale else 0)
@@ -574,7 +482,7 @@ def _headline(text: str, unit: str = "", scale: _Scale | None = None) -> Figure:
     figure.text(0.04, 1 - 0.12 / height, "\n".join(lines), color=_TEXT, fontsize=10, va="top", parse_math=False)
     if scale:
         axis = figure.add_axes((0.04, 0.5 / height, 0.6, 0.13 / height))
-        figure.colorbar(scale.mappable, cax=axis, orientation="horizontal", format="{x:.2g}")
+        figure.colorbar(scale, cax=axis, orientation="horizontal", format="{x:.2g}")
         axis.tick_params(colors=_TEXT, labelsize=8)
         axis.set_xlabel(unit, color=_TEXT, fontsize=8, loc="left")
     return figure

@@ -164,10 +164,6 @@ def predict_cases(
         check_coded(bundle.name, bundle.segments)
     if config.dicomize and config.wants_dicom:
         converted_modality(bundle)  # raises before the work starts
-    if config.explain is not None:
-        from monai_unet_app.explain import check_explainable
-
-        check_explainable(bundle, config.explain)
     statements = read_confidence(bundle, settings_of(run, bundle))  # raises before an image is read
     if config.cautious:
         statements.cautious_cuts(bundle.segments)
@@ -397,7 +393,7 @@ def _write_explanation(output: CaseOutput, progress: "Progress | None") -> dict[
     from monai_unet_app.explain import explain_case, explanation_png
 
     case = output.case
-    explanation = explain_case(case, output.config.explain, progress)
+    explanation = explain_case(case, progress)
     picture = output.file("why.png")
     picture.write_bytes(explanation_png(case.segmentation, output.case_id, explanation))
     count = len(explanation.maps)

@@ -23,8 +23,8 @@ from monai_unet_app.cli import main
 from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.config import EXPLANATIONS, ExplainMethod, OutputConfig
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.errors import BundleError, UsageError
-from monai_unet_app.explain import Explanation, check_explainable, explain_case, explanation_png
+from monai_unet_app.errors import UsageError
+from monai_unet_app.explain import Explanation, explain_case, explanation_png
 from monai_unet_app.pipeline import preprocess, segment_case
 from monai_unet_app.results import write_results
 
@@ -40,7 +40,7 @@ def first_of(dimensions: int, channels: int) -> str:
     return f"torch.nn.Conv{dimensions}d({channels}, 1, {line[0]}, padding={line[1]})"
 
 
-def looking_aside(folder: Path, layer: str | None = "'0'") -> Bundle:
+def looking_aside(folder: Path) -> Bundle:
     """The bundle with a network whose first layer gives the image OFFSET voxels along the network's first axis.
 
     The first structure is where that is more than 3, others are nowhere.
@@ -52,7 +52,7 @@ def looking_aside(folder: Path, layer: str | None = "'0'") -> Bundle:
     overlapping = "outputs: overlapping" in text
     first, classes = first_of(dimensions, channels), 1 if overlapping else 3
     network = f'network_def: "$torch.nn.Sequential({first}, torch.nn.Conv{dimensions}d(1, {classes}, 1))"\n'
-    network += f"feature_layer: {layer}\n" if layer else ""
+    network += "feature_layer: '0'\n"
     config.write_text(
         re.sub(r"^network_def: .*?(?=^network:)", lambda _: network, text, flags=re.DOTALL | re.MULTILINE)
     )
@@ -113,37 +113,36 @@ def back(array: NDArray) -> NDArray:
     return array[::-1, :, ::-1].transpose(1, 2, 0)
 
 
-def expected(method: ExplainMethod, image: NDArray) -> NDArray:
-    """The map of the first structure in closed form: its answer is the mean of the bright box, less 3."""
-    inside = np.zeros(SHAPE)
-    inside[BRIGHT] = 1 / inside[BRIGHT].size
-    if method == "gradient":
-        return inside
-    if method == "gradcam":  # the mean gradient at the layer, 1 / voxels, times what the layer gives
-        ahead = np.zeros(SHAPE)
-        ahead[:-OFFSET] = image[OFFSET:]
-        return np.maximum(ahead, 0) / image.size
+def expected(image: NDArray, box: tuple[slice, ...], mask: tuple[int, ...]) -> NDArray:
+    """The map of the first structure in closed form: its answer is the mean of a box of a window, less 3.
+
+    Args:
+        image: The window as the network gets it.
+        box: Of the structure.
+        mask: Sides of the parts that are hidden one by one.
+    """
+    inside = np.zeros(image.shape)
+    inside[box] = 1 / inside[box].size
     lost = (image - image.mean()) * inside
-    blocks = lost.reshape(8, MASK[0], 8, MASK[1], 8, MASK[2]).sum(axis=(1, 3, 5))
-    for axis, size in enumerate(MASK):
+    sizes = [n for size, side in zip(image.shape, mask, strict=True) for n in (size // side, side)]
+    blocks = lost.reshape(sizes).sum(axis=tuple(range(1, len(sizes), 2)))
+    for axis, size in enumerate(mask):
         blocks = blocks.repeat(size, axis=axis)
     return blocks
 
 
 @pytest.mark.parametrize("turn", [False, True], ids=["upright", "turned"])
-@pytest.mark.parametrize("method", EXPLANATIONS)
-def test_the_map_is_the_closed_form_on_the_source_grid(method: ExplainMethod, turn: bool, bundle: Bundle) -> None:
+def test_the_map_is_the_closed_form_on_the_source_grid(turn: bool, bundle: Bundle) -> None:
     volume = turned(upright()) if turn else upright()
-    found = explain_case(segment_case(volume, bundle), method)
+    found = explain_case(segment_case(volume, bundle))
     image = preprocess(upright(), bundle)["image"].numpy()[0]
     drawn = back(on_grid(found, volume)) if turn else on_grid(found, volume)
-    np.testing.assert_allclose(drawn, expected(method, image), rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(drawn, expected(image, BRIGHT, MASK), rtol=2e-3, atol=1e-5)
     assert found.answers[0] == pytest.approx(image[BRIGHT].mean() - 3, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["occlusion", "gradient"])
 def test_of_an_oblique_source_of_another_spacing_the_map_lies_where_the_answer_comes_from(
-    method: ExplainMethod, bundle: Bundle
+    bundle: Bundle,
 ) -> None:
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in (36, 52, 35)), indexing="ij"), axis=-1)
     inside = (((grid - (13.0, 30.0, 16.0)) / (4.0, 6.0, 4.0)) ** 2).sum(-1) < 1
@@ -154,7 +153,7 @@ def test_of_an_oblique_source_of_another_spacing_the_map_lies_where_the_answer_c
     array = np.random.default_rng(5).normal(100, 5, inside.shape) + 100 * inside
     volume = Volume(array.astype(np.float32), affine)
     case = segment_case(volume, bundle)
-    found = explain_case(case, method)
+    found = explain_case(case)
 
     def centre_ras(weights: NDArray) -> NDArray:
         index = (grid * weights[..., None]).sum(axis=(0, 1, 2)) / weights.sum()
@@ -163,26 +162,28 @@ def test_of_an_oblique_source_of_another_spacing_the_map_lies_where_the_answer_c
     drawn = centre_ras(np.maximum(np.nan_to_num(on_grid(found, volume)), 0))
     aside = OFFSET * np.array([np.cos(angle), np.sin(angle), 0])  # RAS: the oblique grid's axis next to right
     np.testing.assert_allclose(centre_ras(inside) - centre_ras(case.segmentation.labels == 1), aside, atol=0.3)
-    np.testing.assert_allclose(drawn, centre_ras(inside), atol=0.3 if method == "gradient" else 1.2)
+    np.testing.assert_allclose(drawn, centre_ras(inside), atol=1.2)
 
 
 def test_of_a_volume_larger_than_a_window_only_the_window_around_the_structure_is_explained(bundle: Bundle) -> None:
     array = np.random.default_rng(3).normal(100, 5, (60, 48, 20))
     array[44:50, 20:30, 8:16] += 100
     volume = Volume.from_ras(array, np.eye(4))
-    found = explain_case(segment_case(volume, bundle), "gradient")
+    found = explain_case(segment_case(volume, bundle))
     drawn = on_grid(found, volume)
     seen = np.isfinite(drawn)
     assert found.maps[0] is not None
     assert found.maps[0].values.shape == (32, 48, 20), "nothing is kept beside the window"
     assert seen.sum() == 32 * 48 * 20  # a window of 32 voxels along K, whose padding is not in the image
     assert seen[28:60].all()  # of windows from 0, 16 and 28 on, the last two hold it, the last nearer its middle
-    assert np.nanmax(drawn) == pytest.approx(1 / (6 * 10 * 8), rel=1e-3)
+    window = np.pad(preprocess(volume, bundle)["image"].numpy()[0, 28:], ((0, 0), (0, 0), (6, 6)))
+    box = slice(44 - 28, 50 - 28), slice(20, 30), slice(8 + 6, 16 + 6)
+    np.testing.assert_allclose(drawn[28:], expected(window, box, MASK)[..., 6:26], rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("thickness", "slices"), [(1.0, [17]), (2.0, [7, 8])])
+@pytest.mark.parametrize(("thickness", "slices", "explained"), [(1.0, [17], 17), (2.0, [7, 8], 15)])
 def test_a_2d_network_explains_the_slice_with_the_largest_section(
-    thickness: float, slices: list[int], tiny_bundle: Make
+    thickness: float, slices: list[int], explained: int, tiny_bundle: Make
 ) -> None:
     bundle = looking_aside(tiny_bundle("hippocampus_mri_unet2d"))
     array = np.random.default_rng(3).normal(100, 5, (32, 48, 32))
@@ -190,14 +191,15 @@ def test_a_2d_network_explains_the_slice_with_the_largest_section(
     array[17, 24:34, 12:22] += 100 * (array[17, 24:34, 12:22] < 150)
     array = array if thickness == 1 else array[1::2]
     volume = Volume.from_ras(array.astype(np.float32), np.diag([thickness, 1, 1, 1]))
-    found = explain_case(segment_case(volume, bundle), "gradient")
+    found = explain_case(segment_case(volume, bundle))
     drawn = on_grid(found, volume)
     seen = np.flatnonzero(np.isfinite(drawn).any(axis=(1, 2)))
     assert found.slice_axis == 0
     # Slice 8, of 2 mm, is the network's 16th, of 1 mm; its 15th, midway to slice 7, has the same section and comes first.
     assert seen.tolist() == slices
-    assert np.nanmax(drawn) == pytest.approx(1 / (10 * 10), rel=1e-3)
-    assert np.nanmax(drawn[:, :24]) == pytest.approx(0, abs=1e-6)
+    closed = expected(preprocess(volume, bundle)["image"].numpy()[0, explained], (slice(24, 34), slice(12, 22)), (6, 4))
+    for index in slices:
+        np.testing.assert_allclose(drawn[index], closed, rtol=2e-3, atol=1e-5)
 
 
 def test_of_a_picture_one_window_is_explained(tiny_bundle: Make) -> None:
@@ -205,12 +207,18 @@ def test_of_a_picture_one_window_is_explained(tiny_bundle: Make) -> None:
     array = np.random.default_rng(3).integers(90, 110, (720, 704, 1, 3)).astype(np.uint8)
     array[300:320, 400:440, 0, 0] = 250
     case = segment_case(Volume(array, np.eye(4), planar=True), bundle)
-    found = explain_case(case, "gradient")
+    found = explain_case(case)
     drawn = on_grid(found, case.image)
     assert drawn.shape == (720, 704, 1)
     assert np.isfinite(drawn).sum() == 256 * 256
-    np.testing.assert_allclose(drawn[300:320, 400:440], 1 / 800, rtol=1e-3)
-    assert np.nansum(drawn) == pytest.approx(1, rel=1e-3)
+    seen = np.isfinite(drawn)
+    image = np.moveaxis(preprocess(case.image, bundle)["image"].numpy(), 0, -1)
+    answer = image[300:320, 400:440, ..., 0].mean() - 3
+    assert found.answers[0] == pytest.approx(answer, rel=1e-3)
+    # Each part of 32 x 32 pixels loses what its share of the structure has above the mean of the window
+    mean = image.reshape(*drawn.shape[:2], 3)[seen[..., 0]].mean()
+    assert drawn[seen].sum() / 32**2 == pytest.approx(answer + 3 - mean, rel=1e-3)
+    assert drawn[seen].max() == drawn[300:320, 400:440].max()
     assert Image.open(io.BytesIO(explanation_png(case.segmentation, "eye", found))).width > 500
 
 
@@ -224,21 +232,21 @@ def test_a_map_taken_back_in_its_box_is_that_of_monai_on_the_whole_image(
     array[50:60, 20:34, 8:22] += 100
     volume = Volume(array.astype(np.float32), affine)
     case = segment_case(volume, bundle)
-    found = explain_case(case, "gradient")
+    found = explain_case(case)
     boxed = found.maps[0]
     assert boxed is not None
     assert boxed.values.size < volume.array.size / 2
     monkeypatch.setattr("monai_unet_app.explain.way_back", lambda image: None)
-    whole = explain_case(case, "gradient")
+    whole = explain_case(case)
     np.testing.assert_allclose(on_grid(found, volume), on_grid(whole, volume), atol=1e-7)
 
 
 def test_a_structure_that_was_not_found_has_no_map(bundle: Bundle) -> None:
     case = segment_case(upright(), bundle)
-    found = explain_case(case, "gradient")
+    found = explain_case(case)
     assert found.answers[1] is None
     assert found.maps[1] is None
-    none = Explanation("gradient", (None, None), (None, None))
+    none = Explanation((None, None), (None, None))
     alone = Image.open(io.BytesIO(explanation_png(case.segmentation, "case", none)))
     both = Image.open(io.BytesIO(explanation_png(case.segmentation, "case", found)))
     assert alone.height < 150 < both.height  # two lines of words; a line of words and planes
@@ -248,29 +256,26 @@ def test_what_the_result_left_out_is_not_explained(bundle: Bundle) -> None:
     case = segment_case(upright(), bundle)
     segmentation = replace(case.segmentation, labels=np.zeros_like(case.segmentation.labels))
     nothing = replace(case, segmentation=segmentation)
-    assert explain_case(nothing, "occlusion").answers == (None, None)
+    assert explain_case(nothing).answers == (None, None)
 
 
 def test_logits_that_rise_together_are_no_answer(bundle: Bundle) -> None:
-    before = explain_case(segment_case(upright(), bundle), "gradient").answers[0]
+    before = explain_case(segment_case(upright(), bundle)).answers[0]
     with torch.no_grad():
         bundle.network[1].bias += 50
-    assert explain_case(segment_case(upright(), bundle), "gradient").answers[0] == pytest.approx(before)
+    assert explain_case(segment_case(upright(), bundle)).answers[0] == pytest.approx(before)
 
 
 def test_the_network_and_the_random_numbers_are_left_as_they_were(
     tiny_bundle: Make, crop: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monai_unet_app.explain.NOISY_COPIES", 2)
     folder = tiny_bundle("hippocampus_mri_unet3d")
     (folder / "configs/confidence.json").unlink(missing_ok=True)
     bundle = load_bundle(folder)
     case, state = segment_case(crop, bundle), torch.get_rng_state()
-    first, second = (on_grid(explain_case(case, "gradient"), crop) for _ in range(2))
+    first, second = (on_grid(explain_case(case), crop) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    cams = on_grid(explain_case(case, "gradcam"), crop)
-    assert np.nanmin(cams) >= 0
-    assert np.isfinite(cams).any()
+    assert np.isfinite(first).any()
     assert torch.equal(torch.get_rng_state(), state)
     for part in bundle.network.modules():
         assert not part.training
@@ -279,24 +284,11 @@ def test_the_network_and_the_random_numbers_are_left_as_they_were(
     assert all(weight.grad is None and weight.requires_grad for weight in bundle.network.parameters())
 
 
-@pytest.mark.parametrize(("method", "total"), [("occlusion", 513), ("gradcam", 2), ("gradient", 26)])
-def test_the_progress_counts_every_window(method: ExplainMethod, total: int, bundle: Bundle) -> None:
+def test_the_progress_counts_every_window(bundle: Bundle) -> None:
     told: list[tuple[int, int]] = []
-    explain_case(segment_case(upright(), bundle), method, progress=lambda *step: told.append(step))
-    assert told[-1] == (total, total)
+    explain_case(segment_case(upright(), bundle), progress=lambda *step: told.append(step))
+    assert told[-1] == (513, 513)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
-
-
-def test_gradcam_needs_a_layer_that_the_network_has(tiny_bundle: Make) -> None:
-    folder = tiny_bundle("hippocampus_mri_unet3d")
-    bundle = looking_aside(folder, layer=None)
-    with pytest.raises(UsageError, match="names no `feature_layer`"):
-        check_explainable(bundle, "gradcam")
-    check_explainable(bundle, "occlusion")
-    config = folder / "configs/inference.yaml"
-    config.write_text(config.read_text() + "feature_layer: elsewhere\n")
-    with pytest.raises(BundleError, match="`feature_layer` is 'elsewhere', and the network has no layer of that name"):
-        check_explainable(load_bundle(folder), "gradcam")
 
 
 def test_picture_and_map_are_named_in_the_result(bundle: Bundle, tmp_path: Path) -> None:
@@ -322,21 +314,20 @@ def test_the_methods_are_the_same_everywhere() -> None:
     (predict,) = [action.choices["predict"] for action in build_parser()._actions if isinstance(action.choices, dict)]
     (flag,) = [action for action in predict._actions if "--explain" in action.option_strings]
     assert tuple(flag.choices or ()) == EXPLANATIONS
-    with pytest.raises(UsageError, match="--explain why: one of occlusion, gradcam, gradient"):
+    with pytest.raises(UsageError, match="--explain why: one of occlusion is needed"):
         OutputConfig(explain="why")  # type: ignore[arg-type]
 
 
 def test_a_flag_that_cannot_be_is_refused_before_any_work(
     tiny_bundle: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = looking_aside(tiny_bundle("hippocampus_mri_unet3d"), layer=None)
+    bundle = looking_aside(tiny_bundle("hippocampus_mri_unet3d"))
     nibabel.save(nibabel.Nifti1Image(upright().array, upright().affine_ras), tmp_path / "case.nii.gz")
     where = ["--input", str(tmp_path / "case.nii.gz"), "--output", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
         main(["predict", "--bundle", str(bundle.root), *where, "--explain", "saliency"])
     assert stop.value.code == 2
-    assert main(["predict", "--bundle", str(bundle.root), *where, "--explain", "gradcam"]) == 2
-    assert "take occlusion or gradient" in capsys.readouterr().err
+    assert "choose from 'occlusion'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -344,12 +335,12 @@ def test_the_command_line_explains(tiny_bundle: Make, tmp_path: Path) -> None:
     bundle = looking_aside(tiny_bundle("hippocampus_mri_unet3d"))
     nibabel.save(nibabel.Nifti1Image(upright().array, upright().affine_ras), tmp_path / "case.nii.gz")
     where = ["--input", str(tmp_path / "case.nii.gz"), "--output", str(tmp_path / "out"), "--device", "cpu"]
-    assert main(["predict", "--bundle", str(bundle.root), *where, "--explain", "gradcam", "--json"]) == 0
+    assert main(["predict", "--bundle", str(bundle.root), *where, "--explain", "occlusion", "--json"]) == 0
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"case_seg.nii.gz", "case_why.png", "case_why.nii.gz", "case_result.json"}
 
 
-def test_the_how_to_names_every_method() -> None:
+def test_the_how_to_names_the_method() -> None:
     page = (REPOSITORY / "docs/how-to/explain.md").read_text()
-    assert all(f"`{method}`" in page for method in EXPLANATIONS)
+    assert all(f"--explain {method}" in page for method in EXPLANATIONS)
     assert "Sanity checks for saliency maps" in page

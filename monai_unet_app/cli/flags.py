@@ -389,7 +389,7 @@ class Predict(Reading, Device):
     probabilities: bool = False
     uncertainty: bool = False
     cautious: bool = False
-    explain: Annotated[Literal["occlusion", "gradcam", "gradient"] | None, Flag(metavar="METHOD")] = None
+    explain: Annotated[Literal["occlusion"] | None, Flag(metavar="METHOD")] = None
     deliver_rejected: bool = False
     dicom_source: Place | None = None
     dicomize: bool = False
