@@ -395,9 +395,8 @@ def _whole(shape: Sequence[int]) -> Slices:
     return tuple(slice(0, n) for n in shape)
 
 
-_WIDTH_INCHES, _DPI = 7.2, 130
+_WIDTH_INCHES, _DPI, _OPACITY = 7.2, 130, 0.75  # the last of the strongest colour
 _GROUND, _TEXT = "#101214", "#c6ccd4"
-_OPACITY = 0.75  # of the strongest colour
 
 
 def explanation_png(segmentation: Segmentation, case_id: str, explanation: Explanation) -> bytes:
