@@ -139,3 +139,14 @@ def next_command(verb: str, bundle: Path, options: object, more: Sequence[str] =
     words += ["--folds"] if by_folds else []
     words += more
     return "next: " + shlex.join(words + (["--tta"] if getattr(options, "tta", False) else []))
+
+
+def structures(pairs: list[str]) -> dict[int, str]:
+    """Label value -> name, of VALUE=NAME."""
+    named = {}
+    for pair in pairs:
+        value, sign, name = pair.partition("=")
+        if not (sign and name.strip() and value.isdigit() and int(value)):
+            raise UsageError(f"--structure {pair}: a label value above 0, = and a name are needed, such as 1=liver")
+        named[int(value)] = name.strip()
+    return named

@@ -12,13 +12,13 @@ from dataclasses import fields
 from typing import Any
 
 from monai_unet_app import __version__
-from monai_unet_app.cli import calibrate_verb, comparison_verbs, dicom_verbs, service_verbs, show, verbs
+from monai_unet_app.cli import calibrate_verb, comparison_verbs, data_verbs, dicom_verbs, service_verbs, show, verbs
 from monai_unet_app.cli.common import Answer
 from monai_unet_app.cli.dataclass_parser import Options, add_flags
 
 Verb = Callable[[Any], Answer]
 GROUPS: dict[str, tuple[Verb, ...]] = {
-    "data": (verbs.inspect, verbs.convert, verbs.dicomize, verbs.regions),
+    "data": (data_verbs.inspect, data_verbs.convert, data_verbs.dicomize, data_verbs.regions),
     "model": (
         verbs.demo, verbs.plan, verbs.train, calibrate_verb.calibrate, verbs.evaluate, comparison_verbs.compare,
         comparison_verbs.subgroups, verbs.bundle,

@@ -1,0 +1,183 @@
+"""The verbs about data: inspect, convert, dicomize, regions."""
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from monai_unet_app.cli import common, flags, inspect_tables, show
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
+from monai_unet_app.errors import InputRefusedError, UsageError
+
+if TYPE_CHECKING:
+    from dicom_io.read import ReadOptions
+    from monai_unet_app.data.case_files import CaseFiles
+    from monai_unet_app.data.strict import Place
+
+
+def inspect(options: flags.Inspect) -> Answer:
+    """Describe a data set, and list everything that is wrong with it.
+
+    Example: monai-unet inspect DATA
+    """
+    from dicom_io.coding import uncoded
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.data.case_files import named_series
+    from monai_unet_app.data.inspect import ANYTHING, Accepted, inspect_cases
+    from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
+
+    reading = common.read_options(options)
+    known = bundle_files(options.bundle) if options.bundle else None
+    verdicts = dicom_verdicts(options.data, reading)
+    cases, problems = _find_to_inspect(options, reading, has_series=bool(verdicts))
+    bundle = common.loaded_bundle(known.root) if known and cases else None
+    accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values) if bundle else ANYTHING
+    places, plan_problems = _strict_places(options, cases)
+    with show.Steps("reading", len(cases)) as step:
+        fingerprint = inspect_cases(cases, accepted, step, reading, places=places)
+    problems += plan_problems
+    if bundle and (problem := uncoded(bundle.segments)):
+        problems.append(problem)
+    rows = with_cases(verdicts, cases, fingerprint.refusals, named_series(reading))
+    inspect_tables.series_blocks(rows, with_cases=len(cases) > 1)
+    inspect_tables.fingerprint_table(fingerprint.summary())
+    inspect_tables.inspect_problems([*problems, *fingerprint.problems], rows)
+    answer = fingerprint.as_dict()
+    answer["problems"] = [*problems, *answer["problems"]]
+    answer["series"] = [row.as_dict() for row in rows]
+    refused = (
+        fingerprint.refused
+        or fingerprint.faults
+        or plan_problems
+        or any(row.is_bad for row in rows)
+        or (problems and not cases)
+    )
+    return answer, EXIT_REFUSED if refused else EXIT_DONE
+
+
+def _find_to_inspect(
+    options: flags.Inspect, reading: "ReadOptions", *, has_series: bool
+) -> "tuple[list[CaseFiles], list[str]]":
+    """The cases, and the problems of the whole folder. A problem is raised only if there is nothing else to show."""
+    from monai_unet_app.data.case_files import named_series
+    from monai_unet_app.data.inspect import find_to_inspect
+
+    try:
+        return find_to_inspect(options.data, options.labels, options.label_suffix, named_series(reading))
+    except InputRefusedError as error:
+        if not has_series and not (options.json and options.data.exists()):
+            raise
+        return [], [str(error)]
+
+
+def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[dict[str, Place] | None, list[str]]":
+    """Where the plan that `train` would take puts each case, None without --strict; and what is wrong with that plan."""
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
+
+    if not options.strict:
+        if options.splits:
+            raise UsageError("--splits is only used with --strict; give --strict, or leave it out")
+        return None, []
+    own = bundle_files(options.bundle).own_splits if options.bundle else None
+    listed = any(case.listed and case.listed.partition for case in cases)
+    told = options.splits or (own and own.is_file()) or listed or nnunet_folds_of(cases)
+    try:
+        return places_of(plan_of(cases, options.splits, own).values()) if cases else {}, []
+    except InputRefusedError as error:  # too few subjects to deal out are no fault of the data
+        return {}, [str(error)] if told else []
+
+
+def dicomize(options: flags.Dicomize) -> Answer:
+    """Write NIfTI cases as DICOM MR or CT series, their labels as SEG.
+
+    Example: monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom
+    """
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.convert import dicomize_cases
+    from monai_unet_app.data.case_files import find_cases, find_images
+    from monai_unet_app.data.labels import AS_NUMBERED, FileValues
+
+    labelled = bool(options.labels or options.label_suffix)
+    if labelled and not options.bundle:
+        raise UsageError(
+            "--bundle is missing; its segments.json, which names the label values, is needed; give --bundle"
+        )
+    cases = (
+        find_cases(options.images, options.labels, options.label_suffix) if labelled else find_images(options.images)
+    )
+    files = bundle_files(options.bundle) if labelled and options.bundle else None
+    values = FileValues.parse(files.inference_document.get("label_values")) if files else AS_NUMBERED
+    common.check_writable(options.output)
+    with show.Steps("converting", len(cases)) as step:
+        rows, problems = dicomize_cases(
+            cases, options.output, files.segments if files else None, step, options.modality, values
+        )
+    names = ("id", "series", "seg")
+    cells = ([*(escape(row[name] or "-") for name in names), f"{row['max_rounding_error']:.3g}"] for row in rows)
+    show.print_table(("case", show.folded("series"), show.folded("labels"), "largest rounding"), cells)
+    show.problems_list(problems)
+    return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
+
+
+def regions(options: flags.Regions) -> Answer:
+    """Write regions of a structure set as a label file to train with.
+
+    Example: monai-unet regions rtstruct.dcm --image SERIES --roi Liver Tumour --output labels/case_01.nrrd
+    """
+    from monai_unet_app.convert import label_file
+
+    common.check_writable(options.output.parent)
+    rows = label_file(options.structure_set, options.image, options.roi, options.output, common.read_options(options))
+    cells = ([escape(str(row[name])) for name in ("label", "name", "voxels", "overlapped")] for row in rows)
+    show.print_table(("label", show.folded("region"), "voxels", "given to a later region"), cells)
+    show.out.print(f"written: {escape(str(options.output))}")
+    return {"output": str(options.output), "regions": rows}, EXIT_DONE
+
+
+def convert(options: flags.Convert) -> Answer:
+    """Write labelled cases as a raw folder of nnU-Net; with their positions and the folds of a plan.
+
+    Example: monai-unet convert DATA --to nnunet --output nnUNet_raw/Dataset101_Liver
+    """
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.data.case_files import find_data
+    from monai_unet_app.data.cases import known_plan
+    from monai_unet_app.data.datalist import read_dataset_json
+    from monai_unet_app.data.labels import FileValues
+    from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
+
+    naming = [f"--{name}" for name in ("bundle", "structure", "objects") if getattr(options, name)]
+    if len(naming) > 1:
+        raise UsageError(
+            f"{' and '.join(naming)} all say what label values mean; only one is allowed; leave the others out"
+        )
+    if not options.data.exists():
+        raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
+    files = bundle_files(options.bundle) if options.bundle else None
+    stated = files.inference_document if files else {}
+    modalities = (stated.get("input_rules") or {}).get("modality") or []
+    values = FileValues(objects=bool(options.objects))
+    if files:
+        values = FileValues.parse(stated.get("label_values"), stated.get("ignore_label"))
+    cases = find_data(options.data, options.labels, options.label_suffix)
+    config = NnunetConfig(
+        options.output,
+        files.structure_names if files else (options.objects,) if options.objects else (),
+        values,
+        common.structures(options.structure),
+        options.modality or (modalities[0] if len(modalities) == 1 else None),
+        read_dataset_json(options.data) if options.data.is_dir() else None,
+        known_plan(cases, options.splits, files.own_splits if files else None),
+    )
+    common.check_writable(options.output.parent)
+    with show.Steps("reading and writing", 2 * len(cases)) as step:
+        written = write_nnunet_folder(cases, config, step)
+    rows = [(str(number), escape(name), str(value)) for number, (name, value) in enumerate(written.sources.items(), 1)]
+    show.print_table(("label", show.folded("structure"), "value in the data"), rows)
+    if set(written.document["channel_names"].values()) == {"image"}:
+        show.say("the data do not state the modality; if the images are CT, write them again with --modality CT")
+    show.line(f"wrote {options.output}: {len(written.training)} cases to train, {len(written.test)} to test")
+    if written.folds:
+        show.line(f"{written.folds} folds: copy splits_final.json to nnUNet_preprocessed/{options.output.name}")
+    counts = {"training": len(written.training), "test": len(written.test), "folds": written.folds}
+    return {"output": str(options.output), **counts, "label_values": written.sources}, EXIT_DONE
