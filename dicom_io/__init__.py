@@ -9,7 +9,7 @@ from typing import Any
 _NAMES = {
     "volume": "Volume",
     "errors": "DicomIoError",
-    "read": "ReadOptions Verdict read_series examine",
+    "read": "Examination ReadOptions read_series examine",
     "channels": "read_channels",
     "itk_files": "read_itk write_itk",
     "coding": "Segment load_segments",

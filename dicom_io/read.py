@@ -21,11 +21,11 @@ from dicom_io.reading.repair import resample
 from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_below, scan_source, summary, survey_files
 from dicom_io.volume import Provenance, Volume
 
-__all__ = ["ReadOptions", "Source", "Verdict", "examine", "read_series"]
+__all__ = ["Examination", "ReadOptions", "Source", "examine", "read_series"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Examination:
     """The outcome of reading a series, by its headers alone.
 
     Attributes:
@@ -90,7 +90,7 @@ def read_scanned(scan: Scan, options: ReadOptions) -> Volume:
         return _decode(ordered)
 
 
-def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
+def examine(source: Path, options: ReadOptions | None = None) -> list[Examination]:
     """The outcome of reading each series of a folder or file, by headers alone; only a source without DICOM is refused.
 
     Raises:
@@ -98,41 +98,41 @@ def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
     """
     options = options or ReadOptions()
     scan = survey_files(files_below(source) if source.is_dir() else [source])
-    verdicts = [_verdict(series, options, scan.series) for series in scan.series]
-    mixed = {id(verdict.series): verdict for verdict in _mixed(scan)}
+    examinations = [_examined(series, options, scan.series) for series in scan.series]
+    mixed = {id(examination.series): examination for examination in _mixed(scan)}
     return [
-        *(mixed.get(id(verdict.series), verdict) for verdict in verdicts),
-        *(Verdict(None, "broken", str(file.error)) for file in scan.broken),
+        *(mixed.get(id(examination.series), examination) for examination in examinations),
+        *(Examination(None, "broken", str(file.error)) for file in scan.broken),
     ]
 
 
-def _verdict(series: SeriesRef, options: ReadOptions, others: Iterable[SeriesRef]) -> Verdict:
+def _examined(series: SeriesRef, options: ReadOptions, others: Iterable[SeriesRef]) -> Examination:
     if series.set_aside:
-        return Verdict(series, "set aside", series.set_aside)
+        return Examination(series, "set aside", series.set_aside)
     if series.kind != "image":
-        return Verdict(series, "object", series.kind)
+        return Examination(series, "object", series.kind)
     try:
         with refusing(series.name):
             ordered = order_series(series, options)
             check_ends(ordered, others)
             ordered = check_complete(ordered, others, options)
     except DicomIoError as error:
-        return Verdict(series, "refused", str(error))
+        return Examination(series, "refused", str(error))
     notes = "; ".join(note for note in ordered.notes if note not in series.notes)
     if ordered.is_picture:
-        return Verdict(series, "readable", notes, ordered.volume_shape)
+        return Examination(series, "readable", notes, ordered.volume_shape)
     spacing_mm = tuple(np.linalg.norm(ordered.affine_lps[:3, :3], axis=0).tolist())
-    return Verdict(series, "readable", notes, ordered.volume_shape, spacing_mm)
+    return Examination(series, "readable", notes, ordered.volume_shape, spacing_mm)
 
 
-def _mixed(scan: Scan) -> list[Verdict]:
+def _mixed(scan: Scan) -> list[Examination]:
     """The refusals of groups that share one series."""
     by_uid: dict[str, list[SeriesRef]] = {}
     for series in scan.series:
         if series.kind == "image":
             by_uid.setdefault(series.series_instance_uid, []).append(series)
     several = [parts for parts in by_uid.values() if len(parts) > 1]
-    return [Verdict(series, "refused", str(_several_images(parts))) for parts in several for series in parts]
+    return [Examination(series, "refused", str(_several_images(parts))) for parts in several for series in parts]
 
 
 def _select(scan: Scan, series_instance_uid: str | None) -> tuple[SeriesRef, tuple[str, ...]]:

@@ -112,9 +112,9 @@ def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> di
     files = {kind: folder / name for kind, name in result["files"].items()}
     labels = read_volume(files["nifti"]).array.astype(int)
     seg = read_seg(files["seg"], source).array.astype(int)
-    checks = {"SEG, read again, equals the result, voxel for voxel": _verdict(np.array_equal(seg, labels))}
+    checks = {"SEG, read again, equals the result, voxel for voxel": _passed(np.array_equal(seg, labels))}
     drawn = read_rtstruct(files["rtstruct"], source).array.astype(int)
-    checks["RTSTRUCT, drawn again, equals the result, voxel for voxel"] = _verdict(np.array_equal(drawn, labels))
+    checks["RTSTRUCT, drawn again, equals the result, voxel for voxel"] = _passed(np.array_equal(drawn, labels))
     for kind in ("seg", "sr", "rtstruct"):
         name = f"dciodvfy: errors in the {kind.upper()}"
         if program("dciodvfy") is None:
@@ -126,7 +126,7 @@ def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> di
         checks["dcmqi"] = "not run: pip install dcmqi"
         return checks
     by_dcmqi = _on_grid_of(source, *labels_by_dcmqi(files["seg"]))
-    checks["dcmqi reads the SEG back voxel for voxel"] = _verdict(np.array_equal(by_dcmqi, labels))
+    checks["dcmqi reads the SEG back voxel for voxel"] = _passed(np.array_equal(by_dcmqi, labels))
     groups = json.loads(tid1500_by_dcmqi(files["sr"])).get("Measurements", [])
     checks["dcmqi reads the SR: measurement groups"] = f"{len(groups)}" if groups else "FAILED: none"
     return checks
@@ -143,5 +143,5 @@ def _on_grid_of(source: Volume, labels: NDArray[Any], affine_lps: Affine) -> NDA
     return on_source
 
 
-def _verdict(passed: bool) -> str:
+def _passed(passed: bool) -> str:
     return "passed" if passed else "FAILED"

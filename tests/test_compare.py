@@ -517,15 +517,15 @@ def test_a_margin_that_is_none_is_wrong_usage(margin: str, tmp_path: Path) -> No
 def test_a_case_that_could_not_be_measured_keeps_the_gate_from_passing(tmp_path: Path) -> None:
     found = compare(*two(tmp_path, people(12), people(12)))
     assert gate(found).state == "passed"
-    verdict = gate(found, unmeasured=2)
-    assert (verdict.state, verdict.reason) == ("undecided", "2 case(s) could not be measured")
+    outcome = gate(found, unmeasured=2)
+    assert (outcome.state, outcome.reason) == ("undecided", "2 case(s) could not be measured")
 
 
 def test_the_gate_answers_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_gate(tmp_path, people(12), noisy(-0.05), "--json", "--output", str(tmp_path / "out")) == 1
     answer = json.loads(capsys.readouterr().out)
-    assert answer["verdict"] == "failed"
-    assert {figure["score"]: figure["verdict"] for figure in answer["figures"]} == {
+    assert answer["outcome"] == "failed"
+    assert {figure["score"]: figure["outcome"] for figure in answer["figures"]} == {
         "dice": "failed",
         "boundary_iou": "passed",
         "ece_whole": "passed",

@@ -9,7 +9,7 @@ from monai_unet_app.cli.show import between, folded, line, p_value, paragraph, p
 
 if TYPE_CHECKING:
     from monai_unet_app.comparison.differences import Comparison, Difference
-    from monai_unet_app.comparison.release_gate import ReleaseVerdict
+    from monai_unet_app.comparison.release_gate import ReleaseOutcome
     from monai_unet_app.comparison.subgroups import Subgroups
 
 WORD_COLOURS = {"better": "green", "worse": "red", "too few": "yellow"}
@@ -58,16 +58,16 @@ def _difference_cells(entry: "Difference") -> list[str]:
     return [*means, between(estimate.low, estimate.high), p_value(entry.test.p), p_value(entry.test.p_holm), word]
 
 
-def gate_lines(comparison: "Comparison", verdict: "ReleaseVerdict") -> None:
-    """The verdict first, then a line for each score."""
-    colour = {"passed": "green", "failed": "red"}.get(verdict.state, "yellow")
-    styled(f"[{colour}]{verdict.state}[/{colour}]: {escape(verdict.reason)}")
+def gate_lines(comparison: "Comparison", outcome: "ReleaseOutcome") -> None:
+    """The outcome first, then a line for each score."""
+    colour = {"passed": "green", "failed": "red"}.get(outcome.state, "yellow")
+    styled(f"[{colour}]{outcome.state}[/{colour}]: {escape(outcome.reason)}")
     _print_sides(comparison, "old", "new")
-    for score in verdict.scores:
+    for score in outcome.scores:
         entry = score.difference
         change = f"{short(entry.estimate.value, sign='+')} ({between(entry.estimate.low, entry.estimate.high)})"
         line(f"{entry.score:<13}{short(entry.first)} -> {short(entry.second)}  {change}  {score.reason}")
-    for score in verdict.scores:
+    for score in outcome.scores:
         if score.difference.note:
             line(f"note: {score.difference.note}")
 

@@ -28,20 +28,20 @@ def compare(options: flags.Compare) -> Answer:
         problems = _evaluate_missing(options, bundles, evaluations, folder)
         first, second = (evaluations.get(name, folder / name) for name in names)
         comparison = differences.compare(first, second, common=options.common, names=names)
-    code, verdict = EXIT_REFUSED if problems else EXIT_DONE, None
+    code, outcome = EXIT_REFUSED if problems else EXIT_DONE, None
     if options.fail_if_worse:
         unmeasured = {*comparison.pairs.first.not_measured, *comparison.pairs.second.not_measured}
-        verdict = gate(comparison, margins, unmeasured=len(unmeasured))
+        outcome = gate(comparison, margins, unmeasured=len(unmeasured))
         # Undecided means too few subjects or cases without a measurement: a fault of the data, not of the new bundle.
-        code = {"passed": EXIT_DONE, "failed": EXIT_FAILED, "undecided": EXIT_REFUSED}[verdict.state]
+        code = {"passed": EXIT_DONE, "failed": EXIT_FAILED, "undecided": EXIT_REFUSED}[outcome.state]
     files = write_comparison(comparison, options.output) if options.output else ()
-    if verdict:
-        comparison_tables.gate_lines(comparison, verdict)
+    if outcome:
+        comparison_tables.gate_lines(comparison, outcome)
     else:
         comparison_tables.comparison_table(comparison)
     show.wrote(files)
     show.problems_list(problems)
-    return {**(verdict or comparison).as_dict(), "files": [str(file) for file in files], "problems": problems}, code
+    return {**(outcome or comparison).as_dict(), "files": [str(file) for file in files], "problems": problems}, code
 
 
 def subgroups(options: flags.Subgroups) -> Answer:

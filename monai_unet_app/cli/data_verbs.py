@@ -22,13 +22,13 @@ def inspect(options: flags.Inspect) -> Answer:
     from dicom_io.coding import uncoded
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.case_files import named_series
+    from monai_unet_app.data.examinations import dicom_series, with_cases
     from monai_unet_app.data.inspect import ANYTHING, Accepted, inspect_cases
-    from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
 
     reading = common.read_options(options)
     known = bundle_files(options.bundle) if options.bundle else None
-    verdicts = dicom_verdicts(options.data, reading)
-    cases, problems = _find_to_inspect(options, reading, has_series=bool(verdicts))
+    series = dicom_series(options.data, reading)
+    cases, problems = _find_to_inspect(options, reading, has_series=bool(series))
     bundle = common.loaded_bundle(known.root) if known and cases else None
     accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values) if bundle else ANYTHING
     places, plan_problems = _strict_places(options, cases)
@@ -37,7 +37,7 @@ def inspect(options: flags.Inspect) -> Answer:
     problems += plan_problems
     if bundle and (problem := uncoded(bundle.segments)):
         problems.append(problem)
-    rows = with_cases(verdicts, cases, fingerprint.refusals, named_series(reading))
+    rows = with_cases(series, cases, fingerprint.refusals, named_series(reading))
     inspect_tables.series_blocks(rows, with_cases=len(cases) > 1)
     inspect_tables.fingerprint_table(fingerprint.summary())
     inspect_tables.inspect_problems([*problems, *fingerprint.problems], rows)

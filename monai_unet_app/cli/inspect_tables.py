@@ -10,7 +10,7 @@ from rich.table import Column
 from monai_unet_app.cli.show import NAMES, err, line, out, paragraph, print_table, problems_list, styled
 
 if TYPE_CHECKING:
-    from monai_unet_app.data.verdicts import SeriesRow
+    from monai_unet_app.data.examinations import SeriesRow
 
 RANGE = ("least", "median", "most")
 OUTCOME_NOUNS = {
@@ -70,7 +70,7 @@ def series_blocks(rows: "Sequence[SeriesRow]", *, with_cases: bool) -> None:
         line(", ".join(f"{counts[name]} {noun}" for name, noun in OUTCOME_NOUNS.items() if counts[name]))
     groups: dict[tuple[str, str], list[SeriesRow]] = {}
     for row in rows:
-        if row.verdict.series is not None:
+        if row.examination.series is not None:
             # Series without a reason are not grouped: the id of the row is a key that no other row has.
             groups.setdefault((row.outcome, _reason(row) or str(id(row))), []).append(row)
     for (outcome, _), group in groups.items():
@@ -79,7 +79,7 @@ def series_blocks(rows: "Sequence[SeriesRow]", *, with_cases: bool) -> None:
             _series_head(row, outcome, with_cases=with_cases)
         if reason := _reason(group[0]):
             paragraph(f"{len(group)} series: {reason}" if len(group) > 1 else reason)
-    _broken_files([row.reason for row in rows if row.verdict.series is None])
+    _broken_files([row.reason for row in rows if row.examination.series is None])
 
 
 def _series_head(row: "SeriesRow", outcome: str, *, with_cases: bool) -> None:
@@ -98,7 +98,7 @@ def _series_head(row: "SeriesRow", outcome: str, *, with_cases: bool) -> None:
 
 def _reason(row: "SeriesRow") -> str:
     """The reason without the name of the series, so that series can share it. Empty for objects: their modality is enough."""
-    series = row.verdict.series
+    series = row.examination.series
     if row.outcome == "object" or series is None:
         return ""
     return row.reason.replace(series.name, "it") if series.series_instance_uid else row.reason

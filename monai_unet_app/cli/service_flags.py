@@ -88,7 +88,7 @@ class Review(Reading):
     Attributes:
         result: a result.json with its files beside it, or their folder
         input: the image that the result was made from
-        output: folder for the page, or for the files that follow from a verdict
+        output: folder for the page, or for the files that follow from a decision
         bundle: the bundle that made the result, for its colours and its measured calibration
         prior: an earlier result.json of the same patient, for comparing sizes
         same_patient: you have compared patient ID and date of birth of both images: the page says so beside --prior
@@ -96,11 +96,11 @@ class Review(Reading):
         most_mb: the most megabytes of images in the page (default: 60)
         without_identity: do not name patient and study
         no_pdf: write the page only
-        apply: apply the verdict that a page saved
-        reviewer: the person responsible for the verdict, as Family^Given
+        apply: apply the decision that a page saved
+        reviewer: the person responsible for the decision, as Family^Given
         organization: the organization of the reviewer
         correction: the corrected mask: NIfTI, SEG or RTSTRUCT
-        delivered: the result is in an archive: if the verdict rejects it, write a rejection note
+        delivered: the result is in an archive: if the decision rejects it, write a rejection note
         superseded: an earlier version of the result that is in an archive: the note also rejects it; may be repeated
         variants: subfolders with the same result, written in several ways
         training: folder that keeps a corrected case to train on
@@ -117,7 +117,7 @@ class Review(Reading):
     most_mb: float = 60.0
     without_identity: bool = False
     no_pdf: bool = False
-    apply: Annotated[Place | None, Flag(metavar="VERDICT")] = None
+    apply: Annotated[Place | None, Flag(metavar="DECISION")] = None
     reviewer: str | None = None
     organization: str | None = None
     correction: Place | None = None

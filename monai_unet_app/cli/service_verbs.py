@@ -273,7 +273,7 @@ def review(options: service_flags.Review) -> Answer:
 
     Example: monai-unet review --result OUT/case_result.json --input case.nii.gz --output REVIEW
     """
-    return _write_review(options) if options.apply is None else _apply_verdict(options.apply, options)
+    return _write_review(options) if options.apply is None else _apply_decision(options.apply, options)
 
 
 def _write_review(options: service_flags.Review) -> Answer:
@@ -283,7 +283,7 @@ def _write_review(options: service_flags.Review) -> Answer:
 
     if options.input is None:
         raise UsageError(
-            "--input is missing; the image that the result was made from is needed, or --apply and a verdict"
+            "--input is missing; the image that the result was made from is needed, or --apply and a decision"
         )
     if options.same_patient and options.prior is None:
         raise UsageError(
@@ -307,9 +307,9 @@ def _write_review(options: service_flags.Review) -> Answer:
     return {kind: str(path) for kind, path in written.items()}, EXIT_DONE
 
 
-def _apply_verdict(verdict: Path, options: service_flags.Review) -> Answer:
+def _apply_decision(decision: Path, options: service_flags.Review) -> Answer:
     from monai_unet_app.data.read import read_volume
-    from monai_unet_app.review.verdict import Reviewer, VerdictContext, apply_verdict, read_verdict
+    from monai_unet_app.review.decision import DecisionContext, Reviewer, apply_decision, read_decision
 
     if bool(options.reviewer) != bool(options.organization):
         raise UsageError(
@@ -317,7 +317,7 @@ def _apply_verdict(verdict: Path, options: service_flags.Review) -> Answer:
         )
     common.check_writable(options.output)
     reviewer = Reviewer(options.reviewer, options.organization) if options.reviewer and options.organization else None
-    context = VerdictContext(
+    context = DecisionContext(
         reviewer=reviewer,
         image=None if options.input is None else read_volume(options.input, common.read_options(options)),
         correction=options.correction,
@@ -327,7 +327,7 @@ def _apply_verdict(verdict: Path, options: service_flags.Review) -> Answer:
         delivered=options.delivered,
         superseded=tuple(options.superseded),
     )
-    record = apply_verdict(read_verdict(verdict), options.result, options.output, context)
+    record = apply_decision(read_decision(decision), options.result, options.output, context)
     show.line(f"{record['case']}: {record['decision']}")
     show.line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")
     for row in record["objects"]:

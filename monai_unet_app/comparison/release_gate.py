@@ -37,7 +37,7 @@ class GatedScore:
 
 
 @dataclass(frozen=True)
-class ReleaseVerdict:
+class ReleaseOutcome:
     """The outcome of the gate.
 
     It is "failed" if a score failed, else "undecided" if a score is undecided or a case is missing, else "passed".
@@ -52,7 +52,7 @@ class ReleaseVerdict:
 
     @property
     def state(self) -> State:
-        """The verdict on all scores."""
+        """The outcome on all scores."""
         states = {score.state for score in self.scores} | ({"undecided"} if self.unmeasured else set())
         return next((state for state in ("failed", "undecided") if state in states), "passed")
 
@@ -67,8 +67,8 @@ class ReleaseVerdict:
         return "; ".join([*reasons, *([f"{self.unmeasured} case(s) could not be measured"] if self.unmeasured else [])])
 
     def as_dict(self) -> dict[str, Any]:
-        """The verdict, ready for JSON."""
-        return {"verdict": self.state, "reason": self.reason, "figures": [_entry(score) for score in self.scores]}
+        """The outcome, ready for JSON."""
+        return {"outcome": self.state, "reason": self.reason, "figures": [_entry(score) for score in self.scores]}
 
 
 def _entry(score: GatedScore) -> dict[str, Any]:
@@ -82,12 +82,12 @@ def _entry(score: GatedScore) -> dict[str, Any]:
         "interval": [finite_or_none(estimate.low), finite_or_none(estimate.high)],
         "subjects": estimate.subjects,
         "margin": score.margin,
-        "verdict": score.state,
+        "outcome": score.state,
         "reason": score.reason,
     }
 
 
-def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unmeasured: int = 0) -> ReleaseVerdict:
+def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unmeasured: int = 0) -> ReleaseOutcome:
     """Whether the second bundle may take the place of the first.
 
     Without a margin a score fails where the interval of its difference lies wholly on the bad side of 0. With a margin the
@@ -112,7 +112,7 @@ def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unm
         raise UsageError(
             f"--margin {', '.join(wrong)}: numbers from 0 for some of {', '.join(GATED_SCORES)} are needed"
         )
-    return ReleaseVerdict(tuple(_gated(comparison, name, margins.get(name)) for name in GATED_SCORES), unmeasured)
+    return ReleaseOutcome(tuple(_gated(comparison, name, margins.get(name)) for name in GATED_SCORES), unmeasured)
 
 
 def _gated(comparison: Comparison, name: str, margin: float | None) -> GatedScore:

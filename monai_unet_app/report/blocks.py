@@ -16,7 +16,7 @@ Tone = Literal["", "good", "bad"]
 
 @dataclass(frozen=True)
 class Title:
-    """The subject of the document, in small type above its verdict."""
+    """The subject of the document, in small type above its conclusion."""
 
     text: str
 

@@ -157,7 +157,7 @@ class EvaluationReport:
         evaluation: The scores of at least one case.
         measured_on: Bundle and data set.
         pictures: Worst, median and best case, any of them.
-        targets: Bounds for scores; they make the verdict.
+        targets: Bounds for scores; they make the conclusion.
         targets_from: Origin of the targets in words; empty where it is not known.
         how: Seed, resamples and level of the intervals.
         statements: Which of the bundle's statements about its results came true, as `summarise_statements` counts them; None

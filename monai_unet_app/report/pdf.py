@@ -110,7 +110,7 @@ _GREY, _STRONG = HexColor(LIGHT.muted), {"fontName": _BOLD}
 _STYLES = {
     "plain": _PLAIN,
     "title": ParagraphStyle("title", _PLAIN, textColor=_GREY, fontSize=9.5, **_STRONG),
-    "verdict": ParagraphStyle("verdict", _PLAIN, fontSize=17, leading=22, spaceAfter=5, **_STRONG),
+    "conclusion": ParagraphStyle("conclusion", _PLAIN, fontSize=17, leading=22, spaceAfter=5, **_STRONG),
     "heading": ParagraphStyle("heading", _PLAIN, fontSize=12, leading=15, spaceBefore=18, spaceAfter=4, **_STRONG),
     "small heading": ParagraphStyle("small heading", _PLAIN, spaceBefore=7, **_STRONG),
     "note": ParagraphStyle("note", _PLAIN, textColor=_GREY, fontSize=7.5, leading=10.5),
@@ -130,7 +130,7 @@ def flowables(block: Block) -> list[Flowable]:
         case blocks.Title():
             return [_paragraph(block.text, "title")]
         case blocks.Conclusion():
-            return [Paragraph(_coloured(block.text, TONES[block.tone]), _STYLES["verdict"])]
+            return [Paragraph(_coloured(block.text, TONES[block.tone]), _STYLES["conclusion"])]
         case blocks.Heading():
             return _with_next(_paragraph(block.text, "small heading" if block.small else "heading"))
         case blocks.Text():

@@ -1,4 +1,4 @@
-"""The content of a report, section by section, verdict first; `html` and `pdf` give it its appearance.
+"""The content of a report, section by section, conclusion first; `html` and `pdf` give it its appearance.
 
 It holds no path and no identity except the names of cases.
 """
@@ -63,14 +63,14 @@ def sections(report: EvaluationReport) -> list[Block]:
     ]
 
 
-# --- the verdict
+# --- the conclusion
 
 
 def head(report: EvaluationReport) -> list[Block]:
     """The subject of the report, whether the targets were reached, and the four most important figures."""
     on = report.measured_on
     cases = f"{plural(len(report.cases), 'case')} of {plural(report.subjects, 'subject')}"
-    blocks: list[Block] = [Title(f"{on.bundle_name} {on.bundle_version}, {cases}"), verdict(report)]
+    blocks: list[Block] = [Title(f"{on.bundle_name} {on.bundle_version}, {cases}"), conclusion(report)]
     if but := _limits(report):
         blocks.append(Lines(but))
     if report.targets:
@@ -96,7 +96,7 @@ def _limits(report: EvaluationReport) -> tuple[tuple[Tone, str, str], ...]:
     return tuple(limits)
 
 
-def verdict(report: EvaluationReport) -> Conclusion:
+def conclusion(report: EvaluationReport) -> Conclusion:
     """Whether the targets were reached; without targets the most important figure."""
     if not report.targets:
         dice = report.summary["dice"]

@@ -1,4 +1,4 @@
-"""The review of a result by a clinician, and the consequences of the verdict."""
+"""The review of a result by a clinician, and the consequences of the decision."""
 
 from .export import ReviewConfig, write_review
 

@@ -1,7 +1,7 @@
 """The review of a delivered result as a folder: a page that works from disk, and the same as a PDF.
 
 It is made from the files of the result, not from a case in memory. So the review shows what was delivered, can be made later
-and on another machine without a second inference, and a verdict can name the digest of the reviewed files.
+and on another machine without a second inference, and a decision can name the digest of the reviewed files.
 """
 
 from dataclasses import dataclass, replace

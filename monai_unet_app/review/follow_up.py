@@ -1,4 +1,4 @@
-"""DICOM objects that follow from a verdict: a verified report, a corrected result, and a note that rejects earlier objects."""
+"""DICOM objects that follow from a decision: a verified report, a corrected result, and a note that rejects earlier objects."""
 
 import tempfile
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ ALL_FRAMES = "-all-frames"
 
 @dataclass(frozen=True)
 class FollowUp:
-    """The consequences of a verdict.
+    """The consequences of a decision.
 
     Attributes:
         verification: Name, organization, time and comment of the reviewer.
@@ -49,14 +49,14 @@ class FollowUp:
 
 
 def write_follow_up(follow_up: FollowUp, result: Path, output: Path, name: str) -> dict[str, Path]:
-    """Writes the objects that follow from a verdict about a result, and gives the files by kind.
+    """Writes the objects that follow from a decision about a result, and gives the files by kind.
 
     "verified": the VERIFIED report. "corrected seg", "corrected sr" and so on: the same kinds of objects as the result has,
     made from the corrected masks. The corrected report has new measurements, is VERIFIED, and names the old report as its
     predecessor. "rejection": a Key Object Selection that rejects the objects of the result.
 
     Args:
-        follow_up: The consequences of the verdict.
+        follow_up: The consequences of the decision.
         result: The `result.json`, beside its files.
         output: Gets the objects, `<name>_sr_verified.dcm`, `<name>_corrected_<kind>.dcm`, `<name>_rejection.dcm`.
         name: The beginning of the files' names.

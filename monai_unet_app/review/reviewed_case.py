@@ -40,7 +40,7 @@ class ReviewedCase:
     Attributes:
         document: Content of its `result.json`.
         folder: Folder of `result.json` and of the files that it names.
-        result_sha256: Hex digest of `result.json`; a verdict names it.
+        result_sha256: Hex digest of `result.json`; a decision names it.
         labels_sha256: Hex digest of the file that the masks were read from; None for a result without labels.
         segmentation: The image and the delivered labels; no voxel belongs to a segment where no labels were delivered.
         uncertainty: Shape (I, J, K), 0 sure to 1 undecided; None where none was delivered.

@@ -109,7 +109,7 @@ def unchecked(site: Site, *, live: bool) -> list[str]:
     """What an acceptance does not cover, in words, for the report."""
     always = [
         "the content of objects other than SEG; for SR, RTSTRUCT and GSPS only their presence is checked, for others nothing",
-        "the node's HTTP API, review pages, verdicts, notices and retention",
+        "the node's HTTP API, review pages, decisions, notices and retention",
         "what happens when a part is killed, a disk is full or a destination is away",
         "whether results are clinically right: images are examples, and the expected result is that of this program",
     ]

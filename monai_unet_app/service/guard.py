@@ -40,7 +40,7 @@ MOST_TEXT_BYTES = 1 << 20
 TRAIL_FAULT = "a fault of the node: its audit trail cannot be written"
 
 _TEXT_S = 30.0  # within which such a body must come
-_TAKE_FILES = ("/studies", "/results/{number}/verdict")
+_TAKE_FILES = ("/studies", "/results/{number}/decision", "/results/{number}/verdict")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",  # with no-referrer the buttons of a page send "Origin: null"

@@ -58,16 +58,16 @@ _FILE = {"type": "string", "format": "binary"}
 _UPLOAD = _body(
     {"application/octet-stream": _FILE, "multipart/form-data": {"type": "object", "properties": {"file": _FILE}}}
 )
-_DECISION = schema("review_verdict")
+_DECISION = schema("review_decision")
 _FORM = {
     "type": "object",
-    "required": ["verdict", "mask"],
+    "required": ["decision", "mask"],
     "properties": {
-        "verdict": {**_DECISION, "description": "JSON; its decision is corrected"},
+        "decision": {**_DECISION, "description": "JSON; its decision is corrected"},
         "mask": {**_FILE, "description": "NIfTI, SEG or RTSTRUCT on the image's grid"},
     },
 }
-_VERDICT = _body({"application/json": _DECISION, "multipart/form-data": _FORM})
+_DECIDED = _body({"application/json": _DECISION, "multipart/form-data": _FORM})
 
 
 def _printable(reason: str) -> str:
@@ -315,30 +315,32 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
             content_disposition_type="inline",
         )  # fmt: skip
 
+    @app.get("/results/{number}/verdict", include_in_schema=False)  # the name in earlier versions
     @app.get(
-        "/results/{number}/verdict",
+        "/results/{number}/decision",
         summary="The holder of the token, whether they may decide, and the decision, if there is one",
     )
     def decision_so_far(number: Number, holder: access.Reviewer) -> dict[str, Any]:
         stands = standing(node, _result(node, number))
         return {"who": holder.name, **stands, "open": stands["open"] and holder.may_decide}
 
+    @app.post("/results/{number}/verdict", include_in_schema=False)
     @app.post(
-        "/results/{number}/verdict",
+        "/results/{number}/decision",
         summary="What a reviewer decided: JSON of a review page, or a form with the mask too",
-        openapi_extra=_VERDICT,
+        openapi_extra=_DECIDED,
     )
-    async def verdict(number: Number, request: Request, holder: access.Decider) -> dict[str, Any]:
+    async def decision(number: Number, request: Request, holder: access.Decider) -> dict[str, Any]:
         result = _result(node, number)
         if is_json(request):
             return await run_in_threadpool(_decide, node, result, await request.body(), holder.name)
         if not is_form(request):
-            raise HTTPException(415, "JSON of a review page is needed, or a form with fields verdict and mask")
-        # Two files: some clients send the verdict as a file too, for instance `curl -F verdict=@verdict.json`.
+            raise HTTPException(415, "JSON of a review page is needed, or a form with fields decision and mask")
+        # Two files: some clients send the decision as a file too, for instance `curl -F decision=@decision.json`.
         async with opened_form(request, max_files=2, max_fields=4) as form:
-            field, mask = form.get("verdict"), form.get("mask")
+            field, mask = form.get("decision", form.get("verdict")), form.get("mask")
             if field is None or mask is None or isinstance(mask, str):
-                raise HTTPException(422, "a form with fields verdict (JSON) and mask (a file) is needed")
+                raise HTTPException(422, "a form with fields decision (JSON) and mask (a file) is needed")
             text = field if isinstance(field, str) else await field.read(MOST_TEXT_BYTES)
             with scratch_file(node.folder, mask_ending(mask)) as path:
                 await run_in_threadpool(copy_upload, mask.file, path)
@@ -346,15 +348,15 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
 
 
 def _decide(node: "Node", result: Result, text: str | bytes, reviewer: str, mask: Path | None = None) -> dict[str, Any]:
-    """Applies the verdict in a JSON text and gives its record."""
+    """Applies the decision in a JSON text and gives its record."""
     try:
-        verdict = json.loads(text)
+        decision = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise HTTPException(422, "the verdict is not JSON, or is nested too deeply") from error
-    if not isinstance(verdict, dict):
-        raise HTTPException(422, "the verdict is not a JSON object")
+        raise HTTPException(422, "the decision is not JSON, or is nested too deeply") from error
+    if not isinstance(decision, dict):
+        raise HTTPException(422, "the decision is not a JSON object")
     with _errors_as_answers(node):
-        return decide(node, result, verdict, reviewer, mask)
+        return decide(node, result, decision, reviewer, mask)
 
 
 def _add_repairs(app: FastAPI, node: "Node") -> None:

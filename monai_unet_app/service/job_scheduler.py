@@ -137,7 +137,7 @@ class JobScheduler:
         node.deliveries.forget_remade(job.study)
 
     def _report_result(self, job: Job, recorded: Result, new: NewResult, worker: int) -> None:
-        # The reason is the worker's: a reason that a person wrote may name a patient, and is in `verdicts` only.
+        # The reason is the worker's: a reason that a person wrote may name a patient, and is in `decisions` only.
         self._node.audit.write(
             "result", study=job.study, version=job.version, job=job.id, result=recorded.id, series=new.series,
             rule=new.rule, state=recorded.state, verdict=new.verdict, reason=new.reason, digest=new.digest,

@@ -3,7 +3,7 @@
     received/<study>/<series>/<instance>.dcm    forced to the disk before the sender gets its answer
     results/<job>-<attempt>/<result>/           whole, or not there
     reviews/<result>/                           pages that name patients, made when a reviewer asks
-    verdicts/<study>/                           what people decided and why; kept when the study's files are deleted
+    decisions/<study>/                          what people decided and why; kept when the study's files are deleted
     dead-letters/                               what was given up, and why
     audit.jsonl                                 what was done
     node.sqlite                                 what waits; made anew from the audit trail if it is lost
@@ -51,7 +51,7 @@ from monai_unet_app.service.site_file import Site
 from monai_unet_app.service.uploads import IMAGES
 from monai_unet_app.service.worker_pool import WorkerPool
 
-RECEIVED, RESULTS, REVIEWS, DEAD, VERDICTS = "received", "results", "reviews", "dead-letters", "verdicts"
+RECEIVED, RESULTS, REVIEWS, DEAD, DECISIONS = "received", "results", "reviews", "dead-letters", "decisions"
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
 _ROUND_S = 0.05
 _LAST_TURNED_AWAY = 10
@@ -86,9 +86,11 @@ class Node:
         self.site, self.config, self._worker = site, site.node, worker
         self.folder = folder = self.config.folder
         self.received_folder, self.results_folder = folder / RECEIVED, folder / RESULTS
-        self.reviews_folder, self.verdicts_folder = folder / REVIEWS, folder / VERDICTS
+        self.reviews_folder, self.decisions_folder = folder / REVIEWS, folder / DECISIONS
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _locked(folder)
+        if (folder / "verdicts").is_dir() and not self.decisions_folder.exists():
+            (folder / "verdicts").rename(self.decisions_folder)  # the name in earlier versions
         most_bytes = self.config.instance_gb * 1e9
         self.store = InstanceStore(self.received_folder, stored=self._stored, most_bytes=most_bytes)
         try:

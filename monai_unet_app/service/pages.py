@@ -56,7 +56,7 @@ class ReviewPages:
         future.set_result(path)
 
     def _made(self, result: Result) -> Path:
-        post_url = f"/results/{result.id}/verdict"
+        post_url = f"/results/{result.id}/decision"
         earlier = None if page_of(self._node, result).exists() else self.earlier(result)
         if earlier is not None:
             try:

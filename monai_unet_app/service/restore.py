@@ -1,7 +1,7 @@
 """A node's database, made anew from its audit trail: what was done, what was decided, and which destination has what.
 
 A line of the trail is written before the database is changed, within the same transaction, so the trail knows as much. The
-trail lacks tries that failed, reasons that people wrote (they are in `verdicts`, and may name a patient), and the time by the
+trail lacks tries that failed, reasons that people wrote (they are in `decisions`, and may name a patient), and the time by the
 node's own clock at which something was done: retention begins anew. Studies that the trail does not name are found among the
 received files, and count as arriving.
 """

@@ -37,10 +37,10 @@ class Retention:
         self._delete_unknown_results()
 
     def forget_decisions_without_record(self, study: str) -> None:
-        """Forgets decisions about forgotten results of a study that no record in `verdicts` tells of any more."""
+        """Forgets decisions about forgotten results of a study that no record in `decisions` tells of any more."""
         node = self._node
         for decision in node.queue.decisions_on_forgotten(study):
-            records = (node.verdicts_folder / study).glob(f"result-{decision.result}_{decision.decision}*.json")
+            records = (node.decisions_folder / study).glob(f"result-{decision.result}_{decision.decision}*.json")
             if any(records):
                 continue
             with node.queue.transaction():
@@ -62,12 +62,12 @@ class Retention:
         _logger.info("study %s: forgotten, because its retention time is over", study)
 
     def _delete_decision_records(self) -> None:
-        """Deletes records of decisions that are older than `verdict_days`; 0 keeps all."""
+        """Deletes records of decisions that are older than `decision_days`; 0 keeps all."""
         node = self._node
-        if not node.config.verdict_days:
+        if not node.config.decision_days:
             return
-        before = node.queue.now_s() - node.config.verdict_days * _DAY_S
-        for path in node.verdicts_folder.glob("*/*.json"):
+        before = node.queue.now_s() - node.config.decision_days * _DAY_S
+        for path in node.decisions_folder.glob("*/*.json"):
             if path.stat().st_mtime < before:
                 path.unlink()
                 self.forget_decisions_without_record(path.parent.name)

@@ -1,4 +1,4 @@
-"""Reviews of a node's results; `monai-unet review`, in a process of its own, makes the pages and applies the verdicts."""
+"""Reviews of a node's results; `monai-unet review`, in a process of its own, makes the pages and applies the decisions."""
 
 import json
 import os
@@ -84,9 +84,9 @@ def standing(node: Node, result: Result) -> dict[str, Any]:
 
 
 def decide(
-    node: Node, result: Result, verdict: dict[str, Any], reviewer: str, corrected: Path | None = None
+    node: Node, result: Result, decision: dict[str, Any], reviewer: str, corrected: Path | None = None
 ) -> dict[str, Any]:
-    """Applies the verdict of a signed-in reviewer, and gives the record that `review.verdict.apply_verdict` writes.
+    """Applies the decision of a signed-in reviewer, and gives the record that `review.decision.apply_decision` writes.
 
     Accepted: the result is delivered if it was held back, then a verified report. Rejected or corrected: the result is not
     delivered; if it was delivered already, or an earlier version without a decision was, a rejection note that names both
@@ -95,39 +95,39 @@ def decide(
 
     Args:
         node: Keeps the result.
-        result: The result that the verdict is about.
-        verdict: The JSON document of the review page.
+        result: The result that the decision is about.
+        decision: The JSON document of the review page.
         reviewer: Name of the reviewer.
         corrected: The mask of a correction.
 
     Raises:
         DecidedError: Somebody else has decided about the result, or it has changed meanwhile.
-        AppError: The verdict is about another result, or cannot be applied; the message says why.
+        AppError: The decision is about another result, or cannot be applied; the message says why.
     """
     with node.decision_locks[result.id]:  # a second decision at the same time waits, and is then told of the first
-        # Asked again in `take_effect`, within the transaction: applying a verdict takes seconds, in which the result
+        # Asked again in `take_effect`, within the transaction: applying a decision takes seconds, in which the result
         # may be superseded.
         node.queue.check_undecided(result.id)
         result = _current(node, result.id)
         check_files(node, result, needs_document=True)
         folder = page_of(node, result).parent
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".verdict-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".decision-") as scratch:
             application = _Application(node, result, reviewer, Path(scratch), earlier_versions(node.queue, result))
-            record = application.apply(verdict, corrected)
+            record = application.apply(decision, corrected)
             application.take_effect(record)
     return record
 
 
 @dataclass(frozen=True)
 class _Application:
-    """A verdict that is being applied.
+    """A decision that is being applied.
 
     Attributes:
         node: Keeps the result.
-        result: The result that the verdict is about.
+        result: The result that the decision is about.
         reviewer: Name of the reviewer.
-        output: Folder for the record and the objects that follow from the verdict.
+        output: Folder for the record and the objects that follow from the decision.
         earlier: Earlier versions of the result, which are rejected with it if it is not accepted.
     """
 
@@ -143,8 +143,8 @@ class _Application:
         present = [version for version in self.earlier if not self.node.lost_results.why_lost(version)]
         return [version for version in present if not _lacks_document(self.node, version)]
 
-    def apply(self, verdict: dict[str, Any], corrected: Path | None) -> dict[str, Any]:
-        """Writes the record of a verdict, and the objects that follow from it, into `output`; gives the record."""
+    def apply(self, decision: dict[str, Any], corrected: Path | None) -> dict[str, Any]:
+        """Writes the record of a decision, and the objects that follow from it, into `output`; gives the record."""
         node, result = self.node, self.result
         options = ["--result", str(document_of(node, result)), "--output", str(self.output)]
         options += ["--variants", str(node.result_folder(result))]
@@ -155,8 +155,8 @@ class _Application:
         if corrected is not None:
             options += ["--correction", str(corrected), "--training", str(self.output / TRAINING)]
             options += _image(node, result)
-        file = self.output / "verdict.json"
-        file.write_text(json.dumps(verdict))
+        file = self.output / "decision.json"
+        file.write_text(json.dumps(decision))
         record: dict[str, Any] = json.loads(_run([*options, "--apply", str(file), "--json"]))
         return record
 
@@ -342,7 +342,7 @@ def _write_record(
         "reason": reason,
         "review": review,
     }
-    folder = node.verdicts_folder / result.study
+    folder = node.decisions_folder / result.study
     write_new_json(document, folder / f"result-{result.id}_{decision.decision}.json", "decision_record")
 
 

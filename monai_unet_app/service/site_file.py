@@ -105,7 +105,7 @@ class NodeConfig:
         first_pause_s, longest_pause_s: Pauses between attempts to reach a destination; each is twice as long as the last.
         give_up_h: Hours after which the result for an unreachable destination goes to the dead letters.
         retention_days: How long studies and results are kept after everything about them is done.
-        verdict_days: How long records of decisions are kept; 0: for ever.
+        decision_days: How long records of decisions are kept; 0: for ever.
         least_free_gb: With less free disk than this, no instance is received.
         instance_gb: The largest instance; it is held in memory while it is received.
         organization: The organization of the reviewers, named in verified reports.
@@ -135,7 +135,7 @@ class NodeConfig:
     longest_pause_s: float = 300.0
     give_up_h: float = 72.0
     retention_days: float = 14.0
-    verdict_days: float = 0.0
+    decision_days: float = 0.0
     least_free_gb: float = 1.0
     instance_gb: float = 1.0
     organization: str = ""
@@ -370,7 +370,7 @@ _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "senders": lambda table, _: tuple(checked_ae_title(title, table.where) for title in table.texts("senders") or ()),
     "networks": lambda table, _: tuple(_network(text, table.where) for text in table.texts("networks") or ()),
     "tls": lambda table, folder: read_tls(table.part("tls"), folder),
-    "verdict_days": lambda table, _: _number(table, "verdict_days", NodeConfig.verdict_days, least=0.0),
+    "decision_days": lambda table, _: _number(table, "decision_days", NodeConfig.decision_days, least=0.0),
     "find_by": _keywords,
     "name": _name,
     "bundle": _bundle,

@@ -21,10 +21,10 @@ from dicom_io.volume import LPS_FROM_RAS, Provenance, Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data import inspect
 from monai_unet_app.data.case_files import CaseFiles
+from monai_unet_app.data.examinations import dicom_series, with_cases
 from monai_unet_app.data.inspect import Accepted, find_to_inspect, inspect_cases
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import validate, write_json
-from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
 from monai_unet_app.errors import InputRefusedError
 
 AFFINE_RAS = LPS_FROM_RAS @ oblique_affine((1.25, 0.75, 2.5), degrees=(2.0, -3.0, 4.0))
@@ -151,7 +151,7 @@ def test_the_series_of_a_dicomdir_are_those_that_it_lists(tmp_path: Path) -> Non
         ):
             path.rename(path.with_name(f"S{number}"))
     index = dicomdir(tmp_path / "cd", [file for name in "ab" for file in sorted((tmp_path / "cd" / name).iterdir())])
-    rows = dicom_verdicts(index, ReadOptions())
+    rows = dicom_series(index, ReadOptions())
     assert [row.as_dict()["series_instance_uid"] for row in rows] == ["1.2.1", "1.2.2"]
     cases, _ = find_to_inspect(index)
     found = inspect_cases(cases)
@@ -181,7 +181,7 @@ def test_a_series_that_its_case_is_refused_for_is_refused_with_that_reason(tmp_p
     for name, uid in (("a", "1.2.1"), ("b", "1.2.2")):
         write_mr_series(tmp_path / "in" / name, lopsided_array(), oblique_affine(), header={"SeriesInstanceUID": uid})
     cases, _ = find_to_inspect(tmp_path / "in")
-    rows = with_cases(dicom_verdicts(tmp_path / "in", ReadOptions()), cases, {"b": "its modality is MR, CT is needed"})
+    rows = with_cases(dicom_series(tmp_path / "in", ReadOptions()), cases, {"b": "its modality is MR, CT is needed"})
     told = [(row.case, row.outcome, row.reason) for row in rows]
     assert told == [("a", "readable", ""), ("b", "refused", "its modality is MR, CT is needed")]
 

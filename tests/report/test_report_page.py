@@ -19,7 +19,7 @@ from monai_unet_app.report.case_pictures import INVENTED_COLOUR, MISSED_COLOUR, 
 from monai_unet_app.report.charts import LIGHT
 from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target
 from monai_unet_app.report.html import render_html
-from monai_unet_app.report.sections import verdict
+from monai_unet_app.report.sections import conclusion
 
 ON = MeasuredOn("lobes <3d>", "1.2.0", "ab" * 32, "Phantoms & co", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back"))
@@ -99,20 +99,20 @@ def test_the_page_is_well_formed_and_its_drawings_find_their_parts(page):
     assert {a or b for a, b in referred} == set(names)
 
 
-def test_the_verdict_comes_first_and_says_what_was_missed(page):
+def test_the_conclusion_comes_first_and_says_what_was_missed(page):
     text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
     assert text.index("1 of 2 targets missed") < text.index("Each class")
     assert "✗ missed" in text
     assert "✓ reached" in text
-    assert verdict(report(targets=TARGETS[1:] * 2, pictures=False)).text == "All 2 targets are reached"
-    assert verdict(report(pictures=False)).text.startswith("Mean Dice 0.")
+    assert conclusion(report(targets=TARGETS[1:] * 2, pictures=False)).text == "All 2 targets are reached"
+    assert conclusion(report(pictures=False)).text.startswith("Mean Dice 0.")
 
 
 def test_a_target_without_a_figure_is_neither_reached_nor_missed():
     unknown = Target("something else", ("else", "mean"), at_least=0.5)
-    said = verdict(report(targets=(*TARGETS, unknown), pictures=False))
+    said = conclusion(report(targets=(*TARGETS, unknown), pictures=False))
     assert (said.text, said.tone) == ("1 of 3 targets missed, 1 not defined", "bad")
-    said = verdict(report(targets=(TARGETS[1], unknown), pictures=False))
+    said = conclusion(report(targets=(TARGETS[1], unknown), pictures=False))
     assert (said.text, said.tone) == ("1 of 2 targets reached, 1 not defined", "")
 
 

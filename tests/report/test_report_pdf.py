@@ -41,7 +41,7 @@ def test_the_same_report_gives_the_same_bytes(report, file):
     assert render_pdf(report) == file
 
 
-def test_the_verdict_comes_first_with_every_target(reader):
+def test_the_conclusion_comes_first_with_every_target(reader):
     first = " ".join(reader.pages[0].extract_text().split())
     # Boxes of 4 voxels moved by 0, 1, 2 and 1: Dice 1, 0.75, 0.5, 0.75.
     assert first.startswith(

@@ -239,7 +239,7 @@ def test_a_cautious_mask_that_no_cut_makes_is_not_stated():
     assert counted == {"not_stated": {"risk": "no probability is low enough to miss 10% at most"}}
 
 
-def test_what_could_not_be_measured_or_was_seen_stands_under_a_verdict_that_is_not_green():
+def test_what_could_not_be_measured_or_was_seen_stands_under_a_conclusion_that_is_not_green():
     report = replace(plain_report(), targets=(Target("Dice", ("dice", "mean"), at_least=0.0),))
     assert head(report)[1].tone == "good"
     on = replace(report.measured_on, not_measured=("a", "b"), seen={"train": 3})

@@ -128,7 +128,7 @@ def result_document(volume: Volume, files: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def verdict_on(delivered: Delivered, decision: str, **changes: Any) -> dict[str, Any]:
+def decision_on(delivered: Delivered, decision: str, **changes: Any) -> dict[str, Any]:
     """What the page sends about this result."""
     labels = delivered.result.parent / "case_seg.nii.gz"
     return {

@@ -19,7 +19,7 @@ from review_cases import Delivered, deliver, result_document
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.review import ReviewConfig, write_review
-from monai_unet_app.review.verdict import Reviewer, ReviewVerdict, VerdictContext, apply_verdict, read_verdict
+from monai_unet_app.review.decision import DecisionContext, ReviewDecision, Reviewer, apply_decision, read_decision
 
 pytestmark = [
     pytest.mark.interop,
@@ -107,9 +107,9 @@ def test_a_large_case_is_seen_at_once_and_can_be_decided_on(large: Path, tab: Ta
     tab.ask("document.getElementById('comment').value = 'beside the structure'")
     tab.click("[data-decision=rejected]")
     tab.wait("document.getElementById('told').textContent.includes('verifies nothing')", 5.0)
-    draft = downloads / "head_verdict_draft.json"
+    draft = downloads / "head_decision_draft.json"
     tab.wait_for_file(draft, 5.0)
-    verdict = read_verdict(draft)
+    verdict = read_decision(draft)
     assert (verdict.case, verdict.decision, verdict.comment, verdict.draft) == (
         "head",
         "rejected",
@@ -163,14 +163,14 @@ def test_a_name_of_script_does_not_run(tab: Tab, tmp_path: Path) -> None:
 
 def test_a_page_of_a_node_sends_nothing_when_it_is_opened_from_disk(tab: Tab, tmp_path: Path) -> None:
     case = deliver(tmp_path / "case")
-    how = ReviewConfig(post_url="/verdict", pdf=False)
+    how = ReviewConfig(post_url="/decision", pdf=False)
     page = write_review(case.result, tmp_path / "review", image=case.volume, how=how)["page"]
     tab.open(page.as_uri())
     tab.wait("document.readyState === 'complete'", 10.0)
     tab.allow_downloads(tmp_path / "downloads")
     tab.click("[data-decision=accepted]")
-    tab.wait_for_file(tmp_path / "downloads/case_verdict_draft.json", 5.0)
-    assert not any(url.endswith("/verdict") for url in tab.requests)
+    tab.wait_for_file(tmp_path / "downloads/case_decision_draft.json", 5.0)
+    assert not any(url.endswith("/decision") for url in tab.requests)
 
 
 class Node(BaseHTTPRequestHandler):
@@ -180,7 +180,7 @@ class Node(BaseHTTPRequestHandler):
     posted: list[dict[str, object]]
 
     def do_GET(self) -> None:
-        if not self.path.endswith("/verdict"):
+        if not self.path.endswith("/decision"):
             self._answer(200, self.page)
             return
         decided = [one["verdict"] for one in self.posted if "verdict" in one]
@@ -211,7 +211,7 @@ class Node(BaseHTTPRequestHandler):
 @contextmanager
 def page_of_a_node(tab: Tab, case: Delivered, folder: Path, kind: type[Node]) -> Iterator[list[dict[str, Any]]]:
     """The review page of a case, served by such a node and open in the tab; gives what is posted to the node."""
-    how = ReviewConfig(post_url="/cases/7/verdict")
+    how = ReviewConfig(post_url="/cases/7/decision")
     page = write_review(case.result, folder, image=case.volume, how=how)["page"]
     posted: list[dict[str, Any]] = []
     handler = type("Handler", (kind,), {"page": page.read_bytes(), "posted": posted})
@@ -244,10 +244,10 @@ def test_a_page_of_a_node_sends_the_decision_there_and_says_whether_it_was_taken
             ratio, *where = tab.least_contrast()
             assert ratio >= 4.5, (scheme, where)
     first = posted[0]
-    assert (first["path"], first["type"]) == ("/cases/7/verdict", "application/json")
-    verdict = ReviewVerdict.from_document(first["verdict"])
+    assert (first["path"], first["type"]) == ("/cases/7/decision", "application/json")
+    verdict = ReviewDecision.from_document(first["verdict"])
     assert not verdict.draft
-    record = apply_verdict(verdict, case.result, tmp_path / "out", VerdictContext(Reviewer("Lang^Eva", "Clinic")))
+    record = apply_decision(verdict, case.result, tmp_path / "out", DecisionContext(Reviewer("Lang^Eva", "Clinic")))
     assert record["report"] is not None
 
 

@@ -401,7 +401,7 @@ def test_without_a_viewer_the_page_is_small_and_says_why(delivered: Delivered, t
 
 
 def test_decisions_go_where_they_are_told_and_nowhere_else(delivered: Delivered, tmp_path: Path) -> None:
-    for url, origin in (("/cases/1/verdict", "'self'"), ("https://node.example:8443/v", "https://node.example:8443")):
+    for url, origin in (("/cases/1/decision", "'self'"), ("https://node.example:8443/v", "https://node.example:8443")):
         files = write_review(
             delivered.result, tmp_path, image=delivered.volume, how=ReviewConfig(post_url=url, pdf=False)
         )

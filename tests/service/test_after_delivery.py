@@ -140,8 +140,8 @@ def test_a_correction_sends_the_corrected_result_and_rejects_what_went_before(wi
         write_nifti(labels, source, tmp_path / "mask.nii.gz")
         old = {str(one.SOPInstanceUID) for one in site.got()}
         answer = site.ask(
-            "POST", f"/results/{number}/verdict", "lang",
-            data={"verdict": json.dumps(site.verdict(number, "corrected", comment="one voxel longer"))},
+            "POST", f"/results/{number}/decision", "lang",
+            data={"verdict": json.dumps(site.decision(number, "corrected", comment="one voxel longer"))},
             files={"mask": ("mask.nii.gz", (tmp_path / "mask.nii.gz").read_bytes())},
         )  # fmt: skip
         assert answer.status_code == 200, answer.text

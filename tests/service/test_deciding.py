@@ -31,7 +31,7 @@ def site(tmp_path: Path) -> Iterator[Ward]:
         yield one
 
 
-def test_the_nodes_clock_dates_a_verdict_and_the_browsers_is_a_remark(site: Ward, tmp_path: Path) -> None:
+def test_the_nodes_clock_dates_a_decision_and_the_browsers_is_a_remark(site: Ward, tmp_path: Path) -> None:
     number = site.study(tmp_path / "in")
     before = datetime.now(UTC)
     answer = site.decide(number, "accepted", decided_at="1999-01-01T00:00:00Z")
@@ -69,7 +69,7 @@ def test_of_accept_and_reject_at_one_moment_one_counts_and_the_other_is_told(sit
     wait_until(lambda: len(site.got()) == (3 if won["decision"] == "accepted" else 0), 60)
 
 
-def test_two_verdicts_of_the_same_browser_time_have_two_records(site: Ward, tmp_path: Path) -> None:
+def test_two_decisions_of_the_same_browser_time_have_two_records(site: Ward, tmp_path: Path) -> None:
     first, second = site.study(tmp_path / "one"), site.study(tmp_path / "two")
     for number, decision in ((first, "rejected"), (second, "accepted")):
         assert site.decide(number, decision).status_code == 200
@@ -81,7 +81,8 @@ def test_two_verdicts_of_the_same_browser_time_have_two_records(site: Ward, tmp_
 def test_nobody_but_a_named_reviewer_decides(site: Ward, tmp_path: Path) -> None:
     number = site.study(tmp_path / "in", "review")
     for path, words in (
-        ("verdict", site.verdict(number, "accepted")),
+        ("decision", site.decision(number, "accepted")),
+        ("verdict", site.decision(number, "accepted")),  # the name in earlier versions
         ("release", {"reason": "it is fine"}),
         ("refuse", {"reason": "it is not"}),
     ):
@@ -89,7 +90,7 @@ def test_nobody_but_a_named_reviewer_decides(site: Ward, tmp_path: Path) -> None
         assert answer.status_code == 403
         assert "only a person may decide; root is no person's name" in answer.json()["detail"]
         assert site.ask("POST", f"/results/{number}/{path}", "admin", json=words).status_code == 403
-    stands = site.ask("GET", f"/results/{number}/verdict", "root").json()
+    stands = site.ask("GET", f"/results/{number}/decision", "root").json()
     assert stands["open"] is False
     assert site.node.queue.result(number).state == "held"
     assert site.records() == []
@@ -120,14 +121,14 @@ def test_nobody_decides_on_a_result_whose_files_are_lost_and_they_are_made_again
     half: bool, site: Ward, tmp_path: Path
 ) -> None:
     number = site.study(tmp_path / "in", "reject")
-    verdict, confirmed = site.verdict(number, "accepted"), {"reason": "the gate is wrong", "confirm_rejected": True}
+    decision, confirmed = site.decision(number, "accepted"), {"reason": "the gate is wrong", "confirm_rejected": True}
     folder = site.node.result_folder(site.node.queue.result(number))
     (folder / "binary/case_seg.dcm").unlink() if half else shutil.rmtree(folder.parent)
     asked = site.ask("GET", f"/results/{number}/review", "rossi")
     assert asked.status_code == 422
     assert f"result {number} cannot be looked at: its files" in asked.json()["detail"]
     assert "they are made again" in asked.json()["detail"]
-    for path, words in (("release", confirmed), ("refuse", {"reason": "unseen"}), ("verdict", verdict)):
+    for path, words in (("release", confirmed), ("refuse", {"reason": "unseen"}), ("decision", decision)):
         assert site.ask("POST", f"/results/{number}/{path}", "rossi", json=words).status_code in (409, 422)
     assert site.records() == []
     wait_until(lambda: site.node.queue.result(number).state == "superseded", 60)
@@ -171,7 +172,7 @@ def test_an_accept_holds_when_the_same_bytes_are_made_again(site: Ward, tmp_path
     again = lambda: site.node.queue.result(first + 2)  # noqa: E731 - the verified report has the number between
     wait_until(lambda: again() and again().state == "delivered", 120)
     assert again().digest == site.node.queue.result(first).digest
-    stands = site.ask("GET", f"/results/{first + 2}/verdict", "lang").json()
+    stands = site.ask("GET", f"/results/{first + 2}/decision", "lang").json()
     (record,) = site.records()
     assert (stands["open"], stands["decided"]) == (
         False, {"decision": "accepted", "by": "Rossi^Anna", "at": record["at"]},
@@ -199,8 +200,8 @@ def test_what_was_decided_holds_for_a_study_that_comes_again_after_it_was_forgot
         assert site.decide(numbers[decision], decision).status_code == 200
     seg = next(path for path in site.node.result_folder(site.node.queue.result(numbers["corrected"])).rglob("*seg.dcm"))
     corrected = site.ask(
-        "POST", f"/results/{numbers['corrected']}/verdict", "rossi",
-        data={"verdict": json.dumps(site.verdict(numbers["corrected"], "corrected"))},
+        "POST", f"/results/{numbers['corrected']}/decision", "rossi",
+        data={"decision": json.dumps(site.decision(numbers["corrected"], "corrected"))},
         files={"mask": ("corrected.dcm", seg.read_bytes())},
     )  # fmt: skip
     assert corrected.status_code == 200, corrected.text
@@ -218,7 +219,7 @@ def test_what_was_decided_holds_for_a_study_that_comes_again_after_it_was_forgot
     again = {one.study: one.id for one in site.node.queue.results(())}
     for decision in numbers:
         number = again[study_of(tmp_path / decision)]
-        stands = site.ask("GET", f"/results/{number}/verdict", "lang").json()
+        stands = site.ask("GET", f"/results/{number}/decision", "lang").json()
         assert (stands["open"], stands["decided"]["decision"], stands["decided"]["by"]) == (
             False, decision, "Rossi^Anna",
         )  # fmt: skip
@@ -229,7 +230,7 @@ def test_what_was_decided_holds_for_a_study_that_comes_again_after_it_was_forgot
 def test_a_decision_holds_as_long_as_its_record_is_kept_whatever_the_node_lost(tmp_path: Path) -> None:
     """A refused study is forgotten, comes again, and once more after its record was deleted."""
     with pacs(tmp_path / "pacs") as peer:
-        file = write_site(tmp_path, peer.port, node="retention_days = 1e-9\nverdict_days = 1")
+        file = write_site(tmp_path, peer.port, node="retention_days = 1e-9\ndecision_days = 1")
         study = make_study(tmp_path / "one", wish="review")
         with running(file) as node:
             store(node, study)
@@ -239,6 +240,7 @@ def test_a_decision_holds_as_long_as_its_record_is_kept_whatever_the_node_lost(t
             wait_until(lambda: node.queue.counts()["studies"] == {})
         for one in (tmp_path / "node").glob("node.sqlite*"):
             one.unlink()
+        (tmp_path / "node/decisions").rename(tmp_path / "node/verdicts")  # its name in earlier versions
         with running(file) as node:
             store(node, study)
             wait_until(lambda: node.queue.counts()["results"].get("refused") == 1)
@@ -246,7 +248,7 @@ def test_a_decision_holds_as_long_as_its_record_is_kept_whatever_the_node_lost(t
             assert (known.result, known.decision, known.who) == (1, "refused", "Rossi^Anna")
             node.retention.last_run = None
             wait_until(lambda: node.queue.counts()["studies"] == {})
-            (record,) = (node.folder / "verdicts").rglob("*.json")
+            (record,) = (node.folder / "decisions").rglob("*.json")
             os.utime(record, (time.time() - 90_000,) * 2)
             node.retention.last_run = None
             wait_until(lambda: not record.exists())
@@ -264,14 +266,14 @@ def test_a_decision_holds_as_long_as_its_record_is_kept_whatever_the_node_lost(t
 def test_records_outlive_the_study_and_go_when_the_site_says_so(tmp_path: Path) -> None:
     """The study's files are deleted at once; the record of what was decided is kept for a day."""
     with pacs(tmp_path / "pacs") as peer:
-        site = write_site(tmp_path, peer.port, node="retention_days = 1e-9\nverdict_days = 1")
+        site = write_site(tmp_path, peer.port, node="retention_days = 1e-9\ndecision_days = 1")
         with running(site) as node:
             store(node, make_study(tmp_path / "one", wish="review"))
             wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
             refuse(node, 1, "Rossi^Anna", "half of it is missing")
             node.retention.last_run = None
             wait_until(lambda: node.queue.counts()["studies"] == {})
-            (record,) = (node.folder / "verdicts").rglob("*.json")
+            (record,) = (node.folder / "decisions").rglob("*.json")
             assert "half of it is missing" in record.read_text()
             assert "half of it" not in (node.folder / "audit.jsonl").read_text()
             os.utime(record, (time.time() - 90_000,) * 2)

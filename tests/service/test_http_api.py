@@ -150,9 +150,9 @@ def test_many_uploads_of_one_image_at_once_are_one_image(site: Site) -> None:
         ("POST", "/jobs/1/retry", {"admin"}),
         ("POST", "/deliveries/1/retry", {"admin"}),
         ("POST", "/studies/1.2.3/reprocess", {"admin"}),
-        ("GET", "/results/1/verdict", {"reviewer"}),
+        ("GET", "/results/1/decision", {"reviewer"}),
         ("GET", "/results/1/review", {"reviewer"}),
-        ("POST", "/results/1/verdict", {"reviewer"}),
+        ("POST", "/results/1/decision", {"reviewer"}),
         ("GET", "/metrics", {"metrics", "read", "reviewer", "admin"}),
         ("GET", "/", {"read", "reviewer", "admin"}),
     ],
@@ -190,7 +190,7 @@ def test_what_is_refused_keeps_its_reason(site: Site, tmp_path: Path) -> None:
     number = site.result("held")
     answer = site.ask("POST", f"/results/{number}/refuse", "reviewer", json={"reason": "half of it is missing"})
     assert (answer.json()["state"], answer.json()["reason"]) == ("refused", "half of it is missing")
-    decided = site.ask("POST", f"/results/{number}/verdict", "reviewer", json={"decision": "accepted"})
+    decided = site.ask("POST", f"/results/{number}/decision", "reviewer", json={"decision": "accepted"})
     assert decided.status_code == 409
     assert f"result {number} is refused; it was refused by Rossi^Anna at 2" in decided.json()["detail"]
 
@@ -252,8 +252,8 @@ def test_an_upload_that_stops_is_not_waited_for_without_end(site: Site) -> None:
 
 def test_a_corrected_mask_is_bounded_as_an_upload_is(site: Site, tmp_path: Path) -> None:
     site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
-    path = f"/results/{site.result('held')}/verdict"
-    words = {"data": {"verdict": json.dumps({"decision": "corrected"})}}
+    path = f"/results/{site.result('held')}/decision"
+    words = {"data": {"decision": json.dumps({"decision": "corrected"})}}
     taken = site.ask("POST", path, "reviewer", files={"mask": ("mask.nii.gz", bytes(5_000_000))}, **words)
     assert (taken.status_code, "cannot be looked at" in taken.text) == (
         422,
@@ -270,8 +270,8 @@ def test_no_answer_names_a_folder_of_the_node(site: Site, tmp_path: Path, monkey
 
     monkeypatch.setattr(http_api, "decide", refused)
     site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
-    words = {"data": {"verdict": json.dumps({"decision": "corrected"})}, "files": {"mask": ("m.nii.gz", b"none")}}
-    answer = site.ask("POST", f"/results/{site.result('held')}/verdict", "reviewer", **words)
+    words = {"data": {"decision": json.dumps({"decision": "corrected"})}, "files": {"mask": ("m.nii.gz", b"none")}}
+    answer = site.ask("POST", f"/results/{site.result('held')}/decision", "reviewer", **words)
     assert answer.status_code == 422
     assert re.fullmatch(r"tmp\w+\.nii\.gz is no mask; a NIfTI file is needed", answer.json()["detail"])
 
@@ -280,7 +280,7 @@ def test_words_are_bounded_more_closely_than_files(site: Site, tmp_path: Path) -
     content = zipped(make_study(tmp_path / "study", wish="review"), noise=os.urandom(5_000_000))
     assert site.ask("POST", "/studies", "submit", data=content).status_code == 202
     number, words = site.result("held"), {"reason": "no" * 1_000_000, "decision": "accepted"}
-    for path in ("refuse", "verdict"):
+    for path in ("refuse", "decision"):
         assert site.ask("POST", f"/results/{number}/{path}", "reviewer", json=words).status_code == 413
     nobody = site.ask("POST", f"/results/{number}/refuse", json=words)  # nothing of it is read
     assert nobody.status_code == 401

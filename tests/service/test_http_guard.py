@@ -436,14 +436,14 @@ def test_many_wrong_tokens_of_one_address_are_told_to_come_later(site: Site, mon
 # --- whatever comes ---------------------------------------------------------------------------------------------------
 
 PIECES = (
-    "studies", "results", "1", "-1", "0", "9223372036854775807", "9223372036854775808", "9" * 5000, "files", "verdict",
+    "studies", "results", "1", "-1", "0", "9223372036854775807", "9223372036854775808", "9" * 5000, "files", "decision",
     "release", "refuse", "review", "retry", "reprocess", "jobs", "deliveries", "metrics", "find", "health", "ready", "1.2.3",
     "1." * 40, "%00", "a%00b", "..%2f..%2faudit.jsonl", "%ff%fe", "%F0%9F%92%80", "a" * 5000, "", ".", "..", "one%0d%0aX: y",
     "%2e%2e", "binary%2fone_sc.dcm", "1e3", "NaN", "true", "openapi.json", "%ED%A0%80", "'; DROP TABLE results; --",
 )  # fmt: skip
 ROUTES = (
     "/studies", "/studies?rule=any", "/studies?rule=%00%ff", "/studies/{}", "/studies/{}/reprocess", "/results/{}",
-    "/results/{}/files/{}", "/results/{}/review", "/results/{}/verdict", "/results/{}/release", "/results/{}/refuse",
+    "/results/{}/files/{}", "/results/{}/review", "/results/{}/decision", "/results/{}/release", "/results/{}/refuse",
     "/jobs/{}/retry", "/deliveries/{}/retry", "/metrics", "/", "/?still={}", "/find", "/ready", "/openapi.json", "/{}/{}/{}",
 )  # fmt: skip
 FILES = (
@@ -491,7 +491,7 @@ def fuzzed(random_: random.Random, site: Site, number: int) -> bytes:
     kind, body = random_.choice(TYPES), random_.choice(WORDS)
     if random_.random() < 0.3:
         field = random_.choice(
-            ['name="verdict"', 'name="mask"; filename="m.dcm"', 'name="file"; filename="\xff\x01"', "x", ""]
+            ['name="decision"', 'name="mask"; filename="m.dcm"', 'name="file"; filename="\xff\x01"', "x", ""]
         )
         end = random_.choice([b"--limit--\r\n", b"--lim", b""])
         body = f"--limit\r\nContent-Disposition: form-data; {field}\r\n\r\n".encode("latin-1") + body + b"\r\n" + end

@@ -58,7 +58,7 @@ class Clinic:
         found = [dcmread(path) for path in self.pacs.rglob("*.dcm")]
         return sorted(f"{one.Modality} {one.get('VerificationFlag', '')}".strip() for one in found)
 
-    def verdict(self, page: str, decision: str) -> dict:
+    def decision_on(self, page: str, decision: str) -> dict:
         """What the page would send."""
         data = json.loads(re.search(r'<script[^>]*id="review"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
         return {
@@ -88,20 +88,20 @@ def clinic(tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path) -> Ite
 def test_a_reviewer_accepts_and_the_pacs_gets_a_verified_report(clinic: Clinic) -> None:
     page = requests.get(f"{clinic.url}/results/1/review", headers=clinic.reviewer, timeout=300)
     assert page.status_code == 200
-    stands = requests.get(f"{clinic.url}/results/1/verdict", headers=clinic.reviewer, timeout=30).json()
+    stands = requests.get(f"{clinic.url}/results/1/decision", headers=clinic.reviewer, timeout=30).json()
     assert stands == {"who": "Rossi^Anna Maria", "state": "delivered", "open": True, "decided": None}
     assert "COMMISSION" not in page.text
-    assert 'data-post="/results/1/verdict"' in page.text
-    verdict = clinic.verdict(page.text, "accepted")
-    answer = requests.post(f"{clinic.url}/results/1/verdict", json=verdict, headers=clinic.reviewer, timeout=300)
+    assert 'data-post="/results/1/decision"' in page.text
+    said = clinic.decision_on(page.text, "accepted")
+    answer = requests.post(f"{clinic.url}/results/1/decision", json=said, headers=clinic.reviewer, timeout=300)
     assert answer.status_code == 200, answer.text
     assert answer.json()["reviewer"] == {"name": "Rossi^Anna Maria", "organization": "General Hospital"}
     wait_until(lambda: clinic.kinds() == ["SEG", "SR UNVERIFIED", "SR VERIFIED"], 60)
-    stands = requests.get(f"{clinic.url}/results/1/verdict", headers=clinic.reviewer, timeout=30).json()
+    stands = requests.get(f"{clinic.url}/results/1/decision", headers=clinic.reviewer, timeout=30).json()
     assert (stands["who"], stands["open"], stands["decided"]["by"]) == ("Rossi^Anna Maria", False, "Rossi^Anna Maria")
     for decision in ("accepted", "rejected"):
-        verdict = clinic.verdict(page.text, decision)
-        again = requests.post(f"{clinic.url}/results/1/verdict", json=verdict, headers=clinic.reviewer, timeout=300)
+        said = clinic.decision_on(page.text, decision)
+        again = requests.post(f"{clinic.url}/results/1/decision", json=said, headers=clinic.reviewer, timeout=300)
         assert again.status_code == 409
         assert "accepted by Rossi^Anna Maria at 2" in again.json()["detail"]
     events = [json.loads(line) for line in (clinic.node.folder / "audit.jsonl").read_text().splitlines()]
@@ -113,8 +113,8 @@ def test_a_correction_is_measured_and_kept_to_train_on(clinic: Clinic, tmp_path:
     (seg,) = [path for path in clinic.pacs.rglob("*.dcm") if dcmread(path).Modality == "SEG"]
     corrected = Path(shutil.copy(seg, tmp_path / "corrected.dcm"))
     answer = requests.post(
-        f"{clinic.url}/results/1/verdict",
-        data={"verdict": json.dumps(clinic.verdict(page, "corrected"))},
+        f"{clinic.url}/results/1/decision",
+        data={"decision": json.dumps(clinic.decision_on(page, "corrected"))},
         files={"mask": ("corrected.dcm", corrected.read_bytes())},
         headers=clinic.reviewer,
         timeout=300,
@@ -126,14 +126,14 @@ def test_a_correction_is_measured_and_kept_to_train_on(clinic: Clinic, tmp_path:
     assert {"images", "labels", "provenance"} <= kept
 
 
-def test_a_verdict_about_something_else_and_one_from_another_site_change_nothing(clinic: Clinic) -> None:
+def test_a_decision_about_something_else_and_one_from_another_site_change_nothing(clinic: Clinic) -> None:
     page = requests.get(f"{clinic.url}/results/1/review", headers=clinic.reviewer, timeout=300).text
-    verdict = clinic.verdict(page, "accepted")
-    other = {**verdict, "result_sha256": hashlib.sha256(b"another").hexdigest()}
-    url = f"{clinic.url}/results/1/verdict"
+    said = clinic.decision_on(page, "accepted")
+    other = {**said, "result_sha256": hashlib.sha256(b"another").hexdigest()}
+    url = f"{clinic.url}/results/1/decision"
     assert requests.post(url, json=other, headers=clinic.reviewer, timeout=300).status_code == 422
     elsewhere = {**clinic.reviewer, "Origin": "http://evil.example"}
-    assert requests.post(url, json=verdict, headers=elsewhere, timeout=300).status_code == 403
+    assert requests.post(url, json=said, headers=elsewhere, timeout=300).status_code == 403
     clinic.node.queue.forget(clinic.node.queue.result(1).study)
-    assert requests.post(url, json=verdict, headers=clinic.reviewer, timeout=300).status_code == 404
+    assert requests.post(url, json=said, headers=clinic.reviewer, timeout=300).status_code == 404
     assert clinic.kinds() == ["SEG", "SR UNVERIFIED"]

@@ -55,7 +55,7 @@ class Ward:
         wait_until(new, 120)
         return new()[0].id
 
-    def verdict(self, number: int, decision: str, **changes: Any) -> dict[str, Any]:
+    def decision(self, number: int, decision: str, **changes: Any) -> dict[str, Any]:
         """What the page sends about a result."""
         result = self.node.queue.result(number)
         folder = next(path.parent for path in sorted(self.node.result_folder(result).rglob("*_result.json")))
@@ -69,7 +69,7 @@ class Ward:
         }  # fmt: skip
 
     def decide(self, number: int, decision: str, who: str = "rossi", **changes: Any) -> requests.Response:
-        return self.ask("POST", f"/results/{number}/verdict", who, json=self.verdict(number, decision, **changes))
+        return self.ask("POST", f"/results/{number}/decision", who, json=self.decision(number, decision, **changes))
 
     def got(self, folder: Path | None = None) -> list[Dataset]:
         """What the PACS has, or another archive in a folder."""
@@ -77,7 +77,7 @@ class Ward:
 
     def records(self) -> list[dict[str, Any]]:
         """What was recorded of decisions."""
-        return [json.loads(path.read_text()) for path in sorted((self.node.folder / "verdicts").rglob("*.json"))]
+        return [json.loads(path.read_text()) for path in sorted((self.node.folder / "decisions").rglob("*.json"))]
 
 
 @contextmanager

@@ -37,7 +37,7 @@
   }
 
   async function decide(decision) {
-    const verdict = {
+    const decision = {
       schema_version: "1.0",
       case: review.case,
       result_sha256: review.result_sha256,
@@ -47,7 +47,7 @@
       decided_at: new Date().toISOString(),
       draft: !post,
     };
-    if (!post) return save(verdict);
+    if (!post) return save(decision);
     const corrects = decision === "corrected";
     by("mask").hidden = !corrects;
     if (corrects && !by("mask").files.length) {
@@ -55,7 +55,7 @@
     }
     tell("Sending ...");
     try {
-      const answer = await fetch(post, { method: "POST", credentials: "same-origin", ...told(verdict, corrects) });
+      const answer = await fetch(post, { method: "POST", credentials: "same-origin", ...told(decision, corrects) });
       if (!answer.ok) throw new Error(await reason(answer));
       mark(decision);
       tell(`Recorded: ${decision}.`);
@@ -65,11 +65,11 @@
     }
   }
 
-  function told(verdict, corrects) {
-    const text = JSON.stringify(verdict);
+  function told(decision, corrects) {
+    const text = JSON.stringify(decision);
     if (!corrects) return { headers: { "Content-Type": "application/json" }, body: text };
     const body = new FormData();
-    body.append("verdict", text);
+    body.append("decision", text);
     body.append("mask", by("mask").files[0]);
     return { body };
   }
@@ -79,14 +79,14 @@
     return typeof said.detail === "string" ? said.detail : `the node answered ${answer.status}`;
   }
 
-  function save(verdict) {
+  function save(decision) {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([JSON.stringify(verdict, null, 2) + "\n"], { type: "application/json" }));
-    link.download = `${review.file_name}_verdict_draft.json`;
+    link.href = URL.createObjectURL(new Blob([JSON.stringify(decision, null, 2) + "\n"], { type: "application/json" }));
+    link.download = `${review.file_name}_decision_draft.json`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    mark(verdict.decision);
-    tell(`Draft saved as ${link.download}: ${verdict.decision}. It verifies nothing.` + next(verdict.decision));
+    mark(decision.decision);
+    tell(`Draft saved as ${link.download}: ${decision.decision}. It verifies nothing.` + next(decision.decision));
   }
 
   function next(decision) {

@@ -21,7 +21,7 @@ Decision = Literal["accepted", "corrected", "rejected"]
 
 
 @dataclass(frozen=True)
-class ReviewVerdict:
+class ReviewDecision:
     """A reader's decision about one result.
 
     Attributes:
@@ -30,8 +30,8 @@ class ReviewVerdict:
         labels_sha256: Hex digest of the file whose outlines were reviewed; None for a result without labels.
         decision: "accepted", "corrected" or "rejected".
         comment: In the reader's words.
-        decided_at: Time by the clock of the page's computer, which may be wrong. A verdict counts from when it is applied.
-        draft: True if the page was opened from disk and saved the verdict, so that the reader is unknown.
+        decided_at: Time by the clock of the page's computer, which may be wrong. A decision counts from when it is applied.
+        draft: True if the page was opened from disk and saved the decision, so that the reader is unknown.
     """
 
     case: str
@@ -43,37 +43,37 @@ class ReviewVerdict:
     draft: bool
 
     @classmethod
-    def from_document(cls, document: Any) -> "ReviewVerdict":
-        """From the JSON that a page sends or saves. Raises InputRefusedError if it breaks the schema `review_verdict`."""
-        validate(document, "review_verdict")
+    def from_document(cls, document: Any) -> "ReviewDecision":
+        """From the JSON that a page sends or saves. Raises InputRefusedError if it breaks the schema `review_decision`."""
+        validate(document, "review_decision")
         try:
             decided_at = datetime.fromisoformat(document["decided_at"])
         except ValueError as error:
             raise InputRefusedError(
-                f"the verdict's decided_at is not a time ({error}); send the page's own verdict"
+                f"the decision's decided_at is not a time ({error}); send the page's own decision"
             ) from error
         values = {field.name: document[field.name] for field in fields(cls)}
         return cls(**{**values, "decided_at": decided_at})
 
     def document(self) -> dict[str, Any]:
-        """The JSON of the verdict, as a page writes it."""
+        """The JSON of the decision, as a page writes it."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "decided_at": self.decided_at.isoformat()}
 
 
-def read_verdict(path: Path) -> ReviewVerdict:
-    """A verdict that a page saved. Raises InputRefusedError if it cannot be read or breaks its schema."""
+def read_decision(path: Path) -> ReviewDecision:
+    """A decision that a page saved. Raises InputRefusedError if it cannot be read or breaks its schema."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputRefusedError(
-            f"{path.name} cannot be read as JSON ({type(error).__name__}); a verdict of a review page is needed; check the path"
+            f"{path.name} cannot be read as JSON ({type(error).__name__}); a decision of a review page is needed; check the path"
         ) from error
-    return ReviewVerdict.from_document(document)
+    return ReviewDecision.from_document(document)
 
 
 @dataclass(frozen=True)
 class Reviewer:
-    """The person who answers for a verdict.
+    """The person who answers for a decision.
 
     Attributes:
         name: As in DICOM, Family^Given^Middle^Prefix^Suffix.
@@ -85,8 +85,8 @@ class Reviewer:
 
 
 @dataclass(frozen=True)
-class VerdictContext:
-    """The reviewer of a verdict, and the inputs and folders that the verdict needs.
+class DecisionContext:
+    """The reviewer of a decision, and the inputs and folders that the decision needs.
 
     Attributes:
         reviewer: The person signed in at a node, or named by the user who applies a draft. Without a reviewer nothing is
@@ -95,12 +95,12 @@ class VerdictContext:
         correction: The corrected mask; needed for a correction, and only then.
         training: Folder that gets the corrected case to train on; None: the correction is only measured.
         subject: Pseudonym of the patient in that folder, as in `store_training_case`.
-        variants: Folder whose subfolders hold the same result in several encodings; the objects that follow from the verdict
+        variants: Folder whose subfolders hold the same result in several encodings; the objects that follow from the decision
             are written for each, into a subfolder of the same name. None: there is only the result itself.
         delivered: The result was sent, so that it must be rejected at its destinations.
         superseded: Folders of earlier versions of the result that were sent, with the subfolders of `variants`; they are
             rejected too.
-        applied_at: Time from which the verdict counts, by the clock of this computer; None: now.
+        applied_at: Time from which the decision counts, by the clock of this computer; None: now.
     """
 
     reviewer: Reviewer | None = None
@@ -114,10 +114,10 @@ class VerdictContext:
     applied_at: datetime | None = None
 
 
-def apply_verdict(
-    verdict: ReviewVerdict, result: Path, output: Path, context: VerdictContext | None = None
+def apply_decision(
+    review: ReviewDecision, result: Path, output: Path, context: DecisionContext | None = None
 ) -> dict[str, Any]:
-    """Carries out a verdict, writes its record and gives the content of the record.
+    """Carries out a decision, writes its record and gives the content of the record.
 
     - accepted: if there is a reviewer and the result has a structured report, a VERIFIED version of the report is written as
       `<case>_sr_verified.dcm`; if not, the record has the reason.
@@ -128,23 +128,23 @@ def apply_verdict(
       `<case>_rejection.dcm`.
 
     Args:
-        verdict: The verdict about this result.
+        review: The decision about this result.
         result: Its `<case>_result.json`, or the folder with it.
-        output: Gets the record `<case>_verdict_<time>.json` (schema `review_record`) with the time at which it is applied, and
+        output: Gets the record `<case>_decision_<time>.json` (schema `review_record`) with the time at which it is applied, and
             the objects. No record replaces another.
-        context: The reviewer, and the inputs and folders that the verdict needs.
+        context: The reviewer, and the inputs and folders that the decision needs.
 
     Raises:
-        InputRefusedError: The verdict is about another result, there is nothing to accept, the result was accepted before, or
+        InputRefusedError: The decision is about another result, there is nothing to accept, the result was accepted before, or
             the correction does not fit.
-        UsageError: The verdict is a correction and no corrected mask is named, or the other way round.
+        UsageError: The decision is a correction and no corrected mask is named, or the other way round.
     """
-    context = context or VerdictContext()
+    context = context or DecisionContext()
     path = find_result(result)
     document = read_result(path)
-    _check_about(verdict, path, document)
-    _check_given(verdict, context)
-    _check_not_accepted(verdict, output)
+    _check_about(review, path, document)
+    _check_given(review, context)
+    _check_not_accepted(review, output)
     moment = context.applied_at or datetime.now(UTC)
     # A correction is read and measured first: if it does not fit, nothing has been written yet
     correction = measured = None
@@ -152,9 +152,9 @@ def apply_verdict(
         case = read_reviewed(path, context.image)
         correction = read_correction(context.correction, case)
         measured = _measured_and_stored(case, correction, context)
-    made = _follow_up(verdict, path, output, context, moment, correction)
-    report, why_not = _verified(verdict, path, document, context, made)
-    content = verdict.document()
+    made = _follow_up(review, path, output, context, moment, correction)
+    report, why_not = _verified(review, path, document, context, made)
+    content = review.document()
     record = {
         "page_time": content.pop("decided_at"),
         **content,
@@ -169,60 +169,60 @@ def apply_verdict(
     # UTC, so that the names sort by time through a change of clocks
     stamp = moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     # The record last: it names the objects, so all of them exist when it does
-    write_new_json(record, output / f"{file_name(verdict.case)}_verdict_{stamp}.json", "review_record")
+    write_new_json(record, output / f"{file_name(review.case)}_decision_{stamp}.json", "review_record")
     return record
 
 
-def _check_about(verdict: ReviewVerdict, path: Path, document: dict[str, Any]) -> None:
+def _check_about(review: ReviewDecision, path: Path, document: dict[str, Any]) -> None:
     labels = labels_file(path, document)
     # By digests, because a result may have been computed anew under the same names while the reader was looking
     current = (document["case"], file_sha256(path), None if labels is None else file_sha256(labels))
-    if current != (verdict.case, verdict.result_sha256, verdict.labels_sha256):
+    if current != (review.case, review.result_sha256, review.labels_sha256):
         raise InputRefusedError(
-            f"the verdict is about the result {verdict.result_sha256[:12]} of {verdict.case}, {path.name} is {current[1][:12]} "
+            f"the decision is about the result {review.result_sha256[:12]} of {review.case}, {path.name} is {current[1][:12]} "
             f"of {current[0]}, or its labels have changed since; exactly the files that were reviewed are needed; "
             "review this result again"
         )
-    if verdict.decision == "accepted" and labels is None:
+    if review.decision == "accepted" and labels is None:
         raise InputRefusedError(
-            f"{verdict.case} was delivered without labels, so there is nothing to accept; reject it, or predict it again "
+            f"{review.case} was delivered without labels, so there is nothing to accept; reject it, or predict it again "
             "with --deliver-rejected and review that"
         )
 
 
-def _check_given(verdict: ReviewVerdict, context: VerdictContext) -> None:
-    corrects = verdict.decision == "corrected"
+def _check_given(review: ReviewDecision, context: DecisionContext) -> None:
+    corrects = review.decision == "corrected"
     if corrects and (context.correction is None or context.image is None):
-        raise UsageError("the verdict is a correction; the corrected mask and the image are needed; give both")
+        raise UsageError("the decision is a correction; the corrected mask and the image are needed; give both")
     if not corrects and context.correction is not None:
         raise UsageError(
-            f"the verdict is {verdict.decision!r} and a corrected mask is given; one of the two is wrong; remove one"
+            f"the decision is {review.decision!r} and a corrected mask is given; one of the two is wrong; remove one"
         )
 
 
-def _check_not_accepted(verdict: ReviewVerdict, output: Path) -> None:
-    report = output / f"{file_name(verdict.case)}_sr_verified.dcm"
+def _check_not_accepted(review: ReviewDecision, output: Path) -> None:
+    report = output / f"{file_name(review.case)}_sr_verified.dcm"
     if report.exists():
         raise InputRefusedError(
-            f"{verdict.case} was accepted already, and {report.name} says so: a result is decided on once; if that was a "
+            f"{review.case} was accepted already, and {report.name} says so: a result is decided on once; if that was a "
             "mistake, remove the verified report from the archive and from this folder, then decide again"
         )
 
 
 def _follow_up(
-    verdict: ReviewVerdict,
+    review: ReviewDecision,
     path: Path,
     output: Path,
-    context: VerdictContext,
+    context: DecisionContext,
     moment: datetime,
     correction: Correction | None,
 ) -> dict[str, Path]:
-    """The objects that follow from a verdict about the result at `path`, by kind; for its variants too, if it has some."""
+    """The objects that follow from a decision about the result at `path`, by kind; for its variants too, if it has some."""
     if context.reviewer is None:
         return {}
-    with refusing_as(verdict.case):
-        verification = Verification(context.reviewer.name, context.reviewer.organization, moment, verdict.comment)
-    follow_up = FollowUp(verification, verdict.decision == "accepted", correction, context.delivered)
+    with refusing_as(review.case):
+        verification = Verification(context.reviewer.name, context.reviewer.organization, moment, review.comment)
+    follow_up = FollowUp(verification, review.decision == "accepted", correction, context.delivered)
     variants = [path] if context.variants is None else sorted(context.variants.rglob("*_result.json"))
     root, objects = context.variants or path.parent, dict[str, Path]()
     for variant in variants:
@@ -230,7 +230,7 @@ def _follow_up(
         superseded = tuple(file for folder in context.superseded for file in _same_variant(folder, subfolder))
         requested = replace(follow_up, superseded=superseded)
         # A destination gets the objects in the encoding of its result; the record names those of the reviewed result
-        written = write_follow_up(requested, variant, output / subfolder, file_name(verdict.case))
+        written = write_follow_up(requested, variant, output / subfolder, file_name(review.case))
         objects = written if variant.samefile(path) else objects
     return objects
 
@@ -241,18 +241,18 @@ def _same_variant(folder: Path, subfolder: Path) -> list[Path]:
 
 
 def _verified(
-    verdict: ReviewVerdict, path: Path, document: dict[str, Any], context: VerdictContext, made: dict[str, Path]
+    review: ReviewDecision, path: Path, document: dict[str, Any], context: DecisionContext, made: dict[str, Path]
 ) -> tuple[dict[str, str] | None, str | None]:
     """(the record's entry for the verified report, None), or (None, the reason for its absence)."""
-    if verdict.decision == "rejected":
+    if review.decision == "rejected":
         return None, "the result was rejected"
     if "sr" not in document["files"]:
         return None, "the result has no structured report"
     if context.reviewer is None:
-        return None, "no person is responsible for the verdict"
+        return None, "no person is responsible for the decision"
     target = made.get("verified") or made.get("corrected sr")
     if target is None:
-        return None, f"the result was {verdict.decision}, and no report can be written for its source"
+        return None, f"the result was {review.decision}, and no report can be written for its source"
     uids = [instance_uid(file) for file in (target, named_file(path, document, "sr"))]
     return {"file": target.name, "sop_instance_uid": uids[0], "predecessor_sop_instance_uid": uids[1]}, None
 
@@ -263,7 +263,7 @@ def _object_entry(kind: str, file: Path, output: Path) -> dict[str, str]:
     return {"kind": kind, "file": str(file.relative_to(output)), "sop_instance_uid": uid}
 
 
-def _measured_and_stored(case: ReviewedCase, correction: Correction, context: VerdictContext) -> dict[str, Any]:
+def _measured_and_stored(case: ReviewedCase, correction: Correction, context: DecisionContext) -> dict[str, Any]:
     measured, stored = correction_document(correction, case), None
     if context.training is not None:
         stored = store_training_case(correction, case, measured, context.training, context.subject)

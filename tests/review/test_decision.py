@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from phantoms import lopsided_labels
 from result_phantoms import RESULT, dciodvfy_errors
-from review_cases import VOXELS, Delivered, deliver, verdict_on
+from review_cases import VOXELS, Delivered, decision_on, deliver
 from segmentations import segments
 
 from dicom_io import read_sr
@@ -36,9 +36,9 @@ from monai_unet_app.review.correction import (
     read_correction,
     store_training_case,
 )
+from monai_unet_app.review.decision import DecisionContext, ReviewDecision, Reviewer, apply_decision, read_decision
 from monai_unet_app.review.key_images import slice_axis
 from monai_unet_app.review.reviewed_case import ReviewedCase, read_reviewed
-from monai_unet_app.review.verdict import Reviewer, ReviewVerdict, VerdictContext, apply_verdict, read_verdict
 
 HEADER = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}
 READER = Reviewer("Lang^Eva^^Dr", "Clinic")
@@ -166,75 +166,77 @@ def test_a_moment_without_a_time_zone_is_refused() -> None:
         Verification("Lang^Eva", "Clinic", datetime(2026, 11, 21))
 
 
-# --- what becomes of a verdict ---
+# --- what becomes of a decision ---
 
 
 def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = ReviewVerdict.from_document(verdict_on(delivered, "accepted", comment="fits well"))
-    record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
+    decision = ReviewDecision.from_document(decision_on(delivered, "accepted", comment="fits well"))
+    record = apply_decision(decision, delivered.result, tmp_path, DecisionContext(reviewer=READER, applied_at=WHEN))
     found = pydicom.dcmread(tmp_path / record["report"]["file"])
     assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121031500+0100"
     assert record["page_time"] == "2026-11-21T02:15:30.250000+00:00"
     assert record["report"]["sop_instance_uid"] == found.SOPInstanceUID
     assert record["report"]["predecessor_sop_instance_uid"] == pydicom.dcmread(report_of(delivered)).SOPInstanceUID
-    assert json.loads((tmp_path / "case_verdict_20261121T021500Z.json").read_text()) == record
+    assert json.loads((tmp_path / "case_decision_20261121T021500Z.json").read_text()) == record
     validate(record, "review_record")
     for decision in ("accepted", "rejected"):
-        again = ReviewVerdict.from_document(verdict_on(delivered, decision))
+        again = ReviewDecision.from_document(decision_on(delivered, decision))
         with pytest.raises(InputRefusedError, match="decided on once"):
-            apply_verdict(again, delivered.result, tmp_path, VerdictContext(reviewer=READER))
+            apply_decision(again, delivered.result, tmp_path, DecisionContext(reviewer=READER))
 
 
 def test_nothing_is_verified_where_nobody_answers_for_it(delivered: Delivered, tmp_path: Path) -> None:
-    record = apply_verdict(ReviewVerdict.from_document(verdict_on(delivered, "accepted")), delivered.result, tmp_path)
+    record = apply_decision(
+        ReviewDecision.from_document(decision_on(delivered, "accepted")), delivered.result, tmp_path
+    )
     assert record["report"] is None
-    assert record["not_verified"] == "no person is responsible for the verdict"
+    assert record["not_verified"] == "no person is responsible for the decision"
     assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
 
 
 def test_a_draft_is_verified_at_the_moment_when_somebody_applies_it(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = ReviewVerdict.from_document(verdict_on(delivered, "accepted", draft=True))
-    record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
+    decision = ReviewDecision.from_document(decision_on(delivered, "accepted", draft=True))
+    record = apply_decision(decision, delivered.result, tmp_path, DecisionContext(reviewer=READER, applied_at=WHEN))
     found = pydicom.dcmread(tmp_path / record["report"]["file"])
     assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121031500+0100"
 
 
 def test_a_rejected_result_is_recorded_and_no_more(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
-    record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER))
+    decision = ReviewDecision.from_document(decision_on(delivered, "rejected", comment="wrong side"))
+    record = apply_decision(decision, delivered.result, tmp_path, DecisionContext(reviewer=READER))
     assert (record["decision"], record["comment"], record["report"]) == ("rejected", "wrong side", None)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_no_record_replaces_another_of_the_same_moment(delivered: Delivered, tmp_path: Path) -> None:
     for comment in ("wrong side", "too small"):
-        verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment=comment))
-        apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
+        decision = ReviewDecision.from_document(decision_on(delivered, "rejected", comment=comment))
+        apply_decision(decision, delivered.result, tmp_path, DecisionContext(reviewer=READER, applied_at=WHEN))
     comments = {path.name: json.loads(path.read_text())["comment"] for path in tmp_path.iterdir()}
     assert comments == {
-        "case_verdict_20261121T021500Z.json": "wrong side", "case_verdict_20261121T021500Z-2.json": "too small",
+        "case_decision_20261121T021500Z.json": "wrong side", "case_decision_20261121T021500Z-2.json": "too small",
     }  # fmt: skip
 
 
-def test_a_verdict_about_other_files_is_refused(tmp_path: Path) -> None:
+def test_a_decision_about_other_files_is_refused(tmp_path: Path) -> None:
     fresh = deliver(tmp_path / "fresh")
-    verdict = ReviewVerdict.from_document(verdict_on(fresh, "accepted"))
+    decision = ReviewDecision.from_document(decision_on(fresh, "accepted"))
     write_nifti(np.zeros(fresh.volume.shape, np.uint8), fresh.volume, fresh.result.parent / "case_seg.nii.gz")
     with pytest.raises(InputRefusedError, match="its labels have changed"):
-        apply_verdict(verdict, fresh.result, tmp_path / "out")
-    other = replace(verdict, result_sha256="0" * 64)
+        apply_decision(decision, fresh.result, tmp_path / "out")
+    other = replace(decision, result_sha256="0" * 64)
     with pytest.raises(InputRefusedError, match="about the result 000000000000"):
-        apply_verdict(other, fresh.result, tmp_path / "out")
+        apply_decision(other, fresh.result, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_correction_needs_a_mask_and_nothing_else_does(delivered: Delivered, tmp_path: Path) -> None:
-    corrected = ReviewVerdict.from_document(verdict_on(delivered, "corrected"))
+    corrected = ReviewDecision.from_document(decision_on(delivered, "corrected"))
     with pytest.raises(UsageError, match="corrected mask and the image are needed"):
-        apply_verdict(corrected, delivered.result, tmp_path)
+        apply_decision(corrected, delivered.result, tmp_path)
     accepted = replace(corrected, decision="accepted")
     with pytest.raises(UsageError, match="one of the two is wrong"):
-        apply_verdict(accepted, delivered.result, tmp_path, VerdictContext(correction=tmp_path / "mask.nii.gz"))
+        apply_decision(accepted, delivered.result, tmp_path, DecisionContext(correction=tmp_path / "mask.nii.gz"))
 
 
 @pytest.mark.parametrize(
@@ -249,17 +251,17 @@ def test_a_correction_needs_a_mask_and_nothing_else_does(delivered: Delivered, t
         {"schema_version": "2.0"},
     ],
 )
-def test_what_is_no_verdict_is_refused(change: dict[str, object], delivered: Delivered, tmp_path: Path) -> None:
-    (tmp_path / "verdict.json").write_text(json.dumps(verdict_on(delivered, "accepted") | change))
+def test_what_is_no_decision_is_refused(change: dict[str, object], delivered: Delivered, tmp_path: Path) -> None:
+    (tmp_path / "decision.json").write_text(json.dumps(decision_on(delivered, "accepted") | change))
     with pytest.raises(InputRefusedError):
-        read_verdict(tmp_path / "verdict.json")
+        read_decision(tmp_path / "decision.json")
 
 
-def test_a_verdict_is_read_as_it_was_written(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment="gehört nicht dazu", draft=True))
-    (tmp_path / "verdict.json").write_text(json.dumps(verdict.document()))
-    assert read_verdict(tmp_path / "verdict.json") == verdict
-    assert verdict.decided_at == datetime(2026, 11, 21, 2, 15, 30, 250000, tzinfo=UTC)
+def test_a_decision_is_read_as_it_was_written(delivered: Delivered, tmp_path: Path) -> None:
+    decision = ReviewDecision.from_document(decision_on(delivered, "rejected", comment="gehört nicht dazu", draft=True))
+    (tmp_path / "decision.json").write_text(json.dumps(decision.document()))
+    assert read_decision(tmp_path / "decision.json") == decision
+    assert decision.decided_at == datetime(2026, 11, 21, 2, 15, 30, 250000, tzinfo=UTC)
 
 
 # --- how large a correction is ---
@@ -439,9 +441,11 @@ def test_a_correction_elsewhere_is_refused(delivered: Delivered, case: ReviewedC
 def test_a_corrected_result_becomes_a_case_to_train_on(delivered: Delivered, tmp_path: Path) -> None:
     mask = tmp_path / "mask.nii.gz"
     write_nifti(corrected_labels(), delivered.volume, mask)
-    verdict = ReviewVerdict.from_document(verdict_on(delivered, "corrected"))
-    what = VerdictContext(READER, image=delivered.series, correction=mask, training=tmp_path / "train", applied_at=WHEN)
-    record = apply_verdict(verdict, delivered.result, tmp_path / "out", what)
+    decision = ReviewDecision.from_document(decision_on(delivered, "corrected"))
+    what = DecisionContext(
+        READER, image=delivered.series, correction=mask, training=tmp_path / "train", applied_at=WHEN
+    )
+    record = apply_decision(decision, delivered.result, tmp_path / "out", what)
     validate(record, "review_record")
     (found,) = find_data(tmp_path / "train")
     assert found.id == record["correction"]["training_case"]
@@ -460,11 +464,11 @@ def corrected(delivered: Delivered, tmp_path_factory: pytest.TempPathFactory) ->
     """What follows from a correction of a delivered result, by kind."""
     folder = tmp_path_factory.mktemp("corrected")
     write_nifti(corrected_labels(), delivered.volume, folder / "mask.nii.gz")
-    verdict = ReviewVerdict.from_document(verdict_on(delivered, "corrected", comment="one voxel longer"))
-    what = VerdictContext(
+    decision = ReviewDecision.from_document(decision_on(delivered, "corrected", comment="one voxel longer"))
+    what = DecisionContext(
         READER, image=delivered.series, correction=folder / "mask.nii.gz", delivered=True, applied_at=WHEN
     )
-    record = apply_verdict(verdict, delivered.result, folder / "out", what)
+    record = apply_decision(decision, delivered.result, folder / "out", what)
     validate(record, "review_record")
     return {one["kind"]: folder / "out" / one["file"] for one in record["objects"]}
 
@@ -528,10 +532,12 @@ def test_what_was_delivered_before_a_correction_is_rejected(delivered: Delivered
 
 
 def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path: Path) -> None:
-    verdict = ReviewVerdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
+    decision = ReviewDecision.from_document(decision_on(delivered, "rejected", comment="wrong side"))
     with pytest.raises(InputRefusedError, match="no person's name"):
-        apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(Reviewer("root", "Clinic"), delivered=True))
-    record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(READER, delivered=True))
+        apply_decision(
+            decision, delivered.result, tmp_path, DecisionContext(Reviewer("root", "Clinic"), delivered=True)
+        )
+    record = apply_decision(decision, delivered.result, tmp_path, DecisionContext(READER, delivered=True))
     assert [one["kind"] for one in record["objects"]] == ["rejection"]
     assert dciodvfy_errors(tmp_path / "case_rejection.dcm") == []
 
