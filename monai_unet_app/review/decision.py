@@ -66,7 +66,8 @@ def read_decision(path: Path) -> ReviewDecision:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputRefusedError(
-            f"{path.name} cannot be read as JSON ({type(error).__name__}); a decision of a review page is needed; check the path"
+            f"{path.name} cannot be read as JSON ({type(error).__name__}); a decision of a review page is needed; "
+            "check the path"
         ) from error
     return ReviewDecision.from_document(document)
 
