@@ -54,7 +54,7 @@ class Case:
     seconds: Mapping[str, float] = field(default_factory=dict)
     assessment: Assessment | None = None
     image_features: NDArray[np.float64] | None = None
-    logits: "StoredLogits | None" = None
+    logits: "CaseLogits | None" = None
     cautious: Channels | None = None
 
     @property
@@ -97,7 +97,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class StoredLogits:
+class CaseLogits:
     """The logits of a case, and what turns them into probabilities.
 
     Attributes:
@@ -167,7 +167,7 @@ def segment_case(
         if keep == "logits":
             from monai_unet_app.inference.spool import StoredRows
 
-            logits = StoredLogits(StoredRows(), item, result, bundle.uncalibrated_result)
+            logits = CaseLogits(StoredRows(), item, result, bundle.uncalibrated_result)
             rows = logits.rows.kept(rows)
         gathered = Gathered.of(volume, bundle, finished(rows, item, result), keep, cuts)
     preprocessed = item["image"] if result.needs_image else None

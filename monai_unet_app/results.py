@@ -138,7 +138,7 @@ def _named_by(record: Path, case_id: str) -> list[Path]:
     return [record.parent / top for top in sorted(tops) if top.startswith(f"{case_id}_")]
 
 
-class Watcher(Protocol):
+class CaseProgress(Protocol):
     """An observer of the work on many cases, such as a progress bar."""
 
     def __call__(self, case_id: str, /) -> None:
@@ -154,11 +154,11 @@ def predict_cases(
     run: PredictConfig,
     config: OutputConfig,
     folder: Path,
-    watcher: Watcher | None = None,
+    progress: CaseProgress | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Segments every case and writes its files; gives the `result.json` of each, and a sentence for each case that failed."""
     results, problems = [], []
-    windows = watcher.windows if watcher else None
+    windows = progress.windows if progress else None
     check_flags(cases, run, config)
     if config.wants_dicom and not config.uncoded:
         check_coded(bundle.name, bundle.segments)
@@ -179,8 +179,8 @@ def predict_cases(
             problems.append(
                 f"{files.id}: its results could not be written ({error.strerror}); free space or choose another output"
             )
-        if watcher:
-            watcher(files.id)
+        if progress:
+            progress(files.id)
     return results, problems
 
 

@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Window:
+class VoiWindow:
     """A linear or sigmoid VOI window (PS3.3 C.11.2.1.2), in units of the Modality LUT's output."""
 
     center: float
@@ -59,7 +59,7 @@ class Window:
             return (x > center).astype(np.float64)
         return np.clip((x - center) / width + 0.5, 0.0, 1.0)
 
-    def before(self, slope: float, intercept: float) -> "Window":
+    def before(self, slope: float, intercept: float) -> "VoiWindow":
         """The window that does the same on values before `slope * value + intercept`; `slope` is positive."""
         if self.function != "LINEAR":
             return replace(self, center=(self.center - intercept) / slope, width=self.width / slope)
@@ -90,11 +90,11 @@ class Display:
 
     slope: float
     intercept: float
-    window: Window | None
+    window: VoiWindow | None
     table: Dataset | None
     inverted: bool
     mirror: float | None
-    windows: tuple[Window, ...] = ()
+    windows: tuple[VoiWindow, ...] = ()
     names_window: bool = False
 
     def file_values(self, values: NDArray[Any]) -> Floats:
@@ -139,7 +139,7 @@ def displays(images: SourceImages) -> list[Display]:
     ]
 
 
-def fits(window: Window, values: NDArray[Any], *, strict: bool) -> bool:
+def fits(window: VoiWindow, values: NDArray[Any], *, strict: bool) -> bool:
     """Whether a window shows something of the values that it is meant for.
 
     Args:
@@ -163,7 +163,7 @@ def fits(window: Window, values: NDArray[Any], *, strict: bool) -> bool:
 def _with_fitting_windows(slices: Sequence[Display], images: SourceImages) -> list[Display]:
     """Each slice with the first of its windows that fits all slices of the same windows; without a window where none fits."""
     # Slices with the same windows are judged together: a single slice may hold nothing but air.
-    groups: dict[tuple[Window, ...], list[int]] = {}
+    groups: dict[tuple[VoiWindow, ...], list[int]] = {}
     for k, display in enumerate(slices):
         groups.setdefault(display.windows, []).append(k)
     fitted = list(slices)
@@ -180,7 +180,7 @@ def _with_fitting_windows(slices: Sequence[Display], images: SourceImages) -> li
     return fitted
 
 
-def percentile_window(values: NDArray[Any], *, used_up: bool = False) -> Window:
+def percentile_window(values: NDArray[Any], *, used_up: bool = False) -> VoiWindow:
     """The window from the 1st to the 99th percentile of intensities of any shape; LINEAR where its width is 1 or more.
 
     Args:
@@ -190,8 +190,8 @@ def percentile_window(values: NDArray[Any], *, used_up: bool = False) -> Window:
     low, high = (float(value) for value in np.percentile(values, PERCENTILES, overwrite_input=used_up))
     if high - low >= 1.0:
         # The inverse of `Window._exact`: black at `low`, white at `high`.
-        return Window((low + high) / 2 + 0.5, high - low + 1.0)
-    return Window((low + high) / 2, (high - low) or 1.0, "LINEAR_EXACT")
+        return VoiWindow((low + high) / 2 + 0.5, high - low + 1.0)
+    return VoiWindow((low + high) / 2, (high - low) or 1.0, "LINEAR_EXACT")
 
 
 def state_table(table: Dataset) -> Dataset:
@@ -266,7 +266,7 @@ def _parts(holder: Dataset, keyword: str) -> list[str]:
         return ["?"]
 
 
-def _windows(holder: Dataset) -> tuple[Window, ...]:
+def _windows(holder: Dataset) -> tuple[VoiWindow, ...]:
     """The usable windows of a header: two finite numbers, and a width that the function allows."""
     pairs = zip(_parts(holder, "WindowCenter"), _parts(holder, "WindowWidth"), strict=False)
     explanations = _parts(holder, "WindowCenterWidthExplanation")
@@ -280,5 +280,5 @@ def _windows(holder: Dataset) -> tuple[Window, ...]:
         except ValueError:
             continue
         if math.isfinite(center) and math.isfinite(width) and width >= (1.0 if function == "LINEAR" else 1e-9):
-            windows.append(Window(center, width, function, explanations[n] if n < len(explanations) else ""))
+            windows.append(VoiWindow(center, width, function, explanations[n] if n < len(explanations) else ""))
     return tuple(windows)

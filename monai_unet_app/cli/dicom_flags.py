@@ -6,7 +6,7 @@ from monai_unet_app.cli.dataclass_parser import Flag, Options
 from monai_unet_app.cli.flag_types import AboveZero, FromZero, Place, Text
 
 
-class Target(Options):
+class Remote(Options):
     """A DICOM node or DICOMweb service.
 
     Attributes:
@@ -20,7 +20,7 @@ class Target(Options):
     aet: Text | None = None
 
 
-class Conditions(Target):
+class Conditions(Remote):
     """Conditions of a query to a node or service.
 
     Attributes:
@@ -42,7 +42,7 @@ class Conditions(Target):
     modality: Text | None = None
 
 
-class Send(Target):
+class Send(Remote):
     """Flags of `pacs send`.
 
     Attributes:

@@ -57,7 +57,7 @@ def pacs(options: Options) -> Answer:
     raise UsageError("pacs alone does nothing; one of echo, find, fetch and send is needed; monai-unet pacs --help")
 
 
-def echo(options: dicom_flags.Target) -> Answer:
+def echo(options: dicom_flags.Remote) -> Answer:
     """Ask a DICOM node or DICOMweb service whether it answers.
 
     Example: monai-unet pacs echo --to ARCHIVE@127.0.0.1:11112
@@ -278,7 +278,7 @@ def destination_of_site(name: str, site: Path | None) -> "Destination":
     return known[name]
 
 
-def _destination(options: dicom_flags.Target) -> "Destination":
+def _destination(options: dicom_flags.Remote) -> "Destination":
     """The destination that --to names: a destination of --site, a node, or a URL."""
     from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination
     from dicom_io.net.destination_file import read_site
@@ -292,7 +292,7 @@ def _destination(options: dicom_flags.Target) -> "Destination":
         raise UsageError(f"--to: {error}{names}") from error
 
 
-def _adapted(destination: "Destination", options: dicom_flags.Target) -> "Destination":
+def _adapted(destination: "Destination", options: dicom_flags.Remote) -> "Destination":
     """The destination, changed by --aet, --move and --listen."""
     from dicom_io.net.destination import Dimse, checked_ae_title
 

@@ -9,7 +9,7 @@ from monai_unet_app.cli.flag_types import Place, Text
 from monai_unet_app.cli.flags import Reading, Repairs
 
 
-class Node(Options):
+class RunNode(Options):
     """Flags of `node`.
 
     Attributes:

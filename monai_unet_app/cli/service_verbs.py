@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from monai_unet_app.service.stop_signal import StopSignal
 
 
-def node(options: service_flags.Node) -> Answer:
+def node(options: service_flags.RunNode) -> Answer:
     """Take studies from a PACS, segment them and deliver the results; day and night. node token makes tokens for its HTTP API.
 
     Example: monai-unet node --config site.toml

@@ -117,9 +117,9 @@ def train(options: flags.Train) -> Answer:
         from monai_unet_app.training.ranking import train_ranked
 
         return _ranked(
-            train_ranked(loaded, run, folds, deliver=deliver, say=show.say, watch=show.Steps), options, bool(deliver)
+            train_ranked(loaded, run, folds, deliver=deliver, say=show.say, display=show.Steps), options, bool(deliver)
         )
-    return _trained(train_folds(loaded[""], run, folds, deliver=deliver, say=show.say, watch=show.Steps), options)
+    return _trained(train_folds(loaded[""], run, folds, deliver=deliver, say=show.say, display=show.Steps), options)
 
 
 def _ranked(ranking: "Ranking", options: flags.Train, delivered: bool) -> Answer:

@@ -12,7 +12,7 @@ from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.windows import Window, WindowPlan, WindowSettings, plan_windows
 
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
-Watch = Callable[[torch.Tensor], None]  # (what a layer made of a batch)
+OnLayer = Callable[[torch.Tensor], None]  # (what a layer made of a batch)
 
 
 def predict_rows(
@@ -20,7 +20,7 @@ def predict_rows(
     engine: Engine,
     settings: WindowSettings,
     progress: Progress | None = None,
-    watch: Watch = lambda layer: None,
+    on_layer: OnLayer = lambda layer: None,
 ) -> Iterator[Rows]:
     """Logits of one image by sliding window, row by row: rows are given as soon as no window can change them.
 
@@ -29,7 +29,7 @@ def predict_rows(
         engine: Runs the windows.
         settings: The sliding window of the bundle.
         progress: Called after each batch.
-        watch: Called with `Answer.layer` of each batch, where the engine gives it.
+        on_layer: Called with `Answer.layer` of each batch, where the engine gives it.
 
     Yields:
         Neighbouring rows, float32, on the image's device, in the order of the first spatial axis.
@@ -47,7 +47,7 @@ def predict_rows(
         # The image stays where it is; the accelerator holds one batch of windows at a time, and the sums if they fit
         answer = engine(batch.to(engine.device))
         if answer.layer is not None:
-            watch(answer.layer)
+            on_layer(answer.layer)
         if blend is None:
             channels = answer.logits.shape[1]
             blend = Blend(plan, settings, _place_of_sums(plan, channels, engine.device), channels)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.errors import DicomIoError
-from dicom_io.objects.display import NOT_FITTING, Window, displays, percentile_window
+from dicom_io.objects.display import NOT_FITTING, VoiWindow, displays, percentile_window
 from dicom_io.objects.source_images import images_of
 from dicom_io.volume import Volume
 
@@ -75,7 +75,7 @@ def window_presets(volume: Volume, modality: str | None, shown: Shown | None = N
     return [{"name": name, "low": low, "high": high} for name, low, high in rows if high > low]
 
 
-def _header_window(volume: Volume) -> Window | None:
+def _header_window(volume: Volume) -> VoiWindow | None:
     if volume.provenance.kind != "dicom" or volume.provenance.resampled or volume.array.ndim == 4:
         return None
     try:

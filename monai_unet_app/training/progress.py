@@ -19,10 +19,10 @@ from rich.progress import (
 
 from monai_unet_app.training.checkpoints import Checkpoints
 
-Steps = tuple[int, int, str]
-"""Steps that are done, all steps, and a text."""
+StepsDone = tuple[int, int, str]
+"""StepsDone that are done, all steps, and a text."""
 
-DISPLAY_ELSEWHERE: ContextVar[Callable[[Steps], None] | None] = ContextVar("DISPLAY_ELSEWHERE", default=None)
+DISPLAY_ELSEWHERE: ContextVar[Callable[[StepsDone], None] | None] = ContextVar("DISPLAY_ELSEWHERE", default=None)
 """Takes the steps of a training whose bar is drawn by another process; None: it is drawn here."""
 
 
@@ -107,7 +107,7 @@ class NamedBars:
     def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
-    def hear(self, name: str, message: Steps | str | Exception | None) -> None:
+    def hear(self, name: str, message: StepsDone | str | Exception | None) -> None:
         """Shows what `run_in_processes` hears of a training."""
         match message:
             case (int(completed), int(total), str(text)):

@@ -21,12 +21,12 @@ from monai_unet_app.metrics.bootstrap import Bootstrap, finite_mean
 from monai_unet_app.report.stored_evaluation import read_evaluation
 from monai_unet_app.training.run import (
     Delivery,
+    Display,
     TrainConfig,
-    Watch,
     check_folds,
     deliver_network,
+    no_display,
     train_checked_folds,
-    unwatched,
 )
 
 OUT_OF_FOLD = "out_of_fold"
@@ -131,7 +131,7 @@ def train_ranked(
     *,
     deliver: Delivery | None = "all-data",
     say: Callable[[str], None] = lambda line: None,
-    watch: Watch = unwatched,
+    display: Display = no_display,
 ) -> Ranking:
     """Trains the folds of each template into a folder of its name in `run.output`, ranks them, and completes the best one.
 
@@ -144,7 +144,7 @@ def train_ranked(
         folds: Some of the plan's folds; by default all.
         deliver: The own network of the chosen bundle, as in `train_folds`; the others have those of their folds only.
         say: Takes a line of text for the user.
-        watch: As in `train_bundle`.
+        display: As in `train_bundle`.
 
     Raises:
         UsageError: The output folder holds something else.
@@ -157,7 +157,7 @@ def train_ranked(
     wanted: dict[str, Sequence[int]] = {}
     for name, template in templates.items():
         say(f"{name}:")
-        wanted[name] = check_folds(template, runs[name], folds, deliver, say=say, watch=watch)
+        wanted[name] = check_folds(template, runs[name], folds, deliver, say=say, display=display)
     for name, template in templates.items():
         say(f"{name}:")
         train_checked_folds(template, runs[name], wanted[name], say)
@@ -165,7 +165,7 @@ def train_ranked(
     weights = {name: _digests(bundle, wanted[name]) for name, bundle in bundles.items()}
     ranking = _earlier(run.output, weights)
     if ranking is None:
-        seconds = {name: _measure(bundle, run, weights[name], say, watch) for name, bundle in bundles.items()}
+        seconds = {name: _measure(bundle, run, weights[name], say, display) for name, bundle in bundles.items()}
         ranking = _rank({name: bundle.root / OUT_OF_FOLD for name, bundle in bundles.items()}, seconds, weights)
         _write(ranking, run.output)
     if deliver:
@@ -218,14 +218,14 @@ def _digests(bundle: Bundle, folds: Sequence[int]) -> dict[str, str]:
 
 
 def _measure(
-    bundle: Bundle, run: TrainConfig, folds: Mapping[str, str], say: Callable[[str], None], watch: Watch
+    bundle: Bundle, run: TrainConfig, folds: Mapping[str, str], say: Callable[[str], None], display: Display
 ) -> float:
     """Evaluates the cases of these folds out of fold, into the bundle's folder; gives the median of the seconds for a case."""
     chosen = choose_out_of_fold(bundle, find_data(run.data, run.labels, run.label_suffix))
     numbers = {case: fold for case, fold in chosen.folds.items() if str(fold) in folds}
     rows = [row for row in chosen.rows if row["id"] in numbers]
     say(f"{bundle.name}: evaluating {len(rows)} case(s) out of fold")
-    with watch("evaluating", len(rows)) as step:
+    with display("evaluating", len(rows)) as step:
         done = evaluate_cases(
             bundle,
             LabelledCases(rows, run.data.resolve().name, chosen.note, folds=numbers),

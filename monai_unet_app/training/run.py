@@ -65,17 +65,17 @@ Delivery = Literal["all-data", "ensemble"]
 """The bundle's own network beside its folds: trained on all but the test cases, or the mean of the networks of the folds."""
 
 Step = Callable[[str], None]
-Watch = Callable[[str, int], AbstractContextManager[Step]]
+Display = Callable[[str, int], AbstractContextManager[Step]]
 """Takes a text and a number of steps, and gives a context manager with a function that is called after each step."""
 
 
-def unwatched(text: str, total: int) -> AbstractContextManager[Step]:
-    """A `Watch` that shows nothing."""
+def no_display(text: str, total: int) -> AbstractContextManager[Step]:
+    """A `Display` that shows nothing."""
     return nullcontext(lambda case_id: None)
 
 
 def train_bundle(
-    template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None, watch: Watch = unwatched
+    template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None, display: Display = no_display
 ) -> Bundle:
     """The trained bundle at `run.output`; for a fold the same with the weights of the fold, which lie in `folds/`.
 
@@ -89,7 +89,7 @@ def train_bundle(
     """
     _check_output(template, run.output)
     template.check_network()
-    _check(template, run, _planned(template, run), say, watch)
+    _check(template, run, _planned(template, run), say, display)
     _copy(template, run.output, run.name)
     forget_ensemble(run.output)
     trained = _trained(run, template.device, say)
@@ -104,7 +104,7 @@ def train_folds(
     *,
     deliver: Delivery | None = "all-data",
     say: Callable[[str], None] = lambda line: None,
-    watch: Watch = unwatched,
+    display: Display = no_display,
 ) -> Bundle:
     """The bundle at `run.output` with a network for each fold in `folds/`, for figures of cases that a network has not seen.
 
@@ -117,12 +117,12 @@ def train_folds(
         folds: Some of the plan's folds; by default all.
         deliver: The bundle's own network; None leaves it without one.
         say: Takes a line of text for the user.
-        watch: As in `train_bundle`.
+        display: As in `train_bundle`.
 
     Raises:
         As `train_bundle`; InputRefusedError: a fold has no case, or no case is left to train on.
     """
-    wanted = check_folds(template, run, folds, deliver, say=say, watch=watch)
+    wanted = check_folds(template, run, folds, deliver, say=say, display=display)
     train_checked_folds(template, run, [*wanted, ALL] if deliver == "all-data" else wanted, say)
     if deliver == "ensemble":
         deliver_network(template, run, wanted, deliver, say)
@@ -136,7 +136,7 @@ def check_folds(
     deliver: Delivery | None,
     *,
     say: Callable[[str], None],
-    watch: Watch,
+    display: Display,
 ) -> Sequence[int]:
     """The folds to train, when everything has been checked that `train_folds` needs; nothing is written. Errors as there."""
     if run.parallel < 1:
@@ -154,7 +154,7 @@ def check_folds(
     _check_output(template, run.output)
     for fold in wanted:
         _check_rows(replace(run, fold=fold), planned.rows(fold))
-    measured = _check(template, replace(run, fold=ALL), planned, say, watch)
+    measured = _check(template, replace(run, fold=ALL), planned, say, display)
     for fold in wanted:
         _check_classes(template, replace(run, fold=fold), planned, measured)
     return wanted
@@ -196,7 +196,7 @@ def _planned(template: Bundle, run: TrainConfig) -> PlannedCases:
 
 
 def _check(
-    template: Bundle, run: TrainConfig, planned: PlannedCases, say: Callable[[str], None], watch: Watch
+    template: Bundle, run: TrainConfig, planned: PlannedCases, say: Callable[[str], None], display: Display
 ) -> Fingerprint:
     """Checks the plan of the cases, then every image and label."""
     cases = planned.rows(run.fold)
@@ -206,7 +206,7 @@ def _check(
         say(few)
     everything = [row for rows in cases.values() for row in rows]
     say(f"reading and checking {len(everything)} case(s)")
-    with watch("checking", len(everything)) as step:
+    with display("checking", len(everything)) as step:
         places = places_of(planned.plan.values(), by_folds=run.fold is not None)
         measured = check_cases(everything, template, step, places)
     for line in measured.to_look_at():

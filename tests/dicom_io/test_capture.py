@@ -28,7 +28,7 @@ from dicom_io import capture
 from dicom_io.capture import CaptureStyle, chosen_slices, write_captures
 from dicom_io.errors import LabelError
 from dicom_io.objects import drawing
-from dicom_io.objects.display import Window
+from dicom_io.objects.display import VoiWindow
 from dicom_io.read import read_series
 from dicom_io.volume import Volume
 
@@ -175,12 +175,14 @@ def test_windows_are_as_pydicom_applies_them(function):
     values = np.arange(-100, 200, dtype=np.int16)
     wanted = apply_windowing(values, holder)
     lowest, highest = -(2.0**15), 2.0**15 - 1
-    np.testing.assert_allclose(Window(40, 80, function).grey(values), (wanted - lowest) / (highest - lowest), atol=1e-4)
+    np.testing.assert_allclose(
+        VoiWindow(40, 80, function).grey(values), (wanted - lowest) / (highest - lowest), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_a_window_before_the_rescale_shows_the_same(function):
-    window, stored = Window(140.0, 90.0, function), np.arange(0, 300.0)
+    window, stored = VoiWindow(140.0, 90.0, function), np.arange(0, 300.0)
     np.testing.assert_allclose(window.before(0.7, -12.0).grey(stored), window.grey(0.7 * stored - 12.0), atol=1e-12)
 
 
