@@ -318,7 +318,7 @@ def structure_rows(case: Case) -> list[dict[str, Any]]:
         {
             "number": structure.number,
             "label": structure.label,
-            "channel": segmentation.channel_of(structure.number),
+            "channel": structure.channel,
             "voxels": structure.voxels,
             **_size(case.image, structure.voxels),
             "mean_probability": None if structure.confidence is None else round(structure.confidence, 5),
@@ -448,11 +448,10 @@ def write_mask_png(segmentation: Segmentation, path: Path) -> Path:
 
     Overlapping structures are drawn side by side, in the order of their numbers.
     """
-    numbers = segmentation.exclusive and len(segmentation.segments) > 1
-    planes = [segmentation.labels] if segmentation.exclusive else list(segmentation.labels)
-    plane = np.concatenate([segmentation.image.without_flat_axis(labels) for labels in planes], axis=0)
+    maps = segmentation.maps
+    plane = np.concatenate([segmentation.image.without_flat_axis(held.labels) for held in maps], axis=0)
     # I runs along the width; Pillow takes (row, column)
-    Image.fromarray((plane.T * (1 if numbers else 255)).astype(np.uint8)).save(path)
+    Image.fromarray((plane.T * (1 if len(maps[0].structures) > 1 else 255)).astype(np.uint8)).save(path)
     return path
 
 

@@ -128,7 +128,7 @@ def _read_seg(path: Path, numbers: Mapping[int, int], case: ReviewedCase) -> Seg
                 f"the correction {path.name} is FRACTIONAL and holds probabilities; a BINARY or LABELMAP SEG is needed; "
                 "export it so"
             )
-        labels = _label_map(path, case.image) if is_exclusive(case.document) else None
+        labels = _label_map(path, case.image)
         if labels is None:
             order, channels = segment_numbers(path), np.moveaxis(read_segments(path, case.image).array, -1, 0)
             chosen = [order.index(numbers[structure.number]) for structure in case.structures]
@@ -139,7 +139,8 @@ def _read_seg(path: Path, numbers: Mapping[int, int], case: ReviewedCase) -> Seg
         own[numbers[structure.number]] = position
     for plane in labels:
         plane[...] = own[plane]
-    return Segmentation(case.image, labels, case.segmentation.segments)
+    exclusive = is_exclusive(case.document)
+    return Segmentation.of_numbers(case.image, labels, case.segmentation.segments, exclusive=exclusive)
 
 
 def _label_map(path: Path, image: Volume) -> NDArray[Any] | None:
