@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from dicom_io.coding import Segment, Whole
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, number_type
 
 Box = tuple[slice, slice, slice]
 _LEAST = np.float32(1e-12)  # of a probability whose logarithm is taken
@@ -242,9 +242,9 @@ class LabelMap:
     structures: tuple[Structure, ...]
 
     def numbers_in(self, box: tuple[slice, ...]) -> NDArray[np.uint8 | np.uint16]:
-        """The number of the structure at each voxel of a box, 0 outside of them."""
-        kind = np.uint8 if self.structures[-1].number < 256 else np.uint16
-        first, part = self.structures[0], self.labels[box]
+        """Shape of a box of (I, J, K): the number of the structure at each voxel, 0 outside of them."""
+        kind, part = number_type(self.structures[-1].number), self.labels[box]
+        first = self.structures[0]
         return part.astype(kind, copy=False) if first.exclusive else (part > 0) * kind(first.number)
 
     @property
@@ -358,29 +358,12 @@ class Segmentation:
         cls, image: Volume, numbers: NDArray[Any], segments: Sequence[Segment], *, exclusive: bool
     ) -> "Segmentation":
         """The segmentation in numbers of segments, shape (I, J, K), 0 outside of them; as label values, or as channels."""
+        kind: type[np.unsignedinteger[Any]] = np.uint8
         if exclusive:
-            return cls(
-                image, numbers.astype(np.uint8 if len(segments) < 256 else np.uint16, copy=False), tuple(segments)
-            )
-        return cls.of_masks(image, [numbers == segment.number for segment in segments], segments)
-
-    @classmethod
-    def of_masks(
-        cls, image: Volume, masks: Sequence[NDArray[Any]], segments: Sequence[Segment], *, exclusive: bool = False
-    ) -> "Segmentation":
-        """The segmentation of one mask for each segment.
-
-        Args:
-            image: The image.
-            masks: Shape (I, J, K) each, in the order of the segments.
-            segments: What the masks mean.
-            exclusive: Hold label values; channels all the same where masks share a voxel.
-        """
-        channels = np.stack(masks).astype(np.uint8)
-        if exclusive and not (channels.sum(axis=0) > 1).any():
-            numbers = np.arange(1, len(channels) + 1, dtype=np.uint16)
-            return cls(image, np.tensordot(numbers, channels, axes=1).astype(np.uint16), tuple(segments))
-        return cls(image, channels, tuple(segments))
+            kind = number_type(len(segments))
+        else:
+            numbers = np.stack([numbers == segment.number for segment in segments])
+        return cls(image, numbers.astype(kind, copy=False), tuple(segments))
 
     @property
     def exclusive(self) -> bool:

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dicom_io.segmentation import Box, Segmentation, Structure
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, number_type
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import ExplainMethod
 from monai_unet_app.errors import BundleError, UsageError
-from monai_unet_app.gathering import label_dtype, on_grid, on_volume
+from monai_unet_app.gathering import on_grid, on_volume
 from monai_unet_app.inference.predict import Progress, padded, predict_rows
 from monai_unet_app.inference.spool import IN_MEMORY_BYTES
 from monai_unet_app.inference.way_back import WayBack, way_back
@@ -215,7 +215,7 @@ class _Regions:
             most_bytes=IN_MEMORY_BYTES,
         )
         rows = [
-            outputs.labels(values).cpu().numpy().astype(label_dtype(case.bundle))
+            outputs.labels(values).cpu().numpy().astype(number_type(len(absent)))
             for _, values in predict_rows(item["image"], case.bundle.engine(case.settings), settings)
         ]
         around = [(side.start, size - side.stop) for side, size in zip(plan.inside, plan.padded_shape, strict=True)]
@@ -443,7 +443,7 @@ class _Back:
         found = np.where(part >= _LEAST_COVERED, found / np.maximum(part, _LEAST_COVERED), np.float32(np.nan))
         i, j, k = (
             slice(whole.start + own.start, whole.start + own.stop)
-            for whole, own in zip(on_grid(box, self._volume), tight, strict=True)
+            for whole, own in zip(on_grid(box), tight, strict=True)
         )
         return StructureMap((i, j, k), found)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.segmentation import Box, Evidence, Segmentation
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, number_type
 from monai_unet_app.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from monai_unet_app.inference.pieces import Piece
 
 Keep = Literal["evidence", "cautious", "probabilities", "logits"]
-
-
-def label_dtype(bundle: Bundle) -> type[np.unsignedinteger[Any]]:
-    """The smallest type of whole numbers that holds a bundle's label values."""
-    return np.uint8 if len(bundle.segments) < 256 else np.uint16
 
 
 class Gathered:
@@ -40,14 +35,14 @@ class Gathered:
 
         self.image, self.bundle, self.keep, self.cuts = image, bundle, keep, cuts
         shape, segments = image.shape, len(bundle.segments)
-        self.labels: NDArray[Any] = np.empty((*bundle.outputs.lead(segments), *shape), label_dtype(bundle))
-        one_map = self.labels.ndim == len(shape)
+        lead = bundle.outputs.lead(segments)
+        self.labels: NDArray[Any] = np.empty((*lead, *shape), number_type(segments))
         # Post-processing of the whole label map may give a voxel to another structure. Where each structure has a map, all
         # probabilities are the certainty.
-        kept = keep == "probabilities" or bool(bundle.result.tidy) or not one_map
+        kept = keep == "probabilities" or bool(bundle.result.tidy) or bool(lead)
         self.probabilities = channels_of((len(bundle.labels), *shape), np.float32) if kept else None
         self.cautious = channels_of((segments, *shape), np.bool_) if keep == "cautious" else None
-        self.certainty = map_of(shape, np.float32) if one_map else None
+        self.certainty = None if lead else map_of(shape, np.float32)
         self.uncertainty = map_of(shape, np.float32)
         self.expected, self.doubt = np.zeros((2, segments))
 
@@ -72,7 +67,7 @@ class Gathered:
         probabilities, decision = (on_volume(part, self.image) for part in (piece.probabilities, piece.decision))
         labels = _labels(decision, self.bundle)
         evidence = Evidence.of(probabilities, labels)
-        box = (..., *on_grid(piece.box, self.image))
+        box = (..., *on_grid(piece.box))
         self.labels[box], self.uncertainty[box] = labels, np.asarray(evidence.uncertainty)
         if self.certainty is not None:
             self.certainty[box] = np.asarray(evidence.certainty)
@@ -134,8 +129,8 @@ def tidied(
 
 def _labels(decision: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
     """ "pred" of a bundle, shape (1, ...) or (S, ...), as labels: (...) of numbers, or (S, ...) of 0 and 1."""
-    lead = bundle.outputs.lead(len(bundle.segments))
-    return np.rint(decision).astype(label_dtype(bundle)).reshape(*lead, *decision.shape[1:])
+    segments = len(bundle.segments)
+    return np.rint(decision).astype(number_type(segments)).reshape(*bundle.outputs.lead(segments), *decision.shape[1:])
 
 
 def decided(
@@ -152,9 +147,9 @@ def decided(
     return Segmentation(image, _labels(decision, bundle), bundle.segments, probabilities, bundle.wholes)
 
 
-def on_grid(box: tuple[slice, ...], volume: Volume) -> Box:
+def on_grid(box: tuple[slice, ...]) -> Box:
     """A box of a tensor's spatial axes as a box of the volume; a picture gets its third axis back."""
-    i, j, k = (*box, slice(0, 1)) if volume.planar else box
+    i, j, k = (*box, slice(0, 1))[:3]
     return i, j, k
 
 
@@ -171,5 +166,4 @@ def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:
     """The values of a tensor (C, *spatial) as (C, I, J, K); a picture gets its third axis back."""
     import torch
 
-    array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32, copy=False)
-    return array[..., None] if volume.planar else array
+    return volume.with_flat_axis(torch.as_tensor(tensor).cpu().numpy().astype(np.float32, copy=False))

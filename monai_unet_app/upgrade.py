@@ -267,7 +267,7 @@ def _compare(before: Path, after: Path) -> None:
 
 def _made_image(bundle: Bundle) -> Volume:
     """Noise on a grid that the bundle accepts."""
-    rules, axes = bundle.rules, 2 if bundle.rules.planar else 3
+    rules, axes = bundle.rules, bundle.rules.axes
     spacing = np.ones(3)
     if bundle.grid_spacing:
         spacing = np.array(bundle.grid_spacing)

@@ -173,7 +173,7 @@ def compare_forms(
     # The network has run once for each case; all forms are fitted to the same logits.
     trials = [FormTrial.fit(form, stored) for form in forms]
     for trial in trials:
-        trial.measure_halo(plan.channels, 2 if bundle.rules.planar else 3)
+        trial.measure_halo(plan.channels, bundle.rules.axes)
     for row in selection:
         spacing = _try_forms(trials, row, bundle, plan)
         step(row["id"])

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-Array = TypeVar("Array", NDArray[Any], "Tensor")
-Histogram = Callable[[NDArray[Any], NDArray[Any], int], tuple[NDArray[np.int64], NDArray[np.float64]]]
-"""From confidences, the kind of each, and the number of kinds: number and sum of confidences, shape (bins, kinds) each."""
 Masks = NDArray[np.bool_]
+Values = NDArray[Any]
+Array = TypeVar("Array", Values, "Tensor")
+Histogram = Callable[[Values, Values, int], tuple[NDArray[np.int64], NDArray[np.float64]]]
+"""From confidences, the kind of each, and the number of kinds: number and sum of confidences, shape (bins, kinds) each."""
 
 _SUM_TOLERANCE = 1e-2
 
@@ -36,12 +37,12 @@ class Rows(NamedTuple):
 
     held: NDArray[np.int64]
     confidence: NDArray[np.float64]
-    hit: NDArray[Any]
-    spared: Sequence[NDArray[Any]] = ()
+    hit: Values
+    spared: Sequence[Values] = ()
 
 
 def class_masks(
-    labels: NDArray[Any],
+    labels: Values,
     class_names: Sequence[str],
     grid: tuple[int, ...],
     name: str,
@@ -69,12 +70,12 @@ def class_masks(
 
 
 def label_map(
-    labels: NDArray[Any],
+    labels: Values,
     class_names: Sequence[str],
     grid: tuple[int, ...],
     name: str,
     valid: Masks | None = None,
-) -> NDArray[Any]:
+) -> Values:
     """Label values as whole numbers of shape (*grid), 0 where they do not count; arguments and errors as of `class_masks`."""
     if labels.shape != grid:
         raise ValueError(f"{name} has shape {labels.shape}; {grid} is needed, the grid of the image; resample it")
@@ -114,6 +115,10 @@ class Outputs:
         """Axes of labels before those of the grid."""
         return () if self.one_map else (structures,)
 
+    def are_numbers(self, truth: Values, grid: tuple[int, ...]) -> bool:
+        """Whether a truth is the number of the channel that is true at each voxel, shape (*grid), and not a mask for each."""
+        return self.one_map and np.issubdtype(truth.dtype, np.integer) and truth.shape == grid
+
     def thresholds(self, channels: int) -> Sequence[float]:
         """The usual probability from which on a voxel has the label of each channel; empty where the largest decides."""
         return [0.5] * channels
@@ -122,7 +127,7 @@ class Outputs:
         """Bytes of a voxel that a result keeps beside its evidence: of each structure the label and the probability."""
         return 5 * channels
 
-    def masks(self, channels: NDArray[Any], class_names: Sequence[str], grid: tuple[int, ...], name: str) -> Masks:
+    def masks(self, channels: Values, class_names: Sequence[str], grid: tuple[int, ...], name: str) -> Masks:
         """A mask for each named class, shape (S, *grid).
 
         Args:
@@ -155,11 +160,11 @@ class Outputs:
         """Shape (C, *grid): where each channel is true, from the masks (S, *grid) of the structures."""
         return masks
 
-    def likely(self, probabilities: NDArray[Any], above: float) -> Masks:
+    def likely(self, probabilities: Values, above: float) -> Masks:
         """Shape (*grid): voxels where the probability of foreground, from those of the channels, is greater than `above`."""
         return np.asarray(probabilities.max(axis=0) > above)
 
-    def rows(self, p: NDArray[Any], hits: Sequence[Masks], histogram: Histogram) -> Rows:
+    def rows(self, p: Values, hits: Sequence[Masks], histogram: Histogram) -> Rows:
         """The counts of probabilities (C, N) and of their truth, C boolean arrays of shape (N,).
 
         The top label is the likelier answer (yes or no) of each label at each voxel. Raises ValueError for what cannot be of
@@ -179,11 +184,11 @@ class Outputs:
         """Shape (C, *spatial), 0 to 1: the probability of each channel."""
         return logits.sigmoid()
 
-    def decided(self, probabilities: Array) -> Array:
+    def decided(self, probabilities: Array, /) -> Array:
         """Shape (maps, *spatial): the label maps, from probabilities (C, *spatial)."""
         return probabilities >= 0.5
 
-    def labels(self, logits: "Tensor") -> "Tensor":
+    def labels(self, logits: Array, /) -> Array:
         """Shape (maps, *spatial): the label maps, from logits (C, *spatial)."""
         # sigmoid(0) is 0.5, the threshold
         return logits >= 0
@@ -233,20 +238,30 @@ class ExclusiveOutputs(Outputs):
     read = staticmethod(label_map)
 
     def thresholds(self, channels: int) -> Sequence[float]:
+        """None: the largest probability decides."""
         return []
 
     def result_bytes(self, channels: int) -> int:
+        """Bytes of a voxel of the label map."""
         return 1 if channels <= 256 else 2
 
     def truth_of_channels(self, masks: Masks) -> Masks:
+        """Shape (C, *grid): the background is where no structure is; masks have the shape (S, *grid)."""
         return np.concatenate([~masks.any(axis=0, keepdims=True), masks])
 
-    def likely(self, probabilities: NDArray[Any], above: float) -> Masks:
+    def likely(self, probabilities: Values, above: float) -> Masks:
+        """Shape (*grid): voxels of which the background leaves more than a probability of `above`."""
         return np.asarray(probabilities[0] < 1 - above)
 
-    def rows(self, p: NDArray[Any], hits: Sequence[Masks], histogram: Histogram) -> Rows:
-        """The row of the top label is the sum, over the channels, of the voxels where the channel is the largest."""
-        _check_sums(p)
+    def rows(self, p: Values, hits: Sequence[Masks], histogram: Histogram) -> Rows:
+        """The counts of probabilities (C, N). The top label sums, over channels, the voxels where the channel is largest."""
+        off = np.abs(p.sum(axis=0) - 1)
+        if off.max(initial=0) > _SUM_TOLERANCE:
+            raise ValueError(
+                f"probabilities of exclusive classes miss a sum of 1 by up to {off.max():.3f} "
+                f"({np.count_nonzero(off > _SUM_TOLERANCE)} of {off.size} voxels); 0.01 is allowed; "
+                "an inverted crop or pad fills with 0: add the missing probability to the background"
+            )
         true = sum(int(np.count_nonzero(hit)) for hit in hits)
         if true != p.shape[1]:
             raise ValueError(
@@ -256,37 +271,43 @@ class ExclusiveOutputs(Outputs):
         kinds = (hit + 2 * win.view(np.uint8) for hit, win in zip(hits, _winners(p), strict=True))
         channels = [histogram(channel, kind, 4) for channel, kind in zip(p, kinds, strict=True)]
         # Exactly one channel is true at each voxel, so the sum is the probability of this channel.
-        probability: NDArray[Any] = np.zeros_like(p[0])
+        probability: Values = np.zeros_like(p[0])
         for channel, hit in zip(p, hits, strict=True):
             probability += channel * hit
         return Rows(_with_top([held for held, _ in channels]), _with_top([total for _, total in channels]), probability)
 
     def probabilities(self, logits: "Tensor") -> "Tensor":
+        """Shape (C, *spatial), 0 to 1: softmax of logits of the same shape."""
         return logits.softmax(0)
 
-    def decided(self, probabilities: Array) -> Array:
+    def decided(self, probabilities: Array, /) -> Array:
+        """Shape (1, *spatial): the number of the most probable class."""
         decided: Array = probabilities.argmax(0)[None]
         return decided
 
-    def labels(self, logits: "Tensor") -> "Tensor":
-        return self.decided(logits)
+    labels = decided  # the largest logit has the largest probability
 
     def foreground(self, probabilities: "Tensor") -> "Tensor":
+        """Shape (*spatial), 0 to 1: what the background leaves."""
         return 1 - probabilities[0]
 
     def truth(self, label: "Tensor", channels: int) -> "Tensor":
+        """Class numbers, shape (1, *spatial), as they are."""
         return label
 
     def negative_log_likelihood(self, logits: "Tensor", truth: "Tensor") -> "Tensor":
+        """Mean over voxels, in nats, of class numbers (1, *spatial) under the logits (C, *spatial)."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(logits[None], truth.long())
 
     def confidence(self, logits: "Tensor", truth: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Shape (*spatial) each: the probability of the most probable class, and whether it is the true one."""
         confidence, label = logits.softmax(0).max(0)
         return confidence, label == truth[0]
 
     def log_odds(self, logits: "Tensor", structure: int) -> "Tensor":
+        """Shape (B, V): of a structure against all other classes together, from logits (B, C, V)."""
         # log(p / (1 - p)) with p = exp(z_c) / sum exp(z): the sum over all classes cancels. From rounded probabilities
         # it would be infinite where p is 1. A number that is added to all logits changes nothing.
         channel = structure + 1
@@ -294,9 +315,11 @@ class ExclusiveOutputs(Outputs):
         return logits[:, channel] - logits[:, others].logsumexp(1)
 
     def unary(self, probabilities: "Tensor") -> "Tensor":
+        """Same shape: logits, but for a constant at each voxel."""
         return probabilities.log()
 
     def vote(self, field: "Tensor") -> "Tensor":
+        """Same shape: the probabilities themselves."""
         return field
 
 
@@ -315,7 +338,7 @@ def outputs_of(kind: bool | str) -> Outputs:
     return OUTPUTS[kind] if isinstance(kind, str) else EXCLUSIVE if kind else OVERLAPPING
 
 
-def _with_top(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _with_top(channels: Sequence[Values]) -> Values:
     """Shape (fine bins, 4) of each of C channels, to (C + 1, fine bins, 2: untrue and true).
 
     The 4 are: another channel is larger and this channel is untrue, or true; this channel is the largest and untrue, or true.
@@ -324,7 +347,7 @@ def _with_top(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate([parted[:, :, 1].sum(axis=0, keepdims=True), parted.sum(axis=2)])
 
 
-def _winners(p: NDArray[Any]) -> Iterator[Masks]:
+def _winners(p: Values) -> Iterator[Masks]:
     """For each channel, shape (N,): where it has the largest probability; of equal channels the first wins."""
     largest = p.max(axis=0)
     free = np.ones(largest.shape, dtype=bool)
@@ -332,13 +355,3 @@ def _winners(p: NDArray[Any]) -> Iterator[Masks]:
         wins = free & (channel == largest)
         free ^= wins
         yield wins
-
-
-def _check_sums(p: NDArray[Any]) -> None:
-    off = np.abs(p.sum(axis=0) - 1)
-    if off.max(initial=0) > _SUM_TOLERANCE:
-        raise ValueError(
-            f"probabilities of exclusive classes miss a sum of 1 by up to {off.max():.3f} "
-            f"({np.count_nonzero(off > _SUM_TOLERANCE)} of {off.size} voxels); 0.01 is allowed; "
-            "an inverted crop or pad fills with 0: add the missing probability to the background"
-        )

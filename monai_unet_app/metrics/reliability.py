@@ -397,7 +397,7 @@ def _divide(top: NDArray[Any], bottom: NDArray[Any]) -> Floats:
 def _check_shapes(
     truth: NDArray[Any], probabilities: NDArray[Any], within: NDArray[Any] | None, outputs: Outputs
 ) -> None:
-    numbers = outputs.one_map and np.issubdtype(truth.dtype, np.integer) and truth.shape == probabilities.shape[1:]
+    numbers = outputs.are_numbers(truth, probabilities.shape[1:])
     if not numbers and (truth.shape != probabilities.shape or truth.dtype != np.bool_):
         raise ValueError(
             f"truth is {truth.dtype} {truth.shape}, probabilities have shape {probabilities.shape}; "

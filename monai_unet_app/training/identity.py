@@ -92,7 +92,7 @@ def derived_facts(root: Path) -> dict[str, Any]:
     first = 1 - bundle.outputs.background
     names = dict(enumerate(["background", *bundle.structure_names][first:], first))
     kind = " or ".join(rules.modality) or ("picture" if rules.planar else NOT_STATED)
-    spatial = ["*"] * (2 if rules.planar or bundle.slice_axis is not None else 3)
+    spatial = ["*"] * (rules.axes if bundle.slice_axis is None else 2)
     common = {"spatial_shape": spatial, "dtype": "float32", "is_patch_data": True}
     image = {
         "type": "image",
