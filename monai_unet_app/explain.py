@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dicom_io.segmentation import Box, Segmentation, Structure
-from dicom_io.volume import Volume, number_type
+from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import ExplainMethod
 from monai_unet_app.errors import BundleError, UsageError
@@ -215,7 +215,7 @@ class _Regions:
             most_bytes=IN_MEMORY_BYTES,
         )
         rows = [
-            outputs.labels(values).cpu().numpy().astype(number_type(len(absent)))
+            outputs.labels(values).cpu().numpy().astype(outputs.label_type(len(absent)))
             for _, values in predict_rows(item["image"], case.bundle.engine(case.settings), settings)
         ]
         around = [(side.start, size - side.stop) for side, size in zip(plan.inside, plan.padded_shape, strict=True)]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.segmentation import Box, Evidence, Segmentation
-from dicom_io.volume import Volume, number_type
+from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Gathered:
         self.image, self.bundle, self.keep, self.cuts = image, bundle, keep, cuts
         shape, segments = image.shape, len(bundle.segments)
         lead = bundle.outputs.lead(segments)
-        self.labels: NDArray[Any] = np.empty((*lead, *shape), number_type(segments))
+        self.labels: NDArray[Any] = np.empty((*lead, *shape), bundle.outputs.label_type(segments))
         # Post-processing of the whole label map may give a voxel to another structure. Where each structure has a map, all
         # probabilities are the certainty.
         kept = keep == "probabilities" or bool(bundle.result.tidy) or bool(lead)
@@ -129,8 +129,8 @@ def tidied(
 
 def _labels(decision: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
     """ "pred" of a bundle, shape (1, ...) or (S, ...), as labels: (...) of numbers, or (S, ...) of 0 and 1."""
-    segments = len(bundle.segments)
-    return np.rint(decision).astype(number_type(segments)).reshape(*bundle.outputs.lead(segments), *decision.shape[1:])
+    outputs, segments = bundle.outputs, len(bundle.segments)
+    return np.rint(decision).astype(outputs.label_type(segments)).reshape(*outputs.lead(segments), *decision.shape[1:])
 
 
 def decided(

@@ -449,9 +449,11 @@ def write_mask_png(segmentation: Segmentation, path: Path) -> Path:
     Overlapping structures are drawn side by side, in the order of their numbers.
     """
     maps = segmentation.maps
-    plane = np.concatenate([segmentation.image.without_flat_axis(held.labels) for held in maps], axis=0)
+    numbers = len(maps[0].structures) > 1
+    planes = [held.labels if numbers else held.labels > 0 for held in maps]
+    plane = np.concatenate([segmentation.image.without_flat_axis(labels) for labels in planes], axis=0)
     # I runs along the width; Pillow takes (row, column)
-    Image.fromarray((plane.T * (1 if len(maps[0].structures) > 1 else 255)).astype(np.uint8)).save(path)
+    Image.fromarray((plane.T * (1 if numbers else 255)).astype(np.uint8)).save(path)
     return path
 
 

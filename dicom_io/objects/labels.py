@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dicom_io.errors import LabelError
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.volume import Volume, slice_by_slice
+from dicom_io.volume import Volume, number_type, slice_by_slice
 
 
 class Fractions:
@@ -57,7 +57,7 @@ def in_slices(labels: Volume) -> Volume:
 
 def _whole(array: NDArray[Any]) -> NDArray[Any]:
     """Label values in the smallest type."""
-    smallest = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16, copy=False)
+    smallest = array.astype(number_type(array.max(initial=0)), copy=False)
     # A fraction, a negative number or a number above 65535 changes when it is converted.
     if smallest is not array and (smallest != array).any():
         raise LabelError(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Masks = NDArray[np.bool_]
 Values = NDArray[Any]
 Array = TypeVar("Array", Values, "Tensor")
-Histogram = Callable[[Values, Values, int], tuple[NDArray[np.int64], NDArray[np.float64]]]
+Histogram = Callable[[Values, Values, int], tuple[Values, Values]]
 """From confidences, the kind of each, and the number of kinds: number and sum of confidences, shape (bins, kinds) each."""
 
 _SUM_TOLERANCE = 1e-2
@@ -29,14 +29,14 @@ class Rows(NamedTuple):
     """The contribution of N voxels to the rows of `ReliabilityCounts`.
 
     Attributes:
-        held: Shape (C + 1, bins, 2: untrue and true): number of decisions; row 0 is the top label.
-        confidence: Same shape: sum of their confidences.
+        held: Shape (C + 1, bins, 2: untrue and true): int64, number of decisions; row 0 is the top label.
+        confidence: Same shape, float64: sum of their confidences.
         hit: Shape (M,), 0 to 1: the probability of each channel that is true at a voxel.
         spared: Shape (M,) each: if each channel is a decision, 1 - the probability of each that is untrue at a voxel.
     """
 
-    held: NDArray[np.int64]
-    confidence: NDArray[np.float64]
+    held: Values
+    confidence: Values
     hit: Values
     spared: Sequence[Values] = ()
 
@@ -122,6 +122,10 @@ class Outputs:
     def thresholds(self, channels: int) -> Sequence[float]:
         """The usual probability from which on a voxel has the label of each channel; empty where the largest decides."""
         return [0.5] * channels
+
+    def label_type(self, structures: int) -> type[np.unsignedinteger[Any]]:
+        """The smallest type of whole numbers that holds the labels."""
+        return np.uint8 if structures < 256 else np.uint16
 
     def result_bytes(self, channels: int) -> int:
         """Bytes of a voxel that a result keeps beside its evidence: of each structure the label and the probability."""
