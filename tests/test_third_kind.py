@@ -19,6 +19,7 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.calibration.fit import CalibrationFit
 from monai_unet_app.config import OutputConfig
 from monai_unet_app.evaluate.reference import evaluation_plan
+from monai_unet_app.metrics.boxes import regions_of
 from monai_unet_app.metrics.case_scores import CaseArrays, CaseCounter
 from monai_unet_app.metrics.outputs import OUTPUTS, Outputs
 from monai_unet_app.pipeline import segment_case
@@ -65,6 +66,9 @@ def test_counted_pieces_are_decided_scored_calibrated_and_written(
     (structure,) = case.segmentation.structures
     assert structure.voxels == 20 * 30 + 10 * 40
     assert structure.confidence == pytest.approx(0.9)
+
+    (region,) = regions_of(picture.without_flat_axis(case.segmentation.labels), 2, 1)
+    assert region.box == (slice(30, 110), slice(40, 80))
 
     write_results(case, "eye", OutputConfig(("png", "nifti")), tmp_path / "out")
     (row,) = json.loads((tmp_path / "out/eye_result.json").read_text())["structures"]

@@ -41,12 +41,13 @@ def regions_of(labels: NDArray[Any], axes: int, count: int) -> list[Region]:
     """The region of each of `count` structures, in their order.
 
     Args:
-        labels: A map of the numbers of all structures, shape (*grid), or a map of 0 and 1 for each, (S, *grid).
+        labels: A map of the numbers of all structures, shape (*grid), or a map for each, (S, *grid), above 0 inside.
         axes: Of the grid.
         count: Number S of the structures.
     """
-    maps = labels.view(np.uint8) if labels.dtype == np.bool_ else labels
-    maps = maps.reshape(-1, *labels.shape[-axes:])
+    maps = labels.reshape(-1, *labels.shape[-axes:])
+    if len(maps) == count:
+        maps = maps.astype(np.bool_, copy=False).view(np.uint8)
     return [
         Region(own, value, box) for own in maps for value, box in enumerate(boxes_of(own, count // len(maps)), start=1)
     ]
