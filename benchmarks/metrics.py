@@ -31,6 +31,7 @@ from claims import judged
 from numpy.typing import NDArray
 
 from monai_unet_app.metrics.case_scores import ClassScores, score_masks
+from monai_unet_app.metrics.outputs import EXCLUSIVE
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.reliability import count_reliability
 
@@ -174,7 +175,7 @@ def counting_is_fast() -> bool:
     truth, seconds = rng.integers(0, 3, shape).astype(np.uint8), []
     for _ in range(3):
         start = time.perf_counter()
-        count_reliability(truth, p, exclusive=True)
+        count_reliability(truth, p, outputs=EXCLUSIVE)
         seconds.append(time.perf_counter() - start)
     return judged("million voxel-classes counted in a second", p.size / min(seconds) / 1e6, LEAST_MILLIONS)
 

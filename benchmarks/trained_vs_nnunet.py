@@ -192,7 +192,7 @@ def what_is_missing(options: argparse.Namespace) -> str:
 
 def chosen_folds(bundle: Bundle, options: argparse.Namespace) -> Iterator[Fold]:
     """The folds to compare, as the records of our trainings tell them."""
-    if not bundle.exclusive:
+    if not bundle.outputs.one_map:
         raise SystemExit(
             f"{bundle.name} has overlapping structures, which nnU-Net's labels cannot hold; none are needed"
         )

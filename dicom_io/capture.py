@@ -25,14 +25,13 @@ from dicom_io.errors import DicomIoError, LabelError, UnreadableFileError
 from dicom_io.objects import display, drawing, identity
 from dicom_io.objects.functional_groups import reference
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.source_images import SourceImages, add_body_part, labelled, result_object
 from dicom_io.reading.checks import check_one_patient
 from dicom_io.reading.headers import whole_number
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
-from dicom_io.segmentation import Segmentation
+from dicom_io.segmentation import Segmentation, SliceLabels
 from dicom_io.volume import Volume
 
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z
@@ -341,7 +340,7 @@ def _content(scene: _Scene, k: int) -> tuple[str, ...]:
     return (
         scene.images.slices[k].key,
         looks,
-        identity.digest_of(plane.values[:, :, None] if plane.exclusive else plane.values),
+        identity.digest_of(plane.values.reshape(*plane.values.shape[:2], -1)),
     )
 
 

@@ -41,7 +41,7 @@ from dicom_io.objects.stand_ins import decimal_strings
 from dicom_io.reading.headers import patient_digest
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg import write_seg
-from dicom_io.volume import Provenance, Volume
+from dicom_io.volume import Provenance, Volume, number_type
 
 MADE_UP_DATE, MADE_UP_TIME = "20000101", "000000"
 SHEAR_TOLERANCE_MM = 0.01
@@ -393,7 +393,7 @@ def _write_labels(
     array = _flipped(labels, flips).array
     if not np.array_equal(array, np.rint(array)):
         raise LabelError("the labels are not whole numbers; whole label values are needed; threshold them first")
-    fitted = volume.with_array(array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16))
+    fitted = volume.with_array(array.astype(number_type(array.max(initial=0))))
     result = ResultInfo(
         segments=segments,
         algorithm_name="manual labels",

@@ -28,8 +28,8 @@ from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError
 from dicom_io.files import replace_when_whole
-from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, tolerance_mm, values_at
+from dicom_io.segmentation import SliceLabels
 from dicom_io.volume import Volume
 
 Floats = NDArray[np.float64]
@@ -78,7 +78,6 @@ class SliceComparison:
     """
 
     def __init__(self, result: Volume, source: Volume, slices: Sequence[Slice]) -> None:
-        self.exclusive = result.array.ndim == 3  # segments that nobody named are no Segmentation
         self.result, self.source, self.slices = result, source, slices
         self.tolerance_mm = tolerance_mm(*source.spacing_mm)
         self.numbers = {source_slice.key: k for k, source_slice in enumerate(slices)}
@@ -165,11 +164,10 @@ class SliceComparison:
 
     def _expected(self, frame: ComparedFrame, k: int) -> NDArray[Any]:
         here = self._at(self.result, self._place(frame, k), k)
-        if self.exclusive and frame.segment == 0:
-            return here
-        if not self.exclusive and not 1 <= frame.segment <= here.shape[2]:
+        expected = SliceLabels(here).frame(frame.segment)
+        if expected is None:
             raise GeometryProofError(f"the file has a segment {frame.segment}, the result has {here.shape[2]}")
-        return SliceLabels(here, self.exclusive).mask(frame.segment)
+        return expected
 
     def _place(self, frame: ComparedFrame, k: int) -> Slice:
         return self.slices[k] if frame.plane is None else replace(self.slices[k], plane=frame.plane)

@@ -1,7 +1,9 @@
 """The result for an image: which voxels belong to which segment, exclusive or overlapping, and their probabilities.
 
-Everything that comes after the decision on labels asks a `Segmentation` and its `Structure`s. The two questions "exclusive or
-overlapping?" and "picture or volume?" are answered here and in `Volume`, so that writers, statements and pages do not ask them.
+A structure is a label value of a map that it shares with structures of other voxels, or a map of its own. Everything that
+comes after the decision on labels asks a `Segmentation`, its `Structure`s, `LabelMap`s and `SliceLabels`. The two questions
+"exclusive or overlapping?" and "picture or volume?" are answered here and in `Volume`, so that writers, statements and pages do
+not ask them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from dicom_io.coding import Segment, Whole
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, number_type
 
 Box = tuple[slice, slice, slice]
 _LEAST = np.float32(1e-12)  # of a probability whose logarithm is taken
@@ -140,8 +142,16 @@ class Structure:
 
     def mask_in(self, box: Box) -> NDArray[np.bool_]:
         """Its voxels in another box of the grid, shape of this box, boolean."""
-        part = self.labels[box]
-        return np.asarray(part == self.number if self.exclusive else part > 0)
+        return self.within(self.labels[box])
+
+    def within(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Its voxels in a part of `labels`, any shape, boolean."""
+        return np.asarray(labels == self.number if self.exclusive else labels > 0)
+
+    @property
+    def channel(self) -> int:
+        """Channel of the probabilities that belongs to it, from 0."""
+        return self.number if self.exclusive else self.number - 1
 
     def box_with(self, other: "Structure") -> Box:
         """The smallest box that holds this structure and another on the same grid; one voxel of neither if both are empty."""
@@ -176,23 +186,24 @@ class Structure:
         Raises:
             ValueError: The result holds labels only.
         """
-        return float(self._known.expected[self.number - 1] * self.grid.voxel_size)
+        return float(self.known.expected[self.number - 1] * self.grid.voxel_size)
 
     @property
     def doubtful_part(self) -> float:
         """Sum of p (1 - p) over the sum of p, 0 to 1: the part of the size that is in doubt. Raises as `expected_size`."""
         n = self.number - 1
-        return float(self._known.doubt[n] / max(self._known.expected[n], _LEAST))
+        return float(self.known.doubt[n] / max(self.known.expected[n], _LEAST))
 
     @cached_property
     def confidence(self) -> float | None:
         """Mean probability inside the mask, 0 to 1; None without voxels. Raises as `expected_size`."""
-        known = self._known.certainty
-        inside = values_in(known if self.exclusive else known[self.number - 1], self.mask, self.box)
+        known = self.known.certainty
+        inside = values_in(known if self.exclusive else known[self.channel], self.mask, self.box)
         return float(inside.mean(dtype=np.float64)) if inside.size else None
 
     @property
-    def _known(self) -> Evidence:
+    def known(self) -> Evidence:
+        """What the result keeps of its probabilities. Raises ValueError if it holds labels only."""
         if self.evidence is None:
             raise ValueError(
                 f"segment {self.number} has no probabilities; they are needed; read the file of probabilities"
@@ -215,7 +226,90 @@ class Structure:
         """
         if self.probabilities is None:
             raise ValueError(f"segment {self.number} has no probabilities; they are needed; keep them with the result")
-        return np.asarray(self.probabilities[self.number if self.exclusive else self.number - 1])
+        return np.asarray(self.probabilities[self.channel])
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Structures that share no voxel.
+
+    Attributes:
+        labels: Shape (I, J, K): the label values of its structures, or above 0 inside the only one.
+        structures: In the order of their numbers.
+    """
+
+    labels: NDArray[Any]
+    structures: tuple[Structure, ...]
+
+    def numbers_in(self, box: tuple[slice, ...]) -> NDArray[np.uint8 | np.uint16]:
+        """Shape of a box of (I, J, K): the number of the structure at each voxel, 0 outside of them."""
+        kind, part = number_type(self.structures[-1].number), self.labels[box]
+        first = self.structures[0]
+        return part.astype(kind, copy=False) if first.exclusive else (part > 0) * kind(first.number)
+
+    @property
+    def answers(self) -> tuple[NDArray[np.bool_], Channels, NDArray[np.float32]]:
+        """The voxels of its structures, shape (I, J, K); everywhere the probability of what was decided, 0 to 1, perhaps in a
+        file; in those voxels the entropy of the probabilities, in nats. Raises ValueError for labels only.
+        """
+        first = self.structures[0]
+        mask, known = self.labels > 0, first.known
+        if first.exclusive:
+            return (
+                mask,
+                known.certainty,
+                values_in(known.uncertainty, mask) * np.float32(np.log(len(self.structures) + 1)),
+            )
+        yes = known.certainty[first.channel]
+        inside = yes[mask]
+        return mask, np.maximum(yes, 1 - yes), entropy_of(inside) + entropy_of(1 - inside)
+
+
+@dataclass(frozen=True)
+class SliceLabels:
+    """The labels on one slice of a source.
+
+    Attributes:
+        values: Exclusive segments: shape (rows, columns) with their numbers. Overlapping ones: shape (rows, columns, S), not 0
+            in channel n - 1 where segment n is.
+    """
+
+    values: NDArray[Any]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The segments that have pixels here, in increasing order."""
+        if self._is_map:
+            # counted, where np.unique would sort all pixels
+            return [int(number) for number in np.flatnonzero(np.bincount(self.values.ravel())) if number]
+        return [channel + 1 for channel in range(self.values.shape[2]) if self.values[..., channel].any()]
+
+    def in_rows(self) -> "SliceLabels":
+        """The same, row by row in memory."""
+        return SliceLabels(np.ascontiguousarray(self.values))
+
+    def mask(self, number: int) -> NDArray[np.bool_]:
+        """Shape (rows, columns), boolean: the pixels of a segment."""
+        return np.asarray(self.values == number if self._is_map else self.values[..., number - 1] != 0)
+
+    def frame(self, number: int) -> NDArray[Any] | None:
+        """Shape (rows, columns): what a frame of a segment shows, or of all segments (0), their numbers; None if it cannot."""
+        if self._is_map:
+            return self.mask(number) if number else self.values
+        return self.mask(number) if 1 <= number <= self.values.shape[2] else None
+
+    @staticmethod
+    def maps(planes: "Sequence[SliceLabels]") -> Iterator[tuple[int, NDArray[Any]]]:
+        """Label maps of some slices, shape (planes, rows, columns), each with what its values lack of the segments' numbers."""
+        values = np.stack([plane.values for plane in planes])
+        if planes[0]._is_map:
+            yield 0, values
+            return
+        yield from ((channel, values[..., channel] != 0) for channel in range(values.shape[3]))
+
+    @property
+    def _is_map(self) -> bool:
+        return self.values.ndim == 2
 
 
 @dataclass(frozen=True)
@@ -260,22 +354,16 @@ class Segmentation:
         return cls(labels, array, tuple(segments))
 
     @classmethod
-    def of_masks(
-        cls, image: Volume, masks: Sequence[NDArray[Any]], segments: Sequence[Segment], *, exclusive: bool = False
+    def of_numbers(
+        cls, image: Volume, numbers: NDArray[Any], segments: Sequence[Segment], *, exclusive: bool
     ) -> "Segmentation":
-        """The segmentation of one mask for each segment.
-
-        Args:
-            image: The image.
-            masks: Shape (I, J, K) each, in the order of the segments.
-            segments: What the masks mean.
-            exclusive: Hold label values; channels all the same where masks share a voxel.
-        """
-        channels = np.stack(masks).astype(np.uint8)
-        if exclusive and not (channels.sum(axis=0) > 1).any():
-            numbers = np.arange(1, len(channels) + 1, dtype=np.uint16)
-            return cls(image, np.tensordot(numbers, channels, axes=1).astype(np.uint16), tuple(segments))
-        return cls(image, channels, tuple(segments))
+        """The segmentation in numbers of segments, shape (I, J, K), 0 outside of them; as label values, or as channels."""
+        kind: type[np.unsignedinteger[Any]] = np.uint8
+        if exclusive:
+            kind = number_type(len(segments))
+        else:
+            numbers = np.stack([numbers == segment.number for segment in segments])
+        return cls(image, numbers.astype(kind, copy=False), tuple(segments))
 
     @property
     def exclusive(self) -> bool:
@@ -307,14 +395,26 @@ class Segmentation:
         return np.asarray(self.known.uncertainty)
 
     @property
-    def disjoint_groups(self) -> tuple[tuple[Structure, ...], ...]:
-        """Groups of structures that share no voxel: all structures if they are exclusive, else each structure alone."""
-        return (self.structures,) if self.exclusive else tuple((structure,) for structure in self.structures)
+    def maps(self) -> tuple[LabelMap, ...]:
+        """The structures by the label map that holds them."""
+        groups = (self.structures,) if self.exclusive else tuple((structure,) for structure in self.structures)
+        return tuple(LabelMap(group[0].labels, group) for group in groups)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a voxel is of two segments."""
+        return not self.exclusive and bool(((self.labels != 0).sum(axis=0) > 1).any())
 
     @property
     def foreground(self) -> NDArray[np.bool_]:
         """Shape (I, J, K): voxels of any segment; made anew each time."""
         return self.labels > 0 if self.exclusive else np.asarray((self.labels > 0).any(axis=0))
+
+    @property
+    def covered(self) -> NDArray[Any]:
+        """Shape (I, J, K): not 0 where there is a segment."""
+        # Labels say it themselves; a mask of a large image would be another array of its size
+        return self.labels if self.exclusive else self.foreground
 
     @property
     def classes(self) -> NDArray[Any]:
@@ -327,11 +427,7 @@ class Segmentation:
         probabilities = self.probabilities
         if probabilities is None:
             raise ValueError("the result holds labels only; probabilities are needed; read the file of probabilities")
-        return (np.asarray(probabilities[self.channel_of(segment.number)]) for segment in self.segments)
-
-    def channel_of(self, number: int) -> int:
-        """Channel of the probabilities that belongs to a segment, from 0."""
-        return number if self.exclusive else number - 1
+        return (structure.probability_on_grid for structure in self.structures)
 
     @property
     def label_volume(self) -> Volume:

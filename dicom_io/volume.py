@@ -172,6 +172,10 @@ class Volume:
         """Shape (I, J, K) or (C, I, J, K) on this grid to (I, J) or (C, I, J) for a picture; unchanged for a volume."""
         return array[..., 0] if self.planar else array
 
+    def with_flat_axis(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The way back from `without_flat_axis`: shape (C, I, J) to (C, I, J, 1) for a picture; unchanged for a volume."""
+        return array[..., None] if self.planar else array
+
     @property
     def has_patient_space(self) -> bool:
         """False if the source states no millimetres and directions."""
@@ -222,6 +226,11 @@ class Volume:
                 f"within {tolerance_mm} mm are needed; take the series that the image was made from"
             )
         return replace(reference, array=np.ascontiguousarray(turned))
+
+
+def number_type(largest: float) -> type[np.unsignedinteger[Any]]:
+    """The smallest type of label values up to the largest: uint8 or uint16."""
+    return np.uint8 if largest < 256 else np.uint16
 
 
 def slice_by_slice(array: NDArray[Any]) -> NDArray[Any]:

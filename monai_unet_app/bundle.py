@@ -25,6 +25,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import AppError, BundleError, InputRefusedError, refusing_as
+from monai_unet_app.metrics.outputs import OUTPUTS, Outputs
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from monai.transforms import Compose
 
     from monai_unet_app.inference.engines import Engine
-    from monai_unet_app.inference.outputs import Outputs
     from monai_unet_app.inference.pieces import ResultSteps
     from monai_unet_app.inference.windows import WindowSettings
 
@@ -117,15 +117,16 @@ class Bundle(BundleFiles):
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the probability channels, background first where classes exclude each other.
+        """Names of the probability channels, background first where it has a channel.
 
         Raises:
             BundleError: `segments.json` does not describe these structures.
         """
         labels = tuple(map(str, self.part("labels")))
-        structures = labels[1:] if self.exclusive else labels
+        background = self.outputs.background
+        structures = labels[background:]
         if len(self.segments) != len(structures):
-            beside = f" beside the background {labels[0]!r}" if self.exclusive and labels else ""
+            beside = f" beside the background {labels[0]!r}" if background and labels else ""
             raise BundleError(
                 f"{self.name}: `labels` names {len(structures)} structure(s){beside} ({', '.join(structures)}), segments.json "
                 f"has {len(self.segments)} ({', '.join(self.structure_names)}); one segment for each, in "
@@ -163,19 +164,12 @@ class Bundle(BundleFiles):
             self._check_network(self._new_network.eval(), trained=False)
 
     @cached_property
-    def exclusive(self) -> bool:
-        """True for softmax over classes with a background channel, False for overlapping labels (sigmoid)."""
-        outputs = self.part("outputs")
-        if outputs not in ("exclusive", "overlapping"):
-            raise BundleError(f"{self.name}: `outputs` is {outputs!r}; exclusive or overlapping is needed")
-        return bool(outputs == "exclusive")
-
-    @property
-    def outputs(self) -> "Outputs":
+    def outputs(self) -> Outputs:
         """What the logits of the network mean."""
-        from monai_unet_app.inference.outputs import outputs_of
-
-        return outputs_of(self.exclusive)
+        name = self.part("outputs")
+        if name not in OUTPUTS:
+            raise BundleError(f"{self.name}: `outputs` is {name!r}; {' or '.join(OUTPUTS)} is needed")
+        return OUTPUTS[name]
 
     @cached_property
     def wholes(self) -> tuple[Whole, ...]:
@@ -186,10 +180,10 @@ class Bundle(BundleFiles):
         """
         with refusing_as(self.name, BundleError):
             wholes = load_wholes(self.root / "configs/segments.json")
-        if wholes and not self.exclusive:
+        if wholes and not self.outputs.one_map:
             raise BundleError(
-                f"{self.name}: segments.json states {len(wholes)} whole(s) and `outputs` is overlapping; sizes of parts that "
-                "overlap do not add up; remove `wholes`, or set `outputs` to exclusive"
+                f"{self.name}: segments.json states {len(wholes)} whole(s) and `outputs` is {self.outputs.name}; sizes of "
+                "parts that overlap do not add up; remove `wholes`, or set `outputs` to exclusive"
             )
         return wholes
 
@@ -228,10 +222,9 @@ class Bundle(BundleFiles):
 
         Exclusive classes have none. Raises BundleError if `thresholds` is not one number between 0 and 1 for each label.
         """
-        if self.exclusive:
-            return ()
-        stated = self._optional("thresholds") or [0.5] * len(self.labels)
-        if len(stated) != len(self.labels) or not all(0 < value < 1 for value in stated):
+        usual = self.outputs.thresholds(len(self.labels))
+        stated = usual and (self._optional("thresholds") or usual)
+        if len(stated) != len(usual) or not all(0 < value < 1 for value in stated):
             raise BundleError(
                 f"{self.name}: `thresholds` is {stated}; a number between 0 and 1 for each of {len(self.labels)} label(s) is "
                 "needed; correct it, or calibrate the bundle again"

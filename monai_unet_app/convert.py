@@ -16,6 +16,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.read import ReadOptions
 from dicom_io.rtstruct import read_regions
+from dicom_io.volume import number_type
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_labels
 from monai_unet_app.data.read import has_ending, read_volume
@@ -112,7 +113,7 @@ def label_file(
     volume = read_volume(image, options)
     with refusing_as(structure_set.name):
         regions = read_regions(structure_set, volume, names).array
-    labels = np.zeros(regions.shape[:3], np.uint8 if len(names) < 256 else np.uint16)
+    labels = np.zeros(regions.shape[:3], number_type(len(names)))
     for number in range(1, len(names) + 1):
         labels[regions[..., number - 1] > 0] = number
     try:

@@ -24,17 +24,16 @@ from monai.transforms import Invertd
 from monai.visualize import OcclusionSensitivity
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import find_objects
 
 from dicom_io.segmentation import Box, Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.gathering import label_dtype, on_grid, on_volume
+from monai_unet_app.gathering import on_grid, on_volume
 from monai_unet_app.inference.predict import Progress, padded, predict_rows
 from monai_unet_app.inference.spool import IN_MEMORY_BYTES
 from monai_unet_app.inference.way_back import WayBack, way_back
 from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
-from monai_unet_app.metrics.boxes import bounding_box
+from monai_unet_app.metrics.boxes import bounding_box, regions_of
 from monai_unet_app.pipeline import Case, preprocess
 from monai_unet_app.report.case_pictures import case_figure, png
 from monai_unet_app.report.evaluation_report import CasePicture
@@ -155,21 +154,18 @@ class _Regions:
     """The voxels of the structures on the padded working grid.
 
     Args:
-        labels: Class numbers (*spatial) of exclusive structures; else a channel for each, (S, *spatial), above 0 inside.
-        exclusive: Whether they are exclusive.
+        labels: Shape (maps, *spatial), of structures: one label map, or one of 0 and 1 for each.
         absent: For each structure whether it is left out.
 
     Attributes:
         boxes: The smallest box that holds each structure; None for a structure without a voxel.
     """
 
-    def __init__(self, labels: NDArray[Any], exclusive: bool, absent: Sequence[bool]) -> None:
-        self._labels, self._exclusive = labels, exclusive
-        if exclusive:
-            boxes = find_objects(labels, max_label=len(absent))
-        else:
-            boxes = [find_objects(channel.view(np.uint8), max_label=1)[0] for channel in labels]
-        self.boxes: list[Slices | None] = [None if out else box for out, box in zip(absent, boxes, strict=True)]
+    def __init__(self, labels: NDArray[Any], absent: Sequence[bool]) -> None:
+        self._regions = regions_of(labels, labels.ndim - 1, len(absent))
+        self.boxes: list[Slices | None] = [
+            None if out else region.box for out, region in zip(absent, self._regions, strict=True)
+        ]
 
     @classmethod
     def found(cls, item: dict[str, MetaTensor], case: Case, plan: WindowPlan) -> "_Regions":
@@ -182,21 +178,17 @@ class _Regions:
             mirror_axes=case.bundle.mirror_axes if case.settings.tta else (),
             most_bytes=IN_MEMORY_BYTES,
         )
-        kind = label_dtype(case.bundle) if case.bundle.exclusive else np.uint8
         rows = [
-            outputs.labels(values).cpu().numpy().astype(kind)
+            outputs.labels(values).cpu().numpy().astype(outputs.label_type(len(absent)))
             for _, values in predict_rows(item["image"], case.bundle.engine(case.settings), settings)
         ]
-        channels = 0 if case.bundle.exclusive else 1
         around = [(side.start, size - side.stop) for side, size in zip(plan.inside, plan.padded_shape, strict=True)]
-        labels = np.pad(np.concatenate(rows, axis=channels), [(0, 0)] * channels + around)
-        return cls(labels, case.bundle.exclusive, absent)
+        return cls(np.pad(np.concatenate(rows, axis=1), [(0, 0), *around]), absent)
 
     def mask(self, structure: int, place: Slices) -> NDArray[np.bool_]:
         """Shape of a box of the padded grid, boolean: the voxels of a structure, counted from 0."""
-        if self._exclusive:
-            return np.asarray(self._labels[place] == structure + 1)
-        return np.asarray(self._labels[structure][place] > 0)
+        labels, value, _ = self._regions[structure]
+        return np.asarray(labels[place] == value)
 
 
 def _windows(regions: _Regions, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
@@ -363,7 +355,7 @@ class _Back:
         found = np.where(part >= _LEAST_COVERED, found / np.maximum(part, _LEAST_COVERED), np.float32(np.nan))
         i, j, k = (
             slice(whole.start + own.start, whole.start + own.stop)
-            for whole, own in zip(on_grid(box, self._volume), tight, strict=True)
+            for whole, own in zip(on_grid(box), tight, strict=True)
         )
         return StructureMap((i, j, k), found)
 

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 Keep = Literal["evidence", "cautious", "probabilities", "logits"]
 
 
-def label_dtype(bundle: Bundle) -> type[np.unsignedinteger[Any]]:
-    """The smallest type of whole numbers that holds a bundle's label values."""
-    return np.uint8 if len(bundle.segments) < 256 else np.uint16
-
-
 class Gathered:
     """The result of an image, gathered from pieces. Raises InputRefusedError where the disk is too full for what is kept.
 
@@ -40,13 +35,14 @@ class Gathered:
 
         self.image, self.bundle, self.keep, self.cuts = image, bundle, keep, cuts
         shape, segments = image.shape, len(bundle.segments)
-        self.labels: NDArray[Any] = np.empty(shape if bundle.exclusive else (segments, *shape), label_dtype(bundle))
-        # Post-processing of the whole label map may give a voxel to another structure. Of overlapping labels all
+        lead = bundle.outputs.lead(segments)
+        self.labels: NDArray[Any] = np.empty((*lead, *shape), bundle.outputs.label_type(segments))
+        # Post-processing of the whole label map may give a voxel to another structure. Where each structure has a map, all
         # probabilities are the certainty.
-        kept = keep == "probabilities" or bool(bundle.result.tidy) or not bundle.exclusive
+        kept = keep == "probabilities" or bool(bundle.result.tidy) or bool(lead)
         self.probabilities = channels_of((len(bundle.labels), *shape), np.float32) if kept else None
         self.cautious = channels_of((segments, *shape), np.bool_) if keep == "cautious" else None
-        self.certainty = map_of(shape, np.float32) if bundle.exclusive else None
+        self.certainty = None if lead else map_of(shape, np.float32)
         self.uncertainty = map_of(shape, np.float32)
         self.expected, self.doubt = np.zeros((2, segments))
 
@@ -71,7 +67,7 @@ class Gathered:
         probabilities, decision = (on_volume(part, self.image) for part in (piece.probabilities, piece.decision))
         labels = _labels(decision, self.bundle)
         evidence = Evidence.of(probabilities, labels)
-        box = (..., *on_grid(piece.box, self.image))
+        box = (..., *on_grid(piece.box))
         self.labels[box], self.uncertainty[box] = labels, np.asarray(evidence.uncertainty)
         if self.certainty is not None:
             self.certainty[box] = np.asarray(evidence.certainty)
@@ -80,7 +76,7 @@ class Gathered:
         if self.probabilities is not None:
             self.probabilities[box] = probabilities
         if self.cautious is not None:
-            of_segments = probabilities[1:] if self.bundle.exclusive else probabilities
+            of_segments = probabilities[self.bundle.outputs.background :]
             self.cautious[box] = np.stack([p >= cut for p, cut in zip(of_segments, self.cuts, strict=True)])
 
     def segmentation(self, tidy: Sequence[Any] = (), preprocessed: "MetaTensor | None" = None) -> Segmentation:
@@ -97,7 +93,7 @@ class Gathered:
         if preprocessed is not None:
             assert self.probabilities is not None
             beside = {"prob": on_tensor(np.asarray(self.probabilities), self.image), "image": preprocessed}
-        labels = tidied(self.image, self.labels, tidy, beside, exclusive=self.bundle.exclusive)
+        labels = tidied(self.image, self.labels, tidy, beside)
         if self.certainty is None:
             return labels
         assert self.probabilities is not None
@@ -113,31 +109,28 @@ def tidied(
     labels: NDArray[Any],
     tidy: Sequence[Any],
     beside: "Mapping[str, MetaTensor] | None" = None,
-    *,
-    exclusive: bool,
 ) -> NDArray[Any]:
     """Labels on the grid of an image after these transforms of the whole label map; same shape and type.
 
     Args:
         image: Whose spacing in mm sizes of pieces are measured by.
-        labels: Shape (I, J, K) of numbers if `exclusive`, else (S, I, J, K) of 0 and 1.
+        labels: Shape (I, J, K) of numbers, or (S, I, J, K) of 0 and 1.
         tidy: Transforms of the item "pred".
         beside: Further items that they look at.
-        exclusive: Whether a voxel has one label.
     """
     from monai.transforms import Compose
 
-    item = {**(beside or {}), "pred": on_tensor((labels[None] if exclusive else labels).astype(np.float32), image)}
+    item = {**(beside or {}), "pred": on_tensor(labels.reshape(-1, *image.shape).astype(np.float32), image)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI's transforms call numpy and scikit-image in ways that those deprecate
         output = Compose(list(tidy))(item)["pred"]
-    result: NDArray[Any] = np.rint(on_volume(output, image)).astype(labels.dtype)
-    return result[0] if exclusive else result
+    return np.rint(on_volume(output, image)).astype(labels.dtype).reshape(labels.shape)
 
 
 def _labels(decision: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
     """ "pred" of a bundle, shape (1, ...) or (S, ...), as labels: (...) of numbers, or (S, ...) of 0 and 1."""
-    return np.rint(decision[0] if bundle.exclusive else decision).astype(label_dtype(bundle))
+    outputs, segments = bundle.outputs, len(bundle.segments)
+    return np.rint(decision).astype(outputs.label_type(segments)).reshape(*outputs.lead(segments), *decision.shape[1:])
 
 
 def decided(
@@ -154,9 +147,9 @@ def decided(
     return Segmentation(image, _labels(decision, bundle), bundle.segments, probabilities, bundle.wholes)
 
 
-def on_grid(box: tuple[slice, ...], volume: Volume) -> Box:
+def on_grid(box: tuple[slice, ...]) -> Box:
     """A box of a tensor's spatial axes as a box of the volume; a picture gets its third axis back."""
-    i, j, k = (*box, slice(0, 1)) if volume.planar else box
+    i, j, k = (*box, slice(0, 1))[:3]
     return i, j, k
 
 
@@ -173,5 +166,4 @@ def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:
     """The values of a tensor (C, *spatial) as (C, I, J, K); a picture gets its third axis back."""
     import torch
 
-    array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32, copy=False)
-    return array[..., None] if volume.planar else array
+    return volume.with_flat_axis(torch.as_tensor(tensor).cpu().numpy().astype(np.float32, copy=False))

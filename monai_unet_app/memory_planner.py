@@ -101,7 +101,7 @@ class MemoryPlanner:
         for step in self._result.tidy:
             if hasattr(step, "check_size"):
                 step.check_size(labels, source)
-        work = Work(source, working, channels, labels, self._bundle.exclusive)
+        work = Work(source, working, channels, labels, self._bundle.outputs.result_bytes(labels))
         if work.is_small and self._limit - resident_bytes() > AMPLE_BYTES:
             return None
         if in_pieces and self._result.named:

@@ -93,7 +93,7 @@ class Case:
         for piece in self.logits.pieces():
             assert piece.uncalibrated is not None
             calibrated, raw = (on_volume(part, self.image) for part in (piece.probabilities, piece.uncalibrated))
-            yield on_grid(piece.box, self.image), calibrated, raw
+            yield on_grid(piece.box), calibrated, raw
 
 
 @dataclass(frozen=True)

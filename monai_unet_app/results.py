@@ -314,7 +314,7 @@ def structure_rows(case: Case) -> list[dict[str, Any]]:
         {
             "number": structure.number,
             "label": structure.label,
-            "channel": segmentation.channel_of(structure.number),
+            "channel": structure.channel,
             "voxels": structure.voxels,
             **_size(case.image, structure.voxels),
             "mean_probability": None if structure.confidence is None else round(structure.confidence, 5),
@@ -444,8 +444,9 @@ def write_mask_png(segmentation: Segmentation, path: Path) -> Path:
 
     Overlapping structures are drawn side by side, in the order of their numbers.
     """
-    numbers = segmentation.exclusive and len(segmentation.segments) > 1
-    planes = [segmentation.labels] if segmentation.exclusive else list(segmentation.labels)
+    maps = segmentation.maps
+    numbers = len(maps[0].structures) > 1
+    planes = [held.labels if numbers else held.labels > 0 for held in maps]
     plane = np.concatenate([segmentation.image.without_flat_axis(labels) for labels in planes], axis=0)
     # I runs along the width; Pillow takes (row, column)
     Image.fromarray((plane.T * (1 if numbers else 255)).astype(np.uint8)).save(path)

@@ -150,7 +150,7 @@ def _without_tidy(text: str, bundle: Bundle) -> tuple[str, list[dict[str, Any]]]
         for why, transform in zip(reasons, yaml.safe_load(block[1]), strict=True):
             if transform["_target_"] not in _STEPS:
                 return text.replace(f"  # {_BY_US}; with [] in its place it begins anew", ""), []
-            shift = 0 if bundle.exclusive else 1
+            shift = 1 - bundle.outputs.background
             everyone = [segment.number for segment in bundle.segments]
             named = [number + shift for number in transform.get("applied_labels", ())] or everyone
             values = (
@@ -267,7 +267,7 @@ def _compare(before: Path, after: Path) -> None:
 
 def _made_image(bundle: Bundle) -> Volume:
     """Noise on a grid that the bundle accepts."""
-    rules, axes = bundle.rules, 2 if bundle.rules.planar else 3
+    rules, axes = bundle.rules, bundle.rules.axes
     spacing = np.ones(3)
     if bundle.grid_spacing:
         spacing = np.array(bundle.grid_spacing)

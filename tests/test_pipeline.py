@@ -77,7 +77,7 @@ def test_monai_bundle_run_and_segment_case_give_the_same_voxels(
 
     ((_, probabilities, uncalibrated),) = case.second_look()
     planar = bundle.rules.planar
-    labels = case.segmentation.labels[None] if bundle.exclusive else case.segmentation.labels
+    labels = case.segmentation.labels[None] if bundle.outputs.one_map else case.segmentation.labels
     np.testing.assert_array_equal(channel_first(probabilities, planar), np.asarray(theirs["prob"]))
     np.testing.assert_array_equal(channel_first(labels, planar), np.asarray(theirs["pred"]))
     assert np.abs(uncalibrated - probabilities).max() > 1e-4, "the calibration changed nothing"

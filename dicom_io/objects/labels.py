@@ -1,7 +1,6 @@
 """Labels as a writer takes them: each value has a segment, and equal meaning has equal bytes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,37 +9,7 @@ from numpy.typing import NDArray
 from dicom_io.errors import LabelError
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.volume import Volume, slice_by_slice
-
-
-@dataclass(frozen=True)
-class SliceLabels:
-    """The labels on one slice of a source.
-
-    Attributes:
-        values: Exclusive segments: shape (rows, columns) with their numbers. Overlapping ones: shape (rows, columns, S), not 0
-            in channel n - 1 where segment n is.
-        exclusive: Whether a pixel belongs to one segment at most.
-    """
-
-    values: NDArray[Any]
-    exclusive: bool
-
-    @property
-    def numbers(self) -> list[int]:
-        """The segments that have pixels here, in increasing order."""
-        if self.exclusive:
-            # counted, where np.unique would sort all pixels
-            return [int(number) for number in np.flatnonzero(np.bincount(self.values.ravel())) if number]
-        return [channel + 1 for channel in range(self.values.shape[2]) if self.values[..., channel].any()]
-
-    def in_rows(self) -> "SliceLabels":
-        """The same, row by row in memory."""
-        return SliceLabels(np.ascontiguousarray(self.values), self.exclusive)
-
-    def mask(self, number: int) -> NDArray[np.bool_]:
-        """Shape (rows, columns), boolean: the pixels of a segment."""
-        return np.asarray(self.values == number if self.exclusive else self.values[..., number - 1] != 0)
+from dicom_io.volume import Volume, number_type, slice_by_slice
 
 
 class Fractions:
@@ -88,7 +57,7 @@ def in_slices(labels: Volume) -> Volume:
 
 def _whole(array: NDArray[Any]) -> NDArray[Any]:
     """Label values in the smallest type."""
-    smallest = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16, copy=False)
+    smallest = array.astype(number_type(array.max(initial=0)), copy=False)
     # A fraction, a negative number or a number above 65535 changes when it is converted.
     if smallest is not array and (smallest != array).any():
         raise LabelError(

@@ -20,10 +20,10 @@ from dicom_io.kinds import KIND
 from dicom_io.objects import identity
 from dicom_io.objects.functional_groups import macro, reference
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import SliceLabels, check_labels, in_slices
+from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.slice_positions import Slice, slices_of, values_on
 from dicom_io.objects.source_grid import check_grid
-from dicom_io.segmentation import Segmentation
+from dicom_io.segmentation import Segmentation, SliceLabels
 from dicom_io.volume import Volume
 
 # PS3.16 table L-1: unpaired terms of BodyPartExamined and their codes.
@@ -76,7 +76,7 @@ class SourceImages:
 
     def labels(self, k: int, segmentation: Segmentation) -> SliceLabels:
         """The labels on slice k."""
-        return SliceLabels(self.values(k, segmentation.label_volume), segmentation.exclusive)
+        return SliceLabels(self.values(k, segmentation.label_volume))
 
     def has_pixel_spacing(self, k: int) -> bool:
         """True where a pixel's size in the patient is known (for a picture: calibrated, PS3.3 10.7)."""

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
-from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.proof_headers import cielab, cielab_of, compare, encoding_of
 from dicom_io.objects.raster import even_odd, off_half_way
 from dicom_io.objects.raw_parser import Attributes, instance_key, items, text, whole
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.headers import shown_uid
+from dicom_io.segmentation import SliceLabels
 from dicom_io.volume import Volume
 
 PIXEL_CENTRE = 0.5  # PS3.3 table C.10-5 and figure C.10.5-1: the first pixel runs from 0.0\0.0 to 1.0\1.0
@@ -123,7 +123,7 @@ def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: S
             _check_half_way(line)
             loops[slices[line.source_key]].setdefault(line.segment, []).append(line.points)
         for k, drawn in loops.items():
-            _check_outlines(k, drawn, SliceLabels(images.values(k, labels), labels.array.ndim == 3))
+            _check_outlines(k, drawn, SliceLabels(images.values(k, labels)))
         proof_headers.check_owner(written, images.headers[0], has_frame=False)
         check_layers(written, segments)
         _check_series(written, images)

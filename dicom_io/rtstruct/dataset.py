@@ -18,11 +18,10 @@ from dicom_io.objects import identity
 from dicom_io.objects.encoding import data_set, element, encoded, item
 from dicom_io.objects.functional_groups import reference
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.slice_positions import Slice
 from dicom_io.objects.source_images import SourceImages, add_side, result_object
 from dicom_io.rtstruct.contours import Contours, contours_of
-from dicom_io.segmentation import Segmentation
+from dicom_io.segmentation import Segmentation, SliceLabels
 
 DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for
 ANATOMICAL_STRUCTURE = "91723000"
@@ -88,14 +87,11 @@ def _contours_on(slices: Sequence[Slice], planes: Sequence[SliceLabels]) -> Iter
         planes: The labels on them.
     """
     images = [_named_image(source_slice) for source_slice in slices]
-    values = np.stack([plane.values for plane in planes])
-    exclusive = planes[0].exclusive
-    channels = [values] if exclusive else [values[..., channel] != 0 for channel in range(values.shape[3])]
-    for channel, stack in enumerate(channels):
+    for lacking, stack in SliceLabels.maps(planes):
         if not stack.any():
             continue
         contours = contours_of(stack)
-        numbers = (contours.labels + channel).tolist()
+        numbers = (contours.labels + lacking).tolist()
         texts = _texts(_points_mm(contours, slices), contours.counts)
         for number, k, count, text in zip(numbers, contours.planes, contours.counts.tolist(), texts, strict=True):
             yield number, _contour(images[k], count, text)

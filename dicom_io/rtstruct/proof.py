@@ -59,7 +59,7 @@ def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> I
     """The contours on one slice as pixels: a map of all regions, or a frame for each region where regions may overlap."""
     source_slice = check.slice_named(uid)
     points = _half_way_points(drawn.points_mm, source_slice, check.tolerance_mm)
-    if not check.exclusive:
+    if check.result.array.ndim == 4:
         # Regions that may share voxels are compared one by one.
         loops = np.split(points, np.cumsum(drawn.counts)[:-1])
         for roi in np.unique(drawn.rois).tolist():

@@ -18,7 +18,7 @@ from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.reading.titles import without_patient
 from dicom_io.rtstruct.parse import closed_contours, without_area, without_repeats
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, number_type
 
 MOST_NAMED = 20  # regions, in a message
 LEFT_OUT = "points and open lines enclose no voxel and were left out"
@@ -56,7 +56,7 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
     check_patient_space(reference)
     with refusing(path):
         numbers = _numbers(dataset)
-        array = np.zeros(reference.shape, dtype=np.uint8 if max(numbers, default=0) < 256 else np.uint16)
+        array = np.zeros(reference.shape, dtype=number_type(max(numbers, default=0)))
         note_counts: dict[str, Counter[int]] = {}
         for roi, k, inside in _regions(dataset, reference, note_counts):
             taken = array[:, :, k][inside.T]

@@ -127,7 +127,7 @@ def build_seg(
         overlaps, digest = frames.overlaps, frames.digest
     else:
         frames = StoredFrames(content, images, encoding, empty_frames=empty_frames)
-        overlaps, digest = _overlaps(content), identity.digest_of(content.label_volume.array)
+        overlaps, digest = content.overlaps, identity.digest_of(content.label_volume.array)
     check_length(frames.length, compressed=UID(SYNTAXES[encoding]).is_compressed)
     if first.plane is not None:  # highdicom knows one slice, not the gap between slices
         head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(header, first, source)
@@ -169,11 +169,6 @@ def check_length(length: int, *, compressed: bool) -> None:
             f"the frames of this SEG have {length / 1e9:.1f} GB; less than 4.3 GB fit one DICOM object; write a label map "
             "or a binary SEG"
         )
-
-
-def _overlaps(segmentation: Segmentation) -> bool:
-    """Whether a voxel is of two segments."""
-    return not segmentation.exclusive and bool(((segmentation.labels != 0).sum(axis=0) > 1).any())
 
 
 def _template(header: Dataset, first: Slice, source: Volume, result: ResultInfo, encoding: SegEncoding) -> Dataset:

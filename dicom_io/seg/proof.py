@@ -107,7 +107,7 @@ class FractionComparison(SliceComparison):
 
     def __init__(self, fractions: Fractions, source: Volume, slices: Sequence[Slice], steps: int) -> None:
         super().__init__(fractions[1], source, slices)
-        self.exclusive, self.fractions, self.steps = False, fractions, steps
+        self.fractions, self.steps = fractions, steps
 
     def _expected(self, frame: ComparedFrame, k: int) -> NDArray[Any]:
         if not 1 <= frame.segment <= self.fractions.count:

@@ -18,7 +18,7 @@ from dicom_io.objects.slice_positions import check_frame_of_reference
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.reading.instances import load_dataset, load_object, refusing
 from dicom_io.seg.frames import SegFrame, seg_frames_of
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, number_type
 
 MAX_SEGMENT = 65535  # SegmentNumber is US
 
@@ -53,7 +53,7 @@ def _labels(dataset: Dataset, reference: Volume) -> NDArray[Any]:
             "needed for labels; convert it first, or read its probabilities with `read_segments`"
         )
     segments = _Segments(dataset, reference)
-    array = np.zeros(reference.shape, dtype=np.uint8 if segments.numbers[-1] < 256 else np.uint16)
+    array = np.zeros(reference.shape, dtype=number_type(segments.numbers[-1]))
     for where, named, _ in segments.laid():
         taken = array[where]
         if taken.any():

@@ -86,8 +86,8 @@ def write_sr(
     seg_header = _read_seg_header(seg, digest, source, result)
     modality = _modality(source, headers)
     measures = chain.from_iterable(
-        measure_segments(group[0].labels, [each.box for each in group], source.array, source.affine_lps)
-        for group in segmentation.disjoint_groups
+        measure_segments(held.labels, [each.box for each in held.structures], source.array, source.affine_lps)
+        for held in segmentation.maps
     )
     measured = [
         _measurements(figures, modality, intervals.get(segment.number))

@@ -51,7 +51,7 @@ def calibrate_bundle(
     fit = CalibrationFit(
         calibrate,
         calibration,
-        bundle.exclusive,
+        bundle.outputs.name,
         bundle.root,
         rows,
         setting,

@@ -27,9 +27,9 @@ from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.inference.halo import halo_voxels
-from monai_unet_app.inference.outputs import Outputs, outputs_of
 from monai_unet_app.inference.spool import Rows, Spool
 from monai_unet_app.inference.thin import AveragesOfThinImages
+from monai_unet_app.metrics.outputs import Outputs, outputs_of
 
 SCHEMA_VERSION = "1.0"
 
@@ -204,7 +204,7 @@ class CalibrationFit:
     Args:
         calibrate: The bundle's function.
         parameters: The bundle's mapping. Its floats do not matter: every fit starts at 0.
-        exclusive: True for softmax over classes, False for sigmoid for each label.
+        exclusive: True for softmax over classes, False for sigmoid for each label; or `outputs` of the bundle.
         bundle_root: Its `models/fitted.json` and `models/calibration.json` are written when the handler's evaluator has
             completed; None leaves both.
         cases: The data list that is fitted on, {"id", "subject", "image"}; for the record.
@@ -219,7 +219,7 @@ class CalibrationFit:
 
     calibrate: Calibrate
     parameters: Parameters
-    exclusive: bool
+    exclusive: bool | str
     bundle_root: str | Path | None = None
     cases: Sequence[Mapping[str, str]] = ()
     setting: InferenceSetting = "plain"

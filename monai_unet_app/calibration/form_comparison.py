@@ -20,12 +20,12 @@ from monai_unet_app.evaluate.case_selection import Row
 from monai_unet_app.evaluate.reference import evaluation_plan, read_reference
 from monai_unet_app.gathering import Gathered
 from monai_unet_app.inference.halo import halo_voxels
-from monai_unet_app.inference.outputs import Outputs
 from monai_unet_app.inference.pieces import ResultSteps, RowStore
 from monai_unet_app.inference.spool import StoredRows
 from monai_unet_app.inference.thin import AveragesOfThinImages
 from monai_unet_app.memory_planner import MemoryPlanner
 from monai_unet_app.metrics.boundary import surface_band
+from monai_unet_app.metrics.outputs import Outputs
 from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
 from monai_unet_app.metrics.reliability import ReliabilityCounts, count_populations, negative_log_likelihood
 from monai_unet_app.metrics.reliability import expected_calibration_error as ece
@@ -173,7 +173,7 @@ def compare_forms(
     # The network has run once for each case; all forms are fitted to the same logits.
     trials = [FormTrial.fit(form, stored) for form in forms]
     for trial in trials:
-        trial.measure_halo(plan.channels, 2 if bundle.rules.planar else 3)
+        trial.measure_halo(plan.channels, bundle.rules.axes)
     for row in selection:
         spacing = _try_forms(trials, row, bundle, plan)
         step(row["id"])
@@ -216,7 +216,7 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
             box: tuple[Any, ...] = (..., *piece.box)
             within = {WHOLE: None, plan.band: band[piece.box]}
             probabilities = piece.probabilities.cpu().numpy()
-            trial.count(count_populations(truth[box], probabilities, within, exclusive=plan.exclusive, bins=plan.bins))
+            trial.count(count_populations(truth[box], probabilities, within, outputs=plan.outputs, bins=plan.bins))
         trial.changed += _labels_changed_by(trial, rows, tuple(item["image"].shape[1:]))
     return volume.axis_spacing if volume.planar else tuple(map(float, item["image"].pixdim))
 

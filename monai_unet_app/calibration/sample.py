@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from monai_unet_app.inference.outputs import Outputs
 from monai_unet_app.inference.pieces import RowStore, widened
 from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.way_back import Box
+from monai_unet_app.metrics.outputs import Outputs
 
 SAMPLE_BYTES = 1 << 25
 """Of the logits of a case. A case with fewer is taken whole; of a larger one so many are drawn."""
@@ -130,7 +130,7 @@ def _drawn(store: RowStore, label: torch.Tensor, outputs: Outputs, margin: Seque
     at_boundaries, elsewhere = _Kind(most, generator), _Kind(room - most, generator)
     for box, inside, logits in wide_boxes(store, shape, edge, margin):
         part = Part(logits, outputs.truth(label[(slice(None), *box)], store.channels), inside)
-        (at_boundaries if _labels_meet(outputs.labels(logits), outputs) else elsewhere).offer(part)
+        (at_boundaries if _labels_meet(outputs.labels(logits)) else elsewhere).offer(part)
     parts = [*at_boundaries.parts(label[0].numel()), *elsewhere.parts(label[0].numel())]
     return list(_together(parts, margin[0])), Drawn(1, at_boundaries.counts, elsewhere.counts)
 
@@ -178,9 +178,9 @@ def wide_boxes(
         yield box, inside, store.box(wide)
 
 
-def _labels_meet(labels: torch.Tensor, outputs: Outputs) -> bool:
-    """Whether labels (*box), or (C, *box) of overlapping ones, are not the same everywhere."""
-    each = labels.flatten(1) if outputs.name == "overlapping" else labels.flatten()[None]
+def _labels_meet(labels: torch.Tensor) -> bool:
+    """Whether label maps, (maps, *box), are not the same everywhere."""
+    each = labels.flatten(1)
     return bool((each != each[:, :1]).any())
 
 

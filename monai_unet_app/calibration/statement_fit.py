@@ -333,7 +333,7 @@ def measured_case(subject: str, case: Case, truth: Segmentation) -> list[Structu
     assert logits is not None
     # As `Case.second_look`, but for the uncalibrated probabilities, which would take as long again
     pieces = finished(logits.rows, logits.item, logits.result)
-    slabs = ((on_grid(piece.box, image), on_volume(piece.probabilities, image)) for piece in pieces)
+    slabs = ((on_grid(piece.box), on_volume(piece.probabilities, image)) for piece in pieces)
     return statements.measure_structures(subject, case.segmentation, truth, slabs)
 
 

@@ -177,7 +177,7 @@ class _Cases:
             labels = np.stack([level > self.cuts.index(cut) for level, cut in zip(labels, chosen, strict=True)])
             labels = labels.astype(np.uint8)
         if transforms:
-            labels = tidied(image, labels, transforms, exclusive=bundle.exclusive)
+            labels = tidied(image, labels, transforms)
         pairs = [Segmentation(image, array, bundle.segments).structures for array in (true, labels)]
         return [
             dice(one.mask_on_grid, other.mask_on_grid) if one.voxels or other.voxels else np.nan

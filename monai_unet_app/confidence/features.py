@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import Segmentation, Structure, entropy_of, values_in
+from dicom_io.segmentation import LabelMap, Segmentation, Structure, values_in
+from dicom_io.volume import Volume
 from monai_unet_app.metrics.boundary import border, surface_band
 from monai_unet_app.metrics.components import largest_component
 
@@ -49,25 +50,17 @@ FEATURES = tuple(field.name for field in fields(Features))
 def describe_structures(segmentation: Segmentation) -> list[Features | None]:
     """The features of each structure, in the order of their numbers; None for a structure without voxels."""
     features: dict[int, Features] = {}
-    for group in segmentation.disjoint_groups:
-        present = [structure for structure in group if structure.voxels]
+    for held in segmentation.maps:
+        present = [structure for structure in held.structures if structure.voxels]
         if present:
-            surroundings = _surroundings(segmentation, group)
+            surroundings = _surroundings(held, segmentation.image)
             features |= {structure.number: _describe(structure, *surroundings) for structure in present}
     return [features.get(structure.number) for structure in segmentation.structures]
 
 
-def _surroundings(segmentation: Segmentation, group: Sequence[Structure]) -> tuple[float, float]:
-    """`band_confidence` and `entropy`: those of all structures of a softmax together, or of one label of a sigmoid."""
-    grid, known = segmentation.image, segmentation.known
-    assert known is not None
-    if segmentation.exclusive:
-        mask, winning = segmentation.foreground, known.certainty
-        entropy = values_in(known.uncertainty, mask) * np.float32(np.log(len(segmentation.segments) + 1))
-    else:
-        mask, yes = group[0].mask_on_grid, known.certainty[group[0].number - 1]
-        winning, inside = np.maximum(yes, 1 - yes), yes[mask]
-        entropy = entropy_of(inside) + entropy_of(1 - inside)
+def _surroundings(held: LabelMap, grid: Volume) -> tuple[float, float]:
+    """`band_confidence` and `entropy` of all structures of a label map together."""
+    mask, winning, entropy = held.answers
     band = surface_band(grid.without_flat_axis(mask), grid.axis_spacing, BAND)
     near_surface = values_in(winning, band.reshape(mask.shape))
     # A mask that fills the image has no surface beside which anything could be uncertain.

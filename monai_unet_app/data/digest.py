@@ -78,10 +78,13 @@ def same_image(fingerprint: str, other: str) -> bool:
 def in_ras(volume: Volume) -> NDArray[Any]:
     """The mean over channels, shape (I, J, K), reoriented to RAS if the volume lies in the patient."""
     array: NDArray[Any] = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array
+    return turned_to_ras(array, volume)
+
+
+def turned_to_ras(array: NDArray[Any], volume: Volume) -> NDArray[Any]:
+    """The values of a volume, shape (I, J, K) or (I, J, K, C), in RAS order; those of a picture as they are."""
     # A NIfTI and the DICOM series made from it differ in the order of their axes; in RAS they do not (decision 11)
-    if not volume.planar:
-        array = apply_orientation(array, io_orientation(volume.affine_ras))
-    return array
+    return array if volume.planar else apply_orientation(array, io_orientation(volume.affine_ras))
 
 
 def _fingerprint(array: NDArray[Any], planar: bool) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import aff2axcodes, io_orientation
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from dicom_io.errors import DicomIoError
@@ -31,7 +31,7 @@ from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.datalist import is_datalist
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, check_values, read_labels
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.rules import InputRules, check_rules
+from monai_unet_app.data.rules import InputRules, along_patient, check_rules, extent_of
 from monai_unet_app.data.sketch import sketch_of
 from monai_unet_app.data.strict import MOST_CLASSES, Place, StrictCase, compare_cases
 from monai_unet_app.data.structures import stray_values
@@ -341,22 +341,11 @@ def strict_case(seen: CaseFingerprint, volume: Volume, labels: Volume | None, pl
     return StrictCase(
         id=seen.id,
         sketch=sketch_of(volume, labels),
-        spacing=() if volume.planar else _along_patient(volume, np.array(volume.spacing_mm)),
-        extent=(
-            tuple(float(n) for n in volume.shape[:2])
-            if volume.planar
-            else _along_patient(volume, np.array(volume.spacing_mm) * volume.shape)
-        ),
+        spacing=() if volume.planar else along_patient(volume, np.array(volume.spacing_mm)),
+        extent=extent_of(volume),
         values=frozenset(value for value in seen.class_size if value),
         place=place,
     )
-
-
-def _along_patient(volume: Volume, lengths: NDArray[np.float64]) -> tuple[float, ...]:
-    """Lengths along I, J, K as lengths along right-left, anterior-posterior, superior-inferior."""
-    result = np.zeros(3)
-    result[io_orientation(volume.affine_ras)[:, 0].astype(int)] = lengths
-    return tuple(float(length) for length in result)
 
 
 def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions | None) -> Volume:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.errors import BundleError, InputRefusedError
@@ -28,6 +29,11 @@ class InputRules:
     planar: bool = False
     spacing_mm: tuple[float, float] | None = None
     extent_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes."""
+        return 2 if self.planar else 3
 
     @classmethod
     def parse(cls, rules: Mapping[str, Any]) -> "InputRules":
@@ -90,7 +96,7 @@ def _extent_reason(volume: Volume, rules: InputRules) -> str | None:
     if rules.extent_mm is None or volume.planar != rules.planar:
         return None
     least, most = rules.extent_mm
-    extent = tuple(map(float, volume.shape[:2])) if volume.planar else _patient_extent(volume)
+    extent = extent_of(volume)
     if all(low <= size <= high for low, size, high in zip(least, extent, most, strict=True)):
         return None
     unit, axes = ("pixels", "width x height") if volume.planar else ("mm", "right-left x front-back x foot-head")
@@ -109,12 +115,18 @@ def least_shape(volume: Volume, rules: InputRules) -> tuple[int, ...]:
     return tuple(int(np.ceil(n - 1e-6)) for n in needed)  # less the rounding of the quotient
 
 
-def _patient_extent(volume: Volume) -> tuple[float, ...]:
-    """Size in mm along the array axes nearest to right-left, front-back and foot-head, in this order."""
+def extent_of(volume: Volume) -> tuple[float, ...]:
+    """Size in mm along right-left, front-back and foot-head; of a picture its width and height in pixels."""
+    if volume.planar:
+        return tuple(map(float, volume.shape[:2]))
+    return along_patient(volume, np.array(volume.shape) * volume.spacing_mm)
+
+
+def along_patient(volume: Volume, lengths: NDArray[np.float64]) -> tuple[float, ...]:
+    """Lengths along I, J, K in mm as lengths along the axes nearest to right-left, front-back and foot-head, shape (3,)."""
     # io_orientation gives the patient axis of each array axis; argsort turns this permutation round. Only axes count,
     # not their directions, so LPS serves as well as RAS.
-    array_axes = np.argsort(io_orientation(volume.affine_lps)[:, 0])
-    return tuple((np.array(volume.shape) * volume.spacing_mm)[array_axes].tolist())
+    return tuple(lengths[np.argsort(io_orientation(volume.affine_lps)[:, 0])].tolist())
 
 
 def _constant_reason(volume: Volume, rules: InputRules) -> str | None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicom_io.volume import LPS_FROM_RAS, Volume
-from monai_unet_app.data.digest import in_ras
+from monai_unet_app.data.digest import in_ras, turned_to_ras
 
 Floats = NDArray[np.float32]
 
@@ -92,7 +92,7 @@ def sketch_of(volume: Volume, labels: Volume | None) -> Sketch:
     marked = labels is not None and bool(labels.array.any())
     numbers = in_ras(labels) if labels is not None and marked else None
     return Sketch(
-        content=_digest(_all_channels(volume)),
+        content=_digest(turned_to_ras(volume.array, volume)),
         label="" if numbers is None else _digest(numbers),
         patient=volume.provenance.patient_digest,
         picture=small_picture(image, planar=volume.planar),
@@ -100,11 +100,6 @@ def sketch_of(volume: Volume, labels: Volume | None) -> Sketch:
         fit=None if numbers is None else fit_of(image, numbers),
         directions=(steps := _steps(volume)) / np.linalg.norm(steps, axis=0),
     )
-
-
-def _all_channels(volume: Volume) -> NDArray[np.generic]:
-    array = volume.array
-    return array if volume.planar else apply_orientation(array, io_orientation(volume.affine_ras))
 
 
 def _digest(array: NDArray[np.generic]) -> str:

@@ -31,7 +31,7 @@ class InferenceCost:
         elif self._seams is not None:
             rows, image = case.logits.rows, case.logits.item["image"].as_tensor()
             engine = bundle.engine(case.settings)
-            self._seams += seam_difference(rows, image, engine, bundle.windows, exclusive=bundle.exclusive)
+            self._seams += seam_difference(rows, image, engine, bundle.windows, bundle.outputs)
 
     def document(self, bundle: Bundle) -> dict[str, Any]:
         """The entry `inference` of metrics.json, for at least one case.

@@ -17,7 +17,7 @@ from .case_selection import Row
 
 def evaluation_plan(bundle: Bundle) -> EvaluationPlan:
     """The plan by which results of a bundle are measured."""
-    return EvaluationPlan(bundle.structure_names, bundle.exclusive, bundle.rules.planar, centreline=bundle.centreline)
+    return EvaluationPlan(bundle.structure_names, bundle.outputs, bundle.rules.planar, centreline=bundle.centreline)
 
 
 def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
@@ -43,9 +43,4 @@ def counted_voxels(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_
 def reference_segmentation(numbers: NDArray[Any], image: Volume, bundle: Bundle) -> Segmentation:
     """Label values, shape (I, J, K), as a segmentation by the bundle's segments; the ignored value becomes background."""
     numbers = numbers if bundle.ignore_label is None else np.where(numbers == bundle.ignore_label, 0, numbers)
-    labels = (
-        numbers.astype(np.uint8)
-        if bundle.exclusive
-        else np.stack([numbers == number for number in bundle.label_values[1:]])
-    )
-    return Segmentation(image, labels, bundle.segments)
+    return Segmentation.of_numbers(image, numbers, bundle.segments, exclusive=bundle.outputs.one_map)

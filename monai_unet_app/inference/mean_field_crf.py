@@ -18,6 +18,7 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import MapTransform, ResampleToMatch
 
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics.outputs import Outputs, outputs_that_decide
 
 MOST_BYTES = 1 << 32
 _LEAST = 1e-6  # of a probability whose logarithm is taken
@@ -61,7 +62,7 @@ class Kernels:
 
 
 def mean_field(
-    probabilities: torch.Tensor, image: torch.Tensor, kernels: Kernels, iterations: int, *, exclusive: bool
+    probabilities: torch.Tensor, image: torch.Tensor, kernels: Kernels, iterations: int, outputs: Outputs
 ) -> torch.Tensor:
     """Probabilities after the mean-field iterations, of the same shape.
 
@@ -70,16 +71,13 @@ def mean_field(
         image: Shape (D, *spatial), in standard deviations.
         kernels: The pairwise terms.
         iterations: Their number.
-        exclusive: The channels are classes that exclude each other. Else each channel is a field of its own, of two classes.
+        outputs: What the channels are.
     """
-    unary = probabilities.clamp(_LEAST, 1 - _LEAST)
-    unary = unary.log() if exclusive else unary.logit()
+    unary = outputs.unary(probabilities.clamp(_LEAST, 1 - _LEAST))
     field = probabilities
     for _ in range(iterations):
-        # Potts: a pair with two labels costs its kernel. Up to a constant that is a gain for each pair with one label; of two
-        # classes the difference of their gains counts
-        message = _message(field if exclusive else 2 * field - 1, image, kernels).add_(unary)
-        field = torch.softmax(message, 0) if exclusive else torch.sigmoid_(message)
+        # Potts: a pair with two labels costs its kernel. Up to a constant that is a gain for each pair with one label
+        field = outputs.probabilities(_message(outputs.vote(field), image, kernels).add_(unary))
     return field
 
 
@@ -149,11 +147,10 @@ class MeanFieldCRFd(MapTransform):
             rank = decision.ndim - 1
             spacing = [1.0] * rank if rank == 2 else affine_to_spacing(decision.affine, rank).tolist()
             kernels = Kernels(self.appearance, self.smoothness, self.reach_mm, spacing)
-            exclusive = len(decision) == 1 < len(probabilities)
+            outputs = outputs_that_decide(len(decision), len(probabilities))
             scaled = _scaled(_on_grid_of(decision, image)).to(probabilities.device)
-            field = mean_field(probabilities, scaled, kernels, self.iterations, exclusive=exclusive)
-            labels = field.argmax(0, keepdim=True) if exclusive else field >= 0.5
-            item[key] = MetaTensor(labels.to(decision.dtype), meta=decision.meta)
+            field = mean_field(probabilities, scaled, kernels, self.iterations, outputs)
+            item[key] = MetaTensor(outputs.decided(field).to(decision.dtype), meta=decision.meta)
         return item
 
 

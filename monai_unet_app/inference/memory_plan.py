@@ -39,7 +39,7 @@ class Work:
         working: Its shape on the grid of the network.
         image_channels: Channels of the image.
         channels: Probabilities of a voxel.
-        exclusive: Whether one label map holds the decision; else there is one for each structure.
+        kept: Bytes of a voxel of the result, as `Outputs.result_bytes`.
         halo: Voxels around a voxel that its calibration looks at; infinite where the result is made of the whole image at once.
     """
 
@@ -47,7 +47,7 @@ class Work:
     working: tuple[int, ...]
     image_channels: int
     channels: int
-    exclusive: bool
+    kept: int
     halo: float = math.inf
 
     @property
@@ -110,9 +110,8 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
     plan = plan_windows(work.working, windows.window, windows.overlap)
     voxels = math.prod(work.source)
     image, prepared = 4.0 * work.image_channels * voxels, 4.0 * work.image_channels * math.prod(plan.padded_shape)
-    label = 1 if work.channels <= 256 else 2
     evidence = _EVIDENCE_BYTES * voxels if _EVIDENCE_BYTES * voxels <= IN_MEMORY_BYTES else 0
-    result = voxels * label + evidence if work.exclusive else voxels * 5 * work.channels + evidence
+    result = voxels * work.kept + evidence
     # Read and turned; then resampled slab by slab, or, on the grid that it has, copied before it is turned
     before = 2 * image + (prepared if work.source != work.working else image)
     rows, pieces = _rows_and_pieces(work, plan)

@@ -10,6 +10,7 @@ from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.predict import padded
 from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.windows import Slices, WindowSettings, plan_windows
+from monai_unet_app.metrics.outputs import Outputs
 
 MOST_PLACES = 4
 """Of a case: so many windows are computed once more."""
@@ -39,7 +40,7 @@ class SeamDifference:
 
 
 def seam_difference(
-    rows: Iterable[Rows], image: torch.Tensor, engine: Engine, settings: WindowSettings, *, exclusive: bool
+    rows: Iterable[Rows], image: torch.Tensor, engine: Engine, settings: WindowSettings, outputs: Outputs
 ) -> SeamDifference:
     """The difference at the MOST_PLACES seams with the most foreground.
 
@@ -52,7 +53,7 @@ def seam_difference(
         image: Shape (C, *spatial), preprocessed.
         engine: Runs the windows.
         settings: The sliding window of the bundle.
-        exclusive: Softmax with background in channel 0, else sigmoid; foreground is then the most probable label.
+        outputs: What the logits mean.
 
     Returns:
         Nothing but zeros if one window holds the image, or no place has foreground.
@@ -69,7 +70,7 @@ def seam_difference(
         else [(a, slice(a, a + size)) for a in own]
         for own, size, meet in zip(starts, plan.window, seamed, strict=True)
     ]
-    found = torch.cat([_foreground(values, exclusive=exclusive) >= 0.5 for _, values in rows])
+    found = torch.cat([_foreground(values, outputs) >= 0.5 for _, values in rows])
     places: list[tuple[int, Slices, Slices]] = []
     for place in product(*axes):
         box = tuple(
@@ -87,8 +88,8 @@ def seam_difference(
             slice(part.start + before - side.start, part.stop + before - side.start)
             for part, side, before in zip(box, window, plan.before, strict=True)
         )
-        alone = _foreground(answer[(slice(None), *inner)], exclusive=exclusive)
-        together = _foreground(_logits_in(rows, box), exclusive=exclusive)
+        alone = _foreground(answer[(slice(None), *inner)], outputs)
+        together = _foreground(_logits_in(rows, box), outputs)
         counted = (alone >= 0.5) | (together >= 0.5)
         total = float((alone - together).abs()[counted].sum())
         difference += SeamDifference(total, int(counted.sum()), 1)
@@ -113,8 +114,6 @@ def _logits_in(rows: Iterable[Rows], box: Sequence[slice]) -> torch.Tensor:
     return torch.cat(parts, 1)
 
 
-def _foreground(logits: torch.Tensor, *, exclusive: bool) -> torch.Tensor:
+def _foreground(logits: torch.Tensor, outputs: Outputs) -> torch.Tensor:
     """Probability of foreground without calibration, shape (*spatial), from logits (C, *spatial), on the CPU."""
-    if exclusive:
-        return 1 - logits.float().softmax(0)[0].cpu()
-    return logits.float().sigmoid().amax(0).cpu()
+    return outputs.foreground(outputs.probabilities(logits.float())).cpu()

@@ -11,16 +11,16 @@ nothing was predicted beyond.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import boundary, overlap
-from .boxes import Box, boxes_of
+from .boxes import Box, regions_of
 from .centreline import centreline_dice
 from .components import ComponentScores, match_components
 from .plan import EvaluationPlan
@@ -170,9 +170,8 @@ class CaseCounter:
         self.before: dict[str, ReliabilityCounts] = {}
         self._voxels = {"after": 0, "before": 0}
         valid = _valid(case, self.grid)
-        read = label_map if plan.exclusive else class_masks
         self._truth, self._predicted = (
-            read(labels, plan.class_names, self.grid, f"{name} of case {case.case_id}", valid)
+            plan.outputs.read(labels, plan.class_names, self.grid, f"{name} of case {case.case_id}", valid)
             for name, labels in (("truth", case.truth), ("prediction", case.predicted))
         )
         # A label map becomes a stack of one channel, so that the union of all classes is the same line for both kinds.
@@ -196,8 +195,8 @@ class CaseCounter:
                 f"case {self.case.case_id} has {len(probabilities)} probability channels; {self.plan.channels} are needed: "
                 f"{', '.join(self.plan.channel_names)}"
             )
-        lead: Box = () if self.plan.exclusive else (slice(None),)
-        truth, within = self._truth[lead + slab], self._populations.within(slab, probabilities)
+        place: tuple[Any, ...] = (..., *slab)
+        truth, within = self._truth[place], self._populations.within(slab, probabilities)
         self.after = merged(self.after, self._counts(truth, probabilities, within))
         self._voxels["after"] += math.prod(probabilities.shape[1:])
         if uncalibrated is not None:
@@ -207,7 +206,7 @@ class CaseCounter:
             self._voxels["before"] += math.prod(probabilities.shape[1:])
 
     def _counts(self, truth: NDArray[Any], p: NDArray[Any], within: Mapping[str, overlap.Mask | None]) -> Counts:
-        return count_populations(truth, p, within, exclusive=self.plan.exclusive, bins=self.plan.bins)
+        return count_populations(truth, p, within, outputs=self.plan.outputs, bins=self.plan.bins)
 
     def scores(self) -> CaseScores:
         """Every score of the case. Raises ValueError unless each voxel was counted, before calibration all of them or none."""
@@ -261,7 +260,8 @@ def score_masks(
         voxel_size: Size of one voxel, in the unit of the plan.
         plan: The classes and the lengths.
     """
-    pairs = list(zip(_class_regions(truth, plan), _class_regions(predicted, plan), strict=True))
+    regions = (regions_of(labels, len(spacing), len(plan.class_names)) for labels in (truth, predicted))
+    pairs = list(zip(*regions, strict=True))
     # Voxels beyond the box of both masks change no score, so each class is measured in its box.
     boxes = [_union(*(region.box for region in pair)) for pair in pairs]
     largest = max((math.prod(side.stop - side.start for side in box) for box in boxes), default=1)
@@ -290,83 +290,12 @@ def _valid(case: CaseArrays, grid: tuple[int, ...]) -> overlap.Mask | None:
     return case.valid
 
 
-class _Region(NamedTuple):
-    """The voxels of a class: those of `labels`, shape (I, J, K), that have this value; `box` holds them, None without any."""
-
-    labels: NDArray[Any]
-    value: int
-    box: Box | None
-
-
-def _class_regions(labels: NDArray[Any], plan: EvaluationPlan) -> list[_Region]:
-    """The region of each class in labels of shape (I, J, K), or (C, I, J, K) boolean."""
-    if plan.exclusive:
-        boxes = boxes_of(labels, len(plan.class_names))
-        return [_Region(labels, number, box) for number, box in enumerate(boxes, start=1)]
-    return [_Region(mask, 1, boxes_of(mask.view(np.uint8), 1)[0]) for mask in labels]
-
-
 def _union(first: Box | None, second: Box | None) -> Box:
     """The box around both; a box of one voxel, which belongs to neither, if there are none."""
     boxes = [box for box in (first, second) if box is not None]
     if not boxes:
         return (slice(0, 1),)
     return tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*boxes, strict=True))
-
-
-def class_masks(
-    labels: NDArray[Any],
-    class_names: Sequence[str],
-    grid: tuple[int, ...],
-    name: str,
-    valid: overlap.Mask | None = None,
-) -> NDArray[np.bool_]:
-    """One boolean mask for each named class.
-
-    Args:
-        labels: Whole label values (I, J, K) of any dtype, or a boolean stack (C, I, J, K); one axis fewer for pictures.
-        class_names: The classes, in the order of their numbers, which are 1 to C.
-        grid: Shape that a mask must have: (I, J, K), or (I, J) for pictures.
-        name: What the message calls the labels.
-        valid: Shape (*grid): voxels that count, or None for all. No mask holds the others, whatever value they have.
-
-    Returns:
-        Shape (C, *grid), without background.
-
-    Raises:
-        ValueError: Another grid, or a value of no class.
-    """
-    if labels.dtype == np.bool_ and labels.shape == (len(class_names), *grid):
-        return labels if valid is None else labels & valid
-    labels = label_map(labels, class_names, grid, name, valid)
-    return np.stack([labels == number for number in range(1, len(class_names) + 1)])
-
-
-def label_map(
-    labels: NDArray[Any],
-    class_names: Sequence[str],
-    grid: tuple[int, ...],
-    name: str,
-    valid: overlap.Mask | None = None,
-) -> NDArray[Any]:
-    """Label values as whole numbers of shape (*grid), 0 where they do not count; arguments and errors as of `class_masks`."""
-    if labels.shape != grid:
-        raise ValueError(f"{name} has shape {labels.shape}; {grid} is needed, the grid of the image; resample it")
-    # Before the values are checked, since voxels that do not count may hold any value, such as 255.
-    if valid is not None:
-        labels = np.where(valid, labels, labels.dtype.type(0))
-    largest = len(class_names)
-    with np.errstate(invalid="ignore"):
-        # NaN and numbers beyond int32 become arbitrary integers here; the comparison below refuses them.
-        whole = labels if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.int32)
-    within = not labels.size or (whole.min() >= 0 and whole.max() <= largest)
-    if not within or not (whole is labels or (whole == labels).all()):
-        unknown = [f"{value:g}" for value in np.unique(labels).astype(np.float64) if value not in range(largest + 1)]
-        raise ValueError(
-            f"{name} holds the label values {', '.join(unknown[:5])}; whole numbers from 0 to {largest} "
-            f"are known ({', '.join(class_names)}); map them first"
-        )
-    return whole
 
 
 def _score_class(

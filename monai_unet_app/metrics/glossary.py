@@ -17,6 +17,6 @@ def score_definitions(plan: EvaluationPlan) -> dict[str, str]:
         if score.definition:
             sentences[score.name] = score.definition
         sentences |= texts["after"].get(score.name, {})
-    words = texts["exclusive" if plan.exclusive else "overlapping"]
+    words = texts[plan.outputs.name]
     words |= {"plan": plan, "tolerances": ", ".join(plan.tolerance_names), "finest": f"1/{PARTS * plan.bins}"}
     return {name.format(plan=plan): text.format(**words) for name, text in (sentences | texts["last"]).items()}

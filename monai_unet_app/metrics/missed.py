@@ -35,15 +35,11 @@ class MissedVoxels:
         """
         # A voxel with exactly the threshold, in the precision of the probabilities, belongs to the mask.
         thresholds = self._thresholds.astype(probabilities.dtype)
-        if self._truth.dtype == np.bool_:
-            masks = self._truth[(slice(None), *slab)]
-            number = np.repeat(np.arange(len(masks)), np.count_nonzero(masks.reshape(len(masks), -1), axis=1))
-            inside = probabilities[masks]
-        else:
-            labels = self._truth[slab]
-            at = np.nonzero(labels)
-            number = labels[at].astype(np.intp) - 1
-            inside = probabilities[(number + 1, *at)]
+        maps = self._truth.reshape(-1, *self._truth.shape[-len(slab) :])[(slice(None), *slab)]
+        at = np.nonzero(maps)
+        # One map holds the numbers of all structures, or each structure has a map of 0 and 1
+        number = at[0] + maps[at].astype(np.intp) - 1
+        inside = probabilities[(number + len(probabilities) - len(self._reached), *at[1:])]
         cell = number * self._reached.shape[1] + np.searchsorted(thresholds, inside, side="right")
         self._reached += np.bincount(cell, minlength=self._reached.size).reshape(self._reached.shape)
 

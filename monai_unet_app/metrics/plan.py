@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from .outputs import EXCLUSIVE, Outputs
 from .reliability import BINS
 
 WHOLE = "whole"
@@ -30,9 +31,8 @@ class EvaluationPlan:
     """What is measured, and with which lengths.
 
     Attributes:
-        class_names: Foreground classes. Exclusive: name n is label n + 1 and probability channel n + 1,
-            channel 0 is background. Overlapping: name n is channel n.
-        exclusive: True for classes of which each voxel has exactly one (softmax), False for labels that may overlap (sigmoid).
+        class_names: Foreground classes: name n is label n + 1; its probability channel lies behind those of the background.
+        outputs: What the channels are.
         planar: True for 2D pictures, whose lengths are pixels.
         boundary_width: Depth d of the band of boundary IoU, in mm (pixels where planar).
         band_width: Half width of the population around the predicted surface, same unit.
@@ -48,7 +48,7 @@ class EvaluationPlan:
     """
 
     class_names: tuple[str, ...]
-    exclusive: bool = True
+    outputs: Outputs = EXCLUSIVE
     planar: bool = False
     boundary_width: float = 1.0
     band_width: float = 2.0
@@ -114,19 +114,14 @@ class EvaluationPlan:
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """Name of each channel of the probabilities; with the background first if the classes are exclusive."""
-        return ("background", *self.class_names) if self.exclusive else self.class_names
+        """Name of each channel of the probabilities; with the background first if it has one."""
+        return (*["background"] * self.outputs.background, *self.class_names)
 
     @property
     def channels(self) -> int:
         """Number of channels of the probabilities."""
         return len(self.channel_names)
 
-    @property
-    def first_channel(self) -> int:
-        """Channel of the first named class: 1 after the background, else 0."""
-        return self.channels - len(self.class_names)
-
     def row_of(self, index: int) -> int:
         """Row of `ReliabilityCounts` that holds the named class `index`; row 0 is the top label."""
-        return 1 + self.first_channel + index
+        return 1 + self.outputs.background + index

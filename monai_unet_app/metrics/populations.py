@@ -57,31 +57,13 @@ class Populations:
         """
         chosen = {
             self.plan.band: self.band[slab],
-            self.plan.likely: likely_foreground(probabilities, self.plan),
+            self.plan.likely: self.plan.outputs.likely(probabilities, self.plan.likely_above),
             self.plan.box: self.box[slab],
         }
         if self.valid is None:
             return {WHOLE: None, **chosen}
         valid = self.valid[slab]
         return {WHOLE: valid, **{name: mask & valid for name, mask in chosen.items()}}
-
-
-def likely_foreground(probabilities: NDArray[Any], plan: EvaluationPlan) -> Mask:
-    """Voxels whose probability of foreground is greater than `plan.likely_above`.
-
-    For exclusive classes that is 1 minus the probability of the background, for overlapping labels the largest probability of
-    any label.
-
-    Args:
-        probabilities: Shape (C, ...), 0 to 1.
-        plan: The kind of the classes and the limit.
-
-    Returns:
-        Shape (...).
-    """
-    if plan.exclusive:
-        return np.asarray(probabilities[0] < 1 - plan.likely_above)
-    return np.asarray(probabilities.max(axis=0) > plan.likely_above)
 
 
 def box_around(foreground: Mask, spacing_mm: Spacing, margin_mm: float) -> Mask:

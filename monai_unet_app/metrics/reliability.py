@@ -22,13 +22,16 @@ in Deep Learning, CVPR workshops 2019, arXiv:1904.01685 (ACE over equal-mass bin
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .outputs import Outputs
 
 BINS = 15
 # Row of the counts for the top label, the channel with the largest probability; channel c has row c + 1.
@@ -37,7 +40,6 @@ TOP_LABEL = 0
 _CHUNK, _VALUES, _THREADS = 1 << 18, 1 << 21, 8
 # Smallest probability whose logarithm is taken (the float32 step below 1), so that a single 0 stays finite.
 NLL_FLOOR = 2.0**-24
-_SUM_TOLERANCE = 1e-2
 
 # Even parts of each bin. A power of two, so that the multiplication is exact and no part crosses the edge of its bin.
 PARTS = 16
@@ -203,7 +205,7 @@ def count_reliability(
     truth: NDArray[Any],
     probabilities: NDArray[Any],
     *,
-    exclusive: bool,
+    outputs: Outputs,
     within: NDArray[np.bool_] | None = None,
     bins: int = BINS,
 ) -> ReliabilityCounts:
@@ -213,8 +215,8 @@ def count_reliability(
         truth: Shape (C, ...) boolean, a channel for each channel of `probabilities`, background included for exclusive
             classes. Exclusive classes also as shape (...) of whole numbers: the channel that is true at each voxel.
         probabilities: Shape (C, ...), 0 to 1. Exclusive classes (softmax) sum to 1 at each voxel.
-        exclusive: True: the top label is the channel with the largest probability. False: overlapping labels (sigmoid); each
-            label is a decision of its own with confidence max(p, 1 - p), and row 0 counts the decisions of all labels.
+        outputs: What the channels are. Exclusive classes: the top label is the channel with the largest probability.
+            Overlapping labels: each is a decision of its own with confidence max(p, 1 - p), and row 0 counts all of them.
         within: Shape (...) boolean population, or None for the whole image. Must not be chosen by the truth.
         bins: Number of equal bins; bin b is [b/B, (b+1)/B), the last bin holds 1.0 as well.
 
@@ -222,14 +224,13 @@ def count_reliability(
         ValueError: Shapes differ, a probability is not within 0 to 1, or exclusive classes have probabilities that do not sum
             to 1, or a truth that is not exactly one channel at each voxel.
     """
-    _check_shapes(truth, probabilities, within, exclusive)
-    count_rows = _exclusive_rows if exclusive else _overlapping_rows
+    _check_shapes(truth, probabilities, within, outputs)
     total = ReliabilityCounts.empty(len(probabilities), bins)
     with ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1)) as pool:
         # The pieces are added in their order, whichever thread is done first, so that float sums are the same in every
         # run.
         pieces = _pieces(truth, probabilities, within)
-        for counts in pool.map(lambda piece: _count_piece(*piece, count_rows=count_rows, bins=FineBins(bins)), pieces):
+        for counts in pool.map(lambda piece: _count_piece(*piece, outputs=outputs, bins=FineBins(bins)), pieces):
             total = total + counts
     return total
 
@@ -239,7 +240,7 @@ def count_populations(
     probabilities: NDArray[Any],
     within: Mapping[str, NDArray[np.bool_] | None],
     *,
-    exclusive: bool,
+    outputs: Outputs,
     bins: int = BINS,
 ) -> dict[str, ReliabilityCounts]:
     """Reliability counts of one case in several populations, by their names.
@@ -248,14 +249,14 @@ def count_populations(
         truth: As in `count_reliability`.
         probabilities: As in `count_reliability`; 0 to 1.
         within: Shape (...) boolean for each population, or None for the whole image.
-        exclusive: As in `count_reliability`.
+        outputs: As in `count_reliability`.
         bins: As in `count_reliability`.
 
     Raises:
         ValueError: As `count_reliability`.
     """
     return {
-        name: count_reliability(truth, probabilities, exclusive=exclusive, within=mask, bins=bins)
+        name: count_reliability(truth, probabilities, outputs=outputs, within=mask, bins=bins)
         for name, mask in within.items()
     }
 
@@ -336,14 +337,14 @@ def _gaps(counts: ReliabilityCounts, row: int) -> Floats:
 
 
 def _count_piece(
-    truth: NDArray[Any], p: NDArray[Any], inside: slice | NDArray[Any], *, count_rows: "CountRows", bins: FineBins
+    truth: NDArray[Any], p: NDArray[Any], inside: slice | NDArray[Any], *, outputs: Outputs, bins: FineBins
 ) -> ReliabilityCounts:
     """Counts of the voxels `inside` a piece; p has shape (C, N), truth (C, N) boolean or (N,) numbers."""
     p = np.ascontiguousarray(p[:, inside], dtype=np.promote_types(p.dtype, np.float32))  # float16 falls into other bins
     truth = truth[..., inside]
     _check_range(p)
     hits = [truth == c for c in range(len(p))] if truth.ndim == 1 else list(truth)
-    rows = count_rows(p, hits, bins)
+    rows = outputs.rows(p, hits, partial(_histogram, bins=bins))
     # The sum of (p - hit)^2 is the sum of p^2, minus 2 p and plus 1 where the channel is true.
     squares = sum(float(np.square(channel, dtype=np.float64).sum()) for channel in p)
     brier = squares + float(rows.hit.size - 2 * rows.hit.sum(dtype=np.float64))
@@ -353,79 +354,6 @@ def _count_piece(
     return ReliabilityCounts(
         bins.bins, rows.held.sum(axis=2), rows.held[..., 1], rows.confidence.sum(axis=2), brier, nll
     )
-
-
-class _Rows(NamedTuple):
-    """The contribution of N voxels to the rows of `ReliabilityCounts`.
-
-    Attributes:
-        held: Shape (C + 1, fine bins, 2: untrue and true): number of decisions; row 0 is the top label.
-        confidence: Same shape: sum of their confidences.
-        hit: Shape (M,), 0 to 1: the probability of each channel that is true at a voxel.
-        spared: Shape (M,) each: of labels that may overlap, 1 - the probability of each channel that is untrue at a voxel.
-    """
-
-    held: Counts
-    confidence: Floats
-    hit: NDArray[Any]
-    spared: Sequence[NDArray[Any]] = ()
-
-
-CountRows = Callable[[NDArray[Any], Sequence[NDArray[np.bool_]], FineBins], _Rows]
-
-
-def _exclusive_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> _Rows:
-    """Rows of exclusive classes; `p` has shape (C, N), each of the C `hits` shape (N,).
-
-    The row of the top label is the sum, over the channels, of the voxels where the channel has the largest probability.
-    """
-    _check_sums(p)
-    true = sum(int(np.count_nonzero(hit)) for hit in hits)
-    if true != p.shape[1]:
-        raise ValueError(f"truth gives {true} classes to {p.shape[1]} voxels; one each is needed; add the background")
-    # One histogram by four kinds for each channel serves both the row of the channel and the row of the top label.
-    kinds = (hit + 2 * win.view(np.uint8) for hit, win in zip(hits, _winners(p), strict=True))
-    channels = [_histogram(channel, kind, 4, bins) for channel, kind in zip(p, kinds, strict=True)]
-    # Exactly one channel is true at each voxel, so the sum is the probability of this channel.
-    probability: NDArray[Any] = np.zeros_like(p[0])
-    for channel, hit in zip(p, hits, strict=True):
-        probability += channel * hit
-    return _Rows(_with_top([held for held, _ in channels]), _with_top([total for _, total in channels]), probability)
-
-
-def _with_top(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Shape (fine bins, 4) of each of C channels, to (C + 1, fine bins, 2: untrue and true).
-
-    The 4 are: another channel is larger and this channel is untrue, or true; this channel is the largest and untrue, or true.
-    """
-    parted = np.stack(channels).reshape(len(channels), -1, 2, 2)
-    return np.concatenate([parted[:, :, 1].sum(axis=0, keepdims=True), parted.sum(axis=2)])
-
-
-def _winners(p: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
-    """For each channel, shape (N,): where it has the largest probability; of equal channels the first wins."""
-    largest = p.max(axis=0)
-    free = np.ones(largest.shape, dtype=bool)
-    for channel in p:
-        wins = free & (channel == largest)
-        free ^= wins
-        yield wins
-
-
-def _overlapping_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> _Rows:
-    """As `_exclusive_rows`; the top label is the likelier answer (yes or no) of each label at each voxel."""
-    pairs = list(zip(p, hits, strict=True))
-    rows = [_histogram(channel, hit, 2, bins) for channel, hit in pairs]
-    tops = [
-        _histogram(np.where(channel >= 0.5, channel, 1 - channel), (channel >= 0.5) == hit, 2, bins)
-        for channel, hit in pairs
-    ]
-
-    def stacked(part: int) -> NDArray[Any]:
-        return np.stack([np.sum([top[part] for top in tops], axis=0), *(row[part] for row in rows)])
-
-    probability = np.concatenate([channel[hit] for channel, hit in pairs])
-    return _Rows(stacked(0), stacked(1), probability, [1 - channel[~hit] for channel, hit in pairs])
 
 
 def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
@@ -467,9 +395,9 @@ def _divide(top: NDArray[Any], bottom: NDArray[Any]) -> Floats:
 
 
 def _check_shapes(
-    truth: NDArray[Any], probabilities: NDArray[Any], within: NDArray[Any] | None, exclusive: bool
+    truth: NDArray[Any], probabilities: NDArray[Any], within: NDArray[Any] | None, outputs: Outputs
 ) -> None:
-    numbers = exclusive and np.issubdtype(truth.dtype, np.integer) and truth.shape == probabilities.shape[1:]
+    numbers = outputs.are_numbers(truth, probabilities.shape[1:])
     if not numbers and (truth.shape != probabilities.shape or truth.dtype != np.bool_):
         raise ValueError(
             f"truth is {truth.dtype} {truth.shape}, probabilities have shape {probabilities.shape}; "
@@ -493,14 +421,4 @@ def _check_range(p: NDArray[Any]) -> None:
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise ValueError(
             f"probabilities run from {low:g} to {high:g}; 0 to 1 is needed; apply softmax or sigmoid first"
-        )
-
-
-def _check_sums(p: NDArray[Any]) -> None:
-    off = np.abs(p.sum(axis=0) - 1)
-    if off.max(initial=0) > _SUM_TOLERANCE:
-        raise ValueError(
-            f"probabilities of exclusive classes miss a sum of 1 by up to {off.max():.3f} "
-            f"({np.count_nonzero(off > _SUM_TOLERANCE)} of {off.size} voxels); 0.01 is allowed; "
-            "an inverted crop or pad fills with 0: add the missing probability to the background"
         )

@@ -29,6 +29,7 @@ from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.structures import StatedStructure, named_values, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.machine_memory import ever_resident_bytes
+from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING
 from monai_unet_app.planning.decisions import (
     Configuration,
     Reasoned,
@@ -339,18 +340,16 @@ def _decide(
         Reasoned((1.0, 1.0), "pixels") if planar else target_spacing(cases, coarse=config.configuration == "3d_low")
     )
     slice_axis = None if planar or config.configuration != "2d" else int(np.argmax(spacing.value))
-    exclusive = not (planar and len(structures) == 1)
+    outputs = OVERLAPPING if planar and len(structures) == 1 else EXCLUSIVE
     classes = len(structures) + 1
     in_plane = [step for axis, step in enumerate(spacing.value) if axis != slice_axis]
     return {
         "image_words": Reasoned("a picture" if planar else f"a volume{f' ({modality})' if modality else ''}", ""),
         "structure_words": Reasoned(_listed(list(structures.values())), ""),
         "planar": Reasoned(planar, "what the files are"),
-        "binary": Reasoned(not exclusive, "one structure and the rest"),
-        "outputs": Reasoned("exclusive" if exclusive else "overlapping", "each voxel has one label value"),
-        "labels": Reasoned(
-            [*(["background"] if exclusive else []), *structures.values()], "as the data set names them"
-        ),
+        "binary": Reasoned(not outputs.background, "one structure and the rest"),
+        "outputs": Reasoned(outputs.name, "each voxel has one label value"),
+        "labels": Reasoned([*["background"] * outputs.background, *structures.values()], "as the data set names them"),
         "label_values": _label_values(structures, config),
         "classes": Reasoned(classes, "background included"),
         "channels": Reasoned(cases[0].channels, "of every image"),

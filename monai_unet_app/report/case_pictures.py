@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.metrics.boxes import bounding_box
-from monai_unet_app.metrics.case_scores import label_map
+from monai_unet_app.metrics.outputs import label_map
 
 from .evaluation_report import CasePicture
 

@@ -72,7 +72,7 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
         },
         "settings": on.settings.document(),
         "classes": list(plan.class_names),
-        "exclusive": plan.exclusive,
+        "exclusive": plan.outputs.one_map,
         "planar": plan.planar,
         "unit": plan.units.length,
         "boundary_width": plan.boundary_width,

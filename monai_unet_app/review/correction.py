@@ -15,7 +15,7 @@ from dicom_io.errors import LabelError
 from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.seg import read_seg, read_segments, segment_numbers
 from dicom_io.segmentation import Segmentation, Structure
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
@@ -128,18 +128,19 @@ def _read_seg(path: Path, numbers: Mapping[int, int], case: ReviewedCase) -> Seg
                 f"the correction {path.name} is FRACTIONAL and holds probabilities; a BINARY or LABELMAP SEG is needed; "
                 "export it so"
             )
-        labels = _label_map(path, case.image) if is_exclusive(case.document) else None
+        labels = _label_map(path, case.image)
         if labels is None:
             order, channels = segment_numbers(path), np.moveaxis(read_segments(path, case.image).array, -1, 0)
             chosen = [order.index(numbers[structure.number]) for structure in case.structures]
             labels = channels if chosen == list(range(len(channels))) else channels[chosen]
             return Segmentation(case.image, labels, case.segmentation.segments)
-    own = np.zeros(max(numbers.values()) + 1, np.uint8 if len(case.structures) < 256 else np.uint16)
+    own = np.zeros(max(numbers.values()) + 1, number_type(len(case.structures)))
     for position, structure in enumerate(case.structures, start=1):
         own[numbers[structure.number]] = position
     for plane in labels:
         plane[...] = own[plane]
-    return Segmentation(case.image, labels, case.segmentation.segments)
+    exclusive = is_exclusive(case.document)
+    return Segmentation.of_numbers(case.image, labels, case.segmentation.segments, exclusive=exclusive)
 
 
 def _label_map(path: Path, image: Volume) -> NDArray[Any] | None:

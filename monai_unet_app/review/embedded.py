@@ -77,7 +77,7 @@ def embed(case: ReviewedCase, most_mb: float) -> Embedded:
     if layers is not None:
         return Embedded(layers, window)
     size = f"the images are larger than the {most_mb:g} MB that a page may hold"
-    box = bounding_box(case.covered, [int(np.ceil(ROOM_MM / step)) for step in case.image.spacing_mm])
+    box = bounding_box(case.segmentation.covered, [int(np.ceil(ROOM_MM / step)) for step in case.image.spacing_mm])
     if box is not None:
         around = f"{size}: the viewer shows the structures and {ROOM_MM:g} mm around them, not the whole image"
         for step in range(1, COARSEST + 1):
@@ -131,20 +131,12 @@ def _layers(case: ReviewedCase, box: tuple[slice, ...], room: _Room) -> Iterator
         steps = np.rint(case.uncertainty[box] * UNCERTAINTY_STEPS).astype(np.uint8)
         yield Layer("uncertainty", "uncertainty", _nifti(case, steps, box, room))
     # A voxel of a label map holds one number, so structures that overlap are in layers of their own
-    for group in case.segmentation.disjoint_groups if case.has_labels else ():
-        name = "-".join(str(structure.number) for structure in group)
-        labels = _label_image(group, box)
-        yield Layer(f"mask-{name}", "mask", _nifti(case, labels, box, room), group)
+    for held in case.segmentation.maps if case.has_labels else ():
+        name = "-".join(str(structure.number) for structure in held.structures)
+        labels = held.numbers_in(box)
+        yield Layer(f"mask-{name}", "mask", _nifti(case, labels, box, room), held.structures)
         outlines = slice_border(labels, slice_axis(case.image))
-        yield Layer(f"contour-{name}", "contour", _nifti(case, outlines, box, room), group)
-
-
-def _label_image(group: tuple[Structure, ...], box: tuple[slice, ...]) -> NDArray[np.uint8 | np.uint16]:
-    """The number of the structure at each voxel of a box."""
-    kind = np.uint8 if max(structure.number for structure in group) < 256 else np.uint16
-    part = group[0].labels[box]
-    # Structures that share no voxel are the numbers of one label map; another is alone in its group
-    return part.astype(kind, copy=False) if group[0].exclusive else (part > 0) * kind(group[0].number)
+        yield Layer(f"contour-{name}", "contour", _nifti(case, outlines, box, room), held.structures)
 
 
 def slice_border(labels: NDArray[Any], across: int) -> NDArray[Any]:

@@ -61,7 +61,7 @@ def key_sections(case: ReviewedCase) -> list[KeySection]:
     Without any structure, the first is the middle section.
     """
     view = _View.of(case)
-    areas = np.count_nonzero(view.turned(case.covered), axis=view.in_plane)
+    areas = np.count_nonzero(view.turned(case.segmentation.covered), axis=view.in_plane)
     if areas.any():
         sections = [view.section(int(areas.argmax()), "Largest section", heat=False)]
     else:
@@ -177,7 +177,7 @@ class _View:
         box = self._box()
         picture, legend = self._painted(index, box, heat=heat)
         letters = None if self.turn is None else _EDGES[self.across]
-        count = self.turned(self.case.covered).shape[self.across]
+        count = self.turned(self.case.segmentation.covered).shape[self.across]
         caption = "picture" if self.turn is None else f"{PLANES[self.across]} {index + 1} of {count}"
         caption += f"; grey: {self.note}" if self.note else ""
         framed = drawing.framed(picture, letters, ["colour: uncertainty, dark to bright"] if heat else [], legend)
@@ -200,8 +200,7 @@ class _View:
 
     def _mask(self, structure: Structure, index: int) -> NDArray[np.bool_]:
         """The voxels of a structure in a section; its mask on the whole grid is never made."""
-        labels = self.plane(structure.labels, index)
-        return np.asarray(labels == structure.number if structure.exclusive else labels > 0)
+        return structure.within(self.plane(structure.labels, index))
 
     def _grey(self, image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
         """Shape (rows, columns, 3), 0 to 255."""
@@ -221,7 +220,7 @@ class _View:
 
     def _box(self) -> tuple[slice, slice]:
         """(rows, columns) around the structures of all sections: twice their extent, at least SHOWN_MM."""
-        projection = self._upright(np.asarray(self.turned(self.case.covered).any(axis=self.across)))
+        projection = self._upright(np.asarray(self.turned(self.case.segmentation.covered).any(axis=self.across)))
         if self.turn is None or not projection.any():
             return slice(None), slice(None)
         rows, columns = (
@@ -232,7 +231,7 @@ class _View:
 
     def _place(self, index: int) -> tuple[float, float, float]:
         """RAS mm of the middle of the structures in a section; of the middle of the section if it has none."""
-        mask = self._section(self.case.covered, index)
+        mask = self._section(self.case.segmentation.covered, index)
         centre = np.argwhere(mask).mean(axis=0) if mask.any() else (np.array(mask.shape) - 1) / 2
         voxel = np.ones(4)
         voxel[[*self.in_plane, self.across]] = *centre, index

@@ -74,12 +74,6 @@ class ReviewedCase:
         """The structures of the result, in the order of their numbers."""
         return self.segmentation.structures
 
-    @property
-    def covered(self) -> NDArray[Any]:
-        """Shape (I, J, K): not 0 where there is a structure."""
-        # Labels say it themselves; a mask of a large image would be another array of its size
-        return self.segmentation.labels if self.segmentation.exclusive else self.segmentation.foreground
-
     @cached_property
     def window(self) -> Shown | None:
         """(black, white) of the image, with a note if the window of its header does not fit; None in colour."""
@@ -209,7 +203,7 @@ def read_segmentation(
     Raises:
         InputRefusedError: The file has another grid or other structures, or cannot be read.
     """
-    cuts = () if is_exclusive(document) else [row.get("threshold", 0.5) for row in document["structures"]]
+    cuts = [row.get("threshold", 0.5) for row in document["structures"] if row["channel"] != row["number"]]
     labels = volume.with_array(_label_array(path, volume, cuts))
     if labels.array.ndim == 4:
         if labels.array.shape[3] != len(segments):
@@ -226,10 +220,7 @@ def read_segmentation(
             f"{path.name} holds the value(s) {unknown}; 0 and the result's {numbers} are needed; draw with these values in the "
             "program that made the file, or remove the others there"
         )
-    if is_exclusive(document):
-        kind = np.uint8 if max(numbers) < 256 else np.uint16
-        return Segmentation(volume, labels.array.astype(kind, copy=False), tuple(segments))
-    return Segmentation.of_masks(volume, [labels.array == number for number in numbers], segments)
+    return Segmentation.of_numbers(volume, labels.array, segments, exclusive=is_exclusive(document))
 
 
 def _label_array(path: Path, volume: Volume, cuts: Sequence[float]) -> NDArray[Any]:

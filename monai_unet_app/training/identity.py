@@ -89,11 +89,10 @@ def derived_facts(root: Path) -> dict[str, Any]:
     """The facts about images, classes and tensors that follow from the configs."""
     bundle = Bundle(root)
     rules, labels = bundle.rules, bundle.labels
-    first = 0 if bundle.exclusive else 1
-    names = {0: "background"} if bundle.exclusive else {}
-    names |= {segment.number: segment.label for segment in bundle.segments}
+    first = 1 - bundle.outputs.background
+    names = dict(enumerate(["background", *bundle.structure_names][first:], first))
     kind = " or ".join(rules.modality) or ("picture" if rules.planar else NOT_STATED)
-    spatial = ["*"] * (2 if rules.planar or bundle.slice_axis is not None else 3)
+    spatial = ["*"] * (rules.axes if bundle.slice_axis is None else 2)
     common = {"spatial_shape": spatial, "dtype": "float32", "is_patch_data": True}
     image = {
         "type": "image",
@@ -109,7 +108,7 @@ def derived_facts(root: Path) -> dict[str, Any]:
         "format": "segmentation",
         "num_channels": len(labels),
         "value_range": [0, 1],
-        "channel_def": {str(n): names[n + first] for n in range(len(labels))},
+        "channel_def": {str(n): name for n, name in enumerate(names.values())},
         **common,
     }
     return {

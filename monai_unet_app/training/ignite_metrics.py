@@ -30,12 +30,11 @@ from torch import Tensor
 
 from monai_unet_app.metrics import reliability
 from monai_unet_app.metrics.boundary import SurfacePair, hausdorff_distance, normalised_surface_dice, surface_band
-from monai_unet_app.metrics.case_scores import class_masks
+from monai_unet_app.metrics.outputs import OUTPUTS
 from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
 from monai_unet_app.metrics.reliability import BINS, TOP_LABEL, ReliabilityCounts, count_reliability
 
 BAND = "band"
-OUTPUTS = ("exclusive", "overlapping")
 FIGURES: Mapping[str, Callable[[ReliabilityCounts, int], float]] = {
     "ece": reliability.expected_calibration_error,
     "mce": reliability.maximum_calibration_error,
@@ -60,8 +59,8 @@ class _CaseMetric(Metric):
             raise ValueError(f"outputs is {outputs!r}; one of {', '.join(OUTPUTS)} is needed")
         if len(keys) != 2:
             raise ValueError(f"keys are {list(keys)}; two are needed: prediction and truth")
-        exclusive = outputs == "exclusive"
-        self.plan = EvaluationPlan(tuple(labels[1:] if exclusive else labels), exclusive)
+        kind = OUTPUTS[outputs]
+        self.plan = EvaluationPlan(tuple(labels[kind.background :]), kind)
         self.keys = tuple(keys)
         self.spacing_mm = spacing_mm
         super().__init__()
@@ -91,23 +90,7 @@ class _CaseMetric(Metric):
         Raises:
             ValueError: The tensor has another shape, or values that are no labels.
         """
-        labels = _array(tensor)
-        names, first = self.plan.class_names, self.plan.first_channel
-        one_channel = "label values in one channel, or " if self.plan.exclusive else ""
-        if one_channel and len(labels) == 1:
-            return class_masks(labels[0], names, grid, name)
-        # Values equal to their own comparison with 0 are 0 and 1 only
-        stack = labels != 0
-        if len(labels) != self.plan.channels or not np.array_equal(stack, labels):
-            raise ValueError(
-                f"{name} has shape {labels.shape} and values from {labels.min():g} to {labels.max():g}; "
-                f"{one_channel}0 and 1 in {self.plan.channels} channel(s) are needed; apply AsDiscreted first"
-            )
-        # Channels of exclusive classes count each voxel once; a voxel of two classes is a wrong file
-        shared = int(np.count_nonzero(stack[first:].sum(axis=0) > 1))
-        if one_channel and shared:
-            raise ValueError(f"{name} gives {shared} voxels to two classes; exclusive classes may not overlap")
-        return class_masks(stack[first:], names, grid, name)
+        return self.plan.outputs.masks(_array(tensor), self.plan.class_names, grid, name)
 
     def spacing_of(self, case: Items) -> tuple[float, ...]:
         """Voxel size along each axis in mm: `spacing_mm` if it is given, else from the affine of the truth or the prediction.
@@ -308,11 +291,11 @@ class Calibration(_CaseMetric):
         """
         p = _array(output[0])
         truth = self.masks(output[1], f"item {self.keys[1]!r}", p.shape[1:])
-        if self.plan.exclusive:
-            # Probabilities have a channel for the background; the truth gets its own, where no class is
-            truth = np.concatenate([~truth.any(axis=0, keepdims=True), truth])
+        outputs = self.plan.outputs
         within = self._band(p, output) if self.figure.population == BAND else None
-        self.counts += count_reliability(truth, p, exclusive=self.plan.exclusive, within=within, bins=self.figure.bins)
+        self.counts += count_reliability(
+            outputs.truth_of_channels(truth), p, outputs=outputs, within=within, bins=self.figure.bins
+        )
 
     def compute(self) -> float:
         """The figure over all cases of all processes; NaN if no voxel was counted."""
@@ -330,7 +313,7 @@ class Calibration(_CaseMetric):
 
     def _band(self, p: NDArray[Any], case: Items) -> NDArray[np.bool_]:
         # The band follows the prediction, because at inference the true surface is not known
-        foreground: NDArray[np.bool_] = p.argmax(axis=0) != 0 if self.plan.exclusive else np.any(p >= 0.5, axis=0)
+        foreground = np.asarray(self.plan.outputs.decided(p).any(axis=0))
         return surface_band(foreground, self.spacing_of(case), self.figure.band_width_mm)
 
 

@@ -16,6 +16,7 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from dicom_io.coding import load_segments
+from dicom_io.volume import number_type
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.watch_dog import WatchDog
 
@@ -124,7 +125,7 @@ def _labels(channels: NDArray[np.bool_], structures: int) -> NDArray[Any]:
     """Class numbers if there is a channel for the background, else the masks as they are."""
     if len(channels) == structures:
         return channels
-    return np.asarray(channels.argmax(axis=0), np.uint8 if structures < 256 else np.uint16)
+    return np.asarray(channels.argmax(axis=0), number_type(structures))
 
 
 def _visible(image: Any, *, colour: bool) -> NDArray[np.uint8]:

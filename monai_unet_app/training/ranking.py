@@ -192,7 +192,7 @@ def _check_output(output: Path, names: Mapping[str, Bundle]) -> None:
 def _check_alike(templates: Mapping[str, Bundle], run: TrainConfig) -> None:
     """Raises if the templates have other structures, or would train on other cases in a fold."""
     cases = find_data(run.data, run.labels, run.label_suffix)
-    tasks = {name: (template.exclusive, template.structure_names) for name, template in templates.items()}
+    tasks = {name: (template.outputs, template.structure_names) for name, template in templates.items()}
     plans = {name: plan_of(cases, run.splits, template.own_splits) for name, template in templates.items()}
     first = next(iter(templates))
     for name in templates:

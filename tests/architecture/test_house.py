@@ -178,3 +178,63 @@ def test_no_function_has_more_than_six_parameters() -> None:
                 if len([n for n in names if n not in ("self", "cls")]) > 6:
                     long.append(f"{name(path)}:{node.lineno} {node.name}")
     assert long == []
+
+
+KINDS_OF_OUTPUT = ("monai_unet_app/metrics/outputs.py", "dicom_io/segmentation.py")
+OTHER_MEANING = ("dicom_io/rtstruct/parse.py", "dicom_io/rtstruct/read.py")  # contours of CLOSEDPLANAR_XOR
+ASKS_FOR_THE_LAYOUT = ("monai_unet_app/bundle.py",)  # sizes of parts add up where one map holds them
+KIND = {"exclusive", "is_exclusive", "overlapping", "EXCLUSIVE", "OVERLAPPING", "one_map"}
+
+
+def conditions(tree: ast.AST) -> list[ast.expr]:
+    """Every expression by which a branch is chosen, or that is an operand of a comparison, `and`, `or` or `not`."""
+    found: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert):
+            found.append(node.test)
+        elif isinstance(node, ast.comprehension):
+            found += node.ifs
+        elif isinstance(node, ast.BoolOp):
+            found += node.values
+        elif isinstance(node, ast.Compare):
+            found += [node.left, *node.comparators]
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            found.append(node.operand)
+        elif isinstance(node, ast.Match):
+            found.append(node.subject)
+    return found
+
+
+def asks_for_the_kind(tree: ast.AST) -> list[int]:
+    """Lines of the conditions that name a kind of output."""
+    return sorted(
+        {
+            node.lineno
+            for condition in conditions(tree)
+            for node in ast.walk(condition)
+            if (isinstance(node, ast.Attribute) and node.attr in KIND)
+            or (isinstance(node, ast.Name) and node.id in KIND)
+            or (isinstance(node, ast.Constant) and node.value in {"exclusive", "overlapping"})
+        }
+    )
+
+
+def test_kinds_of_output_are_told_apart_in_two_modules_only() -> None:
+    asked = {name(path): lines for path in SOURCES if (lines := asks_for_the_kind(tree_of(path)))}
+    assert set(asked) == {*KINDS_OF_OUTPUT, *OTHER_MEANING, *ASKS_FOR_THE_LAYOUT}
+    assert all(len(asked[file]) == 1 for file in ASKS_FOR_THE_LAYOUT)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "labels[1:] if bundle.exclusive else labels",
+        "kept = tidy or not outputs.one_map",
+        "if outputs.name == 'overlapping': pass",
+        "same = outputs is EXCLUSIVE",
+        "cuts = [0.5 for row in rows if not is_exclusive(row)]",
+    ],
+)
+def test_the_search_for_kinds_of_output_finds_them(source: str) -> None:
+    assert asks_for_the_kind(ast.parse(source)) == [1]
+    assert asks_for_the_kind(ast.parse("make(image, exclusive=bundle.outputs.one_map)")) == []

@@ -17,6 +17,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.gathering import Gathered
 from monai_unet_app.inference.pieces import ResultSteps
+from monai_unet_app.metrics.outputs import outputs_of
 from monai_unet_app.metrics.reliability import count_reliability
 from monai_unet_app.pipeline import finished, preprocess
 
@@ -69,7 +70,7 @@ def test_the_trap_is_there_and_the_metrics_refuse_to_count_in_it(
     assert 0.1 < lost.mean() < 0.9
     assert (labels[lost] == 0).all(), "the labels do not show it"
     with pytest.raises(ValueError, match=r"miss a sum of 1 by up to 1\.000 .*an inverted crop or pad fills with 0"):
-        count_reliability(labels.astype(np.uint8), probabilities, exclusive=True)
+        count_reliability(labels.astype(np.uint8), probabilities, outputs=outputs_of(True))
 
 
 @each_exclusive
@@ -89,6 +90,6 @@ def test_what_was_cut_away_is_background_and_nothing_else_changes(
     if calibrated:
         np.testing.assert_array_equal(probabilities[1:], raw[1:])
         np.testing.assert_allclose(probabilities[0], raw[0] + missing, atol=1e-6)
-    counts = count_reliability(labels.astype(np.uint8), probabilities, exclusive=True)
+    counts = count_reliability(labels.astype(np.uint8), probabilities, outputs=outputs_of(True))
     assert counts.decisions == missing.size
     assert counts.count[1, -1] >= np.count_nonzero(missing == 1), "background, and certain of it"

@@ -67,7 +67,7 @@ def test_a_bundle_has_what_is_asked_for_by_name(root: Path) -> None:
     assert bundle.transforms("preprocessing")
     assert bundle.transforms("postprocessing")
     segments = load_bundle(root).segments
-    offset = 0 if load_bundle(root).exclusive else 1
+    offset = 0 if load_bundle(root).outputs.one_map else 1
     assert sorted(bundle.labels.values()) == [segment.number - offset for segment in segments]
 
 

@@ -143,9 +143,11 @@ def test_no_expression_in_inference_yaml_mentions_our_packages_or_imports_more_t
 def test_labels_segments_network_and_metadata_tell_one_story(folder: Path) -> None:
     bundle, formats = as_shipped(folder), metadata(folder)["network_data_format"]
     numbers = [segment.number for segment in bundle.segments]
-    assert numbers == list(range(1, len(bundle.labels) + (0 if bundle.exclusive else 1)))
-    assert (bundle.labels[0] == "background") is bundle.exclusive
-    for label, segment in zip(bundle.labels[1:] if bundle.exclusive else bundle.labels, bundle.segments, strict=True):
+    assert numbers == list(range(1, len(bundle.labels) + (0 if bundle.outputs.one_map else 1)))
+    assert (bundle.labels[0] == "background") is bundle.outputs.one_map
+    for label, segment in zip(
+        bundle.labels[1:] if bundle.outputs.one_map else bundle.labels, bundle.segments, strict=True
+    ):
         assert label in segment.label.lower()
     channels = formats["inputs"]["image"]["num_channels"]
     assert bundle.rules.channels == channels
@@ -229,7 +231,7 @@ def test_calibration_keeps_the_decision_of_every_voxel(name: str, tiny_bundle: C
     logits = 4 * torch.randn(shape, generator=generator)
     calibrated = bundle.part("calibrate")(logits.clone())
     assert not torch.allclose(calibrated, logits)
-    if bundle.exclusive:
+    if bundle.outputs.one_map:
         assert torch.equal(calibrated.argmax(0), logits.argmax(0))
     else:
         assert torch.equal(calibrated > 0, logits > 0)

@@ -95,7 +95,7 @@ def test_a_small_image_and_an_image_without_structures_have_their_own_crops(monk
 
 def test_overlapping_structures_are_cropped_with_their_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = large(monkeypatch)
-    masks = Segmentation.of_masks(truth.image, [truth.labels > 0, truth.labels == 2], truth.segments)
+    masks = Segmentation(truth.image, np.stack([truth.labels > 0, truth.labels == 2]).astype(np.uint8), truth.segments)
     part = near_structures(masks, bundle_of(), 3)
     assert part.labels.shape == (2, 14, 14, 5)
     assert part.foreground.any()

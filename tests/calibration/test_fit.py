@@ -22,7 +22,7 @@ from monai_unet_app.calibration.form_comparison import labels_changed
 from monai_unet_app.calibration.statement_fit import state_confidence
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.inference.outputs import outputs_of
+from monai_unet_app.metrics.outputs import outputs_of
 from monai_unet_app.pipeline import segment_case
 
 TRUE_TEMPERATURE = 1.8
@@ -129,7 +129,7 @@ def test_an_empty_calibration_is_a_fit_of_nothing() -> None:
 
 
 def test_several_functions_are_fitted_on_logits_that_are_kept_once() -> None:
-    cases, stored = [drawn(True, seed) for seed in (1, 2)], StoredLogits(outputs_of(exclusive=True), [])
+    cases, stored = [drawn(True, seed) for seed in (1, 2)], StoredLogits(outputs_of(True), [])
     for logits, label in cases:
         stored.add(logits, label)
     assert len(stored) == 2
@@ -143,7 +143,7 @@ def test_several_functions_are_fitted_on_logits_that_are_kept_once() -> None:
 
 def test_a_function_that_writes_into_its_logits_changes_none_that_are_kept() -> None:
     logits, label = drawn(True, 1)
-    stored = StoredLogits(outputs_of(exclusive=True), [])
+    stored = StoredLogits(outputs_of(True), [])
     stored.add(logits, label)
     wanted = fit_parameters(by_temperature, {"log_temperature": 0.0}, stored).parameters
 
@@ -297,10 +297,10 @@ def test_a_label_with_ignored_voxels_is_refused_in_words_that_name_the_ignore_la
 
 def test_a_logit_of_exactly_zero_is_a_yes_as_in_the_result() -> None:
     logits, yes = torch.tensor([[[0.0, -1e-3, 1e-3]]]), torch.tensor([[[1.0, 0.0, 1.0]]])
-    outputs = outputs_of(exclusive=False)
+    outputs = outputs_of(False)
     assert torch.equal(AsDiscrete(threshold=0.5)(torch.sigmoid(logits)), yes)
     assert torch.equal(outputs.labels(logits).float(), yes)
-    assert torch.equal(outputs.masks(logits).float(), yes)
+    assert torch.equal(outputs.labels(logits).float(), yes)
     assert outputs.confidence(logits, yes)[1].all()
     assert labels_changed(logits, logits + 2e-3, outputs) == 1  # the 0 was a yes already
 

@@ -31,9 +31,9 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.inference.halo import halo_voxels
-from monai_unet_app.inference.outputs import outputs_of
 from monai_unet_app.metrics.boundary import surface_band
 from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.outputs import EXCLUSIVE, outputs_of
 from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
 from monai_unet_app.metrics.reliability import count_populations
 from monai_unet_app.metrics.summary import Evaluation
@@ -290,7 +290,7 @@ def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
     trial = FormTrial(form_of("none"), outputs_of(True), None)
     for slab in (np.s_[:10], np.s_[10:]):
         within = {WHOLE: None, plan.band: band[slab]}
-        trial.count(count_populations(truth[slab], p[:, slab], within, exclusive=True, bins=plan.bins))
+        trial.count(count_populations(truth[slab], p[:, slab], within, outputs=EXCLUSIVE, bins=plan.bins))
     counts = trial.counts
     evaluation = Evaluation(plan)
     evaluation.add(CaseArrays("a", "a", truth, predicted, p, spacing, 0.002))

@@ -19,7 +19,7 @@ from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.fit import CalibrationFit, Fitted
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.inference.outputs import outputs_of
+from monai_unet_app.metrics.outputs import outputs_of
 
 REGION = {exclusive: form_of("region", exclusive=exclusive) for exclusive in (True, False)}
 

@@ -50,13 +50,13 @@ def test_opening_and_closing_of_label_maps_are_those_of_scipy(tiny_bundle: Calla
     expected = labels.copy()
     for n in (1, 3):
         expected[(labels == n) & ~opened(labels == n)] = 0
-    got = tidied(volume, labels, [steps["opening"]({"structures": [1, 3]})], exclusive=True)
+    got = tidied(volume, labels, [steps["opening"]({"structures": [1, 3]})])
     np.testing.assert_array_equal(got, expected)
     assert 0 < (got != labels).sum() < (labels > 0).sum()
     expected = labels.copy()
     for n in (1, 2):
         expected[(expected == 0) & closed(expected == n)] = n
-    got = tidied(volume, labels, [steps["closing"]({"structures": [1, 2]})], exclusive=True)
+    got = tidied(volume, labels, [steps["closing"]({"structures": [1, 2]})])
     np.testing.assert_array_equal(got, expected)
     assert (got != labels).any()
 
@@ -66,7 +66,7 @@ def test_opening_and_closing_of_channels_leave_the_other_channels_alone(tiny_bun
     labels = np.stack([blobs(2) == 1, blobs(2) == 2, blobs(1) == 1]).astype(np.uint8)
     steps = load_bundle(with_more_steps(tiny_bundle("retina_vessel_unet2d"), exclusive=False)).part("steps")
     for name, other in (("opening", opened), ("closing", closed)):
-        got = tidied(volume, labels, [steps[name]({"structures": [1, 3]})], exclusive=False)
+        got = tidied(volume, labels, [steps[name]({"structures": [1, 3]})])
         expected = np.stack([other(labels[0] > 0), labels[1], other(labels[2] > 0)])
         np.testing.assert_array_equal(got, expected)
         assert (got != labels).any()

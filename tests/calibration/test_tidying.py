@@ -55,7 +55,7 @@ def tries(bundle: Bundle, rows: list[Row], spoil: Spoil, monkeypatch: pytest.Mon
         number = next(turn)
         labels = read_reference(rows[number], volume, network).labels.astype(np.uint8)
         spoil(labels, number)
-        probabilities = None if network.exclusive else labels.astype(np.float32)
+        probabilities = None if network.outputs.one_map else labels.astype(np.float32)
         return SimpleNamespace(segmentation=Segmentation(volume, labels, network.segments, probabilities))
 
     monkeypatch.setattr(tidying, "segment_case", answer)
@@ -145,7 +145,7 @@ def test_what_is_written_does_the_same_and_is_taken_back_with_other_weights(
     spoilt = labels.copy()
     spoil(spoilt, 0)
     written = load_bundle(bundle.root)
-    assert np.array_equal(tidied(image, spoilt, written.result.tidy, exclusive=True), labels)
+    assert np.array_equal(tidied(image, spoilt, written.result.tidy), labels)
     assert (bundle.root / "configs/inference.yaml").read_bytes() == config
     forget_figures(bundle.root)
     assert findings(bundle) == before
@@ -215,7 +215,7 @@ def answering(
     def answer(volume: Volume, network: Bundle, **settings: object) -> SimpleNamespace:
         number = next(turn)
         p = probabilities(read_reference(rows[number], volume, network).labels, number).astype(np.float32)
-        labels = p.argmax(0) if network.exclusive else p >= 0.5
+        labels = p.argmax(0) if network.outputs.one_map else p >= 0.5
         return SimpleNamespace(segmentation=Segmentation(volume, labels.astype(np.uint8), network.segments, p))
 
     monkeypatch.setattr(tidying, "segment_case", answer)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference.mean_field_crf import Kernels, MeanFieldCRFd, bytes_for, mean_field
 from monai_unet_app.machine_memory import taken_by
+from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING
 
 SPACING_MM = (1.0, 0.8, 2.5)
 
@@ -65,7 +66,7 @@ def test_the_field_is_the_sum_over_all_pairs(shape: tuple[int, ...], iterations:
     p, image = case(shape, 3)
     kernels = Kernels((6.0, 1.5, 0.8), (4.0, 1.0), 2.5, SPACING_MM[: len(shape)])
     expected = brute_force(p, image, kernels, iterations)
-    field = mean_field(*tensors(p, image), kernels, iterations, exclusive=True)
+    field = mean_field(*tensors(p, image), kernels, iterations, EXCLUSIVE)
     np.testing.assert_allclose(field.numpy(), expected, atol=2e-5)
     assert np.abs(expected - p).max() > 0.2
 
@@ -74,21 +75,21 @@ def test_a_label_that_may_overlap_is_a_field_of_two_classes() -> None:
     p, image = case((6, 5), 2)
     kernels = Kernels((2.0, 1.5, 0.8), (1.2, 1.0), 2.0, (1.0, 1.0))
     (alone, other), _ = case((6, 5), 2, seed=9)
-    field = mean_field(*tensors(np.stack([p[1], alone]), image), kernels, 3, exclusive=False)
+    field = mean_field(*tensors(np.stack([p[1], alone]), image), kernels, 3, OVERLAPPING)
     np.testing.assert_allclose(field[0].numpy(), brute_force(p, image, kernels, 3)[1], atol=2e-5)
     np.testing.assert_allclose(field[1].numpy(), brute_force(np.stack([other, alone]), image, kernels, 3)[1], atol=2e-5)
 
 
 def test_without_weights_nothing_changes() -> None:
     p, image = case((6, 5, 4), 3)
-    field = mean_field(*tensors(p, image), Kernels((0, 1, 1), (0, 1), 2.0, (1, 1, 1)), 5, exclusive=True)
+    field = mean_field(*tensors(p, image), Kernels((0, 1, 1), (0, 1), 2.0, (1, 1, 1)), 5, EXCLUSIVE)
     np.testing.assert_allclose(field.numpy(), p, atol=1e-6)
 
 
 def test_in_a_uniform_image_the_appearance_only_smooths() -> None:
     p, _ = case((9, 8), 2)
     kernels = Kernels((1.7, 1.3, 0.2), (0.0, 1.0), 3.0, (1.0, 1.0))
-    field = mean_field(*tensors(p, np.full((1, 9, 8), 4.0)), kernels, 1, exclusive=True)
+    field = mean_field(*tensors(p, np.full((1, 9, 8), 4.0)), kernels, 1, EXCLUSIVE)
     # A Gaussian filter that stops at 3 voxels, without the voxel itself
     kernel = np.outer(*[np.exp(-(np.arange(-3, 4) ** 2) / (2 * 1.3**2))] * 2)
     kernel[3, 3] = 0

@@ -20,9 +20,10 @@ from monai_unet_app.errors import InputRefusedError, NoRoomError
 from monai_unet_app.inference.blend import Blend
 from monai_unet_app.inference.memory_plan import Process, Work, memory_plan, working_shape
 from monai_unet_app.inference.windows import WindowSettings, plan_windows
+from monai_unet_app.metrics.outputs import EXCLUSIVE
 from monai_unet_app.pipeline import segment_case
 
-CT = Work((512, 512, 300), (342, 342, 200), 1, 105, exclusive=True, halo=2)
+CT = Work((512, 512, 300), (342, 342, 200), 1, 105, kept=1, halo=2)
 WINDOWS = WindowSettings((96, 96, 96), 0.5, 1, "gaussian", 0.125, "constant", 0.0)
 PROCESS = Process(0.6e9, 0.6e9, 4e9)
 
@@ -37,7 +38,7 @@ def test_the_sums_that_the_plan_states_are_those_that_the_blend_holds(shape: tup
         blend.add((window,), torch.zeros(1, channels, *settings.window))
         most = max(most, sum(4 * sums.numel() for sums in blend._held.values()))
         list(blend.finished())
-    stated = memory_plan(Work(shape, shape, 1, channels, exclusive=True, halo=0), settings, PROCESS)
+    stated = memory_plan(Work(shape, shape, 1, channels, EXCLUSIVE.result_bytes(channels), halo=0), settings, PROCESS)
     assert stated.on_disk == 0
     assert 0.7 * stated.sums < most <= stated.sums
 
@@ -69,9 +70,7 @@ def test_what_a_machine_has_no_memory_for_now_is_told_from_what_exceeds_a_limit(
 
 
 def test_the_plan_of_an_image_that_cannot_fit_takes_no_memory() -> None:
-    metres = Work(
-        (40, 40, 40), (50_000, 50_000, 50_000), 1, 3, exclusive=True, halo=2
-    )  # its header says so of its voxels
+    metres = Work((40, 40, 40), (50_000, 50_000, 50_000), 1, 3, kept=1, halo=2)  # its header says so of its voxels
     tracemalloc.start()
     try:
         with pytest.raises(InputRefusedError, match="are allowed"):

@@ -11,6 +11,7 @@ from monai_unet_app.inference.engines import Answer
 from monai_unet_app.inference.predict import predict_rows
 from monai_unet_app.inference.seam_difference import SeamDifference, seam_difference
 from monai_unet_app.inference.windows import WindowSettings
+from monai_unet_app.metrics.outputs import outputs_of
 
 SURE, UNSURE = math.log(0.9 / 0.1), math.log(0.6 / 0.4)  # logits of 0.9 and 0.6
 
@@ -35,7 +36,7 @@ def difference(engine: BorderBlind, shape: tuple[int, ...], window: tuple[int, .
     settings = WindowSettings(window, 0.5, 2, "constant", 0.125, "constant", 0.0)
     image = torch.zeros(1, *shape)
     rows = list(predict_rows(image, engine, settings))
-    return seam_difference(rows, image, engine, settings, exclusive=engine.exclusive)
+    return seam_difference(rows, image, engine, settings, outputs_of(engine.exclusive))
 
 
 @pytest.mark.parametrize("exclusive", [False, True])

@@ -27,6 +27,7 @@ from monai_unet_app.metrics import boundary, overlap
 from monai_unet_app.metrics.boundary import boundary_iou, normalised_surface_dice, surface_distances
 from monai_unet_app.metrics.case_scores import CaseArrays
 from monai_unet_app.metrics.components import components, match_components
+from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.reliability import count_reliability, expected_calibration_error
 from monai_unet_app.metrics.summary import Evaluation
@@ -182,7 +183,7 @@ def test_monai_takes_calibration_image_by_image_and_we_pool():
         labels, p = soft_labels(case)
         truth = np.stack([labels == value for value in range(3)])
         metric(torch.from_numpy(p[None]), torch.from_numpy(truth[None]).float())
-        counts = count_reliability(labels, p, exclusive=True)
+        counts = count_reliability(labels, p, outputs=EXCLUSIVE)
         alone.append([expected_calibration_error(counts, row) for row in (1, 2, 3)])
         total = counts if total is None else total + counts
     np.testing.assert_allclose(metric.aggregate().numpy(), alone, atol=1e-5)  # float32 sums of 60 thousand voxels
@@ -194,7 +195,7 @@ def test_monai_counts_in_float32_which_ends_at_16_million_voxels_a_bin():
     p, truth = torch.full((1, 1, 2**24), 0.9375), torch.zeros((1, 1, 2**24))
     truth[..., : 7 * 2**21] = 1  # 0.875 are true: an error of 0.0625
     assert float(CalibrationErrorMetric(num_bins=15)(p, truth)) == pytest.approx(0.1208, abs=1e-3)
-    ours = count_reliability(truth[0, :, ::16].numpy() > 0, p[0, :, ::16].numpy(), exclusive=False)
+    ours = count_reliability(truth[0, :, ::16].numpy() > 0, p[0, :, ::16].numpy(), outputs=OVERLAPPING)
     for _ in range(4):
         ours += ours
     assert ours.decisions == 2**24

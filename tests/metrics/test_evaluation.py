@@ -14,6 +14,7 @@ from monai_unet_app.metrics.boundary import boundary_iou, normalised_surface_dic
 from monai_unet_app.metrics.case_scores import CaseArrays, CaseCounter
 from monai_unet_app.metrics.centreline import centreline_dice
 from monai_unet_app.metrics.glossary import score_definitions
+from monai_unet_app.metrics.outputs import OVERLAPPING, outputs_of
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.reliability import expected_calibration_error
@@ -130,7 +131,7 @@ def test_the_class_wise_error_belongs_to_its_class():
 
 
 def test_labels_and_a_stack_of_masks_give_the_same_scores():
-    overlapping, case = EvaluationPlan(PLAN.class_names, exclusive=False), lopsided_case()
+    overlapping, case = EvaluationPlan(PLAN.class_names, outputs=OVERLAPPING), lopsided_case()
     case = replace(case, probabilities=case.probabilities[1:])
     stacks = {name: np.stack([getattr(case, name) == v for v in (1, 2)]) for name in ("truth", "predicted")}
     both = Evaluation(overlapping), Evaluation(overlapping)
@@ -143,7 +144,7 @@ def test_labels_and_a_stack_of_masks_give_the_same_scores():
 
 
 def test_overlapping_labels_are_scored_a_label_at_a_time():
-    plan = EvaluationPlan(("Tumour core", "Whole tumour"), exclusive=False)
+    plan = EvaluationPlan(("Tumour core", "Whole tumour"), outputs=OVERLAPPING)
     truth = np.zeros((2, 12, 11, 10), bool)
     truth[1, 2:10, 2:9, 2:8] = True
     truth[0, 4:8, 3:7, 3:7] = True  # inside the other
@@ -159,7 +160,7 @@ def test_overlapping_labels_are_scored_a_label_at_a_time():
 
 
 def test_planar_images_speak_in_pixels():
-    plan = EvaluationPlan(("Vessel",), exclusive=False, planar=True)
+    plan = EvaluationPlan(("Vessel",), outputs=OVERLAPPING, planar=True)
     truth, predicted = np.zeros((2, 20, 18), np.uint8)
     truth[4:10, 5:15], predicted[6:12, 5:15] = 1, 1
     p = np.where(predicted == 1, 0.8, 0.2)[None].astype(np.float32)
@@ -405,7 +406,7 @@ def test_at_the_edge_of_the_valid_voxels_a_mask_has_its_border_as_at_the_images_
 
 
 def test_valid_voxels_hold_for_overlapping_labels_and_planar_pictures_too():
-    plan = EvaluationPlan(("Vessel",), exclusive=False, planar=True)
+    plan = EvaluationPlan(("Vessel",), outputs=OVERLAPPING, planar=True)
     truth, predicted = np.zeros((2, 20, 18), np.uint8)
     truth[4:10, 5:15], predicted[4:10, 5:15] = 1, 1
     predicted[15, 3] = 1
@@ -504,7 +505,7 @@ def smooth_case(exclusive=True, case_id="a", valid=None, shape=(23, 17, 14)):
 @pytest.mark.parametrize("exclusive", [True, False])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slabs_in_any_order_give_the_counts_of_the_whole(axis, exclusive):
-    plan = EvaluationPlan(("A", "B", "C"), exclusive=exclusive, likely_above=0.3, box_margin=1.0)
+    plan = EvaluationPlan(("A", "B", "C"), outputs=outputs_of(exclusive), likely_above=0.3, box_margin=1.0)
     valid = np.random.default_rng(1).random((23, 17, 14)) > 0.2
     case = smooth_case(exclusive, valid=valid)
     whole = Evaluation(plan)

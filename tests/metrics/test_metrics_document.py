@@ -11,6 +11,7 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.bootstrap import Bootstrap
 from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.outputs import OVERLAPPING
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.report.evaluation_report import EvaluationReport, MeasuredOn
@@ -28,10 +29,10 @@ def phantom(n, plan, back=True):
         labels[start : start + 4, 4:10] = 1
         labels[start + 4 : start + 8, 4:10] = 2 * back
     predicted[14, 1] = 1
-    values = np.arange(0 if plan.exclusive else 1, len(plan.class_names) + 1).reshape(-1, *(1 for _ in shape))
+    values = np.arange(0 if plan.outputs.one_map else 1, len(plan.class_names) + 1).reshape(-1, *(1 for _ in shape))
     p = np.where(values == predicted, 0.9, 0.1 / max(1, len(values) - 1))
     masks = [np.stack([labels == v for v in values.ravel()]) for labels in (truth, predicted)]
-    arrays = (truth, predicted) if plan.exclusive else masks
+    arrays = (truth, predicted) if plan.outputs.one_map else masks
     return CaseArrays(f"case_{n}", f"person_{n}", *arrays, p, spacing, size, p)
 
 
@@ -52,7 +53,7 @@ def rows_of(report):
     [
         PLAN,
         EvaluationPlan(PLAN.class_names, centreline=True, tolerances=(), box_margin=0.0),
-        EvaluationPlan(PLAN.class_names, exclusive=False, planar=True, centreline=True, likely_above=1e-5),
+        EvaluationPlan(PLAN.class_names, outputs=OVERLAPPING, planar=True, centreline=True, likely_above=1e-5),
     ],
     ids=["plain", "asked for", "planar"],
 )

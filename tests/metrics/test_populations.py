@@ -1,20 +1,19 @@
 """Where calibration is counted: labels drawn from the probabilities are the judge of every population."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING
 from monai_unet_app.metrics.plan import EvaluationPlan
-from monai_unet_app.metrics.populations import Populations, box_around, likely_foreground
+from monai_unet_app.metrics.populations import Populations, box_around
 from monai_unet_app.metrics.reliability import ReliabilityCounts, count_reliability, expected_calibration_error
 from monai_unet_app.metrics.summary import Evaluation
 
 SPACING = (0.7, 1.1, 2.5)
 SPACE = EvaluationPlan(("Head", "Tail"), box_margin=3.0)
-PLANE = EvaluationPlan(("Vessel",), exclusive=False, planar=True, box_margin=6.0)
+PLANE = EvaluationPlan(("Vessel",), outputs=OVERLAPPING, planar=True, box_margin=6.0)
 
 
 def lopsided_softmax(shape=(64, 52, 24)):
@@ -47,14 +46,14 @@ def drawn_from(probabilities, seed, exclusive):
     ("plan", "probabilities"), [(SPACE, lopsided_softmax()), (PLANE, lopsided_sigmoid())], ids=["space", "plane"]
 )
 def test_every_population_is_calibrated_where_labels_are_drawn_from_the_probabilities(plan, probabilities):
-    predicted = probabilities.argmax(axis=0) if plan.exclusive else probabilities >= 0.5
+    predicted = probabilities.argmax(axis=0) if plan.outputs.one_map else probabilities >= 0.5
     spacing = SPACING if plan is SPACE else (1.0, 1.0)
     evaluation, outcomes = Evaluation(plan), ReliabilityCounts.empty(plan.channels)
     for seed in range(8):
-        truth = drawn_from(probabilities, seed, plan.exclusive)
+        truth = drawn_from(probabilities, seed, plan.outputs.one_map)
         evaluation.add(CaseArrays(f"{seed}", "s", truth, predicted, probabilities, spacing, 0.001))
         by_outcome = ((truth > 0) | (predicted > 0)).reshape(-1, *probabilities.shape[1:]).any(axis=0)
-        outcomes += count_reliability(truth, probabilities, exclusive=plan.exclusive, within=by_outcome)
+        outcomes += count_reliability(truth, probabilities, outputs=plan.outputs, within=by_outcome)
     assert tuple(evaluation.counts) == plan.every_population
     pooled = {**evaluation.counts, "by outcome": outcomes}
     error = {name: expected_calibration_error(counts) for name, counts in pooled.items()}
@@ -95,10 +94,9 @@ def test_around_nothing_there_is_no_box():
 
 def test_foreground_is_likely_where_the_background_leaves_enough_or_one_label_has_enough():
     softmax = np.array([[0.995, 0.98, 0.2], [0.003, 0.008, 0.5], [0.002, 0.012, 0.3]])
-    overlapping = EvaluationPlan(("A", "B"), exclusive=False)
-    assert likely_foreground(softmax, EvaluationPlan(("A", "B"))).tolist() == [False, True, True]
-    assert likely_foreground(softmax[1:], overlapping).tolist() == [False, True, True]
-    assert likely_foreground(softmax[1:], replace(overlapping, likely_above=0.3)).tolist() == [False, False, True]
+    assert EXCLUSIVE.likely(softmax, 0.01).tolist() == [False, True, True]
+    assert OVERLAPPING.likely(softmax[1:], 0.01).tolist() == [False, True, True]
+    assert OVERLAPPING.likely(softmax[1:], 0.3).tolist() == [False, False, True]
 
 
 def test_before_and_after_calibration_are_counted_in_the_same_voxels():

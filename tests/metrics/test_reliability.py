@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from monai_unet_app.metrics import reliability
 from monai_unet_app.metrics.boundary import surface_band
+from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING, outputs_of
 from monai_unet_app.metrics.reliability import (
     FineBins,
     ReliabilityCounts,
@@ -39,7 +40,7 @@ def drawn_labels(probabilities, seed):
 def test_a_confidence_of_four_fifths_that_comes_true_half_the_time_errs_by_three_tenths():
     probabilities = np.array([[0.8] * 4, [0.2] * 4])
     truth = np.array([[True, True, False, False], [False, False, True, True]])
-    counts = count_reliability(truth, probabilities, exclusive=True)
+    counts = count_reliability(truth, probabilities, outputs=EXCLUSIVE)
     assert expected_calibration_error(counts) == pytest.approx(0.3)
     assert reliability.brier_score(counts) == pytest.approx((2 * 0.04 + 2 * 0.64) / 2)
     assert reliability.negative_log_likelihood(counts) == pytest.approx(-(np.log(0.8) + np.log(0.2)) / 2)
@@ -49,14 +50,14 @@ def test_expected_maximum_and_average_error_weigh_the_bins_differently():
     # 8 voxels at 0.95 of which 6 are right (gap 0.2), 2 voxels at 0.55 of which none is (gap 0.55).
     p = np.array([0.95] * 8 + [0.55] * 2)
     right = np.array([True] * 6 + [False] * 4)
-    counts = count_reliability(np.stack([right, ~right]), np.stack([p, 1 - p]), exclusive=True)
+    counts = count_reliability(np.stack([right, ~right]), np.stack([p, 1 - p]), outputs=EXCLUSIVE)
     assert expected_calibration_error(counts) == pytest.approx(0.8 * 0.2 + 0.2 * 0.55)
     assert reliability.maximum_calibration_error(counts) == pytest.approx(0.55)
     assert reliability.average_calibration_error(counts) == pytest.approx((0.2 + 0.55) / 2)
 
 
 def test_certainty_falls_in_the_last_bin_and_impossibility_in_the_first():
-    counts = count_reliability(np.array([[True, False]]), np.array([[1.0, 0.0]]), exclusive=False)
+    counts = count_reliability(np.array([[True, False]]), np.array([[1.0, 0.0]]), outputs=OVERLAPPING)
     assert counts.count.shape == (2, 15)
     assert counts.count[0].tolist() == [0] * 14 + [2]  # two certain decisions, "yes" and "no"
     assert counts.count[1].tolist() == [1] + [0] * 13 + [1]  # the probability of "yes" itself
@@ -67,7 +68,7 @@ def test_certainty_falls_in_the_last_bin_and_impossibility_in_the_first():
 def test_class_wise_bins_equal_those_of_monai(bins):
     probabilities = smooth_probabilities(2, 3, (17, 13, 11))
     truth = drawn_labels(smooth_probabilities(7, 3, (17, 13, 11)), 1)
-    counts = count_reliability(truth, probabilities, exclusive=True, bins=bins)
+    counts = count_reliability(truth, probabilities, outputs=EXCLUSIVE, bins=bins)
     tensors = [torch.from_numpy(a[None].astype(np.float32)) for a in (probabilities, truth)]
     confidence, accuracy, count = (t[0].numpy() for t in calibration_binning(*tensors, num_bins=bins))
     assert np.array_equal(counts.count[1:], count)
@@ -91,7 +92,7 @@ def test_labels_drawn_from_the_probabilities_are_calibrated_in_every_population(
     for seed in range(4):
         truth = drawn_labels(p, seed)
         for name, within in populations.items():
-            total[name] += count_reliability(truth, p, exclusive=True, within=within)
+            total[name] += count_reliability(truth, p, outputs=EXCLUSIVE, within=within)
     assert 0.05 < populations["band"].mean() < 0.8
     for name, counts in total.items():
         assert expected_calibration_error(counts) < 0.005, name
@@ -102,25 +103,25 @@ def test_a_population_that_looks_at_the_truth_is_not_calibrated():
     p = smooth_probabilities(3, 3)
     truth = drawn_labels(p, 0)
     picked_by_outcome = truth[1:].any(axis=0) | (p.argmax(axis=0) > 0)
-    counts = count_reliability(truth, p, exclusive=True, within=picked_by_outcome)
+    counts = count_reliability(truth, p, outputs=EXCLUSIVE, within=picked_by_outcome)
     assert expected_calibration_error(counts) > 0.05
 
 
 def test_overlapping_labels_drawn_from_their_probabilities_are_calibrated():
     p = smooth_probabilities(5, 3)[1:]
     truth = np.random.default_rng(0).random(p.shape) < p
-    counts = count_reliability(truth, p, exclusive=False)
+    counts = count_reliability(truth, p, outputs=OVERLAPPING)
     assert counts.decisions == p.size
     assert expected_calibration_error(counts) < 0.005
     overconfident = np.clip(p * 1.5, 0, 1)
-    assert expected_calibration_error(count_reliability(truth, overconfident, exclusive=False)) > 0.01
+    assert expected_calibration_error(count_reliability(truth, overconfident, outputs=OVERLAPPING)) > 0.01
 
 
 def test_one_label_counts_as_two_exclusive_classes_would():
     p = smooth_probabilities(6, 2, (12, 10, 9))
     truth = drawn_labels(p, 3)
-    two = count_reliability(truth, p, exclusive=True)
-    one = count_reliability(truth[1:], p[1:], exclusive=False)
+    two = count_reliability(truth, p, outputs=EXCLUSIVE)
+    one = count_reliability(truth[1:], p[1:], outputs=OVERLAPPING)
     assert np.array_equal(one.count[0], two.count[0])
     assert np.array_equal(one.correct[0], two.correct[0])
     assert reliability.negative_log_likelihood(one) == pytest.approx(reliability.negative_log_likelihood(two), rel=1e-5)
@@ -132,7 +133,7 @@ def test_counting_goes_on_past_the_whole_numbers_of_float32():
     number = 2**24 + 5
     p = np.broadcast_to(np.float32(0.9), (1, number))
     truth = np.broadcast_to(np.True_, (1, number))
-    counts = count_reliability(truth, p, exclusive=False)
+    counts = count_reliability(truth, p, outputs=OVERLAPPING)
     assert counts.decisions == number
     assert int(counts.correct[0].sum()) == number
     assert expected_calibration_error(counts) == pytest.approx(1 - float(np.float32(0.9)), abs=1e-9)
@@ -142,10 +143,10 @@ def test_two_to_the_26th_decisions_in_one_bin_are_all_counted():
     # By doubling: 2**20 voxels, merged with themselves six times, and one voxel more.
     number = 2**20
     truth = (np.arange(number) % 8 > 0)[None]  # seven of eight are true
-    counts = count_reliability(truth, np.full((1, number), 0.875, np.float32), exclusive=False)
+    counts = count_reliability(truth, np.full((1, number), 0.875, np.float32), outputs=OVERLAPPING)
     for _ in range(6):
         counts = counts + counts
-    counts = counts + count_reliability(np.array([[True]]), np.array([[0.875]]), exclusive=False)
+    counts = counts + count_reliability(np.array([[True]]), np.array([[0.875]]), outputs=OVERLAPPING)
     assert counts.decisions == counts.count[0].max() == 2**26 + 1
     assert counts.correct[0].max() == 7 * 2**23 + 1
     assert counts.confidence[0].max() == pytest.approx(0.875 * (2**26 + 1), rel=1e-15)
@@ -159,7 +160,7 @@ def test_two_to_the_26th_voxels_in_one_bin_are_all_counted_piece_by_piece():
     for _ in range(64):
         p = rng.uniform(0.94, 0.99, 2**20).astype(np.float32)
         truth = (rng.random(2**20) < 0.9).astype(np.uint8)
-        counts = counts + count_reliability(truth, np.stack([1 - p, p]), exclusive=True)
+        counts = counts + count_reliability(truth, np.stack([1 - p, p]), outputs=EXCLUSIVE)
         right += int(truth.sum())
     assert counts.count[0].tolist() == counts.count[2].tolist() == [0] * 14 + [2**26]
     assert counts.correct[0, -1] == right
@@ -204,7 +205,7 @@ def test_equal_mass_bins_equal_sorting_and_cutting_every_decision(shape):
     rng = np.random.default_rng(1)
     p = rng.beta(*shape, size=15 * 4000).astype(np.float32)
     right = rng.random(p.size) < p**1.3  # too sure
-    counts = count_reliability(right[None], p[None], exclusive=False)
+    counts = count_reliability(right[None], p[None], outputs=OVERLAPPING)
     assert equal_mass_calibration_error(counts, 1) == pytest.approx(sorted_and_cut(p, right, 15), rel=0.02, abs=2e-5)
     surer = sorted_and_cut(np.maximum(p, 1 - p), right == (p >= 0.5), 15)
     assert equal_mass_calibration_error(counts) == pytest.approx(surer, rel=0.02, abs=2e-5)
@@ -214,7 +215,7 @@ def test_equal_mass_bins_find_an_error_that_equal_width_hides_in_its_last_bin():
     # All within the last of 15 equal bins: the surer half is right less often than the other.
     p = np.repeat([0.95, 0.999], 3000)
     right = np.concatenate([np.arange(3000) % 1000 < 999, np.arange(3000) % 1000 < 950])
-    counts = count_reliability(right[None], p[None], exclusive=False)
+    counts = count_reliability(right[None], p[None], outputs=OVERLAPPING)
     assert reliability.average_calibration_error(counts) == pytest.approx(0.0, abs=1e-9)
     assert equal_mass_calibration_error(counts, bins=2) == pytest.approx(0.049, abs=1e-9)
     # Of three shares the middle one has half of each: there the two errors cancel out.
@@ -224,7 +225,7 @@ def test_equal_mass_bins_find_an_error_that_equal_width_hides_in_its_last_bin():
 def test_where_one_confidence_holds_more_than_a_share_the_shares_within_it_have_its_gap():
     p = np.array([0.98] * 95 + [0.6] * 5)
     right = np.array([True] * 76 + [False] * 19 + [True] * 5)
-    counts = count_reliability(right[None], p[None], exclusive=False)
+    counts = count_reliability(right[None], p[None], outputs=OVERLAPPING)
     # 19 of 20 shares lie within 0.98, of which 0.8 came true; one is what stands at 0.6.
     assert equal_mass_calibration_error(counts, bins=20) == pytest.approx((19 * 0.18 + 0.4) / 20)
     assert equal_mass_calibration_error(counts, bins=1) == pytest.approx((95 * 0.18 - 5 * 0.4) / 100)
@@ -233,10 +234,10 @@ def test_where_one_confidence_holds_more_than_a_share_the_shares_within_it_have_
 def test_equal_mass_bins_of_merged_counts_are_those_of_all_decisions():
     p = smooth_probabilities(9, 3, (20, 12, 10))
     truth = drawn_labels(p, 5)
-    whole = count_reliability(truth, p, exclusive=True)
+    whole = count_reliability(truth, p, outputs=EXCLUSIVE)
     parts = ReliabilityCounts.empty(3)
     for piece in (slice(0, 2), slice(2, 20)):
-        parts += count_reliability(truth[:, piece], p[:, piece], exclusive=True)
+        parts += count_reliability(truth[:, piece], p[:, piece], outputs=EXCLUSIVE)
     for row in range(4):
         assert equal_mass_calibration_error(parts, row) == pytest.approx(equal_mass_calibration_error(whole, row))
         assert 0 < equal_mass_calibration_error(whole, row) < 1
@@ -245,10 +246,10 @@ def test_equal_mass_bins_of_merged_counts_are_those_of_all_decisions():
 def test_one_pass_equals_the_sum_of_its_parts():
     p = smooth_probabilities(9, 3, (20, 12, 10))
     truth = drawn_labels(p, 5)
-    whole = count_reliability(truth, p, exclusive=True)
+    whole = count_reliability(truth, p, outputs=EXCLUSIVE)
     parts = ReliabilityCounts.empty(3)
     for piece in (slice(0, 3), slice(3, 14), slice(14, 20)):
-        parts += count_reliability(truth[:, piece], p[:, piece], exclusive=True)
+        parts += count_reliability(truth[:, piece], p[:, piece], outputs=EXCLUSIVE)
     assert np.array_equal(parts.count, whole.count)
     assert np.array_equal(parts.correct, whole.correct)
     np.testing.assert_allclose(parts.confidence, whole.confidence, rtol=1e-12)
@@ -273,7 +274,7 @@ def test_populations_counted_in_one_pass_are_those_counted_voxel_by_voxel(monkey
     most = rng.random((10, 9, 8)) > 0.1
     within = {"most": most, "few": most & (rng.random((10, 9, 8)) > 0.8), "some": most & (p[0] > 1e-4)}
     p[:, ~most] = np.nan
-    found = reliability.count_populations(truth, p, within, exclusive=exclusive)
+    found = reliability.count_populations(truth, p, within, outputs=outputs_of(exclusive))
     fine = FineBins(15)
     for name, mask in within.items():
         q = p[:, mask].astype(np.promote_types(dtype, np.float32))
@@ -300,9 +301,9 @@ def test_populations_counted_in_one_pass_are_those_counted_voxel_by_voxel(monkey
 def test_a_case_longer_than_one_chunk_counts_the_same(monkeypatch):
     p = smooth_probabilities(9, 2, (20, 12, 10))
     truth, within = drawn_labels(p, 5), p[0] > 0.3
-    whole = count_reliability(truth, p, exclusive=True, within=within)
+    whole = count_reliability(truth, p, outputs=EXCLUSIVE, within=within)
     monkeypatch.setattr(reliability, "_CHUNK", 101)
-    pieces = count_reliability(truth, p, exclusive=True, within=within)
+    pieces = count_reliability(truth, p, outputs=EXCLUSIVE, within=within)
     assert np.array_equal(pieces.count, whole.count)
     assert whole.decisions == within.sum()
 
@@ -316,7 +317,7 @@ def test_counting_takes_less_memory_than_the_probabilities(monkeypatch, exclusiv
         p /= p.sum(axis=0)
         truth = p.argmax(axis=0).astype(np.uint8)
     tracemalloc.start()
-    counts = count_reliability(truth, p, exclusive=exclusive)
+    counts = count_reliability(truth, p, outputs=outputs_of(exclusive))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert counts.decisions == truth.size
@@ -325,7 +326,7 @@ def test_counting_takes_less_memory_than_the_probabilities(monkeypatch, exclusiv
 
 def test_an_empty_population_has_no_error_rather_than_none_at_all():
     p = smooth_probabilities(1, 2, (6, 5, 4))
-    counts = count_reliability(p > 0.5, p, exclusive=True, within=np.zeros((6, 5, 4), bool))
+    counts = count_reliability(p > 0.5, p, outputs=EXCLUSIVE, within=np.zeros((6, 5, 4), bool))
     assert counts.decisions == 0
     for figure in (
         expected_calibration_error,
@@ -339,7 +340,7 @@ def test_an_empty_population_has_no_error_rather_than_none_at_all():
 
 
 def test_a_single_impossible_truth_leaves_the_likelihood_finite():
-    counts = count_reliability(np.array([[True], [False]]), np.array([[0.0], [1.0]]), exclusive=True)
+    counts = count_reliability(np.array([[True], [False]]), np.array([[0.0], [1.0]]), outputs=EXCLUSIVE)
     assert reliability.negative_log_likelihood(counts) == pytest.approx(24 * np.log(2))
 
 
@@ -354,7 +355,7 @@ def test_a_single_impossible_truth_leaves_the_likelihood_finite():
 )
 def test_what_is_no_probability_is_refused(probabilities, says):
     with pytest.raises(ValueError, match=says):
-        count_reliability(np.array([[True], [False]]), probabilities, exclusive=True)
+        count_reliability(np.array([[True], [False]]), probabilities, outputs=EXCLUSIVE)
 
 
 def test_counts_of_other_channels_or_bins_do_not_merge():
@@ -370,7 +371,7 @@ def test_the_top_label_is_the_first_of_the_likeliest_classes_and_right_where_it_
     truth = rng.integers(0, channels, (30, 40))
     top, right = probabilities.max(axis=0), probabilities.argmax(axis=0) == truth
     assert np.count_nonzero((probabilities == top).sum(axis=0) > 1) > 200
-    counts = count_reliability(truth, probabilities, exclusive=True, bins=4)
+    counts = count_reliability(truth, probabilities, outputs=EXCLUSIVE, bins=4)
     bin_of = np.minimum((4 * top).astype(int), 3)
     for bin_ in range(4):
         assert counts.count[0, bin_] == np.count_nonzero(bin_of == bin_)
@@ -382,12 +383,12 @@ def test_a_label_map_counts_as_its_one_hot_channels_do_in_any_order_of_memory():
     p = smooth_probabilities(3, 3, (13, 17, 11))
     truth = drawn_labels(p, 4)
     within = surface_band(p.argmax(0) > 0, (1.0, 1.2, 2.0), 3.0)
-    expected = count_reliability(truth, p, exclusive=True, within=within)
+    expected = count_reliability(truth, p, outputs=EXCLUSIVE, within=within)
     numbers = truth.argmax(axis=0).astype(np.uint8)
     for order in ("C", "F"):
         for other in ("C", "F"):
             turned = np.moveaxis(np.array(np.moveaxis(p, 0, -1), order=order), -1, 0)
-            found = count_reliability(np.array(numbers, order=other), turned, exclusive=True, within=within)
+            found = count_reliability(np.array(numbers, order=other), turned, outputs=EXCLUSIVE, within=within)
             assert np.array_equal(found.count, expected.count)
             assert np.array_equal(found.correct, expected.correct)
             np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-12)
@@ -398,11 +399,11 @@ def test_a_label_map_counts_as_its_one_hot_channels_do_in_any_order_of_memory():
 @pytest.mark.parametrize("truth", [np.full((4, 5), 3), np.full((4, 5), -1)])
 def test_a_label_map_of_classes_that_have_no_channel_is_refused(truth):
     with pytest.raises(ValueError, match="are needed; map them"):
-        count_reliability(truth, np.full((3, 4, 5), 1 / 3), exclusive=True)
+        count_reliability(truth, np.full((3, 4, 5), 1 / 3), outputs=EXCLUSIVE)
 
 
 def test_a_truth_of_no_class_or_two_is_refused_where_classes_exclude_each_other():
     p = np.full((2, 4), 0.5)
     for row in ([True] * 4, [False] * 4):
         with pytest.raises(ValueError, match="one each is needed"):
-            count_reliability(np.array([row, row]), p, exclusive=True)
+            count_reliability(np.array([row, row]), p, outputs=EXCLUSIVE)

@@ -5,6 +5,7 @@ import pytest
 from mask_pairs import soft_labels
 from netcal.metrics import ACE, ECE, MCE
 
+from monai_unet_app.metrics.outputs import EXCLUSIVE
 from monai_unet_app.metrics.reliability import (
     average_calibration_error,
     count_reliability,
@@ -20,7 +21,7 @@ each_case = pytest.mark.parametrize("case", ["003", "035"])
 def flat(case):
     """(probabilities (N, 3), labels (N,), our counts)."""
     labels, p = soft_labels(case)
-    return p.reshape(3, -1).T.copy(), labels.ravel().astype(int), count_reliability(labels, p, exclusive=True)
+    return p.reshape(3, -1).T.copy(), labels.ravel().astype(int), count_reliability(labels, p, outputs=EXCLUSIVE)
 
 
 @each_case
@@ -73,7 +74,7 @@ def test_three_classes_of_which_a_case_holds_two_are_refused():
 def test_of_two_channels_the_second_is_judged_not_the_answer():
     labels, p = soft_labels()
     two = np.stack([1 - p[1], p[1]]).reshape(2, -1)
-    counts = count_reliability((labels == 1).astype(int).reshape(-1), two, exclusive=True)
+    counts = count_reliability((labels == 1).astype(int).reshape(-1), two, outputs=EXCLUSIVE)
     theirs = ECE(15).measure(two.T.copy(), (labels == 1).astype(int).ravel())
     assert expected_calibration_error(counts, 2) == pytest.approx(theirs, abs=1e-6)
     assert expected_calibration_error(counts) == pytest.approx(0.00513, abs=1e-5)

@@ -15,6 +15,7 @@ from torchmetrics.functional.segmentation import dice_score, hausdorff_distance,
 
 from monai_unet_app.metrics import boundary, overlap, reliability
 from monai_unet_app.metrics.boundary import surface_distances
+from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING
 from monai_unet_app.metrics.reliability import count_reliability, expected_calibration_error
 
 each_pair = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
@@ -46,7 +47,7 @@ def test_the_largest_distance_in_a_square_picture_is_the_same(spacing):
 def test_calibration_errors_of_some_thousand_decisions_are_the_same(bins):
     labels, p = (part[..., 12:14, 18:20] for part in soft_labels())
     labels, p = labels.ravel().astype(np.int64), p.reshape(3, -1)
-    top = count_reliability(labels, p, exclusive=True, bins=bins)
+    top = count_reliability(labels, p, outputs=EXCLUSIVE, bins=bins)
     given = torch.from_numpy(np.ascontiguousarray(p.T)), torch.from_numpy(labels)
     for norm, figure in (("l1", expected_calibration_error), ("max", reliability.maximum_calibration_error)):
         found = multiclass_calibration_error(*given, num_classes=3, n_bins=bins, norm=norm)
@@ -61,7 +62,7 @@ def test_calibration_errors_of_some_thousand_decisions_are_the_same(bins):
 
 def test_the_error_of_a_binary_task_is_that_of_the_class_not_of_the_answer():
     labels, p = soft_labels()
-    counts = count_reliability((labels == 1)[None], p[1:2], exclusive=False)
+    counts = count_reliability((labels == 1)[None], p[1:2], outputs=OVERLAPPING)
     found = binary_calibration_error(torch.from_numpy(p[1].ravel()), torch.from_numpy(labels.ravel() == 1).long(), 15)
     assert float(found) == pytest.approx(0.00589, abs=1e-5)
     assert expected_calibration_error(counts, 1) == pytest.approx(0.00589, abs=1e-5)  # the class against the rest
@@ -72,7 +73,7 @@ def test_single_precision_shows_in_the_sixth_digit_after_60_thousand_voxels():
     labels, p = soft_labels()
     given = torch.from_numpy(p.reshape(3, -1).T.copy()), torch.from_numpy(labels.ravel()).long()
     found = float(multiclass_calibration_error(*given, num_classes=3, n_bins=15))
-    ours = expected_calibration_error(count_reliability(labels, p, exclusive=True))
+    ours = expected_calibration_error(count_reliability(labels, p, outputs=EXCLUSIVE))
     assert 1e-6 < abs(found - ours) < 1e-5
 
 
@@ -82,7 +83,7 @@ def test_a_confidence_of_one_has_a_bin_of_its_own():
     given = torch.from_numpy(p[0]), torch.from_numpy(truth[0]).long()
     found = [float(binary_calibration_error(*given, n_bins=10, norm=norm)) for norm in ("l1", "max")]
     assert found == pytest.approx([0.19167, 0.33333], abs=1e-5)
-    counts = count_reliability(truth, p, exclusive=False, bins=10)
+    counts = count_reliability(truth, p, outputs=OVERLAPPING, bins=10)
     assert expected_calibration_error(counts, 1) == pytest.approx(0.14167, abs=1e-5)
     assert reliability.maximum_calibration_error(counts, 1) == pytest.approx(0.14167, abs=1e-5)
 
@@ -93,7 +94,9 @@ def test_every_decision_is_kept():
         metric.update(torch.full((1000,), 0.7), torch.ones(1000, dtype=torch.long))
     kept = sum(part.nbytes for part in (*metric.confidences, *metric.accuracies))
     assert kept == 3 * 1000 * 12  # a float32 and an int64 each
-    one, many = (count_reliability(np.ones((1, n), bool), np.full((1, n), 0.7), exclusive=False) for n in (10, 10000))
+    one, many = (
+        count_reliability(np.ones((1, n), bool), np.full((1, n), 0.7), outputs=OVERLAPPING) for n in (10, 10000)
+    )
     assert one.fine_count.nbytes == many.fine_count.nbytes
 
 

@@ -15,6 +15,7 @@ from monai_unet_app.data.schemas import schema, validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.bootstrap import Bootstrap
 from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.outputs import OVERLAPPING
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.score_registry import scores_of
 from monai_unet_app.metrics.summary import Evaluation
@@ -34,7 +35,7 @@ def phantom(n, shift, plan=PLAN, miss=False):
             labels[start + 3 * value - 3 : start + 3 * value, 4:10] = value
     if miss:
         predicted[predicted == 1] = 0
-    values = np.arange(0 if plan.exclusive else 1, len(plan.class_names) + 1).reshape(-1, *(1 for _ in shape))
+    values = np.arange(0 if plan.outputs.one_map else 1, len(plan.class_names) + 1).reshape(-1, *(1 for _ in shape))
     after, before = (np.where(values == predicted, sure, (1 - sure) / max(1, len(values) - 1)) for sure in (0.9, 0.99))
     return CaseArrays(f"case_{n}", f"person_{n // 2}", truth, predicted, after, spacing, size, before)
 
@@ -66,7 +67,7 @@ def test_metrics_json_holds_dice_boundary_iou_and_ece_per_class_and_mean(tmp_pat
         report_of(targets=[Target("Dice", ("dice", "mean"), at_least=0.5)]),
         report_of(shifts=(1,)),
         report_of(miss_last=True),
-        report_of(EvaluationPlan(("Vessel",), exclusive=False, planar=True)),
+        report_of(EvaluationPlan(("Vessel",), outputs=OVERLAPPING, planar=True)),
     ],
     ids=["plain", "one case without intervals", "a missed structure", "planar"],
 )

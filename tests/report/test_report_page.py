@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.metrics.bootstrap import Bootstrap
 from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.outputs import OVERLAPPING
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.report import case_pictures
@@ -162,7 +163,7 @@ def test_calibration_before_and_after_stand_beside_each_other_where_both_were_me
 
 
 def test_a_page_of_forty_classes_says_how_many_it_draws():
-    plan = EvaluationPlan(tuple(f"Organ {n}" for n in range(40)), exclusive=False)
+    plan = EvaluationPlan(tuple(f"Organ {n}" for n in range(40)), outputs=OVERLAPPING)
     truth = np.random.default_rng(0).random((40, 6, 5, 4)) > 0.5
     evaluation = Evaluation(plan)
     evaluation.add(CaseArrays("a", "s", truth, truth, np.where(truth, 0.8, 0.2), (1, 1, 1), 0.001))

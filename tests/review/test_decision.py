@@ -269,7 +269,7 @@ def test_a_decision_is_read_as_it_was_written(delivered: Delivered, tmp_path: Pa
 
 def corrected_to(volume: Volume, *masks: np.ndarray) -> Correction:
     names = segments(*"abc"[: len(masks)])
-    return Correction(Segmentation.of_masks(volume, masks, names), "image grid", ".nii.gz")
+    return Correction(Segmentation(volume, np.stack(masks).astype(np.uint8), names), "image grid", ".nii.gz")
 
 
 def boxes(shift: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -283,7 +283,7 @@ def test_a_box_moved_by_one_voxel_is_measured_as_geometry_says(case: ReviewedCas
     original, moved = boxes()
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     volume = replace(case.image, array=np.zeros(original.shape, np.float32), affine_lps=affine)
-    boxed = replace(case, segmentation=Segmentation.of_masks(volume, [original], segments("box")))
+    boxed = replace(case, segmentation=Segmentation(volume, np.stack([original]).astype(np.uint8), segments("box")))
     (change,) = correction_document(corrected_to(volume, moved), boxed)["structures"]
     assert change["dice"] == 3 / 4
     assert change["size_difference"] == 0.0
@@ -295,7 +295,7 @@ def test_a_box_moved_by_one_voxel_is_measured_as_geometry_says(case: ReviewedCas
 def test_a_box_made_longer_has_a_larger_volume_by_its_new_layer(case: ReviewedCase) -> None:
     original, moved = boxes()
     volume = replace(case.image, array=np.zeros(original.shape, np.float32), affine_lps=np.diag([2.0, 2.0, 3.0, 1.0]))
-    boxed = replace(case, segmentation=Segmentation.of_masks(volume, [original], segments("box")))
+    boxed = replace(case, segmentation=Segmentation(volume, np.stack([original]).astype(np.uint8), segments("box")))
     (change,) = correction_document(corrected_to(volume, original | moved), boxed)["structures"]
     assert change["size_difference"] == 6 * 12.0 / 1000
     assert change["dice"] == round(2 * 24 / (24 + 30), 5)

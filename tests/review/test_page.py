@@ -362,8 +362,7 @@ def test_too_large_an_image_is_cut_around_the_structures_and_then_left_out(
     grid = np.zeros(noise.shape, bool)
     grid[38:42, 38:42, 18:22] = True
     large = replace(case.image, array=noise)
-    masks = [grid & (segment.number == 1) for segment in case.segmentation.segments]
-    segmentation = Segmentation.of_masks(large, masks, case.segmentation.segments, exclusive=True)
+    segmentation = Segmentation(large, grid.astype(np.uint16), case.segmentation.segments)
     case = replace(case, segmentation=segmentation, uncertainty=None)
     embed = embedded.embed
     assert embed(case, 10.0).note == ""

@@ -12,6 +12,7 @@ import torch
 from monai.losses import DiceCELoss, NACLLoss
 from torch import Tensor, nn
 
+from monai_unet_app.metrics.outputs import outputs_of
 from monai_unet_app.metrics.reliability import average_calibration_error, count_reliability
 from monai_unet_app.training.losses import HardL1ACELoss, MarginLoss, OnClassIndices, SoftL1ACELoss, Sum
 
@@ -47,7 +48,7 @@ def own_ace(p: Tensor, truth: Tensor, exclusive: bool, first: int, bins: int) ->
     """Mean over images and classes of the ACE of each class against the rest, by the project's counts."""
     errors = []
     for image, hits in zip(p.numpy(), truth.numpy().astype(bool), strict=True):
-        counts = count_reliability(hits, image, exclusive=exclusive, bins=bins)
+        counts = count_reliability(hits, image, outputs=outputs_of(exclusive), bins=bins)
         errors += [average_calibration_error(counts, c + 1) for c in range(first, len(image))]
     return float(np.mean(errors))
 

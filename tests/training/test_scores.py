@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from monai_unet_app.metrics.boundary import boundary_iou, hausdorff_distance, normalised_surface_dice, surface_distances
 from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.outputs import OVERLAPPING
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.training.ignite_metrics import HD95, BoundaryIoU, Calibration, SurfaceDice
@@ -177,7 +178,7 @@ def picture() -> tuple[Tensor, Tensor]:
 
 def test_labels_that_overlap_in_a_picture_are_scored_in_pixels() -> None:
     p, truth = picture()
-    plan = EvaluationPlan(("disc", "cup"), exclusive=False, planar=True)
+    plan = EvaluationPlan(("disc", "cup"), outputs=OVERLAPPING, planar=True)
     evaluation = Evaluation(plan)
     masks = [tensor.numpy() > 0.5 for tensor in (truth, p)]
     evaluation.add(CaseArrays("a", "a", *masks, p.numpy(), (1.0, 1.0), 1.0))
