@@ -23,7 +23,6 @@ from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.gathering import Gathered, Keep, on_grid, on_volume
-from monai_unet_app.memory_planner import MemoryPlanner
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -144,6 +143,7 @@ def segment_case(
         UsageError: Cautious masks are asked for, and the bundle states no threshold for them; or as `choose_engine`.
     """
     from monai_unet_app.inference.predict import predict_rows
+    from monai_unet_app.memory_planner import MemoryPlanner
 
     run = run or PredictConfig()
     seconds: dict[str, float] = {}

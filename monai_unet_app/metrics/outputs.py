@@ -343,7 +343,7 @@ def outputs_of(kind: bool | str) -> Outputs:
 
 
 def _with_top(channels: Sequence[Values]) -> Values:
-    """Shape (fine bins, 4) of each of C channels, to (C + 1, fine bins, 2: untrue and true).
+    """Shape (narrow bins, 4) of each of C channels, to (C + 1, narrow bins, 2: untrue and true).
 
     The 4 are: another channel is larger and this channel is untrue, or true; this channel is the largest and untrue, or true.
     """

@@ -7,9 +7,9 @@ confidences. Every calibration figure (ECE, MCE, ACE, diagram, histogram) is com
 after the counts of the cases are added up. Counts are int64 and sums float64, since float32 cannot count beyond 2**24 voxels,
 which is less than one large volume.
 
-The counts are kept in bins that are finer than those of the diagram (`FineBins`), some hundred for each class whatever the size
-of the data. The equal-width bins are sums of fine bins. Bins of equal mass are cut from the fine bins at the end, since their
-edges are not known before all cases are counted.
+The counts are kept in bins that are narrower than those of the diagram (`NarrowBins`), some hundred for each class whatever
+the size of the data. The equal-width bins are sums of narrow bins. Bins of equal mass are cut from the narrow bins at the end,
+since their edges are not known before all cases are counted.
 
 Three things define a calibration figure: the binning (equal width unless stated otherwise), the population, and the level (per
 case or pooled). The population may be chosen by the prediction, never by the truth of the same voxel: labels that are drawn
@@ -52,11 +52,11 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class FineBins:
-    """The fine bins: B equal bins with 16 even parts each; the first and the last part are cut into finer rungs.
+class NarrowBins:
+    """The narrow bins: B equal bins with 16 even parts each; the first and the last part are cut into narrower rungs.
 
     Nearly all confidences of a segmentation are near 0 or 1, so the parts there are cut further. A rung is a quarter of a
-    halving of the distance to 0 (or to 1): 0.0039, 0.0034, ... 2**-24. All fine bins are in the order of confidence.
+    halving of the distance to 0 (or to 1): 0.0039, 0.0034, ... 2**-24. All narrow bins are in the order of confidence.
 
     Attributes:
         bins: Number B of equal bins over 0 to 1; bin b is [b/B, (b+1)/B), the last bin holds 1.0 as well.
@@ -76,7 +76,7 @@ class FineBins:
 
     @property
     def number(self) -> int:
-        """Number of fine bins."""
+        """Number of narrow bins."""
         return self.even + 2 * (self.rungs - 1)
 
     def index(self, confidence: NDArray[Any]) -> NDArray[np.int32]:
@@ -98,13 +98,13 @@ class FineBins:
         rung = np.asarray(distance, dtype=np.float32).view(np.int32) >> _SHIFT
         return np.clip(rung, _LEAST, _LEAST + self.rungs - 1, out=rung)
 
-    def summed(self, fine: NDArray[Any]) -> NDArray[Any]:
-        """Shape (..., B): the counts of the equal bins, from counts of the fine bins, shape (..., F)."""
+    def summed(self, narrow: NDArray[Any]) -> NDArray[Any]:
+        """Shape (..., B): the counts of the equal bins, from counts of the narrow bins, shape (..., F)."""
         # Where each equal bin begins: the rungs of the first part move all bins but the first. The last bin takes the
         # rest.
         first = self.rungs - 1 + PARTS * np.arange(self.bins)
         first[0] = 0
-        return np.add.reduceat(fine, first, axis=-1)
+        return np.add.reduceat(narrow, first, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -117,24 +117,24 @@ class ReliabilityCounts:
 
     Attributes:
         bins: Number B of equal-width bins over 0 to 1.
-        fine_count: Shape (C + 1, F), int64. Decisions in each of the F fine bins of `FineBins(bins)`.
-        fine_correct: Shape (C + 1, F), int64. Number of decisions that came true.
-        fine_confidence: Shape (C + 1, F), float64. Sum of the confidences.
+        narrow_count: Shape (C + 1, F), int64. Decisions in each of the F narrow bins of `NarrowBins(bins)`.
+        narrow_correct: Shape (C + 1, F), int64. Number of decisions that came true.
+        narrow_confidence: Shape (C + 1, F), float64. Sum of the confidences.
         brier_sum: Sum of the squared errors of all decisions; for exclusive classes also over the channels.
         nll_sum: Sum over all decisions of -log of the probability of the true answer, floored at `NLL_FLOOR`.
     """
 
     bins: int
-    fine_count: Counts
-    fine_correct: Counts
-    fine_confidence: Floats
+    narrow_count: Counts
+    narrow_correct: Counts
+    narrow_confidence: Floats
     brier_sum: float = 0.0
     nll_sum: float = 0.0
 
     @classmethod
     def empty(cls, channels: int, bins: int = BINS) -> "ReliabilityCounts":
         """Counts of nothing, the neutral element of `+`."""
-        shape = (channels + 1, FineBins(bins).number)
+        shape = (channels + 1, NarrowBins(bins).number)
         return cls(bins, np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.float64))
 
     def __add__(self, other: "ReliabilityCounts") -> "ReliabilityCounts":
@@ -145,9 +145,9 @@ class ReliabilityCounts:
             )
         return ReliabilityCounts(
             self.bins,
-            self.fine_count + other.fine_count,
-            self.fine_correct + other.fine_correct,
-            self.fine_confidence + other.fine_confidence,
+            self.narrow_count + other.narrow_count,
+            self.narrow_correct + other.narrow_correct,
+            self.narrow_confidence + other.narrow_confidence,
             self.brier_sum + other.brier_sum,
             self.nll_sum + other.nll_sum,
         )
@@ -155,17 +155,17 @@ class ReliabilityCounts:
     @property
     def count(self) -> Counts:
         """Shape (C + 1, B), int64: counts of the decisions in each bin of confidence."""
-        return FineBins(self.bins).summed(self.fine_count)
+        return NarrowBins(self.bins).summed(self.narrow_count)
 
     @property
     def correct(self) -> Counts:
         """Shape (C + 1, B), int64: counts of the decisions that came true, in each bin of confidence."""
-        return FineBins(self.bins).summed(self.fine_correct)
+        return NarrowBins(self.bins).summed(self.narrow_correct)
 
     @property
     def confidence(self) -> Floats:
         """Shape (C + 1, B), float64: sum of the confidences in each bin, 0 to 1 each."""
-        return FineBins(self.bins).summed(self.fine_confidence)
+        return NarrowBins(self.bins).summed(self.narrow_confidence)
 
     @property
     def in_bins(self) -> "BinCounts":
@@ -175,7 +175,7 @@ class ReliabilityCounts:
     @property
     def decisions(self) -> int:
         """Number of decisions."""
-        return int(self.fine_count[TOP_LABEL].sum())
+        return int(self.narrow_count[TOP_LABEL].sum())
 
     def accuracy(self, row: int = TOP_LABEL) -> Floats:
         """Shape (B,), 0 to 1: the part of the decisions of each bin that came true; NaN for an empty bin."""
@@ -230,7 +230,7 @@ def count_reliability(
         # The pieces are added in their order, whichever thread is done first, so that float sums are the same in every
         # run.
         pieces = _pieces(truth, probabilities, within)
-        for counts in pool.map(lambda piece: _count_piece(*piece, outputs=outputs, bins=FineBins(bins)), pieces):
+        for counts in pool.map(lambda piece: _count_piece(*piece, outputs=outputs, bins=NarrowBins(bins)), pieces):
             total = total + counts
     return total
 
@@ -281,10 +281,10 @@ def average_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -
 def equal_mass_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL, *, bins: int | None = None) -> float:
     """ACE over bins of equal mass, 0 to 1: mean gap of bins with the same share of the decisions. NaN without decisions.
 
-    The decisions, in the order of their confidence, are cut into equal shares. A cut within a fine bin divides its right
-    decisions and its confidence in proportion. So if a fine bin holds more than a share, all shares within it have its gap, and
-    two errors of opposite sign in a fine bin cancel out. A fine bin is 1 / (16 B) wide, and near 0 and 1 a quarter of the
-    distance to the end.
+    The decisions, in the order of their confidence, are cut into equal shares. A cut within a narrow bin divides its right
+    decisions and its confidence in proportion. So if a narrow bin holds more than a share, all shares within it have its gap,
+    and two errors of opposite sign in a narrow bin cancel out. A narrow bin is 1 / (16 B) wide, and near 0 and 1 a quarter
+    of the distance to the end.
 
     Args:
         counts: Counts of one case, or pooled.
@@ -293,13 +293,13 @@ def equal_mass_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL
 
     Source: Nixon et al., Measuring Calibration in Deep Learning, arXiv:1904.01685.
     """
-    filled = np.flatnonzero(counts.fine_count[row])
+    filled = np.flatnonzero(counts.narrow_count[row])
     if not filled.size:
         return float("nan")
-    # The summed gap as a function of the summed mass, straight within a fine bin: its rise over a share is the share's
+    # The summed gap as a function of the summed mass, straight within a narrow bin: its rise over a share is the share's
     # gap.
-    mass = np.cumsum(counts.fine_count[row, filled])
-    gap = np.cumsum(counts.fine_correct[row, filled] - counts.fine_confidence[row, filled])
+    mass = np.cumsum(counts.narrow_count[row, filled])
+    gap = np.cumsum(counts.narrow_correct[row, filled] - counts.narrow_confidence[row, filled])
     cuts = np.linspace(0, mass[-1], (bins or counts.bins) + 1)
     shares = np.diff(np.interp(cuts, [0, *mass], [0, *gap]))
     return float(np.abs(shares).sum() / mass[-1])
@@ -337,7 +337,7 @@ def _gaps(counts: ReliabilityCounts, row: int) -> Floats:
 
 
 def _count_piece(
-    truth: NDArray[Any], p: NDArray[Any], inside: slice | NDArray[Any], *, outputs: Outputs, bins: FineBins
+    truth: NDArray[Any], p: NDArray[Any], inside: slice | NDArray[Any], *, outputs: Outputs, bins: NarrowBins
 ) -> ReliabilityCounts:
     """Counts of the voxels `inside` a piece; p has shape (C, N), truth (C, N) boolean or (N,) numbers."""
     p = np.ascontiguousarray(p[:, inside], dtype=np.promote_types(p.dtype, np.float32))  # float16 falls into other bins
@@ -356,8 +356,8 @@ def _count_piece(
     )
 
 
-def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
-    """Number and sum of confidence, each of shape (fine bins, kinds); `kind` is the kind of each decision, from 0 on."""
+def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: NarrowBins) -> tuple[Counts, Floats]:
+    """Number and sum of confidence, each of shape (narrow bins, kinds); `kind` is the kind of each decision, from 0 on."""
     index = bins.index(confidence)
     # Bin and kind become one index, so that a single pass counts both.
     index *= kinds

@@ -217,7 +217,7 @@ def test_later_settings_replace_earlier_ones_by_name() -> None:
     [
         Settings(),
         Settings(
-            ("nifti",), True, True, True, True, "gradcam", True, True, series="1.2", time_point=3, resample_gaps=True
+            ("nifti",), True, True, True, True, "occlusion", True, True, series="1.2", time_point=3, resample_gaps=True
         ),
         Settings(format=("seg",), match={"SeriesDescription": "t1|hippo"}, least_instances=8),
         Settings(format=("seg",), seg_encoding="fractional", channels=("1.2", "1.3"), device="cpu"),

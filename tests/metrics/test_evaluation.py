@@ -361,8 +361,8 @@ def test_whatever_lies_outside_the_valid_voxels_changes_no_figure():
     for name in PLAN.every_population:
         for table in ("counts", "counts_before"):
             one, other = (getattr(evaluation, table)[name] for evaluation in evaluations)
-            assert np.array_equal(one.fine_count, other.fine_count)
-            assert np.array_equal(one.fine_correct, other.fine_correct)
+            assert np.array_equal(one.narrow_count, other.narrow_count)
+            assert np.array_equal(one.narrow_correct, other.narrow_correct)
     assert evaluations[0].counts["whole"].decisions == valid.sum()
     assert found.classes != Evaluation(PLAN).add(case).classes
 
@@ -402,7 +402,7 @@ def test_at_the_edge_of_the_valid_voxels_a_mask_has_its_border_as_at_the_images_
     assert found.classes == expected.classes
     assert found.classes[0].hd == pytest.approx(SPACING[0])
     for name in plan.every_population:
-        assert np.array_equal(*(evaluation.counts[name].fine_count for evaluation in evaluations))
+        assert np.array_equal(*(evaluation.counts[name].narrow_count for evaluation in evaluations))
 
 
 def test_valid_voxels_hold_for_overlapping_labels_and_planar_pictures_too():
@@ -478,7 +478,7 @@ def test_little_is_kept_of_a_case_however_many_classes_it_has():
     pooled = sum(
         array.nbytes
         for counts in (*evaluation.counts.values(), *evaluation.counts_before.values())
-        for array in (counts.fine_count, counts.fine_correct, counts.fine_confidence)
+        for array in (counts.narrow_count, counts.narrow_correct, counts.narrow_confidence)
     )
     assert pooled > 7e6
     assert (kept - pooled) / 2 < 0.5e6
@@ -522,9 +522,9 @@ def test_slabs_in_any_order_give_the_counts_of_the_whole(axis, exclusive):
         for table in ("counts", "counts_before"):
             one, other = (getattr(evaluation, table)[name] for evaluation in (by_slabs, whole))
             assert other.decisions > 0
-            assert np.array_equal(one.fine_count, other.fine_count)
-            assert np.array_equal(one.fine_correct, other.fine_correct)
-            assert one.fine_confidence == pytest.approx(other.fine_confidence, rel=1e-9, abs=0)
+            assert np.array_equal(one.narrow_count, other.narrow_count)
+            assert np.array_equal(one.narrow_correct, other.narrow_correct)
+            assert one.narrow_confidence == pytest.approx(other.narrow_confidence, rel=1e-9, abs=0)
             assert (one.brier_sum, one.nll_sum) == pytest.approx((other.brier_sum, other.nll_sum), rel=1e-9)
 
 

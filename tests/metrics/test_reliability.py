@@ -12,7 +12,7 @@ from monai_unet_app.metrics import reliability
 from monai_unet_app.metrics.boundary import surface_band
 from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING, outputs_of
 from monai_unet_app.metrics.reliability import (
-    FineBins,
+    NarrowBins,
     ReliabilityCounts,
     count_reliability,
     equal_mass_calibration_error,
@@ -167,30 +167,35 @@ def test_two_to_the_26th_voxels_in_one_bin_are_all_counted_piece_by_piece():
     assert expected_calibration_error(counts) == pytest.approx(0.965 - right / 2**26, abs=1e-4)
 
 
-# --- fine bins, and bins of equal mass
+# --- narrow bins, and bins of equal mass
 
 
 @pytest.mark.parametrize("bins", [1, 2, 10, 15, 16, 100])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_fine_bins_grow_with_the_confidence_and_lie_each_within_one_bin(bins, kind):
+def test_narrow_bins_grow_with_the_confidence_and_lie_each_within_one_bin(bins, kind):
     edges = np.arange(bins + 1) / bins
     small = np.geomspace(1e-9, 0.1, 3000)
     p = np.sort(np.concatenate([np.linspace(0, 1, 20001), edges, small, 1 - small]).astype(kind))
-    fine = FineBins(bins)
-    index = fine.index(p)
+    narrow = NarrowBins(bins)
+    index = narrow.index(p)
     assert (np.diff(index) >= 0).all()
-    assert (index[0], index[-1]) == (0, fine.number - 1)
+    assert (index[0], index[-1]) == (0, narrow.number - 1)
     bin_of = np.minimum((p * kind(bins)).astype(int), bins - 1)
-    ones = np.bincount(index, minlength=fine.number)
-    assert np.array_equal(fine.summed(ones), np.bincount(bin_of, minlength=bins))
+    ones = np.bincount(index, minlength=narrow.number)
+    assert np.array_equal(narrow.summed(ones), np.bincount(bin_of, minlength=bins))
     assert np.ptp(p[index == index[len(p) // 2]]) <= 1 / (16 * bins) + 1e-6
 
 
-def test_near_0_and_near_1_fine_bins_are_a_quarter_of_a_halving_wide():
-    fine, away = FineBins(15), 2.0 ** -np.arange(8, 25)
+def test_near_0_and_near_1_narrow_bins_are_a_quarter_of_a_halving_wide():
+    narrow, away = NarrowBins(15), 2.0 ** -np.arange(8, 25)
     for below in (away, 1 - away):
-        assert np.abs(np.diff(fine.index(below.astype(np.float32)))).tolist() == [4] * (len(away) - 1)
-    assert fine.index(np.array([2.0**-25, 0.0, 1 - 2.0**-25, 1.0])).tolist() == [0, 0, fine.number - 1, fine.number - 1]
+        assert np.abs(np.diff(narrow.index(below.astype(np.float32)))).tolist() == [4] * (len(away) - 1)
+    assert narrow.index(np.array([2.0**-25, 0.0, 1 - 2.0**-25, 1.0])).tolist() == [
+        0,
+        0,
+        narrow.number - 1,
+        narrow.number - 1,
+    ]
 
 
 def sorted_and_cut(confidence, right, bins):
@@ -275,7 +280,7 @@ def test_populations_counted_in_one_pass_are_those_counted_voxel_by_voxel(monkey
     within = {"most": most, "few": most & (rng.random((10, 9, 8)) > 0.8), "some": most & (p[0] > 1e-4)}
     p[:, ~most] = np.nan
     found = reliability.count_populations(truth, p, within, outputs=outputs_of(exclusive))
-    fine = FineBins(15)
+    narrow = NarrowBins(15)
     for name, mask in within.items():
         q = p[:, mask].astype(np.promote_types(dtype, np.float32))
         hits = np.stack([truth[mask] == c for c in range(4)]) if exclusive else truth[:, mask]
@@ -286,11 +291,11 @@ def test_populations_counted_in_one_pass_are_those_counted_voxel_by_voxel(monkey
             rows = [(np.where(q >= 0.5, q, 1 - q).ravel(), ((q >= 0.5) == hits).ravel())]
             likelihood = np.where(hits, q, 1 - q)
         for n, (confidence, right) in enumerate([*rows, *zip(q, hits, strict=True)]):
-            at = fine.index(confidence)
-            assert found[name].fine_count[n].tolist() == np.bincount(at, minlength=fine.number).tolist()
-            assert found[name].fine_correct[n].tolist() == np.bincount(at[right], minlength=fine.number).tolist()
-            expected = np.bincount(at, confidence, fine.number)
-            np.testing.assert_allclose(found[name].fine_confidence[n], expected, rtol=1e-12, atol=0)
+            at = narrow.index(confidence)
+            assert found[name].narrow_count[n].tolist() == np.bincount(at, minlength=narrow.number).tolist()
+            assert found[name].narrow_correct[n].tolist() == np.bincount(at[right], minlength=narrow.number).tolist()
+            expected = np.bincount(at, confidence, narrow.number)
+            np.testing.assert_allclose(found[name].narrow_confidence[n], expected, rtol=1e-12, atol=0)
         squares = (q.astype(np.float64) - hits) ** 2
         nll = -np.log(np.maximum(likelihood, reliability.NLL_FLOOR).astype(np.float64))
         assert found[name].brier_sum == pytest.approx(squares.sum(), rel=1e-12)

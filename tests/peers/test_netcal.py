@@ -39,7 +39,7 @@ def test_errors_of_the_top_label_and_of_each_class_are_the_same(case, figure):
 
 
 @each_case
-def test_bins_of_equal_mass_are_cut_from_fine_counts_and_lie_within_half_a_percent(case):
+def test_bins_of_equal_mass_are_cut_from_narrow_counts_and_lie_within_half_a_percent(case):
     p, labels, counts = flat(case)
     for channel in range(3):
         confidence, right = p[:, channel].astype(np.float64), labels == channel

@@ -97,7 +97,7 @@ def test_every_decision_is_kept():
     one, many = (
         count_reliability(np.ones((1, n), bool), np.full((1, n), 0.7), outputs=OVERLAPPING) for n in (10, 10000)
     )
-    assert one.fine_count.nbytes == many.fine_count.nbytes
+    assert one.narrow_count.nbytes == many.narrow_count.nbytes
 
 
 def test_the_largest_distance_fails_where_a_picture_is_no_square():

@@ -88,7 +88,7 @@ def test_nobody_but_a_named_reviewer_decides(site: Ward, tmp_path: Path) -> None
     ):
         answer = site.ask("POST", f"/results/{number}/{path}", "root", json=words)
         assert answer.status_code == 403
-        assert "only a person may decide; root is no person's name" in answer.json()["detail"]
+        assert "only a person may decide; root is not a person's name" in answer.json()["detail"]
         assert site.ask("POST", f"/results/{number}/{path}", "admin", json=words).status_code == 403
     stands = site.ask("GET", f"/results/{number}/decision", "root").json()
     assert stands["open"] is False

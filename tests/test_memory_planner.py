@@ -18,8 +18,8 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.errors import InputRefusedError, NoRoomError
 from monai_unet_app.inference.blend import Blend
-from monai_unet_app.inference.memory_plan import Process, Work, memory_plan, working_shape
 from monai_unet_app.inference.windows import WindowSettings, plan_windows
+from monai_unet_app.memory_planner import Process, Work, memory_plan, working_shape
 from monai_unet_app.metrics.outputs import EXCLUSIVE
 from monai_unet_app.pipeline import segment_case
 
