@@ -48,9 +48,7 @@ class SeenCase:
 
 
 def _cpu() -> "torch.device":
-    import torch
-
-    return torch.device("cpu")
+    return resolve_device("cpu")
 
 
 @dataclass(frozen=True)
@@ -488,8 +486,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
             workflow.run()
             workflow.finalize()
         except Exception as error:
-            refusal = _refusal_in(error)
-            if refusal is None:
+            if (refusal := _refusal_in(error)) is None:
                 raise
             # MONAI wraps errors in "failed to instantiate"; the user needs the refusal itself
             raise refusal from refusal.__cause__

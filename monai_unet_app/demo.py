@@ -13,7 +13,7 @@ from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Affine, Volume
-from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.statement_fit import known_rows, state_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig, resolve_device
@@ -54,11 +54,9 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
         train_bundle(load_bundle(TEMPLATE), run, say)
 
     with timed(seconds, "calibrate", 1):
-        bundle = load_bundle(output / TEMPLATE, device)
-        cases = find_data(data)
-        calibration = choose_cases(bundle, cases, "calibration")
+        bundle, cases = load_bundle(output / TEMPLATE, device), find_data(data)
+        calibration, known = choose_cases(bundle, cases, "calibration"), known_rows(bundle, cases)
         say(f"2/4  calibrate on {calibration.note}")
-        known = known_rows(bundle, cases)
         with progress("calibrating", len(calibration.rows)) as step:
             calibrate_bundle(bundle, calibration.rows, step)
         with progress("stating", len(calibration.rows) + len(known)) as step:
@@ -80,31 +78,35 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
     with timed(seconds, "dicom", 1):
         case = next(case for case in cases if case.id == test.rows[0]["id"])
         say(f"4/4  write {case.id} as a DICOM MR series, segment the series, write SEG, SR and RTSTRUCT, validate them")
-        dicomize_cases([CaseFiles(case.id, case.image)], output / "dicom")
-        # The result is computed from the DICOM series, not from the NIfTI, so that reading is tried too
-        series = CaseFiles(case.id, output / "dicom" / case.id / "mr")
-        outputs = OutputConfig(("nifti", "seg", "sr", "rtstruct", "png"), probabilities=True)
-        done, problems = predict_cases([series], bundle, PredictConfig(), outputs, output / "results")
-        if problems:
-            raise AppError("; ".join(problems))
-        checks = validate_results(output / "results", done[0], read_series(series.image))
+        series, done, checks = _as_dicom(case, bundle, output)
 
-    answer = {
-        "metrics": dict(evaluated.metrics),
-        "checks": checks,
-        "passed": all(not result.startswith("FAILED") for result in checks.values()),
-        "seconds": seconds,
-        "open": {
-            "evaluation report": str(output / "report" / "report.html"),
-            "result, drawn": str(output / "results" / done[0]["files"]["png"]),
-            "DICOM series": str(series.image),
-            "DICOM SEG, SR, RTSTRUCT": str(output / "results"),
-            "trained bundle": str(bundle.root),
-            "training curves": f"tensorboard --logdir {bundle.root}/run/tensorboard",
-        },
+    to_open = {
+        "evaluation report": str(output / "report" / "report.html"),
+        "result, drawn": str(output / "results" / done["files"]["png"]),
+        "DICOM series": str(series),
+        "DICOM SEG, SR, RTSTRUCT": str(output / "results"),
+        "trained bundle": str(bundle.root),
+        "training curves": f"tensorboard --logdir {bundle.root}/run/tensorboard",
     }
+    passed = all(not result.startswith("FAILED") for result in checks.values())
+    metrics = dict(evaluated.metrics)
+    answer = {"metrics": metrics, "checks": checks, "passed": passed, "seconds": seconds, "open": to_open}
     write_json(answer, output / "demo.json")
     return answer
+
+
+def _as_dicom(case: CaseFiles, bundle: Bundle, output: Path) -> tuple[Path, dict[str, Any], dict[str, str]]:
+    """A case as a DICOM series, the document of its result, and what other programs say of the result's objects."""
+    dicomize_cases([CaseFiles(case.id, case.image)], output / "dicom")
+    # The result is computed from the DICOM series, not from the NIfTI, so that reading is tried too
+    series = output / "dicom" / case.id / "mr"
+    outputs = OutputConfig(("nifti", "seg", "sr", "rtstruct", "png"), probabilities=True)
+    (done,), problems = predict_cases(
+        [CaseFiles(case.id, series)], bundle, PredictConfig(), outputs, output / "results"
+    )
+    if problems:
+        raise AppError("; ".join(problems))
+    return series, done, validate_results(output / "results", done, read_series(series))
 
 
 def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> dict[str, str]:

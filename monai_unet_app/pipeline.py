@@ -133,8 +133,8 @@ def segment_case(
         run: Settings of this run.
         progress: Called with (windows done, number of windows).
         keep: What of the probabilities is kept: "evidence" is what `Evidence` holds; "cautious" the cautious masks as well;
-            "probabilities" all of them as well, (C, I, J, K); "logits" makes `Case.second_look` possible. All but the first are
-            on disk where they are large.
+            "probabilities" all of them as well, (C, I, J, K); "logits" makes `Case.second_look` possible. What is large
+            of these is on disk.
         fitting: True while statements are fitted: the features of the image are computed and nothing is assessed.
 
     Raises:
@@ -145,8 +145,7 @@ def segment_case(
     from monai_unet_app.inference.predict import predict_rows
     from monai_unet_app.memory_planner import MemoryPlanner
 
-    run = run or PredictConfig()
-    seconds: dict[str, float] = {}
+    run, seconds = run or PredictConfig(), dict[str, float]()
     settings = settings_of(run, bundle)
     statements = None if fitting else read_confidence(bundle, settings)
     result = bundle.mirrored_result if settings.tta else bundle.result
@@ -159,8 +158,7 @@ def segment_case(
     with timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
         windows = planner.windows(item["image"], volume)
-    cuts = statements.cautious_cuts(bundle.segments) if statements is not None and keep == "cautious" else ()
-    layer = LayerMeans()
+    cuts, layer = statements.cautious_cuts(bundle.segments) if statements and keep == "cautious" else (), LayerMeans()
     with timed(seconds, "predict"), planner.memory():
         rows: Iterable[Rows] = predict_rows(item["image"], planner.engine, windows, progress, layer.add)
         logits = None
@@ -174,13 +172,16 @@ def segment_case(
     del item, rows  # what follows needs the memory
     with timed(seconds, "postprocess"):
         segmentation = gathered.segmentation(result.tidy, preprocessed)
-    features = None
-    if fitting or (statements is not None and statements.shift is not None):
-        image = image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
-        features = np.concatenate([image, layer.features()]) if bundle.feature_layer else image
+    are_needed = fitting or (statements is not None and statements.shift is not None)
+    features = _features(volume, bundle, layer) if are_needed else None
     with timed(seconds, "assess"):
-        case = Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious)
-        return assessed(case, statements)
+        return assessed(Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious), statements)
+
+
+def _features(volume: Volume, bundle: Bundle, layer: LayerMeans) -> NDArray[np.float64]:
+    """The features of an image that tell unusual images from usual ones, and those of the network's layer if it has one."""
+    image = image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
+    return np.concatenate([image, layer.features()]) if bundle.feature_layer else image
 
 
 def settings_of(run: PredictConfig, bundle: Bundle) -> ResultSettings:

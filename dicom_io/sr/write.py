@@ -84,15 +84,7 @@ def write_sr(
     headers = images.headers
     digest = identity.digest_of(segmentation.label_volume.array)
     seg_header = _read_seg_header(seg, digest, source, result)
-    modality = _modality(source, headers)
-    measures = chain.from_iterable(
-        measure_segments(held.labels, [each.box for each in held.structures], source.array, source.affine_lps)
-        for held in segmentation.maps
-    )
-    measured = [
-        _measurements(figures, modality, intervals.get(segment.number))
-        for segment, figures in zip(result.segments, measures, strict=True)
-    ]
+    measured = _measured(segmentation, source, result, _modality(source, headers), intervals)
     groups: list[Group] = [
         _group(segment, source, result, seg_header, measurements)
         for segment, measurements in zip(result.segments, measured, strict=True)
@@ -105,15 +97,51 @@ def write_sr(
     # Other labels or other measurements make another instance; the same input makes the same bytes.
     content = (str(seg_header.SOPInstanceUID), digest, _as_text([*measured, *wholes.values()]))
     predecessors, uid = _predecessors(facts.earlier, headers[0], source, result, content)
+    # highdicom refuses a reference to an instance that is not listed in the evidence.
+    evidence = [*identity.neutral(headers), seg_header]
+    document = _document(groups, evidence, predecessors, uid, headers[0], source, result)
+    words = [text for whole in wholes for text in whole.texts]
+    identity.stamp(document, headers, result, "SR", words)
+    add_side(document, headers[0])
+    return proof.save_proved(document, path, lambda file: prove_report(file, source, seg_header))
+
+
+def _measured(
+    segmentation: Segmentation,
+    source: Volume,
+    result: ResultInfo,
+    modality: str,
+    intervals: Mapping[int, tuple[float, float]],
+) -> list[list[hd.sr.Measurement]]:
+    """The measurements of each segment."""
+    measures = chain.from_iterable(
+        measure_segments(held.labels, [each.box for each in held.structures], source.array, source.affine_lps)
+        for held in segmentation.maps
+    )
+    return [
+        _measurements(figures, modality, intervals.get(segment.number))
+        for segment, figures in zip(result.segments, measures, strict=True)
+    ]
+
+
+def _document(
+    groups: list[Group],
+    evidence: list[Dataset],
+    predecessors: list[Dataset],
+    uid: str,
+    header: Dataset,
+    source: Volume,
+    result: ResultInfo,
+) -> hd.sr.Comprehensive3DSR:
+    """The report of these groups, with a UID of its own."""
     report = hd.sr.MeasurementReport(
         observation_context=_observer(source, result),
-        procedure_reported=_procedure(headers[0]),
+        procedure_reported=_procedure(header),
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    document = hd.sr.Comprehensive3DSR(
-        # highdicom refuses a reference to an instance that is not listed here.
-        evidence=[*identity.neutral(headers), seg_header],
+    return hd.sr.Comprehensive3DSR(
+        evidence=evidence,
         content=report,
         instance_number=1,
         # Nothing is left to be computed, and no person has verified it.
@@ -121,12 +149,8 @@ def write_sr(
         is_final=False,
         is_verified=False,
         previous_versions=predecessors or None,
-        **identity.for_highdicom("SR", (uid, identity.result_uid(source, result, "SR", "series")), headers[0], result),
+        **identity.for_highdicom("SR", (uid, identity.result_uid(source, result, "SR", "series")), header, result),
     )
-    words = [text for whole in wholes for text in whole.texts]
-    identity.stamp(document, headers, result, "SR", words)
-    add_side(document, headers[0])
-    return proof.save_proved(document, path, lambda file: prove_report(file, source, seg_header))
 
 
 def write_result(content: ResultContent, path: Path) -> None:

@@ -18,6 +18,7 @@ from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.report.stored_evaluation import StoredEvaluation
+    from monai_unet_app.report.targets import Bounds
     from monai_unet_app.training.ranking import Ranking
 
 
@@ -174,17 +175,14 @@ def evaluate(options: flags.Evaluate) -> Answer:
     common.check_folds_alone(options)
     if options.folds and options.elsewhere:
         raise UsageError(
-            "--elsewhere measures wider intervals, and with --folds no interval is measured, since the bundle's are fitted "
-            "on the same cases; leave one of the two out"
+            "--elsewhere measures wider intervals, and with --folds no interval is measured, since the bundle's are fitted on "
+            "the same cases; leave one of the two out"
         )
     root, data = common.trained_bundle(options.bundle, by_folds=options.folds).root, common.labelled_cases(options)
     if options.into_bundle:
         _check_takes_figures(options.bundle)
     common.check_writable(options.output)
-    from monai_unet_app.report.targets import read_targets
-
-    targets = read_targets(options.targets) if options.targets else None
-    # this import brings torch, as in `train`
+    targets = _targets(options)  # before torch is imported
     from monai_unet_app.evaluate import LabelledCases, choose_cases, choose_out_of_fold, evaluate_cases
     from monai_unet_app.report.card import check_held_out, read_measured
 
@@ -194,8 +192,8 @@ def evaluate(options: flags.Evaluate) -> Answer:
     else:
         chosen = choose_cases(bundle, data, options.partition, options.splits)
     subjects = {row["id"]: row["subject"] for row in chosen.rows}
-    if options.into_bundle:  # known before the cases are segmented, which may take hours
-        check_held_out(subjects, chosen.folds, bundle, options.source)
+    if options.into_bundle:
+        check_held_out(subjects, chosen.folds, bundle, options.source)  # now, since to segment the cases may take hours
     show.say(chosen.note)
     with show.Steps("evaluating", len(chosen.rows)) as step:
         evaluated = evaluate_cases(
@@ -223,6 +221,12 @@ def evaluate(options: flags.Evaluate) -> Answer:
     if bundle.untrained is None:
         show.line(_predict_command(bundle, Path(chosen.rows[0]["image"]), options))
     return answer, EXIT_REFUSED if evaluated.problems else EXIT_DONE
+
+
+def _targets(options: flags.Evaluate) -> "Bounds | None":
+    from monai_unet_app.report.targets import read_targets
+
+    return read_targets(options.targets) if options.targets else None
 
 
 def _predict_command(bundle: "Bundle", image: Path, options: flags.Evaluate) -> str:

@@ -389,31 +389,45 @@ def _decided(
     return decided
 
 
-def _network(
-    decided: Mapping[str, Reasoned[Any]], image: "_Grid", config: PlanConfig, speed: Speed, cases: int
-) -> dict[str, Reasoned[Any]]:
-    """Network, window and length of the training: the widest network that sees enough windows in the time."""
-    channels, outputs = decided["channels"].value, len(decided["labels"].value)
+def _widest_network(
+    image: "_Grid", config: PlanConfig, speed: Callable[[NetworkPlan], float]
+) -> tuple[NetworkPlan, float, str]:
+    """The widest network with the largest window that sees enough windows in the time, its seconds a step, and why."""
     axes = len(image.shape)
-    most, batch = _WINDOW_VOXELS[axes], _BATCH[axes]
+    most = _WINDOW_VOXELS[axes]
     seconds_a_voxel: dict[int, float] = {}
     for voxels, base in product((most, most / 2, most / 4), _FILTERS):
         room = max(_LEAST_VOXELS[axes], (config.memory_limit - _BYTES) / _bytes_a_voxel(axes, config.networks, base))
         network = plan_network(image.shape, image.steps, min(voxels, room), base)
         if base not in seconds_a_voxel:
-            seconds_a_voxel[base] = speed(network, channels, outputs) / network.voxels
-        seconds = seconds_a_voxel[base] * network.voxels * batch * config.networks
-        steps = int(_STEPS_SHARE * config.time_s / seconds)
-        if steps >= LEAST_STEPS:
+            seconds_a_voxel[base] = speed(network) / network.voxels
+        seconds = seconds_a_voxel[base] * network.voxels * _BATCH[axes] * config.networks
+        if _steps_in_time(seconds, config) >= LEAST_STEPS:
             break
     if len(network.strides) < 3:
         raise InputRefusedError(
             f"a usual image has {' x '.join(map(str, image.shape))} voxels on the grid of the network; 16 along an axis are "
             "needed, so that it can be halved twice; give larger images, or another --configuration"
         )
-    chosen = _why_this_size(steps, base, voxels, config)
+    why = _why_this_size(_steps_in_time(seconds, config), base, voxels, config)
     if room < min(voxels, math.prod(image.shape)):
-        chosen += f". The memory limit of a training allows a window of {room:.0f} voxels"
+        why += f". The memory limit of a training allows a window of {room:.0f} voxels"
+    return network, seconds, why
+
+
+def _steps_in_time(seconds: float, config: PlanConfig) -> int:
+    """How many steps of so many seconds fit into the time of a training."""
+    return int(_STEPS_SHARE * config.time_s / seconds)
+
+
+def _network(
+    decided: Mapping[str, Reasoned[Any]], image: "_Grid", config: PlanConfig, speed: Speed, cases: int
+) -> dict[str, Reasoned[Any]]:
+    """Network, window and length of the training: the widest network that sees enough windows in the time."""
+    channels, outputs = decided["channels"].value, len(decided["labels"].value)
+    batch = _BATCH[len(image.shape)]
+    network, seconds, chosen = _widest_network(image, config, lambda network: speed(network, channels, outputs))
+    steps = _steps_in_time(seconds, config)
     train_cases = max(1, round(0.8 * cases))
     per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
     epochs = steps * batch // (per_case * train_cases)

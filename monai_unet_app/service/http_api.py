@@ -112,6 +112,7 @@ def make_app(node: "Node", config: HttpConfig) -> FastAPI:
     _add_studies(app, node, config)
     _add_results(app, node)
     _add_reviews(app, node)
+    _add_decisions(app, node)
     _add_repairs(app, node)
     return app
 
@@ -315,6 +316,8 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
             content_disposition_type="inline",
         )  # fmt: skip
 
+
+def _add_decisions(app: FastAPI, node: "Node") -> None:
     @app.get("/results/{number}/verdict", include_in_schema=False)  # the name in earlier versions
     @app.get(
         "/results/{number}/decision",
