@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -70,8 +71,7 @@ def write_sr(
         facts: Further statements: intervals of volumes, structures of several segments, an earlier report.
 
     Returns:
-        `path`. The document is COMPLETE, PRELIMINARY and UNVERIFIED. A segment without voxels has volume 0
-        only.
+        `path`. The document is COMPLETE, PRELIMINARY and UNVERIFIED. A segment without voxels has volume 0 only.
 
     Raises:
         LabelError: Labels, source and SEG do not belong together, an interval has a number without a segment, or the source is
@@ -80,8 +80,7 @@ def write_sr(
     """
     _check_measurable(source)
     segmentation, images = labelled(labels, source, result)
-    intervals = _checked_intervals(facts.volumes_ml, result)
-    headers = images.headers
+    intervals, headers = _checked_intervals(facts.volumes_ml, result), images.headers
     digest = identity.digest_of(segmentation.label_volume.array)
     seg_header = _read_seg_header(seg, digest, source, result)
     measured = _measured(segmentation, source, result, _modality(source, headers), intervals)
@@ -97,9 +96,16 @@ def write_sr(
     # Other labels or other measurements make another instance; the same input makes the same bytes.
     content = (str(seg_header.SOPInstanceUID), digest, _as_text([*measured, *wholes.values()]))
     predecessors, uid = _predecessors(facts.earlier, headers[0], source, result, content)
-    # highdicom refuses a reference to an instance that is not listed in the evidence.
-    evidence = [*identity.neutral(headers), seg_header]
-    document = _document(groups, evidence, predecessors, uid, headers[0], source, result)
+    report = hd.sr.MeasurementReport(
+        observation_context=_observer(source, result),
+        procedure_reported=_procedure(headers[0]),
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    uids = uid, identity.result_uid(source, result, "SR", "series")
+    document = _document(
+        report, seg_header, predecessors, headers, identity.for_highdicom("SR", uids, headers[0], result)
+    )
     words = [text for whole in wholes for text in whole.texts]
     identity.stamp(document, headers, result, "SR", words)
     add_side(document, headers[0])
@@ -125,23 +131,15 @@ def _measured(
 
 
 def _document(
-    groups: list[Group],
-    evidence: list[Dataset],
+    report: hd.sr.MeasurementReport,
+    seg_header: Dataset,
     predecessors: list[Dataset],
-    uid: str,
-    header: Dataset,
-    source: Volume,
-    result: ResultInfo,
+    headers: tuple[Dataset, ...],
+    ids: Mapping[str, Any],
 ) -> hd.sr.Comprehensive3DSR:
-    """The report of these groups, with a UID of its own."""
-    report = hd.sr.MeasurementReport(
-        observation_context=_observer(source, result),
-        procedure_reported=_procedure(header),
-        imaging_measurements=groups,
-        title=codes.DCM.ImagingMeasurementReport,
-    )
     return hd.sr.Comprehensive3DSR(
-        evidence=evidence,
+        # highdicom refuses a reference to an instance that is not listed here.
+        evidence=[*identity.neutral(headers), seg_header],
         content=report,
         instance_number=1,
         # Nothing is left to be computed, and no person has verified it.
@@ -149,7 +147,7 @@ def _document(
         is_final=False,
         is_verified=False,
         previous_versions=predecessors or None,
-        **identity.for_highdicom("SR", (uid, identity.result_uid(source, result, "SR", "series")), header, result),
+        **ids,
     )
 
 

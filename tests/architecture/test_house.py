@@ -169,13 +169,14 @@ def test_public_functions_of_arrays_say_shape_and_unit(what: str, pattern: re.Pa
     assert len(silent) <= 0.1 * len(docstrings), f"no {what}: {silent}"
 
 
-def test_no_function_has_more_than_six_parameters() -> None:
+def test_no_function_has_more_than_six_parameters_or_sixty_lines() -> None:
     long = []
     for path in SOURCES:
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-                if len([n for n in names if n not in ("self", "cls")]) > 6:
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if len([n for n in names if n not in ("self", "cls")]) > 6 or lines > 60:
                     long.append(f"{name(path)}:{node.lineno} {node.name}")
     assert long == []
 
