@@ -88,10 +88,7 @@ def write_sr(
         _group(segment, source, result, seg_header, measurements)
         for segment, measurements in zip(result.segments, measured, strict=True)
     ]
-    wholes = {
-        whole: [_volume(_volume_of(whole, segmentation, source), interval_ml)]
-        for whole, interval_ml in facts.wholes_ml.items()
-    }
+    wholes = {whole: [_volume(_volume_of(whole, segmentation, source), ml)] for whole, ml in facts.wholes_ml.items()}
     groups += [_group_of_whole(whole, source, result, measurements) for whole, measurements in wholes.items()]
     # Other labels or other measurements make another instance; the same input makes the same bytes.
     content = (str(seg_header.SOPInstanceUID), digest, _as_text([*measured, *wholes.values()]))
@@ -103,11 +100,9 @@ def write_sr(
         title=codes.DCM.ImagingMeasurementReport,
     )
     uids = uid, identity.result_uid(source, result, "SR", "series")
-    document = _document(
-        report, seg_header, predecessors, headers, identity.for_highdicom("SR", uids, headers[0], result)
-    )
-    words = [text for whole in wholes for text in whole.texts]
-    identity.stamp(document, headers, result, "SR", words)
+    ids = identity.for_highdicom("SR", uids, headers[0], result)
+    document = _document(report, seg_header, predecessors, headers, ids)
+    identity.stamp(document, headers, result, "SR", [text for whole in wholes for text in whole.texts])
     add_side(document, headers[0])
     return proof.save_proved(document, path, lambda file: prove_report(file, source, seg_header))
 
