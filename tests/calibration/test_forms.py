@@ -297,8 +297,8 @@ def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
     for name in plan.populations:
         found = evaluation.counts[name]
         assert found.decisions > 0
-        assert np.array_equal(found.fine_count, counts[name].fine_count)
-        assert np.array_equal(found.fine_correct, counts[name].fine_correct)
+        assert np.array_equal(found.narrow_count, counts[name].narrow_count)
+        assert np.array_equal(found.narrow_correct, counts[name].narrow_correct)
         assert found.nll_sum == pytest.approx(counts[name].nll_sum)
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from monai_unet_app.errors import AppError
-from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars, ProgressBar, Steps
+from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars, ProgressBar, StepsDone
 
 
 def test_lines_begin_with_the_name_of_their_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +49,7 @@ def test_a_training_in_another_process_tells_its_steps_and_draws_no_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    told: list[Steps] = []
+    told: list[StepsDone] = []
     token = DISPLAY_ELSEWHERE.set(told.append)
     try:
         bar = ProgressBar(SimpleNamespace(history=[{"loss": 0.5, "metric": None}]))  # type: ignore[arg-type]
