@@ -151,7 +151,7 @@ def test_orthanc_s_copy_is_known_to_be_what_was_sent_and_no_other(
     ((item,), _) = prepare_files([tmp_path / "other.dcm"], Profile())
     refused = asked.resolve(item, item.outcome("already there", "0x0111", 0x0111))
     assert refused.state == "refused"
-    assert "its SeriesDescription is another one" in refused.meaning
+    assert "its SeriesDescription differs" in refused.meaning
 
 
 @pytest.mark.parametrize("name", WAYS)

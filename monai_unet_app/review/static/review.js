@@ -37,7 +37,7 @@
   }
 
   async function decide(decision) {
-    const decision = {
+    const written = {
       schema_version: "1.0",
       case: review.case,
       result_sha256: review.result_sha256,
@@ -47,7 +47,7 @@
       decided_at: new Date().toISOString(),
       draft: !post,
     };
-    if (!post) return save(decision);
+    if (!post) return save(written);
     const corrects = decision === "corrected";
     by("mask").hidden = !corrects;
     if (corrects && !by("mask").files.length) {
@@ -55,7 +55,7 @@
     }
     tell("Sending ...");
     try {
-      const answer = await fetch(post, { method: "POST", credentials: "same-origin", ...told(decision, corrects) });
+      const answer = await fetch(post, { method: "POST", credentials: "same-origin", ...told(written, corrects) });
       if (!answer.ok) throw new Error(await reason(answer));
       mark(decision);
       tell(`Recorded: ${decision}.`);
@@ -65,8 +65,8 @@
     }
   }
 
-  function told(decision, corrects) {
-    const text = JSON.stringify(decision);
+  function told(written, corrects) {
+    const text = JSON.stringify(written);
     if (!corrects) return { headers: { "Content-Type": "application/json" }, body: text };
     const body = new FormData();
     body.append("decision", text);
@@ -79,14 +79,14 @@
     return typeof said.detail === "string" ? said.detail : `the node answered ${answer.status}`;
   }
 
-  function save(decision) {
+  function save(written) {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([JSON.stringify(decision, null, 2) + "\n"], { type: "application/json" }));
+    link.href = URL.createObjectURL(new Blob([JSON.stringify(written, null, 2) + "\n"], { type: "application/json" }));
     link.download = `${review.file_name}_decision_draft.json`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    mark(decision.decision);
-    tell(`Draft saved as ${link.download}: ${decision.decision}. It verifies nothing.` + next(decision.decision));
+    mark(written.decision);
+    tell(`Draft saved as ${link.download}: ${written.decision}. It verifies nothing.` + next(written.decision));
   }
 
   function next(decision) {
