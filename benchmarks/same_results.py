@@ -4,7 +4,7 @@
 
 Both sides read the same images with the bundles of their own tree. Equal to the bit must be: voxels and where they lie,
 probabilities, pictures, and every number in JSON, CSV and DICOM. Left out are what VOLATILE names (times, digests, UIDs,
-versions) and texts; fields that have another name now stand in RENAMED. Exit code 1 if anything else differs, or if a side
+versions) and texts; fields that have another name now stand in RENAMED, new ones in ADDED. Exit code 1 if anything else differs, or if a side
 lacks a file. Some minutes; REVISION is what `git rev-parse` understands.
 """
 
@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -63,6 +64,9 @@ RENAMED = {
 }
 """Pattern of a file's name -> field of the earlier side -> field now; None: it says something else now."""
 
+ADDED = re.compile(r"settings\.(elsewhere|engine|precision)$|\[Algorithm Parameters \d+\]")
+"""Fields that files state now and did not: all settings of a result."""
+
 VOLATILE = re.compile(
     r"sha256|digest|uid|second|version|created|software|measured_at|date|time|why|note|reason|command|git_commit|schema",
     re.IGNORECASE,
@@ -106,9 +110,9 @@ def made_images(part: str, folder: Path) -> Path:
     """The images of a part: example cases, or a made-up photograph with bright vessels, lopsided."""
     folder.mkdir(parents=True)
     if part == "retina_vessel_unet2d":
-        rows, columns = np.mgrid[:600, :640]
+        rows, columns = np.mgrid[:800, :840]
         tree = np.exp(-(((rows - 0.4 * columns - 40 * np.sin(columns / 60)) / 4) ** 2))
-        noise = np.random.default_rng(7).normal(0, 6, (600, 640, 3))
+        noise = np.random.default_rng(7).normal(0, 6, (800, 840, 3))
         colours = np.array([150, 90, 50]) - tree[..., None] * (60, 50, 20) + noise
         Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8)).save(folder / "eye.png")
     else:
@@ -162,11 +166,11 @@ def differences(earlier: Path, now: Path) -> Iterator[str]:
     for field in sorted(first.keys() | second.keys()):
         if VOLATILE.search(field):
             continue
-        if field not in first:
+        if field not in first and not ADDED.search(field):
             yield f"{field} is new"
-        elif field not in second:
+        elif field in first and field not in second:
             yield f"{field} is gone"
-        elif not equal(first[field], second[field]):
+        elif field in first and not equal(first[field], second[field]):
             yield f"{field} was {str(first[field])[:60]!r}, is {str(second[field])[:60]!r}"
 
 
@@ -229,11 +233,20 @@ def elements(dataset: pydicom.Dataset, place: str) -> Iterator[tuple[str, Any]]:
     for element in dataset:
         name = f"{place}.{element.keyword or element.tag}"
         if element.VR == "SQ":
-            for index, item in enumerate(element.value):
-                yield from elements(item, f"{name}[{index}]")
+            seen: Counter[str] = Counter()
+            for item in element.value:
+                kind = item_name(item)
+                yield from elements(item, f"{name}[{kind} {seen[kind]}]")
+                seen[kind] += 1
         elif element.VR not in {"UI", "DA", "TM", "DT"}:
             is_text = element.VR in {"LO", "LT", "PN", "SH", "ST", "UC", "UT", "CS", "AS", "AE"}
             yield name, str(element.value) if is_text else element.value
+
+
+def item_name(item: pydicom.Dataset) -> str:
+    """What an item of a report says something about, so that one item more does not change the names of those after it."""
+    concept = item.get("ConceptNameCodeSequence")
+    return str(concept[0].CodeMeaning) if concept else ""
 
 
 if __name__ == "__main__":
