@@ -23,7 +23,7 @@ from . import boundary, overlap
 from .boxes import Box, regions_of
 from .centreline import centreline_dice
 from .components import ComponentScores, match_components
-from .plan import EvaluationPlan
+from .plan import WHOLE, EvaluationPlan
 from .populations import Populations
 from .reliability import (
     CALIBRATION_ERRORS,
@@ -125,6 +125,7 @@ class CaseScores:
         errors_before: The same before calibration; empty if that was not given.
         pixel_accuracy: Part of the counted voxels whose label is right, 0 to 1. Overlapping labels: part of the right answers
             among the answers for all labels and voxels.
+        expected_sizes: For each named class the sum of its probabilities times the size of a voxel.
     """
 
     case_id: str
@@ -134,6 +135,7 @@ class CaseScores:
     errors: Mapping[str, Errors]
     errors_before: Mapping[str, Errors] = field(default_factory=dict)
     pixel_accuracy: float = math.nan
+    expected_sizes: tuple[float, ...] = ()
 
     def mean(self, score: str) -> float:
         """Mean of a score (a name of `ClassScores`) over the classes that define it; NaN where none does."""
@@ -216,6 +218,7 @@ class CaseCounter:
                 f"case {case.case_id} has probabilities of {self._voxels['after']} voxels, before calibration of "
                 f"{self._voxels['before']}; {needed} are needed, each voxel in one slab"
             )
+        probabilities = self.after[WHOLE].in_bins.confidence.sum(axis=-1)
         return CaseScores(
             case.case_id,
             case.subject,
@@ -224,6 +227,7 @@ class CaseCounter:
             _errors(self.after),
             _errors(self.before),
             _accuracy(self._truth, self._predicted, self._populations.valid),
+            tuple(case.voxel_size * float(probabilities[plan.row_of(n)]) for n in range(len(plan.class_names))),
         )
 
 

@@ -107,6 +107,7 @@ def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
     }
     for side in ("truth", "predicted"):
         columns[f"{side}_size_{plan.units.size}"] = score_table(attrgetter(f"{side}_size"), cases, plan)
+    columns[f"expected_size_{plan.units.size}"] = np.array([case.expected_sizes for case in cases])
     rows: list[Sequence[object]] = [("case", "subject", "class", *columns, "ece_whole", "ece_band")]
     means = np.array([means_of_rows(column) for column in columns.values()])
     for m, case in enumerate(cases):

@@ -104,6 +104,17 @@ def test_a_class_that_no_case_holds_has_a_reason_in_the_document_and_empty_field
     assert row["ece_whole"] != ""
 
 
+@pytest.mark.parametrize("plan", [PLAN, EvaluationPlan(PLAN.class_names, outputs=OVERLAPPING, planar=True)])
+def test_the_table_has_the_size_that_the_probabilities_say(plan):
+    report = report_of(plan)
+    rows, unit = rows_of(report), plan.units.size
+    for n, case in enumerate((phantom(0, plan), phantom(1, plan, False))):
+        channels = case.probabilities[-len(plan.class_names) :].reshape(len(plan.class_names), -1)
+        for name, sum_of_probabilities in zip(plan.class_names, channels.sum(axis=1), strict=True):
+            found = float(rows[f"case_{n}", name][f"expected_size_{unit}"])
+            assert found == pytest.approx(sum_of_probabilities * case.voxel_size, rel=1e-5)
+
+
 def test_the_means_of_the_table_are_those_of_the_document():
     report = report_of()
     rows, summary = rows_of(report), report.summary
