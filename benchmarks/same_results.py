@@ -4,8 +4,8 @@
 
 Both sides read the same images with the bundles of their own tree. Equal to the bit must be: voxels and where they lie,
 probabilities, pictures, and every number in JSON, CSV and DICOM. Left out are what VOLATILE names (times, digests, UIDs,
-versions) and texts; fields that have another name now stand in RENAMED, new ones in ADDED. Exit code 1 if anything else differs, or if a side
-lacks a file. Some minutes; REVISION is what `git rev-parse` understands.
+versions) and texts; fields that have another name now stand in RENAMED, new ones in ADDED. Exit code 1 if anything else
+differs, or if a side lacks a file. Some minutes; REVISION is what `git rev-parse` understands.
 """
 
 from __future__ import annotations

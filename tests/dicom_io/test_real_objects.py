@@ -642,7 +642,8 @@ def test_results_on_a_series_without_a_frame_of_reference_are_refused(series, tm
     labels = source.with_array(np.zeros(source.shape, np.uint8))
     for writer in (write_seg, write_rtstruct):
         with pytest.raises(
-            LabelError, match=r"no FrameOfReferenceUID; an object with positions in patient space must refer to it; repair"
+            LabelError,
+            match=r"no FrameOfReferenceUID; an object with positions in patient space must refer to it; repair",
         ):
             writer(labels, source, tmp_path / "result.dcm", RESULT)
     assert list(tmp_path.iterdir()) == []
