@@ -26,6 +26,7 @@ BUNDLES = [folder for folder in SHIPPED if folder not in TEMPLATES]
 
 EXAMPLES = REPOSITORY / "examples" / "msd_hippocampus"
 SMALLER = {
+    "filters: [24, 48, 96, 128]": "filters: [4, 4, 4, 4]",
     "filters: [32, 64, 128, 128]": "filters: [4, 4, 4, 4]",
     "filters: [24, 48, 96, 128, 128]": "filters: [4, 4, 4, 4, 4]",
 }

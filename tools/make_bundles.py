@@ -6,7 +6,7 @@
 DIR holds `msd_hippocampus/` (images/ and labels/) and `chase_db1_2d/`. The commands under "How it was made" on the card of each
 bundle run one after the other in the folder `--made`, where the names that they use are links. What has run is noted in
 `done.txt` there and does not run again; a training that was stopped goes on. When the last command of a bundle has run, its
-weights, configs and figures replace those in bundles/, and the table of the README follows.
+weights, table out of fold and figures replace those in bundles/, and the table of the README follows.
 
 `--quick` runs the same commands with tiny networks, for one epoch, on some example cases (pictures: slices of them), and
 replaces nothing: it shows that the commands on the cards work.
@@ -41,6 +41,7 @@ from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_mean
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.report.card import put_figures, write_figures
 from monai_unet_app.report.words import between
+from monai_unet_app.training.checkpoints import OUT_OF_FOLD
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SPLITS = REPOSITORY / "examples" / "splits.json"
@@ -160,8 +161,12 @@ def deliver(made: Path, home: Path, more: Mapping[str, Any]) -> None:
     for file in DELIVERED:
         (home / file).parent.mkdir(exist_ok=True)
         shutil.copy2(made / file, home / file)
+    table = made.with_name(f"{made.name}_folds") / "cases.csv"
+    if table.is_file():
+        shutil.copy2(table, home / OUT_OF_FOLD)
     figures = dict(load_bundle(made).eval_metrics)
-    write_figures(figures | more, load_bundle(home))
+    (figures if "cases" in figures else figures["out_of_fold"]).update(more)
+    write_figures(figures, load_bundle(home))
 
 
 def copy_crops(folder: Path) -> None:
@@ -231,21 +236,20 @@ def write_table() -> None:
     ]
     for name, (image, structures) in TABLE.items():
         figures = json.loads((REPOSITORY / "bundles" / name / "configs/metadata.json").read_text())["eval_metrics"]
-        cells = ["not measured yet"] * 4
-        if figures:
-            ends = between(figures["dice"]["interval_95"], 3) or f"{figures['subjects']} subjects"
-            band = next(key for key in figures if key.startswith("ece_band"))
-            cells = [_dice_out_of_fold(figures), f"{figures['dice']['mean']:.3f} ({ends})"]
-            cells += [f"{figures[key]['calibrated']:.4f}" for key in ("ece_whole", band)]
+        tested = "cases" in figures
+        measured = figures if tested else figures["out_of_fold"]
+        ends = tested and (between(figures["dice"]["interval_95"], 3) or f"{figures['subjects']} subjects")
+        dice = f"{figures['dice']['mean']:.3f} ({ends})" if tested else "all train"
+        band = next(key for key in measured if key.startswith("ece_band"))
+        cells = [_dice_out_of_fold(figures), dice, *(f"{measured[key]['calibrated']:.4f}" for key in ("ece_whole", band))]
         rows.append(f"| `{name}` | {image} | {structures} | " + " | ".join(cells) + " |")
     put_figures(rows, REPOSITORY / "README.md")
 
 
 def _dice_out_of_fold(figures: dict[str, Any]) -> str:
-    found = figures.get("out_of_fold")
-    if not found:
+    if "out_of_fold" not in figures:
         return "not measured"
-    dice = found.get("dice", found)
+    dice = figures["out_of_fold"]["dice"]
     return f"**{dice['mean']:.3f}** ({between(dice['interval_95'], 3)})"
 
 

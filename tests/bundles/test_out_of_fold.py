@@ -18,23 +18,30 @@ from monai_unet_app.data.splits import read_splits
 TABLE = Path(__file__).resolve().parents[2] / "bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SPLITS, WANTED = 200, 0.9
+VOXEL_ML = 0.001  # of 1 x 1 x 1 mm
 
 
 @pytest.fixture(scope="module")
 def measured() -> list[StructureMeasurement]:
     none = np.zeros(len(THRESHOLDS))
+    numbers = {segment.label: segment.number for segment in load_bundle(TABLE.parents[1]).segments}
+    return [
+        StructureMeasurement(
+            row["subject"],
+            numbers[row["class"]],
+            float(row["expected_size_ml"]),
+            float(row["truth_size_ml"]),
+            VOXEL_ML,
+            none,
+        )
+        for row in rows_of_structures()
+    ]
+
+
+def rows_of_structures() -> list[dict[str, str]]:
+    """The rows of `evaluate --folds` but for the means of cases."""
     with TABLE.open(newline="") as stream:
-        return [
-            StructureMeasurement(
-                row["subject"],
-                int(row["structure"]),
-                float(row["expected_ml"]),
-                float(row["true_ml"]),
-                float(row["voxel_ml"]),
-                none,
-            )
-            for row in csv.DictReader(stream)
-        ]
+        return [row for row in csv.DictReader(stream) if row["class"] != "mean"]
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +62,24 @@ def coverage_of(measured: list[StructureMeasurement], fitted_on: set[str], struc
     return observed
 
 
-def test_every_subject_was_predicted_by_a_network_that_never_saw_it_and_only_once(
-    measured: list[StructureMeasurement],
-) -> None:
-    assert len({one.subject for one in measured}) == 116
-    with TABLE.open(newline="") as stream:
-        folds = {(row["subject"], row["fold"]) for row in csv.DictReader(stream)}
-    assert len(folds) == 116  # the cases of a person are of one fold
+def test_the_table_has_every_case_that_is_not_reserved_for_the_test() -> None:
+    plan = read_splits(EXAMPLES / "splits.json")
+    own = {case for case, place in plan.items() if case.startswith("hippocampus_") and place.partition != "test"}
+    assert {row["case"] for row in rows_of_structures()} == own
+    assert {row["subject"] for row in rows_of_structures()} == {plan[case].subject for case in own}
 
 
 def test_what_the_bundle_states_of_sizes_is_what_the_table_tells(
     measured: list[StructureMeasurement], wholes: list[StructureMeasurement]
 ) -> None:
-    reserved = {case for case, place in read_splits(EXAMPLES / "splits.json").items() if place.partition == "test"}
-    with TABLE.open(newline="") as stream:
-        subjects = {row["subject"] for row in csv.DictReader(stream) if row["case"] not in reserved}
-    told = SizeStatement.fit([one for one in measured if one.subject in subjects], WANTED)
-    of_wholes = SizeStatement.fit([one for one in wholes if one.subject in subjects], WANTED)
     stated = json.loads((TABLE.parents[1] / "configs/confidence.json").read_text())["settings"]["plain"]
-    assert stated["sizes"]["subjects"] == told.subjects == len(subjects)
-    for name, known in (("sizes", told), ("wholes", of_wholes)):
+    for name, rows in (("sizes", measured), ("wholes", wholes)):
+        known = SizeStatement.fit(rows, WANTED)
+        assert stated[name]["subjects"] == known.subjects == len({one.subject for one in measured})
+        assert known.kept is not None
         for number, ends in stated[name]["log_ratios"].items():
             assert ends == pytest.approx(known.log_ratios[int(number)], abs=1e-5)
+            assert stated[name]["kept"][number] == pytest.approx(known.kept[int(number)], abs=1e-9)
 
 
 def test_the_interval_of_the_whole_is_narrower_than_those_of_its_parts(

@@ -49,22 +49,18 @@ def test_the_figures_are_of_the_bundle_as_it_ships(root: Path) -> None:
     assert figures["statements"].get("not_stated", {}).keys() >= stated["why_not"].keys()
 
 
-def test_card_and_readme_lead_with_the_dice_of_the_table_of_folds() -> None:
-    root = REPOSITORY / "bundles/hippocampus_mri_unet3d"
+@each_bundle
+def test_card_and_readme_lead_with_the_dice_of_the_table_of_folds(root: Path) -> None:
+    if not (root / "docs/out_of_fold.csv").is_file():
+        pytest.skip("its subjects were divided once, not into folds")
     with (root / "docs/out_of_fold.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    cases = {row["case"] for row in rows}
-    assert len(rows) == 2 * len(cases)  # so the mean over cases of means over classes is the mean over rows
-    mean = np.mean([float(row["dice"]) for row in rows])
+        rows = [row for row in csv.DictReader(stream) if row["class"] == "mean"]
     found = load_bundle(root).metadata["eval_metrics"]["out_of_fold"]
-    assert found["mean"] == pytest.approx(mean, abs=1e-4)
-    assert (found["cases"], found["subjects"]) == (len(cases), len({row["subject"] for row in rows}))
-    tested = {case for case, place in read_splits(SPLITS).items() if place.partition == "test"}
-    own = [float(row["dice"]) for row in rows if row["case"] in tested]
-    assert found["mean_of_test_cases"] == pytest.approx(np.mean(own), abs=1e-4)
+    mean = np.mean([float(row["dice"]) for row in rows])
+    assert found["dice"]["mean"] == pytest.approx(mean, abs=1e-4)
+    assert (found["cases"], found["subjects"]) == (len(rows), len({row["subject"] for row in rows}))
     figures = (root / "docs/README.md").read_text().split("<!-- figures -->\n")[1]
     assert figures.startswith(f"**Dice out of fold: {mean:.3f}**")
-    assert "test cases of the table below are easier than these" in figures
     (row,) = [line for line in (REPOSITORY / "README.md").read_text().splitlines() if f"| `{root.name}` |" in line]
     assert row.split("|")[4].strip().startswith(f"**{mean:.3f}**")
 
@@ -75,7 +71,7 @@ def test_the_measured_cases_made_nothing_of_the_bundle(root: Path) -> None:
     by_partition: dict[str, set[str]] = {}
     for case in bundle.seen:
         by_partition.setdefault(case.partition, set()).add(case.subject)
-    assert set(by_partition) == {"train", "selection", "calibration", "test"}
+    assert by_partition.keys() >= {"train", "test"}
     test = by_partition.pop("test")
     assert len(test) == bundle.metadata["eval_metrics"]["subjects"]
     assert not any(test & subjects for subjects in by_partition.values())
