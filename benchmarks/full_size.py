@@ -247,6 +247,7 @@ def full_size_bundle(folder: Path, scale: Scale = Scale()) -> Path:
         "mirror_axes": [],
         "spacing_mm": [WORKING_SPACING_MM] * 3,
         "window": [scale.window] * 3,
+        "networks": 1,
     }
     config["deterministic"] = [step for step in map(_for_ct, config["deterministic"]) if step]
     config["new_network"] |= _levels(scale.filters)

@@ -1,13 +1,12 @@
 """Does our recipe beat a plain MONAI script that has the same subjects and the same time?
 
     python benchmarks/hippocampus_vs_stock.py --data DIR [--epochs 8] [--output build/benchmark]
-    python benchmarks/hippocampus_vs_stock.py --data DIR --trained build/bundles/hippocampus_mri_unet3d
 
-DIR is `msd_hippocampus/` with images/ and labels/. Our side trains first, for `--epochs`, or was trained on this machine
-already, and its run.json says how long; the plain script then gets the same wall-clock time on the same device. Both train on
-the `train` subjects of examples/splits.json, pick their weights on the `selection` subjects and are measured on the `test`
-subjects; a calibration of ours would not change a mask. Prints mean Dice of each, the paired difference by subject with
-its bootstrap interval, and the ratio of the two error rates (1 - Dice). Exit code 1 if ours is not the smaller one.
+DIR is `msd_hippocampus/` with images/ and labels/. Our side trains first, for `--epochs`, and its run.json says how long; the
+plain script then gets the same wall-clock time on the same device. Both train on the `train` subjects of examples/splits.json,
+pick their weights on the `selection` subjects and are measured on the `test` subjects; a calibration of ours would not change a
+mask. Prints mean Dice of each, the paired difference by subject with its bootstrap interval, and the ratio of the two error
+rates (1 - Dice). Exit code 1 if ours is not the smaller one.
 
 The plain script is what MONAI's own tutorials teach for such data: DynUNet 16-128, DiceCE, AdamW 1e-3, float32, windows of
 48 x 64 x 48, batch 2, random crops around labels, flips, intensity scale and shift.
@@ -63,12 +62,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--trained", type=Path)
     parser.add_argument("--output", type=Path, default=REPOSITORY / "build" / "benchmark")
     options = parser.parse_args()
     cases = by_partition(options.data, SPLITS)
-    trained = options.trained or train_ours(options.data, options.epochs, options.output)
-    bundle = load_bundle(trained, "auto")
+    bundle = load_bundle(train_ours(options.data, options.epochs, options.output), "auto")
     check_unseen(bundle, cases["test"], ("train", "selection"))
     seconds = sum(session["seconds"] for session in bundle.run_record["sessions"])
     print(f"ours: {bundle.run_record['epochs_done']} epochs in {seconds / 60:.1f} minutes", flush=True)

@@ -22,6 +22,8 @@ from scipy.spatial.transform import Rotation
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.calibration.fitted import Form, change_fitted, yaml_block
+from monai_unet_app.data.digest import image_fingerprint
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.predict import Progress, predict_rows
 from monai_unet_app.inference.windows import WindowSettings
@@ -37,6 +39,19 @@ def few_examples(folder: Path, ids: tuple[str, ...] = FEW) -> Path:
         for name in ids:
             shutil.copy2(EXAMPLES / kind / f"{name}.nii.gz", folder / kind)
     return folder
+
+
+def trained_on(root: Path, partitions: dict[str, str], subject: str | None = None) -> None:
+    """A run.json that says so."""
+    cases = {
+        case: {
+            "partition": part,
+            "subject": subject or f"subject of {case}",
+            "image": image_fingerprint(read_volume(EXAMPLES / "images" / f"{case}.nii.gz")),
+        }
+        for case, part in partitions.items()
+    }
+    (root / "models/run.json").write_text(json.dumps({"cases": cases}))
 
 
 def eye_picture(number: int, size: tuple[int, int] = (702, 713)) -> tuple[np.ndarray, np.ndarray]:

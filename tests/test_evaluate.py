@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import EXAMPLES
 from shell import Run, shell
-from small_data import drawn_eyes, few_examples, set_calibration
+from small_data import drawn_eyes, few_examples, set_calibration, trained_on
 
 from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle import load_bundle, run_overlay
@@ -23,7 +23,6 @@ from monai_unet_app.confidence.assessment import assess
 from monai_unet_app.confidence.statements import Confidence, RiskStatement
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.cases import by_partition
-from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
 from monai_unet_app.evaluate import EvaluationHandler, LabelledCases, choose_cases, evaluate_cases, evaluation
@@ -184,19 +183,6 @@ def test_truth_of_overlapping_labels_has_one_channel_a_label(
     assert truth.shape == (1, 702, 713, 1)
     assert np.unique(truth).tolist() == [0, 1]
     assert 0.005 < truth.mean() < 0.2
-
-
-def trained_on(root: Path, partitions: dict[str, str], subject: str | None = None) -> None:
-    """A run.json that says so."""
-    cases = {
-        case: {
-            "partition": part,
-            "subject": subject or f"subject of {case}",
-            "image": image_fingerprint(read_volume(EXAMPLES / "images" / f"{case}.nii.gz")),
-        }
-        for case, part in partitions.items()
-    }
-    (root / "models/run.json").write_text(json.dumps({"cases": cases}))
 
 
 SEEN = {

@@ -241,7 +241,11 @@ def write_table() -> None:
         ends = tested and (between(figures["dice"]["interval_95"], 3) or f"{figures['subjects']} subjects")
         dice = f"{figures['dice']['mean']:.3f} ({ends})" if tested else "all train"
         band = next(key for key in measured if key.startswith("ece_band"))
-        cells = [_dice_out_of_fold(figures), dice, *(f"{measured[key]['calibrated']:.4f}" for key in ("ece_whole", band))]
+        cells = [
+            _dice_out_of_fold(figures),
+            dice,
+            *(f"{measured[key]['calibrated']:.4f}" for key in ("ece_whole", band)),
+        ]
         rows.append(f"| `{name}` | {image} | {structures} | " + " | ".join(cells) + " |")
     put_figures(rows, REPOSITORY / "README.md")
 

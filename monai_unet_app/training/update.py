@@ -63,9 +63,11 @@ def averaged_model(network: torch.nn.Module, decay: float = 0.999) -> AveragedMo
     return AveragedModel(network, multi_avg_fn=update)
 
 
-def together(networks: torch.nn.ModuleList, device: torch.device | str) -> torch.nn.Module:
-    """Networks that are trained at once, on the same windows, each by its own loss; in use their answer is the mean."""
-    return MeanOfNetworks(networks).to(device)
+def together(networks: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+    """Networks of a `ModuleList`, which are trained at once, on the same windows, each by its own loss; in use their answer is
+    the mean. One network alone is given back as it is.
+    """
+    return (MeanOfNetworks(networks) if isinstance(networks, torch.nn.ModuleList) else networks).to(device)
 
 
 class TrainingStep:

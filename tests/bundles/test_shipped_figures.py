@@ -12,7 +12,6 @@ from conftest import BUNDLES, EXAMPLES, REPOSITORY
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.case_files import find_data
-from monai_unet_app.data.splits import read_splits
 from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 
 SPLITS = REPOSITORY / "examples/splits.json"

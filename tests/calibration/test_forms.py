@@ -13,7 +13,7 @@ import torch
 from conftest import BUNDLES, REPOSITORY, SHIPPED
 from monai.data import MetaTensor
 from scipy import ndimage
-from small_data import calibration_of, few_examples, form_of, offered, set_calibration
+from small_data import calibration_of, few_examples, form_of, offered, set_calibration, trained_on
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration import form_comparison
@@ -384,8 +384,10 @@ def test_a_comparison_without_a_choice_writes_nothing_and_gives_halos_in_mm(
     assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
 
 
-def test_cases_that_may_not_judge_are_refused(tmp_path: Path) -> None:
-    rows, bundle = by_partition(few_examples(tmp_path / "data")), load_bundle(HIPPOCAMPUS)
+def test_cases_that_may_not_judge_are_refused(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    rows, root = by_partition(few_examples(tmp_path / "data")), tiny_bundle()
+    trained_on(root, {row["id"]: part for part, of_part in rows.items() for row in of_part})
+    bundle = load_bundle(root)
     with pytest.raises(InputRefusedError, match=r"1 subject.* in both"):
         compare_forms(bundle, rows["calibration"], rows["calibration"])
     with pytest.raises(InputRefusedError, match="0 selection case"):

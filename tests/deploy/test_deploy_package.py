@@ -38,8 +38,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_package_for_images_from_elsewhere_needs_a_bundle_with_wider_intervals(tmp_path: Path) -> None:
+    bundle = shutil.copytree(REPOSITORY / "bundles" / NAME, tmp_path / NAME)
+    statements = bundle / "configs/confidence.json"
+    written = json.loads(statements.read_text())
+    for setting in written["settings"].values():
+        for wider in ("sizes_elsewhere", "wholes_elsewhere"):
+            setting.pop(wider)
+    statements.write_text(json.dumps(written))
     with pytest.raises(InputRefusedError, match=f"{NAME} states no wider intervals for images from elsewhere"):
-        render_package(REPOSITORY / "bundles" / NAME, tmp_path / "package", Settings(elsewhere=True))
+        render_package(bundle, tmp_path / "package", Settings(elsewhere=True))
     assert not (tmp_path / "package").exists()
 
 
