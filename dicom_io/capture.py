@@ -29,12 +29,13 @@ from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.source_images import SourceImages, add_body_part, labelled, result_object
 from dicom_io.reading.checks import check_one_patient
-from dicom_io.reading.headers import whole_number
+from dicom_io.reading.headers import patient_digest, whole_number
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 from dicom_io.segmentation import Segmentation, SliceLabels
 from dicom_io.volume import Volume
 
-AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z
+AXIS_LETTERS = ("LR", "PA", "HF")  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z
+_OPPOSITE = str.maketrans("LRPAHF", "RLAPFH")
 LEAST_COSINE = 0.2  # a direction letter is left out for less than 12 degrees
 NOT_PROCESSED = "NOT PROCESSED"
 NO_FINDING = "No result was made. This is not a finding."
@@ -218,12 +219,13 @@ def _edge_letters(images: SourceImages, k: int) -> drawing.Letters | None:
     """Directions of the patient at the left, right, upper and lower edge, None where they are not known."""
     plane = images.slices[k].plane
     if plane is not None:
-        right, lower = _letters(plane.column_step_mm), _letters(plane.row_step_mm)
-        return _opposite(right), right, _opposite(lower), lower
-    named = images.header(k).get("PatientOrientation") or []
+        named = [_letters(plane.column_step_mm), _letters(plane.row_step_mm)]
+    else:
+        named = images.header(k).get("PatientOrientation") or []
     if len(named) != 2 or not all(named):
         return None
-    return _opposite(str(named[0])), str(named[0]), _opposite(str(named[1])), str(named[1])
+    right, lower = map(str, named)
+    return right.translate(_OPPOSITE), right, lower.translate(_OPPOSITE), lower
 
 
 def _letters(step: NDArray[np.float64]) -> str:
@@ -231,11 +233,6 @@ def _letters(step: NDArray[np.float64]) -> str:
     cosines = step / np.linalg.norm(step)
     axes = [axis for axis in np.argsort(-np.abs(cosines), kind="stable") if abs(cosines[axis]) >= LEAST_COSINE]
     return "".join(AXIS_LETTERS[axis][0 if cosines[axis] > 0 else 1] for axis in axes)
-
-
-def _opposite(letters: str) -> str:
-    other = dict(AXIS_LETTERS) | {b: a for a, b in AXIS_LETTERS}
-    return "".join(other.get(letter, letter) for letter in letters)
 
 
 def _captions(scene: _Scene, k: int) -> Iterator[str]:
@@ -285,7 +282,7 @@ def _notice(header: Dataset, reason: str, about: str, result: ResultInfo) -> Dat
     line = identity.plain(", ".join(filter(None, (made_by, number, about))), MOST_REASON)
     result = replace(result, series_description=f"{NOT_PROCESSED} {result.algorithm_name}")
     source, paragraphs = [str(header.SOPInstanceUID)], (NO_FINDING, reason, line)
-    owner = identity.owner_of(header)
+    owner = patient_digest(header), str(header.StudyInstanceUID)
     uid = identity.uid_from(source, owner, result, "NOTICE", "instance", *paragraphs)
     series_uid = identity.uid_from(source, owner, result, "NOTICE", "series")
     dataset = _capture((uid, series_uid), (header,), result)
@@ -312,7 +309,7 @@ def _capture(uids: tuple[str, str], headers: tuple[Dataset, ...], result: Result
 
 def _header_of_series(files: Sequence[Path]) -> Dataset:
     """The first whole header of files that are all of one patient."""
-    named: list[Dataset] = []
+    named = []
     whole: Dataset | None = None
     fault: DicomIoError = LabelError("a notice has no files; the files of a series are needed; name them")
     for file in files:

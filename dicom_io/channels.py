@@ -33,7 +33,7 @@ def read_channels(source: Source, series_instance_uids: Sequence[str], *, accept
         SeriesGeometryError: The series do not name one and the same frame of reference.
         DicomIoError: See `read_series`.
     """
-    if len(set(series_instance_uids)) < 2 or len(set(series_instance_uids)) < len(series_instance_uids):
+    if len(set(series_instance_uids)) < max(2, len(series_instance_uids)):
         raise SeriesSelectionError(
             f"the channels are named {', '.join(series_instance_uids) or 'nothing'}; two or more different series are needed; "
             "name each SeriesInstanceUID once"

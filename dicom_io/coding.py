@@ -32,6 +32,14 @@ UNCODED = "99MUA_UNCODED"
 NOT_STATED = Code("NOT_STATED", UNCODED, "not stated")
 """The code of a structure for which none is known, or whose code is malformed."""
 _OWN_KEYS = ("wholes", "schema_version", "segmentAttributes")
+_CODES = {
+    "SegmentedPropertyCategoryCodeSequence": "category",
+    "SegmentedPropertyTypeCodeSequence": "type",
+    "SegmentedPropertyTypeModifierCodeSequence": "type_modifier",
+    "AnatomicRegionSequence": "anatomic_region",
+    "AnatomicRegionModifierSequence": "anatomic_region_modifier",
+}
+"""Key of each code in the file -> its attribute of a `Segment`, or of a `Whole`, which has no type modifier."""
 MAX_BYTES = 2**20
 """The largest segments.json: enough for some thousand segments."""
 LONGEST_QUOTE = 300
@@ -51,8 +59,8 @@ DISPLAY_COLOURS = (
 
 def display_rgb(number: int) -> tuple[int, int, int]:
     """The default colour of a structure, 0 to 255 each, by its number from 1; the colours repeat after 32."""
-    text = DISPLAY_COLOURS[(number - 1) % len(DISPLAY_COLOURS)]
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+    red, green, blue = bytes.fromhex(DISPLAY_COLOURS[(number - 1) % len(DISPLAY_COLOURS)][1:])
+    return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -216,13 +224,7 @@ def _plain_number(value: Any) -> Any:
 
 
 def _codes_of(structure: Segment | Whole) -> dict[str, Code]:
-    codes_by_keyword = {
-        "SegmentedPropertyCategoryCodeSequence": structure.category,
-        "SegmentedPropertyTypeCodeSequence": structure.type,
-        "SegmentedPropertyTypeModifierCodeSequence": getattr(structure, "type_modifier", None),
-        "AnatomicRegionSequence": structure.anatomic_region,
-        "AnatomicRegionModifierSequence": structure.anatomic_region_modifier,
-    }
+    codes_by_keyword = {keyword: getattr(structure, name, None) for keyword, name in _CODES.items()}
     return {keyword: code for keyword, code in codes_by_keyword.items() if code is not None}
 
 
@@ -275,13 +277,13 @@ def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
 
 
 def _check_labels(segments: Sequence[Segment], name: str) -> None:
-    for n, segment in enumerate(segments):
-        for other in segments[:n]:
-            if other.label == segment.label:
-                raise SegmentCodingError(
-                    f"{shown(name)} calls the labelIDs {other.number} and {segment.number} both {_short(repr(segment.label))}; "
-                    "a SegmentLabel of its own is needed for each, because tables and reports name them by it; rename one"
-                )
+    numbers: dict[str, int] = {}
+    for segment in segments:
+        if (other := numbers.setdefault(segment.label, segment.number)) != segment.number:
+            raise SegmentCodingError(
+                f"{shown(name)} calls the labelIDs {other} and {segment.number} both {_short(repr(segment.label))}; "
+                "a SegmentLabel of its own is needed for each, because tables and reports name them by it; rename one"
+            )
 
 
 def _check_keys(document: Any, name: str) -> None:
@@ -292,8 +294,7 @@ def _check_keys(document: Any, name: str) -> None:
     if unknown:
         raise SegmentCodingError(
             f"{shown(name)} has the key {_short(repr(unknown[0]))} at its top level, which has no meaning; "
-            f"{', '.join(_OWN_KEYS)} or "
-            "a key of dcmqi's metainfo is needed; correct or remove it"
+            f"{', '.join(_OWN_KEYS)} or a key of dcmqi's metainfo is needed; correct or remove it"
         )
 
 
@@ -420,30 +421,20 @@ def _segment(item: dict[str, Any]) -> Segment:
     return Segment(
         number=item["labelID"],
         label=item["SegmentLabel"],
-        category=_code(item["SegmentedPropertyCategoryCodeSequence"]),
-        type=_code(item["SegmentedPropertyTypeCodeSequence"]),
-        type_modifier=_optional_code(item, "SegmentedPropertyTypeModifierCodeSequence"),
-        anatomic_region=_optional_code(item, "AnatomicRegionSequence"),
-        anatomic_region_modifier=_optional_code(item, "AnatomicRegionModifierSequence"),
         display_rgb=tuple(colour) if colour else None,
         description=item.get("SegmentDescription", ""),
+        **_codes_in(item),
     )
 
 
 def _whole(item: dict[str, Any]) -> Whole:
-    return Whole(
-        label=item["label"],
-        numbers=tuple(sorted(item["parts"])),
-        category=_code(item["SegmentedPropertyCategoryCodeSequence"]),
-        type=_code(item["SegmentedPropertyTypeCodeSequence"]),
-        anatomic_region=_optional_code(item, "AnatomicRegionSequence"),
-        anatomic_region_modifier=_optional_code(item, "AnatomicRegionModifierSequence"),
-    )
+    return Whole(item["label"], tuple(sorted(item["parts"])), **_codes_in(item))
 
 
-def _optional_code(item: dict[str, Any], keyword: str) -> Code | None:
-    return _code(item[keyword]) if item.get(keyword) else None
-
-
-def _code(code: dict[str, str]) -> Code:
-    return Code(code["CodeValue"], code["CodingSchemeDesignator"], code["CodeMeaning"])
+def _codes_in(item: dict[str, Any]) -> dict[str, Any]:
+    """The codes in an item of the file, by the attributes that hold them."""
+    return {
+        name: Code(code["CodeValue"], code["CodingSchemeDesignator"], code["CodeMeaning"])
+        for keyword, name in _CODES.items()
+        if (code := item.get(keyword))
+    }

@@ -29,24 +29,25 @@ from dicom_io.files import replace_when_whole
 from dicom_io.reading.frames import stored_samples
 from dicom_io.reading.headers import is_uid, shown
 from dicom_io.reading.instances import READ_ERRORS, listed, load_dataset, read_instance
-from dicom_io.reading.series import files_below
+from dicom_io.reading.series import files_at
 
 REPORT = "deidentified.json"
 SCHEMA_VERSION = "1.0"
 
-# SOP classes whose pixels, sound or document usually hold the patient's name, by the beginning of their UID
 STORAGE = "1.2.840.10008.5.1.4.1.1."
-SUSPECTS = {
-    "3": "ultrasound", "3.1": "ultrasound", "6": "ultrasound", "6.1": "ultrasound", "6.2": "ultrasound",
-    "7": "a secondary capture", "7.1": "a secondary capture", "7.2": "a secondary capture",
-    "7.3": "a secondary capture", "7.4": "a secondary capture",
-    "9.4.1": "sound", "9.4.2": "sound",
-    "77.1.1": "endoscopy", "77.1.1.1": "endoscopy", "77.1.2.1": "a video", "77.1.4": "a photograph",
-    "77.1.4.1": "a photograph", "77.1.7": "a photograph", "77.1.5.1": "a photograph of the eye",
-    "77.1.5.2": "a photograph of the eye", "77.1.5.5": "a photograph of the eye", "77.1.5.6": "a photograph of the eye",
-    "104.1": "an encapsulated document", "104.2": "an encapsulated document", "104.3": "an encapsulated document",
-    "104.4": "an encapsulated document", "104.5": "an encapsulated document",
-}  # fmt: skip
+_SUSPECT_CLASSES = {
+    "ultrasound": "3 3.1 6 6.1 6.2",
+    "a secondary capture": "7 7.1 7.2 7.3 7.4",
+    "sound": "9.4.1 9.4.2",
+    "endoscopy": "77.1.1 77.1.1.1",
+    "a video": "77.1.2.1",
+    "a photograph": "77.1.4 77.1.4.1 77.1.7",
+    "a photograph of the eye": "77.1.5.1 77.1.5.2 77.1.5.5 77.1.5.6",
+    "an encapsulated document": "104.1 104.2 104.3 104.4 104.5",
+}
+SUSPECTS = {STORAGE + number: kind for kind, numbers in _SUSPECT_CLASSES.items() for number in numbers.split()}
+"""SOP classes whose pixels, sound or document usually hold the patient's name, and what they are."""
+
 UNREADABLE: tuple[type[Exception], ...] = (UnreadableFileError, *READ_ERRORS)
 OTHER_CONTENT = (
     "an object with its new UID and different content is already in the output folder; one object for each UID is needed; "
@@ -134,12 +135,11 @@ def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
         if target in (origin, *origin.parents) or origin in target.parents:
             raise DeidentificationError(
                 "the output folder is the source, lies in it or contains it; files with and without an identity must never "
-                "be mixed; "
-                "name a folder elsewhere"
+                "be mixed; name a folder elsewhere"
             )
         if not os.path.exists(source):
             raise SeriesSelectionError(f"{shown(source)} does not exist; a DICOM file or a folder of them is needed")
-        files.update(files_below(source) if source.is_dir() else [source])
+        files.update(files_at(source))
     return sorted(files)
 
 
@@ -234,8 +234,7 @@ def burned_in(dataset: Dataset) -> str | None:
         return "its BurnedInAnnotation is YES"
     sop_class = str(dataset.SOPClassUID)
     image_type = [str(word).strip().upper() for word in listed(dataset.get("ImageType"))]
-    kind = SUSPECTS.get(sop_class.removeprefix(STORAGE)) if sop_class.startswith(STORAGE) else None
-    if kind:
+    if kind := SUSPECTS.get(sop_class):
         annotation = "NO" if flag == "NO" else "not given"
         return f"it is {kind} ({UID(sop_class).name}, BurnedInAnnotation {annotation})"
     conversion, label = str(dataset.get("ConversionType") or ""), _word(dataset, "SpecimenLabelInImage")
@@ -298,8 +297,7 @@ def _cut_behind_pixels(dataset: FileDataset) -> None:
         except (AttributeError, TypeError, ValueError):  # the number of pixels is not given
             raise DeidentificationError(
                 "it does not say how many pixels it has, so data after its pixels cannot be distinguished from them; Rows, "
-                "Columns, "
-                "SamplesPerPixel and BitsAllocated are needed; repair it first, or leave it out"
+                "Columns, SamplesPerPixel and BitsAllocated are needed; repair it first, or leave it out"
             ) from None
         content = dataset[keyword].value or b""
         if len(content) > length:

@@ -328,8 +328,9 @@ def _series_attributes(
     else:
         ds.KVP = None  # Type 2: unknown
     _add_pixel_attributes(ds, image, stored)
-    if modality == "CT":  # Type 1 (PS3.3 C.8.2.1)
-        ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", f"{stored.slope:g}", "HU"
+    if modality == "CT" or stored.slope != 1:  # Type 1 in CT (PS3.3 C.8.2.1)
+        ds.RescaleIntercept, ds.RescaleSlope = "0", f"{stored.slope:g}"
+        ds.RescaleType = "HU" if modality == "CT" else "US"
     return ds
 
 
@@ -353,8 +354,6 @@ def _add_pixel_attributes(ds: Dataset, image: Volume, stored: _Stored) -> None:
     ds.HighBit = 15
     ds.PixelRepresentation = int(stored.pixels.dtype == np.int16)
     ds.BurnedInAnnotation, ds.LossyImageCompression = "NO", "00"
-    if stored.slope != 1:
-        ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", f"{stored.slope:g}", "US"
     # Percentiles, so that a few bright voxels do not make the rest dark.
     low, high = np.percentile(stored.values, (1, 99))
     ds.WindowCenter, ds.WindowWidth = f"{(low + high) / 2:.6g}", f"{max(high - low, 1e-6):.6g}"

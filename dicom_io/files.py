@@ -48,6 +48,15 @@ def replace_together(texts: Mapping[Path, str]) -> None:
             whole.enter_context(replace_when_whole(path)).write_bytes(text.encode())
 
 
+def state_of(path: Path) -> tuple[int, int, int] | None:
+    """Inode, size and time of modification of a file, by which a change is noticed; None for a file that is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def sync_folder(folder: Path) -> None:
     """Forces the names in a folder to the disk."""
     if os.name != "posix":  # Windows cannot open a folder

@@ -50,7 +50,7 @@ def read_itk(path: Path) -> Volume:
     affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) @ np.diag(image.GetSpacing())
     affine_lps[:3, 3] = image.GetOrigin()
     try:
-        return Volume(np.moveaxis(array, (0, 1, 2), (2, 1, 0)), affine_lps, Provenance("itk", files=(path,)))
+        return Volume(np.swapaxes(array, 0, 2), affine_lps, Provenance("itk", files=(path,)))
     except ValueError as error:
         raise UnreadableFileError(
             f"{path.name} does not say where its voxels lie ({error}); an invertible affine is needed; export it again"
@@ -77,10 +77,8 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
     with path.open("rb") as file:
         fields = _nrrd_fields(file) if is_nrrd else _meta_image_fields(file)
         begin = file.tell()
-    name, length = (
-        fields.get("datafile" if is_nrrd else "ElementDataFile", ""),
-        int(fields.get("CompressedDataSize", 0)),
-    )
+    name = fields.get("datafile" if is_nrrd else "ElementDataFile", "")
+    length = int(fields.get("CompressedDataSize", 0))
     if is_nrrd:
         encoding = fields.get("encoding", "raw").lower()
         packed, as_in_memory = encoding in ("gzip", "gz"), encoding == "raw"
@@ -92,7 +90,7 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
     # A list of files, or a pattern of their names: ITK says which of them is too short
     held = data.stat().st_size - begin if data.is_file() else math.inf
     pixel, components = SimpleITK.Image([1, 1, 1], reader.GetPixelID()), reader.GetNumberOfComponents()
-    is_float = pixel.GetPixelIDTypeAsString().find("float") >= 0
+    is_float = "float" in pixel.GetPixelIDTypeAsString()
     # MetaIO stores integers that ITK holds in 8 bytes in 4 or 8
     value_bytes = pixel.GetSizeOfPixelComponent() if is_float else min(pixel.GetSizeOfPixelComponent(), 4)
     shape = (*reader.GetSize(), *([components] if components > 1 else []))
@@ -115,7 +113,7 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
 
 def _unpacked(stream: BinaryIO, length: int) -> int:
     """Bytes that a zlib or gzip stream of this length unpacks to; 0: it ends before the file does. Errors as above."""
-    unpacker, left, unpacked, packed = zlib.decompressobj(_ANY_HEADER), length or sys.maxsize, 0, b""
+    unpacker, left, unpacked = zlib.decompressobj(_ANY_HEADER), length or sys.maxsize, 0
     while not unpacker.eof:
         packed = unpacker.unconsumed_tail
         if not packed:
@@ -132,7 +130,7 @@ def _nrrd_fields(file: BinaryIO) -> dict[str, str]:
 
     Source: https://teem.sourceforge.net/nrrd/format.html
     """
-    fields: dict[str, str] = {}
+    fields = {}
     for line in iter(lambda: file.readline(_PART).decode("latin-1").strip(), ""):
         name, _, value = line.partition(":")
         fields[name.lower().replace(" ", "")] = value.strip()
@@ -144,7 +142,7 @@ def _meta_image_fields(file: BinaryIO) -> dict[str, str]:
 
     Source: https://itk.org/Wiki/ITK/MetaIO/Documentation
     """
-    fields: dict[str, str] = {}
+    fields = {}
     while "ElementDataFile" not in fields and (line := file.readline(_PART).decode("latin-1")):
         name, _, value = line.partition("=")
         fields[name.strip()] = value.strip()
@@ -169,9 +167,7 @@ def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:
             "the grid is sheared (gantry tilt), which NRRD and MetaImage readers treat as right-angled; "
             "write NIfTI or a DICOM SEG, or read the series with --resample-tilt"
         )
-    image = SimpleITK.GetImageFromArray(
-        np.ascontiguousarray(np.moveaxis(array, (0, 1, 2), (2, 1, 0))), isVector=array.ndim == 4
-    )
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(np.swapaxes(array, 0, 2)), isVector=array.ndim == 4)
     image.SetSpacing(volume.spacing_mm)
     image.SetDirection(cosines.ravel().tolist())
     image.SetOrigin(volume.affine_lps[:3, 3].tolist())

@@ -32,8 +32,6 @@ from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, tolerance_m
 from dicom_io.segmentation import SliceLabels
 from dicom_io.volume import Volume
 
-Floats = NDArray[np.float64]
-
 
 def save_proved(content: Dataset | Callable[[Path], None], path: Path, prove: Callable[[Path], None] | None) -> Path:
     """Write a file under a temporary name, prove it, then rename it. A file that the proof refuses never gets its name.

@@ -18,7 +18,7 @@ from dicom_io.reading.instances import Instance, refusing
 from dicom_io.reading.ordering import OrderedSeries, ReadOptions, check_complete, check_ends, order_series, pixel_mm
 from dicom_io.reading.pixels import decode_frames
 from dicom_io.reading.repair import resample
-from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_below, scan_source, summary, survey_files
+from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_at, scan_source, summary, survey_files
 from dicom_io.volume import Provenance, Volume
 
 __all__ = ["Examination", "ReadOptions", "Source", "examine", "read_series"]
@@ -97,7 +97,7 @@ def examine(source: Path, options: ReadOptions | None = None) -> list[Examinatio
         SeriesSelectionError: There is no DICOM object at all.
     """
     options = options or ReadOptions()
-    scan = survey_files(files_below(source) if source.is_dir() else [source])
+    scan = survey_files(files_at(source))
     examinations = [_examined(series, options, scan.series) for series in scan.series]
     mixed = {id(examination.series): examination for examination in _mixed(scan)}
     return [
@@ -212,7 +212,7 @@ def _decode(ordered: OrderedSeries) -> Volume:
     if ordered.repair is not None:
         slices = resample(slices, ordered.repair)
     # (slices, rows, columns) to (I, J, K); a view, because a copy would double the memory.
-    array = slices.transpose(2, 1, 0, *range(3, slices.ndim))
+    array = slices.swapaxes(0, 2)
     provenance = _provenance(ordered, (*ordered.notes, *notes))
     return Volume(array, ordered.affine_lps, provenance, ordered.is_picture)
 

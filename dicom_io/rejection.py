@@ -18,7 +18,7 @@ from dicom_io.objects.patient_and_study import carry_over, transcribed
 from dicom_io.objects.raw_parser import items, referenced_uids, text
 from dicom_io.reading.headers import is_person_name
 
-REASONS: dict[str, Code] = {
+REASONS = {
     "quality": codes.DCM.RejectedForQualityReasons,
     "patient safety": codes.DCM.RejectedForPatientSafetyReasons,
 }
@@ -138,8 +138,7 @@ def _stamp(note: Dataset, header: Dataset, moment: datetime) -> None:
     note.SeriesDescription = DESCRIPTION
     for item in (note, *(note.get("ContributingEquipmentSequence") or [])):  # highdicom reads the clock
         for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContributionDateTime"):
-            if keyword in item:
-                delattr(item, keyword)
+            item.pop(keyword, None)
     for keyword in ("ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber"):
         if header.get(keyword):
             setattr(note, keyword, header[keyword].value)

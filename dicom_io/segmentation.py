@@ -358,12 +358,11 @@ class Segmentation:
         cls, image: Volume, numbers: NDArray[Any], segments: Sequence[Segment], *, exclusive: bool
     ) -> "Segmentation":
         """The segmentation in numbers of segments, shape (I, J, K), 0 outside of them; as label values, or as channels."""
-        kind: type[np.unsignedinteger[Any]] = np.uint8
         if exclusive:
-            kind = number_type(len(segments))
+            labels = numbers.astype(number_type(len(segments)), copy=False)
         else:
-            numbers = np.stack([numbers == segment.number for segment in segments])
-        return cls(image, numbers.astype(kind, copy=False), tuple(segments))
+            labels = np.stack([numbers == segment.number for segment in segments]).astype(np.uint8)
+        return cls(image, labels, tuple(segments))
 
     @property
     def exclusive(self) -> bool:
@@ -424,8 +423,7 @@ class Segmentation:
     @property
     def segment_probabilities(self) -> Iterator[NDArray[np.float32]]:
         """Shape (I, J, K) each: the probabilities of the segments, without the background. Raises ValueError without any."""
-        probabilities = self.probabilities
-        if probabilities is None:
+        if self.probabilities is None:
             raise ValueError("the result holds labels only; probabilities are needed; read the file of probabilities")
         return (structure.probability_on_grid for structure in self.structures)
 

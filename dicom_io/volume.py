@@ -164,6 +164,11 @@ class Volume:
         """Whether it is a picture whose channels are colours."""
         return self.planar and self.array.ndim == 4
 
+    @property
+    def channels(self) -> NDArray[Any]:
+        """The array with the channels first, shape (C, I, J, K); C is 1 if it has none."""
+        return np.moveaxis(self.array, 3, 0) if self.array.ndim == 4 else self.array[None]
+
     def channel(self, number: int) -> "Volume":
         """One channel, counted from 0; the volume itself if it has no channels."""
         return self.with_array(self.array[..., number]) if self.array.ndim == 4 else self
@@ -239,10 +244,10 @@ def slice_by_slice(array: NDArray[Any]) -> NDArray[Any]:
     Args:
         array: Shape (I, J, K) or (I, J, K, C), in any order in memory.
     """
-    turned = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
+    turned = np.swapaxes(array, 0, 2)
     if turned.flags.c_contiguous:
         return array
     out = np.empty(turned.shape, array.dtype)
     for j in range(array.shape[1]):  # row by row: the source is read in pieces that fit the cache
-        out[:, j] = np.moveaxis(np.ascontiguousarray(array[:, j]), (0, 1), (1, 0))
-    return np.moveaxis(out, (0, 1, 2), (2, 1, 0))
+        out[:, j] = np.swapaxes(np.ascontiguousarray(array[:, j]), 0, 1)
+    return np.swapaxes(out, 0, 2)

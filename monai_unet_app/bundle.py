@@ -399,9 +399,9 @@ class Bundle(BundleFiles):
             window=tuple(window),
             overlap=float(values["overlap"]),
             batch=int(values["sw_batch_size"]),
-            mode=str(getattr(values["mode"], "value", values["mode"])),
+            mode=str(values["mode"]),
             sigma_scale=float(values["sigma_scale"]),
-            padding_mode=str(getattr(values["padding_mode"], "value", values["padding_mode"])),
+            padding_mode=str(values["padding_mode"]),
             padding_value=float(values["cval"]),
         )
 

@@ -28,7 +28,6 @@ from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError
 from monai_unet_app.shipped import shipped
 
 WEIGHTS = "models/model.pt"
-HASHED_FILES = (WEIGHTS, "configs/inference.yaml", "configs/segments.json")
 FITTED = "models/fitted.json"
 """What commands found out about the weights that changes labels or probabilities; `inference.yaml` reads it."""
 
@@ -252,13 +251,12 @@ class BundleFiles:
             UntrainedError: There are no weights at all.
         """
         digest = hashlib.sha256()
-        weights, *texts = HASHED_FILES
-        own = [weights] if (self.root / weights).is_file() else []
-        trained = own or sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(f"folds/*/{weights}"))
+        own = [WEIGHTS] if (self.root / WEIGHTS).is_file() else []
+        trained = own or sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(f"folds/*/{WEIGHTS}"))
         if not trained:
             self.check_trained()
         found_out = [name for name in (FITTED, CONFIDENCE) if (self.root / name).is_file()]
-        for name in (*trained, *texts, *found_out):
+        for name in (*trained, "configs/inference.yaml", "configs/segments.json", *found_out):
             content = (self.root / name).read_bytes()
             # Name and length before each content, so that bytes moved from a file into the next change the digest
             digest.update(f"{name}\n{len(content)}\n".encode() + content)

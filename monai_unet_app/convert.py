@@ -114,8 +114,8 @@ def label_file(
     with refusing_as(structure_set.name):
         regions = read_regions(structure_set, volume, names).array
     labels = np.zeros(regions.shape[:3], number_type(len(names)))
-    for number in range(1, len(names) + 1):
-        labels[regions[..., number - 1] > 0] = number
+    for number, region in enumerate(np.moveaxis(regions, -1, 0), 1):
+        labels[region > 0] = number
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with refusing_as(output.name):

@@ -50,8 +50,9 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
 
     say(f"1/4  train {TEMPLATE} from scratch on the example cases, {device}")
     with timed(seconds, "train", 1):
-        run = TrainConfig(data=data, output=output / TEMPLATE, overrides={"epochs": epochs, "tracker": "tensorboard"})
-        train_bundle(load_bundle(TEMPLATE), run, say)
+        overrides = {"epochs": epochs, "tracker": "tensorboard"}
+        run = TrainConfig(data=data, output=output / TEMPLATE, overrides=overrides, say=say)
+        train_bundle(load_bundle(TEMPLATE), run)
 
     with timed(seconds, "calibrate", 1):
         bundle, cases = load_bundle(output / TEMPLATE, device), find_data(data)
@@ -67,12 +68,10 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
         test = choose_cases(bundle, cases, "test")
         say(f"3/4  evaluate on {test.note}")
         held_out = "test: subjects that did not train, select or calibrate"
+        labelled = LabelledCases(test.rows, "msd_hippocampus (examples)", held_out)
         with progress("evaluating", len(test.rows)) as step:
             evaluated = evaluate_cases(
-                bundle,
-                LabelledCases(test.rows, "msd_hippocampus (examples)", held_out),
-                output / "report",
-                each=lambda case_id, dice: step(f"{case_id} Dice {dice or 0:.3f}"),
+                bundle, labelled, output / "report", each=lambda case_id, dice: step(f"{case_id} Dice {dice or 0:.3f}")
             )
 
     with timed(seconds, "dicom", 1):

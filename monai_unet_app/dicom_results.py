@@ -226,11 +226,10 @@ def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
 def _fractions(case: Case, source: Volume) -> Fractions:
     """Calibrated probabilities of the structures on the grid of the source, 0 to 1."""
     structures = case.segmentation.structures
-
-    def channel(n: int) -> Volume:
-        return _on(case.image.with_array(np.clip(structures[n].probability_on_grid, 0.0, 1.0)), source)
-
-    return Fractions(len(structures), channel)
+    return Fractions(
+        len(structures),
+        lambda n: _on(case.image.with_array(np.clip(structures[n].probability_on_grid, 0.0, 1.0)), source),
+    )
 
 
 def _on(values: Volume, source: Volume) -> Volume:

@@ -32,8 +32,8 @@ from monai_unet_app.gathering import on_grid, on_volume
 from monai_unet_app.inference.predict import Progress, padded, predict_rows
 from monai_unet_app.inference.spool import IN_MEMORY_BYTES
 from monai_unet_app.inference.way_back import WayBack, way_back
-from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
-from monai_unet_app.metrics.boxes import bounding_box, regions_of
+from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows, shape_of, whole_box, within
+from monai_unet_app.metrics.boxes import Region, bounding_box, regions_of
 from monai_unet_app.pipeline import Case, preprocess
 from monai_unet_app.report.case_pictures import case_figure, png
 from monai_unet_app.report.evaluation_report import CasePicture
@@ -125,78 +125,67 @@ def explain_case(case: Case, progress: Progress | None = None) -> Explanation:
     """
     bundle = case.bundle
     # The structures on the grid of the network, a window for each, the map of each window, each map on the source grid
-    item = preprocess(case.image, bundle)
-    image, settings = item["image"], bundle.windows
+    image, settings, across = preprocess(case.image, bundle)["image"], bundle.windows, bundle.slice_axis
     plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap)
-    regions = _Regions.found(item, case, plan)
-    padded_image = padded(image.as_tensor(), plan, settings.padding_mode, settings.padding_value)
-    shared = _windows(regions, plan, bundle.slice_axis)
+    regions = _regions(image, case, plan)
+    padded_image = padded(image.as_tensor(), plan, settings)
+    shared = _windows(regions, plan, across)
     step = _counter(len(shared) * (1 + plan_windows(plan.window, _mask_size(plan.window), 0.0).count), progress)
-    slice_axis, reach = _slab(image, case.image, bundle.slice_axis)
-    back = _Back(way_back(image), item, bundle, case.image)
-    maps: list[StructureMap | None] = [None] * len(regions.boxes)
-    answers: list[float | None] = [None] * len(regions.boxes)
+    slice_axis, reach = _slab(image, case.image, across)
+    way = way_back(image)
+    maps: list[StructureMap | None] = [None] * len(regions)
+    answers: list[float | None] = [None] * len(regions)
     for place, structures in shared:
-        window = _for_network(padded_image[(slice(None), *place)], bundle.slice_axis)[None].to(bundle.device)
-        inside = torch.stack([torch.from_numpy(regions.mask(n, place)) for n in structures])
-        network = StructureAnswers(bundle, _for_network(inside, bundle.slice_axis), structures, step)
+        window = _for_network(padded_image[(slice(None), *place)], across)[None].to(bundle.device)
+        inside = torch.stack([torch.from_numpy(_mask(regions[n], place)) for n in structures])
+        network = StructureAnswers(bundle, _for_network(inside, across), structures, step)
         with torch.no_grad():
             window_answers = network(window)[0]
-        window_maps = _occlusion(network, window, window_answers, bundle.windows.batch).cpu()
-        covered = _on_image(_widened(place, bundle.slice_axis, reach), plan)
+        window_maps = _occlusion(network, window, window_answers, settings.batch).cpu()
+        covered = within(_widened(place, across, reach), plan.inside)
         for n, answer, window_map in zip(structures, window_answers, window_maps, strict=True):
             answers[n] = float(answer)
-            maps[n] = back(_filling(window_map, place, covered, plan, bundle.slice_axis), covered)
+            whole = window_map if across is None else window_map.unsqueeze(across)
+            # The map of a slice is repeated across the slices that it covers
+            filling = whole[within(plan.inside, place)].expand(shape_of(covered))
+            maps[n] = _on_source(filling, covered, way, image, case)
     return Explanation(tuple(maps), tuple(answers), slice_axis)
 
 
-class _Regions:
-    """The voxels of the structures on the padded working grid.
+def _regions(image: MetaTensor, case: Case, plan: WindowPlan) -> list[Region]:
+    """The voxels of the structures that the network finds in a preprocessed image, on the padded working grid.
 
-    Args:
-        labels: Shape (maps, *spatial), of structures: one label map, or one of 0 and 1 for each.
-        absent: For each structure whether it is left out.
-
-    Attributes:
-        boxes: The smallest box that holds each structure; None for a structure without a voxel.
+    A structure that the network does not find has no box.
     """
-
-    def __init__(self, labels: NDArray[Any], absent: Sequence[bool]) -> None:
-        self._regions = regions_of(labels, labels.ndim - 1, len(absent))
-        self.boxes: list[Slices | None] = [
-            None if out else region.box for out, region in zip(absent, self._regions, strict=True)
-        ]
-
-    @classmethod
-    def found(cls, item: dict[str, MetaTensor], case: Case, plan: WindowPlan) -> "_Regions":
-        """The structures that the network finds in a preprocessed image, without those that the result does not have."""
-        # Post-processing may have removed a structure that the network found
-        outputs, absent = case.bundle.outputs, [structure.voxels == 0 for structure in case.segmentation.structures]
-        # Of a large image, sums of windows wait on disk
-        settings = replace(
-            case.bundle.windows,
-            mirror_axes=case.bundle.mirror_axes if case.settings.tta else (),
-            most_bytes=IN_MEMORY_BYTES,
-        )
-        rows = [
-            outputs.labels(values).cpu().numpy().astype(outputs.label_type(len(absent)))
-            for _, values in predict_rows(item["image"], case.bundle.engine(case.settings), settings)
-        ]
-        around = [(side.start, size - side.stop) for side, size in zip(plan.inside, plan.padded_shape, strict=True)]
-        return cls(np.pad(np.concatenate(rows, axis=1), [(0, 0), *around]), absent)
-
-    def mask(self, structure: int, place: Slices) -> NDArray[np.bool_]:
-        """Shape of a box of the padded grid, boolean: the voxels of a structure, counted from 0."""
-        labels, value, _ = self._regions[structure]
-        return np.asarray(labels[place] == value)
+    # Post-processing may have removed a structure that the network found: it has no box either
+    outputs, absent = case.bundle.outputs, [structure.voxels == 0 for structure in case.segmentation.structures]
+    # Of a large image, sums of windows wait on disk
+    settings = replace(
+        case.bundle.windows,
+        mirror_axes=case.bundle.mirror_axes if case.settings.tta else (),
+        most_bytes=IN_MEMORY_BYTES,
+    )
+    rows = [
+        outputs.labels(values).cpu().numpy().astype(outputs.label_type(len(absent)))
+        for _, values in predict_rows(image, case.bundle.engine(case.settings), settings)
+    ]
+    around = [(side.start, size - side.stop) for side, size in zip(plan.inside, plan.padded_shape, strict=True)]
+    labels = np.pad(np.concatenate(rows, axis=1), [(0, 0), *around])
+    found = regions_of(labels, len(plan.inside), len(absent))
+    return [region._replace(box=None) if out else region for out, region in zip(absent, found, strict=True)]
 
 
-def _windows(regions: _Regions, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
+def _mask(region: Region, place: Slices) -> NDArray[np.bool_]:
+    """Shape of a box of the padded grid, boolean: the voxels of a structure."""
+    return np.asarray(region.labels[place] == region.value)
+
+
+def _windows(regions: Sequence[Region], plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
     """The windows that are explained, each with the indices of its structures; a structure without a voxel has no window."""
     shared: dict[tuple[int, ...], tuple[Slices, list[int]]] = {}
-    for n, box in enumerate(regions.boxes):
-        if box is not None:
-            place = _best_window(regions.mask(n, box), box, plan, slice_axis)
+    for n, region in enumerate(regions):
+        if region.box is not None:
+            place = _best_window(_mask(region, region.box), region.box, plan, slice_axis)
             # Structures with the same window share its passes through the network
             shared.setdefault(tuple(side.start for side in place), (place, []))[1].append(n)
     return list(shared.values())
@@ -213,23 +202,23 @@ def _best_window(mask: NDArray[np.bool_], box: Slices, plan: WindowPlan, slice_a
         plan: The windows.
         slice_axis: Of a 2D network on a volume.
     """
-    axes = range(mask.ndim)
-    along = [mask.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes]  # voxels at each position
-    centre = np.array([side.start + np.arange(len(n)) @ n / n.sum() for side, n in zip(box, along, strict=True)])
+    areas = [_areas(mask, axis) for axis in range(mask.ndim)]
+    centre = np.array([side.start + np.arange(len(n)) @ n / n.sum() for side, n in zip(box, areas, strict=True)])
     places = [window.place for window in plan.windows]
     if slice_axis is not None:
-        largest = box[slice_axis].start + int(along[slice_axis].argmax())
+        largest = box[slice_axis].start + int(areas[slice_axis].argmax())
         places = [place for place in places if place[slice_axis].start == largest]
 
     def fit(place: Slices) -> tuple[int, float]:
         middle = np.array([(side.start + side.stop - 1) / 2 for side in place])
-        shared = tuple(
-            slice(max(0, side.start - own.start), max(0, side.stop - own.start))
-            for side, own in zip(place, box, strict=True)
-        )
-        return int(np.count_nonzero(mask[shared])), -float(np.linalg.norm(middle - centre))
+        return int(np.count_nonzero(mask[within(place, box)])), -float(np.linalg.norm(middle - centre))
 
     return max(places, key=fit)
+
+
+def _areas(mask: NDArray[np.bool_], axis: int) -> NDArray[np.int_]:
+    """Shape of this axis: the voxels of a mask in each slice across it."""
+    return np.asarray(mask.sum(axis=tuple(other for other in range(mask.ndim) if other != axis)))
 
 
 def _for_network(tensor: torch.Tensor, slice_axis: int | None) -> torch.Tensor:
@@ -284,107 +273,62 @@ def _slab(image: MetaTensor, volume: Volume, slice_axis: int | None) -> tuple[in
 def _widened(place: Slices, slice_axis: int | None, reach: int) -> Slices:
     """The place of a window with `reach` more slices on each side along the slice axis."""
     return tuple(
-        slice(max(0, side.start - reach), side.stop + reach) if axis == slice_axis else side
-        for axis, side in enumerate(place)
+        slice(side.start - reach, side.stop + reach) if axis == slice_axis else side for axis, side in enumerate(place)
     )
 
 
-def _on_image(place: Slices, plan: WindowPlan) -> Slices:
-    """The part of a place in the padded image that lies in the image, in voxels of the image."""
-    return tuple(
-        slice(max(0, side.start - own.start), min(side.stop, own.stop) - own.start)
-        for side, own in zip(place, plan.inside, strict=True)
-    )
-
-
-def _filling(
-    window_map: torch.Tensor, place: Slices, covered: Slices, plan: WindowPlan, slice_axis: int | None
-) -> torch.Tensor:
-    """The map of a window on the part of the image that it covers; that of a slice is repeated across the slices."""
-    whole = window_map if slice_axis is None else window_map.unsqueeze(slice_axis)
-    inside = []
-    for axis, (side, own, first) in enumerate(zip(covered, place, plan.before, strict=True)):
-        start = side.start + first - own.start
-        inside.append(slice(None) if axis == slice_axis else slice(start, start + side.stop - side.start))
-    return whole[tuple(inside)].expand([side.stop - side.start for side in covered])
-
-
-class _Back:
-    """Takes maps of windows from the grid of a preprocessed image to its source.
+def _on_source(
+    values: torch.Tensor, covered: Slices, way: WayBack | None, image: MetaTensor, case: Case
+) -> StructureMap | None:
+    """The map of a window on the source; None where it covers no voxel of the source.
 
     Args:
+        values: Shape (*covered), on the working grid.
+        covered: The part of the working grid that the window covers.
         way: The way back in boxes; None: MONAI's on the whole image.
-        item: The preprocessed image.
-        bundle: Its preprocessing made the image.
-        volume: The source.
+        image: The preprocessed image.
+        case: Its bundle's preprocessing made the image of the source.
     """
-
-    def __init__(self, way: WayBack | None, item: dict[str, MetaTensor], bundle: Bundle, volume: Volume) -> None:
-        self._way, self._item, self._volume = way, item, volume
-        self._inverse = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
-
-    def __call__(self, values: torch.Tensor, covered: Slices) -> StructureMap | None:
-        """A map, shape (*covered) on the working grid, on the source; None where it covers no voxel of the source."""
-        box = _touched(self._way, covered) if self._way else None
-        if self._way and box is None:
-            return None
-        shape = tuple(self._item["image"].shape[1:])
-        needed = self._way.needed(box) if self._way and box else tuple(slice(0, n) for n in shape)
-        # A second image counts where the window was, because 0 is a value that a map may have
-        both = torch.zeros(2, *(side.stop - side.start for side in needed))
-        shared = [
-            (max(own.start, side.start), min(own.stop, side.stop)) for own, side in zip(covered, needed, strict=True)
-        ]
-        to = tuple(slice(a - side.start, b - side.start) for (a, b), side in zip(shared, needed, strict=True))
-        both[0][to] = values[
-            tuple(slice(a - own.start, b - own.start) for (a, b), own in zip(shared, covered, strict=True))
-        ]
-        both[1][to] = 1.0
-        if self._way and box:
-            moved = self._way(both, box)
-        else:
-            with_maps: dict[Hashable, MetaTensor] = {"image": self._item["image"], "pred": MetaTensor(both)}
-            moved = torch.as_tensor(self._inverse(with_maps)["pred"])
-            box = tuple(slice(0, n) for n in moved.shape[1:])
-        found, part = on_volume(moved, self._volume)
-        tight = bounding_box(part >= _LEAST_COVERED, (0, 0, 0))
-        if tight is None:
-            return None
-        # Resampling mixes the edge of a window with zeros around it; division by the equally resampled coverage undoes it
-        found, part = found[tight], part[tight]
-        found = np.where(part >= _LEAST_COVERED, found / np.maximum(part, _LEAST_COVERED), np.float32(np.nan))
-        i, j, k = (
-            slice(whole.start + own.start, whole.start + own.stop)
-            for whole, own in zip(on_grid(box), tight, strict=True)
-        )
-        return StructureMap((i, j, k), found)
+    box = _touched(way, covered) if way else None
+    if way and box is None:
+        return None
+    needed = way.needed(box) if way and box else whole_box(image.shape[1:])
+    # A second image counts where the window was, because 0 is a value that a map may have
+    both = torch.zeros(2, *shape_of(needed))
+    to = within(covered, needed)
+    both[0][to] = values[within(needed, covered)]
+    both[1][to] = 1.0
+    if way and box:
+        moved = way(both, box)
+    else:
+        inverse = Invertd("pred", transform=case.bundle.preprocessing, orig_keys="image", nearest_interp=False)
+        with_maps: dict[Hashable, MetaTensor] = {"image": image, "pred": MetaTensor(both)}
+        moved = torch.as_tensor(inverse(with_maps)["pred"])
+        box = whole_box(moved.shape[1:])
+    found, part = on_volume(moved, case.image)
+    tight = bounding_box(part >= _LEAST_COVERED, (0, 0, 0))
+    if tight is None:
+        return None
+    # Resampling mixes the edge of a window with zeros around it; division by the equally resampled coverage undoes it
+    found, part = found[tight], part[tight]
+    found = np.where(part >= _LEAST_COVERED, found / np.maximum(part, _LEAST_COVERED), np.float32(np.nan))
+    i, j, k = (
+        slice(whole.start + own.start, whole.start + own.stop) for whole, own in zip(on_grid(box), tight, strict=True)
+    )
+    return StructureMap((i, j, k), found)
 
 
 def _touched(way: WayBack, covered: Slices) -> Slices | None:
     """A box of the source grid outside of which nothing depends on a box of the working grid; None if nothing does."""
-    shape = way.source_shape
+    whole = whole_box(way.source_shape)
     sides = []
-    for axis, length in enumerate(shape):
-        planes = [
-            n
-            for n in range(length)
-            if all(
-                max(own.start, side.start) < min(own.stop, side.stop)
-                for own, side in zip(
-                    covered,
-                    way.needed((*_whole(shape[:axis]), slice(n, n + 1), *_whole(shape[axis + 1 :]))),
-                    strict=True,
-                )
-            )
-        ]
+    for axis, length in enumerate(way.source_shape):
+        needed = [way.needed((*whole[:axis], slice(n, n + 1), *whole[axis + 1 :])) for n in range(length)]
+        planes = [n for n, box in enumerate(needed) if min(shape_of(within(covered, box))) > 0]
         if not planes:
             return None
         sides.append(slice(planes[0], planes[-1] + 1))
     return tuple(sides)
-
-
-def _whole(shape: Sequence[int]) -> Slices:
-    return tuple(slice(0, n) for n in shape)
 
 
 _WIDTH_INCHES, _DPI, _OPACITY = 7.2, 130, 0.75  # the last of the strongest colour
@@ -401,7 +345,7 @@ def explanation_png(segmentation: Segmentation, case_id: str, explanation: Expla
             strips.append(_headline(f"{segment.label}: not found, so there is nothing to explain"))
             continue
         most = float(np.nanmax(np.abs(own.values)))
-        scale = _scale(most)
+        scale = ScalarMappable(Normalize(-most, most), colormaps["coolwarm"])  # red above 0 and blue below
         text = f"{segment.label}: {SHOWN}"
         if most == 0:
             strips.append(_headline(f"{text}: 0 everywhere"))
@@ -409,11 +353,6 @@ def explanation_png(segmentation: Segmentation, case_id: str, explanation: Expla
             strips.append(_headline(text, f"{UNIT} (the answer is {answer:.2f})", scale))
         strips.append(_planes(structure, case_id, own, scale, explanation.slice_axis))
     return _stacked(strips)
-
-
-def _scale(most: float) -> ScalarMappable:
-    """The colours of a map: red above 0 and blue below."""
-    return ScalarMappable(Normalize(-most, most), colormaps["coolwarm"])
 
 
 def _coloured(grey: NDArray[np.float32], values: NDArray[np.float32], scale: ScalarMappable) -> NDArray[np.float32]:
@@ -437,19 +376,16 @@ def _planes(
     structure: Structure, case_id: str, own: StructureMap, scale: ScalarMappable, slice_axis: int | None
 ) -> Figure:
     """The explained window in planes through the structure; of a 2D network the explained slice."""
-    volume, box, values, mask = structure.grid, own.box, own.values, structure.mask_in(own.box)
+    image, values, mask = structure.grid.array[own.box], own.values, structure.mask_in(own.box)
     if slice_axis is not None:
-        areas = (mask & ~np.isnan(values)).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
+        areas = _areas(mask & ~np.isnan(values), slice_axis)
         index = int(areas.argmax()) if areas.any() else mask.shape[slice_axis] // 2
         cut = tuple(slice(index, index + 1) if axis == slice_axis else slice(None) for axis in range(3))
-        values, mask = values[cut], mask[cut]
-        sides = list(box)
-        sides[slice_axis] = slice(box[slice_axis].start + index, box[slice_axis].start + index + 1)
-        box = (sides[0], sides[1], sides[2])
-    image = _coloured(_grey(volume.array[box]), values, scale)
+        image, values, mask = image[cut], values[cut], mask[cut]
     everywhere = np.ones_like(mask)  # a class without an outline that keeps the picture from being cropped
     outlines = np.stack([mask, everywhere])
-    picture = replace(CasePicture.of(case_id, "best", volume, np.zeros_like(outlines), outlines), image=image)
+    picture = CasePicture.of(case_id, "best", structure.grid, np.zeros_like(outlines), outlines)
+    picture = replace(picture, image=_coloured(_grey(image), values, scale))
     if slice_axis is not None:
         picture = replace(picture, slices_along=slice_axis)
     return case_figure(picture, ("structure", "window"), (structure.segment.colour, _GROUND))

@@ -53,8 +53,8 @@ def ever_resident_bytes() -> float:
 def _limits() -> Iterator[tuple[float, float]]:
     """Each limit on the memory of this process, and what is taken of it: machine, control groups, addresses."""
     machine = Path("/proc/meminfo")
-    if not math.isinf(most := _entry(machine, "MemTotal:") * 1024):
-        yield most, most - _entry(machine, "MemAvailable:") * 1024
+    if most := _entry(machine, "MemTotal:") * 1024:
+        yield most, most - _entry(machine, "MemAvailable:", absent=math.inf) * 1024
     yield from _limits_of_groups()
     most = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
     if most != resource.RLIM_INFINITY:
@@ -80,46 +80,39 @@ def _limits_of_groups() -> Iterator[tuple[float, float]]:
                 if folder.is_relative_to(root):
                     with suppress(OSError, ValueError):  # a group that is not shown here, or "max"
                         limit, used = (int((folder / name).read_text()) for name in names[:2])
-                        files = _entry(folder / "memory.stat", names[2])
-                        yield limit, used - (0 if math.isinf(files) else files)
+                        yield limit, used - _entry(folder / "memory.stat", names[2])
 
 
 def _status(name: str) -> int:
-    size = _entry(Path("/proc/self/status"), f"{name}:")
-    return 0 if math.isinf(size) else int(size * 1024)
+    return int(_entry(Path("/proc/self/status"), f"{name}:") * 1024)
 
 
-def _entry(path: Path, name: str) -> float:
-    """The number behind a name in a file of lines; infinite if there is none."""
+def _entry(path: Path, name: str, absent: float = 0.0) -> float:
+    """The number behind a name in a file of lines; `absent` if there is none."""
     with suppress(OSError, ValueError):
         for line in path.read_text().splitlines():
             words = line.split()
             if words[:1] == [name]:
                 return float(words[1])
-    return math.inf
+    return absent
 
 
 def keep_small() -> None:
     """Sets for the whole process how freed memory is kept. Must be called before threads are started."""
-    libc = _glibc()
-    if libc is not None:
-        # Threads get arenas when they first allocate memory; a limit removes no arena that exists already.
-        libc.mallopt(_ARENA_MAX, _ARENAS)
-        # A threshold that is set no longer grows by itself (mallopt(3)).
-        libc.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+    # Threads get arenas when they first allocate memory; a limit removes no arena that exists already.
+    _mallopt(_ARENA_MAX, _ARENAS)
+    # A threshold that is set no longer grows by itself (mallopt(3)).
+    _mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 @contextmanager
 def large_blocks_go_back() -> Iterator[None]:
     """Inside it a large block that is freed goes back to the system at once; this is slower where there are many of them."""
-    libc = _glibc()
-    if libc is not None:
-        libc.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+    _mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
     try:
         yield
     finally:
-        if libc is not None:
-            libc.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        _mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
 
 
 def trim_until(ended: Callable[[float], bool]) -> None:
@@ -128,6 +121,12 @@ def trim_until(ended: Callable[[float], bool]) -> None:
     while not ended(_TRIM_S):
         if libc is not None:
             libc.malloc_trim(0)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(parameter, value)
 
 
 def _glibc() -> Any:

@@ -90,16 +90,14 @@ def _rewrite(root: Path) -> dict[str, Any]:
     texts, folds = _without_ensemble(texts)
     text, steps = _without_tidy(texts["inference"], bundle)
     text, form = _with_calibration(text, bundle)
-    text = re.sub(r"^imports:\n(?:- .*\n)+", _with_imports, text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"(?m)^imports:\n(?:- .*\n)+", _with_imports, text, count=1)
     fitted = neutral(form, document["calibration"])
     fitted["calibration"] |= {"plain": document["calibration"], "tta": _of_averages(document)}
     fitted["tidy"]["steps"] = steps
     if "thresholds" in document and _BY_US in text:
         fitted["thresholds"]["values"] = document["thresholds"]
         read = "thresholds: \"$@fitted['thresholds']['values'] or [0.5] * len(@labels)\"\n"
-        text = re.sub(r"^thresholds: \[.*\n", read, text, flags=re.MULTILINE).replace(
-            f"  # {_BY_US}, with `thresholds`", ""
-        )
+        text = re.sub(r"(?m)^thresholds: \[.*\n", read, text).replace(f"  # {_BY_US}, with `thresholds`", "")
     texts["inference"] = text
     texts = _with_networks(texts)
     if folds > 1:
@@ -124,7 +122,7 @@ def _with_imports(block: re.Match[str]) -> str:
 
 def _with_calibration(text: str, bundle: Bundle) -> tuple[str, str | None]:
     """The text with a calibration that is read from fitted.json, and the name of the form; None for a form of the owner's."""
-    calibrate = re.search(r"""^calibrate: (["'])\$lambda logits, c=@calibration: (.*)\1\n""", text, re.MULTILINE)
+    calibrate = re.search(r"""(?m)^calibrate: (["'])\$lambda logits, c=@calibration: (.*)\1\n""", text)
     form = next(
         (name for name, old in _OLD_FORMS.items() if calibrate and re.fullmatch(old, calibrate[2].strip())), None
     )
@@ -132,21 +130,21 @@ def _with_calibration(text: str, bundle: Bundle) -> tuple[str, str | None]:
     if form is None:
         reads = [line for line in block.splitlines() if re.match(r"fitted:|calibration(_tta)?: ", line)]
         fitted, plain, tta = (f"{line}\n" for line in reads)
-        text = re.sub(r"^calibration: \{.*\n", lambda old: fitted + plain, text, count=1, flags=re.MULTILINE)
-        return re.sub(r"^calibration_tta: .*\n", lambda old: tta, text, flags=re.MULTILINE), None
+        text = re.sub(r"(?m)^calibration: \{.*\n", lambda old: fitted + plain, text, count=1)
+        return re.sub(r"(?m)^calibration_tta: .*\n", lambda old: tta, text), None
     for name in ("calibration_tta", "mean_nearby", "mixture", "each", "by_channel"):
-        text = re.sub(rf"^{name}: .*\n(?:  .*\n)*", "", text, flags=re.MULTILINE)
-    text = re.sub(r"(?:^#.*\n)*^calibration: \{.*\n", "", text, count=1, flags=re.MULTILINE)
-    return re.sub(r"^calibrate: .*\n", lambda old: block, text, count=1, flags=re.MULTILINE), form
+        text = re.sub(rf"(?m)^{name}: .*\n(?:  .*\n)*", "", text)
+    text = re.sub(r"(?m)(?:^#.*\n)*^calibration: \{.*\n", "", text, count=1)
+    return re.sub(r"(?m)^calibrate: .*\n", lambda old: block, text, count=1), form
 
 
 def _without_tidy(text: str, bundle: Bundle) -> tuple[str, list[dict[str, Any]]]:
     """The text whose `tidy` reads fitted.json, and the steps that `calibrate` chose; a `tidy` of the owner stays as it is."""
-    block = re.search(rf"^tidy:  # {_BY_US}.*\n((?:(?:# \||- | +\S).*\n)*)", text, re.MULTILINE)
-    empty = re.search(r"^tidy: \[\].*\n(?:# .*\n)*", text, re.MULTILINE)
+    block = re.search(rf"(?m)^tidy:  # {_BY_US}.*\n((?:(?:# \||- | +\S).*\n)*)", text)
+    empty = re.search(r"(?m)^tidy: \[\].*\n(?:# .*\n)*", text)
     steps: list[dict[str, Any]] = []
     if block:
-        reasons = re.findall(r"^# \| (.*)", block[1], re.MULTILINE)
+        reasons = re.findall(r"(?m)^# \| (.*)", block[1])
         for why, transform in zip(reasons, yaml.safe_load(block[1]), strict=True):
             if transform["_target_"] not in _STEPS:
                 return text.replace(f"  # {_BY_US}; with [] in its place it begins anew", ""), []
@@ -167,19 +165,19 @@ def _without_tidy(text: str, bundle: Bundle) -> tuple[str, list[dict[str, Any]]]
 
 _BEGIN = "# The networks of the folds, by monai-unet train --deliver ensemble; their answer is the mean of their logits"
 _END = "# End of the networks of the folds"
-_NETWORK = re.compile(r"^(?:network_def|network_\d+):\n  _target_: DynUNet\n((?:  .*\n)+)", re.MULTILINE)
-_LAYER = re.compile(r"^feature_layer: (?:0\.)?(\S+).*\n", re.MULTILINE)
+_NETWORK = re.compile(r"(?m)^(?:network_def|network_\d+):\n  _target_: DynUNet\n((?:  .*\n)+)")
+_LAYER = re.compile(r"(?m)^feature_layer: (?:0\.)?(\S+).*\n")
 
 
 def _without_ensemble(texts: Mapping[str, str]) -> tuple[dict[str, str], int]:
     """The configs for a single network, and of how many folds an ensemble had networks; 1 where it is none."""
     inference = texts["inference"]
-    block = re.search(rf"^{re.escape(_BEGIN)}\n(?:.*\n)*?{re.escape(_END)}\n", inference, re.MULTILINE)
+    block = re.search(rf"(?m)^{re.escape(_BEGIN)}\n(?:.*\n)*?{re.escape(_END)}\n", inference)
     if block is None:
         return dict(texts), 1
     count = len(re.findall(r'"@network_\d+"', block[0].split("modules:")[1].split("\n")[0]))
-    inference = re.sub(r"^network_1:", "network_def:", inference.replace(block[0], ""), count=1, flags=re.MULTILINE)
-    inference = re.sub(r"^feature_layer: 0\.", "feature_layer: ", inference, flags=re.MULTILINE)
+    inference = re.sub(r"(?m)^network_1:", "network_def:", inference.replace(block[0], ""), count=1)
+    inference = re.sub(r"(?m)^feature_layer: 0\.", "feature_layer: ", inference)
     for several, single in (
         ("\n  _target_: EnsembleEvaluator\n", "\n  _target_: SupervisedEvaluator\n"),
         ('\n  networks: "$list(@network)"\n  pred_keys: "@answers"\n', '\n  network: "@network"\n'),
@@ -195,10 +193,8 @@ def _with_networks(texts: Mapping[str, str]) -> dict[str, str]:
     networks, layer = _NETWORK.findall(text), _LAYER.search(text)
     if not networks or layer is None or len(set(networks)) > 1:
         return changed
-    text = re.sub(
-        r"^# Their answer is the mean.*\nnetwork_def: \{_target_: torch.nn.ModuleList.*\n", "", text, flags=re.M
-    )
-    text = re.sub(r"^mean:\n(?:[- ].*\n)+", "", text, flags=re.MULTILINE)
+    text = re.sub(r"(?m)^# Their answer is the mean.*\nnetwork_def: \{_target_: torch.nn.ModuleList.*\n", "", text)
+    text = re.sub(r"(?m)^mean:\n(?:[- ].*\n)+", "", text)
     lines = _NETWORK_LINES.format(networks=len(networks), layer=layer[1])
     text = _NETWORK.sub("", _LAYER.sub(lambda old: f"{_NEW_NETWORK}{networks[0]}{lines}", text, count=1))
     for pattern, new in (
@@ -315,11 +311,11 @@ def _old_recipe(configs: Sequence[Path]) -> str:
     """`recipe_sha256` as it was: without what was found or delivered after the training."""
     inference, train = (path.read_text(encoding="utf-8") for path in configs)
     texts = _without_ensemble({"inference": inference})[0]["inference"], train
-    recipe = re.sub(r"^calibration(_tta)?: .*$", "", "".join(map(_without_chosen, texts)), flags=re.MULTILINE)
+    recipe = re.sub(r"(?m)^calibration(_tta)?: .*$", "", "".join(map(_without_chosen, texts)))
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 
 def _without_chosen(text: str) -> str:
-    text = re.sub(rf"^(?:# \| .*\n)?thresholds: \[.*\]  # {_BY_US}.*\n", "", text, flags=re.MULTILINE)
-    text = re.sub(rf"^- _target_: Lambdad  # {_BY_US}, with `thresholds`\n(?:  .*\n)*", "", text, flags=re.MULTILINE)
-    return re.sub(rf"^tidy:  # {_BY_US}.*\n(?:(?:# \||- | +\S).*\n)*", "tidy: []\n", text, flags=re.MULTILINE)
+    text = re.sub(rf"(?m)^(?:# \| .*\n)?thresholds: \[.*\]  # {_BY_US}.*\n", "", text)
+    text = re.sub(rf"(?m)^- _target_: Lambdad  # {_BY_US}, with `thresholds`\n(?:  .*\n)*", "", text)
+    return re.sub(rf"(?m)^tidy:  # {_BY_US}.*\n(?:(?:# \||- | +\S).*\n)*", "tidy: []\n", text)

@@ -27,6 +27,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.predict import Progress, predict_rows
 from monai_unet_app.inference.windows import WindowSettings
+from monai_unet_app.planning.plan import BundlePlan, PlanConfig, Speed, plan_configurations
 
 # By the shipped plan: two train, one each selects, calibrates and tests.
 FEW = ("hippocampus_003", "hippocampus_007", "hippocampus_132", "hippocampus_053", "hippocampus_035")
@@ -39,6 +40,11 @@ def few_examples(folder: Path, ids: tuple[str, ...] = FEW) -> Path:
         for name in ids:
             shutil.copy2(EXAMPLES / kind / f"{name}.nii.gz", folder / kind)
     return folder
+
+
+def plan_bundle(config: PlanConfig, speed: Speed) -> BundlePlan:
+    """The plan for the one configuration of `config`."""
+    return plan_configurations(config, [config.configuration], speed)[0]
 
 
 def trained_on(root: Path, partitions: dict[str, str], subject: str | None = None) -> None:

@@ -415,9 +415,10 @@ def test_statements_are_held_against_the_voxels_that_count(tiny_bundle: Callable
     counted.add(WHOLE_GRID, p)
     log.add(counted)
     truth = marked == 1
-    assert log.outcomes[0].dice == dice(truth, (predicted == 1) & (marked != 255)) < 1
-    assert log.outcomes[0].missed == (predicted[truth] != 1).mean() > 0
-    assert log.outcomes[1].missed is log.outcomes[0].size is None
+    first, second = log.outcomes[0].true
+    assert first.dice == dice(truth, (predicted == 1) & (marked != 255)) < 1
+    assert first.missed == (predicted[truth] != 1).mean() > 0
+    assert second.missed is first.size is None
 
 
 def test_labels_come_back_from_a_file_that_has_no_name() -> None:

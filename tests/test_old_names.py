@@ -17,6 +17,7 @@ from test_report_card import evaluation_of
 
 from monai_unet_app.cli.parser import OLD_NAMES
 from monai_unet_app.service.audit import AuditTrail
+from monai_unet_app.service.queue import Queue
 
 run = pytest.fixture(shell)
 OLD_AND_NEW = {
@@ -41,7 +42,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An archive, and a folder with all that the commands name, in which they run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(secrets, "token_urlsafe", lambda length: "x" * length)  # of the token, which is random
-    AuditTrail(Path("audit.jsonl")).write("started")
+    AuditTrail(Path("audit.jsonl"), None, Queue(Path("trail.sqlite"))).write("started")
     write_evaluation(Path("good"), people(12))
     write_evaluation(Path("worse"), noisy(-0.05))
     with Archive(held=ct_series(tmp_path / "held", 3)).running() as archive:

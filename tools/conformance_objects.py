@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -31,6 +32,7 @@ from phantoms import lopsided_array, oblique_affine, write_mr_series, write_pict
 
 from dicom_io.capture import write_captures, write_notice  # noqa: E402
 from dicom_io.coding import Segment  # noqa: E402
+from dicom_io.kinds.encodings import SegEncoding  # noqa: E402
 from dicom_io.objects import patient_and_study  # noqa: E402
 from dicom_io.objects.identity import ResultInfo  # noqa: E402
 from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map  # noqa: E402
@@ -104,12 +106,9 @@ class _Case:
         return self.source.with_array(np.stack(parts, axis=3))
 
 
-def _seg(encoding: str) -> Callable[[_Case, Path], Path]:
-    def write(case: _Case, folder: Path) -> Path:
-        values = case.probabilities() if encoding == "fractional" else case.labels
-        return write_seg(values, case.source, folder / f"{encoding}.dcm", case.result, encoding=encoding)  # type: ignore[arg-type]
-
-    return write
+def _seg(encoding: SegEncoding, case: _Case, folder: Path) -> Path:
+    values = case.probabilities() if encoding == "fractional" else case.labels
+    return write_seg(values, case.source, folder / f"{encoding}.dcm", case.result, encoding=encoding)
 
 
 def _sr(case: _Case, folder: Path) -> Path:
@@ -119,8 +118,8 @@ def _sr(case: _Case, folder: Path) -> Path:
 
 def _map(case: _Case, folder: Path) -> Path:
     values = case.source.with_array(case.probabilities().array[..., 0])
-    meaning = {"quantity": PROBABILITY, "unit": NO_UNIT, "label": f"P({case.result.segments[0].label})"}
-    return write_parametric_map(values, case.source, folder / "pm.dcm", case.result, MapMeaning(**meaning))  # type: ignore[arg-type]
+    meaning = MapMeaning(PROBABILITY, NO_UNIT, f"P({case.result.segments[0].label})")
+    return write_parametric_map(values, case.source, folder / "pm.dcm", case.result, meaning)
 
 
 def _pdf(case: _Case, folder: Path) -> Path:
@@ -154,9 +153,9 @@ def _note(case: _Case, folder: Path) -> Path:
 
 
 VARIANTS = (
-    Variant("Segmentation, BINARY", _seg("binary")),
-    Variant("Segmentation, FRACTIONAL", _seg("fractional")),
-    Variant("Label Map Segmentation", _seg("labelmap")),
+    Variant("Segmentation, BINARY", partial(_seg, "binary")),
+    Variant("Segmentation, FRACTIONAL", partial(_seg, "fractional")),
+    Variant("Label Map Segmentation", partial(_seg, "labelmap")),
     Variant("Comprehensive 3D SR", _sr),
     Variant("RT Structure Set", lambda case, to: write_rtstruct(case.labels, case.source, to / "r.dcm", case.result)),
     Variant(
@@ -179,6 +178,9 @@ VARIANTS = (
 )
 
 
+Line = tuple[str, str, str, str]
+
+
 @dataclass(frozen=True)
 class Example:
     """What two objects of one kind have in common and what not.
@@ -194,39 +196,41 @@ class Example:
     title: str
     sop_class_uid: pydicom.uid.UID
     transfer_syntax_uid: pydicom.uid.UID
-    rows: Mapping[str, list[tuple[str, str, str, str]]]
+    rows: Mapping[str, list[Line]]
     absent: tuple[str, ...]
 
 
 def examples() -> list[Example]:
     """One example for each of VARIANTS, in their order."""
     with TemporaryDirectory() as name:
-        pairs = [_cases(Path(name), in_colour=False), _cases(Path(name), in_colour=True)]
+        pairs = [
+            [_case(Path(name) / f"{which}{in_colour:d}", which, in_colour) for which in (0, 1)]
+            for in_colour in (False, True)
+        ]
         return [_example(kind, pairs[kind.in_colour], Path(name)) for kind in VARIANTS]
 
 
-def _cases(folder: Path, *, in_colour: bool) -> tuple[_Case, _Case]:
-    return _case(folder / f"a{in_colour:d}", 0, in_colour), _case(folder / f"b{in_colour:d}", 1, in_colour)
+_HEADERS: dict[str, tuple[Any, Any]] = {
+    "PatientName": ("One^Phantom", "Two^Phantom"),
+    "SeriesNumber": (3, 14),
+    "StudyDate": ("20250102", "20260203"),
+    "StudyTime": ("101112", "131415"),
+    "BodyPartExamined": ("HAND", "KNEE"),
+    "Laterality": ("L", "R"),
+    "PositionReferenceIndicator": ("NASION", "ILIAC CREST"),
+    "WindowCenter": (300, 250),
+    "WindowWidth": (500, 400),
+    "SpecificCharacterSet": ("ISO_IR 100", "ISO_IR 192"),
+    "LossyImageCompression": ("00", "01"),
+    "LossyImageCompressionRatio": (None, 10),
+    "LossyImageCompressionMethod": (None, "ISO_10918_1"),
+    "PixelAspectRatio": ([1, 1], [4, 3]),
+}
 
 
 def _case(folder: Path, which: int, in_colour: bool) -> _Case:
     """A source with labels: the first or the second of two that share nothing."""
-    header = {
-        "PatientName": ("One^Phantom", "Two^Phantom")[which],
-        "SeriesNumber": (3, 14)[which],
-        "StudyDate": ("20250102", "20260203")[which],
-        "StudyTime": ("101112", "131415")[which],
-        "BodyPartExamined": ("HAND", "KNEE")[which],
-        "Laterality": ("L", "R")[which],
-        "PositionReferenceIndicator": ("NASION", "ILIAC CREST")[which],
-        "WindowCenter": (300, 250)[which],
-        "WindowWidth": (500, 400)[which],
-        "SpecificCharacterSet": ("ISO_IR 100", "ISO_IR 192")[which],
-        "LossyImageCompression": ("00", "01")[which],
-        "LossyImageCompressionRatio": (None, 10)[which],
-        "LossyImageCompressionMethod": (None, "ISO_10918_1")[which],
-        "PixelAspectRatio": ([1, 1], [4, 3])[which],
-    }
+    header = {keyword: values[which] for keyword, values in _HEADERS.items()}
     shape = ((11, 9, 7), (12, 10, 6))[which]
     if in_colour:
         pixels = np.stack([lopsided_array(shape)[:, :, k] % 251 for k in range(3)], axis=-1).astype(np.uint8)
@@ -266,18 +270,18 @@ def _result(which: int) -> ResultInfo:
     )
 
 
-def _example(kind: Variant, cases: tuple[_Case, _Case], folder: Path) -> Example:
+def _example(kind: Variant, cases: Sequence[_Case], folder: Path) -> Example:
     written = []
     for number, case in enumerate(cases):
         place = folder / f"{kind.title} {number}"
         place.mkdir()
         written.append(pydicom.dcmread(kind.write(case, place)))
     one, two = written
-    modules, iod = _standard(), _iod_of(one.SOPClassUID)
-    rows: dict[str, list[tuple[str, str, str, str]]] = {}
+    iod = _standard("iod_module_map")[_standard("sop_class_iod_map")[one.SOPClassUID]]
+    rows: dict[str, list[Line]] = {}
     for tag in sorted({*one.keys(), *two.keys()}):
-        keyword = pydicom.datadict.keyword_for_tag(tag)
-        module, type_ = _module_of(keyword, iod, modules)
+        keyword = keyword_for_tag(tag)
+        module, type_ = _module_of(keyword, iod)
         if module in CARRIED_MODULES or keyword in _CARRIED:
             continue
         name = _title(module) if module else "Not in a module of the IOD"
@@ -289,7 +293,7 @@ def _example(kind: Variant, cases: tuple[_Case, _Case], folder: Path) -> Example
     absent = tuple(
         _title(part["key"])
         for part in iod
-        if part["usage"] == "M" and part["key"] not in CARRIED_MODULES and not _stands(part["key"], modules, one)
+        if part["usage"] == "M" and part["key"] not in CARRIED_MODULES and not _stands(part["key"], one)
     )
     known = {name: rows[name] for name in dict.fromkeys([*order, *rows]) if name in rows}
     return Example(kind.title, one.SOPClassUID, one.file_meta.TransferSyntaxUID, known, absent)
@@ -298,49 +302,44 @@ def _example(kind: Variant, cases: tuple[_Case, _Case], folder: Path) -> Example
 _CARRIED = frozenset((*patient_and_study.PATIENT_KEYWORDS, *patient_and_study.STUDY_KEYWORDS))
 
 
-def _stands(module: str, modules: Mapping[str, Any], dataset: Dataset) -> bool:
+def _stands(module: str, dataset: Dataset) -> bool:
     """Whether an attribute of a module is there, or it has none that must be."""
-    top = [item for item in modules.get(module, []) if not item["path"]]
+    top = [item for item in _attributes(module) if not item["path"]]
     return any(item["keyword"] in dataset for item in top) or not any(item["type"] in ("1", "2") for item in top)
 
 
 @cache
-def _standard() -> dict[str, Any]:
-    folder = files("highdicom").joinpath("_standard")
-    return dict(json.loads(folder.joinpath("module_attribute_map.json").read_text(encoding="utf-8")))
+def _standard(name: str) -> dict[str, Any]:
+    """One of the tables of the standard that highdicom brings with it."""
+    return dict(json.loads(files("highdicom").joinpath(f"_standard/{name}.json").read_text(encoding="utf-8")))
 
 
-def _iod_of(sop_class_uid: str) -> list[dict[str, str]]:
-    folder = files("highdicom").joinpath("_standard")
-    classes = json.loads(folder.joinpath("sop_class_iod_map.json").read_text(encoding="utf-8"))
-    iods = json.loads(folder.joinpath("iod_module_map.json").read_text(encoding="utf-8"))
-    return list(iods[classes[str(sop_class_uid)]])
+def _attributes(module: str) -> list[dict[str, Any]]:
+    """The attributes of a module, those of its items too; none where the module is unknown."""
+    return list(_standard("module_attribute_map").get(module, []))
 
 
-def _module_of(keyword: str, iod: list[dict[str, str]], modules: Mapping[str, Any]) -> tuple[str, str]:
+def _module_of(keyword: str, iod: list[dict[str, str]]) -> tuple[str, str]:
     """The module of an IOD that gives an attribute its strongest Type, and that Type; empty where none lists it."""
     found = [
         (STRONGEST_FIRST.index(item["type"]), number, part["key"])
         for number, part in enumerate(iod)
-        for item in modules.get(part["key"], [])
+        for item in _attributes(part["key"])
         if item["keyword"] == keyword and not item["path"]
     ]
     return (min(found)[2], STRONGEST_FIRST[min(found)[0]]) if found else ("", "")
 
 
 def _title(module: str) -> str:
-    short = {"sr": "SR", "sop": "SOP", "sc": "SC", "rt": "RT", "roi": "ROI", "lut": "LUT", "voi": "VOI", "icc": "ICC"}
-    return " ".join(short.get(word, word.capitalize()) for word in module.split("-"))
-
-
-Line = tuple[str, str, str, str]
+    short = ["sr", "sop", "sc", "rt", "roi", "lut", "voi", "icc"]
+    return " ".join(word.upper() if word in short else word.capitalize() for word in module.split("-"))
 
 
 def _lines(
-    one: Dataset, two: Dataset, keyword: str, path: tuple[str, ...], module: str, type_: str, cases: tuple[_Case, _Case]
+    one: Dataset, two: Dataset, keyword: str, path: tuple[str, ...], module: str, type_: str, cases: Sequence[_Case]
 ) -> list[Line]:
     """The line of an attribute, and those of its first item's attributes."""
-    first, second = (dataset.get(pydicom.datadict.tag_for_keyword(keyword)) for dataset in (one, two))
+    first, second = (dataset.get(tag_for_keyword(keyword)) for dataset in (one, two))
     element = first if first is not None else second
     assert element is not None
     items = [list(found.value) if found is not None and found.VR == "SQ" else [] for found in (first, second)]
@@ -349,11 +348,9 @@ def _lines(
     lines = [(f"{'>' * len(path)}{keyword}", f"{element.tag.group:04X},{element.tag.element:04X}", type_, value)]
     if whole:
         return lines
-    inner = [_telling(found) for found in items]
-    for tag in sorted({*inner[0].keys(), *inner[1].keys()}):
-        below = pydicom.datadict.keyword_for_tag(tag)
-        place = (*path, keyword)
-        lines += _lines(inner[0], inner[1], below, place, module, _type_at(below, place, module), cases)
+    inner, place = [_telling(found) for found in items], (*path, keyword)
+    for below in map(keyword_for_tag, sorted({*inner[0].keys(), *inner[1].keys()})):
+        lines += _lines(*inner, below, place, module, _type_at(below, place, module), cases)
     return lines
 
 
@@ -364,9 +361,8 @@ def _telling(items: list[Dataset]) -> Dataset:
 
 
 def _type_at(keyword: str, path: tuple[str, ...], module: str) -> str:
-    table = _standard().get(module, []) if module else []
-    found = [item["type"] for item in table if item["keyword"] == keyword and tuple(item["path"]) == path]
-    return found[0] if found else ""
+    found = (item for item in _attributes(module) if item["keyword"] == keyword and tuple(item["path"]) == path)
+    return next(found, {"type": ""})["type"]
 
 
 def _is_code(items: list[list[Dataset]]) -> bool:
@@ -381,29 +377,25 @@ def _count(items: list[list[Dataset]]) -> str:
     return f"items; {which}:"
 
 
-def _value(first: DataElement | None, second: DataElement | None, keyword: str, cases: tuple[_Case, _Case]) -> str:
+def _value(first: DataElement | None, second: DataElement | None, keyword: str, cases: Sequence[_Case]) -> str:
     """Where a value comes from, or the value itself where it is ours."""
     if first is None or second is None:
         return "where the input needs it"
     if keyword in HIDDEN:
         return "see the templates"
     if first.VR == "SQ" and keyword not in MEANT:
-        return _codes(first, second, keyword, cases)
+        return _codes(first, second, keyword)
     if keyword in PIXELS:
         return "from the input"
-    if first.value == second.value and keyword not in MEANT:
-        return _shown(first)
     if keyword in MEANT:
         return MEANT[keyword]
-    if all(_same(element, case.header.get(keyword)) for element, case in zip((first, second), cases, strict=True)):
+    if first.value == second.value:
+        return _shown(first)
+    if all(element.value == case.header.get(keyword) for element, case in zip((first, second), cases, strict=True)):
         return "copied from the source"
     if first.VR == "UI":
         return "of the source" if all(map(_of_source, (first, second), cases)) else "derived"
     return "from the input"
-
-
-def _same(element: DataElement, value: object) -> bool:
-    return value is not None and element.value == value
 
 
 def _of_source(element: DataElement, case: _Case) -> bool:
@@ -416,8 +408,8 @@ def _of_source(element: DataElement, case: _Case) -> bool:
     )
 
 
-def _codes(first: DataElement, second: DataElement, keyword: str, cases: tuple[_Case, _Case]) -> str:
-    if not len(first.value):
+def _codes(first: DataElement, second: DataElement, keyword: str) -> str:
+    if first.is_empty:
         return "(no item)"
     if first.value[0] == second.value[0]:
         item = first.value[0]
@@ -429,11 +421,8 @@ def _codes(first: DataElement, second: DataElement, keyword: str, cases: tuple[_
 
 def _shown(element: DataElement) -> str:
     value = element.value
-    if value is None or value == "" or (hasattr(value, "__len__") and not len(value)):
+    if element.is_empty:
         return "(empty)"
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
-    if element.VR == "UI":
-        return str(value)
-    several = isinstance(value, pydicom.multival.MultiValue)
-    return "\\".join(map(str, value)) if several else str(value)
+    return "\\".join(map(str, value)) if isinstance(value, pydicom.multival.MultiValue) else str(value)

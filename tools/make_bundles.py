@@ -100,14 +100,15 @@ def make_quickly(names: Sequence[str], made: Path) -> None:
     """Runs the commands of these bundles' cards on small data and tiny copies of the bundles, from the beginning."""
     shutil.rmtree(made, ignore_errors=True)
     for name in names:
-        shutil.copytree(REPOSITORY / "bundles" / name, made / "bundles" / name)
-        shutil.rmtree(made / "bundles" / name / "models")
-        for file in (made / "bundles" / name / "configs").glob("*.yaml"):
+        copy = made / "bundles" / name
+        shutil.copytree(REPOSITORY / "bundles" / name, copy)
+        shutil.rmtree(copy / "models")
+        for file in (copy / "configs").glob("*.yaml"):
             text = file.read_text(encoding="utf-8")
             for pattern, small in QUICK.items():
                 text = re.sub(pattern, small, text)
             file.write_text(text, encoding="utf-8")
-        begin_fitted(made / "bundles" / name)
+        begin_fitted(copy)
     (made / "examples").symlink_to(SPLITS.parent, target_is_directory=True)
     copy_crops(made / EXAMPLES.name)
     draw_pictures(made / PICTURES)
@@ -241,12 +242,8 @@ def write_table() -> None:
         ends = tested and (between(figures["dice"]["interval_95"], 3) or f"{figures['subjects']} subjects")
         dice = f"{figures['dice']['mean']:.3f} ({ends})" if tested else "all train"
         band = next(key for key in measured if key.startswith("ece_band"))
-        cells = [
-            _dice_out_of_fold(figures),
-            dice,
-            *(f"{measured[key]['calibrated']:.4f}" for key in ("ece_whole", band)),
-        ]
-        rows.append(f"| `{name}` | {image} | {structures} | " + " | ".join(cells) + " |")
+        ece = " | ".join(f"{measured[key]['calibrated']:.4f}" for key in ("ece_whole", band))
+        rows.append(f"| `{name}` | {image} | {structures} | {_dice_out_of_fold(figures)} | {dice} | {ece} |")
     put_figures(rows, REPOSITORY / "README.md")
 
 

@@ -120,15 +120,6 @@ def _name(uid: str) -> str:
 
 def _overview(found: Sequence[Example]) -> str:
     created = {str(one.sop_class_uid): _name(one.sop_class_uid) for one in found}
-    services = [
-        (_named(association.VERIFICATION), "yes", "while it listens"),
-        ("Storage, all classes of Annex A", "yes", "while it listens; as part of C-GET"),
-        (_named(scu.STUDY_ROOT_FIND), "yes", "no"),
-        (_named(scu.STUDY_ROOT_MOVE), "yes", "no"),
-        (_named(scu.STUDY_ROOT_GET), "yes", "no"),
-        (_named(provider.PUSH_MODEL), "yes", "where a program adds it to a provider"),
-        (_named(availability.NOTIFICATION), "no", "where a program adds it to a provider"),
-    ]
     return f"""# DICOM conformance statement
 
 This page follows the order of DICOM PS3.2. `tools/make_conformance.py` makes it from the code's own tables; do not edit it
@@ -144,7 +135,15 @@ on it.
 
 ### Network services
 
-{_table(("SOP class", "user (SCU)", "provider (SCP)"), services)}
+| SOP class | user (SCU) | provider (SCP) |
+|---|---|---|
+| {_named(association.VERIFICATION)} | yes | while it listens |
+| Storage, all classes of Annex A | yes | while it listens; as part of C-GET |
+| {_named(scu.STUDY_ROOT_FIND)} | yes | no |
+| {_named(scu.STUDY_ROOT_MOVE)} | yes | no |
+| {_named(scu.STUDY_ROOT_GET)} | yes | no |
+| {_named(provider.PUSH_MODEL)} | yes | where a program adds it to a provider |
+| {_named(availability.NOTIFICATION)} | no | where a program adds it to a provider |
 
 | DICOMweb service | user agent | origin server |
 |---|---|---|
@@ -162,11 +161,7 @@ application profile of PS3.11 is claimed.
 ### Objects created
 
 {_table(("SOP class", "UID"), [(name, uid) for uid, name in created.items()])}
-{_also_mr()}"""
 
-
-def _also_mr() -> str:
-    return """
 `monai-unet dicomize` also writes MR Image Storage (1.2.840.10008.5.1.4.1.1.4) or CT Image Storage (1.2.840.10008.5.1.4.1.1.2)
 from NIfTI images, of a made-up patient."""
 
@@ -236,7 +231,7 @@ def _echo_and_store() -> str:
 
 {_named(association.VERIFICATION)} is proposed with the uncompressed transfer syntaxes:
 
-{_syntaxes(storage_user.UNCOMPRESSED)}
+{_syntaxes(association.UNCOMPRESSED)}
 
 Any status but 0x0000 counts as failure.
 
@@ -308,26 +303,6 @@ Instances are kept as in section 4.
 
 
 def _provider() -> str:
-    statuses = [
-        ("0x0000", "the instance is on the disk, or was there with the same content"),
-        (
-            f"0x{instance_store.OUT_OF_RESOURCES:04X}",
-            "it cannot be written, for instance because the disk is full; or it is refused before it is taken, because the "
-            "program says that there is no room, or a limit of section 2 is reached",
-        ),
-        (
-            f"0x{instance_file.CANNOT_UNDERSTAND:04X}",
-            "it cannot be read to its end, its UIDs are none, or they differ from the request, it becomes more than "
-            f"{bounded.MAX_INFLATED_BYTES // 2**20} MiB when inflated, "
-            f"or more than {instance_file.SMALL_BYTES // 2**20} MiB and "
-            f"{instance_file.MOST_RATIO} times its size, or has more than {bounded.MAX_ITEMS} items",
-        ),
-        (
-            f"0x{outcome.DUPLICATE_INSTANCE:04X}",
-            "other content is kept under its SOP Instance UID; what was there stays",
-        ),
-        (f"0x{instance_store.NOT_AUTHORISED:04X}", "its study was not asked for"),
-    ]
     return f"""## 4 AE specification: provider
 
 Verification and the storage SOP classes of Annex A are accepted in the transfer syntaxes below. Where one presentation
@@ -340,7 +315,17 @@ JPIP transfer syntaxes are not accepted: they hold an address in the place of pi
 Instances are kept as they come, in `<study>/<series>/<instance>.dcm`, without coercion of any attribute: storage level 2
 (full). The answer is sent after the file is forced to the disk.
 
-{_table(("status", "when"), statuses)}
+| status | when |
+|---|---|
+| 0x0000 | the instance is on the disk, or was there with the same content |
+| 0x{instance_store.OUT_OF_RESOURCES:04X} | it cannot be written, for instance because the disk is full; or it is refused \
+before it is taken, because the program says that there is no room, or a limit of section 2 is reached |
+| 0x{instance_file.CANNOT_UNDERSTAND:04X} | it cannot be read to its end, its UIDs are none, or they differ from the request, \
+it becomes more than {bounded.MAX_INFLATED_BYTES // 2**20} MiB when inflated, or more than \
+{instance_file.SMALL_BYTES // 2**20} MiB and {instance_file.MOST_RATIO} times its size, or has more than {bounded.MAX_ITEMS} \
+items |
+| 0x{outcome.DUPLICATE_INSTANCE:04X} | other content is kept under its SOP Instance UID; what was there stays |
+| 0x{instance_store.NOT_AUTHORISED:04X} | its study was not asked for |
 
 A refusal carries an Error Comment without anything of the patient."""
 
@@ -368,36 +353,32 @@ class, and FailedSOPSequence does not. What the report does not mention, and eve
 
 
 def _commitment_provider() -> str:
-    reasons = [
-        (f"0x{dimse_n.NO_SUCH_INSTANCE:04X}", "no file of this instance is there"),
-        (f"0x{dimse_n.CLASS_CONFLICT:04X}", "it is there with another SOP class"),
-        (f"0x{dimse_n.PROCESSING_FAILURE:04X}", "its file cannot be read to its end, or holds another instance"),
-    ]
-    statuses = [
-        ("0x0000", "the request is accepted and kept; a report follows"),
-        (f"0x{dimse_n.NO_SUCH_INSTANCE:04X}", "it is not for the well-known instance"),
-        (f"0x{dimse_n.NO_SUCH_ACTION:04X}", f"its action type is not {provider.REQUEST_COMMITMENT}"),
-        (f"0x{dimse_n.INVALID_ARGUMENT:04X}", "a UID is missing or is none, or no instance is referenced"),
-        (f"0x{dimse_n.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
-        (
-            f"0x{provider.DUPLICATE_TRANSACTION:04X}",
-            "its TransactionUID is that of a request of the same AE title that is not yet reported on, with other references",
-        ),
-        (f"0x{dimse_n.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says, or as the program says"),
-        (f"0x{dimse_n.PROCESSING_FAILURE:04X}", "it could not be kept"),
-    ]
     return f"""### Storage commitment
 
 {_named(provider.PUSH_MODEL)}, in the uncompressed transfer syntaxes,
 where a program adds it. An N-ACTION is answered once the request is kept; whether it survives the end of the program is the
 program's choice.
 
-{_table(("status of N-ACTION", "when"), statuses)}
+| status of N-ACTION | when |
+|---|---|
+| 0x0000 | the request is accepted and kept; a report follows |
+| 0x{dimse_n.NO_SUCH_INSTANCE:04X} | it is not for the well-known instance |
+| 0x{dimse_n.NO_SUCH_ACTION:04X} | its action type is not {provider.REQUEST_COMMITMENT} |
+| 0x{dimse_n.INVALID_ARGUMENT:04X} | a UID is missing or is none, or no instance is referenced |
+| 0x{dimse_n.CLASS_CONFLICT:04X} | its SOP class is not that of its presentation context |
+| 0x{provider.DUPLICATE_TRANSACTION:04X} | its TransactionUID is that of a request of the same AE title that is not yet \
+reported on, with other references |
+| 0x{dimse_n.RESOURCE_LIMITATION:04X} | its data set is larger than section 2 says, or as the program says |
+| 0x{dimse_n.PROCESSING_FAILURE:04X} | it could not be kept |
 
 What is committed is found out afterwards, from the disk: an instance counts if its file is there, can be read to its end, and
 has the SOP class and UID of the reference. How long instances are kept after that is the program's choice.
 
-{_table(("FailureReason", "when"), reasons)}
+| FailureReason | when |
+|---|---|
+| 0x{dimse_n.NO_SUCH_INSTANCE:04X} | no file of this instance is there |
+| 0x{dimse_n.CLASS_CONFLICT:04X} | it is there with another SOP class |
+| 0x{dimse_n.PROCESSING_FAILURE:04X} | its file cannot be read to its end, or holds another instance |
 
 The N-EVENT-REPORT has event type {provider.ALL_COMMITTED} where all is there, else {provider.FAILURES_EXIST}. It goes over a
 new association to the address that is configured for the calling AE title, with the SCP role proposed and the SCU role not; a
@@ -408,51 +389,37 @@ Media File-Set attributes are neither used nor sent."""
 
 
 def _availability() -> str:
-    statuses = [
-        ("0x0000", "the program has taken the notification"),
-        (f"0x{availability.MISSING_ATTRIBUTE:04X}", "an attribute of Type 1 in PS3.4 table R.3.2-1 is missing"),
-        (f"0x{availability.MISSING_VALUE:04X}", "it has no value, or a sequence no item"),
-        (
-            f"0x{availability.INVALID_VALUE:04X}",
-            f"a UID is none, or the availability is not {', '.join(availability.CODES)}",
-        ),
-        (f"0x{dimse_n.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
-        (f"0x{dimse_n.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says"),
-        (f"0x{dimse_n.PROCESSING_FAILURE:04X}", "the program could not take it"),
-    ]
     return f"""### Instance Availability Notification
 
 {_named(availability.NOTIFICATION)}, N-CREATE, in the uncompressed
 transfer syntaxes, where a program adds it. A notification is taken whole or not at all. What is
 {availability.ONLINE} counts as available. Retrieve URIs are not followed.
 
-{_table(("status", "when"), statuses)}"""
+| status | when |
+|---|---|
+| 0x0000 | the program has taken the notification |
+| 0x{availability.MISSING_ATTRIBUTE:04X} | an attribute of Type 1 in PS3.4 table R.3.2-1 is missing |
+| 0x{availability.MISSING_VALUE:04X} | it has no value, or a sequence no item |
+| 0x{availability.INVALID_VALUE:04X} | a UID is none, or the availability is not {", ".join(availability.CODES)} |
+| 0x{dimse_n.CLASS_CONFLICT:04X} | its SOP class is not that of its presentation context |
+| 0x{dimse_n.RESOURCE_LIMITATION:04X} | its data set is larger than section 2 says |
+| 0x{dimse_n.PROCESSING_FAILURE:04X} | the program could not take it |"""
 
 
 def _web() -> str:
-    largest = f"at most {dicomweb.MOST_INSTANCES} instances and {dicomweb.MOST_BYTES // 2**20} MiB a request"
-    file = 'multipart/related; type="application/dicom"'
-    services = [
-        (
-            "QIDO-RS",
-            "studies; a study's series; a series' instances",
-            "application/dicom+json",
-            f"same keys as C-FIND; pages of {dicomweb.PAGE} by limit and offset",
-        ),
-        ("WADO-RS", "a study, a series, an instance", f"{file}; transfer-syntax=*", "as it is held there"),
-        (
-            "STOW-RS",
-            "the service's studies",
-            file,
-            f"{largest}, but a larger instance goes alone; one kind of object a request",
-        ),
-    ]
     return f"""## 5 DICOMweb services
 
 Requests go to the one URL that is configured. Redirections, proxies of the environment, RetrieveURL, BulkDataURI and
 PixelDataProviderURL are not followed. Times are those of section 2.
 
-{_table(("service", "resources", "media types", "details"), services)}
+| service | resources | media types | details |
+|---|---|---|---|
+| QIDO-RS | studies; a study's series; a series' instances | application/dicom+json | same keys as C-FIND; pages of \
+{dicomweb.PAGE} by limit and offset |
+| WADO-RS | a study, a series, an instance | multipart/related; type="application/dicom"; transfer-syntax=* | as it is held \
+there |
+| STOW-RS | the service's studies | multipart/related; type="application/dicom" | at most {dicomweb.MOST_INSTANCES} instances \
+and {dicomweb.MOST_BYTES // 2**20} MiB a request, but a larger instance goes alone; one kind of object a request |
 
 STOW-RS: an instance counts as sent only if ReferencedSOPSequence of the answer lists it; with a WarningReason it is
 "warning". FailedSOPSequence makes it "refused" with the FailureReason, or "already there" where that is
@@ -626,16 +593,18 @@ study are left out.
 
 
 def _object(one: Example) -> str:
-    parts = [f"#### {one.title}", "", f"{_named(one.sop_class_uid)}, here in {one.transfer_syntax_uid.name}.", ""]
     rows = [
-        (module if not number else "", f"`{line[0]}`", line[1], line[2], line[3])
+        ("" if number else module, f"`{attribute}`", *more)
         for module, lines in one.rows.items()
-        for number, line in enumerate(lines)
+        for number, (attribute, *more) in enumerate(lines)
     ]
-    parts.append(_table(("module", "attribute", "tag", "Type", "value"), rows))
-    if one.absent:
-        parts += ["", f"Mandatory modules without a written attribute: {', '.join(one.absent)}."]
-    return "\n".join([*parts, ""])
+    absent = f"\n\nMandatory modules without a written attribute: {', '.join(one.absent)}." if one.absent else ""
+    return f"""#### {one.title}
+
+{_named(one.sop_class_uid)}, here in {one.transfer_syntax_uid.name}.
+
+{_table(("module", "attribute", "tag", "Type", "value"), rows)}{absent}
+"""
 
 
 def _character_sets() -> str:

@@ -18,9 +18,8 @@ from collections import Counter
 from typing import Any
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.tag import BaseTag
 
@@ -57,7 +56,7 @@ CODE_KEYWORDS = (  # E.1.1: it is usually safe to assume that codes do not ident
 VRS_WITH_TEXT = frozenset({"PN", "LO", "SH", "LT", "ST", "UT", "UC", "UR", "OB", "SQ"})
 DUMMIES: dict[str, Any] = {
     "DA": "19000101", "DT": "19000101000000", "TM": "000000", "AS": "000Y", "CS": "ANON", "UR": "urn:anon",
-    "OB": b"\0\0", "OW": b"\0\0", "OD": b"\0" * 8, "OF": b"\0" * 4, "OL": b"\0" * 4, "OV": b"\0" * 8, "UN": b"\0\0",
+    "OB": b"\0\0", "OW": b"\0\0", "OD": b"\0" * 8, "OF": b"\0" * 4, "OL": b"\0" * 4, "OV": b"\0" * 8,
     "DS": "0", "IS": "0",
 }  # fmt: skip
 TEXTS = frozenset({"PN", "AE", "LO", "SH", "UC", "LT", "ST", "UT"})
@@ -121,7 +120,7 @@ class _Protection:
                 self._sequence(dataset, tag, action, (*path, keyword))
             # C changes dates only: a shift by whole days leaves a time of day as it is.
             elif action not in ("keep", "K") and not (action == "C" and vr not in ("DA", "DT")):
-                dataset[tag] = DataElement(tag, vr, self._value(dataset, tag, vr, keyword, action, path))
+                dataset.add_new(tag, vr, self._value(dataset, tag, vr, keyword, action, path))
 
     def _action(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, path: Path) -> str:
         """The action on one attribute; "keep" if nothing has to be done, K if an option keeps it."""
@@ -195,30 +194,31 @@ class _Protection:
         if keyword in ("PatientName", "PatientID") and not path:
             return self.pseudonyms.token(self.patient)  # one patient has one dummy, in every spelling of the name
         if action == "Z":
-            return self.pseudonyms.token("\\".join(texts)) if keyword in DUMMY_FOR_Z and texts else _empty(vr)
+            if keyword in DUMMY_FOR_Z and texts:
+                return self.pseudonyms.token("\\".join(texts))
+            return b"" if vr.startswith("O") else None
         if vr in TEXTS:
             return self.pseudonyms.token("\\".join(texts))
         if keyword == "EncapsulatedDocument":
             dataset.pop("EncapsulatedDocumentLength", None)
-            return _even(DOCUMENTS.get(str(dataset.get("MIMETypeOfEncapsulatedDocument")), REMOVED.encode()))
+            document = DOCUMENTS.get(str(dataset.get("MIMETypeOfEncapsulatedDocument")), REMOVED.encode())
+            return document + b"\0" * (len(document) % 2)
         return DUMMIES.get(vr, 0)
 
     def _sequence(self, dataset: Dataset, tag: BaseTag, action: str, path: Path) -> None:
         """Empties a sequence, replaces it by a dummy, or treats its items."""
         if action == "Z":
-            dataset[tag] = DataElement(tag, "SQ", Sequence())
-            return
+            dataset.add_new(tag, "SQ", [])
         # A dummy has to be a valid item and not an empty sequence.
-        if action == "D" and path[-1] == "ContentSequence":
-            dataset[tag] = DataElement(tag, "SQ", Sequence([_removed_content()]))
-            return
-        if action == "D" and path[-1].endswith("CodeSequence"):
-            dataset[tag] = DataElement(tag, "SQ", Sequence([code_item(codes.SCT.Unknown)]))
-            return
-        for item in dataset[tag].value:
-            self.apply(item, path)
-            if action == "D" and path[-1] == "GraphicAnnotationSequence":
-                _remove_graphics(item)
+        elif action == "D" and path[-1] == "ContentSequence":
+            dataset.add_new(tag, "SQ", [_removed_content()])
+        elif action == "D" and path[-1].endswith("CodeSequence"):
+            dataset.add_new(tag, "SQ", [code_item(codes.SCT.Unknown)])
+        else:
+            for item in dataset[tag].value:
+                self.apply(item, path)
+                if action == "D" and path[-1] == "GraphicAnnotationSequence":
+                    _remove_graphics(item)
 
 
 def _vr(dataset: Dataset, tag: BaseTag) -> str:
@@ -246,14 +246,6 @@ def _has_foreign_vr(tag: BaseTag, vr: str) -> bool:
     if vr not in VRS_WITH_TEXT or vr in known or (vr in SHORT_TEXT and SHORT_TEXT & set(known)):
         return False
     return not (vr == "OB" and any(own.startswith("O") for own in known))
-
-
-def _empty(vr: str) -> Any:
-    return b"" if vr.startswith("O") or vr == "UN" else None
-
-
-def _even(content: bytes) -> bytes:
-    return content + b"\0" * (len(content) % 2)
 
 
 def _hide_subject(item: Dataset) -> None:

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
 from dicom_io.confidentiality.table import table
+from dicom_io.reading.instances import listed
 
 SHORTEST_NAME, SHORTEST_NUMBER, SHORTEST_PART = 2, 4, 5
 """Fewest letters of a name, characters of a number that is a word of a text, and of a number within a word."""
@@ -137,7 +138,7 @@ def _date_of(text: str) -> YearMonthDay | None:
 def _triples(text: str) -> Iterator[tuple[str, ...]]:
     """Each three parts of a folded text that may spell a date: figures, and months as "m1" to "m12" for their names."""
     parts = [part for part in map(_part_of_date, _PARTS.findall(text)) if part]
-    yield from (tuple(parts[at : at + 3]) for at in range(len(parts) - 2))
+    yield from zip(parts, parts[1:], parts[2:], strict=False)
     for run in _DIGITS.findall(text):
         yield run[:2], run[2:4], run[4:]
         yield run[:-4], run[-4:-2], run[-2:]
@@ -163,9 +164,7 @@ def _spells(triple: tuple[str, ...], date: YearMonthDay) -> bool:
 
 def texts_of(value: Any) -> list[str]:
     """The values of an attribute as texts; none of bytes."""
-    if value is None or value == "" or isinstance(value, (bytes, bytearray)):
-        return []
-    return [str(value)] if isinstance(value, str) or not hasattr(value, "__iter__") else [str(text) for text in value]
+    return [] if isinstance(value, (bytes, bytearray)) else list(map(str, listed(value)))
 
 
 def encodings_of(dataset: Dataset, outer: list[str] | None = None) -> list[str]:
@@ -173,8 +172,7 @@ def encodings_of(dataset: Dataset, outer: list[str] | None = None) -> list[str]:
     named = dataset.get("SpecificCharacterSet")
     if not named and outer is not None:
         return outer
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         try:
             return convert_encodings(named or "ISO_IR 6")
         except (LookupError, ValueError):
@@ -187,8 +185,7 @@ def readings(element: DataElement | RawDataElement, encodings: list[str]) -> set
     value = element.value
     if not isinstance(value, bytes):
         return {_folded("\\".join(texts_of(value)))}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         try:
             # pydicom's warnings are ignored, since they may quote the text.
             texts = {_folded(decode_bytes(value, encodings, _DELIMITERS))}

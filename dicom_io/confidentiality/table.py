@@ -64,9 +64,11 @@ class ProfileTable:
 
     def type_of(self, keyword: str, path: Path, iod: int | None) -> str | None:
         """The Type (1, 1C, 2, 2C, 3) of an attribute in the sequences of `path`; None where it is unknown."""
-        paths: str | dict[str, dict[str, Any]] | None = self.types.get(keyword)
-        if iod is None or paths is None or isinstance(paths, str):
-            return paths if iod is not None and isinstance(paths, str) else None
+        if iod is None:
+            return None
+        paths: str | dict[str, dict[str, Any]] = self.types.get(keyword, {})
+        if isinstance(paths, str):
+            return paths
         types = paths.get("/".join(path))
         if types is None:
             return None

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ParametricMapStorage
-from pynetdicom import AE, evt
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, ParametricMapStorage
+from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
@@ -22,6 +22,7 @@ from dicom_io.net.pynetdicom_patches import limit_read_time, quiet_logs, use_saf
 from dicom_io.net.tls import client_context
 
 VERIFICATION = UID("1.2.840.10008.1.1")
+UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: odd identifiers from 1 to 255
 LARGEST_PDU = 65_536
 _SHORTEST_IDLE_S = 60.0
@@ -31,28 +32,29 @@ _ABORT_SOURCE = {0: "service user", 2: "service provider"}  # PS3.8 table 9-26
 
 
 class OpenAssociation:
-    """An association that we requested, and the facts that explain why it broke."""
+    """An association that we requested, and the facts that explain why it broke.
+
+    Attributes:
+        association: From the moment at which it is open.
+        is_connected: Whether the peer took the connection.
+    """
+
+    association: Association
 
     def __init__(self, destination: Destination) -> None:
         self.destination = destination
-        self.association: Association | None = None
         self.is_connected = False
         self._abort = ""
         self._asked_at_s = time.monotonic()
 
     @property
     def is_open(self) -> bool:
-        return self.association is not None and bool(self.association.is_established)
-
-    @property
-    def accepted_contexts(self) -> list[PresentationContext]:
-        """The presentation contexts that the peer accepted."""
-        return self.association.accepted_contexts if self.association else []
+        return bool(self.association.is_established)
 
     def request(self, send: Callable[[Association], Any]) -> Any:
         """Sends one request; the time limit of its answer starts now."""
         self.restart_clock()
-        if self.association is None or not self.is_open:
+        if not self.is_open:
             raise self.broken()
         try:
             return send(self.association)
@@ -62,6 +64,12 @@ class OpenAssociation:
     def restart_clock(self) -> None:
         """Starts the time limit anew, between two answers to one request."""
         self._asked_at_s = time.monotonic()
+
+    def checked_status(self, status: Dataset) -> int:
+        """The status of an answer. Raises NetworkError if no answer came."""
+        if "Status" not in status:
+            raise self.broken()
+        return int(status.Status)
 
     def broken(self) -> NetworkError:
         """The error that says why no answer came."""
@@ -112,19 +120,15 @@ def open_association(
         yield opened
     except BaseException:
         # Not released: the peer may still be sending, and a release waits for its answer.
-        if opened.association is not None and opened.is_open:
+        if opened.is_open:
             opened.association.abort()
         raise
-    if opened.association is not None and opened.is_open:
-        opened.association.release()
+    opened.association.release()
 
 
-def presentation_context(abstract_syntax: str, transfer_syntaxes: Sequence[str]) -> PresentationContext:
+def presentation_context(abstract_syntax: str, transfer_syntaxes: Sequence[str] = UNCOMPRESSED) -> PresentationContext:
     """A proposal: a SOP class with the transfer syntaxes that may be used for it."""
-    proposal = PresentationContext()
-    proposal.abstract_syntax = UID(abstract_syntax)
-    proposal.transfer_syntax = [UID(uid) for uid in transfer_syntaxes]
-    return proposal
+    return build_context(abstract_syntax, [*transfer_syntaxes])
 
 
 def storage_classes() -> list[str]:
@@ -150,13 +154,6 @@ def dimse_peer(destination: Destination) -> Dimse:
     if not isinstance(destination.peer, Dimse):
         raise TypeError(f"{destination.label} does not speak DIMSE")
     return destination.peer
-
-
-def checked_status(opened: OpenAssociation, status: Dataset) -> int:
-    """The status of an answer. Raises NetworkError if no answer came."""
-    if "Status" not in status:
-        raise opened.broken()
-    return int(status.Status)
 
 
 def _request_association(

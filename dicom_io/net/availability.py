@@ -88,37 +88,30 @@ def parse_notification(request: Request) -> Availability:
             (0x0106).
     """
     study, series = _uid(request.content, "StudyInstanceUID"), dict[str, tuple[NotifiedInstance, ...]]()
-    for item in _items(request.content, "ReferencedSeriesSequence"):
+    for item in _type_1(items_of, request.content, "ReferencedSeriesSequence"):
         uid = _uid(item, "SeriesInstanceUID")
-        series[uid] = (*series.get(uid, ()), *map(_instance, _items(item, "ReferencedSOPSequence")))
+        series[uid] = (*series.get(uid, ()), *map(_instance, _type_1(items_of, item, "ReferencedSOPSequence")))
     return Availability(request.ae_title, study, series)
 
 
 def _instance(item: Dataset) -> NotifiedInstance:
-    code = _text(item, "InstanceAvailability")
+    code = _type_1(text_of, item, "InstanceAvailability")
     if code not in CODES:
         raise RequestRefusedError(INVALID_VALUE, "InstanceAvailability is not one of its four values")
     class_uid, instance_uid = _uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID")
-    return NotifiedInstance(class_uid, instance_uid, code, _text(item, "RetrieveAETitle"))
+    return NotifiedInstance(class_uid, instance_uid, code, _type_1(text_of, item, "RetrieveAETitle"))
 
 
 def _uid(dataset: Dataset, keyword: str) -> str:
-    uid = _text(dataset, keyword)
+    uid = _type_1(text_of, dataset, keyword)
     if not is_uid(uid):
         raise RequestRefusedError(INVALID_VALUE, f"{keyword} is not a UID")
     return uid
 
 
-def _text(dataset: Dataset, keyword: str) -> str:
-    return _type_1(text_of(dataset, keyword), keyword)
-
-
-def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    return _type_1(items_of(dataset, keyword), keyword)
-
-
-def _type_1(value: Value | None, keyword: str) -> Value:
-    """The value of an attribute that must be present and not empty (PS3.5 7.4.1)."""
+def _type_1(value_of: Callable[[Dataset, str], Value | None], dataset: Dataset, keyword: str) -> Value:
+    """The value of an attribute that must be present and not empty (PS3.5 7.4.1), by `text_of` or `items_of`."""
+    value = value_of(dataset, keyword)
     if value is None:
         raise RequestRefusedError(MISSING_ATTRIBUTE, f"{keyword} is missing")
     if not value:

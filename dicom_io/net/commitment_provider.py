@@ -20,13 +20,12 @@ from pynetdicom import build_role, evt
 
 from dicom_io.errors import NetworkError
 from dicom_io.net import dimse_n
-from dicom_io.net.association import checked_status, open_association, presentation_context
+from dicom_io.net.association import open_association, presentation_context
 from dicom_io.net.destination import Destination
 from dicom_io.net.dimse_n import Request, RequestRefusedError, Service, items_of, uid_of
 from dicom_io.net.instance_file import InstanceRefusedError, read_uids
 from dicom_io.net.outcome import meaning
 from dicom_io.net.pynetdicom_patches import LimitedDimseProvider
-from dicom_io.net.storage_user import UNCOMPRESSED
 from dicom_io.objects import functional_groups
 from dicom_io.objects.encoding import data_set
 
@@ -139,13 +138,13 @@ def send_report(destination: Destination, report: Dataset) -> None:
         NetworkError: No association, no answer, or the peer did not accept the report.
     """
     roles = [build_role(PUSH_MODEL, scu_role=False, scp_role=True)]
-    with open_association(destination, [presentation_context(PUSH_MODEL, UNCOMPRESSED)], roles=roles) as opened:
+    with open_association(destination, [presentation_context(PUSH_MODEL)], roles=roles) as opened:
         answer, _ = opened.request(
             lambda association: association.send_n_event_report(
                 report, event_type(report), PUSH_MODEL, PUSH_MODEL_INSTANCE
             )
         )
-        status = checked_status(opened, answer)
+        status = opened.checked_status(answer)
     check_success(status, destination.label, "report")
 
 
@@ -170,15 +169,15 @@ class CommitmentProvider:
                 with 0x0110. None: requests are kept in memory and reported on here, `TRIES` times at most.
         """
         self._store, self._addresses = store, addresses
-        self._memory = _MemoryQueue(self.report) if accepted is None else None
-        self._accept = self._memory.accept if self._memory else accepted
+        self._memory = _MemoryQueue(self.report)
+        self._accept = accepted or self._memory.accept
         self._requestors: dict[tuple[str, str], _Requestor] = {}
         self._lock = threading.Lock()
 
     @property
     def service(self) -> Service:
         """The service for `Provider(services=...)`."""
-        return Service(PUSH_MODEL, evt.EVT_N_ACTION, self._answer, self.close)
+        return Service(PUSH_MODEL, evt.EVT_N_ACTION, self._answer, self._memory.close)
 
     def report(self, request: CommitmentRequest) -> Dataset:
         """Checks the instances of a request, sends the report, and returns it.
@@ -206,24 +205,15 @@ class CommitmentProvider:
             self._requestors.pop(request.key, None)
         return report
 
-    def close(self) -> None:
-        """Ends the reporting from memory; requests that are not reported yet are dropped."""
-        if self._memory is not None:
-            self._memory.close()
-
     def _answer(self, request: Request) -> None:
         commitment = commitment_request(request)
-        assert self._accept is not None
         # The association is known before `_accept` runs, because its caller may report at once from another thread.
         with self._remembered(commitment, request.dimse):
             self._accept(commitment)
 
     @contextmanager
-    def _remembered(self, request: CommitmentRequest, dimse: LimitedDimseProvider | None) -> Iterator[None]:
+    def _remembered(self, request: CommitmentRequest, dimse: LimitedDimseProvider) -> Iterator[None]:
         """Keeps the association of a request while that is open; forgets it if the request is refused."""
-        if dimse is None:
-            yield
-            return
         requestor = _Requestor(dimse)
         dimse.after_answer(requestor.is_answered.set)
         with self._lock:
@@ -286,10 +276,8 @@ def _failure_reason(reference: SopReference, files: Iterable[Path]) -> int:
 
 def _failure_reason_of(reference: SopReference, file: Path) -> int:
     try:
-        uids = read_uids(file)
+        uids = read_uids(file, reference.sop_instance_uid)
     except InstanceRefusedError:
-        return dimse_n.PROCESSING_FAILURE
-    if uids.instance != reference.sop_instance_uid:
         return dimse_n.PROCESSING_FAILURE
     return _COMMITTED if uids.sop_class == reference.sop_class_uid else dimse_n.CLASS_CONFLICT
 
@@ -322,6 +310,7 @@ class _MemoryQueue:
         self._worker.submit(self._report_until_taken, request)
 
     def close(self) -> None:
+        """Ends the reporting; requests that are not reported yet are dropped."""
         # Set first, this ends the pause between two tries, so that the shutdown does not wait for it.
         self._closed.set()
         self._worker.shutdown(wait=True, cancel_futures=True)

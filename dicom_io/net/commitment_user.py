@@ -15,7 +15,7 @@ from pydicom.uid import generate_uid
 from pynetdicom import evt
 
 from dicom_io.net import dimse_n
-from dicom_io.net.association import OpenAssociation, checked_status, open_association, presentation_context
+from dicom_io.net.association import OpenAssociation, open_association, presentation_context
 from dicom_io.net.commitment_provider import (
     ALL_COMMITTED,
     FAILURES_EXIST,
@@ -30,7 +30,6 @@ from dicom_io.net.outcome import meaning
 from dicom_io.net.outgoing import read_sop_uids
 from dicom_io.net.pynetdicom_patches import limit_association
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.storage_user import UNCOMPRESSED
 from dicom_io.objects.encoding import data_set
 
 HOLD_S = 10.0
@@ -67,7 +66,7 @@ class ReportListener:
     """Takes the reports that we wait for; its `service` may stand in a provider that lives longer than one request."""
 
     def __init__(self) -> None:
-        self._pending: dict[str, _PendingReport] = {}
+        self._pending: dict[str, list[_Report]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -82,13 +81,13 @@ class ReportListener:
             yield self
 
     @contextmanager
-    def expecting(self, transaction_uid: str) -> "Iterator[_PendingReport]":
-        """Takes the report on one transaction; other transactions are refused."""
-        pending = _PendingReport()
+    def expecting(self, transaction_uid: str) -> "Iterator[list[_Report]]":
+        """Takes the report on one transaction, once it has come; other transactions are refused."""
+        reports: list[_Report] = []
         with self._lock:
-            self._pending[transaction_uid] = pending
+            self._pending[transaction_uid] = reports
         try:
-            yield pending
+            yield reports
         finally:
             with self._lock:
                 del self._pending[transaction_uid]
@@ -107,13 +106,11 @@ class ReportListener:
             },
         )
         with self._lock:
-            pending = self._pending.get(transaction_uid)
-        if pending is None:
+            reports = self._pending.get(transaction_uid)
+        if reports is None:
             raise dimse_n.RequestRefusedError(dimse_n.INVALID_ARGUMENT, "no report on this transaction is expected")
-        if request.dimse is None:
-            pending.report = report
-        else:  # not before the report is answered, or the association might be released under the answer
-            request.dimse.after_answer(lambda: setattr(pending, "report", report))
+        # Not before the report is answered, or the association might be released under the answer.
+        request.dimse.after_answer(lambda: reports.append(report))
 
 
 def request_commitment(
@@ -144,20 +141,19 @@ def request_commitment(
     # prefix=None makes a UID below 2.25 from a random UUID (PS3.5 B.2), which needs no root of an organization.
     transaction_uid, reports = generate_uid(prefix=None), reports or ReportListener()
     # The transaction is known before the request goes out: an archive may report at once.
-    with reports.expecting(transaction_uid) as pending:
+    with reports.expecting(transaction_uid) as received:
         handlers = [
             (evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc)),
             *dimse_n.service_handlers([reports.service]),
         ]
-        contexts = [presentation_context(PUSH_MODEL, UNCOMPRESSED)]
-        with open_association(destination, contexts, handlers=handlers) as opened:
+        with open_association(destination, [presentation_context(PUSH_MODEL)], handlers=handlers) as opened:
             _send_request(opened, transaction_uid, references)
             deadline_s = time.monotonic() + wait_s
             # While the association is open, the report may come over it; afterwards only the listener can take it.
-            _wait(pending, min(deadline_s, time.monotonic() + HOLD_S) if listens else deadline_s, opened)
+            _wait(received, min(deadline_s, time.monotonic() + HOLD_S) if listens else deadline_s, opened)
         if listens:
-            _wait(pending, deadline_s)
-    return _result(destination.label, transaction_uid, references, pending.report)
+            _wait(received, deadline_s)
+    return _result(destination.label, transaction_uid, references, received)
 
 
 def _send_request(opened: OpenAssociation, transaction_uid: str, references: Iterable[SopReference]) -> None:
@@ -166,21 +162,22 @@ def _send_request(opened: OpenAssociation, transaction_uid: str, references: Ite
     answer, _ = opened.request(
         lambda association: association.send_n_action(action, REQUEST_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE)
     )
-    check_success(checked_status(opened, answer), opened.destination.label, "request")
+    check_success(opened.checked_status(answer), opened.destination.label, "request")
 
 
-def _wait(pending: "_PendingReport", deadline_s: float, opened: OpenAssociation | None = None) -> None:
+def _wait(received: "list[_Report]", deadline_s: float, opened: OpenAssociation | None = None) -> None:
     """Waits until the report is there, the deadline has passed, or the association is closed."""
-    while pending.report is None and time.monotonic() < deadline_s and (opened is None or opened.is_open):
+    while not received and time.monotonic() < deadline_s and (opened is None or opened.is_open):
         time.sleep(_POLL_S)
 
 
 def _result(
-    peer: str, transaction_uid: str, references: tuple[SopReference, ...], report: "_Report | None"
+    peer: str, transaction_uid: str, references: tuple[SopReference, ...], received: "list[_Report]"
 ) -> CommitmentResult:
-    """An instance is committed only if the report lists it with its class, and not among the failed instances too."""
-    if report is None:
+    """An instance is committed only if the last report lists it with its class, and not among the failed instances too."""
+    if not received:
         return CommitmentResult(peer, transaction_uid, (), unreported=tuple(uid for _, uid in references))
+    report = received[-1]
     # An instance that the report lists twice, as committed and as failed, counts as failed.
     failed = {uid: meaning(report.failed[uid], "commitment") for _, uid in references if uid in report.failed}
     committed = tuple(
@@ -198,10 +195,3 @@ class _Report:
 
     committed: frozenset[SopReference]
     failed: Mapping[str, int]
-
-
-@dataclass
-class _PendingReport:
-    """A report that we wait for; None until it has come."""
-
-    report: _Report | None = None

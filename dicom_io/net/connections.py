@@ -75,10 +75,11 @@ class Connections:
             self._associations.append(association)
             return True
 
-    def accept(self, address: Address) -> None:
-        """Notes that the association of a connection is accepted: from now on only the idle time limits it."""
+    def accept(self, association: Any) -> None:
+        """Notes that an association is accepted: from now on only the idle time limits its connection."""
+        caller = association.requestor
         with self._lock:
-            self._pending.pop(address, None)
+            self._pending.pop((caller.address, caller.port), None)
 
     def close_late(self) -> None:
         """Closes the connections that have been pending for too long."""

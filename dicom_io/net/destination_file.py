@@ -13,8 +13,19 @@ from urllib.parse import urlsplit
 
 from dicom_io.kinds import NAMES
 from dicom_io.kinds.encodings import SEG_ENCODINGS
-from dicom_io.net import destination
-from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Dimse, Profile, Receive, Tls
+from dicom_io.net.destination import (
+    OUR_AE_TITLE,
+    Destination,
+    DestinationError,
+    DicomWeb,
+    Dimse,
+    Profile,
+    Receive,
+    Tls,
+    checked_ae_title,
+    checked_port,
+    checked_url,
+)
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -131,11 +142,9 @@ class TomlTable:
 
 
 def _destination(name: str, table: TomlTable, folder: Path) -> Destination:
-    is_web = "url" in table.content
-    peer = _dicom_web(table, folder) if is_web else _dimse(table, folder)
     parsed = Destination(
         name,
-        peer,
+        _dicom_web(table, folder) if "url" in table.content else _dimse(table, folder),
         _profile(table.part("profile")),
         connect_s=table.seconds("connect_s", Destination.connect_s),
         answer_s=table.seconds("answer_s", Destination.answer_s),
@@ -147,13 +156,9 @@ def _destination(name: str, table: TomlTable, folder: Path) -> Destination:
 def _dimse(table: TomlTable, folder: Path) -> Dimse:
     peer = Dimse(
         host=table.take("host", str, "a host name or address (or a url for DICOMweb)", must=True),
-        port=destination.checked_port(table.take("port", int, "a TCP port", must=True), table.where),
-        ae_title=destination.checked_ae_title(
-            table.take("ae_title", str, "the AE title to call", must=True), table.where
-        ),
-        our_ae_title=destination.checked_ae_title(
-            table.take("our_ae_title", str, "our AE title", destination.OUR_AE_TITLE), table.where
-        ),
+        port=checked_port(table.take("port", int, "a TCP port", must=True), table.where),
+        ae_title=checked_ae_title(table.take("ae_title", str, "the AE title to call", must=True), table.where),
+        our_ae_title=checked_ae_title(table.take("our_ae_title", str, "our AE title", OUR_AE_TITLE), table.where),
         tls=read_tls(table.part("tls"), folder),
         retrieve=table.choice("retrieve", ("get", "move"), "get"),
         receive=_receive(table.part("receive")),
@@ -169,7 +174,7 @@ def _dimse(table: TomlTable, folder: Path) -> Dimse:
 
 
 def _dicom_web(table: TomlTable, folder: Path) -> DicomWeb:
-    url = destination.checked_url(table.take("url", str, "an http(s) URL"), table.where)
+    url = checked_url(table.take("url", str, "an http(s) URL"), table.where)
     token_env = table.take("token_env", str, "the name of an environment variable", "")
     # The value is not repeated in the message: it may be the token itself, written here by mistake.
     if token_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", token_env):
@@ -206,11 +211,10 @@ def read_tls(table: TomlTable | None, folder: Path) -> Tls | None:
 def _receive(table: TomlTable | None) -> Receive | None:
     if table is None:
         return None
-    senders = tuple(destination.checked_ae_title(title, table.where) for title in table.texts("senders") or ())
     receive = Receive(
+        senders=tuple(checked_ae_title(title, table.where) for title in table.texts("senders") or ()),
         host=table.take("host", str, "an address of this machine", Receive.host),
-        port=destination.checked_port(table.take("port", int, "a TCP port", must=True), table.where),
-        senders=senders,
+        port=checked_port(table.take("port", int, "a TCP port", must=True), table.where),
     )
     table.close()
     return receive

@@ -21,7 +21,7 @@ from dicom_io.net.dicomweb_session import web_client
 from dicom_io.net.instance_file import InstanceRefusedError
 from dicom_io.net.outcome import Fetched, Outcome, meaning, state_of
 from dicom_io.net.outgoing import OnOutcome, Outgoing
-from dicom_io.net.query import RETURNED, Query, QueryError, retrieve_level
+from dicom_io.net.query import ABOVE, RETURNED, UIDS, Query, QueryError, retrieve_level
 from dicom_io.net.retrieval import OnStored, Retrieval
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
@@ -107,11 +107,9 @@ def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
         "series": client.search_for_series,
         "image": client.search_for_instances,
     }
-    conditions, path = query.conditions(), dict[str, str]()
-    for name, keyword in (("study_instance_uid", "StudyInstanceUID"), ("series_instance_uid", "SeriesInstanceUID")):
-        # The UIDs above the level of the search stand in the path (PS3.18 10.6).
-        if query.level != "study" and (name, query.level) != ("series_instance_uid", "series"):
-            path[name] = conditions.pop(keyword)
+    conditions = query.conditions()
+    # The UIDs above the level of the search stand in the path (PS3.18 10.6).
+    path = {name: conditions.pop(UIDS[name]) for name in ABOVE[query.level]}
     matches, known = list[dict[str, Any]](), set[str]()
     while not query.limit or len(matches) < query.limit:
         limit = min(PAGE, query.limit - len(matches)) if query.limit else PAGE
@@ -172,7 +170,6 @@ def _batches(items: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
 
 
 def _stow(destination: Destination, batch: Sequence[Outgoing]) -> list[Outcome]:
-    answer = Dataset()
     datasets = [_as_file(item) for item in batch]
     with web_client(destination) as client:
         try:

@@ -49,14 +49,14 @@ class Request:
         type_id: Action type or event type; None for other operations.
         sop_instance_uid: Empty where the request names no instance.
         content: Its data set. It comes from outside, so reading an element may raise any of `instances.READ_ERRORS`.
-        dimse: Of an association that is limited, as those of a provider are.
+        dimse: Of its association, see `pynetdicom_patches.limit_association`.
     """
 
     ae_title: str
     type_id: int | None
     sop_instance_uid: str
     content: Dataset
-    dimse: LimitedDimseProvider | None = None
+    dimse: LimitedDimseProvider
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,6 @@ class Service:
     event: Any
     answer: Callable[[Request], Dataset | None]
     close: Callable[[], None] = lambda: None
-
-    @property
-    def is_report(self) -> bool:
-        """Whether the service takes event reports, of which the other side is the provider."""
-        return bool(self.event == evt.EVT_N_EVENT_REPORT)
 
 
 def text_of(dataset: Dataset, keyword: str) -> str | None:
@@ -111,7 +106,7 @@ def items_of(dataset: Dataset, keyword: str) -> list[Dataset] | None:
 
 
 def service_handlers(services: Sequence[Service]) -> list[Any]:
-    """pynetdicom's (event, function) pairs; services with the same event share a pair.
+    """pynetdicom's (event, function) pairs for limited associations; services with the same event share a pair.
 
     Raises:
         ValueError: Two services are for the same operation of the same SOP class.
@@ -157,14 +152,14 @@ def _affected_or_requested(request: Any, name: str) -> str:
 
 
 def _request(event: Any) -> Request:
-    request, dimse = event.request, event.assoc.dimse
+    request = event.request
     other_side = event.assoc.requestor if event.assoc.is_acceptor else event.assoc.acceptor
     return Request(
         ae_title=str(other_side.ae_title).strip(),
         type_id=getattr(request, "ActionTypeID", None) or getattr(request, "EventTypeID", None),
         sop_instance_uid=_affected_or_requested(request, "SOPInstanceUID"),
         content=_content(event),
-        dimse=dimse if isinstance(dimse, LimitedDimseProvider) else None,
+        dimse=event.assoc.dimse,
     )
 
 

@@ -94,9 +94,10 @@ def _difference(sent: FileDataset, copy: FileDataset) -> str:
         # Group lengths (gggg,0000) are retired and depend on the encoding.
         if element.tag in skipped or element.tag.element == 0:
             continue
+        other = copy.get(element.tag)
         # Archives drop empty attributes, or add them.
-        value = copy[element.tag].value if element.tag in copy else None
-        if element.value != value and not (_is_empty(element.value) and _is_empty(value)):
+        is_empty = element.is_empty and (other is None or other.is_empty)
+        if not is_empty and (other is None or element.value != other.value):
             return f"its {element.keyword or element.tag} differs"
     # Equal bytes in the same transfer syntax need no decoder, which may be absent for this syntax.
     same_syntax = sent.file_meta.get("TransferSyntaxUID") == copy.file_meta.get("TransferSyntaxUID")
@@ -115,10 +116,6 @@ def _pixels(dataset: FileDataset) -> bytes:
     # Writers pad a value of odd length to an even length (PS3.5 7.1.1). Rows and Columns, which were compared before,
     # set the true length, so all trailing zeros may go.
     return bytes(dataset[tag].value).rstrip(b"\0")
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or (hasattr(value, "__len__") and len(value) == 0)
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -84,9 +85,7 @@ def _why_held_back(item: Outgoing, outcomes: list[Outcome], misencoded: set[str]
 
 def _store(destination: Destination, items: list[Outgoing], on_outcome: OnOutcome, *, is_first: bool) -> list[Outcome]:
     """Sends files and resolves duplicates. Raises NetworkError if nothing could be sent, and nothing was sent before."""
-    check = DuplicateCheck(
-        lambda query: find(destination, query), lambda query, folder: fetch(destination, query, folder)
-    )
+    check = DuplicateCheck(partial(find, destination), partial(fetch, destination))
 
     # The outcome of a duplicate is known only after the check, which asks over associations of its own.
     def unless_duplicate(outcome: Outcome) -> None:

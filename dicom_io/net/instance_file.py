@@ -137,9 +137,9 @@ def _read_to_the_end(path: Path, file: BoundedFile, most_bytes: float) -> dict[i
         EOFError: The last element does not end where the bytes end, or an image has no pixels. Others of `READ_ERRORS`
             where the bytes make no sense, or cost more than is allowed.
     """
-    header, stream = _parsed(path, file, most_bytes)
-    syntax, size = header.file_meta.TransferSyntaxUID, stream.seek(0, os.SEEK_END)
-    stream.seek(data_set_start(header) if stream is file else 0)
+    syntax, stream, start = _parsed(path, file, most_bytes)
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(start)
     end, tags, uids = 0, set[int](), dict[int, str]()
     for element in data_element_generator(stream, syntax.is_implicit_VR, syntax.is_little_endian, defer_size=1024):
         # pydicom steps over a long value (`defer_size`) even where the bytes end within it. So the end of an element
@@ -156,8 +156,8 @@ def _read_to_the_end(path: Path, file: BoundedFile, most_bytes: float) -> dict[i
     return uids
 
 
-def _parsed(path: Path, file: BoundedFile, most_bytes: float = math.inf) -> tuple[FileDataset, BinaryIO]:
-    """The first attributes of a file, and the stream of its data set: the file itself, or its inflated bytes.
+def _parsed(path: Path, file: BoundedFile, most_bytes: float = math.inf) -> tuple[UID, BinaryIO, int]:
+    """The transfer syntax of a file, the stream of its data set (the file itself, or its inflated bytes), and where it begins.
 
     Raises:
         ValueError: Not a file of PS3.10, or its data set becomes too large; others of `READ_ERRORS`.
@@ -168,7 +168,8 @@ def _parsed(path: Path, file: BoundedFile, most_bytes: float = math.inf) -> tupl
     if not transfer_syntax(file):  # else the rest would be read in very small pieces
         raise ValueError("no transfer syntax")
     most = min(most_bytes, MAX_INFLATED_BYTES, max(SMALL_BYTES, MOST_RATIO * file.size))
-    return parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS, max_inflated=most)
+    header, stream = parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS, max_inflated=most)
+    return header.file_meta.TransferSyntaxUID, stream, data_set_start(header) if stream is file else 0
 
 
 def data_set_start(header: FileDataset) -> int:
@@ -212,8 +213,7 @@ class _Layout:
 
     @classmethod
     def of(cls, path: Path, file: BoundedFile) -> "_Layout":
-        header, stream = _parsed(path, file)
-        syntax, start = header.file_meta.TransferSyntaxUID, data_set_start(header) if stream is file else 0
+        syntax, stream, start = _parsed(path, file)
         stream.seek(start)
         for _ in data_element_generator(
             stream, syntax.is_implicit_VR, syntax.is_little_endian, lambda tag, *_: tag in _PIXELS, defer_size=1024

@@ -63,7 +63,7 @@ class InstanceStore:
         folder: Path,
         *,
         studies: frozenset[str] | None = None,
-        stored: Callable[[Stored], None] | None = None,
+        stored: Callable[[Stored], None] = lambda stored: None,
         most_bytes: float = math.inf,
     ) -> None:
         """Names the folder; it is made with the first instance.
@@ -74,9 +74,8 @@ class InstanceStore:
             stored: Called for each instance that is on the disk, before the sender is answered. An error in it is logged.
             most_bytes: Most bytes that a data set may have once it is inflated. The size of the file is not limited here.
         """
-        self._most_bytes = most_bytes
         self.folder, self.studies = Path(folder), studies
-        self._stored = stored
+        self._stored, self._most_bytes = stored, most_bytes
         self._lock = threading.Lock()
 
     def put(
@@ -97,12 +96,15 @@ class InstanceStore:
                 disk is full. Nothing of the instance is left.
         """
         try:
-            with self._unfinished(content) as part:
+            with self.unfinished(content) as part:
                 stored = self._keep(part, sop_instance_uid, allowance)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "unknown")
             raise InstanceRefusedError(OUT_OF_RESOURCES, f"an instance cannot be written ({name})") from error
-        self._notify(stored)
+        try:
+            self._stored(stored)
+        except Exception as error:
+            _logger.error("the callback for %s failed (%s)", stored.sop_instance_uid, type(error).__name__)
         return stored
 
     def find(self, sop_instance_uids: Iterable[str]) -> dict[str, tuple[Path, ...]]:
@@ -124,7 +126,7 @@ class InstanceStore:
             (self.folder / INCOMING).rmdir()
 
     @contextlib.contextmanager
-    def _unfinished(self, content: bytes | Readable) -> Iterator[Path]:
+    def unfinished(self, content: bytes | Readable) -> Iterator[Path]:
         """A file with the content, forced to the disk, under a name that no other process or earlier run has."""
         part, file = self._new_part()
         try:
@@ -163,14 +165,14 @@ class InstanceStore:
             folder.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder)
             sync_folder(folder.parent)
-        is_new = self._name(part, path)
+        is_new = self.name(part, path)
         if not is_new and not has_same_data_set(path, part):
             raise InstanceRefusedError(DUPLICATE_INSTANCE, f"other content is kept under the UID {uids.instance}")
         # Also where the file was there: the thread that linked it may not have come to this line yet.
         sync_folder(folder)
         return Stored(path, *uids, is_new)
 
-    def _name(self, part: Path, path: Path) -> bool:
+    def name(self, part: Path, path: Path) -> bool:
         """Gives the file its name; False if the name is taken."""
         # The lock is for file systems without hard links, where the look at the name and the rename are two steps.
         with self._lock:
@@ -185,14 +187,6 @@ class InstanceStore:
                     return False
                 os.rename(part, path)
         return True
-
-    def _notify(self, stored: Stored) -> None:
-        if self._stored is None:
-            return
-        try:
-            self._stored(stored)
-        except Exception as error:
-            _logger.error("the callback for %s failed (%s)", stored.sop_instance_uid, type(error).__name__)
 
 
 def _folders_of(folder: Path, depth: int) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from pynetdicom import status as statuses
 from dicom_io.errors import DicomIoError
 
 State = Literal["sent", "warning", "already there", "refused", "failed", "left out", "held back"]
-DELIVERED: tuple[State, ...] = ("sent", "warning", "already there")
+
 DUPLICATE_INSTANCE = 0x0111  # PS3.7 C.5.6
 
 _TABLES = {
@@ -68,7 +68,7 @@ class Outcome:
     @property
     def is_delivered(self) -> bool:
         """Whether the other side acknowledged an instance with this UID, so that references to it resolve."""
-        return self.state in DELIVERED
+        return self.state in ("sent", "warning", "already there")
 
 
 @dataclass(frozen=True)

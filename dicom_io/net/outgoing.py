@@ -88,14 +88,11 @@ def prepare_files(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoin
     items = [_read(Path(file)) for file in files]
     # Images have no kind and go first.
     order = ("", *profile.objects)
-    reasons = [_why_unwanted(item, profile) for item in items]
+    judged = [(item, _why_unwanted(item, profile)) for item in items]
     # Sorting is stable: files of the same kind keep the order in which they were given.
-    chosen = sorted(
-        (item for item, reason in zip(items, reasons, strict=True) if not reason),
-        key=lambda item: order.index(item.kind),
-    )
-    missing = {str(item.sop_instance_uid): str(item.kind) for item in items if item.kind not in order}
-    outcomes = [item.outcome("left out", reason) for item, reason in zip(items, reasons, strict=True) if reason]
+    chosen = sorted((item for item, reason in judged if not reason), key=lambda item: order.index(item.kind))
+    missing = {str(item.sop_instance_uid): item.kind for item in items if item.kind not in order}
+    outcomes = [item.outcome("left out", reason) for item, reason in judged if reason]
     return [replace(item, note=_note_on_references(item, missing)) for item in chosen], outcomes
 
 

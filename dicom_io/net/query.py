@@ -28,17 +28,25 @@ RETURNED: dict[str, tuple[str, ...]] = {
 """The attributes that are requested at each level."""
 
 _DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")  # PS3.4 C.2.2.2.5
-_UNIQUE_KEYS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-_KEYWORDS = {
+UIDS = {
     "study_instance_uid": "StudyInstanceUID",
     "series_instance_uid": "SeriesInstanceUID",
     "sop_instance_uid": "SOPInstanceUID",
+}
+"""Attribute of a `Query` -> keyword, from the study down."""
+_KEYWORDS = UIDS | {
     "patient_id": "PatientID",
     "patient_name": "PatientName",
     "accession_number": "AccessionNumber",
     "study_date": "StudyDate",
     "study_description": "StudyDescription",
 }
+ABOVE: dict[Level, tuple[str, ...]] = {
+    "study": (),
+    "series": ("study_instance_uid",),
+    "image": ("study_instance_uid", "series_instance_uid"),
+}
+"""The UIDs above each level, which a query at that level needs."""
 
 
 class QueryError(DicomIoError):
@@ -70,7 +78,7 @@ class Query:
     limit: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("study_instance_uid", "series_instance_uid", "sop_instance_uid"):
+        for name in UIDS:
             if getattr(self, name) and not is_uid(getattr(self, name)):
                 raise QueryError(f"{name} is {getattr(self, name)!r}; a UID of digits and points is needed; correct it")
         study, series, instance = self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
@@ -79,12 +87,7 @@ class Query:
                 "an instance or series is named without its parents; the UIDs of its study and series are needed "
                 "too; add what is missing, a query (find) shows it"
             )
-        needed: dict[Level, tuple[str, ...]] = {
-            "study": (),
-            "series": ("study_instance_uid",),
-            "image": ("study_instance_uid", "series_instance_uid"),
-        }
-        absent = [_KEYWORDS[name] for name in needed[self.level] if not getattr(self, name)]
+        absent = [UIDS[name] for name in ABOVE[self.level] if not getattr(self, name)]
         if absent:
             raise QueryError(
                 f"the query at level {self.level} has no {absent[0]}; it is needed; look at the level above first"
@@ -121,7 +124,7 @@ class Query:
 
 def retrieve_identifier(query: Query) -> Dataset:
     """The Identifier of a C-MOVE or C-GET: the unique keys down to the lowest UID (PS3.4 C.4.2.1.4)."""
-    keys = {keyword: value for keyword, value in query.conditions().items() if keyword in _UNIQUE_KEYS}
+    keys = {keyword: value for keyword, value in query.conditions().items() if keyword in UIDS.values()}
     return data_set(QueryRetrieveLevel=retrieve_level(query).upper(), **keys)
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 from dicom_io.errors import NetworkError
-from dicom_io.net.association import LARGEST_PDU, VERIFICATION, application_entity, storage_classes
+from dicom_io.net.association import LARGEST_PDU, UNCOMPRESSED, VERIFICATION, application_entity, storage_classes
 from dicom_io.net.connections import Connections
 from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, Dimse, Receive, Tls
 from dicom_io.net.dimse_n import COMMENT_LENGTH, Service, service_handlers
@@ -26,11 +26,10 @@ from dicom_io.net.instance_file import CANNOT_UNDERSTAND, InstanceRefusedError
 from dicom_io.net.instance_store import OUT_OF_RESOURCES, InstanceStore
 from dicom_io.net.limits import IncomingDataSet, Limits
 from dicom_io.net.pynetdicom_patches import AssociationServer, limit_association
-from dicom_io.net.storage_user import UNCOMPRESSED
 from dicom_io.net.tls import server_context
 from dicom_io.reading.headers import is_uid
 
-_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
+_PLAIN = (*UNCOMPRESSED, DeflatedExplicitVRLittleEndian)
 # JPIP gives an address instead of pixels; nothing here follows addresses.
 _REFERENCED = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205")
 # Result, source and reason of a rejection, PS3.8 table 9-21
@@ -165,7 +164,7 @@ class Provider:
             # At this event no PDU has been read, so that nothing comes in beside the limits.
             (evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc, listen.limits, self._room)),
             (evt.EVT_REQUESTED, _admit, [listen, connections]),
-            (evt.EVT_ACCEPTED, lambda event: connections.accept(_address_of(event.assoc))),
+            (evt.EVT_ACCEPTED, lambda event: connections.accept(event.assoc)),
             (evt.EVT_ACSE_SENT, _note_rejection, [listen, self._rejected]),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
             *service_handlers(self.services),
@@ -219,10 +218,6 @@ def _admit(event: Any, listen: Listen, connections: Connections) -> None:
     event.assoc.kill()
 
 
-def _address_of(association: Any) -> tuple[str, int]:
-    return str(association.requestor.address), int(association.requestor.port)
-
-
 def _is_let_in(caller: Any, listen: Listen) -> bool:
     try:
         return listen.lets_in(str(caller.address))
@@ -263,7 +258,8 @@ def _acceptor(listen: Listen, services: Sequence[Service], *, stores: bool) -> A
     ae.add_supported_context(VERIFICATION)
     for sop_class in storage_classes() if stores else ():
         ae.add_supported_context(sop_class, [*_PLAIN, *COMPRESSED])
-    reported = {service.sop_class_uid for service in services if service.is_report}
+    # Of event reports the other side is the provider.
+    reported = {service.sop_class_uid for service in services if service.event == evt.EVT_N_EVENT_REPORT}
     for service in services:
         # a caller sends us reports only if it may be the provider on the association that it requested (PS3.7 D.3.3.4)
         roles = {"scu_role": True, "scp_role": True} if service.sop_class_uid in reported else {}

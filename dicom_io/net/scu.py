@@ -17,7 +17,6 @@ from dicom_io.net.association import (
     MOST_CONTEXTS,
     VERIFICATION,
     OpenAssociation,
-    checked_status,
     common_storage_classes,
     dimse_peer,
     open_association,
@@ -28,8 +27,9 @@ from dicom_io.net.outcome import Fetched, meaning
 from dicom_io.net.query import Query, QueryError, retrieve_identifier, retrieve_level
 from dicom_io.net.retrieval import OnStored, Retrieval
 from dicom_io.net.scp import COMPRESSED, Provider, answer_store, listen_for
-from dicom_io.net.storage_user import UNCOMPRESSED, store_instances
+from dicom_io.net.storage_user import store_instances
 from dicom_io.reading.headers import is_uid
+from dicom_io.reading.instances import listed
 
 __all__ = ["echo", "find", "get", "move", "store_instances"]
 
@@ -53,8 +53,8 @@ def echo(destination: Destination) -> float:
         NetworkError: No association, no answer, or a failure.
     """
     started_s = time.monotonic()
-    with open_association(destination, [presentation_context(VERIFICATION, UNCOMPRESSED)]) as opened:
-        status = checked_status(opened, opened.request(Association.send_c_echo))
+    with open_association(destination, [presentation_context(VERIFICATION)]) as opened:
+        status = opened.checked_status(opened.request(Association.send_c_echo))
     if status:
         raise _failure(destination, "C-ECHO", f"0x{status:04X}")
     return time.monotonic() - started_s
@@ -66,7 +66,7 @@ def find(destination: Destination, query: Query) -> list[Dataset]:
     Raises:
         NetworkError: No association, no answer, or a failure, also after some matches.
     """
-    with open_association(destination, [presentation_context(STUDY_ROOT_FIND, UNCOMPRESSED)]) as opened:
+    with open_association(destination, [presentation_context(STUDY_ROOT_FIND)]) as opened:
         return _find(opened, query)
 
 
@@ -84,11 +84,10 @@ def move(destination: Destination, query: Query, folder: Path, on_stored: OnStor
     """
     peer, identifier = dimse_peer(destination), retrieve_identifier(query)
     retrieval = Retrieval(folder, query.study_instance_uid, on_stored)
-    contexts = [presentation_context(STUDY_ROOT_MOVE, UNCOMPRESSED)]
     provider = Provider(retrieval.store, listen_for(peer), refused=retrieval.note_refusal)
     # The provider listens before the request goes out: the archive sends over an association of its own, which it
     # opens to the Move Destination while the C-MOVE runs (PS3.4 C.4.2).
-    with provider, open_association(destination, contexts) as opened:
+    with provider, open_association(destination, [presentation_context(STUDY_ROOT_MOVE)]) as opened:
         title = peer.our_ae_title
         counts, failures = _sub_operations(
             opened, "C-MOVE", lambda association: association.send_c_move(identifier, title, STUDY_ROOT_MOVE)
@@ -130,7 +129,7 @@ def get(destination: Destination, query: Query, folder: Path, on_stored: OnStore
 def _find(opened: OpenAssociation, query: Query) -> list[Dataset]:
     model, matches = STUDY_ROOT_FIND, list[Dataset]()
     for status, match in opened.request(lambda association: association.send_c_find(query.identifier(), model)):
-        code = checked_status(opened, status)
+        code = opened.checked_status(status)
         if code_to_category(code) == "Pending":
             if match is None:
                 raise _failure(opened.destination, "C-FIND", "an answer that cannot be read")
@@ -138,7 +137,7 @@ def _find(opened: OpenAssociation, query: Query) -> list[Dataset]:
             opened.restart_clock()
             # 1 is the message ID that pynetdicom gives to a C-FIND. Matches that are on their way still come after
             # the cancel; they are cut off at the end.
-            if query.limit and len(matches) == query.limit and opened.association is not None:
+            if query.limit and len(matches) == query.limit:
                 opened.association.send_c_cancel(1, query_model=model)
         elif code and not (query.limit and code_to_category(code) == "Cancel"):
             advice = "change the query or see its log"
@@ -149,7 +148,7 @@ def _find(opened: OpenAssociation, query: Query) -> list[Dataset]:
 def _held_classes(destination: Destination, query: Query) -> list[str]:
     """SOP classes of the instances to be fetched; empty if the archive does not tell."""
     try:
-        with open_association(destination, [presentation_context(STUDY_ROOT_FIND, UNCOMPRESSED)]) as opened:
+        with open_association(destination, [presentation_context(STUDY_ROOT_FIND)]) as opened:
             series = [query]
             if retrieve_level(query) == "study":
                 matches = _find(opened, Query("series", query.study_instance_uid))
@@ -168,7 +167,7 @@ def _get_contexts(classes: Sequence[str]) -> list[PresentationContext]:
 
     An archive can then send an image in the syntax in which it holds the image.
     """
-    plain = [presentation_context(uid, UNCOMPRESSED) for uid in (STUDY_ROOT_GET, *classes)]
+    plain = [presentation_context(uid) for uid in (STUDY_ROOT_GET, *classes)]
     compressed = [presentation_context(sop_class, [syntax]) for syntax in COMPRESSED for sop_class in classes]
     return [*plain, *compressed][:MOST_CONTEXTS]
 
@@ -179,7 +178,7 @@ def _not_sent_by_get(opened: OpenAssociation, held: Sequence[str]) -> list[str]:
     Raises:
         NetworkError: It does not offer C-GET at all.
     """
-    accepted = opened.accepted_contexts
+    accepted = opened.association.accepted_contexts
     if not any(context.abstract_syntax == STUDY_ROOT_GET for context in accepted):
         raise NetworkError(
             f"{opened.destination.label} does not offer C-GET; C-GET or C-MOVE is needed to fetch; use C-MOVE, with a port "
@@ -199,7 +198,7 @@ def _sub_operations(
     """Runs a C-MOVE or C-GET to its end: the last counts of sub-operations, and a sentence on the failed instances."""
     counts: dict[str, int] = {}
     for status, answer in opened.request(send):
-        code = checked_status(opened, status)
+        code = opened.checked_status(status)
         # Each answer counts all sub-operations; the last answer leaves out "remaining" (PS3.4 C.4.2.1.6).
         values = {name: status.get(f"NumberOf{name}Suboperations") for name in _COUNTS}
         counts = {name: int(value) for name, value in values.items() if value is not None} or counts
@@ -218,7 +217,7 @@ def _failed_instances(counts: dict[str, int], answer: Dataset | None) -> list[st
     if not failed:
         return []
     named = answer.get("FailedSOPInstanceUIDList") if answer is not None else None
-    uids = [uid for uid in ([named] if isinstance(named, str) else list(named or [])) if is_uid(str(uid))]
+    uids = [uid for uid in listed(named) if is_uid(str(uid))]
     return [f"the archive could not send {failed} instance(s)" + (f", the first is {uids[0]}" if uids else "")]
 
 

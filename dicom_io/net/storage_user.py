@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pydicom.dataset import FileDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom.presentation import PresentationContext
 
 from dicom_io.errors import NetworkError, UnreadableFileError
@@ -22,7 +22,6 @@ from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 TRIES = 3
 PAUSE_S = 0.5
-UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _MEDIUM = 0  # PS3.7 9.1.1.1.7: neither more nor less urgent than others
 
 
@@ -103,16 +102,16 @@ def proposals(items: Sequence[Outgoing]) -> list[PresentationContext]:
     own = dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in items)
     classes = dict.fromkeys(sop_class for sop_class, _ in own)
     return [
-        association.presentation_context(association.VERIFICATION, UNCOMPRESSED),
+        association.presentation_context(association.VERIFICATION),
         *(association.presentation_context(sop_class, [syntax]) for sop_class, syntax in own),
-        *(association.presentation_context(sop_class, UNCOMPRESSED) for sop_class in classes),
+        *(association.presentation_context(sop_class) for sop_class in classes),
     ]
 
 
 def _send(opened: association.OpenAssociation, item: Outgoing) -> Outcome:
     accepted = {
         UID(context.transfer_syntax[0])
-        for context in opened.accepted_contexts
+        for context in opened.association.accepted_contexts
         if context.abstract_syntax == item.sop_class_uid
     }
     if not accepted:
@@ -127,7 +126,7 @@ def _send(opened: association.OpenAssociation, item: Outgoing) -> Outcome:
         return item.outcome("failed", str(error))
     except (ValueError, AttributeError) as error:  # pynetdicom: cannot be encoded
         return item.outcome("failed", f"it cannot be encoded for the peer ({type(error).__name__})")
-    code = association.checked_status(opened, status)
+    code = opened.checked_status(status)
     return item.outcome(state_of(code), meaning(code, "C-STORE"), code, note)
 
 
@@ -146,7 +145,7 @@ def _bring_into(accepted: set[UID], dataset: FileDataset, item: Outgoing) -> str
     own = item.transfer_syntax_uid
     if own in accepted:
         return ""
-    target = next((syntax for syntax in UNCOMPRESSED if syntax in accepted), None)
+    target = next((syntax for syntax in association.UNCOMPRESSED if syntax in accepted), None)
     # Explicit VR Big Endian (retired) is not turned: the bytes of the pixels would have to be swapped too.
     if target is None or not own.is_little_endian:
         raise _NoSyntaxError(f"the peer does not take {own.name}, or any transfer syntax to which it can be converted")

@@ -17,7 +17,6 @@ def client_context(tls: Tls) -> ssl.SSLContext:
     Raises:
         DestinationError: A file is missing or is no certificate or key.
     """
-    _check_files(tls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # PROTOCOL_TLS_CLIENT demands a certificate that the authorities signed; only the check of the name may be off.
     context.check_hostname = tls.check_hostname
@@ -37,7 +36,6 @@ def server_context(tls: Tls) -> ssl.SSLContext:
         raise DestinationError(
             f"tls has no {absent[0]}; to receive over TLS, ca, certificate and key are needed; name the three files"
         )
-    _check_files(tls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # By default a server asks its callers for no certificate.
     context.verify_mode = ssl.CERT_REQUIRED
@@ -45,6 +43,10 @@ def server_context(tls: Tls) -> ssl.SSLContext:
 
 
 def _completed(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
+    files = [path for path in (tls.ca, tls.certificate, tls.key) if path is not None]
+    for path in files:
+        if not Path(path).is_file():
+            raise DestinationError(f"the TLS file {path} does not exist; a PEM file is needed; check the path")
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
     try:
@@ -53,7 +55,7 @@ def _completed(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
         if tls.certificate is not None and tls.key is not None:
             context.load_cert_chain(tls.certificate, tls.key, password=_no_password)
     except (ssl.SSLError, OSError, ValueError) as error:
-        names = ", ".join(path.name for path in (tls.ca, tls.certificate, tls.key) if path)
+        names = ", ".join(path.name for path in files)
         raise DestinationError(
             f"the TLS files {names} cannot be used ({getattr(error, 'reason', None) or type(error).__name__}); PEM "
             "certificates and the key of the certificate, not encrypted, are needed; check them"
@@ -63,9 +65,3 @@ def _completed(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
 
 def _no_password() -> str:
     raise ValueError("the key is encrypted")  # without this OpenSSL would ask at the terminal
-
-
-def _check_files(tls: Tls) -> None:
-    for path in (tls.ca, tls.certificate, tls.key):
-        if path is not None and not Path(path).is_file():
-            raise DestinationError(f"the TLS file {path} does not exist; a PEM file is needed; check the path")

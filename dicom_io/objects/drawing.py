@@ -19,6 +19,9 @@ Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Rgb = tuple[int, int, int]
 Letters = tuple[str, str, str, str]
+Lines = list[tuple[str, Rgb | None]]
+"""Text, with the colour of the square before it or None."""
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -139,7 +142,7 @@ def framed(
     layout = _layout(picture, letters)
     head = _wrapped(RESEARCH_TEXT, layout)
     foot = [(line, None) for text in captions for line in _wrapped(text, layout)]
-    lines: list[tuple[str, Rgb | None]] = [*foot, *_legend_lines(legend, layout)]
+    lines: Lines = [*foot, *_legend_lines(legend, layout)]
     above = layout.line * (len(head) + 1) + layout.pad
     canvas = Image.new("RGB", (layout.total, above + layout.height + layout.line * (len(lines) + 1) + layout.pad))
     canvas.paste(Image.fromarray(picture), (layout.left, above))
@@ -164,9 +167,7 @@ def page(headline: str, paragraphs: Sequence[str]) -> Pixels:
     """
     font, width = ImageFont.load_default(PAGE_FONT_SIZE), PAGE_SIDE - 2 * PAGE_EDGE
     layout = _Layout(width, PAGE_SIDE, font, PAGE_FONT_SIZE, width)
-    lines: list[tuple[str, Rgb | None]] = [
-        (line, None) for text in paragraphs for line in (*_wrapped(text, layout), "")
-    ]
+    lines: Lines = [(line, None) for text in paragraphs for line in (*_wrapped(text, layout), "")]
     top = 7 * layout.line
     canvas = Image.new("RGB", (PAGE_SIDE, max(PAGE_SIDE, top + layout.line * len(lines) + PAGE_EDGE)))
     text = Image.new("RGB", (width, layout.line * len(lines)))
@@ -198,7 +199,7 @@ def _draw_letters(draw: ImageDraw.ImageDraw, letters: Letters, layout: _Layout, 
         draw.text((x, y), text, _TEXT_RGB, layout.font, anchor=anchor)
 
 
-def _draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence[tuple[str, Rgb | None]], layout: _Layout, top: int) -> None:
+def _draw_lines(draw: ImageDraw.ImageDraw, lines: Lines, layout: _Layout, top: int) -> None:
     size, pad = layout.font_size, layout.pad
     for row, (text, colour) in enumerate(lines):
         y = top + row * layout.line
@@ -207,14 +208,12 @@ def _draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence[tuple[str, Rgb | None
         draw.text((pad if colour is None else pad + round(1.5 * size), y), text, _TEXT_RGB, layout.font)
 
 
-def _legend_lines(legend: Sequence[tuple[str, Rgb]], layout: _Layout) -> list[tuple[str, Rgb | None]]:
+def _legend_lines(legend: Sequence[tuple[str, Rgb]], layout: _Layout) -> Lines:
     """At most LEGEND_LINES of the legend, and how many more there are."""
     if not legend:
         return [("no label in this slice", None)]
     width = layout.total - 3 * layout.font_size
-    lines: list[tuple[str, Rgb | None]] = [
-        (_shortened(text, layout.font, width), colour) for text, colour in legend[:LEGEND_LINES]
-    ]
+    lines: Lines = [(_shortened(text, layout.font, width), colour) for text, colour in legend[:LEGEND_LINES]]
     more = len(legend) - LEGEND_LINES
     return [*lines, (f"and {more} more", None)] if more > 0 else lines
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.errors import LabelError
-from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, Plane, check_patient_space
+from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, Floats, Plane, check_patient_space
 from dicom_io.volume import Affine, Volume
 
 STEP_TOLERANCE = 0.02
@@ -20,7 +20,6 @@ STEP_TOLERANCE = 0.02
 NO_GAP_MM = 1.0
 """The gap that highdicom writes for a single slice, whatever its source states."""
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
@@ -111,7 +110,7 @@ class FrameGrid:
         """
         for axis, depths in self._depths.items():
             gap_mm = self.reference.spacing_mm[axis]
-            other_mm = self._other_gap(axis, np.sort(np.array(list(depths), dtype=np.float64)))
+            other_mm = self._other_gap(axis, np.array(sorted(depths), dtype=np.float64))
             if other_mm is not None:
                 raise LabelError(
                     f"the slices of {name} are {other_mm:.2f} mm apart, those of the image {gap_mm:.2f} mm; one gap is "
@@ -153,7 +152,7 @@ class FrameGrid:
             unit = np.zeros(3)
             unit[axis] = np.sign(step[axis])
             if not np.abs(step - unit).max() <= STEP_TOLERANCE or axes[0] == axes[1]:
-                pixels = _sizes(float(np.linalg.norm(step)) for step in (plane.column_step_mm, plane.row_step_mm))
+                pixels = _sizes(plane.pixel_mm)
                 voxels = _sizes(self.reference.spacing_mm[axis] for axis in axes)
                 raise LabelError(
                     f"{name} has pixels of {pixels} mm, the voxels of the image are {voxels} mm along them; the same size and "

@@ -11,7 +11,6 @@ a file arrived.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -29,9 +28,10 @@ from pydicom.uid import generate_uid
 
 from dicom_io.coding import Segment, is_code, printable
 from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.files import state_of
 from dicom_io.kinds import KIND
 from dicom_io.objects import patient_and_study
-from dicom_io.reading.headers import patient_digest, whole_number
+from dicom_io.reading.headers import whole_number
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
 
@@ -131,11 +131,6 @@ class ResultInfo:
         attributes = asdict(replace(self, settings=tuple(sorted(self.settings))))
         return hashlib.sha256(json.dumps(attributes, sort_keys=True, default=_as_json).encode()).hexdigest()
 
-    @property
-    def series_facts(self) -> tuple[str, ...]:
-        """What all instances of a series must have in common: description and equipment (PS3.3 C.7.3.1, C.7.5.1)."""
-        return self.manufacturer, self.algorithm_name, self.algorithm_version, self.series_description
-
 
 def _as_json(value: object) -> int | str:
     # A number of NumPy must give the same digest as the plain number; json does not take it.
@@ -169,30 +164,28 @@ def object_uids(source: Volume, result: ResultInfo, kind: str, *content: str) ->
     return result_uid(source, result, kind, "instance", *content), result_uid(source, result, kind, "series")
 
 
-def owner_of(header: Dataset) -> tuple[str, str]:
-    """Digest of the patient, and StudyInstanceUID: the owner of a result of an image with this header, for `uid_from`."""
-    return patient_digest(header), str(header.get("StudyInstanceUID") or "")
-
-
 def uid_from(
     sources: Iterable[str], owner: tuple[str, str], result: ResultInfo, kind: str, part: str, *content: str
 ) -> str:
-    """As `result_uid`, for an object of `owner` that is made from `sources`, whatever their order: SOP Instance UIDs."""
+    """As `result_uid`, for an object that is made from `sources`, whatever their order: SOP Instance UIDs.
+
+    Its `owner` is the digest of the patient, and StudyInstanceUID.
+    """
     # The reasons are in docs/decisions/0015-content-is-part-of-an-instances-uid.md.
-    own = {"instance": (result.digest,), "series": result.series_facts}.get(part, ())
+    # All instances of a series have description and equipment in common (PS3.3 C.7.3.1, C.7.5.1).
+    facts = result.manufacturer, result.algorithm_name, result.algorithm_version, result.series_description
+    own = {"instance": (result.digest,), "series": facts}.get(part, ())
     settings = (f"{name}={value}" for name, value in sorted(result.settings))
     parts = (kind, part, *content, "result", *own, result.bundle_sha256, "settings", *settings)
     return derived_uid(*parts, "owner", *owner, "sources", *sorted(set(sources)))
 
 
-def digest_of(*arrays: NDArray[Any]) -> str:
-    """Hex digest of the types, shapes and values of arrays, whatever their order in memory."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        # Without shape and type, different arrays with the same bytes would have the same digest.
-        digest.update(str((array.shape, array.dtype.str)).encode())
-        # Slice by slice, as `slice_by_slice` lays labels out: then nothing is copied.
-        digest.update(np.ascontiguousarray(np.moveaxis(array, (0, 1, 2), (2, 1, 0))).data)
+def digest_of(array: NDArray[Any]) -> str:
+    """Hex digest of the type, shape and values of an array, whatever its order in memory."""
+    # Without shape and type, different arrays with the same bytes would have the same digest.
+    digest = hashlib.sha256(str((array.shape, array.dtype.str)).encode())
+    # Slice by slice, as `slice_by_slice` lays labels out: then nothing is copied.
+    digest.update(np.ascontiguousarray(np.swapaxes(array, 0, 2)).data)
     return digest.hexdigest()
 
 
@@ -264,7 +257,8 @@ def header_of(file: Path) -> Dataset:
 def _headers(files: Iterable[Path], *, whole: bool) -> list[tuple[Path, Dataset]]:
     """Each file and a copy of its header; files that have not changed are parsed once for all the objects of a result."""
     try:
-        parsed = _parsed_headers(tuple((file, _state(file)) for file in sorted(set(files))), whole)
+        # `load_dataset` refuses by its name a file that is gone, which has no state.
+        parsed = _parsed_headers(tuple((file, state_of(file)) for file in sorted(set(files))), whole)
     except UnreadableFileError as error:
         raise UnreadableFileError(
             f"a source file can no longer be read ({error}); it must stay in place until the result is written; "
@@ -272,15 +266,6 @@ def _headers(files: Iterable[Path], *, whole: bool) -> list[tuple[Path, Dataset]
         ) from error
     # Copies, because callers change headers and the cache keeps the parsed ones.
     return [(file, _named(patient_and_study.copied(header))) for file, header in parsed]
-
-
-def _state(file: Path) -> tuple[int, int, int] | None:
-    """Inode, size and time of modification; None for a file that is gone, which `load_dataset` then refuses by its name."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=3)  # the last source: places of all slices, the whole header of the first, whole headers of all
@@ -343,8 +328,8 @@ def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
     for header in headers:
         bare = patient_and_study.copied(header)
         for keyword in patient_and_study.CARRIED_KEYWORDS:
-            if keyword in bare and keyword != "StudyInstanceUID":
-                delattr(bare, keyword)
+            if keyword != "StudyInstanceUID":
+                bare.pop(keyword, None)
         for keyword in TYPE_2_KEYWORDS.split():
             # highdicom reads these from its source images and fails where they are absent.
             setattr(bare, keyword, "")
@@ -454,8 +439,7 @@ def stamp(
         target.ContentDate, target.ContentTime = date, time
     # highdicom takes these from the clock, and the same input must give the same bytes.
     for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
-        if keyword in target:
-            delattr(target, keyword)
+        target.pop(keyword, None)
     for item in target.get("ContributingEquipmentSequence") or []:
         purpose = item.PurposeOfReferenceCodeSequence[0].CodeValue
         if "ContributionDateTime" in item and purpose != codes.DCM.AcquisitionEquipment.value:

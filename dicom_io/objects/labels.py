@@ -81,7 +81,9 @@ def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "bi
     """
     array, count = labels.array, len(result.segments)
     if encoding == "fractional":
-        _check_probabilities(labels)
+        if array.ndim != 4:
+            raise _no_probabilities(array)
+        _check_range(array)
     if encoding.startswith("labelmap") and array.ndim == 4:
         raise LabelError(
             f"the labels have {array.shape[3]} channels, which may overlap; a label map holds one segment a voxel; "
@@ -108,12 +110,6 @@ def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "bi
             f"the labels hold the value {unknown[0]}; 0 (background) to {count} are described; "
             "use the segments.json that belongs to these labels"
         )
-
-
-def _check_probabilities(labels: Volume) -> None:
-    if labels.array.ndim != 4:
-        raise _no_probabilities(labels.array)
-    _check_range(labels.array)
 
 
 def _check_range(array: NDArray[Any]) -> None:

@@ -46,8 +46,7 @@ def refusing_odd_headers(write: Callable[P, R]) -> Callable[P, R]:
             named = ", ".join(odd[:_NAMED]) + (" ..." if len(odd) > _NAMED else "") if odd else "an attribute"
             raise LabelError(
                 f"a header of the source has a value that a result cannot repeat ({named}: {type(error).__name__}); values "
-                "as the "
-                "standard has them are needed; repair the source, or leave this kind of result out"
+                "as the standard has them are needed; repair the source, or leave this kind of result out"
             ) from error
 
     return refusing

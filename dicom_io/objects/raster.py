@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Shape = tuple[int, int]
+"""(rows, columns)."""
+
+Pair = tuple[int, int]
+"""The numbers of two contours."""
+
 NEAR = 0.05
 """In pixels: a centre this close to a contour may be inside for one program and outside for another."""
 
 
-def even_odd(loops: Sequence[Floats], shape: tuple[int, int]) -> Mask:
+def even_odd(loops: Sequence[Floats], shape: Shape) -> Mask:
     """Pixels whose centre is inside by the even-odd rule over all contours.
 
     Args:
@@ -35,7 +41,7 @@ def even_odd(loops: Sequence[Floats], shape: tuple[int, int]) -> Mask:
     return np.asarray(plane != 0)
 
 
-def painted(points: Floats, counts: Integers, labels: Integers, shape: tuple[int, int]) -> tuple[NDArray[Any], int]:
+def painted(points: Floats, counts: Integers, labels: Integers, shape: Shape) -> tuple[NDArray[Any], int]:
     """Labels of the pixels whose centre is inside by the even-odd rule over all contours of one label.
 
     Args:
@@ -54,7 +60,7 @@ def painted(points: Floats, counts: Integers, labels: Integers, shape: tuple[int
     return plane.reshape(shape), len(pixels) - int(np.count_nonzero(plane))
 
 
-def filled(loops: Sequence[Floats], shape: tuple[int, int]) -> list[Integers]:
+def filled(loops: Sequence[Floats], shape: Shape) -> list[Integers]:
     """The pixels inside each of some contours by itself: row x columns + column, in increasing order.
 
     Args:
@@ -66,7 +72,7 @@ def filled(loops: Sequence[Floats], shape: tuple[int, int]) -> list[Integers]:
     return np.split(pixels, np.searchsorted(number, np.arange(1, len(loops))))
 
 
-def entangled(loops: Sequence[Floats], shape: tuple[int, int]) -> tuple[int, int] | None:
+def entangled(loops: Sequence[Floats], shape: Shape) -> Pair | None:
     """Two contours that overlap in part, as far as pixels tell; None if all lie apart or one within the other.
 
     A pixel whose centre lies within `NEAR` pixels of a contour is on neither side of it: contours may run through
@@ -86,7 +92,7 @@ def entangled(loops: Sequence[Floats], shape: tuple[int, int]) -> tuple[int, int
     return next((pair for pair in same if not _is_thin_ring(loops[pair[0]], loops[pair[1]], shape)), None)
 
 
-def _nested(pixels: Sequence[Integers], shape: tuple[int, int]) -> tuple[list[tuple[int, int]], bool]:
+def _nested(pixels: Sequence[Integers], shape: Shape) -> tuple[list[Pair], bool]:
     """Pairs of sets of pixels that are the same; and whether any two sets lie apart or one within the other.
 
     The sets are laid down from the largest to the smallest. Each must lie within the set that was laid down last at its place.
@@ -105,9 +111,7 @@ def _nested(pixels: Sequence[Integers], shape: tuple[int, int]) -> tuple[list[tu
     return same, True
 
 
-def _clearly_entangled(
-    loops: Sequence[Floats], shape: tuple[int, int]
-) -> tuple[list[tuple[int, int]], tuple[int, int] | None]:
+def _clearly_entangled(loops: Sequence[Floats], shape: Shape) -> tuple[list[Pair], Pair | None]:
     """Pairs that enclose the same pixels, and a pair that overlaps in part; pixels near to a contour do not count."""
     # Filled once in place and moved by NEAR four ways: pixels that are inside every time are surely inside,
     # pixels that are inside at least once are perhaps inside.
@@ -115,7 +119,7 @@ def _clearly_entangled(
     fills = [filled([loop + shift for loop in loops], shape) for shift in shifts]
     surely = [reduce(np.intersect1d, shifted) for shifted in zip(*fills, strict=True)]
     perhaps = [reduce(np.union1d, shifted) for shifted in zip(*fills, strict=True)]
-    same: list[tuple[int, int]] = []
+    same: list[Pair] = []
     for first, second in combinations([number for number, pixels in enumerate(surely) if len(pixels)], 2):
         # Pixel numbers are sorted: sets whose ranges lie apart share no pixel.
         if surely[first][-1] < surely[second][0] or surely[second][-1] < surely[first][0]:
@@ -129,7 +133,7 @@ def _clearly_entangled(
     return same, None
 
 
-def _is_thin_ring(first: Floats, second: Floats, shape: tuple[int, int]) -> bool:
+def _is_thin_ring(first: Floats, second: Floats, shape: Shape) -> bool:
     """Whether one of two contours lies within the other when pixels are a quarter as wide."""
     start = np.maximum(np.floor(np.minimum(first.min(axis=0), second.min(axis=0))), -1)
     end = np.minimum(np.maximum(first.max(axis=0), second.max(axis=0)), shape[::-1])
@@ -138,7 +142,7 @@ def _is_thin_ring(first: Floats, second: Floats, shape: tuple[int, int]) -> bool
     return len(pixels) != len(others) and len(np.intersect1d(pixels, others)) == min(len(pixels), len(others))
 
 
-def _filled(points: Floats, counts: Integers, labels: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers]:
+def _filled(points: Floats, counts: Integers, labels: Integers, shape: Shape) -> tuple[Integers, Integers]:
     """Label and number of the pixels inside by the even-odd rule over all contours of one label, by label and number."""
     rows, columns = shape
     edge, row, column = _cuts(points, counts, shape)
@@ -154,23 +158,23 @@ def _filled(points: Floats, counts: Integers, labels: Integers, shape: tuple[int
     return np.repeat(label, widths), pixels
 
 
-def _cuts(points: Floats, counts: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers, Integers]:
+def _cuts(points: Floats, counts: Integers, shape: Shape) -> tuple[Integers, Integers, Integers]:
     """Where contours cut the rows of pixel centres: number of the edge, row, and the first column to the right.
 
     An edge is taken from its lower end, whichever way it is walked: forth and back are cut at the same places.
     """
     rows, columns = shape
-    ends = np.cumsum(counts)
-    following = np.arange(1, len(points) + 1)
+    ends, number = np.cumsum(counts), np.arange(len(points))
+    following = number + 1
     following[ends - 1] = ends - counts
     # the same edge walked upwards and downwards must give the same floating-point results
     falls = points[:, 1] > points[following, 1]
-    low, high = np.where(falls, following, np.arange(len(points))), np.where(falls, np.arange(len(points)), following)
+    low, high = np.where(falls, following, number), np.where(falls, number, following)
     (x, y), (across, up) = points[low].T, (points[high] - points[low]).T
     # lower end included, upper end not: a corner between two edges is cut once
     first, last = _bounded(np.ceil(y), rows), _bounded(np.ceil(points[high, 1]), rows)
     times = last - first
-    edge = np.repeat(np.arange(len(points)), times)
+    edge = np.repeat(number, times)
     row = np.repeat(first - (np.cumsum(times) - times), times) + np.arange(len(edge))
     at = x[edge] + (row - y[edge]) * across[edge] / up[edge]
     return edge, row, _bounded(np.floor(at) + 1, columns)
@@ -178,7 +182,7 @@ def _cuts(points: Floats, counts: Integers, shape: tuple[int, int]) -> tuple[Int
 
 def _bounded(values: Floats, most: int) -> Integers:
     """Whole numbers of at least 0 and at most `most`."""
-    return np.minimum(np.maximum(values, 0), most).astype(np.int64)
+    return np.clip(values, 0, most).astype(np.int64)
 
 
 def off_half_way(points: Floats) -> Floats:

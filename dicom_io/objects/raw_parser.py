@@ -76,11 +76,11 @@ def integer(attributes: Attributes, tag: int) -> int:
     return int(needed(attributes, tag).strip(b" \0"))
 
 
-def first_item(attributes: Attributes, *tags: int) -> Attributes:
-    """The first item of a sequence, below the first items of others. Raises GeometryProofError where there is none."""
-    sequence = items(attributes, *tags)
+def first_item(attributes: Attributes, tag: int) -> Attributes:
+    """The first item of a sequence. Raises GeometryProofError where there is none."""
+    sequence = items(attributes, tag)
     if not sequence:
-        raise GeometryProofError(f"the attribute {tags[-1]:08X} is missing in the written file")
+        raise GeometryProofError(f"the attribute {tag:08X} is missing in the written file")
     return sequence[0]
 
 
@@ -136,12 +136,11 @@ def _sequence(content: bytes, at: int, length: int) -> tuple[list[Attributes], i
     sequence: list[Attributes] = []
     end = len(content) if length == _UNDEFINED else at + length
     while at + 8 <= end:
-        group, element = struct.unpack_from("<HH", content, at)
-        size = _WIDE.unpack_from(content, at + 4)[0]
+        tag, size = _item_head(content, at)
         at += 8
-        if (group << 16 | element) == _SEQUENCE_END:
+        if tag == _SEQUENCE_END:
             return sequence, at
-        if (group << 16 | element) != _ITEM:
+        if tag != _ITEM:
             raise ValueError(f"no item at byte {at - 8}")
         item, after = _data_set(content, at, end if size == _UNDEFINED else at + size)
         sequence.append(item)
@@ -149,13 +148,18 @@ def _sequence(content: bytes, at: int, length: int) -> tuple[list[Attributes], i
     return sequence, at
 
 
+def _item_head(content: bytes, at: int) -> tuple[int, int]:
+    """Tag and length of an item or of a delimiter."""
+    group, element, size = struct.unpack_from("<HHL", content, at)
+    return group << 16 | element, size
+
+
 def _fragments(content: bytes, at: int) -> tuple[list[bytes], int]:
     """The pieces of encapsulated pixels, the offset table first."""
     fragments: list[bytes] = []
     while True:
-        group, element = struct.unpack_from("<HH", content, at)
-        size = _WIDE.unpack_from(content, at + 4)[0]
-        if (group << 16 | element) == _SEQUENCE_END:
+        tag, size = _item_head(content, at)
+        if tag == _SEQUENCE_END:
             return fragments, at + 8
         fragments.append(content[at + 8 : at + 8 + size])
         at += 8 + size

@@ -39,6 +39,11 @@ class Plane:
     column_step_mm: Floats
     row_step_mm: Floats
 
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        """Distance of neighbouring pixels in a row and in a column."""
+        return float(np.linalg.norm(self.column_step_mm)), float(np.linalg.norm(self.row_step_mm))
+
     def points_mm(self, columns: NDArray[Any], rows: NDArray[Any]) -> Floats:
         """Shape (n, 3): LPS positions of pixel coordinates, which may lie between pixel centres."""
         return self.origin_mm + np.outer(columns, self.column_step_mm) + np.outer(rows, self.row_step_mm)

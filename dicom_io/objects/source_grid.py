@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
 
 import numpy as np
 import SimpleITK
@@ -14,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.files import state_of
 from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, slices_of, tolerance_mm
 from dicom_io.reading.geometry import jitter_limit_mm
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
@@ -23,10 +23,8 @@ from dicom_io.volume import Volume, corner_indices
 # do: measured with SimpleITK 2.5.7 on an oblique image of every storage class, with pixels that are not square. Not of CR, DX,
 # MG, IO, XA and RF, whose spacing it takes from ImagerPixelSpacing or as 1 mm, nor of RT images (1 mm) and NM (1 mm, or no
 # position); classes that it does not know it does not read. Others, which are seldom slices, were left out.
-PLACED_BY_GDCM = frozenset(
-    f"1.2.840.10008.5.1.4.1.1.{number}"
-    for number in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "130", "128.1", "6.1", "7")
-)
+_PLACED = "2 2.1 2.2 4 4.1 4.4 128 130 128.1 6.1 7"
+PLACED_BY_GDCM = frozenset(f"1.2.840.10008.5.1.4.1.1.{number}" for number in _PLACED.split())
 """CT, MR and PET, each also enhanced and legacy converted; ultrasound; secondary capture."""
 
 # What ITK gets of a header: attributes of these groups that are short and no sequences, and of the first items of the
@@ -139,22 +137,19 @@ def _sampled_files(source: Volume) -> list[Path]:
 
 def _seen_by_itk(file: Path) -> ItkView:
     """How ITK sees the slice in a file; ITK is asked once as long as the file does not change."""
-    try:
-        status = file.stat()
-    except OSError:
-        return ItkView()
-    return _itk_view(file, (status.st_ino, status.st_mtime_ns, status.st_size))
+    state = state_of(file)
+    return _itk_view(file, state) if state else ItkView()
 
 
 @lru_cache(maxsize=_FILES_KEPT)
-def _itk_view(file: Path, _version: tuple[int, int, int]) -> ItkView:
-    """How ITK sees the slice in a file of some version.
+def _itk_view(file: Path, _state: tuple[int, int, int]) -> ItkView:
+    """How ITK sees the slice in a file in some state.
 
     ITK does not get the file: a few bytes behind the pixels make it allocate gigabytes. It gets a copy of the attributes that
     place a slice, with their values as they stand in the file.
     """
     sop_class_uid = ""
-    reader = cast(Any, SimpleITK).ImageFileReader()  # SimpleITK has no types
+    reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     with TemporaryDirectory(prefix="monai-unet-place-") as folder:
         copy = Path(folder) / "header.dcm"

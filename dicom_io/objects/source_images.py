@@ -89,7 +89,7 @@ class SourceImages:
         """
         plane = self.slices[k].plane
         if plane is not None:
-            return float(np.linalg.norm(plane.column_step_mm)), float(np.linalg.norm(plane.row_step_mm))
+            return plane.pixel_mm
         # In the body first, then on the detector or film, where the body is magnified; an aspect ratio has no unit.
         for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
             value = self.header(k).get(keyword)

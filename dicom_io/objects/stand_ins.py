@@ -48,8 +48,8 @@ def stand_in(bare: Dataset, source_slice: Slice, thickness_mm: float) -> Dataset
 def pixel_spacing(source_slice: Slice) -> list[DSfloat]:
     """Between rows, between columns (PS3.3 10.7.1.3)."""
     assert source_slice.plane is not None
-    steps = (source_slice.plane.row_step_mm, source_slice.plane.column_step_mm)
-    return decimal_strings(np.array([np.linalg.norm(step) for step in steps]))
+    across, down = source_slice.plane.pixel_mm
+    return decimal_strings(np.array([down, across]))
 
 
 def decimal_strings(values: NDArray[np.float64]) -> list[DSfloat]:

@@ -1,6 +1,6 @@
 """A Parametric Map of any software to values on the grid of an image, through pydicom."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pydicom.uid import ParametricMapStorage
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.objects.functional_groups import gap_of, items_of, named_sources
 from dicom_io.objects.grid import FrameGrid
-from dicom_io.objects.slice_positions import Plane, check_frame_of_reference, check_patient_space, plane_of
+from dicom_io.objects.slice_positions import Floats, Plane, check_frame_of_reference, check_patient_space, plane_of
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import READ_ERRORS, load_object, refusing
 from dicom_io.volume import Volume
@@ -22,7 +22,6 @@ WHOLE_RANGE = ("RealWorldValueFirstValueMapped", "RealWorldValueLastValueMapped"
 FLOAT_RANGE = ("DoubleFloatRealWorldValueFirstValueMapped", "DoubleFloatRealWorldValueLastValueMapped")
 RANGE_TOLERANCE = 1e-5
 """Share of the larger end of a range, because some programs write it with few digits."""
-Floats = NDArray[np.float64]
 
 
 def read_parametric_map(path: Path, reference: Volume) -> Volume:
@@ -54,7 +53,7 @@ def read_parametric_map(path: Path, reference: Volume) -> Volume:
             "for each"
         )
     with refusing(path):
-        return reference.with_array(place_map(iter(frames), reference))
+        return reference.with_array(place_map(frames, reference))
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def map_frames_of(dataset: Dataset) -> Iterator[MapFrame]:
         yield MapFrame(plane_of(dataset, number), named, values, meaning, gap_of(dataset, number))
 
 
-def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float32]:
+def place_map(frames: Iterable[MapFrame], reference: Volume) -> NDArray[np.float32]:
     """The values of a map's frames, placed by patient position: shape (I, J, K) of `reference`, NaN where no frame lies.
 
     Raises:

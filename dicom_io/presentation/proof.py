@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
 from dicom_io.objects.proof_headers import cielab, cielab_of, compare, encoding_of
-from dicom_io.objects.raster import even_odd, off_half_way
+from dicom_io.objects.raster import Floats, even_odd, off_half_way
 from dicom_io.objects.raw_parser import Attributes, instance_key, items, text, whole
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.headers import shown_uid
@@ -29,7 +28,6 @@ TOLERANCE_PIXELS = 0.001  # halves are exact in the 32 bits of Graphic Data
 _ANNOTATIONS, _OBJECTS, _IMAGES = 0x00700001, 0x00700009, 0x00081140
 _KIND, _UNITS, _COUNT, _DATA = 0x00700023, 0x00700005, 0x00700021, 0x00700022
 _REFERENCED_SERIES, _SERIES, _INSTANCE, _FRAME = 0x00081115, 0x0020000E, 0x00081155, 0x00081160
-Floats = NDArray[np.float64]
 LAYER_PREFIX = "SEGMENT "
 _LAYERS, _LAYER, _LAYER_TEXT, _LAYER_COLOUR = 0x00700060, 0x00700002, 0x00700068, 0x00700401
 _TEXTS, _TEXT = 0x00700008, 0x00700006
@@ -175,10 +173,10 @@ def check_layers(written: Attributes, segments: Sequence[Segment]) -> None:
     ]
     meanings = {segment.number: {"label": segment.label.strip(), "colour": cielab_of(segment)} for segment in segments}
     compare("layer", stated, meanings)
-    labels = {segment.number: segment.label.strip() for segment in segments}
     for item in items(written, _ANNOTATIONS):
         number = segment_of_layer(item)
-        if number and any(text(line, _TEXT, encoding) != labels.get(number) for line in items(item, _TEXTS)):
+        label = meanings.get(number, {}).get("label")
+        if number and any(text(line, _TEXT, encoding) != label for line in items(item, _TEXTS)):
             raise GeometryProofError(f"the layer of segment {number} shows a text that is not the segment's label")
 
 

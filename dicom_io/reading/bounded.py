@@ -58,21 +58,6 @@ _KNOWN_VRS = frozenset([None, *VR])
 StopRule = Callable[[BaseTag, str | None, int], bool]
 
 
-class _PieceCounter:
-    """Counts the pieces that pydicom reads of a header."""
-
-    pieces_left, items_left = MAX_PIECES, MAX_ITEMS
-
-    def count_piece(self, piece: bytes) -> bytes:
-        """The piece itself. Raises ValueError once there are too many pieces or items."""
-        self.pieces_left -= 1
-        if len(piece) == _ITEM_BYTES and piece[:4] in _ITEMS:
-            self.items_left -= 1
-        if self.pieces_left < 0 or self.items_left < 0:
-            raise ValueError("its header has more items or pieces than a file of its size may have")
-        return piece
-
-
 class NoRegularFileError(OSError):
     """A pipe, a socket, a device or a folder: to read it could take for ever."""
 
@@ -81,8 +66,9 @@ class InflatedTooLargeError(ValueError):
     """A deflated data set becomes larger than is allowed."""
 
 
-class BoundedFile(_PieceCounter, io.BufferedReader):
-    """A regular file that allocates no more memory than it has bytes. Raises NoRegularFileError for anything else.
+class BoundedFile(io.BufferedReader):
+    """A regular file that allocates no more memory than it has bytes, and counts the pieces that pydicom reads of its header.
+    Raises NoRegularFileError for anything else.
 
     Attributes:
         size: In bytes.
@@ -90,13 +76,15 @@ class BoundedFile(_PieceCounter, io.BufferedReader):
         inflated_bytes: How many bytes have been inflated so far.
     """
 
+    items_left = MAX_ITEMS
+
     def __init__(self, path: Path) -> None:
         # This is asked before the file is opened: to open a pipe waits until some program writes into it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise NoRegularFileError("not a regular file")
         super().__init__(io.FileIO(path))
         self.size = os.fstat(self.fileno()).st_size
-        self.pieces_left = min(self.pieces_left, max(FEW_PIECES, PIECES_PER_BYTE * self.size))
+        self.pieces_left = min(MAX_PIECES, max(FEW_PIECES, PIECES_PER_BYTE * self.size))
         self.inflated_bytes = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -107,6 +95,15 @@ class BoundedFile(_PieceCounter, io.BufferedReader):
         return self.count_piece(
             super().read(size if size < _CHUNK_BYTES else min(size, max(self.size - self.tell(), 0)))
         )
+
+    def count_piece(self, piece: bytes) -> bytes:
+        """The piece itself. Raises ValueError once there are too many pieces or items."""
+        self.pieces_left -= 1
+        if len(piece) == _ITEM_BYTES and piece[:4] in _ITEMS:
+            self.items_left -= 1
+        if self.pieces_left < 0 or self.items_left < 0:
+            raise ValueError("its header has more items or pieces than a file of its size may have")
+        return piece
 
     def read_uncounted(self, size: int) -> bytes:
         """At most `size` bytes, without counting them as a piece of a header."""
@@ -199,10 +196,12 @@ def parse(
     # pydicom would inflate a deflated data set at once, whatever its size becomes, so the syntax is asked for before.
     if transfer_syntax(file) == DeflatedExplicitVRLittleEndian:
         dataset, stream = _parse_deflated(path, file, stop, only, max_inflated)
+    elif not with_pixels and (from_head := _parse_head(file, stop, only)):
+        dataset, end = from_head
+        file.seek(end)
     else:
-        from_head = None if with_pixels else _parse_head(file, stop, only)
-        file.seek(0 if from_head is None else from_head[1])
-        dataset = read_partial(file, stop, force=True, specific_tags=only) if from_head is None else from_head[0]
+        file.seek(0)
+        dataset = read_partial(file, stop, force=True, specific_tags=only)
     # Sequences of a stated length are still bytes here; the items of the others were counted when pydicom read them.
     _check_items(dataset.values())
     _name_representations(dataset)

@@ -28,28 +28,23 @@ def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
         SeriesGeometryError: Two files have one SOP Instance UID and different contents.
     """
     by_uid: dict[str, Instance] = {}
-    without_uid: list[Instance] = []
-    copies: list[Instance] = []
-    different: set[str] = set()
+    kept, different = [], set()
     for instance in series.instances:
         uid = instance.sop_instance_uid
-        if not uid:
-            without_uid.append(instance)
-        elif uid not in by_uid:
-            by_uid[uid] = instance
-        elif (keywords := differences(by_uid[uid], instance)) is not None:
-            copies.append(instance)
+        first = by_uid.setdefault(uid, instance) if uid else instance
+        if first is instance:
+            kept.append(instance)
+        elif (keywords := differences(first, instance)) is not None:
             different.update(keywords)
         else:
             raise SeriesGeometryError(
-                f"{series.name} holds SOP instance {uid} twice with different content, in {by_uid[uid].name} and "
+                f"{series.name} holds SOP instance {uid} twice with different content, in {first.name} and "
                 f"{instance.name}; each slice is needed once; leave one of the files out"
             )
-    chosen = {id(instance) for instance in (*by_uid.values(), *without_uid)}
+    copies = len(series.instances) - len(kept)
     listed = ", ".join(sorted(different)[:5])
     kind = f"copies of another except for {listed}" if different else "byte-identical copies of another"
-    notes = [f"left out as {kind}: {counted(len(copies), 'file')}"] if copies else []
-    return [instance for instance in series.instances if id(instance) in chosen], notes
+    return kept, [f"left out as {kind}: {counted(copies, 'file')}"] if copies else []
 
 
 def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:

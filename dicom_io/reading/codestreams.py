@@ -92,7 +92,7 @@ def _jpeg_header(source: bytes) -> CodestreamHeader | None:
         if (0xC0 <= marker <= 0xCF and marker not in _NO_FRAME) or marker == _JPEG_LS_FRAME:
             rows, columns, samples = struct.unpack(">HHB", source[at + 5 : at + 10])
             return CodestreamHeader(rows, columns, samples, marker)
-        at += 2 + int(struct.unpack(">H", source[at + 2 : at + 4])[0])
+        at += 2 + int.from_bytes(source[at + 2 : at + 4], "big")
     return None
 
 

@@ -7,7 +7,7 @@ was planned (NumberOfTemporalPositions) or of one cycle (CardiacNumberOfImages) 
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,12 @@ from dicom_io.errors import DicomIoError
 from dicom_io.reading.frames import frames_of, has_groups, optional_number
 from dicom_io.reading.geometry import ImagePlane, angle_degrees
 from dicom_io.reading.headers import shown_uid
-from dicom_io.reading.instances import Instance, image_type, is_colour, listed
+from dicom_io.reading.instances import Instance, image_type, listed
 from dicom_io.reading.series import SeriesRef, counted
 
 _OTHER_DEGREES = 1.0  # between the normals of two series that are cut in different directions
 _END_GAPS = 0.5  # the ends of two reconstructions of one acquisition lie no more slice gaps apart
-_FACTORS: Mapping[str, tuple[str, ...]] = {
+_FACTORS = {
     "DYNAMIC": ("NumberOfTimeSlices",),
     "GATED": ("NumberOfRRIntervals", "NumberOfTimeSlots"),
 }
@@ -51,7 +51,7 @@ def missing_images(series: SeriesRef, others: Iterable[SeriesRef] = ()) -> Missi
             acquisition that it was made from. Only the other series show whether this is so, or the series is cut off.
     """
     others = [other for other in others if other.study_instance_uid == series.study_instance_uid]
-    alike = [other for other in others if _is_same_series(other, series) and _is_colour(other) == _is_colour(series)]
+    alike = [other for other in others if _is_same_series(other, series) and other.in_colour == series.in_colour]
     groups = [series, *(other for other in alike if other is not series)]  # a picture in colour replaces no slice
     elsewhere = [other for other in others if not _is_same_series(other, series)]
     lacks = [*_missing_parts(series), *_missing_pet_slices(series), *_missing_of_acquisitions(groups, elsewhere)]
@@ -67,10 +67,6 @@ def parts_of_concatenations(headers: Iterable[Dataset]) -> list[tuple[int, int]]
             here.setdefault(uid, set()).add(int(header.get("InConcatenationNumber") or 0))
             total[uid] = max(total[uid], int(header.get("InConcatenationTotalNumber") or 0))
     return [(len(numbers_here), total[uid]) for uid, numbers_here in here.items()]
-
-
-def _is_colour(series: SeriesRef) -> bool:
-    return is_colour(series.instances[0].header)
 
 
 def _is_same_series(first: SeriesRef, second: SeriesRef) -> bool:

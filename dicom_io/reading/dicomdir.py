@@ -8,7 +8,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_io.reading import instances
 from dicom_io.reading.bounded import BoundedFile, parse, transfer_syntax
 from dicom_io.reading.headers import fault_of
-from dicom_io.reading.instances import READ_ERRORS, broken_file, listed, load_dataset, looks_like_dicom
+from dicom_io.reading.instances import READ_ERRORS, broken_file, listed, load_dataset, looks_like_dicom, refusing
 
 _FILE_ID_PARTS = 8  # PS3.10 8.2
 _LONGEST_NAME = 255  # in most file systems
@@ -21,10 +21,8 @@ def files_of_dicomdir(path: Path) -> list[Path]:
         UnreadableFileError: The index is broken, or names a file outside its own folder.
     """
     index = load_dataset(path, with_pixels=False)
-    try:
+    with refusing(path):
         file_ids = [listed(record.get("ReferencedFileID")) for record in index.get("DirectoryRecordSequence") or []]
-    except READ_ERRORS as error:
-        raise broken_file(path, error) from error
     files = [[str(part) for part in file_id] for file_id in file_ids if file_id]
     # A medium comes from anywhere: a component such as `..` would lead out of its folder.
     for names in files:

@@ -17,7 +17,7 @@ from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 from dicom_io.errors import SeriesSelectionError
 from dicom_io.reading.claims import MAX_VOXELS
 from dicom_io.reading.geometry import ImagePlane, Points, angle_degrees
-from dicom_io.reading.instances import READ_ERRORS, Instance, OddHeaderError, broken_file, image_type
+from dicom_io.reading.instances import READ_ERRORS, Instance, OddHeaderError, broken_file, image_type, refusing
 from dicom_io.reading.kept_attributes import CSA_BLOCKS, DISTINGUISHING
 
 MAX_MM, MIN_MM = 1e6, 1e-4
@@ -92,7 +92,7 @@ def frames_of(instance: Instance) -> list[Frame]:
         SeriesSelectionError: It has frames without functional groups, or is a mosaic whose tiles cannot be placed.
     """
     header, count = instance.header, instance.frames
-    try:
+    with refusing(instance.name):
         groups = header.get("PerFrameFunctionalGroupsSequence")
         if groups is None and count > 1:
             raise SeriesSelectionError(
@@ -102,16 +102,9 @@ def frames_of(instance: Instance) -> list[Frame]:
         if groups is not None and len(groups) != count:
             raise broken_file(instance.name, f"NumberOfFrames is {count}, the functional groups are {len(groups)}")
         csa = _csa(header)
-        if _is_mosaic(header, csa):
+        if "MOSAIC" in image_type(header) or _tile_count(csa) > 1:
             return _mosaic_frames(instance, csa)
         return [_frame(instance, index, count) for index in range(count)]
-    except READ_ERRORS as error:
-        raise broken_file(instance.name, error) from error
-
-
-def _is_mosaic(header: Dataset, csa: _Csa) -> bool:
-    """Whether the slices of a volume are tiles of one picture (Siemens), by ImageType or by the CSA header."""
-    return "MOSAIC" in image_type(header) or _tile_count_by_csa(csa) > 1
 
 
 def has_groups(header: Dataset) -> bool:
@@ -226,13 +219,14 @@ def _functional_groups(header: Dataset, index: int) -> _FunctionalGroups:
 
     Empty for a multi-frame object without functional groups: its top level describes no frame, except perhaps the first.
     """
+    is_single = int(header.get("NumberOfFrames") or 1) == 1
     if not has_groups(header):
-        return header if int(header.get("NumberOfFrames") or 1) == 1 else ()
+        return header if is_single else ()
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
     groups = (*per_frame[index : index + 1], *shared[:1])
     # A single frame whose groups give no position is placed by the top level, as in a classic object.
-    if int(header.get("NumberOfFrames") or 1) == 1 and not any("PlanePositionSequence" in group for group in groups):
+    if is_single and not any("PlanePositionSequence" in group for group in groups):
         return header
     return groups
 
@@ -303,7 +297,9 @@ def _mosaic_frames(instance: Instance, csa: _Csa) -> list[Frame]:
     header = instance.header
     if instance.frames > 1:
         raise broken_file(instance.name, f"it is a mosaic of {instance.frames} frames")
-    count = _tile_count(instance, csa)
+    count = _tile_count(csa)
+    if not 0 < count <= 4096:
+        raise _unknown_mosaic(instance, f"it names {count} tiles")
     # The tiles fill the smallest square that holds them, row by row; the last tiles may be empty.
     across = math.ceil(math.sqrt(count))
     rows, columns = int(header.Rows) // across, int(header.Columns) // across
@@ -348,20 +344,12 @@ def _csa_bytes(header: Dataset) -> bytes:
     return b""
 
 
-def _tile_count_by_csa(csa: _Csa) -> int:
+def _tile_count(csa: _Csa) -> int:
     """The number of tiles by the CSA header; 0 if the header is absent or states no number."""
-    values = csa.get("NumberOfImagesInMosaic", ())
     try:
-        return int(str(values[0])) if values else 0
-    except ValueError:
+        return int(str(csa["NumberOfImagesInMosaic"][0]))
+    except (LookupError, ValueError):
         return 0
-
-
-def _tile_count(instance: Instance, csa: _Csa) -> int:
-    count = _tile_count_by_csa(csa)
-    if not 0 < count <= 4096:
-        raise _unknown_mosaic(instance, f"it names {count} tiles")
-    return count
 
 
 def _tile_normal(instance: Instance, csa: _Csa, orientation: Sequence[float]) -> Points:

@@ -167,7 +167,7 @@ def plane_affine(plane: ImagePlane, step: Points) -> Points:
 
 def slice_order(planes: Sequence[ImagePlane]) -> tuple[int, ...]:
     """Indices of the planes in increasing position along the first plane's normal."""
-    return tuple(int(index) for index in np.argsort(depths(planes), kind="stable"))
+    return tuple(np.argsort(depths(planes), kind="stable").tolist())
 
 
 def same_positions(planes: Sequence[ImagePlane]) -> list[tuple[int, ...]]:
@@ -197,7 +197,7 @@ def jitter_limit_mm(gap_mm: float, pixel_mm: float) -> float:
     Returns:
         Never less than what `silent_offset_mm` accepts.
     """
-    return max(min(SILENT_OFFSET_MM, pixel_mm / 2), min(MAX_JITTER_MM, JITTER_SHARE * gap_mm, pixel_mm / 2))
+    return min(pixel_mm / 2, max(SILENT_OFFSET_MM, min(MAX_JITTER_MM, JITTER_SHARE * gap_mm)))
 
 
 def angle_degrees(first: Points, second: Points) -> float:

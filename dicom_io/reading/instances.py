@@ -20,7 +20,7 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import BytesLengthException
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_io.errors import LabelError, UnreadableFileError
@@ -58,7 +58,7 @@ SIEMENS_BLOCKS = [Tag(0x0029, tag) for block in CSA_BLOCKS for tag in (block, bl
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
-_HEADER_TAGS: list[BaseTag] = [
+_HEADER_TAGS = [
     *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *DISTINGUISHING)),
     *SIEMENS_BLOCKS,
 ]
@@ -144,12 +144,10 @@ def instance_of(dataset: Dataset) -> Instance:
     broken.
     """
     header = Dataset()
-    try:
+    with refusing("a data set in memory"):
         header.update({tag: dataset[tag] for tag in _HEADER_TAGS if tag in dataset})
         fault = fault_of(_with_meta(header, _meta(dataset)))
         size = len(dataset.PixelData or b"") if "PixelData" in dataset else 0
-    except READ_ERRORS as error:
-        raise broken_file("a data set in memory", error) from error
     if fault:
         raise broken_file("a data set in memory", fault)
     instance = Instance(header, dataset=dataset, has_pixels="PixelData" in dataset, pixel_bytes=size)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
@@ -14,7 +14,7 @@ from dicom_io.errors import SeriesSelectionError, UnreadableFileError
 from dicom_io.reading.codecs import BY_IMAGECODECS, WITHOUT_SIGN, decode_picture, decoder_of
 from dicom_io.reading.codestreams import JPEG_LOSSLESS, codestream_header
 from dicom_io.reading.frames import Frame
-from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file
+from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file, refusing
 
 PHYSICAL_MODALITIES = frozenset({"CT", "PT", "NM"})
 """Modalities whose values are physical (HU, activity, counts) and never inverted."""
@@ -88,15 +88,15 @@ def _check_codestream_size(instance: Instance, notes: Notes) -> None:
     if not instance.fragments:
         return
     at, size = instance.fragments[0]
-    try:
+    with refusing(instance.name):
         stated = codestream_header(_bytes_of(instance, [(at, min(size, _HEAD_BYTES))]))
-    except READ_ERRORS as error:
-        raise broken_file(instance.name, error) from error
+    if stated is None:
+        return
     rows, columns = int(instance.header.Rows), int(instance.header.Columns)
-    if stated is not None and (stated.rows, stated.columns) != (rows, columns):
+    if (stated.rows, stated.columns) != (rows, columns):
         fault = f"the compressed picture has {stated.rows} x {stated.columns} pixels, the header {rows} x {columns}"
         raise broken_file(instance.name, fault)
-    if stated is not None and stated.is_lossy_jpeg and instance.transfer_syntax in JPEG_LOSSLESS:
+    if stated.is_lossy_jpeg and instance.transfer_syntax in JPEG_LOSSLESS:
         notes["pixels are lossy JPEG, although their transfer syntax is lossless"] = None
 
 
@@ -123,17 +123,13 @@ def _decode_instance(frames: Sequence[Frame], targets: Sequence[Slices]) -> Note
 def _frame_reader(instance: Instance) -> Callable[[int], Stored]:
     """A function from a frame's index to its stored values."""
     # Decision 12: usual grey files take two short ways; all others are decoded by the rules of pydicom.
-    if _is_grey(instance) and instance.pixels_at is not None and instance.transfer_syntax in _NATIVE:
-        return lambda index: _uncompressed(instance, index)
-    if (
-        _is_grey(instance)
-        and instance.frames == 1
-        and instance.fragments
-        and instance.transfer_syntax in BY_IMAGECODECS
-    ):
-        stored = _compressed(instance)
-        if stored is not None:
-            return lambda index: stored
+    if _is_grey(instance):
+        if instance.pixels_at is not None and instance.transfer_syntax in _NATIVE:
+            return lambda index: _uncompressed(instance, index)
+        if instance.frames == 1 and instance.fragments and instance.transfer_syntax in BY_IMAGECODECS:
+            stored = _compressed(instance)
+            if stored is not None:
+                return lambda index: stored
     dataset = instance.load()
     if str(dataset.get("PhotometricInterpretation")) == "PALETTE COLOR":
         return lambda index: _palette(_by_pydicom(dataset, index), dataset)
@@ -279,7 +275,7 @@ def _fill(target: Slices, stored: Stored, frame: Frame, notes: Notes) -> None:
         _store(target, np.asarray(apply_modality_lut(stored, header), dtype=np.float64), frame)
         notes["values were converted by the file's Modality LUT"] = None
     # The usual case, a slope of 1: a single pass, without a copy in float64.
-    elif _is_exact(stored.dtype, frame):
+    elif _is_exact(stored, frame):
         np.add(stored, np.float32(frame.intercept), out=target, dtype=np.float32, casting="unsafe")
     else:
         values = stored.astype(np.float64)
@@ -288,11 +284,11 @@ def _fill(target: Slices, stored: Stored, frame: Frame, notes: Notes) -> None:
         _store(target, values, frame)
 
 
-def _is_exact(kind: DTypeLike, frame: Frame) -> bool:
+def _is_exact(stored: Stored, frame: Frame) -> bool:
     """Whether float32 holds stored value + intercept without rounding."""
-    small = np.dtype(kind).kind in "iu" and np.dtype(kind).itemsize <= 2
+    is_small = stored.dtype.kind in "iu" and stored.itemsize <= 2
     is_whole = frame.intercept.is_integer() and abs(frame.intercept) < _EXACT_IN_FLOAT32
-    return bool(small and frame.slope == 1.0 and is_whole)
+    return is_small and frame.slope == 1.0 and is_whole
 
 
 def _store(target: Slices, values: NDArray[np.float64], frame: Frame) -> None:
@@ -322,10 +318,8 @@ def _inversion_sum(frames: Sequence[Frame], modality: str, notes: Notes) -> floa
     notes["MONOCHROME1 was inverted, so that high values are bright"] = None
     ranges = []
     for frame in frames:
-        try:
+        with refusing(frame.instance.name):
             ranges.append(_possible_values(frame))
-        except READ_ERRORS as error:
-            raise broken_file(frame.instance.name, error) from error
     return min(low for low, _ in ranges) + max(high for _, high in ranges)
 
 

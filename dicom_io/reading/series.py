@@ -21,14 +21,13 @@ from dicom_io.reading.frames import has_groups
 from dicom_io.reading.geometry import angle_degrees
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import (
-    READ_ERRORS,
     Instance,
-    broken_file,
     image_type,
     instance_of,
     is_colour,
     orientation_of,
     read_instance,
+    refusing,
     series_uid_in,
 )
 
@@ -77,6 +76,11 @@ class SeriesRef:
     set_aside: str = ""
     notes: tuple[str, ...] = ()
     instances: tuple[Instance, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def in_colour(self) -> bool:
+        """Whether its pixels are colours."""
+        return is_colour(self.instances[0].header)
 
     @property
     def instance_count(self) -> int:
@@ -146,6 +150,11 @@ def find_series(folder: Path) -> list[SeriesRef]:
         UnreadableFileError: A DICOM file is truncated or broken; the message names it.
     """
     return list(scan_files(files_below(folder)).series)
+
+
+def files_at(path: Path) -> list[Path]:
+    """The files below a folder, or the named file itself. Raises as `files_below`."""
+    return files_below(path) if path.is_dir() else [path]
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -228,9 +237,7 @@ def survey_files(files: Sequence[Path]) -> Scan:
     Raises:
         SeriesSelectionError: None of the files is DICOM.
     """
-    instances: list[Instance] = []
-    foreign: list[Path] = []
-    broken: list[BrokenFile] = []
+    instances, foreign, broken = [], [], []
     for path in files:
         try:
             instance = read_instance(path)
@@ -318,19 +325,16 @@ def _grouped(instances: Sequence[Instance]) -> list[list[Instance]]:
     """Groups by study, series, kind, reason, grey or colour, single or multi-frame, and orientation within a tolerance."""
     groups: dict[tuple[object, ...], list[list[Instance]]] = {}
     for instance in instances:
-        try:
+        with refusing(instance.name):
             key, orientation = _group_key(instance), orientation_of(instance.header)
-        except READ_ERRORS as error:
-            raise broken_file(instance.name, error) from error
         # Orientations are compared with a tolerance, which a key of a dictionary cannot have.
         alike = groups.setdefault(key, [])
-        group = next(
-            (group for group in alike if _same_orientation(orientation_of(group[0].header), orientation)), None
-        )
-        if group is None:
-            alike.append([instance])
+        for group in alike:
+            if _same_orientation(orientation_of(group[0].header), orientation):
+                group.append(instance)
+                break
         else:
-            group.append(instance)
+            alike.append([instance])
     number_of = {id(instance): number for number, instance in enumerate(instances)}
     return sorted((group for alike in groups.values() for group in alike), key=lambda group: number_of[id(group[0])])
 
@@ -371,7 +375,7 @@ def _without_localizers(groups: list[SeriesRef]) -> list[SeriesRef]:
     """
     largest: dict[object, SeriesRef] = {}
     for group in groups:
-        if group.kind == "image" and group.orientation is not None and not is_colour(group.instances[0].header):
+        if group.kind == "image" and group.orientation is not None and not group.in_colour:
             main = largest.setdefault(_series_key(group), group)
             if group.instance_count > main.instance_count:
                 largest[_series_key(group)] = group
@@ -388,7 +392,7 @@ def _beside_main(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
     """The group, set aside if it does not belong to the largest grey group of its series."""
     if main is None or group.kind != "image":
         return group
-    if is_colour(group.instances[0].header) and group.instance_count < main.instance_count:
+    if group.in_colour and group.instance_count < main.instance_count:
         return replace(group, kind="other", set_aside="colour slices beside grey slices")
     if group.orientation is None or main.orientation is None:
         return group

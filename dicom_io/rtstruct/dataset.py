@@ -111,13 +111,12 @@ def _points_mm(contours: Contours, slices: Sequence[Slice]) -> Floats:
 
 def _contour(image: bytes, count: int, text: bytes) -> bytes:
     """An item of a ContourSequence (PS3.3 C.8.8.6)."""
-    parts = (
-        image,
-        element(0x30060042, b"CS", b"CLOSED_PLANAR"),
-        element(0x30060046, b"IS", b"%d" % count),
-        element(0x30060050, b"DS", text),
+    return item(
+        image
+        + element(0x30060042, b"CS", b"CLOSED_PLANAR")
+        + element(0x30060046, b"IS", b"%d" % count)
+        + element(0x30060050, b"DS", text)
     )
-    return item(b"".join(parts))
 
 
 def _texts(points_mm: Floats, counts: NDArray[np.int64]) -> list[bytes]:
@@ -205,12 +204,10 @@ def _region(segment: Segment, contours: Sequence[bytes]) -> bytes:
 
 def _named_image(source_slice: Slice) -> bytes:
     """The ContourImageSequence of a contour: the image that it lies on."""
+    sop_class = element(0x00081150, b"UI", source_slice.sop_class_uid.encode())
+    instance = element(0x00081155, b"UI", source_slice.sop_instance_uid.encode())
     frame = element(0x00081160, b"IS", b"%d" % source_slice.frame) if source_slice.frame else b""
-    uids = (
-        element(0x00081150, b"UI", source_slice.sop_class_uid.encode()),
-        element(0x00081155, b"UI", source_slice.sop_instance_uid.encode()),
-    )
-    return element(0x30060016, b"SQ", item(b"".join(uids) + frame))
+    return element(0x30060016, b"SQ", item(sop_class + instance + frame))
 
 
 def _observation(segment: Segment) -> Dataset:

@@ -14,7 +14,6 @@ from pathlib import Path
 import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -28,7 +27,7 @@ from dicom_io.objects.labels import Fractions
 from dicom_io.objects.slice_positions import Slice
 from dicom_io.objects.source_images import SourceImages, add_image_side
 from dicom_io.objects.stand_ins import pixel_spacing, refer, stand_in, thickness_mm
-from dicom_io.seg.pixels import STEPS, StoredFractions, StoredFrames, frame_groups
+from dicom_io.seg.pixels import STEPS, StoredFractions, StoredFrames, StoredLabels, frame_groups
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
@@ -55,17 +54,16 @@ class SegObject:
 
     head: Dataset
     groups: bytes
-    frames: StoredFrames | StoredFractions
+    frames: StoredFrames
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        body = self._body()
-        if UID(self.head.file_meta.TransferSyntaxUID) == DeflatedExplicitVRLittleEndian:
-            body = _deflated(body)
+        body, meta = self._body(), self.head.file_meta
         # PS3.10 7.1: a preamble of 128 bytes, the prefix DICM, and the file meta information, which is never deflated.
         with path.open("wb") as file:
-            file.write(b"\0" * 128 + b"DICM" + _meta(self.head))
-            file.writelines(body)
+            file.write(b"\0" * 128 + b"DICM")
+            write_file_meta_info(file, meta, enforce_standard=True)  # type: ignore[arg-type]  # it only writes to it
+            file.writelines(_deflated(body) if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian else body)
 
     def _body(self) -> Iterator[bytes]:
         """What follows the file meta information."""
@@ -73,18 +71,11 @@ class SegObject:
         yield encoded(self.head) + struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, len(self.groups)) + self.groups
         kind = b"OW" if self.head.BitsAllocated == 16 else b"OB"
         # Fragments have an undefined length and end in a delimiter (PS3.5 A.4).
-        is_compressed = UID(self.head.file_meta.TransferSyntaxUID).is_compressed
+        is_compressed = self.head.file_meta.TransferSyntaxUID.is_compressed
         length = 0xFFFFFFFF if is_compressed else self.frames.length
         yield struct.pack("<HH2sHL", 0x7FE0, 0x0010, kind, 0, length)
         yield from self.frames.pieces()
         yield struct.pack("<HHL", 0xFFFE, 0xE0DD, 0) if is_compressed else b""
-
-
-def _meta(head: Dataset) -> bytes:
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_file_meta_info(buffer, head.file_meta, enforce_standard=True)
-    return buffer.getvalue()
 
 
 def _deflated(body: Iterable[bytes]) -> Iterator[bytes]:
@@ -121,14 +112,14 @@ def build_seg(
         identity.check_has_frame(images.headers)
     head = _template(header, first, source, result, encoding)
     refer(head, images.headers, images.slices)
-    frames: StoredFrames | StoredFractions
+    frames: StoredFrames
     if isinstance(content, Fractions):
-        frames = StoredFractions(content, images, empty_frames=empty_frames)
-        overlaps, digest = frames.overlaps, frames.digest
+        frames = fractions = StoredFractions(content, images, empty_frames=empty_frames)
+        overlaps, digest = fractions.overlaps, fractions.digest
     else:
-        frames = StoredFrames(content, images, encoding, empty_frames=empty_frames)
+        frames = StoredLabels(content, images, encoding, empty_frames=empty_frames)
         overlaps, digest = content.overlaps, identity.digest_of(content.label_volume.array)
-    check_length(frames.length, compressed=UID(SYNTAXES[encoding]).is_compressed)
+    check_length(frames.length, compressed=SYNTAXES[encoding].is_compressed)
     if first.plane is not None:  # highdicom knows one slice, not the gap between slices
         head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(header, first, source)
     else:
@@ -196,9 +187,8 @@ def _template(header: Dataset, first: Slice, source: Volume, result: ResultInfo,
 
 
 def _measures(header: Dataset, first: Slice, source: Volume) -> hd.PixelMeasuresSequence:
-    between_rows, between_columns = (float(value) for value in pixel_spacing(first))
     return hd.PixelMeasuresSequence(
-        pixel_spacing=(between_rows, between_columns),
+        pixel_spacing=[float(value) for value in pixel_spacing(first)],
         slice_thickness=thickness_mm(header, first.frame, source),
         # The slices behind a resampled volume may lie unevenly, so no single gap holds for them.
         spacing_between_slices=None if source.provenance.resampled else _gap_mm(first, source),

@@ -2,15 +2,17 @@
 
 import hashlib
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import imagecodecs
 import numpy as np
+from highdicom.frame import encode_frame
 from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders.base import RLELosslessEncoder
 from pydicom.sr.codedict import codes
+from pydicom.uid import RLELossless
 
 from dicom_io.coding import code_item
 from dicom_io.kinds.encodings import SegEncoding
@@ -27,7 +29,7 @@ STEPS = 255
 """MaximumFractionalValue: a probability of 1."""
 
 
-class StoredFrames:
+class StoredFrames(ABC):
     """The frames of a SEG by segment, then by slice: only frames with voxels, or all with `empty_frames`.
 
     Where all segments are empty, the frames of segment 1 are written: an image needs at least one frame. Pixels are made while
@@ -38,10 +40,43 @@ class StoredFrames:
         bits: Bits of a pixel: 1, 8 or 16.
     """
 
+    where: list[tuple[int, int]]
+    bits: int
+
+    def __init__(self, images: SourceImages) -> None:
+        self._images = images
+
+    @property
+    def length(self) -> int:
+        """Bytes of PixelData where it is not compressed; even (PS3.5 7.1)."""
+        rows, columns = self._images.slices[0].shape
+        length = -(-len(self.where) * rows * columns * self.bits // 8)
+        return length + length % 2
+
+    def pieces(self) -> Iterator[bytes]:
+        """The value of PixelData, piece by piece."""
+        frames, written = self._frames(), 0
+        for piece in _bits(frames) if self.bits == 1 else (pixels.tobytes() for pixels in frames):
+            yield piece
+            written += len(piece)
+        yield b"\0" * (self.length - written)
+
+    def _frames(self) -> Iterator[NDArray[Any]]:
+        return (self._pixels(segment, k) for segment, k in self.where)
+
+    @abstractmethod
+    def _pixels(self, segment: int, k: int) -> NDArray[Any]:
+        """Shape (rows, columns): the stored pixels of a frame."""
+
+
+class StoredLabels(StoredFrames):
+    """The frames of a binary SEG or a label map."""
+
     def __init__(
         self, segmentation: Segmentation, images: SourceImages, encoding: SegEncoding, *, empty_frames: bool
     ) -> None:
-        self._encoding, self._shape = encoding, images.slices[0].shape
+        super().__init__(images)
+        self._encoding = encoding
         self._planes = [images.labels(k, segmentation).in_rows() for k in range(len(images.slices))]
         if encoding.startswith("labelmap"):
             self.bits = 8 if segmentation.labels.max(initial=0) < 256 else 16
@@ -59,39 +94,29 @@ class StoredFrames:
             for k in slices_of_segment.get(number, range(len(self._planes)))
         ]
 
-    @property
-    def length(self) -> int:
-        """Bytes of PixelData where it is not compressed; even (PS3.5 7.1)."""
-        return _even(-(-len(self.where) * self._shape[0] * self._shape[1] * self.bits // 8))
-
     def pieces(self) -> Iterator[bytes]:
-        """The value of PixelData, piece by piece: fragments where it is compressed."""
-        frames = (self._pixels(segment, k) for segment, k in self.where)
+        """The value of PixelData, piece by piece; where it is compressed, with a fragment for each frame (PS3.5 A.4)."""
         if self._encoding == "labelmap-jpegls":
-            yield _fragments(bytes(imagecodecs.jpegls_encode(pixels)) for pixels in frames)
+            yield encapsulate([bytes(imagecodecs.jpegls_encode(pixels)) for pixels in self._frames()])
         elif self._encoding == "labelmap-rle":
-            yield _fragments(_run_lengths(pixels) for pixels in frames)
+            # By pydicom's encoder (PS3.5 annex G), because imagecodecs has only a decoder for this form.
+            yield encapsulate(
+                [encode_frame(pixels, RLELossless, self.bits, self.bits, "MONOCHROME2") for pixels in self._frames()]
+            )
         else:
-            written = 0
-            for piece in _bits(frames) if self.bits == 1 else (pixels.tobytes() for pixels in frames):
-                yield piece
-                written += len(piece)
-            yield b"\0" * (self.length - written)
+            yield from super().pieces()
 
     def _pixels(self, segment: int, k: int) -> NDArray[Any]:
-        """Shape (rows, columns): the stored pixels of a frame."""
         plane = self._planes[k]
         if segment == 0:
             return plane.values.astype(f"<u{self.bits // 8}", copy=False)
         return plane.mask(segment)
 
 
-class StoredFractions:
-    """The frames of a fractional SEG, in steps of 1/255; as `StoredFrames`, but one segment at a time is in memory.
+class StoredFractions(StoredFrames):
+    """The frames of a fractional SEG, in steps of 1/255; one segment at a time is in memory.
 
     Attributes:
-        where: Segment and slice of each frame.
-        bits: 8.
         overlaps: Whether two segments have a part in one voxel, as it is stored.
         digest: Of the probabilities of all segments.
     """
@@ -99,9 +124,9 @@ class StoredFractions:
     bits = 8
 
     def __init__(self, fractions: Fractions, images: SourceImages, *, empty_frames: bool) -> None:
-        self._fractions, self._images = fractions, images
+        super().__init__(images)
+        self._fractions, self.where = fractions, []
         slices, digest = range(len(images.slices)), hashlib.sha256()
-        self.where: list[tuple[int, int]] = []
         self.overlaps, seen = False, [np.zeros(images.slices[k].shape, dtype=bool) for k in slices]
         for segment in range(1, fractions.count + 1):
             digest.update(digest_of(fractions[segment].array).encode())
@@ -114,28 +139,9 @@ class StoredFractions:
         self.where = self.where or [(1, k) for k in slices]
         self.digest = digest.hexdigest()
 
-    @property
-    def length(self) -> int:
-        """Bytes of PixelData; even (PS3.5 7.1)."""
-        rows, columns = self._images.slices[0].shape
-        return _even(len(self.where) * rows * columns)
-
-    def pieces(self) -> Iterator[bytes]:
-        """The value of PixelData, frame by frame."""
-        written = 0
-        for segment, k in self.where:
-            piece = self._pixels(segment, k).tobytes()
-            yield piece
-            written += len(piece)
-        yield b"\0" * (self.length - written)
-
-    def _pixels(self, segment: int, k: int) -> NDArray[np.uint8]:
+    def _pixels(self, segment: int, k: int) -> NDArray[Any]:
         steps: NDArray[np.uint8] = np.rint(self._images.values(k, self._fractions[segment]) * STEPS).astype(np.uint8)
         return steps
-
-
-def _even(length: int) -> int:
-    return length + length % 2
 
 
 def frame_groups(
@@ -196,25 +202,3 @@ def _bits(frames: Iterable[NDArray[np.bool_]]) -> Iterator[bytes]:
         yield np.packbits(bits[:whole], bitorder="little").tobytes()
         rest = bits[whole:]
     yield np.packbits(rest, bitorder="little").tobytes()
-
-
-def _fragments(parts: Iterable[bytes]) -> bytes:
-    """The value of PixelData with a fragment for each frame; a fragment has an even length (PS3.5 A.4)."""
-    return encapsulate([part + b"\0" * (len(part) % 2) for part in parts])
-
-
-def _run_lengths(pixels: NDArray[Any]) -> bytes:
-    """One frame in the RLE form of PS3.5 annex G."""
-    # pydicom's encoder, because imagecodecs has only a decoder for this form.
-    run_lengths = RLELosslessEncoder.encode(
-        pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes(),
-        rows=pixels.shape[0],
-        columns=pixels.shape[1],
-        samples_per_pixel=1,
-        number_of_frames=1,
-        bits_allocated=pixels.dtype.itemsize * 8,
-        bits_stored=pixels.dtype.itemsize * 8,
-        pixel_representation=0,
-        photometric_interpretation="MONOCHROME2",
-    )
-    return bytes(run_lengths)

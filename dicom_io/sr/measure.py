@@ -243,7 +243,7 @@ def _cell_area(kind: int, step_mm: NDArray[np.float64]) -> float:
     """Area in mm2 of the surface patches of one cell; the columns of `step_mm` are the steps along the array axes."""
     area = 0.0
     for loop in _cell_loops(kind):
-        points = np.array(loop) @ step_mm.T
+        points = loop @ step_mm.T
         # A fan of triangles around the first vertex; each has half the length of the cross product of two sides as its area.
         first, second = points[1:-1] - points[0], points[2:] - points[0]
         area += 0.5 * float(np.linalg.norm(np.cross(first, second), axis=1).sum())
@@ -251,8 +251,8 @@ def _cell_area(kind: int, step_mm: NDArray[np.float64]) -> float:
 
 
 @cache
-def _cell_loops(kind: int) -> tuple[tuple[tuple[float, float, float], ...], ...]:
-    """Closed polygons of one kind of cell (bit n set: corner n is inside), vertices in cell units.
+def _cell_loops(kind: int) -> list[Floats]:
+    """Closed polygons of one kind of cell (bit n set: corner n is inside), vertices in cell units; shape (n, 3) each.
 
     On each face every run of inside corners is cut off by one segment, from the edge where the run starts to
     the edge where it ends. The neighbouring face walks that edge the other way, so the segments chain into
@@ -267,10 +267,10 @@ def _cell_loops(kind: int) -> tuple[tuple[tuple[float, float, float], ...], ...]
                 # An edge is the set of its two corners, the same from both of its faces.
                 start_edge = frozenset((face[n - 1], face[n]))
                 following[start_edge] = frozenset((face[end % 4], face[(end + 1) % 4]))
-    return tuple(_chains(following))
+    return _chains(following)
 
 
-def _chains(following: dict[frozenset[int], frozenset[int]]) -> list[tuple[tuple[float, float, float], ...]]:
+def _chains(following: dict[frozenset[int], frozenset[int]]) -> list[Floats]:
     loops = []
     while following:
         edge, after = following.popitem()
@@ -278,6 +278,5 @@ def _chains(following: dict[frozenset[int], frozenset[int]]) -> list[tuple[tuple
         while after != edge:
             edges.append(after)
             after = following.pop(after)
-        middles = [_CORNERS[sorted(pair)].mean(axis=0) for pair in edges]
-        loops.append(tuple((float(x), float(y), float(z)) for x, y, z in middles))
+        loops.append(np.array([_CORNERS[sorted(pair)].mean(axis=0) for pair in edges]))
     return loops

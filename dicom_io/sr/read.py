@@ -296,7 +296,7 @@ class _Item:
         """Its text, person's name or UID; "" for any other kind."""
         if self.kind == "UIDREF":
             return _uid(self.dataset, "UID")
-        return _text(self.dataset, {"TEXT": "TextValue", "PNAME": "PersonName"}.get(self.kind, "TextValue"))
+        return _text(self.dataset, "PersonName" if self.kind == "PNAME" else "TextValue")
 
 
 def _walk(root: _Item) -> Iterator[_Item]:
@@ -461,8 +461,7 @@ def _code(holder: Dataset, keyword: str) -> Code | None:
     """The first code of a sequence; None where it is absent or has no value or scheme."""
     for item in _items(holder, keyword)[:1]:
         # A code stands in one of three attributes, by its length and form; only a URN needs no scheme (PS3.3 table 8.8-1a).
-        value = next(filter(None, (_text(item, f"{kind}CodeValue") for kind in ("", "Long"))), "")
-        value = value or stored_text(item, "URNCodeValue")
+        value = _text(item, "CodeValue") or _text(item, "LongCodeValue") or stored_text(item, "URNCodeValue")
         scheme = _text(item, "CodingSchemeDesignator")
         if value and (scheme or "URNCodeValue" in item):
             return Code(value, scheme, _text(item, "CodeMeaning"))

@@ -40,7 +40,7 @@ def calibrate_bundle(
         rows: {"id", "subject", "image", "label"} of each case.
         step: Called with each case's id when the case is done.
         setting: Whether logits are taken plain or averaged over mirror images.
-        folds: As `folds` of `SelectedCases`.
+        folds: As `folds` of `LabelledCases`.
         unchecked: Keep a fit on few subjects without the check on subjects left out.
 
     Raises:

@@ -38,10 +38,9 @@ def corrupted(volume: Volume, labels: NDArray[Any], name: str, seed: int) -> tup
         name: Of the corruption; `corruptions_of` lists those that the image can have.
         seed: Of the random generator; every corruption has a generator of its own.
     """
-    # Its generator has the number after those of CORRUPTIONS, whose numbers follow the sorted names.
+    generator = np.random.default_rng([seed, [*sorted(CORRUPTIONS), TRUNCATED].index(name)])
     if name == TRUNCATED:
-        return _truncated(volume, labels, np.random.default_rng([seed, len(CORRUPTIONS)]))
-    generator = np.random.default_rng([seed, sorted(CORRUPTIONS).index(name)])
+        return _truncated(volume, labels, generator)
     image, moved = CORRUPTIONS[name](volume.array.astype(np.float32), labels, generator)
     return replace(volume, array=np.ascontiguousarray(image)), np.ascontiguousarray(moved)
 

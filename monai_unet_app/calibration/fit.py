@@ -93,8 +93,8 @@ class SubjectCheck:
 
     def document(self) -> dict[str, Any]:
         """As it stands in `models/calibration.json`."""
-        figures = {name: value and list(value) for name, value in (("nll", self.nll), ("ece", self.ece))}
-        return {"subjects": self.subjects, "kept": self.part, **figures}
+        nll, ece = self.nll and list(self.nll), self.ece and list(self.ece)
+        return {"subjects": self.subjects, "kept": self.part, "nll": nll, "ece": ece}
 
     @property
     def sentence(self) -> str:
@@ -346,7 +346,8 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: 
         try:
             parameters = fit_parameters(calibrate, fitted.parameters, others).parameters
         except InputRefusedError:  # it ran away: it would have done harm
-            return _part_of(fitted, 0.0, SubjectCheck(len(everyone), 0.0, None, None))
+            check, numbers = SubjectCheck(len(everyone), 0.0, None, None), _scaled(fitted.parameters, 0.0)
+            return replace(fitted, parameters=numbers, nll_after=fitted.nll_before, check=check)
         own = cases.only([n for n, subject in enumerate(subjects) if subject in group])
         for kept in _PARTS:
             scaled = _scaled(parameters, kept)
@@ -357,15 +358,10 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: 
     # The parts fall from 1 to 0, and 0 is no calibration, which is never worse than itself: the search always ends.
     largest = next(kept for kept in _PARTS if all(a <= b for a, b in zip(figures[kept], none, strict=True)))
     check = SubjectCheck(len(everyone), largest, (none[0], whole[0]), (none[1], whole[1]))
-    after = _part_of(fitted, largest, check)
+    numbers = _scaled(fitted.parameters, largest)
     # The likelihood in the record is that of the numbers that stay, on all cases.
-    nll = sum(float(_likelihood(part, _calibrated(part, calibrate, after.parameters), cases.outputs)) for part in cases)
-    return replace(after, nll_after=nll / len(cases))
-
-
-def _part_of(fitted: Fitted, part: float, check: SubjectCheck) -> Fitted:
-    after = fitted.nll_after if part else fitted.nll_before
-    return replace(fitted, parameters=_scaled(fitted.parameters, part), nll_after=after, check=check)
+    nll = sum(float(_likelihood(part, _calibrated(part, calibrate, numbers), cases.outputs)) for part in cases)
+    return replace(fitted, parameters=numbers, nll_after=nll / len(cases), check=check)
 
 
 def _scaled(parameters: Parameters, part: float) -> dict[str, float | int]:

@@ -25,6 +25,7 @@ from monai_unet_app.inference.spool import StoredRows
 from monai_unet_app.inference.thin import AveragesOfThinImages
 from monai_unet_app.memory_planner import MemoryPlanner
 from monai_unet_app.metrics.boundary import surface_band
+from monai_unet_app.metrics.case_scores import merged
 from monai_unet_app.metrics.outputs import Outputs
 from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
 from monai_unet_app.metrics.reliability import ReliabilityCounts, count_populations, negative_log_likelihood
@@ -98,10 +99,6 @@ class FormTrial:
         except InputRefusedError as error:
             return cls(form, cases.outputs, None, str(error))
 
-    def measure_halo(self, channels: int, dims: int) -> None:
-        """Sets `halo`, for logits of so many channels and spatial axes."""
-        self.halo = halo_voxels(self.probabilities, channels, dims)
-
     def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits (C, *spatial) as the fitted form gives them; unchanged where the fit failed."""
         if self.fitted is None:
@@ -113,12 +110,12 @@ class FormTrial:
         """Calibrated probabilities, shape (C, *spatial), of logits of the same shape."""
         return self.outputs.probabilities(self.calibrated(logits))
 
-    def count(self, counts: Mapping[str, ReliabilityCounts]) -> None:
-        """Adds the counts of a selection case, or of a box of it."""
-        self.counts = {name: self.counts[name] + new if self.counts else new for name, new in counts.items()}
+    def score(self, plan: EvaluationPlan, spacing: tuple[float, ...]) -> FormScore:
+        """Its figures, with the spacing of the working grid in mm, 1 for pictures.
 
-    def score(self, plan: EvaluationPlan, halo_mm: tuple[float, ...]) -> FormScore:
-        """Its figures. It may be chosen if it was fitted and changes no label."""
+        It may be chosen if it was fitted and changes no label.
+        """
+        halo_mm = tuple(n * size for n, size in zip(self.halo, spacing, strict=True))
         if self.fitted is None:
             return FormScore(self.form.name, self.form.start, self.form.count, halo_mm, why_not=self.failure)
         return FormScore(
@@ -173,12 +170,11 @@ def compare_forms(
     # The network has run once for each case; all forms are fitted to the same logits.
     trials = [FormTrial.fit(form, stored) for form in forms]
     for trial in trials:
-        trial.measure_halo(plan.channels, bundle.rules.axes)
+        trial.halo = halo_voxels(trial.probabilities, plan.channels, bundle.rules.axes)
     for row in selection:
         spacing = _try_forms(trials, row, bundle, plan)
         step(row["id"])
-    in_mm = [tuple(n * size for n, size in zip(trial.halo, spacing, strict=True)) for trial in trials]
-    scores = with_choice([trial.score(plan, halo_mm) for trial, halo_mm in zip(trials, in_mm, strict=True)])
+    scores = with_choice([trial.score(plan, spacing) for trial in trials])
     if choose_form:
         write_choice(bundle, scores, calibration, selection)
     return scores
@@ -216,7 +212,8 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
             box: tuple[Any, ...] = (..., *piece.box)
             within = {WHOLE: None, plan.band: band[piece.box]}
             probabilities = piece.probabilities.cpu().numpy()
-            trial.count(count_populations(truth[box], probabilities, within, outputs=plan.outputs, bins=plan.bins))
+            counts = count_populations(truth[box], probabilities, within, outputs=plan.outputs, bins=plan.bins)
+            trial.counts = merged(trial.counts, counts)
         trial.changed += _labels_changed_by(trial, rows, tuple(item["image"].shape[1:]))
     return volume.axis_spacing if volume.planar else tuple(map(float, item["image"].pixdim))
 
@@ -233,7 +230,7 @@ def _with_form(raw: ResultSteps, trial: FormTrial) -> ResultSteps:
 def _labels_changed_by(trial: FormTrial, rows: StoredRows, shape: tuple[int, ...]) -> int:
     """How many labels of the working grid a form changes."""
     changed = 0
-    for _, inside, logits in wide_boxes(RowStore(rows, shape), shape, _EDGE, trial.halo):
+    for _, inside, logits in wide_boxes(RowStore(rows), shape, _EDGE, trial.halo):
         box = (slice(None), *inside)
         changed += labels_changed(logits[box], trial.calibrated(logits)[box], trial.outputs)
     return changed
@@ -260,18 +257,17 @@ def with_choice(scores: Sequence[FormScore]) -> list[FormScore]:
             "no selection case has a predicted surface, so there is no band to judge forms of calibration in; cases in which "
             "the network finds something are needed; train longer or give other cases"
         )
-    judged = [_judged(score, none) for score in scores]
+    judged = [
+        replace(score, why_not=f"over the whole image its error is {score.ece:.5f}, without it {none.ece:.5f}")
+        if score.why_not is None and score.ece > none.ece
+        else score
+        for score in scores
+    ]
     best = min(
         (score for score in judged if score.why_not is None),
         key=lambda score: (round(score.ece_band, EQUAL_DECIMALS), score.numbers),
     )
     return [replace(score, chosen=score is best) for score in judged]
-
-
-def _judged(score: FormScore, none: FormScore) -> FormScore:
-    if score.why_not is None and score.ece > none.ece:
-        return replace(score, why_not=f"over the whole image its error is {score.ece:.5f}, without it {none.ece:.5f}")
-    return score
 
 
 def write_choice(

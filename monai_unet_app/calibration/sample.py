@@ -6,8 +6,9 @@ for those of its kind that were not drawn, so that the likelihood of a sample is
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import product
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from monai_unet_app.inference.pieces import RowStore, widened
 from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.way_back import Box
+from monai_unet_app.inference.windows import whole_box, within
 from monai_unet_app.metrics.outputs import Outputs
 
 SAMPLE_BYTES = 1 << 25
@@ -65,18 +67,20 @@ class Drawn:
 
     Attributes:
         cases: Number of cases of which boxes were drawn; other cases were taken whole.
-        at_boundaries: (boxes drawn, boxes that there are) in which, or beside which, predicted labels meet.
-        elsewhere: The same of all other boxes.
+        at_boundaries: Boxes drawn in which, or beside which, predicted labels meet.
+        of_boundaries: Such boxes that there are.
+        elsewhere: Other boxes drawn.
+        of_elsewhere: Other boxes that there are.
     """
 
     cases: int
-    at_boundaries: tuple[int, int]
-    elsewhere: tuple[int, int]
+    at_boundaries: int
+    of_boundaries: int
+    elsewhere: int
+    of_elsewhere: int
 
     def __add__(self, other: "Drawn") -> "Drawn":
-        ours, theirs = (self.at_boundaries, self.elsewhere), (other.at_boundaries, other.elsewhere)
-        first, second = ((a[0] + b[0], a[1] + b[1]) for a, b in zip(ours, theirs, strict=True))
-        return Drawn(self.cases + other.cases, first, second)
+        return Drawn(*map(add, astuple(self), astuple(other)))
 
     def document(self) -> dict[str, Any]:
         """As it stands in `models/calibration.json`."""
@@ -84,16 +88,16 @@ class Drawn:
             "cases": self.cases,
             "voxels_of_a_box": BOX_VOXELS,
             "seed": SEED,
-            "at_boundaries": {"boxes": self.at_boundaries[0], "of": self.at_boundaries[1]},
-            "elsewhere": {"boxes": self.elsewhere[0], "of": self.elsewhere[1]},
+            "at_boundaries": {"boxes": self.at_boundaries, "of": self.of_boundaries},
+            "elsewhere": {"boxes": self.elsewhere, "of": self.of_elsewhere},
         }
 
     @property
     def sentence(self) -> str:
         """In words."""
         return (
-            f"{self.cases} large case(s) fitted on a sample of boxes of about {BOX_VOXELS} voxels: {self.at_boundaries[0]} of "
-            f"{self.at_boundaries[1]} where labels meet, {self.elsewhere[0]} of {self.elsewhere[1]} elsewhere (seed {SEED})"
+            f"{self.cases} large case(s) fitted on a sample of boxes of about {BOX_VOXELS} voxels: {self.at_boundaries} of "
+            f"{self.of_boundaries} where labels meet, {self.elsewhere} of {self.of_elsewhere} elsewhere (seed {SEED})"
         )
 
 
@@ -112,12 +116,12 @@ def parts_of(
         The parts, and what was drawn; None for a whole case. A calibration that looks without limit needs the whole case.
     """
     shape = tuple(label.shape[1:])
-    store = RowStore(rows, shape)
+    store = RowStore(rows)
     if 4 * store.channels * label[0].numel() > SAMPLE_BYTES:
         margin = halo(store.channels, len(shape))
         if np.isfinite(margin).all():
             return _drawn(store, label, outputs, margin)
-    everything = tuple(slice(0, n) for n in shape)
+    everything = whole_box(shape)
     return [Part(store.box(everything), outputs.truth(label, store.channels), everything)], None
 
 
@@ -132,7 +136,7 @@ def _drawn(store: RowStore, label: torch.Tensor, outputs: Outputs, margin: Seque
         part = Part(logits, outputs.truth(label[(slice(None), *box)], store.channels), inside)
         (at_boundaries if _labels_meet(outputs.labels(logits)) else elsewhere).offer(part)
     parts = [*at_boundaries.parts(label[0].numel()), *elsewhere.parts(label[0].numel())]
-    return list(_together(parts, margin[0])), Drawn(1, at_boundaries.counts, elsewhere.counts)
+    return list(_together(parts, margin[0])), Drawn(1, *at_boundaries.counts, *elsewhere.counts)
 
 
 def _together(parts: Sequence[Part], margin: float) -> Iterator[Part]:
@@ -174,8 +178,7 @@ def wide_boxes(
     for box in product(*sides):
         wide = widened(box, margin, shape)
         store.forget(int(box[0].start - 2 * margin[0]))  # a wider box never reaches back further than this
-        inside = tuple(slice(own.start - w.start, own.stop - w.start) for own, w in zip(box, wide, strict=True))
-        yield box, inside, store.box(wide)
+        yield box, within(box, wide), store.box(wide)
 
 
 def _labels_meet(labels: torch.Tensor) -> bool:

@@ -88,7 +88,7 @@ def state_confidence(
         known: Cases whose images the bundle trained or selected with. With `rows`, they are the usual images of its shift
             detector.
         config: The promises.
-        folds: As `folds` of `SelectedCases`. The shift detector is about the bundle's own network, and then knows `known` only.
+        folds: As `folds` of `LabelledCases`. The shift detector is about the bundle's own network, and then knows `known` only.
         step: Called with each case's id when the case is done, once for each setting.
 
     Raises:
@@ -98,20 +98,13 @@ def state_confidence(
     bundle = load_bundle(bundle.root, bundle.device)
     check_cases(rows, bundle)
     stated: dict[InferenceSetting, Confidence] = {}
-    crops: dict[InferenceSetting, dict[str, Any]] = {}
+    entries: dict[InferenceSetting, dict[str, Any]] = {}
     for setting in config.settings:
         observations = _Observations(Networks(bundle, folds or {}), PredictConfig(ResultSettings(tta=setting == "tta")))
         observations.collect(rows, known, subjects_needed(config.coverage), step)
-        stated[setting] = observations.fitted(config)
-        crops[setting] = observations.crops
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "structures": list(bundle.structure_names),
-        "settings": {
-            setting: {**confidence.document(), **crops[setting], "fitted_to": fitted_to(bundle, setting)}
-            for setting, confidence in stated.items()
-        },
-    }
+        stated[setting] = confidence = observations.fitted(config)
+        entries[setting] = {**confidence.document(), **observations.crops, "fitted_to": fitted_to(bundle, setting)}
+    document = {"schema_version": SCHEMA_VERSION, "structures": list(bundle.structure_names), "settings": entries}
     # On one line: a gate has hundreds of numbers that nobody edits (decision 17).
     write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
     return stated
@@ -157,9 +150,18 @@ class _Observations:
         case = segment_case(truth.image, network, self.run, keep="logits", fitting=True)
         if network is self.bundle:  # features of another network mean nothing to it
             self._usual(subject, case)
-        self.measured += measured_case(subject, case, truth)
+        logits = case.logits
+        assert logits is not None
+        # As `Case.second_look`, but for the uncalibrated probabilities, which would take as long again
+        pieces = finished(logits.rows, logits.item, logits.result)
+        slabs = ((on_grid(piece.box), on_volume(piece.probabilities, case.image)) for piece in pieces)
+        self.measured += statements.measure_structures(subject, case.segmentation, truth, slabs)
         self.samples += _samples(subject, SOUND, case, truth)
-        self.touching += _touching(subject, case)
+        self.touching += [
+            BorderContact(subject, structure.number, float(on_border(structure).sum()))
+            for structure in case.segmentation.structures
+            if structure.voxels
+        ]
 
     def _usual(self, subject: str, case: Case) -> None:
         """Lets an image count as usual."""
@@ -194,12 +196,7 @@ class _Observations:
         samples = _samples(row["subject"], kind, result, moved, lost if is_smaller else ())
         self.samples += samples
         if whole and not is_smaller:
-            sizes = zip(result.segmentation.structures, moved.structures, strict=True)
-            unit, none = moved.image.voxel_size, np.empty(0)
-            measured = [
-                StructureMeasurement(row["subject"], found.number, found.expected_size, true.size, unit, none)
-                for found, true in sizes
-            ]
+            measured = statements.measure_structures(row["subject"], result.segmentation, moved, slabs=())
             self.changed.append((measured, samples))
 
     def fitted(self, config: StatementConfig) -> Confidence:
@@ -327,16 +324,6 @@ class StatementFit:
             state_confidence(bundle, self.cases, known_rows(bundle, self.data), config)
 
 
-def measured_case(subject: str, case: Case, truth: Segmentation) -> list[StructureMeasurement]:
-    """The sizes and losses of each structure of a case whose logits were kept, box by box."""
-    logits, image = case.logits, case.image
-    assert logits is not None
-    # As `Case.second_look`, but for the uncalibrated probabilities, which would take as long again
-    pieces = finished(logits.rows, logits.item, logits.result)
-    slabs = ((on_grid(piece.box), on_volume(piece.probabilities, image)) for piece in pieces)
-    return statements.measure_structures(subject, case.segmentation, truth, slabs)
-
-
 def near_structures(truth: Segmentation, bundle: Bundle, seed: int) -> Segmentation:
     """What of a case is corrupted: a crop of a large image, with its truth; else the same object.
 
@@ -395,12 +382,6 @@ def _on(image: Volume, labels: NDArray[Any], truth: Segmentation) -> Segmentatio
     return replace(Segmentation.of_volume(image.with_array(labels), truth.segments), image=image)
 
 
-def _touching(subject: str, case: Case) -> list[BorderContact]:
-    """The part of each structure's surface that lies on the border of the image; structures without voxels are left out."""
-    present = [structure for structure in case.segmentation.structures if structure.voxels]
-    return [BorderContact(subject, structure.number, float(on_border(structure).sum())) for structure in present]
-
-
 def _corrupted(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str, Segmentation]]:
     """(corruption, truth on the corrupted image) of a case: every corruption, or as many as MOST_CORRUPTED allows for a case.
 
@@ -447,8 +428,12 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
                 stated = [(sizes, names) for sizes, names in ((of.sizes, labels), (of.wholes, wholes)) if sizes]
                 summary[key] = {
                     "coverage": confidence.sizes.coverage,
+                    # How far true sizes may be off: exp(r) - 1 of a logarithm of a ratio is a relative deviation.
                     "relative": {
-                        name: ends for sizes, names in stated for name, ends in _sizes_off(sizes, names).items()
+                        names[n]: [round(float(np.expm1(end)), 4) for end in ends]
+                        for sizes, names in stated
+                        for n, ends in sizes.log_ratios.items()
+                        if ends
                     },
                     "kept": {
                         names[n]: round(part, 4) for sizes, names in stated for n, part in (sizes.kept or {}).items()
@@ -471,10 +456,3 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
     if confidence.shift:
         summary["shift"] = {"flagged_above": round(confidence.shift.limit, 3), "subjects": confidence.shift.subjects}
     return summary
-
-
-def _sizes_off(stated: SizeStatement, labels: Mapping[int, str]) -> dict[str, list[float]]:
-    """How far true sizes may be off, as parts of the expected sizes, by label."""
-    # exp(r) - 1 of a logarithm of a ratio is a relative deviation.
-    ratios = stated.log_ratios.items()
-    return {labels[n]: [round(float(np.expm1(end)), 4) for end in ends] for n, ends in ratios if ends}

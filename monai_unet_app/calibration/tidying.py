@@ -226,7 +226,7 @@ class _Cases:
         helped = [number for n, number in enumerate(numbers) if self._estimate(gained[:, n : n + 1]).low > 0]
         gain = self._estimate(gained[:, [numbers.index(number) for number in helped or numbers]])
         names = ", ".join(segment.label for segment in self.bundle.segments if segment.number in helped)
-        said = f"{WORDS.get(name, name)}: {names}" if helped else WORDS.get(name, name)
+        said = WORDS.get(name, name) + (f": {names}" if helped else "")
         yield Trial({"step": name, "structures": helped or numbers}, said, gain, bool(helped) and gain.low > 0)
 
     def _islands(self) -> Iterator[Trial]:

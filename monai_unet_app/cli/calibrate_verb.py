@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from monai_unet_app.confidence.statements import Confidence
     from monai_unet_app.config import InferenceSetting
     from monai_unet_app.data.case_files import CaseFiles
-    from monai_unet_app.evaluate.case_selection import Row, SelectedCases
+    from monai_unet_app.evaluate.case_selection import LabelledCases, Row
 
 
 def calibrate(options: flags.Calibrate) -> Answer:
@@ -88,7 +88,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
     return answer | (forms if scores else {}), EXIT_DONE
 
 
-def _next(bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "SelectedCases", options: flags.Calibrate) -> str:
+def _next(bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "LabelledCases", options: flags.Calibrate) -> str:
     """The command that measures the calibrated bundle, or what it lacks for that."""
     made_with = {case.id for case in bundle.seen if case.partition != "test"}
     if chosen.folds or (bundle.folds and made_with.issuperset(case.id for case in data)):
@@ -104,7 +104,7 @@ def _set_aside(bundle: "Bundle") -> bool:
 
 
 def _fit(
-    bundle: "Bundle", chosen: "SelectedCases", scores: "Sequence[FormScore]", options: flags.Calibrate
+    bundle: "Bundle", chosen: "LabelledCases", scores: "Sequence[FormScore]", options: flags.Calibrate
 ) -> "Fitted":
     """The calibration of the chosen form, or a new fit on these cases; with --tta averages are calibrated too."""
     from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
@@ -124,7 +124,7 @@ def _fit(
 
 
 def _tidy(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "SelectedCases", options: flags.Calibrate
+    bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "LabelledCases", options: flags.Calibrate
 ) -> list[dict[str, Any]]:
     """Chooses the post-processing of labels out of fold, or on the selection cases, and writes it; gives what was tried."""
     from monai_unet_app.bundle import load_bundle
@@ -148,7 +148,7 @@ def _tidy(
 
 
 def _state(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "SelectedCases", options: flags.Calibrate
+    bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "LabelledCases", options: flags.Calibrate
 ) -> "dict[InferenceSetting, Confidence]":
     """The statements of the bundle about its results, for each setting; fitted on these cases and written."""
     from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence

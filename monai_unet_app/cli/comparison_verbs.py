@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from monai_unet_app.cli import common, comparison_tables, flags, show
@@ -115,7 +116,7 @@ def _evaluate_missing(
     roots = {name: common.trained_bundle(source).root for name, source in bundles.items()}
     data = common.labelled_cases(options)
     from monai_unet_app.config import PredictConfig, ResultSettings
-    from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
+    from monai_unet_app.evaluate import choose_cases, evaluate_cases
 
     loaded = {name: common.loaded_bundle(root, options.device) for name, root in roots.items()}
     chosen = {name: choose_cases(bundle, data, options.partition, options.splits) for name, bundle in loaded.items()}
@@ -125,8 +126,7 @@ def _evaluate_missing(
     if not shared:
         raise InputRefusedError(
             f"none of {len(data)} case(s) is left on which both may be measured; cases that neither bundle has seen are "
-            "needed; "
-            "give other cases"
+            "needed; give other cases"
         )
     note = f"{len(shared)} of {len(data)} case(s), chosen for both sides of a comparison"
     note += f", partition {options.partition}" if options.partition else ""
@@ -136,7 +136,7 @@ def _evaluate_missing(
         with show.Steps(f"evaluating {name}", len(selection.rows)) as step:
             done = evaluate_cases(
                 bundle,
-                LabelledCases(selection.rows, options.source.resolve().name, note, selection.seen),
+                replace(selection, name=options.source.resolve().name, note=note),
                 folder / name,
                 run=PredictConfig(ResultSettings(tta=options.tta)),
                 each=step.measured,

@@ -156,9 +156,8 @@ def convert(options: flags.Convert) -> Answer:
     files = bundle_files(options.bundle) if options.bundle else None
     stated = files.inference_document if files else {}
     modalities = (stated.get("input_rules") or {}).get("modality") or []
-    values = FileValues(objects=bool(options.objects))
-    if files:
-        values = FileValues.parse(stated.get("label_values"), stated.get("ignore_label"))
+    told = "objects" if options.objects else stated.get("label_values")
+    values = FileValues.parse(told, stated.get("ignore_label"))
     cases = find_data(options.data, options.labels, options.label_suffix)
     config = NnunetConfig(
         options.output,

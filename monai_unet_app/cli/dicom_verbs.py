@@ -138,9 +138,9 @@ def _commit(
     show.problems_list(problems)
     return {
         "transaction_uid": result.transaction_uid,
-        "committed": list(result.committed),
+        "committed": result.committed,
         "failed": dict(result.failed),
-        "unreported": list(result.unreported),
+        "unreported": result.unreported,
         "problems": problems,
     }
 
@@ -211,7 +211,7 @@ def fetch(options: dicom_flags.Fetch) -> Answer:
         "new": got.new,
         "expected": got.expected,
         "complete": got.is_complete,
-        "problems": list(got.problems),
+        "problems": got.problems,
     }
     return answer, EXIT_DONE if got.is_complete else EXIT_FAILED
 
@@ -248,7 +248,7 @@ def deidentify(options: dicom_flags.Deidentify) -> Answer:
     if outcome.problems:
         show.line("files are counted in the order of their paths")
     show.line(f"wrote {len(written)} object(s) and {REPORT} to {options.output}; look at them before you share them")
-    answer = {"report": outcome.report, "problems": list(outcome.problems)}
+    answer = {"report": outcome.report, "problems": outcome.problems}
     return answer, EXIT_REFUSED if outcome.problems or not written else EXIT_DONE
 
 

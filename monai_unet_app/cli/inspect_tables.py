@@ -65,29 +65,29 @@ def series_blocks(rows: "Sequence[SeriesRow]", *, with_cases: bool) -> None:
         rows: In the order of their files.
         with_cases: Name the case of each series, which is needless for a single case.
     """
-    counts = Counter(row.outcome for row in rows)
+    counts = Counter[str](row.outcome for row in rows)
     if rows:
         line(", ".join(f"{counts[name]} {noun}" for name, noun in OUTCOME_NOUNS.items() if counts[name]))
     groups: dict[tuple[str, str], list[SeriesRow]] = {}
     for row in rows:
-        if row.examination.series is not None:
+        if row.series is not None:
             # Series without a reason are not grouped: the id of the row is a key that no other row has.
             groups.setdefault((row.outcome, _reason(row) or str(id(row))), []).append(row)
-    for (outcome, _), group in groups.items():
+    for group in groups.values():
         out.print()
         for row in group:
-            _series_head(row, outcome, with_cases=with_cases)
+            _series_head(row, with_cases=with_cases)
         if reason := _reason(group[0]):
             paragraph(f"{len(group)} series: {reason}" if len(group) > 1 else reason)
-    _broken_files([row.reason for row in rows if row.examination.series is None])
+    _broken_files([row.reason for row in rows if row.series is None])
 
 
-def _series_head(row: "SeriesRow", outcome: str, *, with_cases: bool) -> None:
-    series, colour = row.as_dict(), OUTCOME_COLOURS.get(outcome, "yellow")
+def _series_head(row: "SeriesRow", *, with_cases: bool) -> None:
+    series, colour = row.as_dict(), OUTCOME_COLOURS.get(row.outcome, "yellow")
     properties = [series["modality"] or "?", f"{series['files']} file" + ("" if series["files"] == 1 else "s")]
     properties += [" x ".join(map(str, series["shape"]))] if series["shape"] else []
     properties += [_numbers(series["spacing_mm"]) + " mm"] if series["spacing_mm"] else []
-    styled(f"[{colour}]{outcome:<9}[/{colour}] {escape(', '.join(properties))}")
+    styled(f"[{colour}]{row.outcome:<9}[/{colour}] {escape(', '.join(properties))}")
     if title := row.title.line:
         line(f"  {title}")
     if with_cases and row.case:
@@ -98,7 +98,7 @@ def _series_head(row: "SeriesRow", outcome: str, *, with_cases: bool) -> None:
 
 def _reason(row: "SeriesRow") -> str:
     """The reason without the name of the series, so that series can share it. Empty for objects: their modality is enough."""
-    series = row.examination.series
+    series = row.series
     if row.outcome == "object" or series is None:
         return ""
     return row.reason.replace(series.name, "it") if series.series_instance_uid else row.reason

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 from monai_unet_app import __version__
@@ -66,12 +67,14 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Verb, Options]:
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their flags, without the old names of verbs."""
+    groups = [
+        "\n".join([f"{group}:", *(f"  {run.__name__:<11} {_short(run)}" for run in runs)])
+        for group, runs in GROUPS.items()
+    ]
     parser = argparse.ArgumentParser(
         prog="monai-unet",
         usage="monai-unet [-h] [--version] VERB ...",
-        description="\n\n".join(
-            ["Train U-Nets as MONAI bundles; segment, measure and deliver with them.", *_group_lines()]
-        ),
+        description="\n\n".join(["Train U-Nets as MONAI bundles; segment, measure and deliver with them.", *groups]),
         epilog="First steps: monai-unet demo --output demo, then open demo/report/report.html.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -80,21 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         dest="verb", required=True, metavar="VERB", prog="monai-unet", help=argparse.SUPPRESS
     )
-    for run in (run for group in GROUPS.values() for run in group):
+    for run in chain.from_iterable(GROUPS.values()):
         verb = _verb_parser(subparsers.add_parser, run.__name__, run)
         if run in SECOND_WORDS:
             second = verb.add_subparsers(metavar="|".join(part.__name__ for part in SECOND_WORDS[run]))
             for part in SECOND_WORDS[run]:
                 _verb_parser(second.add_parser, part.__name__, part, help=_short(part))
     return parser
-
-
-def _group_lines() -> list[str]:
-    """A text for each group: its name, and a line for each verb."""
-    return [
-        "\n".join([f"{group}:", *(f"  {run.__name__:<11} {_short(run)}" for run in runs)])
-        for group, runs in GROUPS.items()
-    ]
 
 
 def _short(run: Verb) -> str:

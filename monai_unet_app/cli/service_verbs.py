@@ -19,8 +19,8 @@ from monai_unet_app.errors import InputRefusedError, UntrainedError, UsageError
 
 if TYPE_CHECKING:
     from monai_unet_app.service.acceptance_checks import Check
-    from monai_unet_app.service.audit import Head
     from monai_unet_app.service.commission import Commissioning
+    from monai_unet_app.service.database import Head
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.stop_signal import StopSignal
 
@@ -92,8 +92,7 @@ def _http_server(running: "Node") -> AbstractContextManager[object]:
     except ImportError as error:
         raise UsageError(
             f"the HTTP API needs {error.name}; the extra `node` contains it; pip install 'monai-unet-app[node]', or remove "
-            "[http] "
-            "from the site file"
+            "[http] from the site file"
         ) from error
     return serve(running, running.site.http)
 
@@ -346,8 +345,7 @@ def package(options: service_flags.Package) -> Answer:
     changes = common.set_fields(options, Settings)
     if options.format:
         changes["format"] = tuple(word.strip() for word in options.format.split(","))
-    usual = Resources()
-    resources = replace(usual, memory=options.memory or usual.memory, gpu_memory=options.gpu_memory or usual.gpu_memory)
+    resources = Resources(**common.set_fields(options, Resources))
     made = render_package(options.bundle, options.output, replace(usual_settings(options.bundle), **changes), resources)
     show.line(f"{made} is a MONAI application package; next: docker build --tag NAME {made}")
     return {"package": str(made)}, EXIT_DONE

@@ -106,21 +106,19 @@ def train(options: flags.Train) -> Answer:
     names = ("epochs", "seed", "learning_rate", "precision", "workers")
     overrides = {**{name: getattr(options, name) for name in names}, "tracker": options.tracking}
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    run = TrainConfig(**common.set_fields(options, TrainConfig), overrides=overrides)
+    run = TrainConfig(**common.set_fields(options, TrainConfig), overrides=overrides, say=show.say, display=show.Steps)
     show.say("loading torch and MONAI")
     loaded = {name: common.loaded_bundle(template.root) for name, template in templates.items()}
     if not options.folds:
-        return _trained(train_bundle(loaded[""], run, show.say, show.Steps), options)
+        return _trained(train_bundle(loaded[""], run), options)
     whole = "all" in options.folds
     folds = [] if whole else sorted({int(fold) for fold in options.folds})
     deliver = (options.deliver or "all-data") if whole else None
     if several:
         from monai_unet_app.training.ranking import train_ranked
 
-        return _ranked(
-            train_ranked(loaded, run, folds, deliver=deliver, say=show.say, display=show.Steps), options, bool(deliver)
-        )
-    return _trained(train_folds(loaded[""], run, folds, deliver=deliver, say=show.say, display=show.Steps), options)
+        return _ranked(train_ranked(loaded, run, folds, deliver=deliver), options, bool(deliver))
+    return _trained(train_folds(loaded[""], run, folds, deliver=deliver), options)
 
 
 def _ranked(ranking: "Ranking", options: flags.Train, delivered: bool) -> Answer:
@@ -183,7 +181,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
         _check_takes_figures(options.bundle)
     common.check_writable(options.output)
     targets = _targets(options)  # before torch is imported
-    from monai_unet_app.evaluate import LabelledCases, choose_cases, choose_out_of_fold, evaluate_cases
+    from monai_unet_app.evaluate import choose_cases, choose_out_of_fold, evaluate_cases
     from monai_unet_app.report.card import check_held_out, read_measured
 
     bundle = common.loaded_bundle(root, options.device, by_folds=options.folds)
@@ -198,7 +196,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
     with show.Steps("evaluating", len(chosen.rows)) as step:
         evaluated = evaluate_cases(
             bundle,
-            LabelledCases(chosen.rows, options.source.resolve().name, chosen.note, chosen.seen, chosen.folds),
+            replace(chosen, name=options.source.resolve().name),
             options.output,
             run=PredictConfig(ResultSettings(tta=options.tta, elsewhere=options.elsewhere)),
             targets=targets,
@@ -335,7 +333,7 @@ def predict(options: flags.Predict) -> Answer:
     if done:
         records = f"; for {withheld} rejected case(s) only the record" if withheld else ""
         show.line(f"wrote {len(done) - withheld} case(s) to {options.output}{records}")
-    answer = {"cases": done, "problems": problems, "left_out": list(left_out)}
+    answer = {"cases": done, "problems": problems, "left_out": left_out}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
 
 
@@ -428,10 +426,9 @@ def _bundles() -> dict[str, Any]:
         except AppError as error:
             problems.append(f"{name}: {error}")
             continue
-        trained = untrained is None
-        sha256 = bundle.sha256 if trained else None
-        row = {"name": name, "version": bundle.version, "task": task, "trained": trained, "sha256": sha256}
-        rows.append({**row, "untrained": untrained, "folder": str(folder)})
+        row = {"name": name, "version": bundle.version, "task": task, "trained": untrained is None}
+        sha256 = None if untrained else bundle.sha256
+        rows.append({**row, "sha256": sha256, "untrained": untrained, "folder": str(folder)})
     cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
     show.print_table(("bundle", "version", "what it does", "weights"), cells)
     show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")

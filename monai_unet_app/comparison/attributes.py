@@ -1,6 +1,7 @@
 """The groups that people belong to, from a table or from the headers of their DICOM series. No identity is read."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -216,7 +217,7 @@ def _age_band(header: Dataset) -> str:
     if len(text) != 4 or not text[:3].isdigit() or text[3] not in YEARS_IN:
         return ""
     limits = EDGES[AGE]
-    return _band_names(limits)[int(np.searchsorted(limits, int(text[:3]) * YEARS_IN[text[3]], side="right"))]
+    return _band_names(limits)[bisect_right(limits, int(text[:3]) * YEARS_IN[text[3]])]
 
 
 def _sex(header: Dataset) -> str:

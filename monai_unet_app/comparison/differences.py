@@ -1,6 +1,5 @@
 """Two bundles on the same cases: the paired difference of every score, and whether it may be chance."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -137,12 +136,7 @@ def compare(
     Raises:
         InputRefusedError: The two cannot be paired: other cases, data, classes, lengths, bins or definitions.
     """
-    pairs = pair(read_evaluation(first), read_evaluation(second), common=common, names=names)
-    return compare_pairs(pairs, how or Bootstrap())
-
-
-def compare_pairs(pairs: Pairs, how: Bootstrap) -> Comparison:
-    """Every score and class of two paired evaluations."""
+    pairs, how = pair(read_evaluation(first), read_evaluation(second), common=common, names=names), how or Bootstrap()
     rows = [*pairs.first.document["classes"], MEAN]
     differences = [
         _difference(pairs, column, row, lower_is_better, how)
@@ -192,8 +186,8 @@ def _difference(pairs: Pairs, score: str, row: str, lower_is_better: bool, how: 
         score,
         TOP_LABEL if row == MEAN and score in CALIBRATION_ERRORS else row,
         lower_is_better,
-        float(first[used].mean()) if used.any() else math.nan,
-        float(second[used].mean()) if used.any() else math.nan,
+        bootstrap.finite_mean(first[used]),
+        bootstrap.finite_mean(second[used]),
         estimate,
         (int((~np.isfinite(first)).sum()), int((~np.isfinite(second)).sum())),
         test,

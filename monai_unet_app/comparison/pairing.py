@@ -31,16 +31,10 @@ class Pairs:
     first: StoredEvaluation
     second: StoredEvaluation
     subjects: Mapping[str, str]
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
 
 
-def pair(
-    first: StoredEvaluation,
-    second: StoredEvaluation,
-    *,
-    common: bool = False,
-    names: tuple[str, str] = ("first", "second"),
-) -> Pairs:
+def pair(first: StoredEvaluation, second: StoredEvaluation, *, common: bool, names: tuple[str, str]) -> Pairs:
     """The two evaluations case by case.
 
     Args:
@@ -86,9 +80,9 @@ def _other_cases(
     first: StoredEvaluation, second: StoredEvaluation, common: Sequence[str], names: tuple[str, str]
 ) -> str:
     lacks = [
-        f"the {name} lacks {first_names(sorted(other.table.subjects.keys() - own.table.subjects.keys()))}"
+        f"the {name} lacks {first_names(sorted(missing))}"
         for name, own, other in ((names[0], first, second), (names[1], second, first))
-        if other.table.subjects.keys() - own.table.subjects.keys()
+        if (missing := other.table.subjects.keys() - own.table.subjects.keys())
     ]
     advice = f", or --common for the {len(common)} that both have" if common else ""
     return (

@@ -117,16 +117,19 @@ def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unm
 
 def _gated(comparison: Comparison, name: str, margin: float | None) -> GatedScore:
     difference = comparison.of(name, GATED_SCORES[name])
+    return GatedScore(difference, margin, *_judged(difference, margin, comparison.fewest))
+
+
+def _judged(difference: Difference, margin: float | None, fewest: int) -> tuple[State, str]:
+    """State and reason of a score."""
     low, high = difference.gain
     if difference.word == "too few":
-        subjects, needed = difference.estimate.subjects, comparison.fewest
-        return GatedScore(difference, margin, "undecided", f"has {subjects} subject(s), at least {needed} are needed")
+        return "undecided", f"has {difference.estimate.subjects} subject(s), at least {fewest} are needed"
     if margin is None and high < 0:
-        return GatedScore(difference, margin, "failed", "got worse")
+        return "failed", "got worse"
     if margin is None:
-        return GatedScore(difference, margin, "passed", "got better" if low > 0 else "is not shown to be worse")
+        return "passed", "got better" if low > 0 else "is not shown to be worse"
     # Non-inferiority: the worse end of the interval decides, so a wide interval fails even where the mean is unchanged.
     if low >= -margin:
-        return GatedScore(difference, margin, "passed", f"is not worse by more than {margin:g}")
-    beyond = f"got worse by more than {margin:g}" if high < -margin else f"may be worse by more than {margin:g}"
-    return GatedScore(difference, margin, "failed", beyond)
+        return "passed", f"is not worse by more than {margin:g}"
+    return "failed", f"{'got' if high < -margin else 'may be'} worse by more than {margin:g}"

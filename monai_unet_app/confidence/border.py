@@ -8,7 +8,7 @@ import numpy as np
 from dicom_io.segmentation import Structure
 from dicom_io.volume import Volume
 
-from .conformal import conformal_quantile
+from .conformal import by_structure, conformal_quantile
 from .features import on_border
 from .json_document import JsonDocument
 from .shift import LEAST_SUBJECTS, USUAL
@@ -80,8 +80,7 @@ class BorderStatement(JsonDocument):
             ValueError: A structure was found on images of fewer than LEAST_SUBJECTS subjects.
         """
         limits = {}
-        for number in sorted({contact.structure for contact in contacts}):
-            rows = [contact for contact in contacts if contact.structure == number]
+        for number, rows in by_structure(contacts).items():
             subjects = [row.subject for row in rows]
             count = len(set(subjects))
             if count < LEAST_SUBJECTS:

@@ -8,14 +8,18 @@ subject); Angelopoulos et al., Conformal Risk Control, arXiv:2208.02814 (masks o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
+Row = TypeVar("Row")
 
 
 def conformal_quantile(scores: ArrayLike, subjects: Sequence[str], coverage: float) -> float:
@@ -111,6 +115,12 @@ def observed_coverage(covered: ArrayLike, subjects: Sequence[str], promised: flo
     # The binomial law counts whole subjects, so the sum over subjects that are covered in part is rounded.
     interval = stats.binomtest(round(observed * len(names)), len(names)).proportion_ci(method="exact")
     return Coverage(promised, observed, [float(interval.low), float(interval.high)], len(names), len(values))
+
+
+def by_structure(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    """The rows of each structure, by their attribute `structure`; numbers rise, and rows stay in their order."""
+    number = attrgetter("structure")
+    return {structure: list(own) for structure, own in groupby(sorted(rows, key=number), number)}
 
 
 def _weights(subjects: Sequence[str]) -> Floats:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from .conformal import by_structure
 from .features import Features
 from .json_document import JsonDocument
 
@@ -61,21 +62,18 @@ class FineDice(JsonDocument):
         Raises:
             ValueError: Fewer than two of a structure.
         """
+        fitted = cls.fitted(sound, features)
         predicted = left_out(sound, lambda others: cls.fitted(others, features).predicted)
-        correlations = []
-        for number in sorted({sample.structure for sample in sound}):
-            pairs = [(p, s.dice) for s, p in zip(sound, predicted, strict=True) if s.structure == number]
-            first, second = np.array(pairs).T
-            ranked = len(pairs) > 2 and np.ptp(first) > 0 and np.ptp(second) > 0
-            correlations.append(float(stats.spearmanr(first, second)[0]) if ranked else 0.0)
-        return replace(cls.fitted(sound, features), rank_correlation=float(np.mean(correlations)))
+        structures, dice = np.array([(sample.structure, sample.dice) for sample in sound]).T
+        own = [structures == number for number in fitted.dice]
+        correlations = [rank_correlation(predicted[at], dice[at]) or 0.0 for at in own]
+        return replace(fitted, rank_correlation=float(np.mean(correlations)))
 
     @classmethod
     def fitted(cls, sound: Sequence["Sample"], features: Sequence[str] = FEATURES) -> "FineDice":
         """As `fit`, without `rank_correlation`."""
         centre, spread, dice = {}, {}, {}
-        for number in sorted({sample.structure for sample in sound}):
-            own = [sample for sample in sound if sample.structure == number]
+        for number, own in by_structure(sound).items():
             if len(own) < 2:
                 raise ValueError(f"structure {number} is found on {len(own)} sound image(s); 2 are needed")
             table = np.array([sample.features.values(features) for sample in own])
@@ -116,3 +114,10 @@ def left_out(
             if sample.subject == subject:
                 predicted[n] = predict(sample.structure, sample.features)
     return predicted
+
+
+def rank_correlation(first: Floats, second: Floats) -> float | None:
+    """Spearman's, -1 to 1, of values (N,) of the same results; None where it is not defined: fewer than three, or all alike."""
+    if len(first) < 3 or not np.ptp(first) or not np.ptp(second):
+        return None
+    return float(stats.spearmanr(first, second)[0])

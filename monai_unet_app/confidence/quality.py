@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .conformal import conformal_quantile, subjects_needed
+from .conformal import by_structure, conformal_quantile, subjects_needed
 from .features import FEATURES, Features
 from .fine import FineDice, left_out
 from .json_document import JsonDocument
@@ -116,16 +116,16 @@ class QualityGate(JsonDocument):
         predicted = list(zip(samples, dice.tolist(), strict=True))
         whole = replace(cls._fitted(samples, coverage), fine=FineDice.fit(_sound(samples)))
         # Two margins, since a single margin would be that of the worse kind (decision 18).
-        margins = tuple(
-            _margin([pair for pair in predicted if (pair[1] >= FINE) == fine], coverage) for fine in (True, False)
+        fine, other = (
+            _margin([pair for pair in predicted if (pair[1] >= FINE) == is_fine], coverage) for is_fine in (True, False)
         )
-        return replace(whole, margins=(margins[0], margins[1]), subjects=len(subjects), samples=len(samples))
+        return replace(whole, margins=(fine, other), subjects=len(subjects), samples=len(samples))
 
     @classmethod
     def _fitted(cls, samples: Sequence[Sample], coverage: float) -> "QualityGate":
         centre, spread = {}, {}
-        for number in sorted({sample.structure for sample in samples}):
-            sound = [s.features.values(FEATURES) for s in samples if s.structure == number and s.kind == SOUND]
+        for number, own in by_structure(samples).items():
+            sound = [sample.features.values(FEATURES) for sample in _sound(own)]
             if len(sound) < 2:
                 raise ValueError(f"structure {number} is found on {len(sound)} sound image(s); 2 are needed")
             centre[number] = tuple(np.mean(sound, axis=0).tolist())

@@ -21,7 +21,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.metrics.missed import MissedVoxels
 
 from .border import BorderStatement
-from .conformal import conformal_quantile, least_threshold_of_risk, observed_coverage, subjects_needed
+from .conformal import by_structure, conformal_quantile, least_threshold_of_risk, observed_coverage, subjects_needed
 from .fitted_to import changed_since
 from .json_document import JsonDocument
 from .quality import QualityGate
@@ -88,27 +88,24 @@ class SizeStatement(JsonDocument):
         subjects = sorted({row.subject for row in measured})
         if len(subjects) * (_PARTS - 1) // _PARTS < subjects_needed(coverage):
             return None
-        rows, held = list[StructureMeasurement](), list[bool]()
+        held: dict[int, list[tuple[bool, str]]] = {}
         for n in range(_PARTS):
             left_out = set(subjects[n::_PARTS])
             others = cls._fitted([row for row in measured if row.subject not in left_out], coverage)
             for row in (row for row in measured if row.subject in left_out):
                 interval = others.interval(row.structure, row.expected)
-                rows.append(row)
-                held.append(interval is not None and interval[0] <= row.true <= interval[1])
-        kept = {}
-        for number in sorted({row.structure for row in rows}):
-            own = [(flag, row.subject) for flag, row in zip(held, rows, strict=True) if row.structure == number]
-            kept[number] = (
-                observed_coverage([flag for flag, _ in own], [name for _, name in own], coverage).observed or 0.0
-            )
-        return kept
+                is_held = interval is not None and interval[0] <= row.true <= interval[1]
+                held.setdefault(row.structure, []).append((is_held, row.subject))
+        return {
+            number: observed_coverage([flag for flag, _ in own], [name for _, name in own], coverage).observed or 0.0
+            for number, own in sorted(held.items())
+        }
 
     @classmethod
     def _fitted(cls, measured: Sequence[StructureMeasurement], coverage: float) -> "SizeStatement":
         small = _SMALL_VOXELS * float(np.median([row.voxel for row in measured]))
         intervals = {}
-        for number, rows in _by_structure(measured).items():
+        for number, rows in by_structure(measured).items():
             # A ratio, since errors of size grow with the size (decision 17).
             log_ratios = np.array([math.log((row.true + small) / (row.expected + small)) for row in rows])
             intervals[number] = _interval_about_mean(log_ratios, [row.subject for row in rows], coverage)
@@ -136,11 +133,6 @@ class SizeStatement(JsonDocument):
         # Without `small` again an end can be below 0, which no size is.
         low, high = ((expected + self.small) * math.exp(ratio) - self.small for ratio in ratios)
         return max(0.0, low), max(0.0, high)
-
-
-def _by_structure(measured: Sequence[StructureMeasurement]) -> dict[int, list[StructureMeasurement]]:
-    numbers = sorted({row.structure for row in measured})
-    return {number: [row for row in measured if row.structure == number] for number in numbers}
 
 
 def _interval_about_mean(
@@ -184,7 +176,7 @@ class RiskStatement(JsonDocument):
         A case without true voxels of a structure does not count for it: there is nothing that a mask could miss.
         """
         thresholds = {}
-        for number, rows in _by_structure(measured).items():
+        for number, rows in by_structure(measured).items():
             rows = [row for row in rows if not np.isnan(row.losses).any()]
             losses = np.reshape([row.losses for row in rows], (-1, len(THRESHOLDS)))
             thresholds[number] = least_threshold_of_risk(losses, THRESHOLDS, [row.subject for row in rows], risk)
@@ -279,9 +271,15 @@ def _stated(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:
         if entry is None:
             return _nothing_stated(_NOT_FITTED[setting].format(bundle.name))
         if "fitted_to" not in entry:
-            return _nothing_stated(_UNKNOWN_ORIGIN.format(bundle.name))
+            return _nothing_stated(
+                f"{bundle.name}: its statements do not say which weights and configs they were fitted to (an older version "
+                "wrote them); run monai-unet calibrate again"
+            )
         if changed := changed_since(bundle, setting, entry["fitted_to"]):
-            return _nothing_stated(_CHANGED.format(bundle.name, ", ".join(changed)))
+            return _nothing_stated(
+                f"{bundle.name} was changed after its statements were fitted ({', '.join(changed)}); run monai-unet calibrate "
+                "again"
+            )
         return Confidence.from_document(entry)
     except BundleError:
         raise
@@ -297,11 +295,6 @@ _NOT_FITTED: Mapping[InferenceSetting, str] = {
     "--tta, "
     "or leave --tta out of this command",
 }
-_CHANGED = "{} was changed after its statements were fitted ({}); run monai-unet calibrate again"
-_UNKNOWN_ORIGIN = (
-    "{}: its statements do not say which weights and configs they were fitted to (an older version wrote them); run monai-unet "
-    "calibrate again"
-)
 
 
 def _nothing_stated(reason: str) -> Confidence:

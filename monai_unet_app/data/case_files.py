@@ -81,7 +81,12 @@ def find_images(source: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
         )
     if source.is_file():
         return [CaseFiles(case_id(source), source)]
-    files = sorted(file for file in source.iterdir() if file.is_file() and _is_image_file(file))
+    files = sorted(
+        file
+        for file in source.iterdir()
+        # macOS adds "._name" beside a name
+        if file.is_file() and has_ending(file, FILE_ENDINGS) and not file.name.startswith(".")
+    )
     if files:
         files += _broken_dicom_beside(files, source)
     cases = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series)
@@ -91,10 +96,6 @@ def find_images(source: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
             f"({', '.join(VOLUME_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
     return _with_unique_ids(cases, source)
-
-
-def _is_image_file(file: Path) -> bool:
-    return has_ending(file, FILE_ENDINGS) and not file.name.startswith(".")  # macOS adds "._name" beside a name
 
 
 def _dicomdir_note(folder: Path) -> str:
@@ -138,8 +139,7 @@ def _with_unique_ids(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles
     if times > 1:
         files = ", ".join(case.image.name for case in named if case.id == name)
         raise InputRefusedError(
-            f"{times} cases of {source.name}/ are called {name} ({files}); each needs its own name; rename one or move it "
-            "away"
+            f"{times} cases of {source.name}/ are called {name} ({files}); each needs its own name; rename one or move it away"
         )
     return named
 
@@ -176,9 +176,8 @@ def find_cases(
     missing = [case.id for case in unlabelled]
     if missing and (need_all or len(missing) == len(pairs)):
         raise InputRefusedError(
-            f"{len(missing)} of {len(pairs)} image(s) have no label: {first_names(missing)}; "
-            f"a label of the same name{f' plus {label_suffix!r}' if label_suffix else ''} is needed; add it or move the "
-            "image away"
+            f"{len(missing)} of {len(pairs)} image(s) have no label: {first_names(missing)}; a label of the same "
+            f"name{f' plus {label_suffix!r}' if label_suffix else ''} is needed; add it or move the image away"
         )
     return pairs
 

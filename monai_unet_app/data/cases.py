@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset
@@ -39,14 +39,10 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
     known = read_splits(shipped("examples") / "splits.json")
     first: dict[tuple[str, str], str] = {}
     return {
-        case.id: _listed_subject(case)
+        case.id: (case.listed and case.listed.subject)
         or (known[case.id].subject if case.id in known else first.setdefault(_patient(case), case.id))
         for case in sorted(cases, key=lambda case: case.id)
     }
-
-
-def _listed_subject(case: CaseFiles) -> str | None:
-    return case.listed.subject if case.listed else None
 
 
 def _patient(case: CaseFiles) -> tuple[str, str]:
@@ -112,8 +108,8 @@ def nnunet_folds_of(cases: Sequence[CaseFiles]) -> Path | None:
     if len(folders) != 1 or (images := folders.pop()).name != IMAGES_OF_NNUNET:
         return None
     raw = images.absolute().parent
-    found = (raw, raw.parent.parent / "nnUNet_preprocessed" / raw.name)
-    return next((folder / NNUNET_FOLDS for folder in found if (folder / NNUNET_FOLDS).is_file()), None)
+    found = (folder / NNUNET_FOLDS for folder in (raw, raw.parent.parent / "nnUNet_preprocessed" / raw.name))
+    return next(filter(Path.is_file, found), None)
 
 
 def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:
@@ -201,7 +197,7 @@ class PlannedCases:
 
     def rows(self, fold: Fold = None) -> dict[Partition, list[dict[str, str]]]:
         """As `by_partition`."""
-        rows: dict[Partition, list[dict[str, str]]] = {"train": [], "selection": [], "calibration": [], "test": []}
+        rows: dict[Partition, list[dict[str, str]]] = {part: [] for part in get_args(Partition)}
         for case in self.cases:
             if (part := _partition_of(self.plan[case.id], fold)) is not None:
                 rows[part].append(data_row(case, self.plan[case.id].subject))

@@ -82,8 +82,7 @@ def read_datalist(path: Path) -> list[ListedCase]:
     if not rows:
         raise InputRefusedError(f"{path.name} lists no case; a row with image and label for each is needed; add them")
     cases = [_listed(row, f"{path.name}, case {number}", path.parent) for number, row in enumerate(rows, 1)]
-    files = [file for case in cases for file in (case.image, case.label) if file is not None]
-    if absent := [file.name for file in files if not file.exists()]:
+    if absent := [file.name for case in cases for file in (case.image, case.label) if file and not file.exists()]:
         raise InputRefusedError(
             f"{path.name} names {len(absent)} file(s) that do not exist: {', '.join(absent[:_SHOWN])}"
             f"{' ...' if len(absent) > _SHOWN else ''}; paths are relative to the folder of the list; correct them"

@@ -1,6 +1,7 @@
 """Every DICOM series of a folder with its examination, and with the refusal of the case to which it belongs."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,32 +17,16 @@ from monai_unet_app.data.read import has_ending
 
 
 @dataclass(frozen=True)
-class SeriesRow:
-    """One series, or one broken file.
+class SeriesRow(Examination):
+    """One series, or one broken file, with the examination on its headers.
 
     Attributes:
-        examination: The examination on its headers.
+        outcome: As of `Examination`, but "refused" for readable headers if the pixels or the bundle refuse the case.
+        reason: As of `Examination`; then why reading the case failed, or why the bundle refuses it.
         case: Id of the case to which the series belongs; None if it belongs to no case.
-        refusal: Why reading the case failed, or why the bundle refuses the case; empty for an accepted case.
     """
 
-    examination: Examination
     case: str | None = None
-    refusal: str = ""
-
-    @property
-    def outcome(self) -> str:
-        """As `Examination.outcome`, but "refused" for readable headers if the pixels or the bundle refuse the case."""
-        return "refused" if self._is_refused_later else self.examination.outcome
-
-    @property
-    def reason(self) -> str:
-        """Why the series is refused, set aside or broken; for a readable series the tolerated deviations."""
-        return self.refusal if self._is_refused_later else self.examination.reason
-
-    @property
-    def _is_refused_later(self) -> bool:
-        return bool(self.refusal) and self.examination.outcome == "readable"
 
     @property
     def is_bad(self) -> bool:
@@ -51,12 +36,12 @@ class SeriesRow:
     @cached_property
     def title(self) -> SeriesTitle:
         """The name that the scanner gave the series, without the patient's identity."""
-        series = self.examination.series
+        series = self.series
         return title_of(series.instances[0]) if series and series.instances else SeriesTitle()
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        series, examination = self.examination.series, self.examination
+        series = self.series
         return {
             "series_instance_uid": series.series_instance_uid if series else None,
             "series_number": self.title.number or None,
@@ -67,8 +52,8 @@ class SeriesRow:
             "files": series.instance_count if series else 1,
             "outcome": self.outcome,
             "reason": self.reason,
-            "shape": list(examination.shape) if examination.shape else None,
-            "spacing_mm": [round(step, 4) for step in examination.spacing_mm] if examination.spacing_mm else None,
+            "shape": list(self.shape) if self.shape else None,
+            "spacing_mm": [round(step, 4) for step in self.spacing_mm] if self.spacing_mm else None,
             "folder": os.path.commonpath([file.parent for file in series.files]) if series and series.files else None,
             "case": self.case,
         }
@@ -84,12 +69,10 @@ def dicom_series(data: Path, options: ReadOptions) -> list[SeriesRow]:
     if not data.exists() or (data.is_file() and has_ending(data, FILE_ENDINGS)):
         return []
     try:
-        if not data.is_file() or not is_dicomdir(data):
-            return [SeriesRow(examination) for examination in examine(data, options)]
         # The whole folder is examined, because a DICOMDIR lists files and states no examination; other series are dropped
-        listed = set(files_of_dicomdir(data))
-        rows = [SeriesRow(examination) for examination in examine(data.parent, options)]
-        return [row for row in rows if row.examination.series is None or listed & set(row.examination.series.files)]
+        listed = set(files_of_dicomdir(data)) if data.is_file() and is_dicomdir(data) else None
+        rows = [SeriesRow(**vars(row)) for row in examine(data if listed is None else data.parent, options)]
+        return [row for row in rows if listed is None or row.series is None or listed & set(row.series.files)]
     except DicomIoError:  # no DICOM, or a DICOMDIR that reading will refuse
         return []
 
@@ -107,16 +90,18 @@ def with_cases(
     """
     named = [replace(row, case=_case_of(row, cases, requested)) for row in rows]
     # Of several series in a case it is not known which of them the refusal is about
-    count = {case.id: sum(row.case == case.id for row in named) for case in cases}
+    count = Counter(row.case for row in named)
     return [
-        replace(row, refusal=refusals.get(row.case, "")) if row.case is not None and count[row.case] == 1 else row
+        replace(row, outcome="refused", reason=refusals[row.case])
+        if row.outcome == "readable" and row.case and row.case in refusals and count[row.case] == 1
+        else row
         for row in named
     ]
 
 
 def _case_of(row: SeriesRow, cases: Sequence[CaseFiles], requested: Sequence[str]) -> str | None:
     """The id of the case whose folder holds the series; the deepest such folder if there are several."""
-    series = row.examination.series
+    series = row.series
     if series is None or not series.files or row.outcome not in ("readable", "refused"):
         return None
     if requested and series.series_instance_uid not in requested:

@@ -1,7 +1,7 @@
 """The fingerprint of a data set, and everything that is wrong with it."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -149,10 +149,6 @@ class Fingerprint:
         channels = Counter(case.channels for case in self.cases)
         usual = [case for case in self.cases if case.channels == channels.most_common(1)[0][0]]
         spacings = [case.spacing_mm for case in self.cases if case.spacing_mm is not None]
-        volumes: dict[int, list[float]] = {}
-        for case in self.cases:
-            for value, size in case.class_size.items():
-                volumes.setdefault(value, []).append(size)
         return {
             "cases": len(self.cases),
             "subjects": len({case.subject for case in self.cases}),
@@ -164,8 +160,8 @@ class Fingerprint:
             "intensity_p0.5_p50_p99.5": _range([sum(case.intensity, ()) for case in usual]),
             "class_unit": "px" if all(case.axes == "px" for case in self.cases) else "mL",
             "class_size": {
-                value: _range([[size] for size in sizes])
-                for value, sizes in sorted(volumes.items())[: MOST_CLASSES + 1]
+                value: _range([[case.class_size[value]] for case in self.cases if value in case.class_size])
+                for value in sorted(self.label_values)[: MOST_CLASSES + 1]
                 if value
             },
         }
@@ -189,7 +185,10 @@ def find_to_inspect(
     if labels is not None and not labels.is_dir() and not label_suffix:
         labels = None
     if labels is None and not label_suffix:
-        return [_with_own_label(case) for case in _images_of(images, series)], []
+        return [
+            replace(case, label=case.label_objects[0]) if len(case.label_objects) == 1 else case
+            for case in _images_of(images, series)
+        ], []
     cases = find_cases(images, labels, label_suffix, need_all=False)
     used = {case.label for case in cases}
     unused = [file for file in sorted(labels.iterdir()) if file not in used and file.is_file()] if labels else []
@@ -206,10 +205,6 @@ def _images_of(data: Path, series: Sequence[str]) -> list[CaseFiles]:
         return find_images(data, series)
     cases = find_images(data.parent, series)
     return [case for case in cases if case.header is None or case.header.absolute() in listed]
-
-
-def _with_own_label(case: CaseFiles) -> CaseFiles:
-    return replace(case, label=case.label_objects[0]) if len(case.label_objects) == 1 else case
 
 
 def inspect_cases(
@@ -269,10 +264,7 @@ def check_one_kind(fingerprint: Fingerprint) -> None:
         fingerprint: Of one case or more.
     """
     cases = fingerprint.cases
-    if fingerprint.refused:
-        listed = "\n  ".join(fingerprint.refused)
-        count = len(fingerprint.refused)
-        raise InputRefusedError(f"{count} of {count + len(cases)} case(s) cannot be used:\n  {listed}")
+    _refuse(fingerprint.refused, len(fingerprint.refused) + len(cases))
     for what in ("channels", "modality"):
         found: dict[Any, list[str]] = {}
         for case in cases:
@@ -309,17 +301,22 @@ def check_cases(
     readable = tuple(bundle.label_values) if ignored is None else (*bundle.label_values, ignored)
     accepted = Accepted(bundle.rules, readable, bundle.file_values, ignored)
     fingerprint = inspect_cases(cases, accepted, step, places=places)
-    refused = [*fingerprint.refused]
-    refused += [
+    ignoring = [
         f"{case.id}: its label holds the `ignore_label` {ignored}, which only evaluate leaves out; a class for every voxel is "
         "needed to train or calibrate; complete the label, or leave the case out"
         for case in fingerprint.cases
         if ignored in case.class_size
     ]
-    if refused:
-        raise InputRefusedError(f"{len(refused)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(refused))
+    _refuse([*fingerprint.refused, *ignoring], len(cases))
     refuse_faults(fingerprint)
     return fingerprint
+
+
+def _refuse(refused: Sequence[str], count: int) -> None:
+    """Raises InputRefusedError with these of so many cases, if there are any."""
+    if refused:
+        listed = "\n  ".join(refused)
+        raise InputRefusedError(f"{len(refused)} of {count} case(s) cannot be used:\n  {listed}")
 
 
 def refuse_faults(fingerprint: Fingerprint) -> None:
@@ -369,7 +366,7 @@ def _read_label(case: CaseFiles, volume: Volume, accepted: Accepted) -> Volume |
 def _fingerprint(name: str, volume: Volume, labels: Volume | None, subject: str) -> CaseFingerprint:
     i, j, k = volume.spacing_mm
     voxels = _class_voxels(labels) if labels else {}
-    channels = np.moveaxis(volume.array, 3, 0) if volume.array.ndim == 4 else volume.array[None]
+    channels = volume.channels
     return CaseFingerprint(
         id=name,
         shape=volume.shape,
@@ -410,39 +407,37 @@ def _label_voxels(cases: Sequence[CaseFingerprint]) -> dict[str, dict[int, int]]
     return {case.id: case.class_voxels for case in cases if case.class_voxels}
 
 
-def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
+def _oddities(cases: Sequence[CaseFingerprint]) -> Iterator[str]:
     """Empty labels, very many label values, and class sizes far from those of the other cases."""
-    sentences = [f"look at {case.id}: its label is empty" for case in cases if set(case.class_size) == {0}]
-    many = len({value for case in cases for value in case.class_size} - {0})
+    yield from (f"look at {case.id}: its label is empty" for case in cases if set(case.class_size) == {0})
+    values = sorted({value for case in cases for value in case.class_size if value})
+    many = len(values)
     if many > MOST_CLASSES:
-        sentences.append(
+        yield (
             f"look at the labels: they have {many} different values, which is usual for numbered objects and not for "
-            "classes; plan takes "
-            "objects with --objects NAME"
+            "classes; plan takes objects with --objects NAME"
         )
-    sentences += _exchanged_channels(cases)
+    yield from _exchanged_channels(cases)
     # A median of fewer than four sizes says little, and numbers of counted objects have no usual size
     if len(cases) < 4 or many > MOST_CLASSES:
-        return sentences
-    for value in sorted({value for case in cases for value in case.class_size if value}):
+        return
+    for value in values:
         sizes = {case.id: case.class_size.get(value, 0.0) for case in cases if case.class_size}
         middle = float(np.median(list(sizes.values())))
-        sentences += [
+        yield from (
             f"look at {name}: class {value} is {size:.4g}, the median of all cases {middle:.4g}"
             for name, size in sizes.items()
             if middle and not middle / 4 <= size <= middle * 4
-        ]
-    return sentences
+        )
 
 
-def _exchanged_channels(cases: Sequence[CaseFingerprint]) -> list[str]:
+def _exchanged_channels(cases: Sequence[CaseFingerprint]) -> Iterator[str]:
     """Volumes whose channels have the contrast of those of the other cases only after two are exchanged."""
     channels = cases[0].channels if cases else 1
     if len(cases) < 4 or channels < 2 or any(case.axes == "px" or case.channels != channels for case in cases):
-        return []
+        return
     # Shape (cases, channels): contrast, as the logarithm of the span of intensities
     spans = np.log([[max(high - low, 1e-6) for low, _, high in case.intensity] for case in cases])
-    sentences = []
     for n, case in enumerate(cases):
         others = np.delete(spans, n, axis=0)
         middle = np.median(others, axis=0)
@@ -452,11 +447,10 @@ def _exchanged_channels(cases: Sequence[CaseFingerprint]) -> list[str]:
             order = list(range(channels))
             order[a], order[b] = b, a
             if own > 2 * np.abs(spans[n, order] - middle).sum() and own > 1.3 * usual:
-                sentences.append(
+                yield (
                     f"look at {case.id}: its channels {a + 1} and {b + 1} have the contrast of the other cases only if they "
                     "are exchanged; compare them with those of another case"
                 )
-    return sentences
 
 
 def _range(rows: Sequence[Sequence[float]], *, existing_median: bool = False) -> dict[str, list[float]]:

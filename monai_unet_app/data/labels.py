@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.reading.series import find_series, scan_files
+from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
@@ -138,12 +138,11 @@ def read_label_numbers(path: Path, image: Volume) -> Volume:
 
 def _is_channel_of(array: NDArray[Any], image: Volume) -> bool:
     """Whether the values are those of the image, or of one of its channels, and not all the same."""
-    channels = image.array[..., None] if image.array.ndim == 3 else image.array
-    alike = (
-        all(np.array_equal(own, other) for own, other in zip(array.T, channels[..., n].T, strict=True))
-        for n in range(channels.shape[3] if array.ndim == 3 else 0)
+    alike = array.ndim == 3 and any(
+        all(np.array_equal(own, other) for own, other in zip(array.T, channel.T, strict=True))
+        for channel in image.channels
     )
-    return any(alike) and bool((array != array.flat[0]).any())
+    return alike and bool((array != array.flat[0]).any())
 
 
 def _whole(array: NDArray[np.float32]) -> bool:
@@ -187,7 +186,7 @@ def unknown_values(labels: Volume, known: Iterable[int]) -> list[int]:
 def _read_dicom_labels(path: Path, image: Volume) -> Volume:
     try:
         with refusing_as(f"label {path.name}"):
-            kind = (find_series(path) if path.is_dir() else scan_files([path]).series)[0].kind
+            kind = scan_files(files_at(path)).series[0].kind
             return read_rtstruct(path, image) if kind == "rtstruct" else read_seg(path, image)
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # an object that lacks required attributes
         raise InputRefusedError(

@@ -34,20 +34,18 @@ def array_and_meta(volume: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]
         float32, shape (I, J, K) or (I, J, K, C); planar (I, J) or (I, J, C). The affine in the metadata is in RAS mm.
     """
     array = np.asarray(volume.array, dtype=np.float32)
-    affine = np.array(volume.affine_ras)
-    if volume.provenance.kind == "dicom":
-        affine = affine.astype(np.float32).astype(np.float64)
-    if volume.planar:
-        # MONAI takes a picture as two spatial axes, and it has no position in the patient
-        array, affine = array[:, :, 0], np.eye(3)
-    spatial = array.ndim - (volume.array.ndim == 4)
     meta: dict[str, Any] = {
-        MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:spatial]),
+        MetaKeys.SPATIAL_SHAPE: np.asarray(volume.shape[:2] if volume.planar else volume.shape),
         # NaN is MONAI's sign for an array without a channel axis
         MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if volume.array.ndim == 4 else float("nan"),
     }
-    if not volume.planar:
-        meta |= {MetaKeys.AFFINE: affine, MetaKeys.ORIGINAL_AFFINE: affine.copy(), MetaKeys.SPACE: SpaceKeys.RAS}
+    if volume.planar:
+        # MONAI takes a picture as two spatial axes, and it has no position in the patient
+        return array[:, :, 0], meta
+    affine = volume.affine_ras
+    if volume.provenance.kind == "dicom":
+        affine = affine.astype(np.float32).astype(np.float64)
+    meta |= {MetaKeys.AFFINE: affine, MetaKeys.ORIGINAL_AFFINE: affine.copy(), MetaKeys.SPACE: SpaceKeys.RAS}
     return array, meta
 
 
@@ -103,17 +101,15 @@ class VolumeReader(ImageReader):
                     f"{Path(paths[0]).name} and {len(paths) - 1} more file(s) are given as one image; one file or one "
                     "folder is needed; put slices into a folder, or channels into one file"
                 )
-            return self._read(str(paths[0]))
+            path = str(paths[0])
+            if path in self.image_of_label:
+                return read_labels(Path(path), read_volume(self.image_of_label[path]), self.values)
+            volume = read_volume(path)
+            if self.rules is not None:
+                check_rules(volume, self.rules, Path(path).name)
+            return volume
         except Exception as error:  # after any error another reader would take over
             return error
-
-    def _read(self, path: str) -> Volume:
-        if path in self.image_of_label:
-            return read_labels(Path(path), read_volume(self.image_of_label[path]), self.values)
-        volume = read_volume(path)
-        if self.rules is not None:
-            check_rules(volume, self.rules, Path(path).name)
-        return volume
 
     def get_data(self, img: Volume | Exception) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """The intensities, shape (I, J, K) or (I, J, K, C), and their metadata, as `array_and_meta`."""

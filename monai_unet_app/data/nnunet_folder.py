@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dicom_io.itk_files import direction_cosines
+from dicom_io.volume import number_type
 from monai_unet_app.data.case_files import CaseFiles, first_names
 from monai_unet_app.data.datalist import LabelFacts
 from monai_unet_app.data.inspect import Accepted, Fingerprint, check_one_kind, inspect_cases
@@ -128,7 +129,7 @@ def write_nnunet_folder(
                 "channel_names": {str(number): name for number, name in enumerate(channels)},
                 "labels": {"background": 0, **{name: number for number, name in enumerate(numbering.names, 1)}},
                 "numTraining": len(training),
-                "file_ending": _ending(fingerprint),
+                "file_ending": ".png" if fingerprint.cases[0].axes == "px" else ".nii.gz",
                 "name": config.output.name,
                 # ITK cannot express a sheared grid
                 **({"overwrite_image_reader_writer": "NibabelIO"} if sheared else {}),
@@ -186,7 +187,7 @@ class _Numbering:
         numbers = self.values.numbered(array, name)
         if self.names[-1] == IGNORE:
             numbers = np.where(numbers == self.values.ignored, last, numbers)
-        return numbers.astype(np.uint8 if last < 256 else np.uint16)
+        return numbers.astype(number_type(last))
 
 
 def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: NnunetConfig) -> _Numbering:
@@ -232,10 +233,6 @@ def _channel_names(fingerprint: Fingerprint, config: NnunetConfig) -> tuple[str,
     return (found or "image",) * case.channels
 
 
-def _ending(fingerprint: Fingerprint) -> str:
-    return ".png" if fingerprint.cases[0].axes == "px" else ".nii.gz"
-
-
 def _folds(plan: Mapping[str, SplitCase] | None, training: Sequence[str]) -> list[dict[str, list[str]]]:
     """nnU-Net's folds of the training cases: which train, which validate. Empty without a plan of two folds or more."""
     numbers = sorted({plan[name].fold for name in training}) if plan else []
@@ -268,9 +265,8 @@ def _write_case(case: CaseFiles, folder: Path, end: str, numbering: _Numbering) 
     if _is_plain_nifti(case.image):
         _copy(case.image, first)
     else:
-        for number in range(image.array.shape[3] if image.array.ndim == 4 else 1):
-            channel = _smallest(image.channel(number).array)
-            write_nifti(channel, image, images / f"{case.id}_{number:04}.nii.gz")
+        for number, channel in enumerate(image.channels):
+            write_nifti(_smallest(channel), image, images / f"{case.id}_{number:04}.nii.gz")
     target = labels / f"{case.id}.nii.gz"
     same_grid = np.array_equal(label.affine_lps.astype(np.float32), image.affine_lps.astype(np.float32))
     if same_grid and _is_plain_nifti(case.label) and np.array_equal(numbers, label.array):

@@ -142,9 +142,8 @@ def _check_placed(header: Any, path: Path) -> None:
     """Raises InputRefusedError for a NIfTI without sform and qform: left and right are unknown."""
     if "sform_code" in header and not (int(header["sform_code"]) or int(header["qform_code"])):
         raise InputRefusedError(
-            f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image that "
-            "states its "
-            "orientation is needed; export it again, or set the sform if you know it"
+            f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image that states "
+            "its orientation is needed; export it again, or set the sform if you know it"
         )
 
 

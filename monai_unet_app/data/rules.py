@@ -1,6 +1,6 @@
 """The demands of a bundle on its images, and the refusal of images that do not meet them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,48 +59,34 @@ class InputRules:
 
 def check_rules(volume: Volume, rules: InputRules, name: str = "the image") -> None:
     """Raises InputRefusedError with all reasons if the image breaks a rule of the bundle, or is constant."""
-    reasons = [reason for check in _CHECKS if (reason := check(volume, rules))]
-    if reasons:
-        raise InputRefusedError(f"{name} is not what this bundle was made for: " + "; ".join(reasons))
+    if reasons := "; ".join(_reasons(volume, rules)):
+        raise InputRefusedError(f"{name} is not what this bundle was made for: {reasons}")
 
 
-def _kind_reason(volume: Volume, rules: InputRules) -> str | None:
-    if volume.planar == rules.planar:
-        return None
-    actual, needed = ("a 2D picture", "a 3D volume") if volume.planar else ("a 3D volume", "a 2D picture")
-    return f"it is {actual}, {needed} is needed"
-
-
-def _channels_reason(volume: Volume, rules: InputRules) -> str | None:
-    channels = volume.array.shape[3] if volume.array.ndim == 4 else 1
-    return None if channels == rules.channels else f"it has {channels} channel(s), {rules.channels} needed"
-
-
-def _modality_reason(volume: Volume, rules: InputRules) -> str | None:
+def _reasons(volume: Volume, rules: InputRules) -> Iterator[str]:
+    """Each rule that the image breaks, with what it has and what is needed."""
+    if volume.planar != rules.planar:
+        actual, needed = ("a 2D picture", "a 3D volume") if volume.planar else ("a 3D volume", "a 2D picture")
+        yield f"it is {actual}, {needed} is needed"
+    if (channels := len(volume.channels)) != rules.channels:
+        yield f"it has {channels} channel(s), {rules.channels} needed"
     modality = volume.provenance.modality
-    if not rules.modality or modality is None or modality in rules.modality:
-        return None
-    return f"its modality is {modality}, {' or '.join(rules.modality)} is needed"
-
-
-def _spacing_reason(volume: Volume, rules: InputRules) -> str | None:
-    if rules.spacing_mm is None or volume.planar:
-        return None
-    least, most = rules.spacing_mm
-    if all(least <= step <= most for step in volume.spacing_mm):
-        return None
-    return f"its voxels are {_by(volume.spacing_mm, 2)} mm apart, {least:g} to {most:g} mm is needed"
-
-
-def _extent_reason(volume: Volume, rules: InputRules) -> str | None:
-    if rules.extent_mm is None or volume.planar != rules.planar:
-        return None
-    least, most = rules.extent_mm
-    extent = extent_of(volume)
-    if all(low <= size <= high for low, size, high in zip(least, extent, most, strict=True)):
-        return None
-    unit, axes = ("pixels", "width x height") if volume.planar else ("mm", "right-left x front-back x foot-head")
-    return f"its field of view is {_by(extent)} {unit} ({axes}), {_by(least)} to {_by(most)} {unit} is needed"
+    if rules.modality and modality not in (None, *rules.modality):
+        yield f"its modality is {modality}, {' or '.join(rules.modality)} is needed"
+    if rules.spacing_mm and not volume.planar:
+        least, most = rules.spacing_mm
+        if not all(least <= step <= most for step in volume.spacing_mm):
+            yield f"its voxels are {_by(volume.spacing_mm, 2)} mm apart, {least:g} to {most:g} mm is needed"
+    if rules.extent_mm and volume.planar == rules.planar:
+        smallest, largest = rules.extent_mm
+        extent = extent_of(volume)
+        if not all(low <= size <= high for low, size, high in zip(smallest, extent, largest, strict=True)):
+            axes = "width x height" if volume.planar else "right-left x front-back x foot-head"
+            unit = "pixels" if volume.planar else "mm"
+            yield f"its field of view is {_by(extent)} {unit} ({axes}), {_by(smallest)} to {_by(largest)} {unit} is needed"
+    value = volume.array.flat[0]
+    if (volume.array == value).all():
+        yield f"every voxel is {value:g}, an image is needed"
 
 
 def least_shape(volume: Volume, rules: InputRules) -> tuple[int, ...]:
@@ -129,13 +115,5 @@ def along_patient(volume: Volume, lengths: NDArray[np.float64]) -> tuple[float, 
     return tuple(lengths[np.argsort(io_orientation(volume.affine_lps)[:, 0])].tolist())
 
 
-def _constant_reason(volume: Volume, rules: InputRules) -> str | None:
-    value = volume.array.flat[0]
-    return f"every voxel is {value:g}, an image is needed" if (volume.array == value).all() else None
-
-
 def _by(numbers: tuple[float, ...], digits: int = 0) -> str:
     return " x ".join(f"{number:.{digits}f}" for number in numbers)
-
-
-_CHECKS = (_kind_reason, _channels_reason, _modality_reason, _spacing_reason, _extent_reason, _constant_reason)

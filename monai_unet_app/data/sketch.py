@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from dicom_io.volume import LPS_FROM_RAS, Volume
 from monai_unet_app.data.digest import in_ras, turned_to_ras
+from monai_unet_app.metrics.boxes import bounding_box
 
 Floats = NDArray[np.float32]
 
@@ -89,8 +90,7 @@ def sketch_of(volume: Volume, labels: Volume | None) -> Sketch:
         labels: Shape (I, J, K) on the same grid, whole numbers.
     """
     image = in_ras(volume)
-    marked = labels is not None and bool(labels.array.any())
-    numbers = in_ras(labels) if labels is not None and marked else None
+    numbers = in_ras(labels) if labels is not None and labels.array.any() else None
     return Sketch(
         content=_digest(turned_to_ras(volume.array, volume)),
         label="" if numbers is None else _digest(numbers),
@@ -153,15 +153,9 @@ def _class_places(image: NDArray[np.generic], numbers: NDArray[np.generic], volu
     bright = image[places].astype(np.float64)
     bright = (bright - bright.mean()) / (bright.std() or 1.0)
     centres = [np.bincount(which, along) / counts / radius for along in world]
-    means = np.bincount(which, bright) / counts
-    return {
-        int(value): ClassPlace(
-            (float(centres[0][n]), float(centres[1][n]), float(centres[2][n])),
-            float(counts[n] / counts.sum()),
-            float(means[n]),
-        )
-        for n, value in enumerate(values)
-    }
+    columns = (values.astype(int), *centres, counts / counts.sum(), np.bincount(which, bright) / counts)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {value: ClassPlace((x, y, z), share, brightness) for value, x, y, z, share, brightness in rows}
 
 
 def _thinning(shape: Sequence[int]) -> list[int]:
@@ -205,7 +199,12 @@ def fit_of(image: NDArray[np.generic], numbers: NDArray[np.generic]) -> Fit | No
     at = tuple(points.T)
     normals = np.array([slope[at] for slope in slopes]) / steepness[at]
     moves = _moves(axes)
-    gradients = np.array([_gradient(smooth, points + move, axes) for move in moves])  # (moves, axes, points)
+    # Not a number outside and on the border, so that no move leaves the array
+    margin = [(FARTHEST + 1) * (axis in axes) for axis in range(3)]
+    around = np.pad(smooth, [(n, n) for n in margin], constant_values=np.nan)
+    slopes = [np.gradient(around, axis=axis) for axis in axes]
+    places = [tuple((points + move + margin).T) for move in moves]
+    gradients = np.array([[slope[place] for slope in slopes] for place in places], float)  # (moves, axes, points)
     lengths = (gradients**2).sum(axis=1)
     inside = np.isfinite(lengths).any(axis=1)  # moves that leave some of the surface in the image
     if not inside[0]:
@@ -222,19 +221,15 @@ def fit_of(image: NDArray[np.generic], numbers: NDArray[np.generic]) -> Fit | No
 def _cut_out(image: NDArray[np.generic], numbers: NDArray[np.generic], axes: Sequence[int]) -> tuple[Floats, Floats]:
     """The smoothed image and the mask of all structures, around the structures."""
     marked = numbers != 0
-    box = []
-    for axis, length in enumerate(image.shape):
-        used = np.flatnonzero(marked.any(axis=tuple(other for other in range(3) if other != axis)))
-        margin = FARTHEST + 3
-        box.append(slice(max(0, int(used[0]) - margin), min(length, int(used[-1]) + 1 + margin)))
-    step = _thinning([part.stop - part.start for part in box])
-    some = tuple(slice(part.start, part.stop, n) for part, n in zip(box, step, strict=True))
-    part = np.asarray(image[some], dtype=np.float32)
+    box = bounding_box(marked, [FARTHEST + 3] * 3)
+    assert box is not None
+    some = tuple(slice(None, None, n) for n in _thinning(image[box].shape))
+    part = np.asarray(image[box][some], dtype=np.float32)
     low, high = np.percentile(part.ravel()[:: -(-part.size // _SAMPLED)], (1, 99))
     smooth = ndimage.gaussian_filter(
         np.clip(part, low, high), [1.0 if axis in axes else 0.0 for axis in range(3)], truncate=3.0
     )
-    return smooth, marked[some].astype(np.float32)
+    return smooth, marked[box][some].astype(np.float32)
 
 
 def _moves(axes: Sequence[int]) -> NDArray[np.int64]:
@@ -242,16 +237,3 @@ def _moves(axes: Sequence[int]) -> NDArray[np.int64]:
     steps = np.array([d for d in product((-1, 0, 1), repeat=3) if not any(d[n] for n in range(3) if n not in axes)])
     directions = [step for step in steps if np.abs(step).sum() in (1, len(axes))]
     return np.array([(0, 0, 0), *(step * far for far in (1, *_MOVES) for step in directions)])
-
-
-def _gradient(smooth: Floats, points: NDArray[np.int64], axes: Sequence[int]) -> NDArray[np.float64]:
-    """Shape (axes, points): central differences; not a number for points outside or on the border."""
-    inside = np.ones(len(points), bool)
-    for axis in axes:
-        inside &= (points[:, axis] >= 1) & (points[:, axis] < smooth.shape[axis] - 1)
-    steps = np.cumprod([1, *smooth.shape[:0:-1]])[::-1]  # between neighbours along each axis, in `flat`
-    flat, at = smooth.ravel(), points[inside] @ steps
-    result = np.full((len(axes), len(points)), np.nan)
-    for n, axis in enumerate(axes):
-        result[n, inside] = (flat[at + steps[axis]] - flat[at - steps[axis]]) / 2
-    return result

@@ -33,13 +33,12 @@ class SplitCase:
     fold: int
 
 
-def make_split(name: str, subjects: Mapping[str, str], folds: int = FOLDS) -> list[SplitCase]:
+def make_split(name: str, subjects: Mapping[str, str]) -> list[SplitCase]:
     """A split of the cases, the same on every machine: subjects are ordered by a hash and divided by `SHARES`.
 
     Args:
         name: Name of the data set; seeds the order.
         subjects: Case id to subject id.
-        folds: Number of cross-validation folds.
 
     Returns:
         One entry for each case, sorted by id.
@@ -53,14 +52,14 @@ def make_split(name: str, subjects: Mapping[str, str], folds: int = FOLDS) -> li
             f"{len(order)} subject(s) found; at least {len(SHARES)} are needed, one each to train, select, calibrate "
             "and test; add cases"
         )
-    partition, fold = _partitions(order), deal_folds(name, subjects, folds)
+    partition, fold = _partitions(order), deal_folds(name, subjects)
     return [SplitCase(case, subject, partition[subject], fold[case]) for case, subject in sorted(subjects.items())]
 
 
-def deal_folds(name: str, subjects: Mapping[str, str], folds: int = FOLDS) -> dict[str, int]:
-    """The fold of each case, from 0; arguments as in `make_split`."""
+def deal_folds(name: str, subjects: Mapping[str, str]) -> dict[str, int]:
+    """The cross-validation fold of each case, from 0; arguments as in `make_split`."""
     # Dealt out in turn: partitions are blocks of this order, so a fold takes subjects of every large partition
-    place = {subject: n % folds for n, subject in enumerate(_in_order(name, subjects))}
+    place = {subject: n % FOLDS for n, subject in enumerate(_in_order(name, subjects))}
     return {case: place[subject] for case, subject in subjects.items()}
 
 

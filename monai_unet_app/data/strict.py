@@ -4,7 +4,7 @@ Every finding is one sentence: the cases, what was found, what to do. A fault is
 be trained; every other finding begins with "look at". The thresholds and what they find: decision 0048.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -84,8 +84,7 @@ def compare_cases(cases: Sequence[StrictCase], known: Iterable[int] | None = Non
     faults, odd = _same_images(cases)
     faults += [*_subjects(cases), *_untrained(cases)]
     odd += [*_near_images(cases), *_same_labels(cases), *_gaps(cases, known), *_far_off(cases)]
-    classes = {value for case in cases for value in case.values}
-    placed = _exchanged(cases) if len(classes) <= MOST_CLASSES else {}
+    placed = _exchanged(cases) if len(_values(cases)) <= MOST_CLASSES else {}
     return Findings(tuple(faults), (*odd, *placed.values(), *_misplaced(cases, placed)))
 
 
@@ -105,50 +104,42 @@ def _same_images(cases: Sequence[StrictCase]) -> tuple[list[str], list[str]]:
     return faults, odd
 
 
-def _subjects(cases: Sequence[StrictCase]) -> list[str]:
+def _subjects(cases: Sequence[StrictCase]) -> Iterator[str]:
     """Subjects on two sides of the plan: by the plan's own names, and by the patients whom DICOM headers name."""
     placed = [case for case in cases if case.place]
-    by_plan = _groups_by(placed, lambda case: case.place.subject if case.place else "")
-    by_header = _groups_by(placed, lambda case: case.sketch.patient)
-    seen: set[frozenset[str]] = set()
-    sentences = []
-    for group, how in (
-        *((g, "are of one subject") for g in by_plan),
-        *((g, "name one patient in DICOM") for g in by_header),
-    ):
-        ids = frozenset(case.id for case in group)
-        if len(_sides(group)) > 1 and ids not in seen:
-            seen.add(ids)
-            sentences.append(f"{_names(group)} {how}; one side of the plan is needed for one subject; correct the plan")
-    return sentences
+    keys: dict[str, Callable[[StrictCase], str]] = {
+        "are of one subject": lambda case: case.place.subject if case.place else "",
+        "name one patient in DICOM": lambda case: case.sketch.patient,
+    }
+    seen = []
+    for how, key in keys.items():
+        for group in _groups_by(placed, key):
+            ids = [case.id for case in group]
+            if len(_sides(group)) > 1 and ids not in seen:
+                seen.append(ids)
+                yield f"{_names(group)} {how}; one side of the plan is needed for one subject; correct the plan"
 
 
-def _untrained(cases: Sequence[StrictCase]) -> list[str]:
+def _untrained(cases: Sequence[StrictCase]) -> Iterator[str]:
     """Classes that stand in cases of other partitions, or of one fold, and in none that trains."""
-    sides = {case.place.side for case in cases if case.place}
-    folds = sorted(side for side in sides if side.startswith(FOLD))
-    sentences = []
+    folds = sorted(side for side in _sides(cases) if side.startswith(FOLD))
     # The sides that a network trains on, by the fold that tests it; without folds one network trains
     for fold, trains in {fold: set(folds) - {fold} for fold in folds}.items() or [("", {"train"})]:
         training = [case for case in cases if case.place and case.place.side in trains]
-        learnt = {value for case in training for value in case.values}
-        seen = sorted({value for case in cases for value in case.values} - learnt)
+        learnt = _values(training)
+        seen = sorted(_values(cases) - learnt)
         if not training or not seen or len(learnt.union(seen)) > MOST_CLASSES:
             continue
         holders = [case for case in cases if case.values & set(seen)]
         classes = f"class {', '.join(map(str, seen))}, {_names(holders)} {'have' if len(holders) > 1 else 'has'}"
-        sentences.append(
-            f"{fold}: no case to train on has {classes}; a class that no training case has cannot be learnt; add cases "
-            "with it for other "
-            "folds, or leave the class out of the labels"
-            if fold
-            else f"no case to train on has {classes}; a class that no training case has cannot be learnt; let some of "
-            "these cases train"
-        )
-    return sentences
+        found = f"no case to train on has {classes}; a class that no training case has cannot be learnt"
+        if fold:
+            yield f"{fold}: {found}; add cases with it for other folds, or leave the class out of the labels"
+        else:
+            yield f"{found}; let some of these cases train"
 
 
-def _near_images(cases: Sequence[StrictCase]) -> list[str]:
+def _near_images(cases: Sequence[StrictCase]) -> Iterator[str]:
     """Groups of images of different subjects that are the same but for noise, brightness or a shift of some voxels."""
     pairs: list[tuple[StrictCase, StrictCase]] = []
     for shape in {case.sketch.picture.shape for case in cases}:
@@ -159,15 +150,12 @@ def _near_images(cases: Sequence[StrictCase]) -> list[str]:
                 a.place and b.place and a.place.subject == b.place.subject
             ):
                 pairs.append((a, b))
-    sentences = []
     for group in _joined(pairs):
         apart = " and are on two sides of the plan" if len(_sides(group)) > 1 else ""
-        sentences.append(
+        yield (
             f"look at {_names(group)}: their images are nearly the same{apart}; if they are of one person, or one slice is "
-            "next to "
-            "another, give them one subject; if they are copies, leave all but one out"
+            "next to another, give them one subject; if they are copies, leave all but one out"
         )
-    return sentences
 
 
 def _alike(pictures: NDArray[np.float32]) -> list[tuple[int, int]]:
@@ -206,21 +194,23 @@ def _same_labels(cases: Sequence[StrictCase]) -> list[str]:
     ]
 
 
-def _gaps(cases: Sequence[StrictCase], known: Iterable[int] | None) -> list[str]:
+def _gaps(cases: Sequence[StrictCase], known: Iterable[int] | None) -> Iterator[str]:
     """Label values that a bundle knows, or that lie between others, and that no case has."""
-    seen = {value for case in cases for value in case.values}
+    seen = _values(cases)
     if not seen or max(seen) > MOST_CLASSES:
-        return []
-    wanted = set(known) if known is not None else set(range(1, max(seen)))
-    absent = sorted(wanted - seen - {0})
-    why = "which the bundle knows" if known is not None else f"while values up to {max(seen)} are used"
-    return [f"look at the labels: no case has the value {', '.join(map(str, absent))}, {why}; add cases with it, or number the "
-            "structures without gaps"] if absent else []  # fmt: skip
+        return
+    wanted, why = known, "which the bundle knows"
+    if wanted is None:
+        wanted, why = range(1, max(seen)), f"while values up to {max(seen)} are used"
+    if absent := sorted({*wanted} - seen - {0}):
+        yield (
+            f"look at the labels: no case has the value {', '.join(map(str, absent))}, {why}; add cases with it, or number the "
+            "structures without gaps"
+        )
 
 
-def _far_off(cases: Sequence[StrictCase]) -> list[str]:
+def _far_off(cases: Sequence[StrictCase]) -> Iterator[str]:
     """Spacings and extents of less than half or more than twice the median, where the others lie closer together."""
-    sentences: list[str] = []
     for what in ("spacing", "extent"):
         for axis in range(3):
             rows = [(case, getattr(case, what)[axis]) for case in cases if len(getattr(case, what)) > axis]
@@ -234,26 +224,15 @@ def _far_off(cases: Sequence[StrictCase]) -> list[str]:
                 continue
             found = ", ".join(dict.fromkeys(f"{value:.3g}" for _, value in far[:_SHOWN]))
             unit, name = "mm" if far[0][0].spacing else "px", _axis_names(far[0][0])[axis]
-            sentences.append(
+            yield (
                 f"look at {_names([case for case, _ in far])}: {what} along {name} is {found} {unit}, the median "
                 f"{np.exp(middle):.3g}; check whether the header is right and the case belongs to this data set"
             )
-    return sentences
-
-
-@dataclass(frozen=True)
-class _Change:
-    """A case before and after a change, and the others, in deviations from the median: shape (classes, features) each."""
-
-    text: str
-    before: NDArray[np.float64]
-    after: NDArray[np.float64]
-    rest: NDArray[np.float64]
 
 
 def _exchanged(cases: Sequence[StrictCase]) -> dict[str, str]:
     """Cases whose structures lie as those of the others do only after two are exchanged, or all are mirrored; by their id."""
-    values = sorted({value for case in cases for value in case.values})
+    values = sorted(_values(cases))
     full = [case for case in cases if set(values) == set(case.sketch.classes)]
     if len(values) < 2 or len(full) < _ENOUGH or len({bool(case.spacing) for case in full}) > 1:
         return {}
@@ -266,21 +245,22 @@ def _exchanged(cases: Sequence[StrictCase]) -> dict[str, str]:
         middle = np.median(others, axis=0)
         spread = np.maximum(1.4826 * np.median(np.abs(others - middle), axis=0), _SPREADS)
         own, rest = (table[n] - middle) / spread, (others - middle) / spread
+        # Of each change: the case before and after it, and the others, shape (classes, features) each
+        changes = []
         # A mirrored label lies on other voxels, so brightness tells nothing there; exchanged classes keep theirs
-        fits = []
         if _far_from(own[:, :4], rest[..., :4]):
             for name, mirror in _mirrors(case):
                 mirrored = ((table[n] @ mirror - middle) / spread)[:, :4]
-                fits.append(_Change(f"all structures mirrored {name}", own[:, :4], mirrored, rest[..., :4]))
+                changes.append((f"all structures mirrored {name}", own[:, :4], mirrored, rest[..., :4]))
         odd = np.flatnonzero(_distances(own[:, None]) > np.quantile(_distances(rest[:, :, None]), 0.9, axis=0))
         for a, b in combinations(odd.tolist(), 2):
             swapped, two = (table[n][[b, a]] - middle[[a, b]]) / spread[[a, b]], [a, b]
             if _far_from(own[two], rest[:, two]):
-                fits.append(_Change(f"classes {values[a]} and {values[b]} exchanged", own[two], swapped, rest[:, two]))
+                changes.append((f"classes {values[a]} and {values[b]} exchanged", own[two], swapped, rest[:, two]))
         good = [
-            (float(_distances(fit.after)), fit.text)
-            for fit in fits
-            if _distances(fit.after) < _distances(fit.before) / 2 and not _far_from(fit.after, fit.rest)
+            (float(_distances(after)), text)
+            for text, before, after, others in changes
+            if _distances(after) < _distances(before) / 2 and not _far_from(after, others)
         ]
         if good:
             sentences[case.id] = (
@@ -302,14 +282,12 @@ def _features(place: ClassPlace) -> tuple[float, ...]:
     return (*place.centre, float(np.log(place.share)), place.brightness)
 
 
-def _mirrors(case: StrictCase) -> list[tuple[str, NDArray[np.float64]]]:
+def _mirrors(case: StrictCase) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Along each axis of the image: its name, and the matrix that mirrors the features."""
-    mirrors = []
     for name, direction in zip(_axis_names(case), case.sketch.directions.T, strict=False):
         matrix = np.eye(5)
         matrix[:3, :3] -= 2 * np.outer(direction, direction)
-        mirrors.append((name, matrix))
-    return mirrors
+        yield name, matrix
 
 
 def _axis_names(case: StrictCase) -> tuple[str, ...]:
@@ -321,14 +299,13 @@ def _distances(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.minimum(np.abs(deviations), 8.0).mean(axis=(-2, -1)))
 
 
-def _misplaced(cases: Sequence[StrictCase], said: Collection[str]) -> list[str]:
+def _misplaced(cases: Sequence[StrictCase], said: Collection[str]) -> Iterator[str]:
     """Labels whose surface follows the edges of their image less than labels of the other cases do."""
     fits = [(case, case.sketch.fit) for case in cases if case.sketch.fit is not None]
     ratios = np.array([fit.ratio for _, fit in fits])
     if len(fits) < _ENOUGH or np.median(ratios) < _TELLING:
-        return []
+        return
     nearest = np.array([fit.nearest for _, fit in fits])
-    sentences = []
     for n, (case, _) in enumerate(fits):
         least = max(_CHANCE, _usually_above(np.delete(ratios, n), _FIT_DEVIATIONS, _LEAST_DEVIATION["ratio"]))
         usual = _usually_above(np.delete(nearest, n), _NEAREST_DEVIATIONS, _LEAST_DEVIATION["nearest"])
@@ -337,11 +314,10 @@ def _misplaced(cases: Sequence[StrictCase], said: Collection[str]) -> list[str]:
             found = "edges of its image agree better with its label some voxels away" if elsewhere else (
                 "edges of its image agree with its label little better than with a label some voxels away"
             )  # fmt: skip
-            sentences.append(
+            yield (
                 f"look at {case.id}: {found} ({ratios[n]:.2f} times, other cases {np.median(ratios):.2f}); see whether the "
                 "label is moved, mirrored or of another image"
             )
-    return sentences
 
 
 def _usually_above(values: NDArray[np.float64], deviations: float, least: float) -> float:
@@ -373,6 +349,10 @@ def _joined(pairs: Sequence[tuple[StrictCase, StrictCase]]) -> list[list[StrictC
             merged = {**group, **merged}
         groups = [group for group in groups if group not in touched] + [merged]
     return [list(group.values()) for group in groups]
+
+
+def _values(cases: Iterable[StrictCase]) -> set[int]:
+    return {value for case in cases for value in case.values}
 
 
 def _sides(cases: Iterable[StrictCase]) -> set[str]:

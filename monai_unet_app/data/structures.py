@@ -8,7 +8,7 @@ from pathlib import Path
 from pydicom.sr.coding import Code
 
 from dicom_io.coding import Segment, snomed_ct
-from dicom_io.reading.series import find_series, scan_files
+from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import region_names
 from dicom_io.seg import described_segments
 from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles, first_names
@@ -61,7 +61,7 @@ def dicom_structures(path: Path) -> dict[int, StatedStructure]:
         InputRefusedError: The file cannot be read, or does not describe its labels.
     """
     with refusing_as(f"label {path.name}"):
-        found = (find_series(path) if path.is_dir() else scan_files([path]).series)[0]
+        found = scan_files(files_at(path)).series[0]
         if found.kind == "rtstruct":
             return {number: StatedStructure(name) for number, name in region_names(found.files[0]).items()}
         return {
@@ -164,11 +164,8 @@ def named_values(voxels: Mapping[str, Mapping[int, int]], told: Mapping[int, str
 
 def _holders(voxels: Mapping[str, Mapping[int, int]]) -> dict[int, list[str]]:
     """The cases that hold each label value but 0, by rising value."""
-    holders: dict[int, list[str]] = defaultdict(list)
-    for case, counts in voxels.items():
-        for value in counts:
-            holders[value].append(case)
-    return {value: holders[value] for value in sorted(holders) if value}
+    values = sorted({value for counts in voxels.values() for value in counts if value})
+    return {value: [case for case, counts in voxels.items() if value in counts] for value in values}
 
 
 def _check_no_objects(voxels: Mapping[str, Mapping[int, int]], holders: Mapping[int, Sequence[str]]) -> None:

@@ -217,10 +217,13 @@ def our_license() -> str:
 
 
 def _dockerfile(model: BundleFiles) -> str:
-    values = {"title": model.name, "version": model.version, "bundle": model.sha256}
-    environment = " \\\n    ".join(f"{name}={path}" for name, path in image_paths().items())
     return _DockerfileTemplate(template("Dockerfile")).substitute(
-        **values, environment=environment, sdk=common_manifest()["sdkVersion"], software=monai_unet_app.__version__
+        title=model.name,
+        version=model.version,
+        bundle=model.sha256,
+        environment=" \\\n    ".join(f"{name}={path}" for name, path in image_paths().items()),
+        sdk=common_manifest()["sdkVersion"],
+        software=monai_unet_app.__version__,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dicom_io.errors import DicomIoError
-from dicom_io.reading.series import SeriesRef, files_below, survey_files
+from dicom_io.reading.series import SeriesRef, files_at, survey_files
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
@@ -79,7 +79,7 @@ def _series_of(case: CaseFiles, settings: Settings) -> list[_Series]:
     if has_ending(case.image, VOLUME_ENDINGS + PICTURE_ENDINGS):
         return [_Series(case, run)]
     try:
-        scan = survey_files(files_below(case.image) if case.image.is_dir() else [case.image])
+        scan = survey_files(files_at(case.image))
     except DicomIoError:
         return [_Series(case, run)]  # reading the case will report what is wrong
     images: dict[str, list[SeriesRef]] = {}
@@ -107,8 +107,7 @@ def _by_headers(of_study: Sequence[_Series], rules: InputRules, settings: Settin
     # A pattern of the site takes precedence over the modality of the bundle.
     if rules.modality and "Modality" not in match:
         match |= compiled({"Modality": f"^({'|'.join(rules.modality)})$"})
-    reasons = [misfits(series.parts[0], match, settings.least_instances) for series in of_study]
-    pairs = list(zip(of_study, reasons, strict=True))
+    pairs = [(series, misfits(series.parts[0], match, settings.least_instances)) for series in of_study]
     matching = [series for series, reason in pairs if not reason]
     lines = [f"{series.name}: {' and '.join(reason)} is wanted" for series, reason in pairs if reason]
     if not matching:

@@ -127,8 +127,8 @@ def _checked_value(name: str, value: Any, default: Any, where: str) -> Any:
             return dict(value)
         raise UsageError(f"{where}: {name} is {value!r}; DICOM keywords with patterns are needed")
     kind: type = bool if isinstance(default, bool) else int if name in NUMBERS else str
-    # In Python a bool is an int, and `true` is no number of images.
-    if (value is None and default is None) or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+    # Not isinstance: in Python a bool is an int, and `true` is no number of images.
+    if (value is None and default is None) or type(value) is kind:
         return value
     needed = {bool: "true or false", int: "a whole number", str: "a word"}[kind]
     raise UsageError(f"{where}: {name} is {value!r}; {needed} is needed")

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from monai_unet_app.bundle import Bundle, SeenCase, load_bundle
@@ -18,18 +18,20 @@ Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class SelectedCases:
-    """Cases of a data set that were selected for a purpose.
+class LabelledCases:
+    """Labelled cases, and their description in a report.
 
     Attributes:
         rows: The cases.
-        note: How they were selected, in words.
+        name: Name of the data set.
+        note: How they were selected, or how they relate to the bundle, in words.
         made_with: Id -> partition of the cases that the bundle was made with; without cases of the partition test.
         folds: Id -> the fold that tests the case; empty where the bundle's own network is meant.
     """
 
-    rows: list[Row]
-    note: str
+    rows: Sequence[Row]
+    name: str = ""
+    note: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict)
     folds: Mapping[str, int] = field(default_factory=dict)
 
@@ -43,15 +45,15 @@ class SelectedCases:
         """Partition -> number of cases with which the bundle was made."""
         return _by_partition(self.made_with)
 
-    def only(self, ids: Collection[str]) -> "SelectedCases":
+    def only(self, ids: Collection[str]) -> "LabelledCases":
         """The selected cases with one of these ids."""
         made_with = {case: part for case, part in self.made_with.items() if case in ids}
-        return SelectedCases([row for row in self.rows if row["id"] in ids], self.note, made_with)
+        return replace(self, rows=[row for row in self.rows if row["id"] in ids], made_with=made_with)
 
 
 def choose_cases(
     bundle: Bundle, cases: Sequence[CaseFiles], partition: str | None = None, splits: Path | None = None
-) -> SelectedCases:
+) -> LabelledCases:
     """The cases to measure or calibrate on. Cases that the bundle was made with are taken on request only.
 
     Args:
@@ -103,10 +105,10 @@ def choose_cases(
                 else "--partition all to take them as well"
             )
         )
-    return SelectedCases(rows, note, made_with)
+    return LabelledCases(rows, note=note, made_with=made_with)
 
 
-def choose_out_of_fold(bundle: Bundle, cases: Sequence[CaseFiles]) -> SelectedCases:
+def choose_out_of_fold(bundle: Bundle, cases: Sequence[CaseFiles]) -> LabelledCases:
     """The cases that a fold of the bundle tests, each for the network of its fold. Test cases of the bundle are in no fold.
 
     Raises:
@@ -130,10 +132,10 @@ def choose_out_of_fold(bundle: Bundle, cases: Sequence[CaseFiles]) -> SelectedCa
         )
     names = ", ".join(str(fold.fold) for fold in bundle.folds)
     note = f"{len(rows)} of {len(cases)} case(s) out of fold: each by the network that has not seen it (folds {names})"
-    return SelectedCases(rows, note, folds=folds)
+    return LabelledCases(rows, note=note, folds=folds)
 
 
-def cases_of_partition(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[Row]:
+def cases_of_partition(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> Sequence[Row]:
     """The cases of a partition of the bundle's plan; an empty list if it has none."""
     try:
         return choose_cases(bundle, cases, partition).rows
@@ -194,7 +196,7 @@ def chosen_rows(
     splits: str | None = None,
     label_suffix: str = "",
     labels_dir: str | None = None,
-) -> list[Row]:
+) -> Sequence[Row]:
     """`choose_cases` of a data folder as MONAI's data list, for `evaluate.yaml` and `calibrate.yaml`."""
     cases = find_data(dataset_dir, labels_dir, label_suffix)
     return choose_cases(load_bundle(bundle_root), cases, partition, Path(splits) if splits else None).rows

@@ -5,7 +5,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
-from monai_unet_app.confidence import statement_audit
-from monai_unet_app.confidence.assessment import Assessment
+from monai_unet_app.confidence.statement_audit import Outcome, StructureTruth, missed_parts, summarise_statements
 from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.digest import dataset_sha256
@@ -28,29 +27,10 @@ from monai_unet_app.report.evaluation_report import CasePicture, EvaluationRepor
 from monai_unet_app.report.evaluation_writer import write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 
-from .case_selection import Networks, Row
+from .case_selection import LabelledCases, Networks, Row
 from .counted_case import WHOLE_GRID, CountedCase
 from .inference_cost import InferenceCost
 from .reference import evaluation_plan, read_reference, reference_segmentation
-
-
-@dataclass(frozen=True)
-class LabelledCases:
-    """Labelled cases, and their description in a report.
-
-    Attributes:
-        rows: The cases.
-        name: Name of the data set.
-        partition: How these cases relate to the bundle, in words.
-        seen: Partition -> number of cases with which the bundle was made.
-        folds: Id -> the fold whose network segments the case; empty for the bundle's own network.
-    """
-
-    rows: Sequence[Row]
-    name: str = ""
-    partition: str = ""
-    seen: Mapping[str, int] = field(default_factory=dict)
-    folds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,9 +94,7 @@ class CaseLog:
         self.evaluation = Evaluation(evaluation_plan(bundle))
         self.rows: list[Row] = []
         self.labels = StoredLabels()
-        self.outcomes: list[statement_audit.StructureOutcome] = []
-        self.whole_outcomes: list[statement_audit.WholeOutcome] = []
-        self.assessed: Assessment | None = None
+        self.outcomes: list[Outcome] = []
 
     def add(self, case: CountedCase) -> float:
         """Scores a case, holds what was stated about it against the truth, and gives its mean Dice."""
@@ -124,21 +102,19 @@ class CaseLog:
         self.rows.append(row)
         self.labels.add(row["id"], case.truth.classes, case.predicted.classes)
         if case.assessment and case.missed:
-            self.assessed = case.assessment
-            missed = statement_audit.missed_parts(case.assessment, case.missed)
+            missed = missed_parts(case.assessment, case.missed)
             true = [
-                statement_audit.StructureTruth(entry.dice, entry.truth_size if case.complete else None, part)
+                StructureTruth(entry.dice, entry.truth_size if case.complete else None, part)
                 for entry, part in zip(scores.classes, missed, strict=True)
             ]
-            self.outcomes += statement_audit.audit_statements(row["subject"], case.assessment, true)
-            self.whole_outcomes += statement_audit.audit_wholes(row["subject"], case.assessment, true)
+            self.outcomes.append(Outcome(row["subject"], case.assessment, true))
         return scores.mean("dice")
 
     def _statements(self) -> Mapping[str, Any] | None:
-        labels = {segment.number: segment.label for segment in self.bundle.segments}
-        if self.assessed is None:
+        if not self.outcomes:
             return None
-        return statement_audit.summarise_statements(self.outcomes, self.assessed, labels, self.whole_outcomes)
+        labels = {segment.number: segment.label for segment in self.bundle.segments}
+        return summarise_statements(self.outcomes, self.outcomes[-1].assessment.confidence, labels)
 
     def write(
         self,
@@ -164,7 +140,7 @@ class CaseLog:
                 bundle.sha256,
                 data.name,
                 dataset_sha256(self.rows),
-                data.partition,
+                data.note,
                 not_measured,
                 data.seen,
                 data.folds,
@@ -234,7 +210,6 @@ def evaluate_cases(
     log, problems, networks = CaseLog(bundle, targets, run), dict[str, str](), Networks(bundle, data.folds)
     if log.run.settings.elsewhere:
         read_confidence(bundle, settings_of(log.run, bundle))  # raises before an image is read
-    seconds: dict[str, float] = {}
     cost = InferenceCost()
     for row in data.rows:
         try:
@@ -249,8 +224,7 @@ def evaluate_cases(
             problems[row["id"]] = str(error)
             each(row["id"], None)
             continue
-        seconds[row["id"]] = sum(case.seconds.values())
-        cost.add(case)
+        cost.add(row["id"], case)
         counted = CountedCase(row, truth, case.segmentation, bundle, case.assessment)
         for box, probabilities, uncalibrated in case.second_look():
             counted.add(box, probabilities, uncalibrated)
@@ -259,7 +233,7 @@ def evaluate_cases(
     if not log.rows:
         raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(sentences))
     metrics, files = log.write(output, data, tuple(problems), cost.document(networks.of(log.rows[0])))
-    return Evaluated(metrics, files, sentences, seconds)
+    return Evaluated(metrics, files, sentences, cost.seconds)
 
 
 class EvaluationHandler:
@@ -290,22 +264,19 @@ class EvaluationHandler:
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
-        engine.add_event_handler(Events.COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, lambda engine: self.log.write(self.output, self.data))
 
     def _add(self, engine: Engine) -> None:
         outputs: Any = engine.state.output
         batch: Any = engine.state.batch
         bundle = self.log.bundle
         for output, inputs in zip(outputs, batch, strict=True):
-            item = {"truth": inputs["truth"], "pred": output["pred"], "prob": output["prob"]}
             # The batch carries no id: the evaluator keeps the order of its data, so the next row belongs to this case.
             row = self.data.rows[len(self.log.rows)]
             volume = read_volume(row["image"])
-            arrays = {key: on_volume(item[key], volume) for key in ("pred", "prob", "truth")}
-            truth = reference_segmentation(arrays["truth"][0], volume, bundle)
-            counted = CountedCase(row, truth, decided(volume, arrays["prob"], arrays["pred"], bundle), bundle)
-            counted.add(WHOLE_GRID, arrays["prob"])
+            channels = inputs["truth"], output["pred"], output["prob"]
+            numbers, pred, prob = (on_volume(array, volume) for array in channels)
+            truth = reference_segmentation(numbers[0], volume, bundle)
+            counted = CountedCase(row, truth, decided(volume, prob, pred, bundle), bundle)
+            counted.add(WHOLE_GRID, prob)
             self.log.add(counted)
-
-    def _write(self, engine: Engine) -> None:
-        self.log.write(self.output, self.data)

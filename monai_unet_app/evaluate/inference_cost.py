@@ -10,20 +10,24 @@ from monai_unet_app.pipeline import Case
 
 
 class InferenceCost:
-    """Collects times and seams of the cases of an evaluation."""
+    """Collects times and seams of the cases of an evaluation.
+
+    Attributes:
+        seconds: Case id -> duration of its segmentation.
+    """
 
     def __init__(self) -> None:
-        self._seconds: list[float] = []
+        self.seconds: dict[str, float] = {}
         self._per_litre: list[float] = []
         self._seams: SeamDifference | None = SeamDifference()
 
-    def add(self, case: Case) -> None:
+    def add(self, case_id: str, case: Case) -> None:
         """Adds a case whose logits were kept.
 
         The seams of averages over mirror images are not measured: a single window is no such average.
         """
         seconds, bundle = sum(case.seconds.values()), case.bundle
-        self._seconds.append(seconds)
+        self.seconds[case_id] = seconds
         if not case.image.planar:
             self._per_litre.append(seconds / (math.prod(case.image.shape) * case.image.voxel_ml / 1000))
         if case.settings.tta or case.logits is None:
@@ -44,7 +48,7 @@ class InferenceCost:
             "parameters": sum(values.numel() for values in bundle.network.parameters()),
             "weights_mb": round(bundle.weights.stat().st_size / 1e6, 2),
             "device": bundle.device.type,
-            "seconds_per_image": round(median(self._seconds), 3),
+            "seconds_per_image": round(median(self.seconds.values()), 3),
             "seconds_per_litre": round(median(self._per_litre), 3) if self._per_litre else None,
             "seam_difference": seams
             and {

@@ -16,6 +16,7 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms import MapTransform, ResampleToMatch
+from torch import Tensor
 
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.outputs import Outputs, outputs_that_decide
@@ -61,9 +62,7 @@ class Kernels:
         return list(zip(offsets, *kernels, strict=True))
 
 
-def mean_field(
-    probabilities: torch.Tensor, image: torch.Tensor, kernels: Kernels, iterations: int, outputs: Outputs
-) -> torch.Tensor:
+def mean_field(probabilities: Tensor, image: Tensor, kernels: Kernels, iterations: int, outputs: Outputs) -> Tensor:
     """Probabilities after the mean-field iterations, of the same shape.
 
     Args:
@@ -81,7 +80,7 @@ def mean_field(
     return field
 
 
-def _message(field: torch.Tensor, image: torch.Tensor, kernels: Kernels) -> torch.Tensor:
+def _message(field: Tensor, image: Tensor, kernels: Kernels) -> Tensor:
     """Shape of the field: at each voxel the sum of the field over its box, each voxel with its kernel."""
     message = torch.zeros_like(field)
     for offset, appearance, smoothness in kernels.pairs:
@@ -159,17 +158,17 @@ def bytes_for(channels: int, shape: Sequence[int]) -> int:
     return 4 * math.prod(shape) * (5 * channels + 6)
 
 
-def _on_grid_of(decision: MetaTensor, image: MetaTensor) -> torch.Tensor:
+def _on_grid_of(decision: MetaTensor, image: MetaTensor) -> Tensor:
     same = image.shape[1:] == decision.shape[1:]
     if not (same and (decision.ndim == 3 or torch.allclose(image.affine, decision.affine.to(image.affine), atol=1e-4))):
         return _bare(ResampleToMatch(mode="bilinear", padding_mode="border")(image, decision))
     return _bare(image)
 
 
-def _bare(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_subclass(torch.Tensor).float()
+def _bare(tensor: Tensor) -> Tensor:
+    return tensor.as_subclass(Tensor).float()
 
 
-def _scaled(image: torch.Tensor) -> torch.Tensor:
+def _scaled(image: Tensor) -> Tensor:
     deviation = image.flatten(1).std(1).clamp(min=1e-6)
     return image / deviation.reshape(-1, *[1] * (image.ndim - 1))

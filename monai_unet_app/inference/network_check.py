@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 _MULTIPLES = (2, 4, 8, 16, 32, 64, 128)  # a U-Net with n halvings needs a multiple of 2**n
 _SMALL = (16, 32, 64, 128)
@@ -41,7 +42,7 @@ class Demands:
     layer: str | None = None
 
 
-def check_network(network: torch.nn.Module, demands: Demands, *, trained: bool = True) -> None:
+def check_network(network: nn.Module, demands: Demands, *, trained: bool = True) -> None:
     """Raises UnfitNetworkError if the network does not fit the bundle.
 
     Args:
@@ -60,7 +61,7 @@ def check_network(network: torch.nn.Module, demands: Demands, *, trained: bool =
             checked.check_finite()
 
 
-def _check_layer_name(network: torch.nn.Module, name: str | None) -> None:
+def _check_layer_name(network: nn.Module, name: str | None) -> None:
     layers = [layer for layer, _ in network.named_modules() if layer]
     if name is None or name in layers:
         return
@@ -81,7 +82,7 @@ class _CheckedNetwork:
         size: Size of a window.
     """
 
-    def __init__(self, network: torch.nn.Module, channels: int, size: Size) -> None:
+    def __init__(self, network: nn.Module, channels: int, size: Size) -> None:
         self.network, self.size = network, size
         self.meta_network = _on_meta_device(network)
         self.meta_outputs: dict[tuple[Size, int], Any] = {}
@@ -102,7 +103,7 @@ class _CheckedNetwork:
                 f"the network fails on a window of {_by(size)} and {self.channels} channel(s): {_first_line(output)}; correct "
                 "`network_def`, `window` or `input_rules`"
             )
-        if not isinstance(output, torch.Tensor):
+        if not isinstance(output, Tensor):
             count = f" of {len(output)}" if isinstance(output, Sized) else ""
             raise UnfitNetworkError(
                 f"the network gives a {type(output).__name__}{count} where one tensor of logits is needed; switch deep "
@@ -127,8 +128,8 @@ class _CheckedNetwork:
         features = _layer_output(self.meta_network, name, lambda: _output_or_error(self.meta_network, empty))
         if features is None:  # the network does not run on the meta device
             features = _layer_output(self.network, name, lambda: self._output(self.size))
-        if not (isinstance(features, torch.Tensor) and features.ndim > 2):
-            kind = f"a tensor of shape {tuple(features.shape)}" if isinstance(features, torch.Tensor) else "no tensor"
+        if not (isinstance(features, Tensor) and features.ndim > 2):
+            kind = f"a tensor of shape {tuple(features.shape)}" if isinstance(features, Tensor) else "no tensor"
             raise UnfitNetworkError(
                 f"`feature_layer` {name!r} gives {kind}; one with channels and space, (B, C, ...), is needed; name another "
                 "layer of the network"
@@ -167,7 +168,7 @@ class _CheckedNetwork:
 
     def _fits(self, size: Size) -> bool:
         output = self._meta_output(size)
-        return isinstance(output, torch.Tensor) and tuple(output.shape[2:]) == size
+        return isinstance(output, Tensor) and tuple(output.shape[2:]) == size
 
     def _meta_output(self, size: Size, channels: int | None = None) -> Any:
         """The output as a tensor without values, or the exception that the network raises."""
@@ -182,17 +183,17 @@ class _CheckedNetwork:
         return _output_or_error(self.network, torch.zeros(1, self.channels, *size, device=device))
 
 
-def _on_meta_device(network: torch.nn.Module) -> torch.nn.Module:
+def _on_meta_device(network: nn.Module) -> nn.Module:
     """A copy of the network whose tensors have shapes and no values."""
     memo: dict[int, Any] = {}
     for tensor in chain(network.parameters(), network.buffers()):
         empty = tensor.detach().to("meta")
         # deepcopy takes an entry of the memo for a copy that exists already, so that no weight is copied
-        memo[id(tensor)] = torch.nn.Parameter(empty, False) if isinstance(tensor, torch.nn.Parameter) else empty
+        memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(network, memo)
 
 
-def _output_or_error(network: torch.nn.Module, image: torch.Tensor) -> Any:
+def _output_or_error(network: nn.Module, image: Tensor) -> Any:
     """The output of the network, or the exception that it raises."""
     try:
         return network(image)
@@ -200,7 +201,7 @@ def _output_or_error(network: torch.nn.Module, image: torch.Tensor) -> Any:
         return error
 
 
-def _layer_output(network: torch.nn.Module, layer: str, run: Callable[[], object]) -> Any:
+def _layer_output(network: nn.Module, layer: str, run: Callable[[], object]) -> Any:
     """The output of a layer while the network runs; None if the layer is not reached."""
     outputs: list[Any] = []
     hook = network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: outputs.append(output))

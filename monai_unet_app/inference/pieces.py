@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
+from torch import Tensor
 
 from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.thin import AveragesOfThinImages
 from monai_unet_app.inference.way_back import Box, WayBack, way_back
+from monai_unet_app.inference.windows import shape_of, whole_box, within
 
 PIECE_BYTES = 1 << 26
 """Of the probabilities in a piece; a few copies of them exist at a time. An image that is smaller is one piece."""
@@ -42,9 +44,9 @@ class Piece:
     """
 
     box: Box
-    probabilities: torch.Tensor
-    decision: torch.Tensor
-    uncalibrated: torch.Tensor | None = None
+    probabilities: Tensor
+    decision: Tensor
+    uncalibrated: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,13 @@ class ResultSteps:
         """Whether a transform of `tidy` states in `needs` that it looks at the probabilities and the image as well."""
         return any(getattr(step, "needs", ()) for step in self.tidy)
 
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities (C, *box) of logits (C, *box) on the working grid, which are used up."""
         with AveragesOfThinImages():
-            return torch.as_tensor(Compose(list(self.probable))({"pred": logits})["pred"]).as_subclass(torch.Tensor)
+            return torch.as_tensor(Compose(list(self.probable))({"pred": logits})["pred"]).as_subclass(Tensor)
 
 
-def whole_piece(logits: torch.Tensor, item: Item, steps: ResultSteps, uncalibrated: ResultSteps | None) -> Piece:
+def whole_piece(logits: Tensor, item: Item, steps: ResultSteps, uncalibrated: ResultSteps | None) -> Piece:
     """The result as one piece, by MONAI alone."""
     outputs = []
     for chosen in (steps, uncalibrated) if uncalibrated else (steps,):
@@ -96,7 +98,7 @@ def whole_piece(logits: torch.Tensor, item: Item, steps: ResultSteps, uncalibrat
             outputs.append(run({**item, "pred": logits.clone()}))
     raw = torch.as_tensor(outputs[1]["prob"]) if uncalibrated else None
     probabilities, decision = (torch.as_tensor(outputs[0][key]) for key in ("prob", "pred"))
-    return Piece(tuple(slice(0, n) for n in probabilities.shape[1:]), probabilities, decision, raw)
+    return Piece(whole_box(probabilities.shape[1:]), probabilities, decision, raw)
 
 
 def pieces(
@@ -115,7 +117,7 @@ def pieces(
         uncalibrated: The same without calibration, if its probabilities are asked for.
         size: Bytes of the probabilities in a piece.
     """
-    store = RowStore(rows, back.shape)
+    store = RowStore(rows)
     shape, halo = back.source_shape, (math.inf,) * len(back.shape)
     if 4 * store.channels * math.prod(shape) > size:
         halo = halo_voxels(steps.probabilities, store.channels, len(shape))
@@ -134,14 +136,13 @@ def pieces(
 
 def _on_source(
     store: "RowStore", needed: Box, halo: Sequence[float], steps: ResultSteps, back: WayBack, box: Box
-) -> torch.Tensor:
+) -> Tensor:
     """Shape (C, *box): the probabilities on a box of the source grid, before `repair`."""
     if any(side.stop <= side.start for side in needed):
-        return torch.zeros((store.channels, *(side.stop - side.start for side in box)))
+        return torch.zeros((store.channels, *shape_of(box)))
     wide = widened(needed, halo, back.shape)
     probabilities = steps.probabilities(store.box(wide))
-    inside = tuple(slice(own.start - all_.start, own.stop - all_.start) for own, all_ in zip(needed, wide, strict=True))
-    return back(probabilities[(slice(None), *inside)], box)
+    return back(probabilities[(slice(None), *within(needed, wide))], box)
 
 
 def widened(box: Box, margin: Sequence[float], shape: Sequence[int]) -> Box:
@@ -161,7 +162,7 @@ def _boxes(back: WayBack, channels: int, halo: Sequence[float], size: int) -> It
     """
     shape = back.source_shape
     if any(math.isinf(n) for n in halo):
-        yield tuple(slice(0, n) for n in shape), 0
+        yield whole_box(shape), 0
         return
     lead, rising = _lead_axis(back)
     other, height, width = piece_sides(shape, lead, channels, size)
@@ -211,11 +212,10 @@ class RowStore:
 
     Args:
         rows: Where they come from; nothing is taken before it is needed.
-        shape: Shape of the working grid.
     """
 
-    def __init__(self, rows: Iterable[Rows], shape: Sequence[int]) -> None:
-        self._rows, self._shape = iter(rows), shape
+    def __init__(self, rows: Iterable[Rows]) -> None:
+        self._rows = iter(rows)
         self._held: deque[Rows] = deque([next(self._rows)])
 
     @property
@@ -223,7 +223,7 @@ class RowStore:
         """C of the logits."""
         return len(self._held[-1][1])
 
-    def box(self, box: Box) -> torch.Tensor:
+    def box(self, box: Box) -> Tensor:
         """Shape (C, *box): a copy of the logits there."""
         while self._end < box[0].stop:
             self._held.append(next(self._rows))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference.blend import Blend, sum_bytes
@@ -12,11 +13,11 @@ from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.windows import Window, WindowPlan, WindowSettings, plan_windows
 
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
-OnLayer = Callable[[torch.Tensor], None]  # (what a layer made of a batch)
+OnLayer = Callable[[Tensor], None]  # (what a layer made of a batch)
 
 
 def predict_rows(
-    image: torch.Tensor,
+    image: Tensor,
     engine: Engine,
     settings: WindowSettings,
     progress: Progress | None = None,
@@ -37,9 +38,9 @@ def predict_rows(
     Raises:
         InputRefusedError: A logit is infinite or NaN.
     """
-    image = image.as_subclass(torch.Tensor)
+    image = image.as_subclass(Tensor)
     plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap, settings.mirror_axes)
-    padded_image = padded(image, plan, settings.padding_mode, settings.padding_value)
+    padded_image = padded(image, plan, settings)
     blend = None
     for first in range(0, len(plan.windows), settings.batch):
         windows = plan.windows[first : first + settings.batch]
@@ -70,21 +71,20 @@ def _place_of_sums(plan: WindowPlan, channels: int, device: torch.device) -> tor
     return torch.device("cpu")
 
 
-def _seen(image: torch.Tensor, window: Window) -> torch.Tensor:
+def _seen(image: Tensor, window: Window) -> Tensor:
     """A window of the image, shape (C, *window), as the network sees it."""
     # Logits are averaged rather than probabilities: a calibration rescales logits, and `calibration_tta` is fitted to
     # these means
     return image[(slice(None), *window.place)].flip([axis + 1 for axis in window.mirrored])
 
 
-def padded(tensor: torch.Tensor, plan: WindowPlan, mode: str = "constant", value: float = 0.0) -> torch.Tensor:
+def padded(tensor: Tensor, plan: WindowPlan, settings: WindowSettings) -> Tensor:
     """The tensor with the padding of the plan, for an image that is smaller than one window.
 
     Args:
         tensor: Shape (C, *spatial).
         plan: Made for this spatial shape.
-        mode: As in `torch.nn.functional.pad`.
-        value: For mode "constant".
+        settings: State the values of the padding.
 
     Returns:
         Shape (C, *plan.padded_shape).
@@ -92,4 +92,6 @@ def padded(tensor: torch.Tensor, plan: WindowPlan, mode: str = "constant", value
     sizes = zip(plan.before, plan.padded_shape, tensor.shape[1:], strict=True)
     # torch.nn.functional.pad takes the last axis first
     padding = [n for before, padded, size in reversed(list(sizes)) for n in (before, padded - size - before)]
-    return F.pad(tensor[None], padding, mode, value)[0] if any(padding) else tensor
+    if not any(padding):
+        return tensor
+    return F.pad(tensor[None], padding, settings.padding_mode, settings.padding_value)[0]

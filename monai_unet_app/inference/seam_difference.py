@@ -9,7 +9,7 @@ import torch
 from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.predict import padded
 from monai_unet_app.inference.spool import Rows
-from monai_unet_app.inference.windows import Slices, WindowSettings, plan_windows
+from monai_unet_app.inference.windows import Slices, WindowSettings, plan_windows, within
 from monai_unet_app.metrics.outputs import Outputs
 
 MOST_PLACES = 4
@@ -67,29 +67,22 @@ def seam_difference(
     axes = [
         [_shifted(a, b, size) for a, b in pairwise(own) if b - a > 1]
         if meet
-        else [(a, slice(a, a + size)) for a in own]
-        for own, size, meet in zip(starts, plan.window, seamed, strict=True)
+        else [(a, slice(max(a, side.start), min(a + size, side.stop))) for a in own]
+        for own, size, meet, side in zip(starts, plan.window, seamed, plan.inside, strict=True)
     ]
     found = torch.cat([_foreground(values, outputs) >= 0.5 for _, values in rows])
     places: list[tuple[int, Slices, Slices]] = []
     for place in product(*axes):
-        box = tuple(
-            slice(max(0, part.start - before), min(length, part.stop - before))
-            for (_, part), before, length in zip(place, plan.before, found.shape, strict=True)
-        )
+        compared = tuple(part for _, part in place)
         window = tuple(slice(start, start + size) for (start, _), size in zip(place, plan.window, strict=True))
-        places.append((int(found[box].sum()), window, box))
+        places.append((int(found[within(compared, plan.inside)].sum()), window, compared))
     chosen = [entry for entry in sorted(places, key=lambda entry: -entry[0])[:MOST_PLACES] if entry[0]]
-    padded_image = padded(image, plan, settings.padding_mode, settings.padding_value)
+    padded_image = padded(image, plan, settings)
     difference = SeamDifference()
-    for _, window, box in chosen:
+    for _, window, compared in chosen:
         answer = engine(padded_image[(slice(None), *window)][None].to(engine.device)).logits[0].float().cpu()
-        inner = tuple(
-            slice(part.start + before - side.start, part.stop + before - side.start)
-            for part, side, before in zip(box, window, plan.before, strict=True)
-        )
-        alone = _foreground(answer[(slice(None), *inner)], outputs)
-        together = _foreground(_logits_in(rows, box), outputs)
+        alone = _foreground(answer[(slice(None), *within(compared, window))], outputs)
+        together = _foreground(_logits_in(rows, within(compared, plan.inside)), outputs)
         counted = (alone >= 0.5) | (together >= 0.5)
         total = float((alone - together).abs()[counted].sum())
         difference += SeamDifference(total, int(counted.sum()), 1)

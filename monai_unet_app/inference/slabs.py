@@ -5,6 +5,7 @@ a voxel of a CT. Here the copy and the positions exist for one slab at a time. T
 equal to the bit.
 """
 
+import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,9 +19,11 @@ from monai.data import MetaTensor
 from monai.networks.layers import AffineTransform
 from monai.transforms import Compose, EnsureChannelFirstd, Orientationd, Spacingd
 from monai.transforms.spatial.functional import spatial_resample
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from monai_unet_app.inference.way_back import Interpolated
+from monai_unet_app.inference.windows import whole_box
 
 _SLAB_VOXELS = 1 << 19  # of the output; an output that is smaller is left to MONAI
 
@@ -58,7 +61,7 @@ def resampled(compose: Compose, item: dict[str, MetaTensor]) -> tuple[dict[str, 
 
 
 def _spatial_resample(
-    img: torch.Tensor, dst_affine: Any, spatial_size: Any, mode: str | int, *others: Any, **named: Any
+    img: Tensor, dst_affine: Any, spatial_size: Any, mode: str | int, *others: Any, **named: Any
 ) -> Any:
     """`spatial_resample`, which leaves it to `AffineInSlabs` to make the image float64."""
     by_layer = not isinstance(mode, int) and not USE_COMPILED and img.dtype == torch.float32
@@ -72,7 +75,7 @@ class _Float64Later(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.Tensor.to and len(args) == 2:
+        if func is Tensor.to and len(args) == 2:
             values, like = args
             if like is torch.float64 and values.dtype == torch.float32 and values.dim() > 2:
                 self._later = values
@@ -85,7 +88,7 @@ class _Float64Later(TorchFunctionMode):
 class AffineInSlabs(AffineTransform):
     """`AffineTransform` with the memory of one slab beside input and output, for one image at a time."""
 
-    def forward(self, src: torch.Tensor, theta: torch.Tensor, spatial_size: Sequence[int] | Any = None) -> torch.Tensor:
+    def forward(self, src: Tensor, theta: Tensor, spatial_size: Sequence[int] | Any = None) -> Tensor:
         """Shape (1, C, *spatial_size), float32, from (1, C, *spatial), computed in float64, as `AffineTransform` gives it.
 
         Args:
@@ -94,18 +97,16 @@ class AffineInSlabs(AffineTransform):
             spatial_size: Shape of the output, in voxels.
         """
         size = tuple(map(int, () if spatial_size is None else spatial_size))
-        plane = int(torch.tensor(size[1:]).prod())
+        plane = math.prod(size[1:])
         if theta.dtype != torch.float64 or len(size) != src.dim() - 2 or size[0] * plane <= _SLAB_VOXELS:
-            whole: torch.Tensor = super().forward(
-                src.double() if theta.dtype == torch.float64 else src, theta, spatial_size
-            )
+            whole: Tensor = super().forward(src.double() if theta.dtype == torch.float64 else src, theta, spatial_size)
             return whole
         way = Interpolated(size, tuple(src.shape[2:]), theta.numpy(force=True), bool(self.align_corners))
         out = src.new_empty((*src.shape[:2], *size), dtype=torch.float32)  # what MONAI makes of it next
         rows = None if self.padding_mode == "reflection" else _RowsInFloat64(src)
         height = max(1, _SLAB_VOXELS // plane)
         for first in range(0, size[0], height):
-            box = (slice(first, min(first + height, size[0])), *(slice(0, n) for n in size[1:]))
+            box = (slice(first, min(first + height, size[0])), *whole_box(size[1:]))
             values = src.double() if rows is None else rows(way.needed(box)[0])
             grid = way.positions(box).to(src.device)
             out[:, :, box[0]] = F.grid_sample(values, grid, self.mode, self.padding_mode, self.align_corners)
@@ -119,12 +120,12 @@ class _RowsInFloat64:
     only so every voxel is equal to the bit.
     """
 
-    def __init__(self, image: torch.Tensor) -> None:
+    def __init__(self, image: Tensor) -> None:
         self._image = image
         self._pages = mmap.mmap(-1, 8 * image.numel(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._values = torch.frombuffer(self._pages, dtype=torch.float64).view(image.shape)
 
-    def __call__(self, rows: slice) -> torch.Tensor:
+    def __call__(self, rows: slice) -> Tensor:
         """The image, with these positions along its first spatial axis."""
         self._pages.madvise(mmap.MADV_DONTNEED)
         self._values[:, :, rows] = self._image[:, :, rows]

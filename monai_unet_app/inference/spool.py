@@ -10,13 +10,14 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
 
 from monai_unet_app.errors import NoRoomError
 
 IN_MEMORY_BYTES = 1 << 28
 """Of stored rows: the logits of a small case stay in memory."""
 
-Rows = tuple[int, torch.Tensor]
+Rows = tuple[int, Tensor]
 """Neighbouring positions along the first axis of the image: the first position, and values of shape (C, rows, *rest)."""
 
 
@@ -36,7 +37,7 @@ class Spool:
         self._end = 0
         self._free: dict[int, list[int]] = {}  # number of bytes -> places that hold nothing any more
 
-    def put(self, tensor: torch.Tensor) -> int:
+    def put(self, tensor: Tensor) -> int:
         """Writes a tensor and gives its place.
 
         Raises:
@@ -57,13 +58,13 @@ class Spool:
         with self._refusing(size), suppress(AttributeError):  # macOS has no such call
             os.posix_fallocate(self._descriptor(), 0, size)
 
-    def take(self, place: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def take(self, place: int, shape: tuple[int, ...]) -> Tensor:
         """Reads the tensor of this shape; its place is free again."""
         tensor = self.read(place, shape)
         self._free.setdefault(4 * tensor.numel(), []).append(place)
         return tensor
 
-    def read(self, place: int, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> torch.Tensor:
+    def read(self, place: int, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Tensor:
         """Reads the tensor of this shape, which stays."""
         array = np.empty(shape, dtype)
         data = array.reshape(-1).view(np.uint8).data
@@ -81,7 +82,7 @@ class Spool:
         assert self._file is not None
         return np.memmap(self._file, dtype, "r+", shape=shape)
 
-    def copied_on_write(self, place: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def copied_on_write(self, place: int, shape: tuple[int, ...]) -> Tensor:
         """The tensor at a place, mapped; what is written into it does not come into the file."""
         assert self._file is not None
         return torch.from_numpy(np.memmap(self._file, np.float32, "c", place, shape))
@@ -108,7 +109,7 @@ class StoredRows:
 
     def __init__(self) -> None:
         self._spool = Spool()
-        self._rows: list[tuple[int, torch.Tensor | tuple[int, tuple[int, ...]]]] = []
+        self._rows: list[tuple[int, Tensor | tuple[int, tuple[int, ...]]]] = []
         self._bytes = 0
 
     def kept(self, rows: Iterable[Rows]) -> Iterator[Rows]:
@@ -121,4 +122,4 @@ class StoredRows:
 
     def __iter__(self) -> Iterator[Rows]:
         for start, held in self._rows:
-            yield start, held if isinstance(held, torch.Tensor) else self._spool.read(*held)
+            yield start, held if isinstance(held, Tensor) else self._spool.read(*held)

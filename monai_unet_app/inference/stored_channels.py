@@ -9,8 +9,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from monai_unet_app.inference.spool import IN_MEMORY_BYTES, Spool
-
-Box = tuple[slice, ...]
+from monai_unet_app.inference.windows import Slices, shape_of
 
 
 class StoredChannels:
@@ -26,13 +25,13 @@ class StoredChannels:
 
     def __init__(self, shape: Sequence[int], dtype: DTypeLike) -> None:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._boxes: list[tuple[Box, int]] = []  # each with its place in the file
+        self._boxes: list[tuple[Slices, int]] = []  # each with its place in the file
         self._spool = Spool("the probabilities of all classes", "leave out the flag that needs them")
         self._spool.reserve(self.dtype.itemsize * math.prod(shape))
 
     def __setitem__(self, where: tuple[Any, ...], values: NDArray[Any]) -> None:
         """Writes values (C, *box) at (..., *box); boxes do not overlap."""
-        box: Box = where[1:]
+        box: Slices = where[1:]
         self._boxes.append((box, self._spool.put(torch.from_numpy(values.astype(self.dtype, copy=False)))))
 
     def __getitem__(self, channel: int) -> NDArray[Any]:
@@ -43,7 +42,7 @@ class StoredChannels:
             )
         out = np.empty(self.shape[1:], self.dtype)
         for box, place in self._boxes:
-            size = tuple(side.stop - side.start for side in box)
+            size = shape_of(box)
             begin = place + channel * math.prod(size) * self.dtype.itemsize
             out[box] = self._spool.read(begin, size, self.dtype).numpy()
         return out

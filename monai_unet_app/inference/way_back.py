@@ -18,6 +18,9 @@ from monai.data import MetaTensor
 from monai.networks.utils import to_norm_affine
 from monai.transforms.spatial.functional import AFFINE_TOL
 from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_unet_app.inference.windows import shape_of
 
 Box = tuple[slice, ...]
 Affine = NDArray[np.float64]
@@ -56,17 +59,17 @@ class Moved:
             sides[own] = slice(min(max(low, 0), size), min(max(high + 1, 0), size))
         return tuple(sides)
 
-    def __call__(self, values: torch.Tensor, held: Box, box: Box) -> torch.Tensor:
+    def __call__(self, values: Tensor, held: Box, box: Box) -> Tensor:
         turned = values.permute(0, *(own + 1 for own in self.order))
         turned = turned.flip([axis + 1 for axis, step in enumerate(self.step) if step < 0])
-        if all(turned.shape[axis + 1] == side.stop - side.start for axis, side in enumerate(box)):
+        if turned.shape[1:] == shape_of(box):
             return turned
         inside: list[slice] = []
         for axis, own in enumerate(self.order):
             ends = (held[own].start, held[own].stop - 1)
             first, last = sorted((end - self.start[axis]) * self.step[axis] - box[axis].start for end in ends)
             inside.append(slice(first, last + 1) if turned.shape[axis + 1] else slice(0, 0))
-        out = values.new_zeros((len(values), *(side.stop - side.start for side in box)))
+        out = values.new_zeros((len(values), *shape_of(box)))
         out[(slice(None), *inside)] = turned
         return out
 
@@ -99,19 +102,18 @@ class Interpolated:
             slice(min(max(a, 0), n - 1), max(min(b, n), 1)) for a, b, n in zip(low, high, self.size, strict=True)
         )
 
-    def __call__(self, values: torch.Tensor, held: Box, box: Box) -> torch.Tensor:
-        plane = math.prod(side.stop - side.start for side in box[1:])
-        height = max(1, _POSITIONS // plane)
-        out = values.new_empty((len(values), *(side.stop - side.start for side in box)))
+    def __call__(self, values: Tensor, held: Box, box: Box) -> Tensor:
+        height = max(1, _POSITIONS // math.prod(shape_of(box[1:])))
+        out = values.new_empty((len(values), *shape_of(box)))
         for start in range(box[0].start, box[0].stop, height):
             slab = slice(start, min(start + height, box[0].stop))
             out[:, slab.start - box[0].start : slab.stop - box[0].start] = self._sampled(values, held, (slab, *box[1:]))
         return out
 
-    def _sampled(self, values: torch.Tensor, held: Box, box: Box) -> torch.Tensor:
+    def _sampled(self, values: Tensor, held: Box, box: Box) -> Tensor:
         grid = self.positions(box).to(values.device)
         corners = self.corners
-        if any(side.stop - side.start < n for side, n in zip(held, self.size, strict=True)):
+        if shape_of(held) != self.size:
             grid, corners = self._within(grid, held), False
         count = 8 * math.prod(grid.shape[1:-1])
         parts = torch.split(values, max(1, _CHUNK_BYTES // count))
@@ -119,7 +121,7 @@ class Interpolated:
             [F.grid_sample(part[None].double(), grid, "bilinear", "border", corners)[0].float() for part in parts]
         )
 
-    def positions(self, box: Box) -> torch.Tensor:
+    def positions(self, box: Box) -> Tensor:
         """Positions of the voxels of a box as `grid_sample` takes them, by MONAI's arithmetic.
 
         Shape (1, *box, R), -1 to 1, the last axis first.
@@ -138,11 +140,11 @@ class Interpolated:
         flat = base.double().reshape(1, -1, rank + 1)
         return flat.bmm(theta[:, :rank].transpose(1, 2)).reshape(1, *base.shape[:-1], rank)
 
-    def _within(self, grid: torch.Tensor, held: Box) -> torch.Tensor:
+    def _within(self, grid: Tensor, held: Box) -> Tensor:
         """The same positions, relative to a box of the grid."""
         whole = grid.new_tensor(self.size[::-1])
         first = grid.new_tensor([side.start for side in reversed(held)])
-        size = grid.new_tensor([side.stop - side.start for side in reversed(held)])
+        size = grid.new_tensor(shape_of(held)[::-1])
         at = (grid + 1) / 2 * (whole - 1) if self.corners else ((grid + 1) * whole - 1) / 2
         at = torch.minimum(at.clamp(min=0), whole - 1) - first
         return (2 * at + 1) / size - 1
@@ -171,7 +173,7 @@ class WayBack:
             box = step.needed(box)
         return box
 
-    def __call__(self, values: torch.Tensor, box: Box) -> torch.Tensor:
+    def __call__(self, values: Tensor, box: Box) -> Tensor:
         """Values on a box of the source grid.
 
         Args:
@@ -186,7 +188,7 @@ class WayBack:
             boxes.append(step.needed(boxes[-1]))
         if any(side.stop <= side.start for one in boxes for side in one):
             # Where the image was cropped nothing is known
-            return values.new_zeros((len(values), *(side.stop - side.start for side in box)))
+            return values.new_zeros((len(values), *shape_of(box)))
         for step in self.steps:
             held = boxes.pop()
             values = step(values, held, boxes[-1])
@@ -243,7 +245,7 @@ def _undo_resampling(operation: Mapping[str, Any], shape: tuple[int, ...], affin
     # MONAI leaves an image alone that would hardly move
     unmoved = np.allclose(affine, before, atol=AFFINE_TOL) or np.allclose(step, np.eye(len(step)), atol=AFFINE_TOL)
     if unmoved and size == shape:
-        return _unmoved(shape), before
+        return _shifted(shape, before, np.zeros((len(shape), 2), np.int64))
     if (info["mode"], info["padding_mode"], info["dtype"]) != ("bilinear", "border", "float64"):
         return None, affine
     return Interpolated(size, shape, step, info["align_corners"] is True), before
@@ -277,10 +279,6 @@ def _shifted(shape: tuple[int, ...], affine: Affine, ends: NDArray[np.int64]) ->
     size = tuple(int(n) for n in shape + ends.sum(axis=1))
     start = tuple(int(-before) for before in ends[:, 0])
     return Moved(size, shape, tuple(range(len(shape))), start, (1,) * len(shape)), moved
-
-
-def _unmoved(shape: tuple[int, ...]) -> Moved:
-    return Moved(shape, shape, tuple(range(len(shape))), (0,) * len(shape), (1,) * len(shape))
 
 
 _UNDO: Mapping[str, Callable[[Mapping[str, Any], tuple[int, ...], Affine], Undone]] = {

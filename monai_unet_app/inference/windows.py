@@ -123,6 +123,24 @@ def plan_windows(
     return WindowPlan(size, before, padded, step, inside, tuple(mirror_axes))
 
 
+def shape_of(box: Slices) -> tuple[int, ...]:
+    """Voxels of a box along each axis."""
+    return tuple(side.stop - side.start for side in box)
+
+
+def whole_box(shape: Sequence[int]) -> Slices:
+    """The box that is the whole grid."""
+    return tuple(slice(0, n) for n in shape)
+
+
+def within(box: Slices, outer: Slices) -> Slices:
+    """The part of a box that lies in another one, relative to that one; without voxels if they share none."""
+    return tuple(
+        slice(max(0, side.start - own.start), max(0, min(side.stop, own.stop) - own.start))
+        for side, own in zip(box, outer, strict=True)
+    )
+
+
 def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
 

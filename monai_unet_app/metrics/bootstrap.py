@@ -8,7 +8,7 @@ Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 a
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -47,14 +47,14 @@ class Bootstrap:
     """How intervals are drawn.
 
     Attributes:
-        seed: Seed of numpy's PCG64 generator.
-        resamples: Number of draws.
         level: Coverage of the intervals, between 0 and 1.
+        resamples: Number of draws.
+        seed: Seed of numpy's PCG64 generator.
     """
 
-    seed: int = 0
-    resamples: int = 2000
     level: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.resamples < 1 or not 0 < self.level < 1:
@@ -64,12 +64,7 @@ class Bootstrap:
 
     def document(self) -> dict[str, Any]:
         """The entry `interval` of metrics.json, comparison.json and subgroups.json."""
-        return {
-            "method": "bootstrap by subject",
-            "level": self.level,
-            "resamples": self.resamples,
-            "seed": self.seed,
-        }
+        return {"method": "bootstrap by subject", **asdict(self)}
 
 
 def fewest_subjects(level: float) -> int:

@@ -5,7 +5,7 @@ with a spacing for I, J, K, or 2D with a spacing for I, J. A picture must not co
 thick, and all of its voxels are border voxels.
 
 Two definitions of a surface are used here, each where it is customary:
-- Scores between masks (`boundary_iou`, surface distances) use *border voxels*, as the papers and MONAI do: a mask minus its
+- Scores between masks (`SurfacePair`) use *border voxels*, as the papers and MONAI do: a mask minus its
   erosion by one face-connected step (6 neighbours in 3D, 4 in 2D). Outside the image is background, so a mask that is cut by
   the field of view has a border at the image's edge.
 - `surface_band` uses the *faces* between foreground and background voxels. The image's edge is no face, since nothing was
@@ -45,68 +45,54 @@ def border(mask: Mask) -> Mask:
     return mask & ~inner
 
 
-def boundary_iou(
-    truth: Mask,
-    predicted: Mask,
-    spacing_mm: Spacing,
-    *,
-    width_mm: float,
-) -> float:
-    """IoU of the two masks, counting only voxels near their own surface.
-
-    The band of a mask is every voxel of it whose centre lies within `width_mm` of the centre of one of its border voxels.
-    (With the distance to the outside instead, the caps of an organ would not count if slices are thicker than `width_mm`.)
+class SurfacePair:
+    """Two masks with the distance of each voxel from their borders, from which every surface score is computed.
 
     Args:
         truth: Shape (I, J, K) or (I, J). Reference mask.
         predicted: Same shape and grid as `truth`.
         spacing_mm: Voxel size along each axis; pixels (all 1) for a planar image.
-        width_mm: Depth of the band inside each surface, greater than 0, in the unit of `spacing_mm`.
-
-    Returns:
-        0 to 1. Both masks empty: 1. One empty: 0.
-
-    Raises:
-        ValueError: The masks differ in shape or are not boolean, or width or spacing do not fit.
-
-    Source: Cheng et al., Boundary IoU, CVPR 2021, arXiv:2103.16562.
-    """
-    return SurfacePair.of(truth, predicted, spacing_mm).boundary_iou(width_mm)
-
-
-@dataclass(frozen=True)
-class SurfacePair:
-    """Two masks with the distance of each voxel from their borders, from which every surface score is computed.
 
     Attributes:
-        truth: Shape (I, J, K) or (I, J), in the box that holds both masks; voxels beyond it change no score.
+        truth: In the box that holds both masks; voxels beyond it change no score.
         predicted: Same shape.
         to_truth: Same shape, float32: distance to the nearest border voxel of the truth; None if the truth is empty.
         to_predicted: The same for the prediction.
+
+    Raises:
+        ValueError: The masks differ in shape or are not boolean, or the spacing does not fit.
     """
 
-    truth: Mask
-    predicted: Mask
-    to_truth: NDArray[np.float32] | None
-    to_predicted: NDArray[np.float32] | None
-
-    @classmethod
-    def of(cls, truth: Mask, predicted: Mask, spacing_mm: Spacing) -> "SurfacePair":
-        """Two masks of one grid.
-
-        Raises:
-            ValueError: The masks differ in shape or are not boolean, or the spacing does not fit.
-        """
+    def __init__(self, truth: Mask, predicted: Mask, spacing_mm: Spacing) -> None:
         check_masks(truth, predicted)
         _check_lengths(truth.ndim, spacing_mm, 1.0)
-        truth, predicted = _cropped(truth, predicted)
+        # Voxels beyond the common box change neither borders nor distances.
+        if (window := bounding_box(truth | predicted, margin=[0] * truth.ndim)) is not None:
+            truth, predicted = truth[window], predicted[window]
         # One distance map for each mask serves all scores: boundary IoU reads it inside its own mask, surface distances
         # at the border of the other mask.
-        maps = [_distance_to(border(mask), spacing_mm) if mask.any() else None for mask in (truth, predicted)]
-        return cls(truth, predicted, maps[0], maps[1])
+        self.to_truth, self.to_predicted = (
+            _distance_to(border(mask), spacing_mm) if mask.any() else None for mask in (truth, predicted)
+        )
+        self.truth, self.predicted = truth, predicted
 
     def boundary_iou(self, width_mm: float) -> float:
-        """See the function `boundary_iou`."""
+        """IoU of the two masks, counting only voxels near their own surface.
+
+        The band of a mask is every voxel of it whose centre lies within `width_mm` of the centre of one of its border voxels.
+        (With the distance to the outside instead, the caps of an organ would not count if slices are thicker than `width_mm`.)
+
+        Args:
+            width_mm: Depth of the band inside each surface, greater than 0, in the unit of the spacing.
+
+        Returns:
+            0 to 1. Both masks empty: 1. One empty: 0.
+
+        Raises:
+            ValueError: The width does not fit.
+
+        Source: Cheng et al., Boundary IoU, CVPR 2021, arXiv:2103.16562.
+        """
         _check_width(width_mm)
         # An empty mask has no border to measure from. IoU gives the agreed values: 1 if both are empty, 0 if one is.
         if self.to_truth is None or self.to_predicted is None:
@@ -176,7 +162,7 @@ def surface_distances(truth: Mask, predicted: Mask, spacing_mm: Spacing) -> Surf
     Raises:
         ValueError: The masks differ in shape or are not boolean, or the spacing does not fit.
     """
-    return SurfacePair.of(truth, predicted, spacing_mm).distances()
+    return SurfacePair(truth, predicted, spacing_mm).distances()
 
 
 def hausdorff_distance(distances: SurfaceDistances, *, percentile: float = 95.0) -> float:
@@ -285,17 +271,12 @@ def _near_faces(mask: Mask, valid: Mask | None, spacing_mm: Spacing, width_mm: f
     # shifted by half a voxel along this axis; the band is the union over the axes.
     limit, band = np.float32(reach(width_mm) ** 2), np.zeros(mask.shape, bool)
     for axis in range(mask.ndim):
-        faces = _faces(mask, axis, valid)
+        faces = np.diff(mask, axis=axis)
+        if valid is not None:
+            faces &= valid[_shifted(axis, 1)] & valid[_shifted(axis, -1)]
+        faces = np.moveaxis(faces, axis, 0)
         band |= _squared_distance_to_faces(faces, mask.shape, axis, spacing_mm, width_mm) <= limit
     return band
-
-
-def _faces(mask: Mask, axis: int, valid: Mask | None) -> Mask:
-    """Whether a voxel and the next along an axis differ and both are valid; this axis comes first and is one shorter."""
-    faces = np.diff(mask, axis=axis)
-    if valid is not None:
-        faces &= valid[_shifted(axis, 1)] & valid[_shifted(axis, -1)]
-    return np.moveaxis(faces, axis, 0)
 
 
 def _squared_distance_to_faces(
@@ -303,6 +284,7 @@ def _squared_distance_to_faces(
 ) -> NDArray[np.float32]:
     """Squared distance of each voxel centre to the centre of the nearest face across `axis`; infinite beyond `width_mm`.
 
+    Of `faces` this axis comes first and is one shorter: whether a voxel and the next along it differ, and both are valid.
     The squared distance is a sum over the axes, so one running minimum along each axis finds it exactly.
     """
     squared = np.full(shape, np.inf, dtype=np.float32)
@@ -332,12 +314,6 @@ def _spread(squared: NDArray[np.float32], axis: int, step: float, most: int) -> 
 def _shifted(axis: int, n: int) -> tuple[slice, ...]:
     """Index of all voxels but the first n (n > 0) or the last -n (n < 0) along an axis."""
     return (*(slice(None),) * axis, slice(n, None) if n > 0 else slice(None, n))
-
-
-def _cropped(truth: Mask, predicted: Mask) -> tuple[Mask, Mask]:
-    """Both masks in their common bounding box; voxels beyond it change neither borders nor distances."""
-    window = bounding_box(truth | predicted, margin=[0] * truth.ndim)
-    return (truth, predicted) if window is None else (truth[window], predicted[window])
 
 
 def _check_lengths(ndim: int, spacing_mm: Spacing, width_mm: float) -> None:

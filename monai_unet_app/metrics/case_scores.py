@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import boundary, overlap
+from .bootstrap import finite_mean
 from .boxes import Box, regions_of
 from .centreline import centreline_dice
 from .components import ComponentScores, match_components
@@ -139,9 +140,7 @@ class CaseScores:
 
     def mean(self, score: str) -> float:
         """Mean of a score (a name of `ClassScores`) over the classes that define it; NaN where none does."""
-        values = np.array([getattr(entry, score) for entry in self.classes], dtype=np.float64)
-        values = values[np.isfinite(values)]
-        return float(values.mean()) if values.size else float("nan")
+        return finite_mean(getattr(entry, score) for entry in self.classes)
 
     def ece(self, population: str, row: int = TOP_LABEL) -> float:
         """Calibration error of this case alone in a population of the headlines; NaN where that is empty."""
@@ -158,8 +157,8 @@ class CaseCounter:
         plan: What is measured.
 
     Attributes:
-        after: The counts so far, for each population of the plan; empty before the first slab.
-        before: The same before calibration; empty if that was not given.
+        counts: "after" calibration: the counts so far, for each population of the plan; empty before the first slab. "before"
+            calibration: the same; empty if that was not given.
 
     Raises:
         ValueError: The labels do not share a grid, or hold an unknown value.
@@ -168,8 +167,7 @@ class CaseCounter:
     def __init__(self, case: CaseArrays, plan: EvaluationPlan) -> None:
         self.case, self.plan = case, plan
         self.grid = case.predicted.shape[-len(case.spacing) :]
-        self.after: dict[str, ReliabilityCounts] = {}
-        self.before: dict[str, ReliabilityCounts] = {}
+        self.counts: dict[str, dict[str, ReliabilityCounts]] = {"after": {}, "before": {}}
         self._voxels = {"after": 0, "before": 0}
         valid = _valid(case, self.grid)
         self._truth, self._predicted = (
@@ -179,7 +177,7 @@ class CaseCounter:
         # A label map becomes a stack of one channel, so that the union of all classes is the same line for both kinds.
         foreground = np.asarray(self._predicted.reshape(-1, *self.grid).any(axis=0))
         # Populations are chosen by the prediction, never by the truth: see `populations`.
-        self._populations = Populations.of(plan, foreground, case.spacing, valid)
+        self._populations = Populations(plan, foreground, case.spacing, valid)
 
     def add(self, slab: Box, probabilities: NDArray[Any], uncalibrated: NDArray[Any] | None = None) -> None:
         """Counts one slab.
@@ -199,16 +197,13 @@ class CaseCounter:
             )
         place: tuple[Any, ...] = (..., *slab)
         truth, within = self._truth[place], self._populations.within(slab, probabilities)
-        self.after = merged(self.after, self._counts(truth, probabilities, within))
-        self._voxels["after"] += math.prod(probabilities.shape[1:])
-        if uncalibrated is not None:
-            # The same voxels before and after calibration, since the band lies around the labels that were delivered
-            # (decision 10).
-            self.before = merged(self.before, self._counts(truth, uncalibrated, within))
-            self._voxels["before"] += math.prod(probabilities.shape[1:])
-
-    def _counts(self, truth: NDArray[Any], p: NDArray[Any], within: Mapping[str, overlap.Mask | None]) -> Counts:
-        return count_populations(truth, p, within, outputs=self.plan.outputs, bins=self.plan.bins)
+        # The same voxels before and after calibration, since the band lies around the labels that were delivered
+        # (decision 10).
+        for stage, p in (("after", probabilities), ("before", uncalibrated)):
+            if p is not None:
+                counts = count_populations(truth, p, within, outputs=self.plan.outputs, bins=self.plan.bins)
+                self.counts[stage] = merged(self.counts[stage], counts)
+                self._voxels[stage] += math.prod(p.shape[1:])
 
     def scores(self) -> CaseScores:
         """Every score of the case. Raises ValueError unless each voxel was counted, before calibration all of them or none."""
@@ -218,14 +213,15 @@ class CaseCounter:
                 f"case {case.case_id} has probabilities of {self._voxels['after']} voxels, before calibration of "
                 f"{self._voxels['before']}; {needed} are needed, each voxel in one slab"
             )
-        probabilities = self.after[WHOLE].in_bins.confidence.sum(axis=-1)
+        after, before = self.counts["after"], self.counts["before"]
+        probabilities = after[WHOLE].confidence.sum(axis=-1)
         return CaseScores(
             case.case_id,
             case.subject,
             score_masks(self._truth, self._predicted, case.spacing, case.voxel_size, plan),
-            {name: self.after[name].in_bins for name in plan.populations},
-            _errors(self.after),
-            _errors(self.before),
+            {name: after[name].in_bins for name in plan.populations},
+            _errors(after),
+            _errors(before),
             _accuracy(self._truth, self._predicted, self._populations.valid),
             tuple(case.voxel_size * float(probabilities[plan.row_of(n)]) for n in range(len(plan.class_names))),
         )
@@ -310,7 +306,7 @@ def _score_class(
     voxel_size: float,
     plan: EvaluationPlan,
 ) -> ClassScores:
-    surfaces = boundary.SurfacePair.of(truth, predicted, spacing)
+    surfaces = boundary.SurfacePair(truth, predicted, spacing)
     distances = surfaces.distances()
 
     def surface_dice(tolerance: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from .overlap import Mask, check_masks
@@ -122,34 +122,27 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
     if not 0 <= least_iou < 1:
         raise ValueError(f"least_iou is {least_iou}; 0 or more and below 1 is needed")
     (first, count), (second, other_count) = components(truth), components(predicted)
-    true_part, predicted_part, iou = _overlaps(first, second, other_count)
-    # Entry 0 is the background: it stays 0, so it is never above the threshold.
-    best, best_other = np.zeros(count + 1), np.zeros(other_count + 1)
+    voxels = _voxels_of_pairs(first, second, (count + 1, other_count + 1))
+    # Sizes of whole components: pairs with 0, the outside of the other mask, count as well.
+    sizes, other_sizes = voxels.sum(axis=1)[1:], voxels.sum(axis=0)[1:]
+    pairs = voxels[1:, 1:].tocoo()
+    iou = pairs.data / (sizes[pairs.row] + other_sizes[pairs.col] - pairs.data)
+    best, best_other = np.zeros(count), np.zeros(other_count)
     # ufunc.at takes repeated indices one after the other: a component with several partners gets its largest IoU.
-    np.maximum.at(best, true_part, iou)
-    np.maximum.at(best_other, predicted_part, iou)
+    np.maximum.at(best, pairs.row, iou)
+    np.maximum.at(best_other, pairs.col, iou)
     is_found = best > least_iou
     return ComponentScores(
         count, other_count, int(is_found.sum()), int((best_other > least_iou).sum()), float(best[is_found].sum())
     )
 
 
-def _overlaps(
-    first: NDArray[Any], second: NDArray[Any], other_count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Pairs of components that share a voxel: the numbers of both, and their IoU; each of shape (pairs,)."""
-    found = []
-    first, second = first.ravel(), second.ravel()
-    for start in range(0, max(1, first.size), _PIECE):  # the numbers of pairs take eight bytes a voxel, and are sorted
+def _voxels_of_pairs(first: NDArray[Any], second: NDArray[Any], shape: tuple[int, int]) -> csr_array:
+    """How many voxels have each pair of component numbers, in a sparse table of this shape; (0, 0) is not counted."""
+    voxels, first, second = csr_array(shape, dtype=np.int64), first.ravel(), second.ravel()
+    for start in range(0, first.size, _PIECE):  # the numbers of pairs take many bytes a voxel
         part, other = first[start : start + _PIECE], second[start : start + _PIECE]
         either = (part > 0) | (other > 0)
-        # Two component numbers become one, so that a single pass counts the voxels of every pair.
-        found.append(np.unique(part[either] * np.int64(other_count + 1) + other[either], return_counts=True))
-    pairs, place = np.unique(np.concatenate([numbers for numbers, _ in found]), return_inverse=True)
-    voxels = np.bincount(place, np.concatenate([counts for _, counts in found]))
-    of_first, of_second = np.divmod(pairs, other_count + 1)
-    # Pairs with 0, the outside of the other mask, count as well: these are the sizes of whole components.
-    sizes, other_sizes = np.bincount(of_first, voxels), np.bincount(of_second, voxels)
-    both = (of_first > 0) & (of_second > 0)
-    of_first, of_second, shared = of_first[both], of_second[both], voxels[both]
-    return of_first, of_second, shared / (sizes[of_first] + other_sizes[of_second] - shared)
+        ones = np.ones(np.count_nonzero(either), np.int64)
+        voxels += csr_array((ones, (part[either], other[either])), shape)
+    return voxels

@@ -4,7 +4,6 @@ Labels that are drawn from a model's own probabilities are calibrated by constru
 population here. In the population "truth or prediction" they are not, since it takes in missed voxels because they are missed.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,37 +15,25 @@ from .overlap import Mask
 from .plan import WHOLE, EvaluationPlan
 
 
-@dataclass(frozen=True)
 class Populations:
     """The populations of a case; `likely` is chosen by the probabilities, the others by the predicted labels alone.
 
-    Attributes:
+    Args:
         plan: Widths and names of the populations.
+        foreground: Shape (I, J, K) or (I, J). Valid voxels of any class, as predicted.
+        spacing_mm: Distance of neighbouring voxels along each axis; 1 for pictures.
+        valid: Same shape: voxels that count, or None for all. No population reaches beyond them.
+
+    Attributes:
         band: Shape (I, J, K) or (I, J). The band around the predicted surface.
         box: Same shape. In and around the box of the predicted foreground.
-        valid: Same shape: voxels that count, or None for all. No population reaches beyond them.
     """
 
-    plan: EvaluationPlan
-    band: Mask
-    box: Mask
-    valid: Mask | None = None
-
-    @classmethod
-    def of(
-        cls, plan: EvaluationPlan, foreground: Mask, spacing_mm: Spacing, valid: Mask | None = None
-    ) -> "Populations":
-        """The populations of a prediction.
-
-        Args:
-            plan: Widths and names of the populations.
-            foreground: Shape (I, J, K) or (I, J). Valid voxels of any class, as predicted.
-            spacing_mm: Distance of neighbouring voxels along each axis; 1 for pictures.
-            valid: Voxels that count, or None for all.
-        """
+    def __init__(self, plan: EvaluationPlan, foreground: Mask, spacing_mm: Spacing, valid: Mask | None = None) -> None:
+        self.plan, self.valid = plan, valid
         # The band has no surface at invalid voxels; the other populations are only cut there.
-        band = surface_band(foreground, spacing_mm, plan.band_width, valid=valid)
-        return cls(plan, band, box_around(foreground, spacing_mm, plan.box_margin), valid)
+        self.band = surface_band(foreground, spacing_mm, plan.band_width, valid=valid)
+        self.box = box_around(foreground, spacing_mm, plan.box_margin)
 
     def within(self, slab: Box, probabilities: NDArray[Any]) -> dict[str, Mask | None]:
         """A mask of the slab for each name of `plan.every_population`; None for every voxel of it.

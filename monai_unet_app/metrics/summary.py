@@ -67,9 +67,10 @@ class Evaluation:
             )
         scores = counter.scores()
         self.cases.append(scores)
-        self.counts = merged(self.counts, counter.after)
+        after, before = counter.counts["after"], counter.counts["before"]
+        self.counts = merged(self.counts, after)
         # Errors before and after are comparable only if both count the same cases.
-        self._before = merged(self._before, counter.before) if self._before and counter.before else None
+        self._before = merged(self._before, before) if self._before and before else None
         return scores
 
     def summary(self, how: Bootstrap | None = None) -> dict[str, Any]:

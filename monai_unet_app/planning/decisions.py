@@ -32,7 +32,7 @@ class Reasoned(Generic[Value]):
     """A value, and why it is this one."""
 
     value: Value
-    reason: str
+    reason: str = ""
 
 
 def spacings_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:
@@ -151,7 +151,7 @@ def input_rules(cases: Sequence[CaseFingerprint], modality: str | None) -> Reaso
     channels = cases[0].channels
     if cases[0].axes == "px":
         sizes = shapes_ras(cases)[:, :2]
-        rules: dict[str, Any] = {"planar": True, "channels": channels, "extent_mm": _bounds(sizes, _EXTENT_MARGIN, 0)}
+        rules: dict[str, Any] = {"planar": True, "channels": channels, "extent_mm": _bounds(sizes)}
         return Reasoned(
             rules,
             f"{len(cases)} pictures of {_span(sizes, 0)} pixels were seen; sizes up to a half larger or smaller are accepted",
@@ -162,7 +162,7 @@ def input_rules(cases: Sequence[CaseFingerprint], modality: str | None) -> Reaso
         "most": float(f"{spacing.max() * _SPACING_MARGIN:.2g}"),
     }
     rules = {"modality": [modality]} if modality else {}
-    rules |= {"channels": channels, "spacing_mm": steps, "extent_mm": _bounds(sizes, _EXTENT_MARGIN, 0)}
+    rules |= {"channels": channels, "spacing_mm": steps, "extent_mm": _bounds(sizes)}
     return Reasoned(
         rules,
         f"{len(cases)} images with voxels of {spacing.min():.3g} to {spacing.max():.3g} mm and fields of view of "
@@ -170,12 +170,9 @@ def input_rules(cases: Sequence[CaseFingerprint], modality: str | None) -> Reaso
     )
 
 
-def _bounds(sizes: np.ndarray, margin: float, digits: int) -> dict[str, list[float]]:
-    least, most = sizes.min(axis=0) / margin, sizes.max(axis=0) * margin
-    return {
-        "least": [math.floor(size) for size in least],
-        "most": [math.ceil(size) for size in most],
-    }
+def _bounds(sizes: np.ndarray) -> dict[str, list[int]]:
+    least, most = sizes.min(axis=0) / _EXTENT_MARGIN, sizes.max(axis=0) * _EXTENT_MARGIN
+    return {"least": list(map(math.floor, least)), "most": list(map(math.ceil, most))}
 
 
 def ratios(shares: Mapping[str, float]) -> Reasoned[list[int]]:

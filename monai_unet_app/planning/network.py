@@ -33,7 +33,7 @@ class NetworkPlan:
     @property
     def divisor(self) -> tuple[int, ...]:
         """What the window must be divisible by, along each axis."""
-        return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(len(self.window)))
+        return _divisor(self.strides)
 
     @property
     def voxels(self) -> int:
@@ -63,7 +63,7 @@ def plan_network(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels:
     window = [max(LEAST_EDGE, int(n)) for n in shape]
     while True:
         strides, kernels = _levels(window, spacing_mm)
-        divisor = [math.prod(stride[axis] for stride in strides) for axis in range(len(window))]
+        divisor = _divisor(strides)
         # To the nearest, not up: voxels beside the image cost as much as those in it, and windows overlap
         rounded = [max(1, math.floor(n / d + 0.5)) * d for n, d in zip(window, divisor, strict=True)]
         if math.prod(rounded) <= most_voxels:
@@ -77,9 +77,13 @@ def plan_network(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels:
         if axis is None:
             break
         window[axis] = smaller[axis]
-    levels = len(strides)
-    filters = tuple(min(base * 2**level, MOST_FILTERS[len(window)]) for level in range(levels))
+    filters = tuple(min(base * 2**level, MOST_FILTERS[len(window)]) for level in range(len(strides)))
     return NetworkPlan(tuple(rounded), tuple(strides), tuple(kernels), filters)
+
+
+def _divisor(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The product of the strides of all levels along each axis."""
+    return tuple(map(math.prod, zip(*strides, strict=True)))
 
 
 def _levels(window: Sequence[int], spacing_mm: Sequence[float]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

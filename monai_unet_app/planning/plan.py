@@ -44,6 +44,9 @@ from monai_unet_app.planning.decisions import (
 )
 from monai_unet_app.planning.network import LEAST_EDGE, NetworkPlan, plan_network
 
+Decisions = dict[str, Reasoned[Any]]
+"""By the name of a value in the templates."""
+
 Speed = Callable[[NetworkPlan, int, int], float]
 """Seconds that a training step takes for each window of a network: its plan, its channels in and out."""
 
@@ -150,11 +153,6 @@ class BundlePlan:
         ]
 
 
-def plan_bundle(config: PlanConfig, speed: Speed, step: Callable[[str], None] = lambda case_id: None) -> BundlePlan:
-    """Measures the data and decides; as `plan_configurations` for the one of `config`."""
-    return plan_configurations(config, [config.configuration], speed, step)[0]
-
-
 def plan_configurations(
     config: PlanConfig,
     configurations: Sequence[Configuration | None],
@@ -197,7 +195,8 @@ def plan_configurations(
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
     structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
     refuse_faults(fingerprint)  # after the label values, since a stray one looks like a class of one fold
-    modality = config.modality or _modality(measured) or (facts.modality if facts else None)
+    in_files = next((case.modality for case in measured if case.modality), None)
+    modality = config.modality or in_files or (facts.modality if facts else None)
     splits = {
         "schema_version": "1.0",
         "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in plan]}},
@@ -279,7 +278,7 @@ def _size(case: CaseFingerprint) -> float:
     return voxels if case.spacing_mm is None else voxels * math.prod(case.spacing_mm) / 1000
 
 
-def _grid(decided: Mapping[str, Reasoned[Any]], cases: Sequence[CaseFingerprint]) -> _Grid:
+def _grid(decided: Decisions, cases: Sequence[CaseFingerprint]) -> _Grid:
     spacing, planar = decided["spacing_mm"].value, decided["planar"].value
     kept = [axis for axis in range(len(spacing)) if axis != decided["slice_axis"].value]
     size = np.median(shapes_ras(cases)[:, kept] * spacings_ras(cases)[:, kept], axis=0)
@@ -320,18 +319,14 @@ def _label_values(structures: Mapping[int, str], config: PlanConfig) -> Reasoned
     if config.objects is not None:
         return Reasoned("objects", "label files number their objects, as --objects says; all are one structure")
     if list(structures) == list(range(1, len(structures) + 1)):
-        return Reasoned(None, "")
+        return Reasoned(None)
     pairs = ", ".join(f"{value} is {number}" for number, value in enumerate(structures, 1))
     return Reasoned(list(structures), f"of each structure in label files, where values have gaps: {pairs}")
 
 
-def _modality(cases: Sequence[CaseFingerprint]) -> str | None:
-    return next((case.modality for case in cases if case.modality), None)
-
-
 def _decide(
     cases: Sequence[CaseFingerprint], structures: Mapping[int, str], modality: str | None, config: PlanConfig
-) -> dict[str, Reasoned[Any]]:
+) -> Decisions:
     """The decisions that need no network."""
     planar = cases[0].axes == "px"
     sided = [name for name in structures.values() if side_in(name)]
@@ -344,8 +339,8 @@ def _decide(
     classes = len(structures) + 1
     in_plane = [step for axis, step in enumerate(spacing.value) if axis != slice_axis]
     return {
-        "image_words": Reasoned("a picture" if planar else f"a volume{f' ({modality})' if modality else ''}", ""),
-        "structure_words": Reasoned(_listed(list(structures.values())), ""),
+        "image_words": Reasoned("a picture" if planar else f"a volume{f' ({modality})' if modality else ''}"),
+        "structure_words": Reasoned(_listed(list(structures.values()))),
         "planar": Reasoned(planar, "what the files are"),
         "binary": Reasoned(not outputs.background, "one structure and the rest"),
         "outputs": Reasoned(outputs.name, "each voxel has one label value"),
@@ -353,7 +348,7 @@ def _decide(
         "label_values": _label_values(structures, config),
         "classes": Reasoned(classes, "background included"),
         "channels": Reasoned(cases[0].channels, "of every image"),
-        "numbers": Reasoned(list(range(cases[0].channels)), ""),
+        "numbers": Reasoned(list(range(cases[0].channels))),
         "modality": Reasoned(modality, "as the files say"),
         "spacing_mm": spacing,
         "slice_axis": Reasoned(slice_axis, "the axis with the longest voxels"),
@@ -374,7 +369,7 @@ def _decided(
     modality: str | None,
     config: PlanConfig,
     speed: Speed,
-) -> dict[str, Reasoned[Any]]:
+) -> Decisions:
     """All decisions. If the user names no configuration, volumes of which a window sees little are seen on a coarser grid."""
     decided = _decide(cases, structures, modality, config)
     grid = _grid(decided, cases)
@@ -420,9 +415,7 @@ def _steps_in_time(seconds: float, config: PlanConfig) -> int:
     return int(_STEPS_SHARE * config.time_s / seconds)
 
 
-def _network(
-    decided: Mapping[str, Reasoned[Any]], image: "_Grid", config: PlanConfig, speed: Speed, cases: int
-) -> dict[str, Reasoned[Any]]:
+def _network(decided: Decisions, image: "_Grid", config: PlanConfig, speed: Speed, cases: int) -> Decisions:
     """Network, window and length of the training: the widest network that sees enough windows in the time."""
     channels, outputs = decided["channels"].value, len(decided["labels"].value)
     batch = _BATCH[len(image.shape)]
@@ -445,18 +438,18 @@ def _network(
             f"{image.extent(network.window)} of a usual field of view of {image.extent(image.shape)}, {part:.0%} of its voxels",
         ),
         "network_def": Reasoned(
-            f"{len(network.strides)} levels of {_to(network.filters)} filters",
+            f"{len(network.strides)} levels of {network.filters[0]} to {network.filters[-1]} filters",
             f"an axis is halved while {LEAST_EDGE} voxels or more are left of the window and its voxels are the shortest. "
             + chosen,
         ),
-        "networks": Reasoned(config.networks, ""),
-        "kernels": Reasoned(network.kernels, ""),
-        "strides": Reasoned(network.strides, ""),
-        "upsample": Reasoned(network.strides[1:], ""),
-        "filters": Reasoned(network.filters, ""),
-        "windows_at_once": Reasoned(4 if len(image.shape) == 3 else 32, ""),
-        "batch_size": Reasoned(batch, ""),
-        "windows_per_case": Reasoned(per_case, ""),
+        "networks": Reasoned(config.networks),
+        "kernels": Reasoned(network.kernels),
+        "strides": Reasoned(network.strides),
+        "upsample": Reasoned(network.strides[1:]),
+        "filters": Reasoned(network.filters),
+        "windows_at_once": Reasoned(4 if len(image.shape) == 3 else 32),
+        "batch_size": Reasoned(batch),
+        "windows_per_case": Reasoned(per_case),
         "epochs": Reasoned(
             epochs,
             f"{steps} steps of {batch} windows, {seconds:.2g} s each as measured here; with reading, augmentation and "
@@ -465,11 +458,11 @@ def _network(
             + ("; every case is seen twice, whatever --time says" if epochs == 2 and lasts > config.time_s else ""),
         ),
         "training_s": Reasoned(round(lasts, 1), "of one training, without its start"),
-        "margin": Reasoned(margin, ""),
-        "scaling": Reasoned([0.25] * len(image.shape), ""),
-        "shearing": Reasoned([0.15] * len(image.shape), ""),
-        "learning_rate": Reasoned(0.002, ""),
-        "weight_decay": Reasoned(0.05, ""),
+        "margin": Reasoned(margin),
+        "scaling": Reasoned([0.25] * len(image.shape)),
+        "shearing": Reasoned([0.15] * len(image.shape)),
+        "learning_rate": Reasoned(0.002),
+        "weight_decay": Reasoned(0.05),
     }
 
 
@@ -490,10 +483,6 @@ def lasting(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def _to(numbers: Sequence[int]) -> str:
-    return f"{numbers[0]} to {numbers[-1]}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -95,21 +95,18 @@ def _comment(reason: str) -> str:
 
 
 def _yaml(value: Any) -> Any:
-    """Lists, tuples and mappings in YAML's flow style, which JSON is."""
-    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+    """Lists, tuples, mappings and truth values in YAML's flow style, which JSON is."""
+    return json.dumps(value) if isinstance(value, list | tuple | dict | bool) else value
 
 
 def metadata(name: str) -> dict[str, Any]:
     """`metadata.json` of a bundle of which its owner has stated nothing yet."""
-    stated = {
+    return {
+        "schema": SCHEMA,
         "name": name,
         "version": "0.1.0",
         "changelog": {"0.1.0": "planned with monai-unet plan"},
         "eval_metrics": {},
-    }
-    return {
-        "schema": SCHEMA,
-        **stated,
         "monai_version": version("monai"),
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),

@@ -83,7 +83,7 @@ def check_held_out(subject_of: Mapping[str, str], folds: Mapping[str, int], bund
         )
 
 
-def summary(evaluation: StoredEvaluation, bundle: Bundle, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def summary(evaluation: StoredEvaluation, bundle: Bundle) -> dict[str, Any]:
     """The content of `eval_metrics` in the metadata, with what was measured of this bundle before.
 
     An evaluation out of fold becomes its entry `out_of_fold`; one of test cases everything else.
@@ -91,10 +91,9 @@ def summary(evaluation: StoredEvaluation, bundle: Bundle, more: Mapping[str, Any
     Args:
         evaluation: Of the bundle's test cases, or of cases out of fold.
         bundle: The bundle that was measured, with the record of its training.
-        more: Further figures, which an evaluation does not hold.
     """
     before, document = bundle.eval_metrics, evaluation.document
-    figures = _figures(document) | dict(more or {}) | _training(bundle)
+    figures = _figures(document) | _training(bundle)
     settings = ResultSettings(tta=bool(document.get("settings", {}).get("tta")))
     if settings.tta:
         figures["tta"] = True
@@ -219,13 +218,12 @@ def _training(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def write_figures(figures: Mapping[str, Any], bundle: Bundle, root: Path | None = None) -> tuple[Path, Path]:
+def write_figures(figures: Mapping[str, Any], bundle: Bundle) -> tuple[Path, Path]:
     """Puts figures into a bundle's metadata and card; neither is touched unless both can be written.
 
     Args:
         figures: The result of `summary`.
         bundle: The bundle that was measured.
-        root: The folder that gets the figures; None for the bundle's own.
 
     Returns:
         metadata.json and the card.
@@ -234,8 +232,7 @@ def write_figures(figures: Mapping[str, Any], bundle: Bundle, root: Path | None 
         InputRefusedError: There is no card, or it lacks its marks.
         OSError: One of the two files cannot be written.
     """
-    home = root or bundle.root
-    metadata, card = home / METADATA, home / CARD
+    metadata, card = bundle.root / METADATA, bundle.root / CARD
     document = {**json.loads(metadata.read_text(encoding="utf-8")), "eval_metrics": dict(figures)}
     texts = {
         card: _between_marks(card_rows(figures, bundle), card),

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 
 from dicom_io.coding import DISPLAY_COLOURS
@@ -22,7 +23,6 @@ from .evaluation_report import CasePicture
 TRUTH_COLOUR = "#ffffff"
 # Errors are drawn on a darkened grey image; these colours differ for people with common colour blindness, too.
 INVENTED_COLOUR, MISSED_COLOUR, CONFUSED_COLOUR = "#ff4d4d", "#3d8bff", "#ffe14d"
-_NO_METADATA = {"Software": None}
 _GROUND = "#101214"
 GAP_INCHES, LINE_INCHES = 0.28, 0.22
 
@@ -92,13 +92,13 @@ def error_colours(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDA
 def png(figure: Figure, dpi: int = 130) -> bytes:
     """The figure as a PNG without metadata: no program, no date."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata=_NO_METADATA)
+    figure.savefig(stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
     return stream.getvalue()
 
 
-def png_uri(figure: Figure, dpi: int = 130) -> str:
+def png_uri(figure: Figure) -> str:
     """The figure as a PNG data URI."""
-    return "data:image/png;base64," + base64.b64encode(png(figure, dpi)).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(png(figure)).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,12 @@ class _Plane:
     errors: bool = False
 
 
-_OPPOSITE = {"L": "R", "P": "A", "S": "I"}
 # The planes across each axis, as radiologists look at them: name, and the letters at left, right, top and bottom.
-_PATIENT_VIEWS = (("sagittal", tuple("APSI")), ("coronal", tuple("RLSI")), ("axial", tuple("RLAP")))
+PATIENT_VIEWS = (
+    ("sagittal", ("A", "P", "S", "I")),
+    ("coronal", ("R", "L", "S", "I")),
+    ("axial", ("R", "L", "A", "P")),
+)
 _ARRAY_VIEWS = tuple((name, ("",) * 4) for name in ("plane J-K", "plane I-K", "plane I-J"))
 
 
@@ -133,15 +136,15 @@ def _planes(picture: CasePicture, class_names: Sequence[str]) -> list[_Plane]:
     number = len(class_names)
     if picture.is_flat:
         return _planar_views(image, *(_masks(labels, number) for labels in both))
-    views = _ARRAY_VIEWS if picture.axes is None else _PATIENT_VIEWS
+    views = _ARRAY_VIEWS if picture.axes is None else PATIENT_VIEWS
     image, both, spacing, order = _as_viewed(image, both, picture)
     window = _window(both, spacing)
     image, both = image[window], [labels[(slice(None), *window)] for labels in both]
     if picture.slices_along is None:
-        cuts = [(across, _fullest(both, across)) for across in (2, 1, 0)]
+        cuts = [(across, _fullest(_areas(both, across))) for across in (2, 1, 0)]
     else:
         across = order.index(picture.slices_along)
-        cuts = [(across, index) for index in _three(both, across)]
+        cuts = [(across, index) for index in _three(_areas(both, across))]
     return [_cut(image, both, number, spacing, cut, views[cut[0]]) for cut in cuts]
 
 
@@ -168,16 +171,12 @@ def _as_viewed(
     """
     if picture.axes is None:
         return image, both, picture.spacing, [0, 1, 2]
-    order, flips = [], []
-    for positive in "LPS":
-        matches = [n for n, letter in enumerate(picture.axes) if letter in (positive, _OPPOSITE[positive])]
-        if len(matches) != 1:
-            raise ValueError(f"axes are {picture.axes}; one letter each of L or R, P or A, S or I is needed")
-        order.append(matches[0])
-        flips.append(slice(None, None, 1 if picture.axes[matches[0]] == positive else -1))
-    image = image.transpose(*order, 3)[tuple(flips)]
-    both = [labels.transpose(0, *(n + 1 for n in order))[(slice(None), *flips)] for labels in both]
-    return image, both, [picture.spacing[n] for n in order], order
+    if sorted("LRPASI".find(letter) // 2 for letter in picture.axes) != [0, 1, 2]:
+        raise ValueError(f"axes are {picture.axes}; one letter each of L or R, P or A, S or I is needed")
+    turn = ornt_transform(axcodes2ornt(picture.axes), axcodes2ornt("LPS"))
+    order = np.argsort(turn[:, 0]).tolist()
+    both = [np.moveaxis(apply_orientation(np.moveaxis(labels, 0, -1), turn), -1, 0) for labels in both]
+    return apply_orientation(image, turn), both, [picture.spacing[n] for n in order], order
 
 
 def _areas(both: list[NDArray[Any]], across: int) -> NDArray[Any]:
@@ -186,16 +185,14 @@ def _areas(both: list[NDArray[Any]], across: int) -> NDArray[Any]:
     return np.asarray(np.count_nonzero(labels, axis=tuple(n for n in range(4) if n != 1 + across)))
 
 
-def _fullest(both: list[NDArray[Any]], across: int) -> int:
-    """The slice with the largest area, as `_areas` counts it; the middle slice if nothing is labelled."""
-    areas = _areas(both, across)
+def _fullest(areas: NDArray[Any]) -> int:
+    """The slice with the largest of the `_areas`; the middle slice if nothing is labelled."""
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
-def _three(both: list[NDArray[Any]], across: int) -> list[int]:
+def _three(areas: NDArray[Any]) -> list[int]:
     """The fullest slice, and the two slices half-way from it to the ends of the labelled slices."""
-    areas = _areas(both, across)
-    labelled, middle = np.flatnonzero(areas), _fullest(both, across)
+    labelled, middle = np.flatnonzero(areas), _fullest(areas)
     ends = (labelled[0], labelled[-1]) if len(labelled) else (0, len(areas) - 1)
     return sorted({(middle + int(ends[0])) // 2, middle, (middle + int(ends[1]) + 1) // 2})
 

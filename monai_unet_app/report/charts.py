@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -207,11 +208,7 @@ def svg(figure: Figure, label: str) -> str:
         text = text.replace(str(entry.default), f"var(--{entry.name})")
     # Without width and height the drawing takes the width of its place; its viewBox keeps the proportions.
     height_free = re.sub(r'<svg height="[^"]*"', "<svg", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text))
-    return height_free.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return height_free.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
 # --- reliability

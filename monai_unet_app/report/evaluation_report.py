@@ -88,10 +88,6 @@ class Target:
         above = self.at_least is None or value >= self.at_least
         return "reached" if above and (self.at_most is None or value <= self.at_most) else "missed"
 
-    def reached(self, summary: Mapping[str, Any]) -> bool:
-        """True where the figure is defined and within the bounds."""
-        return self.outcome(summary) == "reached"
-
 
 @dataclass(frozen=True)
 class CasePicture:

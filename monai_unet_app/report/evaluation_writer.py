@@ -128,5 +128,5 @@ def _target_entry(target: Target, summary: Mapping[str, Any]) -> dict[str, Any]:
         "value": target.value(summary),
         "at_least": target.at_least,
         "at_most": target.at_most,
-        "reached": target.reached(summary),
+        "reached": target.outcome(summary) == "reached",
     }

@@ -20,16 +20,18 @@ from .sections import sections
 
 def render_html(report: EvaluationReport) -> str:
     """The whole report as the text of one HTML file."""
-    return (
-        environment(__package__)
-        .get_template("report.html")
-        .render(
-            title=f"Evaluation of {report.measured_on.bundle_name}",
-            # Style and blocks are markup of this package; the templates have escaped every text in the blocks.
-            style=Markup((files(__package__) / "report.css").read_text(encoding="utf-8")),
-            content=Markup("\n".join(render(block) for block in sections(report))),
-        )
+    template = environment(__package__).get_template("report.html")
+    return template.render(
+        title=f"Evaluation of {report.measured_on.bundle_name}",
+        # Style and blocks are markup of this package; the templates have escaped every text in the blocks.
+        style=Markup(report_style()),
+        content=Markup("\n".join(map(render, sections(report)))),
     )
+
+
+def report_style() -> str:
+    """The style sheet of the report, with which that of a review begins."""
+    return (files(__package__) / "report.css").read_text(encoding="utf-8")
 
 
 def render(block: Block) -> str:

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 import matplotlib as mpl
 from reportlab.lib.colors import HexColor
-from reportlab.lib.enums import TA_RIGHT
+from reportlab.lib.enums import TA_LEFT, TA_RIGHT
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
@@ -43,6 +43,7 @@ _CHINESE, _JAPANESE, _KOREAN = "STSong-Light", "HeiseiKakuGo-W5", "HYGothic-Medi
 _EAST_ASIAN = re.compile("[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]+")
 _KANA, _HANGUL = re.compile("[\u3040-\u30ff]"), re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _PAD = 3.0  # left and right of a cell, points
+_ALL = ((0, 0), (-1, -1))  # the first and the last cell of a table, for its style
 
 
 def render_pdf(report: EvaluationReport) -> bytes:
@@ -163,9 +164,12 @@ def _tiles(tiles: blocks.Tiles) -> Flowable:
         [_paragraph(name, "note"), _paragraph(figure, "figure"), _paragraph(below, "note")]
         for name, figure, below in tiles.entries
     ]
-    look = [("BACKGROUND", (0, 0), (-1, -1), RAISED), ("INNERGRID", (0, 0), (-1, -1), 4, HexColor(LIGHT.ground))]
-    top = ("VALIGN", (0, 0), (-1, -1), "TOP")
-    return Grid([cells], colWidths=[WIDTH / len(cells)] * len(cells), style=[*look, top], spaceBefore=8)
+    look = [
+        ("BACKGROUND", *_ALL, RAISED),
+        ("INNERGRID", *_ALL, 4, HexColor(LIGHT.ground)),
+        ("VALIGN", *_ALL, "TOP"),
+    ]
+    return Grid([cells], colWidths=[WIDTH / len(cells)] * len(cells), style=look, spaceBefore=8)
 
 
 def _table(table: blocks.Table) -> Flowable:
@@ -175,13 +179,13 @@ def _table(table: blocks.Table) -> Flowable:
         bold = table.last_is_mean and number == len(table.rows) - 1
         rows.append([_cell(cell, n >= table.words, size, bold) for n, cell in enumerate(row)])
     look = [
-        ("LINEBELOW", (0, 0), (-1, -1), 0.5, HexColor(LIGHT.grid)),
+        ("LINEBELOW", *_ALL, 0.5, HexColor(LIGHT.grid)),
         ("VALIGN", (0, 0), (-1, 0), "BOTTOM"),
         ("VALIGN", (0, 1), (-1, -1), "TOP"),
-        ("LEFTPADDING", (0, 0), (-1, -1), _PAD),
-        ("RIGHTPADDING", (0, 0), (-1, -1), _PAD),
-        ("TOPPADDING", (0, 0), (-1, -1), 2.5),
-        ("BOTTOMPADDING", (0, 0), (-1, -1), 2.5),
+        ("LEFTPADDING", *_ALL, _PAD),
+        ("RIGHTPADDING", *_ALL, _PAD),
+        ("TOPPADDING", *_ALL, 2.5),
+        ("BOTTOMPADDING", *_ALL, 2.5),
         ("LEFTPADDING", (0, 0), (0, -1), 0),
     ]
     return Grid(rows, colWidths=widths, repeatRows=1, style=look, hAlign="LEFT", spaceAfter=6)
@@ -192,7 +196,7 @@ def _facts(facts: blocks.Facts) -> Flowable:
     names = max(pdfmetrics.stringWidth(name, _SANS, _STYLES["note"].fontSize) for name in facts.entries)
     first = min(names + 4 * _PAD + 1, 0.45 * WIDTH)
     edges = {"LEFTPADDING": 0, "RIGHTPADDING": 4 * _PAD, "TOPPADDING": 1, "BOTTOMPADDING": 1}
-    look = [("VALIGN", (0, 0), (-1, -1), "TOP"), *((edge, (0, 0), (-1, -1), size) for edge, size in edges.items())]
+    look = [("VALIGN", *_ALL, "TOP"), *((edge, *_ALL, size) for edge, size in edges.items())]
     return Grid(rows, colWidths=[first, WIDTH - first], style=look, spaceAfter=6)
 
 
@@ -278,14 +282,12 @@ def _cell(cell: str | Cell, number: bool, size: float, bold: bool) -> Paragraph:
 
 
 def _cell_style(number: bool, size: float, *, bold: bool, colour: str) -> ParagraphStyle:
-    aligned: dict[str, Any] = {"alignment": TA_RIGHT} if number else {}
-    font = _BOLD if bold else _SANS
     return ParagraphStyle(
         "cell",
         _STYLES["cell"],
-        fontName=font,
+        fontName=_BOLD if bold else _SANS,
         fontSize=size,
         leading=1.28 * size,
         textColor=HexColor(colour),
-        **aligned,
+        alignment=TA_RIGHT if number else TA_LEFT,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.metrics.bootstrap import fewest_subjects
-from monai_unet_app.metrics.case_scores import CaseScores
+from monai_unet_app.metrics.case_scores import CaseScores, ClassScores
 from monai_unet_app.metrics.glossary import score_definitions
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.reliability import ReliabilityCounts
@@ -56,7 +56,7 @@ def sections(report: EvaluationReport) -> list[Block]:
         *_outlines(report),
         *_components(report),
         *_calibration(report),
-        *_statements(report),
+        *(statement_blocks(report.statements) if report.statements else []),
         *_pictures(report),
         *_case_tables(report),
         *_provenance(report),
@@ -99,8 +99,7 @@ def _limits(report: EvaluationReport) -> tuple[tuple[Tone, str, str], ...]:
 def conclusion(report: EvaluationReport) -> Conclusion:
     """Whether the targets were reached; without targets the most important figure."""
     if not report.targets:
-        dice = report.summary["dice"]
-        return Conclusion(f"Mean Dice {number(dice['mean'], 3)}{_in_brackets(dice['mean_interval'], 3)}")
+        return Conclusion(f"Mean Dice {_mean_and_interval(report.summary['dice'])}")
     outcomes = [target.outcome(report.summary) for target in report.targets]
     missed, undefined = outcomes.count("missed"), outcomes.count("undefined")
     if not missed and not undefined:
@@ -184,7 +183,7 @@ def _score(block: Mapping[str, Any], name: str | None, digits: int) -> Cell:
 
 def _without_distance(report: EvaluationReport) -> list[Block]:
     lost = report.summary[key_of("hd95", report.plan)]["undefined_cases"]
-    named = ", ".join(f"{name} in {plural(cases, 'case')}" for name, cases in lost.items() if cases)
+    named = _in_cases(lost)
     return [Text(f"Without a distance, since one of the two masks is empty: {named}.", note=True)] if named else []
 
 
@@ -194,11 +193,8 @@ def _undefined(report: EvaluationReport) -> list[Block]:
     blocks: list[Block] = []
     if undefined:
         blocks += [Heading("Not defined", small=True), Facts(undefined)]
-    partly = {name: cases for name, cases in absent.items() if cases and name not in undefined}
-    if partly:
-        named = ", ".join(f"{name} in {plural(cases, 'case')}" for name, cases in partly.items())
-        dice = report.summary["dice"]["present_only"]
-        figure = number(dice["mean"], 3) + _in_brackets(dice["mean_interval"], 3)
+    if named := _in_cases({name: cases for name, cases in absent.items() if name not in undefined}):
+        figure = _mean_and_interval(report.summary["dice"]["present_only"])
         blocks.append(
             Text(
                 f"Neither in the truth nor predicted, which counts as 1: {named}. Dice without these: {figure}.",
@@ -257,11 +253,10 @@ def _components(report: EvaluationReport) -> list[Block]:
 
 def populations_in_words(plan: EvaluationPlan) -> dict[str, str]:
     """Name of each population of calibration -> its voxels, in words."""
-    likely = f"Probability of foreground above {plan.likely_above:g}"
     return {
         plan.populations[0]: "Whole image",
         plan.band: f"Within {plan.band_width:g} {plan.units.length} of the predicted surface",
-        plan.likely: likely,
+        plan.likely: f"Probability of foreground above {plan.likely_above:g}",
         plan.box: f"Box of the prediction and {plan.box_margin:g} {plan.units.length} around it",
     }
 
@@ -316,21 +311,15 @@ def _calibration_table(report: EvaluationReport, words: Mapping[str, str]) -> Ta
 
 def _calibration_cells(after: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[Cell]:
     """The figures of a population, and below them the figures before calibration."""
-    old = _calibration_figures(before) if before else [""] * len(_calibration_figures(after))
-    return [
-        Cell(new, f"was {figure}" if figure else "")
-        for new, figure in zip(_calibration_figures(after), old, strict=True)
-    ]
+    figures = _calibration_figures(after)
+    below = [f"was {figure}" for figure in _calibration_figures(before)] if before else [""] * len(figures)
+    return list(map(Cell, figures, below))
 
 
 def _calibration_figures(block: Mapping[str, Any]) -> list[str]:
     top = block["top_label"]
     values = (top["ece"], top["ace"], top["ace_equal_mass"], top["mce"], block["per_case"]["ece"])
     return [number(value, 4) for value in (*values, block["brier"], block["nll"])]
-
-
-def _statements(report: EvaluationReport) -> list[Block]:
-    return statement_blocks(report.statements) if report.statements else []
 
 
 # --- cases
@@ -359,7 +348,7 @@ def _pictures(report: EvaluationReport) -> list[Block]:
 def _picture(picture: CasePicture, scores: CaseScores | None, report: EvaluationReport) -> Picture:
     caption = f"{picture.role.capitalize()}: {picture.case_id}"
     if scores is not None:
-        defined = [entry for entry in scores.classes if entry.name not in report.summary["undefined"]]
+        defined = _defined(scores, report)
         each = ", ".join(f"{entry.name} {entry.dice:.3f}" for entry in defined[:8])
         caption += f". Dice {number(_mean(scores, 'dice', report), 3)}" + (f" ({each})" if len(defined) > 1 else "")
     draw = partial(case_figure, picture, report.plan.class_names, errors=True)
@@ -368,8 +357,11 @@ def _picture(picture: CasePicture, scores: CaseScores | None, report: Evaluation
 
 def _mean(case: CaseScores, score: str, report: EvaluationReport) -> float:
     """Mean score of a case over the classes that are defined in the summary."""
-    defined = tuple(entry for entry in case.classes if entry.name not in report.summary["undefined"])
-    return replace(case, classes=defined).mean(score)
+    return replace(case, classes=_defined(case, report)).mean(score)
+
+
+def _defined(case: CaseScores, report: EvaluationReport) -> tuple[ClassScores, ...]:
+    return tuple(entry for entry in case.classes if entry.name not in report.summary["undefined"])
 
 
 def _case_tables(report: EvaluationReport) -> list[Block]:
@@ -440,5 +432,11 @@ def inference_facts(inference: Mapping[str, Any] | None) -> dict[str, str]:
     return facts
 
 
-def _in_brackets(interval: Sequence[float] | None, digits: int) -> str:
-    return f" ({between(interval, digits)})" if interval else ""
+def _in_cases(counts: Mapping[str, int]) -> str:
+    """The classes that are counted in some cases, each with its number of cases."""
+    return ", ".join(f"{name} in {plural(cases, 'case')}" for name, cases in counts.items() if cases)
+
+
+def _mean_and_interval(block: Mapping[str, Any]) -> str:
+    interval = block["mean_interval"]
+    return number(block["mean"], 3) + (f" ({between(interval, 3)})" if interval else "")

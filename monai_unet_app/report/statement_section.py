@@ -3,7 +3,7 @@
 The numbers are those of `confidence.statement_audit.summarise_statements`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,11 +70,9 @@ def _sizes(sizes: Mapping[str, Any]) -> list[Block]:
 
 
 def _coverage_cells(statement: Mapping[str, Any]) -> tuple[str | Cell, ...]:
-    interval = statement["interval"] and [100 * end for end in statement["interval"]]
-    observed = Cell(percent(statement["observed"], 1), between(interval, 1))
     return (
         percent(statement["wanted"]),
-        observed,
+        Cell(percent(statement["observed"], 1), _between_percents(statement["interval"])),
         _outcome(statement),
         str(statement["subjects"]),
         str(statement["cases"]),
@@ -109,8 +107,8 @@ def _cautious(cautious: Mapping[str, Any]) -> list[Block]:
 
 def _gate(gate: Mapping[str, Any]) -> list[Block]:
     bound = gate["bound"]
-    ends = bound["interval"] and [100 * end for end in bound["interval"]]
-    within = f"; 95 % interval {between(ends, 1)}" if ends else ""
+    ends = _between_percents(bound["interval"])
+    within = f"; 95 % interval {ends}" if ends else ""
     facts = {
         "Verdicts": verdict_counts(gate),
         "Predicted and true Dice": f"rank correlation (Spearman) {number(gate['spearman'], 2)}",
@@ -126,6 +124,10 @@ def _gate(gate: Mapping[str, Any]) -> list[Block]:
         caption = "A result is one class of one case. It should rise from left to right: the most certain are best."
         blocks.append(Chart(partial(risk_coverage_figure, gate["risk_coverage"]), label, caption, width=0.5))
     return blocks
+
+
+def _between_percents(interval: Sequence[float] | None) -> str:
+    return between(interval and [100 * end for end in interval], 1)
 
 
 def _share(counted: Mapping[str, Any]) -> str:

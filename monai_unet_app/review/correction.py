@@ -66,15 +66,15 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
         raise InputRefusedError(
             f"the correction {path.name} is not a file; a NIfTI, SEG or RTSTRUCT with the corrected mask is needed"
         )
-    ending = ".nii.gz" if has_ending(path, (".nii.gz",)) else path.suffix.lower()
+    ending = ".nii.gz" if has_ending(path, (".nii.gz",)) else path.suffix.lower() or ".dcm"
     header = None if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS) else _dicom_header(path)
     if header is not None and header.get("SegmentSequence"):
         numbers, paired_by = _paired_numbers(path, header, case)
-        return Correction(_read_seg(path, numbers, case), paired_by, ending or ".dcm")
+        return Correction(_read_seg(path, numbers, case), paired_by, ending)
     if header is not None:
         _check_regions(path, header, case)
     segmentation = read_segmentation(path, case.image, case.document, case.segmentation.segments)
-    return Correction(segmentation, "image grid", ending or ".dcm")
+    return Correction(segmentation, "image grid", ending)
 
 
 def _dicom_header(path: Path) -> Dataset:
@@ -130,7 +130,7 @@ def _read_seg(path: Path, numbers: Mapping[int, int], case: ReviewedCase) -> Seg
             )
         labels = _label_map(path, case.image)
         if labels is None:
-            order, channels = segment_numbers(path), np.moveaxis(read_segments(path, case.image).array, -1, 0)
+            order, channels = segment_numbers(path), read_segments(path, case.image).channels
             chosen = [order.index(numbers[structure.number]) for structure in case.structures]
             labels = channels if chosen == list(range(len(channels))) else channels[chosen]
             return Segmentation(case.image, labels, case.segmentation.segments)
@@ -263,20 +263,20 @@ def store_training_case(
     subject = _checked(subject or f"study{hashlib.sha256(study.encode()).hexdigest()[:12]}")
     name = f"{subject}_{case.result_sha256[:8]}"
     labels = _exclusive_labels(correction, case)
-    for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    if case.image.planar:
-        _save_picture(case.image.array, folder / "images" / f"{name}.png")
-        _save_picture(labels, folder / "labels" / f"{name}.png")
-    else:
-        write_nifti(case.image.array, case.image, folder / "images" / f"{name}.nii.gz")
-        write_nifti(labels, case.image, folder / "labels" / f"{name}.nii.gz")
+    parts = {folder / "images": case.image.array, folder / "labels": labels}
+    for part in parts:
+        part.mkdir(parents=True, exist_ok=True)
+    for part, array in parts.items():
+        if case.image.planar:
+            _save_picture(array, part / f"{name}.png")
+        else:
+            write_nifti(array, case.image, part / f"{name}.nii.gz")
     provenance = {
         "schema_version": SCHEMA_VERSION,
         "id": name,
         "subject": subject,
         "origin": "corrected by a reader",
-        "bundle": dict(case.document["bundle"]),
+        "bundle": case.document["bundle"],
         "result_sha256": case.result_sha256,
         "modality": case.document["source"]["modality"],
         "labels": {str(structure.number): structure.label for structure in case.structures},

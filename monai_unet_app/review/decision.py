@@ -1,6 +1,5 @@
 """A reader's decision about a result, and what follows from it: a verified report, a record, or a new training case."""
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,16 @@ from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 
 from .correction import Correction, correction_document, read_correction, store_training_case
 from .follow_up import FollowUp, instance_uid, write_follow_up
-from .reviewed_case import ReviewedCase, file_name, find_result, labels_file, named_file, read_result, read_reviewed
+from .reviewed_case import (
+    ReviewedCase,
+    file_name,
+    find_result,
+    labels_file,
+    named_file,
+    read_json,
+    read_result,
+    read_reviewed,
+)
 
 SCHEMA_VERSION = "1.0"
 Decision = Literal["accepted", "corrected", "rejected"]
@@ -53,7 +61,7 @@ class ReviewDecision:
                 f"the decision's decided_at is not a time ({error}); send the page's own decision"
             ) from error
         values = {field.name: document[field.name] for field in fields(cls)}
-        return cls(**{**values, "decided_at": decided_at})
+        return cls(**values | {"decided_at": decided_at})
 
     def document(self) -> dict[str, Any]:
         """The JSON of the decision, as a page writes it."""
@@ -62,14 +70,7 @@ class ReviewDecision:
 
 def read_decision(path: Path) -> ReviewDecision:
     """A decision that a page saved. Raises InputRefusedError if it cannot be read or breaks its schema."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputRefusedError(
-            f"{path.name} cannot be read as JSON ({type(error).__name__}); a decision of a review page is needed; "
-            "check the path"
-        ) from error
-    return ReviewDecision.from_document(document)
+    return ReviewDecision.from_document(read_json(path, "a decision of a review page"))
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def apply_decision(
     record = {
         "page_time": content.pop("decided_at"),
         **content,
-        "bundle": dict(document["bundle"]),
+        "bundle": document["bundle"],
         "applied_at": moment.isoformat(),
         "reviewer": None if context.reviewer is None else asdict(context.reviewer),
         "report": report,

@@ -28,8 +28,8 @@ def shown_window(volume: Volume) -> Shown:
     if window is None:
         window = percentile_window(_sample(volume))
     # PS3.3 C.11.2.1.2.1: LINEAR is centred half a value lower and spans one value less than its width
-    width = window.width - 1.0 if window.function == "LINEAR" else window.width
-    centre = window.center - 0.5 if window.function == "LINEAR" else window.center
+    less = 1.0 if window.function == "LINEAR" else 0.0
+    width, centre = window.width - less, window.center - less / 2
     # A LINEAR window of width 1 is a threshold and spans 0 here; the ends must differ, since grey values are divided
     # by their distance
     ends = centre - width / 2, centre + width / 2 if width > 0 else centre + 0.5
@@ -76,7 +76,7 @@ def window_presets(volume: Volume, modality: str | None, shown: Shown | None = N
 
 
 def _header_window(volume: Volume) -> VoiWindow | None:
-    if volume.provenance.kind != "dicom" or volume.provenance.resampled or volume.array.ndim == 4:
+    if volume.provenance.kind != "dicom" or volume.provenance.resampled:
         return None
     try:
         slices = displays(images_of(volume))

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dicom_io.objects import drawing
-from dicom_io.segmentation import Structure
 from dicom_io.volume import Volume
+from monai_unet_app.report.case_pictures import PATIENT_VIEWS
 
 from .display_window import shown_channel
 from .reviewed_case import ReviewedCase
@@ -27,9 +27,6 @@ COARSER = 1.1
 
 FILL, HEAT = 0.15, 0.8
 """Opacity of a structure inside of its outline, and of the highest uncertainty."""
-
-PLANES = ("sagittal", "coronal", "axial")
-_EDGES = (("A", "P", "S", "I"), ("R", "L", "S", "I"), ("R", "L", "A", "P"))  # of PLANES: left, right, upper, lower edge
 
 
 @dataclass(frozen=True)
@@ -110,8 +107,7 @@ def anatomical_slices(volume: Volume, box: tuple[slice, ...]) -> tuple[list[int]
         distance of two slices of the box.
     """
     first, count, steps = [0, 0, 0], [0, 0, 0], [1, 1, 1]
-    turn = ornt_transform(io_orientation(volume.affine_ras), axcodes2ornt(("L", "P", "S")))
-    for axis, (target, direction) in enumerate(turn):
+    for axis, (target, direction) in enumerate(_turn(volume)):
         size = volume.shape[axis]
         held = range(size)[box[axis]]
         # An axis that runs against L, P or S is numbered from its other end
@@ -120,13 +116,18 @@ def anatomical_slices(volume: Volume, box: tuple[slice, ...]) -> tuple[list[int]
     return first, count, steps
 
 
+def _turn(volume: Volume) -> NDArray[Any]:
+    """Turns the axes of an array to L, P, S, as nibabel's `apply_orientation` takes it."""
+    return np.asarray(ornt_transform(io_orientation(volume.affine_ras), axcodes2ornt("LPS")))
+
+
 @dataclass(frozen=True)
 class _View:
     """A case seen along one of its axes.
 
     Attributes:
         case: The case.
-        turn: Turns the axes of an array to L, P, S, as nibabel's `apply_orientation` takes it; None for a picture.
+        turn: The `_turn` of the image; None for a picture.
         across: The turned axis across which the sections lie.
         window: (black, white) of the image.
         note: A remark about the window for the caption; may be empty.
@@ -143,10 +144,9 @@ class _View:
         volume = case.image
         if volume.planar:
             return cls(case, None, 2, *(case.window or ((0.0, 255.0), "")))
-        own = io_orientation(volume.affine_ras)
-        turn = ornt_transform(own, axcodes2ornt(("L", "P", "S")))
+        turn = _turn(volume)
         assert case.window is not None  # in a volume, channels are no colours
-        return cls(case, turn, int(own[slice_axis(volume), 0]), *case.window)
+        return cls(case, turn, int(turn[slice_axis(volume), 0]), *case.window)
 
     @property
     def in_plane(self) -> tuple[int, int]:
@@ -176,9 +176,10 @@ class _View:
         """The picture of a section; `heat` paints the uncertainty on it."""
         box = self._box()
         picture, legend = self._painted(index, box, heat=heat)
-        letters = None if self.turn is None else _EDGES[self.across]
-        count = self.turned(self.case.segmentation.covered).shape[self.across]
-        caption = "picture" if self.turn is None else f"{PLANES[self.across]} {index + 1} of {count}"
+        caption, letters = "picture", None
+        if self.turn is not None:
+            plane, letters = PATIENT_VIEWS[self.across]
+            caption = f"{plane} {index + 1} of {self.turned(self.case.segmentation.covered).shape[self.across]}"
         caption += f"; grey: {self.note}" if self.note else ""
         framed = drawing.framed(picture, letters, ["colour: uncertainty, dark to bright"] if heat else [], legend)
         return KeySection(title, caption, framed.pixels, self._place(index))
@@ -193,14 +194,14 @@ class _View:
             values = np.ascontiguousarray(self.plane(self.case.uncertainty, index)[box])
             _paint_uncertainty(picture, drawing.smooth(values, size))
         masks = (
-            (structure.segment.drawn_label, structure.segment.rgb, self._mask(structure, index)[box])
+            (
+                structure.segment.drawn_label,
+                structure.segment.rgb,
+                structure.within(self.plane(structure.labels, index)[box]),
+            )
             for structure in self.case.structures
         )
         return drawing.with_masks(picture, masks, 0.0 if heat else FILL)
-
-    def _mask(self, structure: Structure, index: int) -> NDArray[np.bool_]:
-        """The voxels of a structure in a section; its mask on the whole grid is never made."""
-        return structure.within(self.plane(structure.labels, index))
 
     def _grey(self, image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
         """Shape (rows, columns, 3), 0 to 255."""
@@ -213,10 +214,10 @@ class _View:
 
     def _pixel(self) -> tuple[float, float]:
         """Distance of neighbouring pixels of a section to the right and downwards, in mm; 1 for a picture."""
-        volume, (right, down) = self.case.image, self.in_plane
-        # io_orientation gives the patient axis of each array axis; argsort gives the array axis of each patient axis
-        own_axes = range(3) if self.turn is None else np.argsort(io_orientation(volume.affine_ras)[:, 0])
-        return volume.spacing_mm[own_axes[right]], volume.spacing_mm[own_axes[down]]
+        spacing_mm, (right, down) = self.case.image.spacing_mm, self.in_plane
+        # The turn gives the patient axis of each array axis; argsort gives the array axis of each patient axis
+        own_axes = range(3) if self.turn is None else np.argsort(self.turn[:, 0])
+        return spacing_mm[own_axes[right]], spacing_mm[own_axes[down]]
 
     def _box(self) -> tuple[slice, slice]:
         """(rows, columns) around the structures of all sections: twice their extent, at least SHOWN_MM."""
@@ -238,7 +239,7 @@ class _View:
         if self.turn is not None:
             # From an index of the turned array to an index of the image's own array, then to millimetres
             voxel = inv_ornt_aff(self.turn, self.case.image.shape) @ voxel
-        x, y, z = (float(value) for value in (self.case.image.affine_ras @ voxel)[:3])
+        x, y, z = (self.case.image.affine_ras @ voxel)[:3].tolist()
         return x, y, z
 
 

@@ -19,8 +19,8 @@ from nibabel.orientations import io_orientation
 
 from dicom_io.segmentation import Structure
 from monai_unet_app.errors import UsageError
-from monai_unet_app.report.blocks import Facts, Lines, Text
-from monai_unet_app.report.html import environment, render
+from monai_unet_app.report.blocks import Facts, Text
+from monai_unet_app.report.html import environment, render, report_style
 
 from .display_window import shown_channel, window_presets
 from .embedded import UNCERTAINTY_STEPS, Embedded
@@ -57,21 +57,22 @@ def render_page(
     Raises:
         UsageError: The page may not send to this URL.
     """
-    verdict, reasons = gate(case)
     library, script = (_static(LIBRARY) if embedded.layers else ""), _static("review.js")
-    style = _report_style() + _static("review.css") + _colours(case.structures)
+    style = report_style() + _static("review.css") + _colours(case.structures)
     sentences = statements(case) + ([embedded.note] if embedded.note else [])
-    blocks = {
-        "verdict": render(verdict),
-        "reasons": render(Lines(tuple(("bad", "Reason:", reason) for reason in reasons))) if reasons else "",
+    markup = {
+        "gate": "\n".join(map(render, gate(case))),
         "table": _with_swatches(render(structure_table(case)), case.structures),
         "statements": "\n".join(render(Text(sentence)) for sentence in sentences),
         "facts": render(Facts(facts(case))),
+        "style": style,
+        "library": library,
+        "script": script,
+        "data": _json(_data(case, sections, embedded)),
     }
-    sources = {"style": style, "library": library, "script": script, "data": _json(_data(case, sections, embedded))}
     template = environment(__package__).get_template("page.html")
     return template.render(
-        {name: Markup(text) for name, text in (blocks | sources).items()},
+        {name: Markup(text) for name, text in markup.items()},
         case=case,
         patient=patient,
         sections=sections,
@@ -125,34 +126,32 @@ def _with_swatches(table: str, structures: Iterable[Structure]) -> str:
 
 def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) -> dict[str, Any]:
     """The data of the case for the script."""
+    source = case.document["source"]
     return {
         "case": case.id,
         "file_name": file_name(case.id),
         "result_sha256": case.result_sha256,
         "labels_sha256": case.labels_sha256,
-        "structures": [_structure(structure) for structure in case.structures],
+        "structures": _structures(case.structures),
         "planar": case.image.planar,
         "places": [list(section.place_mm) for section in sections],
         "window": embedded.window,
-        "windows": window_presets(shown_channel(case.image), case.document["source"]["modality"], case.window),
-        "unit": {
-            "values": "HU" if case.document["source"]["modality"] == "CT" else "",
-            "lengths": case.document["source"]["unit"],
-        },
+        "windows": window_presets(shown_channel(case.image), source["modality"], case.window),
+        "unit": {"values": "HU" if source["modality"] == "CT" else "", "lengths": source["unit"]},
         # The viewer holds a part of a large image; its numbers of slices must be those of the captions
         "slices": dict(zip(("first", "count", "step"), anatomical_slices(case.image, embedded.box), strict=True)),
         "across": int(io_orientation(case.image.affine_ras)[slice_axis(case.image), 0]),
         "steps": UNCERTAINTY_STEPS,
         "layers": [
             {"name": layer.name, "kind": layer.kind}
-            | ({"structures": [_structure(structure) for structure in layer.structures]} if layer.structures else {})
+            | ({"structures": _structures(layer.structures)} if layer.structures else {})
             for layer in embedded.layers
         ],
     }
 
 
-def _structure(structure: Structure) -> dict[str, Any]:
-    return {"number": structure.number, "label": structure.label, "rgb": list(structure.segment.rgb)}
+def _structures(structures: Iterable[Structure]) -> list[dict[str, Any]]:
+    return [{"number": each.number, "label": each.label, "rgb": list(each.segment.rgb)} for each in structures]
 
 
 def _json(document: object) -> str:
@@ -165,7 +164,3 @@ def _json(document: object) -> str:
 def _static(name: str) -> str:
     content = (files(__package__) / "static" / name).read_bytes()
     return (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8")
-
-
-def _report_style() -> str:
-    return (files("monai_unet_app.report") / "report.css").read_text(encoding="utf-8")

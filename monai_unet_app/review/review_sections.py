@@ -34,11 +34,11 @@ VERDICTS: dict[str | None, tuple[str, Tone]] = {
 _BAND = re.compile(r"^ece_band_([\d.]+)(mm|px)$")
 
 
-def gate(case: ReviewedCase) -> tuple[Conclusion, list[str]]:
-    """The quality gate's verdict, and its reasons."""
+def gate(case: ReviewedCase) -> list[Block]:
+    """The quality gate's verdict, and its reasons if it has some."""
     assessment = case.document["assessment"] or {}
-    words, tone = VERDICTS[assessment.get("verdict")]
-    return Conclusion(words, tone), list(assessment.get("reasons", []))
+    verdict, reasons = Conclusion(*VERDICTS[assessment.get("verdict")]), assessment.get("reasons")
+    return [verdict, *([Lines(tuple(("bad", "Reason:", reason) for reason in reasons))] if reasons else [])]
 
 
 def structure_table(case: ReviewedCase) -> Table:
@@ -63,6 +63,7 @@ def statements(case: ReviewedCase) -> list[str]:
     """Sentences about the model and about this result."""
     sentences = [calibration_sentence(case)]
     assessment = case.document["assessment"]
+    stated = assessment or {}
     if assessment is None:
         sentences.append("The model states nothing about single results: there is no interval and no quality gate.")
     elif assessment["shift"] is not None:
@@ -72,12 +73,12 @@ def statements(case: ReviewedCase) -> list[str]:
             "above "
             f"{assessment['shift_limit']:.2g})."
         )
-    if (assessment or {}).get("interval_images"):
+    if stated.get("interval_images"):
         sentences.append(
             "The intervals are the wider intervals, for images of other scanners and hospitals than those of the calibration."
         )
     if any("dice_at_least" in row and "predicted_dice" not in row for row in case.rows):
-        correlation = (assessment or {}).get("dice_rank_correlation", 0)
+        correlation = stated.get("dice_rank_correlation", 0)
         sentences.append(
             "No Dice is predicted for structures that look fine, only a lower bound: for subjects that the model had not "
             "seen, its "
@@ -144,12 +145,11 @@ def facts(case: ReviewedCase) -> dict[str, str]:
 
 def paper(case: ReviewedCase, patient: Mapping[str, str], sections: list[KeySection]) -> Iterator[Block]:
     """The review on paper: the content of the page without the viewer, and lines for a handwritten decision."""
-    verdict, reasons = gate(case)
+    verdict, *reasons = gate(case)
     yield Title(headline(patient, case.id))
     yield verdict
     yield Text(MARK)
-    if reasons:
-        yield Lines(tuple(("bad", "Reason:", reason) for reason in reasons))
+    yield from reasons
     if patient:
         yield Facts(patient)
     yield Heading("Structures")
@@ -235,8 +235,7 @@ def _grade(row: Mapping[str, Any], coverage: float | None) -> Cell:
     """The gate's verdict with the Dice that it predicts and the lower bound of the Dice."""
     if "predicted_dice" not in row and "dice_at_least" not in row:
         return Cell("–")
-    verdict = str(row.get("verdict", "–"))
+    verdict = row.get("verdict")
     below = f"at least {row['dice_at_least']:.2f}{_often(coverage)}" if "dice_at_least" in row else ""
-    tone: Tone = "good" if verdict == "accept" else "bad" if verdict in ("review", "reject") else ""
     dice = f", {row['predicted_dice']:.2f}" if "predicted_dice" in row else ""
-    return Cell(verdict + dice, below, tone)
+    return Cell((verdict or "–") + dice, below, VERDICTS[verdict][1])

@@ -151,14 +151,19 @@ def find_result(path: Path) -> Path:
 
 def read_result(path: Path) -> dict[str, Any]:
     """The content of a `result.json`. Raises InputRefusedError if it cannot be read or breaks its schema."""
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputRefusedError(
-            f"{path.name} cannot be read as JSON ({type(error).__name__}); a result.json is needed; check the path"
-        ) from error
+    document: dict[str, Any] = read_json(path, "a result.json")
     validate(document, "result")
     return document
+
+
+def read_json(path: Path, needed: str) -> Any:
+    """The content of a JSON file. Raises InputRefusedError, with what is `needed` instead, if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputRefusedError(
+            f"{path.name} cannot be read as JSON ({type(error).__name__}); {needed} is needed; check the path"
+        ) from error
 
 
 def is_exclusive(document: Mapping[str, Any]) -> bool:
@@ -325,8 +330,7 @@ def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDA
     if "probabilities" in files:
         probabilities = read_volume(named_file(path, document, "probabilities"))
         check_same_place(probabilities, volume, files["probabilities"])
-        array = probabilities.array if probabilities.array.ndim == 4 else probabilities.array[..., None]
-        return normalised_entropy(np.moveaxis(array, -1, 0), exclusive=is_exclusive(document))
+        return normalised_entropy(probabilities.channels, exclusive=is_exclusive(document))
     if "pm" in files:
         with refusing_as(files["pm"]):
             values = read_parametric_map(named_file(path, document, "pm"), volume).array

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def site_key(path: Path, holder: str) -> SiteKey:
     """
     if not path.exists():
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        # O_EXCL and the mode at creation: no other key is overwritten, and nobody else can read this key at any moment.
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        # "x" and the mode at creation: no other key is overwritten, and nobody else can read this key at any moment.
+        with open(path, "xb", opener=partial(os.open, mode=0o600)) as stream:
             stream.write(pem)
     try:
         key = load_pem_private_key(path.read_bytes(), None)
@@ -138,8 +139,7 @@ def _blocks(acceptance: Acceptance, key: SiteKey, digest: str) -> list[Block]:
         ),
         Text(
             f"PatientName and PatientID of everything that was sent begin with {PATIENT}; these objects stay where they "
-            "were sent until "
-            "somebody deletes them.",
+            "were sent until somebody deletes them.",
             note=True,
         ),
     ]

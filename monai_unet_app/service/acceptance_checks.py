@@ -2,10 +2,10 @@
 
 import ipaddress
 import json
-import queue
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,7 +104,7 @@ class Acceptance:
             "schema_version": "1.1",
             "passed": self.passed,
             "limits": {"place_mm": MOST_PLACE_MM, "volume_ml": MOST_VOLUME_ML},
-            **{name: value for name, value in asdict(self).items() if name != "checks"},
+            **asdict(self),
             "checks": [{**asdict(check), "passed": check.passed} for check in self.checks],
         }
 
@@ -157,26 +157,23 @@ class TrailReader:
 
 def result_within(seconds: float, work: Callable[[], StepResult]) -> StepResult:
     """The result of a step; a fault if the step fails, or gives no result within so many seconds."""
-    answers: queue.SimpleQueue[StepResult | BaseException] = queue.SimpleQueue()
+    answer: Future[StepResult] = Future()
 
     def run() -> None:
         try:
-            answers.put(work())
+            answer.set_result(work())
         except BaseException as error:
-            answers.put(error)
+            answer.set_exception(error)
 
     # A thread cannot be ended from outside: a step that takes too long goes on, and as a daemon it does not keep the
     # program from ending.
     threading.Thread(target=run, daemon=True).start()
-    try:
-        answer = answers.get(timeout=seconds)
-    except queue.Empty:
+    if not wait([answer], seconds).done:
         return StepResult(f"no answer within {seconds:.0f} s", fault=True)
-    if isinstance(answer, (DicomIoError, AppError, OSError)):
-        return StepResult(str(answer), fault=True)
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+    try:
+        return answer.result()
+    except (DicomIoError, AppError, OSError) as error:
+        return StepResult(str(error), fault=True)
 
 
 def address_of_node(host: str, networks: Sequence[str]) -> str:
@@ -234,9 +231,9 @@ def label_errors(before: Volume, after: Volume) -> tuple[float, float]:
     from scipy.spatial import KDTree
 
     place_mm, volume_ml = 0.0, 0.0
-    masks = [_masks(volume) for volume in (before, after)]
-    for label in sorted(set(masks[0]) | set(masks[1])):
-        first, second = _centres_mm(before, masks[0].get(label)), _centres_mm(after, masks[1].get(label))
+    all_first, all_second, none = _centres_mm(before), _centres_mm(after), np.empty((0, 3))
+    for label in sorted(all_first.keys() | all_second.keys()):
+        first, second = all_first.get(label, none), all_second.get(label, none)
         volume_ml = max(volume_ml, abs(len(first) * before.voxel_ml - len(second) * after.voxel_ml))
         if not len(first) or not len(second):
             return np.inf, volume_ml
@@ -246,15 +243,12 @@ def label_errors(before: Volume, after: Volume) -> tuple[float, float]:
     return place_mm, volume_ml
 
 
-def _masks(volume: Volume) -> dict[int, NDArray[np.bool_]]:
-    """Label -> its mask, shape (I, J, K); labels without voxels are left out."""
-    if volume.array.ndim == 3:
-        return {int(label): volume.array == label for label in np.unique(volume.array) if label != 0}
-    channels = {number + 1: volume.array[..., number] != 0 for number in range(volume.array.shape[3])}
-    return {label: mask for label, mask in channels.items() if mask.any()}
-
-
-def _centres_mm(volume: Volume, mask: NDArray[np.bool_] | None) -> NDArray[np.float64]:
-    """Shape (N, 3): centres of the voxels of a mask, shape (I, J, K), in LPS mm."""
-    indices = np.empty((0, 3)) if mask is None else np.argwhere(mask)
-    return indices @ volume.affine_lps[:3, :3].T + volume.affine_lps[:3, 3]
+def _centres_mm(volume: Volume) -> dict[int, NDArray[np.float64]]:
+    """Label -> centres of its voxels in LPS mm, shape (N, 3); labels without voxels are left out."""
+    array, affine_lps = volume.array, volume.affine_lps
+    if array.ndim == 3:
+        masks = {int(label): array == label for label in np.unique(array) if label != 0}
+    else:
+        masks = {number + 1: array[..., number] != 0 for number in range(array.shape[3])}
+    indices = {label: np.argwhere(mask) for label, mask in masks.items() if mask.any()}
+    return {label: points @ affine_lps[:3, :3].T + affine_lps[:3, 3] for label, points in indices.items()}

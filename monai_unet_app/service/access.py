@@ -47,8 +47,7 @@ def decides(request: Request) -> Holder:
         raise HTTPException(
             403,
             f"only a person may decide; {holder.name} is not a person's name; a token with a name such as Rossi^Anna and "
-            "the role "
-            "reviewer is needed; monai-unet node token makes it",
+            "the role reviewer is needed; monai-unet node token makes it",
         )
     return holder
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,14 +24,15 @@ class _ArrivingStudy:
         unrecorded: Instances that the queue does not know of.
         last: Time of the last instance by the monotonic clock.
         is_declared: The study was declared complete.
-        series: SeriesInstanceUID -> number of its instances that are here, and the largest count that one of their headers
-            states; 0 where none states any.
+        here: SeriesInstanceUID -> number of its instances that are here.
+        told: SeriesInstanceUID -> the largest count that one of their headers states; 0 where none states any.
     """
 
     unrecorded: int = 0
     last: float = field(default_factory=time.monotonic)
     is_declared: bool = False
-    series: dict[str, tuple[int, int]] = field(default_factory=dict)
+    here: Counter[str] = field(default_factory=Counter)
+    told: Counter[str] = field(default_factory=Counter)
 
 
 class Arrivals:
@@ -56,10 +58,10 @@ class Arrivals:
         # The header is read outside the lock, so that no other sender waits for the disk.
         told = _count_in_header(stored.path)
         with self._lock:
-            if study in self._studies and series in self._studies[study].series:  # it may just have become complete
-                here, told_before = self._studies[study].series[series]
+            arriving = self._studies.get(study)
+            if arriving is not None and series in arriving.here:  # it may just have become complete
                 # Of headers that state different counts the largest holds (decision 0026).
-                self._studies[study].series[series] = here, max(told, told_before)
+                arriving.told[series] = max(told, arriving.told[series])
 
     def add(self, study: str, count: int, series: str = "") -> None:
         """Adds so many files of a study that were not on the disk before; 0: the study is on the disk already and arrives."""
@@ -67,8 +69,7 @@ class Arrivals:
             arriving = self._studies.setdefault(study, _ArrivingStudy())
             arriving.unrecorded, arriving.last = arriving.unrecorded + count, time.monotonic()
             arriving.is_declared = False
-            here, told = arriving.series.get(series, (0, 0))
-            arriving.series[series] = here + count, told
+            arriving.here[series] += count
 
     def declare_complete(self, study: str) -> None:
         """Notes that a study was declared complete; this holds until another instance comes."""
@@ -94,7 +95,7 @@ class Arrivals:
         """
         with self._lock:
             arriving = self._studies[study]
-            has_all = all(0 < told <= here for here, told in arriving.series.values())
+            has_all = all(0 < arriving.told[series] <= here for series, here in arriving.here.items())
             silent_s = time.monotonic() - arriving.last
             is_quiet = silent_s >= stable_s * (_SHORTER if has_all else 1.0)
             # A job is made from what the queue knows, so a study with unrecorded instances is never complete.

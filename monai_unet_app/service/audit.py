@@ -25,17 +25,16 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dicom_io.files import sync_folder
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
-
-if TYPE_CHECKING:
-    from monai_unet_app.service.database import Database
+from monai_unet_app.service.database import Database, Head
 
 BEGIN = "0" * 64
 """`previous` of the first line."""
@@ -48,19 +47,6 @@ _logger = logging.getLogger(__name__)
 
 class TrailError(AppError):
     """The audit trail cannot be written: a fault of the node, whatever it was asked for."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The last line of a trail.
-
-    Attributes:
-        n: Number of the line; 0 for an empty trail.
-        digest: sha256 of the line.
-    """
-
-    n: int
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -97,9 +83,7 @@ class Key:
 class AuditTrail:
     """A file that grows; one process at a time may write to it."""
 
-    def __init__(
-        self, path: Path, key_file: Path | None = None, database: "Database | None" = None, *, new_key: bool = False
-    ) -> None:
+    def __init__(self, path: Path, key_file: Path | None, database: Database, *, new_key: bool = False) -> None:
         """Opens the trail, and makes it and its key if need be. Half a line that a crash left is moved to a file beside it.
 
         A trail of an earlier version, which is not signed, gets a line "signed from here on".
@@ -121,11 +105,11 @@ class AuditTrail:
         _set_torn_line_aside(path)
         new = key_file.with_name(key_file.name + ".new")
         _finish_new_key(path, key_file, new)
-        key, head = read_key(key_file), database.head() if database else None
+        key, head = read_key(key_file), database.head()
         if key is not None and new_key:
             raise UsageError(f"{key_file} exists; --new-audit-key is only for a lost key; leave it out")
         verified = verify(path, key, head or Head(0, BEGIN))
-        was_signed = key is None and _is_signed(path)
+        was_signed = key is None and any("key" in line and "hmac" in line for line in entries(path))
         if was_signed and not new_key:
             raise UsageError(
                 f"{path} is signed, and its key {key_file} is missing; the key is needed to go on; put it back from its "
@@ -149,8 +133,7 @@ class AuditTrail:
             self._key = key
         # A kill between line and commit leaves a trail that is longer than its head; the lines were verified above, and
         # the head follows.
-        if database is not None:
-            database.record_head(self._head)
+        database.record_head(self._head)
 
     def write(self, event: str, **facts: Any) -> None:
         """Adds a line, forces it to the disk, and lets the database remember it within the transaction that is open, if any.
@@ -172,15 +155,12 @@ class AuditTrail:
             Whether the trail has the line.
 
         Raises:
-            TrailError, OSError: As `write`, for a trail without a database.
             sqlite3.Error: The database cannot keep the line either.
         """
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
             self.write(event, **facts)
         except (OSError, TrailError) as error:
-            if self._database is None:
-                raise
             self._database.keep_line(event, {**facts, "at": at})
             _logger.error("%s; until then the database keeps the line: %s", error, event)
             return False
@@ -197,21 +177,20 @@ class AuditTrail:
             self._check_file()
             with self.path.open("rb+"):
                 pass
-        if self._database is not None and self._database.kept_lines():
+        if self._database.kept_lines():
             self._add([])
 
     def _add(self, lines: list[tuple[str, dict[str, Any]]]) -> None:
         # The database is locked before the trail: a caller that records other changes with the line has locked it already.
-        with self._database.transaction() if self._database else nullcontext(), self._lock, _as_trail_error(self.path):
+        with self._database.transaction(), self._lock, _as_trail_error(self.path):
             self._check_file()
             # A kill before the commit writes kept lines twice, with the same `at`.
-            kept = self._database.kept_lines() if self._database else []
+            kept = self._database.kept_lines()
             for event, facts in (*kept, *lines):
                 self._append(event, facts)
-            if self._database is not None:
-                self._database.record_head(self._head)
-                if kept:
-                    self._database.forget_kept_lines()
+            self._database.record_head(self._head)
+            if kept:
+                self._database.forget_kept_lines()
 
     def _append(self, event: str, facts: Mapping[str, Any]) -> None:
         line = {
@@ -272,8 +251,7 @@ def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Veri
     if head is not None and last.n < head.n:
         raise InputRefusedError(
             f"{path.name} has {last.n} line(s), but the node's database records line {head.n}; lines were removed from its "
-            "end, "
-            "or the file was deleted; put the whole trail back from a copy. If there is no copy, also move node.sqlite "
+            "end, or the file was deleted; put the whole trail back from a copy. If there is no copy, also move node.sqlite "
             "away: the node continues from the rest of the trail, and later decisions are lost"
         )
     if key is not None and last.n and not signed:
@@ -347,7 +325,7 @@ def read_key(path: Path) -> Key | None:
 
 def _write_key(key: Key, path: Path) -> None:
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+    with open(path, "x", opener=partial(os.open, mode=0o600)) as stream:
         stream.write(key.secret.hex() + "\n")
         stream.flush()
         os.fsync(stream.fileno())
@@ -370,10 +348,6 @@ def _finish_new_key(trail: Path, key_file: Path, new: Path) -> None:
 def _rename(new: Path, key_file: Path) -> None:
     new.replace(key_file)
     sync_folder(key_file.parent)
-
-
-def _is_signed(trail: Path) -> bool:
-    return any("key" in line and "hmac" in line for line in entries(trail))
 
 
 def entries(trail: Path) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from uuid import uuid4
 
 from dicom_io.kinds import KIND, kind_of_class
 from dicom_io.net.destination import Destination, Dimse
@@ -31,8 +32,18 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.data.itk_bridge import check_by_itk
 from monai_unet_app.errors import AppError, UsageError
-from monai_unet_app.service import acceptance_checks as checks
 from monai_unet_app.service import phantoms
+from monai_unet_app.service.acceptance_checks import (
+    Acceptance,
+    Check,
+    State,
+    StepResult,
+    TrailReader,
+    address_of_node,
+    compare_labels,
+    result_within,
+    source_address,
+)
 from monai_unet_app.service.rows import state_of
 from monai_unet_app.service.site_file import Rule, Site
 from monai_unet_app.service.work import misfits, verdict_of
@@ -66,7 +77,7 @@ class Commissioning:
     result_s: float = 120.0
 
 
-OnCheck = Callable[[checks.Check, int, int], None]
+OnCheck = Callable[[Check, int, int], None]
 """Called with each check as soon as it is done, its number from 1, and the number of all checks."""
 
 
@@ -76,7 +87,7 @@ def commission(
     *,
     on_check: OnCheck = lambda check, number, total: None,
     on_wait: Callable[[str], None] = lambda text: None,
-) -> checks.Acceptance:
+) -> Acceptance:
     """Checks every destination of a site, and its node.
 
     Args:
@@ -91,9 +102,7 @@ def commission(
     settings = settings or Commissioning()
     _check_rule_names(site, settings)
     began = datetime.now(UTC).isoformat(timespec="seconds")
-    report = checks.Acceptance(
-        site.path.name, began, _versions(), _bundles(site.rules), unchecked(site, live=settings.live)
-    )
+    report = Acceptance(site.path.name, began, _versions(), _bundles(site.rules), unchecked(site, live=settings.live))
     # A step that took too long may still write here while the folder is deleted.
     with tempfile.TemporaryDirectory(prefix="commission-", ignore_cleanup_errors=True) as scratch:
         run = _Run(site, settings, Path(scratch), on_wait)
@@ -152,7 +161,7 @@ class _Step:
 
     title: str
     where: str
-    work: Callable[[], checks.StepResult]
+    work: Callable[[], StepResult]
     needs: "tuple[_Step, ...]" = ()
     most_s: float = 60.0
 
@@ -180,18 +189,17 @@ class _Run:
         self.until = time.monotonic() + settings.limit_s
         self.longest_s = settings.result_s + site.node.stable_s
         self.node = _node(site, settings)
-        self.trail = checks.TrailReader(site.node.folder / "audit.jsonl")
+        self.trail = TrailReader(site.node.folder / "audit.jsonl")
         self.sent = {rule.name: _Sent() for rule in site.rules}
-        self._states: dict[_Step, checks.State] = {}
-        self._folders = 0
+        self._states: dict[_Step, State] = {}
 
     def steps(self) -> list[_Step]:
         """All steps, in order. The first send nothing but C-ECHO and queries, and all others need them."""
         live = self.site.rules if self.settings.live else ()
         first = [_Step("answers", _where(peer), partial(_answers, peer)) for peer in self.site.destinations.values()]
         if live:
-            first.append(_Step("accepts this program", "node", self._is_let_in))
-            first.append(_Step("answers", "node", partial(_answers, self.node), (first[-1],)))
+            let_in = _Step("accepts this program", "node", self._is_let_in)
+            first += [let_in, _Step("answers", "node", partial(_answers, self.node), (let_in,))]
             first += [_Step("an example fits", f"rule {rule.name}", partial(self._fits, rule)) for rule in live]
         second = [
             _Step("the gate accepts the example", f"rule {rule.name}", partial(self._expect, rule), tuple(first), 300.0)
@@ -199,31 +207,30 @@ class _Run:
         ]
         return [*first, *second, *self._at_destinations((*first, *second)), *self._through_node((*first, *second))]
 
-    def try_step(self, step: _Step) -> checks.Check:
+    def try_step(self, step: _Step) -> Check:
         """Carries out a step, unless a step that it needs did not pass or the time is over."""
         left, seconds = self.until - time.monotonic(), 0.0
-        state: checks.State = "not tried"
+        state: State = "not tried"
         if any(self._states[needed] != "passed" for needed in step.needs):
-            result = checks.StepResult("a check before it did not pass")
+            result = StepResult("a check before it did not pass")
         elif left <= 0:
-            result = checks.StepResult(
+            result = StepResult(
                 f"the time limit was reached ({self.settings.limit_s / 60:g} min); allow more with --limit-min"
             )
         else:
             begin = time.perf_counter()
-            result = checks.result_within(min(step.most_s, left), step.work)
+            result = result_within(min(step.most_s, left), step.work)
             state, seconds = "failed" if result.fault else "passed", round(time.perf_counter() - begin, 3)
         self._states[step] = state
-        return checks.Check(step.title, step.where, state, seconds, result.text, result.place_mm, result.volume_ml)
+        return Check(step.title, step.where, state, seconds, result.text, result.place_mm, result.volume_ml)
 
     def folder(self) -> Path:
         """A folder that does not exist yet."""
-        self._folders += 1
-        return self.scratch / str(self._folders)
+        return self.scratch / uuid4().hex
 
     # before anything is sent
 
-    def _is_let_in(self) -> checks.StepResult:
+    def _is_let_in(self) -> StepResult:
         """Whether the site file lets this program call the node."""
         faults, senders, ae_title = [], self.site.node.senders, self.settings.calling_ae_title
         if senders and ae_title not in senders:
@@ -232,18 +239,16 @@ class _Run:
                 "and start the node again, or call as one of them with --calling-ae-title"
             )
         assert isinstance(self.node.peer, Dimse)
-        address = checks.source_address(self.node.peer.host)
+        address = source_address(self.node.peer.host)
         networks = self.site.node.networks
         if address and not Listen(networks=networks).lets_in(address):
             faults.append(
                 f"it accepts {', '.join(networks)} (networks), but this program calls from {address}; run it on a machine in "
                 "one of them, give the node's address there with --node-host, or add the address and start the node again"
             )
-        return checks.StepResult(
-            "; ".join(faults) or f"as {ae_title} from {address or 'this machine'}", fault=bool(faults)
-        )
+        return StepResult("; ".join(faults) or f"as {ae_title} from {address or 'this machine'}", fault=bool(faults))
 
-    def _fits(self, rule: Rule) -> checks.StepResult:
+    def _fits(self, rule: Rule) -> StepResult:
         """Whether the node would pick the example for a rule, and deliver a SEG that can be compared."""
         if not self._compared_at(rule):
             raise AppError(
@@ -257,12 +262,11 @@ class _Run:
         if reasons:
             raise AppError(
                 f"the rule would not pick the example: it requires {' and '.join(reasons)}; name another example with "
-                "--example "
-                f"{rule.name}=PATH"
+                f"--example {rule.name}=PATH"
             )
-        return checks.StepResult(f"{series.frame_count} images that the rule picks")
+        return StepResult(f"{series.frame_count} images that the rule picks")
 
-    def _expect(self, rule: Rule) -> checks.StepResult:
+    def _expect(self, rule: Rule) -> StepResult:
         """Segments the rule's example with this program; the node must deliver the same labels."""
         from monai_unet_app.bundle import load_bundle
         from monai_unet_app.config import PredictConfig
@@ -279,7 +283,7 @@ class _Run:
                     f"with --example {rule.name}=PATH"
                 )
             self.sent[rule.name].expected[axes] = case.segmentation.label_volume
-        return checks.StepResult(f"{len(self._axes(rule))} result(s) to compare with")
+        return StepResult(f"{len(self._axes(rule))} result(s) to compare with")
 
     def _axes(self, rule: Rule) -> Sequence[phantoms.Axes]:
         """The orders of axes in which an example is sent: all `AXES` for the shipped example, the given order for others."""
@@ -313,7 +317,7 @@ class _Run:
                 )
                 needs = (stored,)  # a destination that refuses the first phantom is not sent four more
 
-    def _store(self, destination: Destination, orientation: str, sent: list[phantoms.Study]) -> checks.StepResult:
+    def _store(self, destination: Destination, orientation: str, sent: list[phantoms.Study]) -> StepResult:
         study = phantoms.phantom_study(orientation, self.folder())
         sent.append(study)
         # The phantom's SEG is sent as it was written: this step tries the destination, and not the way in which the
@@ -323,9 +327,9 @@ class _Run:
         lost = [outcome for outcome in outcomes if not outcome.is_delivered]
         if lost:
             raise AppError(f"{len(lost)} of {len(outcomes)} objects did not arrive: {lost[0].meaning}")
-        return checks.StepResult(f"{len(outcomes)} objects")
+        return StepResult(f"{len(outcomes)} objects")
 
-    def _retrieve(self, destination: Destination, sent: Sequence[phantoms.Study]) -> checks.StepResult:
+    def _retrieve(self, destination: Destination, sent: Sequence[phantoms.Study]) -> StepResult:
         """Compares the phantom that a destination gives back with the phantom that was sent."""
         (study,) = sent
         assert study.labels is not None
@@ -338,7 +342,7 @@ class _Run:
             raise AppError(f"{len(images)} images and {len(segs)} SEG came back; both are needed")
         volume = read_series(images)
         check_by_itk(volume)  # a second opinion on the geometry in which the labels are compared
-        return checks.compare_labels(
+        return compare_labels(
             study.labels, read_seg(segs[0], volume), f"{fetched.received} objects, read by ITK at the same position"
         )
 
@@ -363,7 +367,7 @@ class _Run:
                 self._all_workers, tuple(taken), self.longest_s * _MOST_ROUNDS,
             )  # fmt: skip
 
-    def _send(self, rule: Rule, count: int) -> checks.StepResult:
+    def _send(self, rule: Rule, count: int) -> StepResult:
         """Sends the studies of a rule at the same time, each over an association of its own."""
         sent, axes = self.sent[rule.name], self._axes(rule)
         sent.studies += [self._made(rule, axes[number % len(axes)]) for number in range(count)]
@@ -371,18 +375,19 @@ class _Run:
         sent.until = time.monotonic() + self.longest_s
         return result
 
-    def _send_studies(self, studies: Sequence[phantoms.Study]) -> checks.StepResult:
+    def _send_studies(self, studies: Sequence[phantoms.Study]) -> StepResult:
         with ThreadPoolExecutor(len(studies)) as pool:
             outcomes = [*chain.from_iterable(pool.map(lambda study: send(self.node, study.files), studies))]
         lost = [outcome for outcome in outcomes if not outcome.is_delivered]
         if lost:
             raise AppError(f"{len(lost)} of {len(outcomes)} images were not taken: {lost[0].meaning}")
-        return checks.StepResult(f"{len(outcomes)} images of {len(studies)} studies")
+        return StepResult(f"{len(outcomes)} images of {len(studies)} studies")
 
-    def _arrived(self, rule: Rule, number: int, destination: Destination) -> checks.StepResult:
+    def _arrived(self, rule: Rule, number: int, destination: Destination) -> StepResult:
         """Compares the SEG of a study that a destination has from the node with the labels that this program computes."""
         sent = self.sent[rule.name]
         began = reported = time.monotonic()
+        until = min(sent.until, self.until)
         study, axes = sent.studies[number], self._axes(rule)
         expected, volume = sent.expected[axes[number % len(axes)]], read_series(study.files)
         modalities = {KIND[name].modality for name in destination.profile.objects if KIND[name].format in rule.formats}
@@ -391,18 +396,16 @@ class _Run:
             present = {str(series.get("Modality", "")) for series in find(destination, Query("series", study.uid))}
             segs = self._segs_of_all(destination, study, volume) if modalities <= present else []
             if segs:
-                results = [
-                    checks.compare_labels(expected, seg, f"{', '.join(sorted(modalities))} are there") for seg in segs
-                ]
+                results = [compare_labels(expected, seg, f"{', '.join(sorted(modalities))} are there") for seg in segs]
                 # A destination may have SEGs of several attempts at the study; a single good SEG shows that it works.
                 return min(results, key=lambda result: (result.fault, result.place_mm is None, result.place_mm or 0.0))
             if refusal := self.trail.refusal(study.uid, rule.name, len(study.files)):
                 raise AppError(f"the node did not deliver it: {refusal}; its status page says why")
-            if time.monotonic() >= min(sent.until, self.until):
+            if time.monotonic() >= until:
                 raise AppError(self._why_nothing(study, modalities - present, destination))
             if time.monotonic() - reported >= _REPORT_S:
                 reported = time.monotonic()
-                waited, left = reported - began, max(0.0, min(sent.until, self.until) - reported)
+                waited, left = reported - began, max(0.0, until - reported)
                 self.on_wait(
                     f"rule {rule.name}: nothing at {destination.name} for {waited:.0f} s, {left:.0f} s more at most"
                 )
@@ -432,7 +435,7 @@ class _Run:
                     segs.append(read_seg(file, volume))
         return segs
 
-    def _all_workers(self) -> checks.StepResult:
+    def _all_workers(self) -> StepResult:
         """Whether as many workers have made results as the site file asks for; sends more studies until they have."""
         workers, rule = self.site.node.workers, self.site.rules[0]
         if not self.trail.can_be_read:
@@ -455,13 +458,13 @@ class _Run:
         count = len(self.trail.workers(studies))
         text = f"{count} of {workers} by the node's audit trail, {len(studies)} studies"
         if count >= workers:
-            return checks.StepResult(text)
-        return checks.StepResult(f"{text}; a worker hangs or does not start: see status page and processes", fault=True)
+            return StepResult(text)
+        return StepResult(f"{text}; a worker hangs or does not start: see status page and processes", fault=True)
 
 
 def _node(site: Site, settings: Commissioning) -> Destination:
     """The node as a destination."""
-    host = settings.node_host or checks.address_of_node(site.node.host, site.node.networks)
+    host = settings.node_host or address_of_node(site.node.host, site.node.networks)
     peer = Dimse(host, site.node.port, site.node.ae_title, settings.calling_ae_title, tls=site.node.tls)
     return Destination("node", peer, answer_s=site.node.idle_s)
 
@@ -470,13 +473,13 @@ def _where(destination: Destination) -> str:
     return f"{destination.name} ({destination.label})"
 
 
-def _answers(destination: Destination) -> checks.StepResult:
-    return checks.StepResult(f"{echo(destination):.2f} s")
+def _answers(destination: Destination) -> StepResult:
+    return StepResult(f"{echo(destination):.2f} s")
 
 
-def _find(destination: Destination, sent: Sequence[phantoms.Study]) -> checks.StepResult:
+def _find(destination: Destination, sent: Sequence[phantoms.Study]) -> StepResult:
     count = len(find(destination, Query(study_instance_uid=sent[0].uid)))
-    return checks.StepResult("1 study" if count == 1 else f"{count} studies, one is needed", fault=count != 1)
+    return StepResult("1 study" if count == 1 else f"{count} studies, one is needed", fault=count != 1)
 
 
 def _modality(path: Path) -> str:

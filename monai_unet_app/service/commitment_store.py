@@ -62,16 +62,16 @@ class Commitments:
     def _accept(self, request: CommitmentRequest) -> None:
         """Records a request; raises `RequestRefusedError` if its transaction came before with other instances."""
         references = json.dumps(request.references)
-        with self._database.transaction() as db:
-            db.execute(
+        with self._database.transaction():
+            self._database.change(
                 # A requestor that missed our answer asks again with the same Transaction UID. Only other references
                 # under that UID are a fault (0131H, PS3.3 C.14.1.1).
                 'INSERT OR IGNORE INTO commitments (ae_title, "transaction", refs, created) VALUES (?, ?, ?, ?)',
-                (*request.key, references, self._database.now_s()),
-            )
+                *request.key, references, self._database.now_s(),
+            )  # fmt: skip
             query = 'SELECT refs FROM commitments WHERE ae_title = ? AND "transaction" = ?'
-            recorded = db.execute(query, request.key).fetchone()["refs"]
-        if recorded != references:
+            recorded = self._database.column(query, *request.key)
+        if recorded != [references]:
             raise RequestRefusedError(DUPLICATE_TRANSACTION, "the transaction came before, with other instances")
 
     def _run(self) -> None:
@@ -107,5 +107,6 @@ class Commitments:
         self._not_before.pop(request.key, None)
 
     def _update(self, change: str, key: tuple[str, str], *values: float) -> None:
-        with self._database.transaction() as db:
-            db.execute(f'UPDATE commitments SET {change} WHERE ae_title = ? AND "transaction" = ?', (*values, *key))
+        self._database.change(
+            f'UPDATE commitments SET {change} WHERE ae_title = ? AND "transaction" = ?', *values, *key
+        )

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from monai_unet_app.errors import UsageError
-from monai_unet_app.service.audit import Head
 from monai_unet_app.service.rows import SCHEMA, Row
 
 _COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state != 'not processed'"
@@ -22,6 +22,19 @@ _COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state !
 
 _READ_S = 2.0
 """How long a query waits for a file that another process keeps from being read."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last line of an audit trail.
+
+    Attributes:
+        n: Number of the line; 0 for an empty trail.
+        digest: sha256 of the line.
+    """
+
+    n: int
+    digest: str
 
 
 class Database:
@@ -107,6 +120,11 @@ class Database:
             finally:
                 self._changing = None
 
+    def change(self, statement: str, *values: Any) -> int:
+        """Executes a statement in the transaction that is open, else in its own; gives the number of rows that it changed."""
+        with self.transaction() as db:
+            return db.execute(statement, values).rowcount
+
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """Rows of a query; within a transaction of this thread, with the changes made so far."""
         if self._changing == threading.get_ident():
@@ -130,9 +148,9 @@ class Database:
         Raises:
             sqlite3.Error: The file cannot be written or read, is locked, or is not the file that was opened.
         """
-        with self.transaction() as db:
+        with self.transaction():
             self._record_clock()
-            (written,) = db.execute("SELECT seconds FROM clock").fetchone()
+            (written,) = self.column("SELECT seconds FROM clock")
         # The open connection would go on with a file that was deleted or replaced; a new connection does not.
         with closing(_open_read_only(self._path)) as other:
             if other.execute("SELECT seconds FROM clock").fetchone()["seconds"] != written:
@@ -148,8 +166,7 @@ class Database:
         return float(self._begun_s) + time.monotonic() - self._opened
 
     def _record_clock(self) -> None:
-        with self.transaction() as db:
-            db.execute("UPDATE clock SET seconds = ?", (self.now_s(),))
+        self.change("UPDATE clock SET seconds = ?", self.now_s())
 
     # the head of the audit trail
 
@@ -159,13 +176,11 @@ class Database:
 
     def record_head(self, head: Head) -> None:
         """Records the last line of the audit trail."""
-        with self.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO audit_head VALUES (1, ?, ?)", (head.n, head.digest))
+        self.change("INSERT OR REPLACE INTO audit_head VALUES (1, ?, ?)", head.n, head.digest)
 
     def keep_line(self, event: str, facts: Mapping[str, Any]) -> None:
         """Keeps a line that the audit trail cannot take now."""
-        with self.transaction() as db:
-            db.execute("INSERT INTO kept_lines (event, facts) VALUES (?, ?)", (event, json.dumps(facts)))
+        self.change("INSERT INTO kept_lines (event, facts) VALUES (?, ?)", event, json.dumps(facts))
 
     def kept_lines(self) -> list[tuple[str, dict[str, Any]]]:
         """Event and facts of the lines that the audit trail could not take, the first line first."""
@@ -174,8 +189,7 @@ class Database:
 
     def forget_kept_lines(self) -> None:
         """Forgets the lines that were kept for the audit trail, which has them now."""
-        with self.transaction() as db:
-            db.execute("DELETE FROM kept_lines")
+        self.change("DELETE FROM kept_lines")
 
     # for `service.restore`
 
@@ -187,9 +201,9 @@ class Database:
 
     def set_next_number(self, table: Literal["jobs", "results"], number: int) -> None:
         """Gives the next job or result this number."""
-        with self.transaction() as db:
-            if not db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (number - 1, table)).rowcount:
-                db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, number - 1))
+        with self.transaction():
+            if not self.change("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", number - 1, table):
+                self.change("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", table, number - 1)
 
 
 def is_locked(error: Exception) -> bool:

@@ -79,9 +79,10 @@ def _write_note(destination: Destination, later: Sequence[Path], replaced: Messa
         if files := [item.file for item in sent if item.sop_instance_uid not in kept]:
             named.append(number)
             objects += files
-    told = {"versions": [number for number, *_ in replaced["versions"]], "why": "its files are lost"}
+    versions = [number for number, *_ in replaced["versions"]]
+    told = {"versions": versions, "named": [], "unnamed": unnamed, "why": "its files are lost", "digest": ""}
     if not objects:
-        return {**told, "named": [], "unnamed": unnamed, "digest": ""}
+        return told
     # highdicom comes with this import; a sender needs it for nothing else.
     from dicom_io.rejection import Program, Rejection, write_rejection_note
 
@@ -95,8 +96,8 @@ def _write_note(destination: Destination, later: Sequence[Path], replaced: Messa
         write_rejection_note(objects, target, Rejection(Program("monai-unet node", __version__), "", moment, text))
     except DicomIoError as error:
         shutil.rmtree(folder)
-        return {**told, "named": [], "unnamed": [*named, *unnamed], "digest": "", "why": str(error)}
-    return {**told, "named": named, "unnamed": unnamed, "digest": digest_of(folder)}
+        return {**told, "unnamed": [*named, *unnamed], "why": str(error)}
+    return {**told, "named": named, "digest": digest_of(folder)}
 
 
 def main() -> None:

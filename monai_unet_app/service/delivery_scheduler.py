@@ -48,40 +48,21 @@ class Outage:
 
 
 class DeliveryScheduler:
-    """Gives the deliveries of a node to senders. The node's loop calls the methods that change something."""
+    """Gives the deliveries of a node to senders. The node's loop calls the methods that change something.
+
+    Attributes:
+        last_delivered: Destination -> when it was last given something since the node began, in seconds since 1970.
+    """
 
     def __init__(self, node: "Node") -> None:
         self._node = node
         self._outages: dict[str, Outage] = {}
-        self._delivered: dict[str, float] = {}  # destination -> seconds since 1970
+        self.last_delivered: dict[str, float] = {}
         self._being_remade: dict[int, str] = {}  # result whose files are lost -> study, until its job has ended
 
     def outages(self) -> dict[str, Outage]:
         """The destinations whose last delivery failed, the longest outage first."""
         return dict(sorted(self._outages.copy().items(), key=lambda item: item[1].since))
-
-    def last_delivered(self, destination: str) -> float | None:
-        """When a destination was last given something, in seconds since 1970; None if never since the node began."""
-        return self._delivered.get(destination)
-
-    def states(self) -> dict[str, dict[str, float]]:
-        """State of the destinations of the site, and of other destinations for which a delivery still waits.
-
-        Returns:
-            Destination -> "pending": number of deliveries that wait for it; "reachable": 0 if the last delivery to it failed,
-            else 1; "paused": 1 while it is left alone after a delivery that failed, else 0; "last_success_timestamp_seconds":
-            time of the last delivery in seconds since 1970, absent if there was none since the node began.
-        """
-        waiting, outages = self._node.queue.waiting_by_destination(), self._outages.copy()
-        return {
-            name: {
-                "pending": float(waiting.get(name, (0, 0.0))[0]),
-                "reachable": float(name not in outages),
-                "paused": float((outage := outages.get(name)) is not None and not outage.pause.is_over),
-                **({"last_success_timestamp_seconds": self._delivered[name]} if name in self._delivered else {}),
-            }
-            for name in dict.fromkeys([*self._node.site.destinations, *waiting])
-        }
 
     def start_deliveries(self) -> None:
         """Gives idle senders the next delivery of each destination that is neither busy nor paused."""
@@ -102,11 +83,11 @@ class DeliveryScheduler:
         if message is None:
             self._record_failure(delivery, child.why_ended)
         elif "lost" in message:
-            self._remake(delivery, str(message["lost"]))
+            self._remake(delivery, message["lost"])
         elif "delivered" in message:
             self._record_delivered(delivery, message)
         else:
-            self._record_failure(delivery, str(message["failed"]))
+            self._record_failure(delivery, message["failed"])
 
     def give_up(self, delivery: Delivery, reason: str) -> None:
         """Ends a delivery that cannot be made; it is a dead letter."""
@@ -127,8 +108,8 @@ class DeliveryScheduler:
     def _record_delivered(self, delivery: Delivery, message: Message) -> None:
         node, count, result = self._node, message["delivered"], self._node.queue.result(delivery.result)
         self._outages.pop(delivery.destination, None)
-        self._delivered[delivery.destination] = time.time()
-        node.durations.add("deliver", float(message["seconds"]))
+        self.last_delivered[delivery.destination] = time.time()
+        node.durations.add("deliver", message["seconds"])
         # A kill before the commit below makes the node send the same bytes under the same UIDs once more (decision
         # 0004): the archive gets no second result.
         with node.queue.transaction():
@@ -171,12 +152,11 @@ class DeliveryScheduler:
         """Records the rejection note that a sender has written, within the transaction that records the delivery."""
         node, named, to = self._node, message.get("named", []), [delivery.destination]
         if named:
-            facts = {"folder": _note_folder(delivery), "digest": message["digest"], "destinations": to}
-            number = node.queue.add_follow_up(result, "rejection note", **facts)
             for version in named:
                 node.queue.mark_replaced(version, delivery.destination)
-            about = {"study": result.study, "result": number, "of": result.id, "replaces": named}
-            node.audit.write("rejection note", **about, **facts)
+            number = node.add_follow_up(
+                result, "rejection note", _note_folder(delivery), message["digest"], to, replaces=named
+            )
             _logger.info(
                 "result %s: note %s rejects the version that it replaces at %s", result.id, number, delivery.destination
             )

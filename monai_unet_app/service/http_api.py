@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Body, Depends, FastAPI, Form, HTTPException, Query, Request
 from fastapi import Path as PathParameter
@@ -28,6 +28,7 @@ from monai_unet_app.service.audit import TrailError
 from monai_unet_app.service.guard import MOST_TEXT_BYTES, TRAIL_FAULT, BoundedRoute, Guard, is_json
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.http_body import copy_upload, is_form, mask_ending, opened_form, receive_file, scratch_file
+from monai_unet_app.service.node import Node
 from monai_unet_app.service.node_metrics import exposition
 from monai_unet_app.service.pages import SOON_S, ReviewPages
 from monai_unet_app.service.reviews import PAGE_S, decide, refuse, release, standing
@@ -37,9 +38,6 @@ from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.status import Viewer, find_page, status_page, waiting_page
 from monai_unet_app.service.tokens import Holder, Tokens
 from monai_unet_app.service.uploads import Upload, kind_of, take_dicom, take_nifti, take_zip
-
-if TYPE_CHECKING:
-    from monai_unet_app.service.node import Node
 
 _LARGEST_NUMBER = 2**63 - 1  # of an SQLite integer
 _PAGE_POLICY = {"Content-Security-Policy": "frame-ancestors 'none'"}
@@ -84,13 +82,8 @@ Reason = Annotated[
 ]
 
 
-def serve(node: "Node", config: HttpConfig) -> HttpServer:
-    """The HTTP server of a node, which runs within `with`. Raises UsageError as `make_app`."""
-    return HttpServer(make_app(node, config), config)
-
-
-def make_app(node: "Node", config: HttpConfig) -> FastAPI:
-    """The web application of a node.
+def serve(node: Node, config: HttpConfig) -> HttpServer:
+    """The HTTP server of a node, which runs within `with`.
 
     Raises:
         UsageError: The file of tokens cannot be used.
@@ -114,10 +107,10 @@ def make_app(node: "Node", config: HttpConfig) -> FastAPI:
     _add_reviews(app, node)
     _add_decisions(app, node)
     _add_repairs(app, node)
-    return app
+    return HttpServer(app, config)
 
 
-def _add_health(app: FastAPI, node: "Node") -> None:
+def _add_health(app: FastAPI, node: Node) -> None:
     # Both in the event loop: the threads for other routes may all be at work at uploads.
     @app.get("/health", summary="The process is alive")
     async def health() -> dict[str, str]:
@@ -138,7 +131,7 @@ def _add_health(app: FastAPI, node: "Node") -> None:
         return Response(exposition(node), media_type="text/plain; version=0.0.4")
 
 
-def _add_pages(app: FastAPI, node: "Node") -> None:
+def _add_pages(app: FastAPI, node: Node) -> None:
     hints = Hints(node.store.folder, node.config.find_by if node.config.show_identity else ())
     no_hints = Hints(node.store.folder, ())
 
@@ -168,7 +161,7 @@ def _add_pages(app: FastAPI, node: "Node") -> None:
         return find_page(node, text, viewer(holder))
 
 
-def _add_studies(app: FastAPI, node: "Node", config: HttpConfig) -> None:
+def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
     @app.post(
         "/studies",
         status_code=202,
@@ -213,7 +206,7 @@ def _add_studies(app: FastAPI, node: "Node", config: HttpConfig) -> None:
         }
 
 
-def _take_upload(node: "Node", path: Path, rule: str, config: HttpConfig) -> Upload:
+def _take_upload(node: Node, path: Path, rule: str, config: HttpConfig) -> Upload:
     """Puts the contents of an upload where C-STORE puts instances."""
     with _errors_as_answers(node):
         kind, most_member = kind_of(path), node.config.instance_gb * 1e9
@@ -224,13 +217,13 @@ def _take_upload(node: "Node", path: Path, rule: str, config: HttpConfig) -> Upl
         if node.site.rule(rule) is None:
             names = ", ".join(known.name for known in node.site.rules)
             raise InputRefusedError(f"rule is {rule!r}; for a NIfTI image one of {names} is needed; add ?rule=NAME")
-        study, is_new = take_nifti(path, node.store.folder, rule)
+        study, is_new = take_nifti(path, node.store, rule)
         if is_new:
             node.arrivals.add(study, 1)
         return Upload(Counter({study: 1}))
 
 
-def _add_results(app: FastAPI, node: "Node") -> None:
+def _add_results(app: FastAPI, node: Node) -> None:
     @app.get("/results/{number}", summary="A result: its state, its assessment by the bundle, its files")
     def result(number: Number, holder: access.Onlooker) -> dict[str, Any]:
         return _facts(node, _result(node, number), holder)
@@ -272,7 +265,7 @@ def _add_results(app: FastAPI, node: "Node") -> None:
 
 
 @contextmanager
-def _errors_as_answers(node: "Node") -> Iterator[None]:
+def _errors_as_answers(node: Node) -> Iterator[None]:
     """Answers 409 where somebody else has decided first, and 422 where the request cannot be carried out."""
     try:
         yield
@@ -284,7 +277,7 @@ def _errors_as_answers(node: "Node") -> Iterator[None]:
         raise HTTPException(422, without_folders(str(error), node.folder)) from error
 
 
-def _add_reviews(app: FastAPI, node: "Node") -> None:
+def _add_reviews(app: FastAPI, node: Node) -> None:
     pages = ReviewPages(node)
 
     def made_page(result: Result, longest_s: float) -> Path:
@@ -317,7 +310,7 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
         )  # fmt: skip
 
 
-def _add_decisions(app: FastAPI, node: "Node") -> None:
+def _add_decisions(app: FastAPI, node: Node) -> None:
     @app.get("/results/{number}/verdict", include_in_schema=False)  # the name in earlier versions
     @app.get(
         "/results/{number}/decision",
@@ -350,7 +343,7 @@ def _add_decisions(app: FastAPI, node: "Node") -> None:
                 return await run_in_threadpool(_decide, node, result, text, holder.name, path)
 
 
-def _decide(node: "Node", result: Result, text: str | bytes, reviewer: str, mask: Path | None = None) -> dict[str, Any]:
+def _decide(node: Node, result: Result, text: str | bytes, reviewer: str, mask: Path | None = None) -> dict[str, Any]:
     """Applies the decision in a JSON text and gives its record."""
     try:
         decision = json.loads(text)
@@ -362,7 +355,7 @@ def _decide(node: "Node", result: Result, text: str | bytes, reviewer: str, mask
         return decide(node, result, decision, reviewer, mask)
 
 
-def _add_repairs(app: FastAPI, node: "Node") -> None:
+def _add_repairs(app: FastAPI, node: Node) -> None:
     @app.post("/studies/{study}/reprocess", status_code=202, summary="A study is processed again, by the present rules")
     def reprocess(study: str, request: Request, holder: access.Admin) -> Response:
         _check_uid(study)
@@ -379,7 +372,7 @@ def _add_repairs(app: FastAPI, node: "Node") -> None:
         return _retry(request, node, "delivery", number, holder.name)
 
 
-def _retry(request: Request, node: "Node", kind: Literal["job", "delivery"], number: int, person: str) -> Response:
+def _retry(request: Request, node: Node, kind: Literal["job", "delivery"], number: int, person: str) -> Response:
     if not node.retry(kind, number, person):
         raise HTTPException(404, f"no {kind} {number} is a dead letter; only dead letters are tried again")
     return _json_or_status_page(request, {kind: number})
@@ -395,7 +388,7 @@ def _json_or_status_page(request: Request, content: dict[str, Any], status: int 
     return RedirectResponse("/", 303) if _is_browser(request) else JSONResponse(content, status)
 
 
-def _result(node: "Node", number: int) -> Result:
+def _result(node: Node, number: int) -> Result:
     result = node.queue.result(number)
     if result is None:
         raise HTTPException(404, "no such result")
@@ -407,7 +400,7 @@ def _check_uid(study: str) -> None:
         raise HTTPException(404, "no such study; a StudyInstanceUID is needed")
 
 
-def _facts(node: "Node", result: Result, holder: Holder) -> dict[str, Any]:
+def _facts(node: Node, result: Result, holder: Holder) -> dict[str, Any]:
     """The facts of a result; "files" and "document" are empty for a holder who may not open the result."""
     files = _files(node, result) if access.may_open(holder, result) else {}
     documents = (json.loads(path.read_text()) for name, path in files.items() if name.endswith("_result.json"))
@@ -419,7 +412,7 @@ def _facts(node: "Node", result: Result, holder: Holder) -> dict[str, Any]:
     }
 
 
-def _files(node: "Node", result: Result) -> dict[str, Path]:
+def _files(node: Node, result: Result) -> dict[str, Path]:
     """The files of a result by their names below its folder; empty for a result without a folder."""
     folder = node.result_folder(result)
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if result.folder else []

@@ -95,18 +95,18 @@ class JobScheduler:
             # A study that took too much memory would take it again, and keep others waiting for as long
             self._retry_or_give_up(job, child.why_ended, may_retry=not child.was_too_large)
         elif "results" in message:
-            self._node.durations.add("work", float(message["seconds"]))
+            self._node.durations.add("work", message["seconds"])
             self._record_results(
                 job, [self._addressed(NewResult(**fields)) for fields in message["results"]], child.pid
             )
         elif "incomplete" in message:
-            self._wait_for_images(job, str(message["incomplete"]))
+            self._wait_for_images(job, message["incomplete"])
         elif "wait" in message:
             # A full disk is no fault of the study, so the attempt does not count as one of its tries.
             self._not_before[job.id] = time.monotonic() + _RETRY_S
-            self._node.queue.requeue_job(job.id, str(message["wait"]), counts=False)
+            self._node.queue.requeue_job(job.id, message["wait"], counts=False)
         else:
-            self._retry_or_give_up(job, str(message["broken"]))
+            self._retry_or_give_up(job, message["broken"])
 
     def _addressed(self, new: NewResult) -> NewResult:
         """A result with its destinations: those of the notice where the series was not processed."""
@@ -114,7 +114,7 @@ class JobScheduler:
         if rule is None or not new.folder:
             return new
         is_notice = new.state == "not processed"
-        names = site.noticed(rule) if is_notice else site.destinations_for(rule.name, new.series)
+        names = site.noticed(rule) if is_notice else site.destinations_for(new)
         return replace(new, destinations=names)
 
     def _record_results(self, job: Job, results: list[NewResult], worker: int) -> None:

@@ -82,15 +82,16 @@ class LostResults:
             for key, old in before.items()
             if old.state not in HELD_BACK and (key not in after or after[key].digest != old.digest)
         }
-        reasons = {old.id: _why_not_replaced(self.why_lost(old), after.get(key)) for key, old in different.items()}
-        recorded = [new for new in remade if (new.rule, new.series) not in different]
-        return recorded, {number: reason for number, reason in reasons.items() if reason}
+        reasons = {
+            old.id: _why_not_replaced(lost, after.get(key))
+            for key, old in different.items()
+            if (lost := self.why_lost(old))
+        }
+        return [new for new in remade if (new.rule, new.series) not in different], reasons
 
 
 def _why_not_replaced(lost: str, remade: NewResult | None) -> str:
-    """Why a remade result does not replace a result; empty if the files of that result are not lost."""
-    if not lost:
-        return ""
+    """Why a remade result does not replace a result; `lost`: what is wrong with the files of that result."""
     if remade is None:
         outcome = "nothing was made again"
     elif remade.state == "not processed":

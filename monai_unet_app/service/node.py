@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
@@ -51,7 +51,6 @@ from monai_unet_app.service.site_file import Site
 from monai_unet_app.service.uploads import IMAGES
 from monai_unet_app.service.worker_pool import WorkerPool
 
-RECEIVED, RESULTS, REVIEWS, DEAD, DECISIONS = "received", "results", "reviews", "dead-letters", "decisions"
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
 _ROUND_S = 0.05
 _LAST_TURNED_AWAY = 10
@@ -85,8 +84,8 @@ class Node:
         """
         self.site, self.config, self._worker = site, site.node, worker
         self.folder = folder = self.config.folder
-        self.received_folder, self.results_folder = folder / RECEIVED, folder / RESULTS
-        self.reviews_folder, self.decisions_folder = folder / REVIEWS, folder / DECISIONS
+        self.received_folder, self.results_folder = folder / "received", folder / "results"
+        self.reviews_folder, self.decisions_folder = folder / "reviews", folder / "decisions"
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _locked(folder)
         if (folder / "verdicts").is_dir() and not self.decisions_folder.exists():
@@ -102,7 +101,7 @@ class Node:
         except BaseException:
             self._lock_file.close()
             raise
-        self.dead_letters = DeadLetters(folder / DEAD, self.queue)
+        self.dead_letters = DeadLetters(folder / "dead-letters", self.queue)
         self.lost_results = LostResults(self.queue, self.audit, self.received_folder, self.results_folder)
         self.health, self.arrivals = Health(self), Arrivals()
         self.jobs, self.deliveries, self.retention = JobScheduler(self), DeliveryScheduler(self), Retention(self)
@@ -215,6 +214,18 @@ class Node:
             self.audit.write("retried", who=person, **facts)
         self.dead_letters.update()
         return True
+
+    # for reviews and deliveries
+
+    def add_follow_up(
+        self, of: Result, kind: str, folder: str, digest: str, destinations: Sequence[str], **about: object
+    ) -> int:
+        """Records what follows from a result, see `Queue.add_follow_up`, with a line that says more `about` it."""
+        facts = {"folder": folder, "digest": digest, "destinations": destinations}
+        with self.queue.transaction():
+            number = self.queue.add_follow_up(of, kind, folder, digest, destinations)
+            self.audit.write(kind, study=of.study, result=number, of=of.id, **about, **facts)
+        return number
 
     # for the DICOM provider
 

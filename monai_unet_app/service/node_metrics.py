@@ -97,8 +97,8 @@ class _NodeCollector(Collector):
 
     def _waiting(self) -> "Iterator[Metric]":
         # Rows have the time of day, which may be set back: no age is below 0.
-        oldest, now = self.node.queue.oldest(), time.time()
-        ages = {kind: max(0.0, now - oldest.get(kind, now)) for kind in ("job", "delivery", "review")}
+        waiting, now = self.node.queue.waiting(), time.time()
+        ages = {kind: max(0.0, now - waiting.get(kind, (0, now))[1]) for kind in ("job", "delivery", "review")}
         yield _gauge(
             "monai_unet_oldest_pending_seconds",
             "age of the oldest job that is not done, delivery that is not made, and result that waits for a reviewer; 0: none",
@@ -107,16 +107,20 @@ class _NodeCollector(Collector):
         )
 
     def _destinations(self) -> "Iterator[Metric]":
-        texts = {
-            "pending": "deliveries that wait for a destination",
-            "reachable": "0 if the last delivery to a destination failed",
-            "paused": "1 while nothing is sent to a destination until its next try",
-            "last_success_timestamp_seconds": "time of the last delivery to a destination, since the start",
-        }
-        states = self.node.deliveries.states().items()
-        for name, text in texts.items():
-            values = {destination: state[name] for destination, state in states if name in state}
-            yield _gauge(f"monai_unet_destination_{name}", text, "destination", values)
+        """Of the destinations of the site, and of other destinations for which a delivery still waits."""
+        deliveries, waiting = self.node.deliveries, self.node.queue.waiting_by_destination()
+        outages, last = deliveries.outages(), deliveries.last_delivered
+        names = dict.fromkeys([*self.node.site.destinations, *waiting])
+        pending = {name: waiting.get(name, (0, 0.0))[0] for name in names}
+        reachable = {name: name not in outages for name in names}
+        paused = {name: name in outages and not outages[name].pause.is_over for name in names}
+        last_success = {name: last[name] for name in names if name in last}
+        prefix, label = "monai_unet_destination", "destination"
+        yield _gauge(f"{prefix}_pending", "deliveries that wait for a destination", label, pending)
+        yield _gauge(f"{prefix}_reachable", "0 if the last delivery to a destination failed", label, reachable)
+        yield _gauge(f"{prefix}_paused", "1 while nothing is sent to a destination until its next try", label, paused)
+        text = "time of the last delivery to a destination, since the start"
+        yield _gauge(f"{prefix}_last_success_timestamp_seconds", text, label, last_success)
 
     def _machine(self) -> "Iterator[Metric]":
         node, disk = self.node, shutil.disk_usage(self.node.folder)

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 from monai_unet_app.errors import InputRefusedError
@@ -56,14 +57,11 @@ class ReviewPages:
         future.set_result(path)
 
     def _made(self, result: Result) -> Path:
-        post_url = f"/results/{result.id}/decision"
         earlier = None if page_of(self._node, result).exists() else self.earlier(result)
         if earlier is not None:
-            try:
-                return review_page(self._node, result, post_url, document_of(self._node, earlier))
-            except InputRefusedError:  # for instance other structures, which cannot be compared
-                pass
-        return review_page(self._node, result, post_url)
+            with suppress(InputRefusedError):  # for instance other structures, which cannot be compared
+                return review_page(self._node, result, document_of(self._node, earlier))
+        return review_page(self._node, result)
 
     def earlier(self, result: Result) -> Result | None:
         """The result of the same rule on an earlier study of the same patient; None if there is none, or more than one.

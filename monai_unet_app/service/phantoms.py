@@ -14,6 +14,7 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 import numpy as np
+from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
@@ -85,7 +86,7 @@ class Example:
 
 def shipped_example(headers: Mapping[str, str]) -> Example:
     """The first example case of this program: a T1 MR crop around the hippocampus."""
-    return Example(sorted((shipped("examples") / "msd_hippocampus" / "images").iterdir())[0], True, headers)
+    return Example(min((shipped("examples") / "msd_hippocampus" / "images").iterdir()), True, headers)
 
 
 def phantom_study(orientation: str, folder: Path) -> Study:
@@ -198,18 +199,15 @@ def _with_headers(
     for path in files:
         dataset = dcmread(path)
         for keyword, value in {**patient, **_DESCRIPTION, **headers}.items():
-            _set(dataset, keyword, value)
+            try:
+                setattr(dataset, keyword, value)
+            except (ValueError, TypeError) as error:
+                raise InputRefusedError(
+                    f"{value!r} cannot be the {keyword} of a DICOM object; give another value with "
+                    f"--header RULE.{keyword}=VALUE"
+                ) from error
         dataset.save_as(path, enforce_file_format=True)
     return Study(str(dataset.StudyInstanceUID), tuple(files), labels)
-
-
-def _set(dataset: Any, keyword: str, value: str) -> None:
-    try:
-        setattr(dataset, keyword, value)
-    except (ValueError, TypeError) as error:
-        raise InputRefusedError(
-            f"{value!r} cannot be the {keyword} of a DICOM object; give another value with --header RULE.{keyword}=VALUE"
-        ) from error
 
 
 def _without_identity(source: Path, folder: Path) -> list[Path]:
@@ -231,8 +229,7 @@ def _reordered(source: Path, axes: Axes) -> Volume:
 
     image = read_volume(source)
     # Columns of the affine move with the axes of the array, so that every voxel stays at its place.
-    affine_lps = image.affine_lps.copy()
-    affine_lps[:, :3] = affine_lps[:, list(axes)]
+    affine_lps = image.affine_lps[:, [*axes, 3]]
     return Volume(np.ascontiguousarray(image.array.transpose(axes)), affine_lps, Provenance("nifti"))
 
 
@@ -259,6 +256,11 @@ def _of_set(items: Any) -> str:
     return chr(value[0]) if kind is sre.RANGE else _CATEGORIES[value]
 
 
+def _repeated(value: Any) -> str:
+    least, _, pattern = value
+    return least * _text(pattern) if least else ""  # the least number of repeats gives the shortest text
+
+
 # A negated set begins with (NEGATE, None): the KeyError for None says that no text could be made.
 _CATEGORIES = {sre.CATEGORY_DIGIT: "1", sre.CATEGORY_SPACE: " ", sre.CATEGORY_WORD: "a"}
 _MADE: dict[Any, Any] = {
@@ -268,9 +270,8 @@ _MADE: dict[Any, Any] = {
     sre.AT: lambda _: "",
     sre.BRANCH: lambda value: _text(value[1][0]),
     sre.SUBPATTERN: lambda value: _text(value[3]),
-    # value is (least, most, repeated pattern): the least number of repeats gives the shortest text.
-    sre.MAX_REPEAT: lambda value: value[0] * _text(value[2]) if value[0] else "",
-    sre.MIN_REPEAT: lambda value: value[0] * _text(value[2]) if value[0] else "",
+    sre.MAX_REPEAT: _repeated,
+    sre.MIN_REPEAT: _repeated,
 }
 """Operation of a parsed pattern -> a text that it matches; no text is made for other operations."""
 
@@ -300,7 +301,6 @@ _DIRECTIONS = {
 
 def _affine_lps(orientation: str) -> NDArray[np.float64]:
     """Shape (4, 4), LPS mm."""
-    affine_lps = np.eye(4)
     if orientation == "oblique":
         a, b = np.deg2rad([30.0, 17.0])
         first = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
@@ -308,9 +308,7 @@ def _affine_lps(orientation: str) -> NDArray[np.float64]:
         axes = first @ second
     else:
         axes = np.array(_DIRECTIONS[orientation], dtype=float).T
-    affine_lps[:3, :3] = axes @ np.diag(_STEPS_MM)
-    affine_lps[:3, 3] = (-31.5, 12.25, 40.0)
-    return affine_lps
+    return np.asarray(from_matvec(axes @ np.diag(_STEPS_MM), (-31.5, 12.25, 40.0)))
 
 
 def labels_of(orientation: str) -> Volume:

@@ -9,11 +9,27 @@ its state stays "not processed", whatever becomes of the notice.
 """
 
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from monai_unet_app.service import rows
 from monai_unet_app.service.database import Database
-from monai_unet_app.service.recording import add_deliveries, add_result, close_if_done, count_verdict, insert_result
+from monai_unet_app.service.recording import add_deliveries, add_result, close_if_done, insert_result
+from monai_unet_app.service.rows import (
+    DECIDABLE,
+    FOLLOW_UPS,
+    HELD_BACK,
+    UNFINISHED,
+    DecidedError,
+    Decision,
+    Delivery,
+    DeliveryState,
+    Job,
+    JobState,
+    NewResult,
+    Result,
+    ResultState,
+    sql_list,
+)
 
 # An empty digest means that there are no files: such a result is the same as itself only.
 _SAME_BYTES = (
@@ -25,8 +41,10 @@ _SAME_BYTES = (
 _JOB, _RESULT, _DELIVERY = (f"SELECT * FROM {table} WHERE id = ?" for table in ("jobs", "results", "deliveries"))
 
 
-def _order(oldest_first: bool) -> str:
-    return "id" if oldest_first else "id DESC"
+def _in_states(table: str, states: Sequence[str], oldest_first: bool) -> str:
+    """A query for the rows of a table in these states, up to a limit; no states: rows in any state."""
+    where = f"WHERE state IN {sql_list(states)}" if states else ""
+    return f"SELECT * FROM {table} {where} ORDER BY id {'' if oldest_first else 'DESC'} LIMIT ?"
 
 
 class Queue(Database):
@@ -36,12 +54,12 @@ class Queue(Database):
 
     def record_instances(self, study: str, count: int) -> None:
         """Records that so many more instances of a study came: it is arriving."""
-        with self.transaction() as db:
-            db.execute(
+        with self.transaction():  # the time of the last instance is asked for when no other process writes
+            self.change(
                 "INSERT INTO studies VALUES (?, ?, 0, 'arriving', ?) ON CONFLICT (uid) DO UPDATE SET "
                 "instances = instances + excluded.instances, state = 'arriving', last = excluded.last",
-                (study, count, self.now_s()),
-            )
+                study, count, self.now_s(),
+            )  # fmt: skip
 
     def reconcile(self, stored: Mapping[str, int]) -> list[str]:
         """Studies whose files are not what was recorded, or whose job was lost; they are arriving from now on.
@@ -49,47 +67,42 @@ class Queue(Database):
         Args:
             stored: Study -> number of its instances on the disk.
         """
-        known = {row["uid"]: row for row in self.rows("SELECT * FROM studies")}
-        jobs = {(row["study"], row["version"]) for row in self.rows("SELECT study, version FROM jobs")}
-        changed = [
-            study
-            for study, instances in stored.items()
-            if study not in known
-            or known[study]["instances"] != instances
-            or known[study]["state"] == "arriving"
-            or (study, known[study]["version"]) not in jobs
-        ]
-        with self.transaction() as db:
+        known = self._numbers(
+            "SELECT uid name, instances n FROM studies s WHERE state = 'complete' "
+            "AND EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND version = s.version)"
+        )
+        changed = [study for study, instances in stored.items() if known.get(study) != instances]
+        with self.transaction():
             for study in changed:
                 # The version goes on counting: jobs are unique by study and version.
-                version = known[study]["version"] if study in known else 0
-                db.execute(
-                    "INSERT OR REPLACE INTO studies VALUES (?, ?, ?, 'arriving', ?)",
-                    (study, stored[study], version, self.now_s()),
-                )
+                self.change(
+                    "INSERT INTO studies VALUES (?, ?, 0, 'arriving', ?) ON CONFLICT (uid) DO UPDATE SET "
+                    "instances = excluded.instances, state = 'arriving', last = excluded.last",
+                    study, stored[study], self.now_s(),
+                )  # fmt: skip
         return changed
 
-    def complete_study(self, study: str) -> rows.Job:
+    def complete_study(self, study: str) -> Job:
         """The new job of a study that is complete for now."""
-        with self.transaction() as db:
-            db.execute("UPDATE studies SET state = 'complete', version = version + 1 WHERE uid = ?", (study,))
-            db.execute(
+        with self.transaction():
+            self.change("UPDATE studies SET state = 'complete', version = version + 1 WHERE uid = ?", study)
+            self.change(
                 "INSERT INTO jobs (study, version, state, created) SELECT uid, version, 'queued', ? FROM studies WHERE uid = ?",
-                (time.time(), study),
-            )
+                time.time(), study,
+            )  # fmt: skip
             # An older version that no worker has begun gives nothing that this version does not give.
-            db.execute(
+            self.change(
                 "UPDATE jobs SET state = 'done', reason = 'superseded', done = ? WHERE study = ? AND state = 'queued' "
                 "AND version < (SELECT version FROM studies WHERE uid = ?)",
-                (self.now_s(), study, study),
-            )
+                self.now_s(), study, study,
+            )  # fmt: skip
             return self.jobs_of(study)[-1]
 
     def instances(self, study: str) -> int:
         """Number of recorded instances of a study."""
         return sum(self.column("SELECT instances FROM studies WHERE uid = ?", study))
 
-    def find_studies(self, part: str, limit: int = 50) -> list[str]:
+    def find_studies(self, part: str, limit: int) -> list[str]:
         """UIDs of the studies that contain a text, the newest first."""
         return self.column("SELECT uid FROM studies WHERE instr(uid, ?) > 0 ORDER BY last DESC LIMIT ?", part, limit)
 
@@ -99,96 +112,84 @@ class Queue(Database):
 
     # jobs
 
-    def queued_jobs(self) -> list[rows.Job]:
+    def queued_jobs(self) -> list[Job]:
         """Jobs that wait for a worker, the oldest first; no job of a study that a worker is at."""
         return self.select(
-            rows.Job,
+            Job,
             "SELECT * FROM jobs WHERE state = 'queued' AND study NOT IN (SELECT study FROM jobs WHERE state = 'working') "
             "ORDER BY created, id",
         )
 
-    def job(self, number: int) -> rows.Job | None:
+    def job(self, number: int) -> Job | None:
         """The job of a number; None if no job has it."""
-        return next(iter(self.select(rows.Job, _JOB, number)), None)
+        return next(iter(self.select(Job, _JOB, number)), None)
 
-    def start_job(self, number: int) -> rows.Job:
+    def start_job(self, number: int) -> Job:
         """The job, which a worker has begun now."""
-        with self.transaction() as db:
-            db.execute("UPDATE jobs SET state = 'working', attempts = attempts + 1 WHERE id = ?", (number,))
-            return self.select(rows.Job, _JOB, number)[0]
+        with self.transaction():
+            self.change("UPDATE jobs SET state = 'working', attempts = attempts + 1 WHERE id = ?", number)
+            return self.select(Job, _JOB, number)[0]
 
     def requeue_job(self, number: int, reason: str, *, counts: bool = True) -> None:
         """Lets a job wait again; `counts`: the attempt counts as one of its tries."""
-        with self.transaction() as db:
-            db.execute(
-                "UPDATE jobs SET state = 'queued', reason = ?, attempts = attempts - ? WHERE id = ?",
-                (reason, 0 if counts else 1, number),
-            )
+        query = "UPDATE jobs SET state = 'queued', reason = ?, attempts = attempts - ? WHERE id = ?"
+        self.change(query, reason, 0 if counts else 1, number)
 
     def give_up_job(self, number: int, reason: str) -> None:
         """Makes a job dead."""
-        with self.transaction() as db:
-            db.execute(
-                "UPDATE jobs SET state = 'dead', reason = ?, done = ? WHERE id = ?", (reason, self.now_s(), number)
-            )
+        self.change("UPDATE jobs SET state = 'dead', reason = ?, done = ? WHERE id = ?", reason, self.now_s(), number)
 
-    def finish_job(self, number: int, results: Sequence[rows.NewResult]) -> list[rows.Result]:
+    def finish_job(self, number: int, results: Sequence[NewResult]) -> list[Result]:
         """Records the results of a job, which is done, and gives them as they are recorded, see `recording.add_result`."""
-        with self.transaction() as db:
-            now_s = self.now_s()
-            db.execute("UPDATE jobs SET state = 'done', reason = '', done = ? WHERE id = ?", (now_s, number))
-            job = db.execute(_JOB, (number,)).fetchone()
-            added = [add_result(db, job, new, now_s) for new in results]
-            return [result for new in added for result in self.select(rows.Result, _RESULT, new)]
+        with self.transaction():
+            self.change("UPDATE jobs SET state = 'done', reason = '', done = ? WHERE id = ?", self.now_s(), number)
+            (job,) = self.select(Job, _JOB, number)
+            added = [add_result(self, job, new) for new in results]
+            return [result for new in added for result in self.select(Result, _RESULT, new)]
 
     def remake_job(self, number: int) -> None:
         """Lets a job wait again, with all its tries, because files of its results are lost."""
-        with self.transaction() as db:
-            db.execute("UPDATE jobs SET state = 'queued', attempts = 0, done = NULL WHERE id = ?", (number,))
-            db.execute("INSERT INTO remade VALUES (?, 1) ON CONFLICT (job) DO UPDATE SET n = n + 1", (number,))
+        with self.transaction():
+            self.change("UPDATE jobs SET state = 'queued', attempts = 0, done = NULL WHERE id = ?", number)
+            self.change("INSERT INTO remade VALUES (?, 1) ON CONFLICT (job) DO UPDATE SET n = n + 1", number)
 
     def times_remade(self, job: int) -> int:
         """How often a job was remade."""
         return sum(self.column("SELECT n FROM remade WHERE job = ?", job))
 
-    def retry_job(self, number: int) -> rows.Job | None:
+    def retry_job(self, number: int) -> Job | None:
         """A dead job, which waits again now, with all its tries; None if no dead job has this number."""
         query = "UPDATE jobs SET state = 'queued', attempts = 0, done = NULL WHERE id = ? AND state = 'dead'"
-        with self.transaction() as db:
-            return self.job(number) if db.execute(query, (number,)).rowcount else None
+        with self.transaction():
+            return self.job(number) if self.change(query, number) else None
 
-    def jobs(self, states: Sequence[rows.JobState], limit: int = 100, *, oldest_first: bool = False) -> list[rows.Job]:
-        """Jobs in these states, the newest first or the oldest first."""
-        query = f"SELECT * FROM jobs WHERE state IN {rows.sql_list(states)} ORDER BY {_order(oldest_first)} LIMIT ?"
-        return self.select(rows.Job, query, limit)
+    def jobs(self, states: Sequence[JobState], limit: int = 100, *, oldest_first: bool = False) -> list[Job]:
+        """Jobs in these states, the newest first or the oldest first; no states: jobs in any state."""
+        return self.select(Job, _in_states("jobs", states, oldest_first), limit)
 
-    def jobs_of(self, study: str) -> list[rows.Job]:
+    def jobs_of(self, study: str) -> list[Job]:
         """Jobs of all versions of a study, the first version first."""
-        return self.select(rows.Job, "SELECT * FROM jobs WHERE study = ? ORDER BY version", study)
+        return self.select(Job, "SELECT * FROM jobs WHERE study = ? ORDER BY version", study)
 
     # results
 
-    def result(self, number: int) -> rows.Result | None:
+    def result(self, number: int) -> Result | None:
         """The result of a number; None if no result has it, or the result is forgotten."""
-        return next(iter(self.select(rows.Result, _RESULT, number)), None)
+        return next(iter(self.select(Result, _RESULT, number)), None)
 
-    def results(
-        self, states: Sequence[rows.ResultState], limit: int = 100, *, oldest_first: bool = False
-    ) -> list[rows.Result]:
+    def results(self, states: Sequence[ResultState], limit: int = 100, *, oldest_first: bool = False) -> list[Result]:
         """Results in these states, the newest first or the oldest first; no states: results in any state."""
-        where = f"WHERE state IN {rows.sql_list(states)}" if states else ""
-        query = f"SELECT * FROM results {where} ORDER BY {_order(oldest_first)} LIMIT ?"
-        return self.select(rows.Result, query, limit)
+        return self.select(Result, _in_states("results", states, oldest_first), limit)
 
-    def results_of(self, job: int) -> list[rows.Result]:
+    def results_of(self, job: int) -> list[Result]:
         """Results of a job and what follows from decisions about them, the first result first."""
-        return self.select(rows.Result, "SELECT * FROM results WHERE job = ? ORDER BY id", job)
+        return self.select(Result, "SELECT * FROM results WHERE job = ? ORDER BY id", job)
 
-    def same_bytes(self, number: int) -> list[rows.Result]:
-        """Results of a series that have the same bytes as a result, itself among them."""
-        return self.select(rows.Result, f"SELECT * FROM results WHERE id IN {_SAME_BYTES} ORDER BY id", number)
+    def results_of_study(self, study: str) -> list[Result]:
+        """Results of all versions of a study, those of the first version first."""
+        return self.select(Result, "SELECT * FROM results WHERE study = ? ORDER BY job, id", study)
 
-    def last_delivered(self, study: str, job: int = 0) -> list[rows.Result]:
+    def last_delivered(self, study: str, job: int = 0) -> list[Result]:
         """For each rule and series of a study the last result that a destination has; notices and follow-ups are left out.
 
         Args:
@@ -196,10 +197,10 @@ class Queue(Database):
             job: Results of this job are left out: they are lost and are being remade.
         """
         return self.select(
-            rows.Result,
+            Result,
             "SELECT * FROM results WHERE id IN (SELECT max(r.id) FROM results r JOIN deliveries d ON d.result = r.id "
             "WHERE r.study = ? AND r.job != ? AND r.state != 'not processed' AND d.state = 'delivered' "
-            f"AND r.verdict NOT IN {rows.FOLLOW_UPS} GROUP BY r.rule, r.series)",
+            f"AND r.verdict NOT IN {FOLLOW_UPS} GROUP BY r.rule, r.series)",
             study, job,
         )  # fmt: skip
 
@@ -207,65 +208,58 @@ class Queue(Database):
         """Names of the folders below `results` that hold a result."""
         return {folder.split("/")[0] for folder in self.column("SELECT folder FROM results")}
 
-    def add_follow_up(self, of: rows.Result, kind: str, folder: str, digest: str, destinations: Sequence[str]) -> int:
+    def add_follow_up(self, of: Result, kind: str, folder: str, digest: str, destinations: Sequence[str]) -> int:
         """Records what follows from a decision about a result; it goes to the destinations and supersedes nothing.
 
         Args:
             of: The result.
             kind: One of `FOLLOW_UPS`.
-            folder: Relative to the folder `results`.
+            folder: Relative to the folder `results`; not empty.
             digest: Of the files in it.
             destinations: Names of the destinations that get it.
 
         Returns:
             Number of the follow-up.
         """
-        now_s = self.now_s()
-        with self.transaction() as db:
-            row = (of.job, of.study, of.rule, of.series, folder, "sending", kind, "", digest)
-            number = insert_result(db, row, done=None)
-            count_verdict(db, kind)
-            add_deliveries(db, number, destinations, now_s)
-            close_if_done(db, number, now_s)
-        return number
+        new = NewResult(of.rule, of.series, folder, "sending", kind, "", digest, destinations)
+        with self.transaction():
+            return insert_result(self, of.job, of.study, new)
 
     def mark_replaced(self, number: int, destination: str) -> None:
         """Notes that a destination has a later version of a result and gets a rejection note for this one."""
-        now_s = self.now_s()
-        with self.transaction() as db:
-            db.execute(
+        with self.transaction():
+            self.change(
                 "UPDATE deliveries SET state = 'replaced', done = ? WHERE destination = ? AND state = 'delivered' "
                 f"AND result IN {_SAME_BYTES}",
-                (now_s, destination, number),
-            )
-            db.execute(
+                self.now_s(), destination, number,
+            )  # fmt: skip
+            self.change(
                 f"UPDATE results SET state = 'superseded', done = ? WHERE id IN {_SAME_BYTES} AND state = 'delivered' AND NOT "
                 "EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id AND d.state != 'replaced')",
-                (now_s, number),
-            )
+                self.now_s(), number,
+            )  # fmt: skip
 
     # decisions
 
-    def decisions_of(self, number: int) -> list[rows.Decision]:
+    def decisions_of(self, number: int) -> list[Decision]:
         """Decisions about the bytes of a result, on this result or on another, the first decision first."""
         return self.select(
-            rows.Decision,
+            Decision,
             f"SELECT id, result, decision, who, at FROM decisions WHERE result IN {_SAME_BYTES} UNION ALL "
             "SELECT d.id, d.result, d.decision, d.who, d.at FROM kept_decisions d JOIN results r ON d.study = r.study AND "
             "d.rule = r.rule AND d.series = r.series AND d.digest = r.digest WHERE r.id = ? ORDER BY id",
             number, number,
         )  # fmt: skip
 
-    def decisions_on_forgotten(self, study: str) -> list[rows.Decision]:
+    def decisions_on_forgotten(self, study: str) -> list[Decision]:
         """Decisions about forgotten results of a study, the first decision first."""
-        return self.select(rows.Decision, "SELECT * FROM kept_decisions WHERE study = ? ORDER BY id", study)
+        return self.select(Decision, "SELECT * FROM kept_decisions WHERE study = ? ORDER BY id", study)
 
     def forget_decision(self, result: int, decision: str) -> None:
         """Forgets a decision about a forgotten result: it no longer holds for the same bytes."""
-        with self.transaction() as db:
-            db.execute("DELETE FROM kept_decisions WHERE result = ? AND decision = ?", (result, decision))
+        self.change("DELETE FROM kept_decisions WHERE result = ? AND decision = ?", result, decision)
 
-    def check_undecided(self, number: int, states: Sequence[rows.ResultState] = rows.DECIDABLE) -> None:
+    def check_undecided(self, number: int, states: Sequence[ResultState] = DECIDABLE) -> None:
         """Passes if a result is in one of these states and no final decision was taken about its bytes.
 
         Raises:
@@ -276,12 +270,12 @@ class Queue(Database):
         if result is not None and result.state in states and not final:
             return
         taken = "".join(f"; it was {last.decision} by {last.who} at {last.at}" for last in (final or before)[-1:])
-        raise rows.DecidedError(
+        raise DecidedError(
             f"result {number} is {result.state if result else 'deleted'}{taken}; only an undecided result that is "
             f"{', '.join(states)} can be decided on; look at the newest result of this study"
         )
 
-    def record_if_undecided(self, decision: rows.Decision) -> None:
+    def record_if_undecided(self, decision: Decision) -> None:
         """Records a decision if the result waits for it.
 
         Raises:
@@ -291,55 +285,53 @@ class Queue(Database):
             # Within the transaction that records the decision: of two decisions at the same time only the first counts
             # (decision 0028).
             is_for_held_back = decision.decision in ("released", "refused")
-            self.check_undecided(decision.result, rows.HELD_BACK if is_for_held_back else rows.DECIDABLE)
+            self.check_undecided(decision.result, HELD_BACK if is_for_held_back else DECIDABLE)
             self.record_decision(decision)
 
-    def record_decision(self, decision: rows.Decision) -> None:
+    def record_decision(self, decision: Decision) -> None:
         """Records a decision, whatever is known of the result; its state stays as it is."""
-        with self.transaction() as db:
-            db.execute(
-                "INSERT INTO decisions (result, decision, who, at) VALUES (?, ?, ?, ?)",
-                (decision.result, decision.decision, decision.who, decision.at),
-            )
+        self.change(
+            "INSERT INTO decisions (result, decision, who, at) VALUES (?, ?, ?, ?)",
+            decision.result, decision.decision, decision.who, decision.at,
+        )  # fmt: skip
 
     def send_held_back(self, number: int, destinations: Sequence[str]) -> None:
         """Sends a result that is held back; without destinations it is done. A result in another state stays as it is."""
-        now_s = self.now_s()
-        with self.transaction() as db:
-            query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {rows.sql_list(rows.HELD_BACK)}"
-            if db.execute(query, (number,)).rowcount:
-                add_deliveries(db, number, destinations, now_s)
-                close_if_done(db, number, now_s)
+        query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {sql_list(HELD_BACK)}"
+        with self.transaction():
+            if self.change(query, number):
+                add_deliveries(self, number, destinations)
+                close_if_done(self, number)
 
     def mark_refused(self, number: int, reason: str) -> None:
         """Refuses a result and all results of the same bytes, delivered ones too; nothing more of them is sent."""
-        with self.transaction() as db:
-            changed = db.execute(
-                f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id IN {_SAME_BYTES} AND state IN "
-                f"{rows.sql_list(rows.DECIDABLE)}",
-                (reason, self.now_s(), number),
-            ).rowcount
-            if changed:
-                db.execute(
-                    f"DELETE FROM deliveries WHERE state IN ('pending', 'dead') AND result IN {_SAME_BYTES}", (number,)
+        query = (
+            f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id IN {_SAME_BYTES} AND state IN "
+            f"{sql_list(DECIDABLE)}"
+        )
+        with self.transaction():
+            if self.change(query, reason, self.now_s(), number):
+                self.change(
+                    f"DELETE FROM deliveries WHERE state IN ('pending', 'dead') AND result IN {_SAME_BYTES}", number
                 )
 
     # deliveries
 
     def deliveries(
-        self, states: Sequence[rows.DeliveryState], limit: int = 100, *, oldest_first: bool = False
-    ) -> list[rows.Delivery]:
-        """Deliveries in these states, the newest first or the oldest first."""
-        query = (
-            f"SELECT * FROM deliveries WHERE state IN {rows.sql_list(states)} ORDER BY {_order(oldest_first)} LIMIT ?"
-        )
-        return self.select(rows.Delivery, query, limit)
+        self, states: Sequence[DeliveryState], limit: int = 100, *, oldest_first: bool = False
+    ) -> list[Delivery]:
+        """Deliveries in these states, the newest first or the oldest first; no states: deliveries in any state."""
+        return self.select(Delivery, _in_states("deliveries", states, oldest_first), limit)
 
-    def deliveries_of(self, result: int) -> list[rows.Delivery]:
+    def deliveries_of(self, result: int) -> list[Delivery]:
         """Deliveries of a result, the first delivery first."""
-        return self.select(rows.Delivery, "SELECT * FROM deliveries WHERE result = ? ORDER BY id", result)
+        return self.select(Delivery, "SELECT * FROM deliveries WHERE result = ? ORDER BY id", result)
 
-    def next_deliveries(self, without: Collection[int] = ()) -> list[tuple[rows.Delivery, rows.Result]]:
+    def deliveries_of_same_bytes(self, result: int) -> list[Delivery]:
+        """Deliveries of all results that have the same bytes as a result, itself among them."""
+        return self.select(Delivery, f"SELECT * FROM deliveries WHERE result IN {_SAME_BYTES}", result)
+
+    def next_deliveries(self, without: Collection[int] = ()) -> list[tuple[Delivery, Result]]:
         """For each destination the delivery that is to be made next, and its result.
 
         That is the delivery with the fewest tries, and of those the oldest: a result that a destination always refuses does not
@@ -349,7 +341,7 @@ class Queue(Database):
             without: Numbers of results that are left out.
         """
         due = self.select(
-            rows.Delivery,
+            Delivery,
             "SELECT * FROM (SELECT d.*, row_number() OVER (PARTITION BY destination ORDER BY d.attempts, d.id) turn "
             "FROM deliveries d JOIN results r ON r.id = d.result WHERE d.state = 'pending' "
             f"AND r.id NOT IN ({', '.join('?' * len(without))})) WHERE turn = 1 ORDER BY id",
@@ -360,8 +352,7 @@ class Queue(Database):
 
     def record_failed_try(self, number: int, reason: str) -> None:
         """Counts a try of a delivery that failed; it is tried again."""
-        with self.transaction() as db:
-            db.execute("UPDATE deliveries SET attempts = attempts + 1, reason = ? WHERE id = ?", (reason, number))
+        self.change("UPDATE deliveries SET attempts = attempts + 1, reason = ? WHERE id = ?", reason, number)
 
     def is_late(self, delivery: int, longest_s: float) -> bool:
         """Whether a delivery has waited for more than `longest_s` seconds, by the node's own clock."""
@@ -369,47 +360,42 @@ class Queue(Database):
         since = self.column("SELECT coalesce(since, created) FROM deliveries WHERE id = ?", delivery)
         return any(self.now_s() - begun_s > longest_s for begun_s in since)
 
-    def close_delivery(self, number: int, state: rows.DeliveryState, reason: str = "") -> None:
+    def close_delivery(self, number: int, state: DeliveryState, reason: str = "") -> None:
         """Ends a delivery: the destination has everything that it wants of the result, or the delivery is given up."""
-        now_s = self.now_s()
-        with self.transaction() as db:
-            db.execute(
-                "UPDATE deliveries SET state = ?, attempts = attempts + 1, reason = ?, done = ? WHERE id = ?",
-                (state, reason, now_s, number),
-            )
-            row = db.execute(_DELIVERY, (number,)).fetchone()
-            if row is not None:  # else a newer result has superseded it meanwhile, see `add_delivered`
-                close_if_done(db, row["result"], now_s)
+        query = "UPDATE deliveries SET state = ?, attempts = attempts + 1, reason = ?, done = ? WHERE id = ?"
+        with self.transaction():
+            self.change(query, state, reason, self.now_s(), number)
+            # No row: a newer result has superseded it meanwhile, see `add_delivered`.
+            for delivery in self.select(Delivery, _DELIVERY, number):
+                close_if_done(self, delivery.result)
 
     def add_delivered(self, result: int, destination: str) -> None:
         """Records a delivery whose row was deleted while it was being made, because a later version superseded its result."""
         now_s = self.now_s()
-        with self.transaction() as db:
-            db.execute(
-                "INSERT OR IGNORE INTO deliveries (result, destination, state, attempts, created, since, done) "
-                "SELECT id, ?, 'delivered', 1, ?, ?, ? FROM results WHERE id = ?",
-                (destination, time.time(), now_s, now_s, result),
-            )
+        self.change(
+            "INSERT OR IGNORE INTO deliveries (result, destination, state, attempts, created, since, done) "
+            "SELECT id, ?, 'delivered', 1, ?, ?, ? FROM results WHERE id = ?",
+            destination, time.time(), now_s, now_s, result,
+        )  # fmt: skip
 
-    def retry_delivery(self, number: int) -> rows.Delivery | None:
+    def retry_delivery(self, number: int) -> Delivery | None:
         """A dead delivery, which waits again now, with all its tries; None if no dead delivery has this number."""
-        with self.transaction() as db:
-            changed = db.execute(
-                "UPDATE deliveries SET state = 'pending', attempts = 0, created = ?, since = ?, done = NULL WHERE id = ? "
-                "AND state = 'dead'",
-                (time.time(), self.now_s(), number),
-            ).rowcount
-            if not changed:
+        query = (
+            "UPDATE deliveries SET state = 'pending', attempts = 0, created = ?, since = ?, done = NULL WHERE id = ? "
+            "AND state = 'dead'"
+        )
+        with self.transaction():
+            if not self.change(query, time.time(), self.now_s(), number):
                 return None
-            (delivery,) = self.select(rows.Delivery, _DELIVERY, number)
-            db.execute(
-                "UPDATE results SET state = 'sending', done = NULL WHERE id = ? AND state = 'dead'", (delivery.result,)
+            (delivery,) = self.select(Delivery, _DELIVERY, number)
+            self.change(
+                "UPDATE results SET state = 'sending', done = NULL WHERE id = ? AND state = 'dead'", delivery.result
             )
             return delivery
 
     # figures and forgetting
 
-    def counts(self) -> dict[str, dict[str, int]]:
+    def counts(self) -> dict[str, Counter[str]]:
         """How many studies, jobs, results and deliveries are in each state."""
         return {
             table: self._numbers(f"SELECT state name, count(*) n FROM {table} GROUP BY state")
@@ -423,28 +409,29 @@ class Queue(Database):
         )
         return {row["destination"]: (row["n"], row["oldest"]) for row in waiting}
 
-    def verdict_counts(self) -> dict[str, int]:
+    def verdict_counts(self) -> Counter[str]:
         """How many results got each verdict, forgotten results included; "" for no verdict. No number ever falls."""
         return self._numbers("SELECT verdict name, n FROM totals")
 
-    def _numbers(self, query: str) -> dict[str, int]:
-        return {row["name"]: row["n"] for row in self.rows(query)}
+    def _numbers(self, query: str) -> Counter[str]:
+        return Counter({row["name"]: row["n"] for row in self.rows(query)})
 
-    def oldest(self) -> dict[str, float]:
-        """When the oldest unfinished "job", pending "delivery" and result for "review" came, in seconds since 1970.
+    def waiting(self) -> dict[str, tuple[int, float]]:
+        """How many jobs, deliveries and results for a review wait: "job", "delivery" and "review".
 
-        A kind is left out if nothing of it waits.
+        Returns:
+            Kind -> number, and when the oldest came, in seconds since 1970. A kind is left out if nothing of it waits.
         """
-        oldest = self.rows(
-            "SELECT 'job' kind, min(created) begun FROM jobs WHERE state IN ('queued', 'working') UNION ALL "
-            "SELECT 'delivery', min(created) FROM deliveries WHERE state = 'pending' UNION ALL "
-            f"SELECT 'review', min(created) FROM results WHERE state IN {rows.sql_list(rows.HELD_BACK)}"
+        waiting = self.rows(
+            "SELECT 'job' kind, count(*) n, min(created) oldest FROM jobs WHERE state IN ('queued', 'working') UNION ALL "
+            "SELECT 'delivery', count(*), min(created) FROM deliveries WHERE state = 'pending' UNION ALL "
+            f"SELECT 'review', count(*), min(created) FROM results WHERE state IN {sql_list(HELD_BACK)}"
         )
-        return {row["kind"]: row["begun"] for row in oldest if row["begun"] is not None}
+        return {row["kind"]: (row["n"], row["oldest"]) for row in waiting if row["n"]}
 
     def forgettable(self, before: float) -> list[str]:
         """Studies that everything was done about before a time by `now_s`: no file of them is needed any more."""
-        not_done = rows.sql_list((*rows.UNFINISHED, "dead"))
+        not_done = sql_list((*UNFINISHED, "dead"))
         return self.column(
             "SELECT uid FROM studies s WHERE state = 'complete' AND last < ? "
             "AND NOT EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND (state != 'done' OR done >= ?)) "
@@ -456,15 +443,15 @@ class Queue(Database):
 
     def forget(self, study: str) -> None:
         """Deletes the rows of a study whose files are gone. Decisions are kept, for when the same bytes are made again."""
-        with self.transaction() as db:
-            db.execute(
+        with self.transaction():
+            self.change(
                 "INSERT INTO kept_decisions SELECT d.id, d.result, d.decision, d.who, d.at, r.study, r.rule, r.series, "
                 "r.digest FROM decisions d JOIN results r ON r.id = d.result WHERE r.study = ? AND r.digest != ''",
-                (study,),
+                study,
             )
             # First the rows that are reached by way of results and jobs.
             for table in ("deliveries", "decisions"):
-                db.execute(f"DELETE FROM {table} WHERE result IN (SELECT id FROM results WHERE study = ?)", (study,))
-            db.execute("DELETE FROM remade WHERE job IN (SELECT id FROM jobs WHERE study = ?)", (study,))
+                self.change(f"DELETE FROM {table} WHERE result IN (SELECT id FROM results WHERE study = ?)", study)
+            self.change("DELETE FROM remade WHERE job IN (SELECT id FROM jobs WHERE study = ?)", study)
             for table, key in (("results", "study"), ("jobs", "study"), ("studies", "uid")):
-                db.execute(f"DELETE FROM {table} WHERE {key} = ?", (study,))
+                self.change(f"DELETE FROM {table} WHERE {key} = ?", study)

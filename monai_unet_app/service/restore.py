@@ -38,13 +38,14 @@ def _lines_in_effect(trail: Path) -> list[Line]:
 
     Of several lines that made the same job or result only the last counts: the node died before it recorded the others.
     """
-    lines = [line for line in entries(trail) if line["event"] in _EVENTS]
-    last = {(key, line[key]): n for n, line in enumerate(lines) if (key := _NUMBER_KEYS.get(line["event"]))}
-    return [
-        line
-        for n, line in enumerate(lines)
-        if (key := _NUMBER_KEYS.get(line["event"])) is None or last[key, line[key]] == n
-    ]
+    in_effect: dict[object, Line] = {}
+    for n, line in enumerate(entries(trail)):
+        if line["event"] in _EVENTS:
+            key = _NUMBER_KEYS.get(line["event"])
+            made = (key, line[key]) if key else n
+            in_effect.pop(made, None)  # for the later line keeps its own place in the order
+            in_effect[made] = line
+    return list(in_effect.values())
 
 
 def _complete(queue: Queue, line: Line) -> None:

@@ -9,8 +9,7 @@ def earlier_versions(queue: Queue, result: Result) -> list[Result]:
 
     Of several versions with the same bytes the last version counts; a version later than this result is left out.
     """
-    jobs = queue.jobs_of(result.study)
-    versions = [other for job in jobs for other in queue.results_of(job.id) if _is_version_of(other, result)]
+    versions = [other for other in queue.results_of_study(result.study) if _is_version_of(other, result)]
     # A decision is about bytes: versions with the same digest are decided on together (decision 0028).
     last = {version.digest: version for version in sorted(versions, key=lambda version: version.id)}
     newest = last.get(result.digest, result).id
@@ -34,7 +33,7 @@ def replaced_by(queue: Queue, result: Result, destination: str) -> list[Result]:
 
 def destinations_with(queue: Queue, result: Result) -> set[str]:
     """Names of the destinations that have the bytes of a result."""
-    deliveries = [delivery for same in queue.same_bytes(result.id) for delivery in queue.deliveries_of(same.id)]
+    deliveries = queue.deliveries_of_same_bytes(result.id)
     return {delivery.destination for delivery in deliveries if delivery.state == "delivered"}
 
 

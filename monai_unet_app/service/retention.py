@@ -49,9 +49,8 @@ class Retention:
 
     def _forget_study(self, study: str) -> None:
         node = self._node
-        for job in node.queue.jobs_of(study):
-            for result in node.queue.results_of(job.id):
-                shutil.rmtree(node.reviews_folder / str(result.id), ignore_errors=True)
+        for result in node.queue.results_of_study(study):
+            shutil.rmtree(node.reviews_folder / str(result.id), ignore_errors=True)
         # Files before rows: after a kill in between, the next run goes on. The other way round, the node would find
         # files of an unknown study at its start and segment it again.
         shutil.rmtree(node.received_folder / study, ignore_errors=True)

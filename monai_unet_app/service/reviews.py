@@ -44,13 +44,12 @@ def page_of(node: Node, result: Result) -> Path:
     return node.reviews_folder / str(result.id) / "index.html"
 
 
-def review_page(node: Node, result: Result, post_url: str, prior: Path | None = None) -> Path:
+def review_page(node: Node, result: Result, prior: Path | None = None) -> Path:
     """The review page of a result, made unless it exists already; the page names the patient.
 
     Args:
         node: Keeps the result and its page.
         result: A result with files.
-        post_url: The address to which the page sends a decision.
         prior: An earlier `result.json` of the same patient, for comparing sizes.
 
     Raises:
@@ -65,7 +64,7 @@ def review_page(node: Node, result: Result, post_url: str, prior: Path | None = 
     options = ["--result", str(document_of(node, result)), *_image(node, result), "--bundle", _bundle(node, result)]
     if not page.exists():
         options += ["--prior", str(prior), "--same-patient"] if prior else []
-        _run([*options, "--output", str(page.parent), "--post-url", post_url])
+        _run([*options, "--output", str(page.parent), "--post-url", f"/results/{result.id}/decision"])
     return page
 
 
@@ -167,7 +166,7 @@ class _Application:
             DecidedError: Somebody else has decided about the result or an earlier version meanwhile.
         """
         node, result, kind = self.node, self.result, record["decision"]
-        destinations = node.site.destinations_for(result.rule, result.series)
+        destinations = node.site.destinations_for(result)
         decision = Decision(result.id, kind, self.reviewer, record["applied_at"])
         facts = {"who": self.reviewer, "study": result.study, "result": result.id, "decision": kind}
         with node.queue.transaction():
@@ -199,8 +198,7 @@ class _Application:
     def _reached(self) -> set[str]:
         """Destinations that have the result or an earlier version, or may have it; a refusal deletes unfinished deliveries."""
         queue = self.node.queue
-        same = queue.same_bytes(self.result.id)
-        deliveries = [sent for result in same for sent in queue.deliveries_of(result.id)]
+        deliveries = queue.deliveries_of_same_bytes(self.result.id)
         reached = {sent.destination for sent in deliveries if sent.state != "replaced"}
         return reached.union(*(destinations_with(queue, version) for version in self.earlier))
 
@@ -235,14 +233,13 @@ def release(node: Node, number: int, reviewer: str, reason: str, *, confirmed: b
         DecidedError: The result is not held back, or somebody else has decided about it.
         InputRefusedError: The gate rejected the result, and the reviewer did not confirm that; or its files are lost.
     """
-    decision = _decision_now(number, "released", reviewer)
-    with _undecided(node, decision) as result:
+    with _undecided(node, number, "released", reviewer) as (result, decision):
         if result.state == "rejected" and not confirmed:
             raise InputRefusedError(
                 f"the quality gate rejected result {number}; a reviewer's accept on its review page is needed, or "
                 "confirm_rejected = true with the reason; look at it first"
             )
-        destinations = node.site.destinations_for(result.rule, result.series)
+        destinations = node.site.destinations_for(result)
         _write_record(node, result, decision, reason)
         node.queue.send_held_back(number, destinations)
         facts = {"result": number, "study": result.study, "rule": result.rule}
@@ -256,8 +253,7 @@ def refuse(node: Node, number: int, reviewer: str, reason: str) -> None:
         DecidedError: The result is not held back, or somebody else has decided about it.
         InputRefusedError: Its files are lost and are made again. A result whose files cannot be made again may be refused.
     """
-    decision = _decision_now(number, "refused", reviewer)
-    with _undecided(node, decision, or_lost_for_good=True) as result:
+    with _undecided(node, number, "refused", reviewer, or_lost_for_good=True) as (result, decision):
         _write_record(node, result, decision, reason)
         node.queue.mark_refused(number, reason)
         node.audit.write("refused", result=number, study=result.study, rule=result.rule, who=reviewer)
@@ -300,20 +296,19 @@ def _lacks_document(node: Node, result: Result) -> str:
     return "" if is_there else "its result.json is missing from results"
 
 
-def _decision_now(number: int, kind: DecisionKind, reviewer: str) -> Decision:
-    return Decision(number, kind, reviewer, datetime.now(UTC).isoformat(timespec="milliseconds"))
-
-
 @contextmanager
-def _undecided(node: Node, decision: Decision, *, or_lost_for_good: bool = False) -> Iterator[Result]:
-    """Within, the decision is recorded in the open transaction, and its result has its files, see `check_files`."""
-    with node.decision_locks[decision.result]:
-        result = node.queue.result(decision.result)
+def _undecided(
+    node: Node, number: int, kind: DecisionKind, reviewer: str, *, or_lost_for_good: bool = False
+) -> Iterator[tuple[Result, Decision]]:
+    """Within, a decision of now is recorded in the open transaction, and its result has its files, see `check_files`."""
+    decision = Decision(number, kind, reviewer, datetime.now(UTC).isoformat(timespec="milliseconds"))
+    with node.decision_locks[number]:
+        result = node.queue.result(number)
         if result is not None and result.state in HELD_BACK:  # `record_if_undecided` names any other
             check_files(node, result, or_lost_for_good=or_lost_for_good)
         with node.queue.transaction():
             node.queue.record_if_undecided(decision)
-            yield _current(node, decision.result)
+            yield _current(node, number), decision
 
 
 def _current(node: Node, number: int) -> Result:
@@ -374,17 +369,7 @@ def _send(node: Node, result: Result, follow_up: str, written: Path, destination
         (folder / variant).mkdir(parents=True)
         for file in (written / variant).glob(pattern):
             (shutil.copytree if file.is_dir() else shutil.copyfile)(file, folder / variant / file.name)
-    digest = digest_of(folder)
-    number = node.queue.add_follow_up(result, follow_up, folder.name, digest, names)
-    node.audit.write(
-        follow_up,
-        study=result.study,
-        result=number,
-        of=result.id,
-        folder=folder.name,
-        digest=digest,
-        destinations=names,
-    )
+    node.add_follow_up(result, follow_up, folder.name, digest_of(folder), names)
 
 
 def document_of(node: Node, result: Result) -> Path:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 import uvicorn
@@ -44,11 +45,10 @@ class HttpServer:
     """The HTTP server, which runs in a thread of its own from the beginning of `with` to its end."""
 
     def __init__(self, app: FastAPI, config: HttpConfig) -> None:
-        self._address = f"{config.host}:{config.port}"
-        connections = HttpConnections(config.most_connections, config.most_per_address, config.head_s)
+        self._config = config
         settings = uvicorn.Config(
             app,
-            http=cast(Any, connections.make),
+            http=cast(Any, partial(Connection, HttpConnections(config))),
             ws="none",
             host=config.host,
             port=config.port,
@@ -60,7 +60,6 @@ class HttpServer:
             ssl_keyfile=config.tls.key if config.tls else None,
         )
         self._server = uvicorn.Server(settings)
-        self._head_s = config.head_s
         self._thread = threading.Thread(target=self._run, name="http server", daemon=True)
 
     @property
@@ -69,7 +68,7 @@ class HttpServer:
         return int(self._server.servers[0].sockets[0].getsockname()[1])
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: loop_of(self._head_s)) as runner:
+        with asyncio.Runner(loop_factory=lambda: loop_of(self._config.head_s)) as runner:
             runner.run(self._server.serve())
 
     def __enter__(self) -> "HttpServer":
@@ -77,8 +76,8 @@ class HttpServer:
         while not self._server.started:
             if not self._thread.is_alive():
                 raise AppError(
-                    f"the HTTP API cannot listen on {self._address}; a free port of this machine is needed; stop the program "
-                    "that uses it, or choose another port"
+                    f"the HTTP API cannot listen on {self._config.host}:{self._config.port}; a free port of this machine is "
+                    "needed; stop the program that uses it, or choose another port"
                 )
             time.sleep(0.02)
         return self
@@ -91,22 +90,11 @@ class HttpServer:
 class HttpConnections:
     """The open connections; only the server's thread uses them."""
 
-    def __init__(self, most: int, most_per_address: int, head_s: float) -> None:
-        """No connection yet.
-
-        Args:
-            most: The most connections at one time.
-            most_per_address: The most connections at one time from one address.
-            head_s: Seconds within which the head of a request must come.
-        """
-        self.head_s = head_s
-        self._most, self._most_per_address = most, most_per_address
+    def __init__(self, config: HttpConfig) -> None:
+        """No connection yet; `config` has their limits."""
+        self.config = config
         self._open: dict[Connection, None] = {}
         self._kept: dict[Connection, None] = {}
-
-    def make(self, **arguments: Any) -> asyncio.Protocol:
-        """A new connection, with the arguments that uvicorn gives to a protocol."""
-        return Connection(self, **arguments)
 
     def opened(self, new: "Connection") -> bool:
         """Whether there is room for a new connection, or a kept one; if necessary, another connection is ended for it."""
@@ -122,9 +110,9 @@ class HttpConnections:
     def _has_room(self, new: "Connection") -> bool:
         same_host = [connection for connection in self._open if connection.host == new.host]
         # The caller's own address gives way first.
-        if len(same_host) >= self._most_per_address:
+        if len(same_host) >= self.config.most_per_address:
             return self._end_longest_waiting(same_host) and self._has_room(new)
-        if len(self._open) >= self._most:
+        if len(self._open) >= self.config.most_connections:
             return self._end_longest_waiting(self._open) and self._has_room(new)
         self._open[new] = None
         return True
@@ -209,7 +197,7 @@ class Connection(H11Protocol):
         # The time for a head runs from its first byte and does not begin anew: bytes that trickle in gain no time.
         if self.is_waiting and not self._has_begun:
             self._has_begun = True
-            self._start("head", self._connections.head_s)
+            self._start("head", self._connections.config.head_s)
         try:
             super().data_received(data)
         except Exception as error:  # uvicorn cannot answer 400 once an answer has begun; asyncio would log the data
@@ -234,7 +222,7 @@ class Connection(H11Protocol):
 
     def _wait(self) -> None:
         self.waits_since, self._has_begun = self.loop.time(), False
-        self._start("head", self._connections.head_s)
+        self._start("head", self._connections.config.head_s)
 
     def _start(self, timer: str, seconds: float) -> None:
         self._stop(timer)

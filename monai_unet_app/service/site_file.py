@@ -20,6 +20,7 @@ from dicom_io.net.destination_file import LOOPBACK, TomlTable, destinations_of, 
 from monai_unet_app.config import ResultSettings
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
+from monai_unet_app.service.rows import NewResult, Result
 
 # A rule's name is also the name of folders in `received` and `results`, and a label of metrics.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -187,13 +188,13 @@ class Site:
         """The rule of that name; None if the site has no such rule, or no longer has it."""
         return next((rule for rule in self.rules if rule.name == name), None)
 
-    def destinations_for(self, rule: str, series: str) -> tuple[str, ...]:
-        """Names of the destinations of a rule's result on a series.
+    def destinations_for(self, result: NewResult | Result) -> tuple[str, ...]:
+        """Names of the destinations of a result.
 
         Empty for a rule that no longer exists, and for an empty series: the result of a NIfTI image is fetched, not sent.
         """
-        known = self.rule(rule)
-        return known.destinations if known and series else ()
+        rule = self.rule(result.rule)
+        return rule.destinations if rule and result.series else ()
 
     def noticed(self, rule: Rule) -> tuple[str, ...]:
         """Names of the destinations that get notices of series that a rule picked and were not processed."""
@@ -252,8 +253,7 @@ def _check(site: Site) -> None:
             raise UsageError(
                 f"{site.path.name}: rule {rule.name} has notice = true, and sends to "
                 f"{', '.join(rule.destinations) or 'no destination'}; a destination that takes SC is needed; add SC to the "
-                "objects of "
-                "its profile, or leave notice out"
+                "objects of its profile, or leave notice out"
             )
 
 

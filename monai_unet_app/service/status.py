@@ -5,22 +5,21 @@ of its UID. Only readers who may see identity are shown the hints by which a sit
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monai_unet_app import __version__
+from monai_unet_app.service.delivery_scheduler import Outage
+from monai_unet_app.service.hints import Hints
+from monai_unet_app.service.node import Node
 from monai_unet_app.service.node_metrics import quantiles
 from monai_unet_app.service.rows import FOLLOW_UPS, HELD_BACK, Result
-
-if TYPE_CHECKING:
-    from monai_unet_app.service.delivery_scheduler import Outage
-    from monai_unet_app.service.hints import Hints
-    from monai_unet_app.service.node import Node
-    from monai_unet_app.service.tokens import Holder
+from monai_unet_app.service.tokens import Holder
 
 RELOAD_S = 30
 """The status page loads itself again after so many seconds, unless the reader asked for a page that stands still."""
@@ -53,8 +52,8 @@ class Viewer:
         holder: The reader's token, whose roles decide which actions the page offers.
     """
 
-    hints: "Hints"
-    holder: "Holder"
+    hints: Hints
+    holder: Holder
 
     def study(self, uid: str) -> tuple[str | Link, ...]:
         """The cells of a study: a link to everything known about the study, and its hints."""
@@ -79,7 +78,7 @@ class Viewer:
         return Link(f"/{kind}/{number}/retry", "try again", is_button=True) if self.holder.may("admin") else ""
 
 
-def status_page(node: "Node", viewer: Viewer, *, still: bool = False) -> str:
+def status_page(node: Node, viewer: Viewer, *, still: bool = False) -> str:
     """The HTML page that says what the node is doing.
 
     Args:
@@ -96,11 +95,11 @@ def status_page(node: "Node", viewer: Viewer, *, still: bool = False) -> str:
         reload_s=0 if still else RELOAD_S,
         still=still,
         now=time.strftime("%Y-%m-%d %H:%M:%S"),
-        waiting_for=_who_waits(node, counts),
+        waiting_for=_who_waits(node),
         readiness=_readiness(node, counts),
         ungated=[rule.name for rule in node.site.rules if rule.deliver_ungated],
         counts=counts,
-        held_count=sum(counts["results"].get(state, 0) for state in HELD_BACK),
+        held_count=sum(counts["results"][state] for state in HELD_BACK),
         hints=viewer.hints.names,
         held=[viewer.result(result) for results in held for result in results][:_MOST_HELD],
         dead=_dead_letters(node, viewer),
@@ -112,13 +111,13 @@ def status_page(node: "Node", viewer: Viewer, *, still: bool = False) -> str:
     )
 
 
-def waiting_page(node: "Node", number: int, seconds: float) -> str:
+def waiting_page(node: Node, number: int, seconds: float) -> str:
     """The HTML page shown while the review page of a result is made; it loads itself again every two seconds."""
     title = f"{node.config.ae_title}: result {number}"
     return _render("waiting.html", title=title, reload_s=2, number=number, seconds=seconds)
 
 
-def find_page(node: "Node", text: str | None, viewer: Viewer) -> str:
+def find_page(node: Node, text: str | None, viewer: Viewer) -> str:
     """The HTML page with a search box and the results of the matching studies.
 
     Args:
@@ -141,7 +140,7 @@ def find_page(node: "Node", text: str | None, viewer: Viewer) -> str:
     )
 
 
-def find_studies(node: "Node", text: str, hints: "Hints") -> list[str]:
+def find_studies(node: Node, text: str, hints: Hints) -> list[str]:
     """UIDs of the studies that match a text: a part of the UID, the number of a result, or a hint.
 
     If there are more than `_MOST_FOUND`, at least one more than that is given back.
@@ -170,12 +169,11 @@ def _state_and_verdict(result: Result) -> str:
     return result.state if is_said or not result.verdict else f"{result.state}, {result.verdict}"
 
 
-def _study_rows(node: "Node", study: str, viewer: Viewer) -> Iterable[Row]:
+def _study_rows(node: Node, study: str, viewer: Viewer) -> Iterable[Row]:
     """A row for each result of a study, the newest first; a study without results has a row with its state."""
-    jobs = node.queue.jobs_of(study)
-    results = [result for job in jobs for result in node.queue.results_of(job.id)]
-    if results:
+    if results := node.queue.results_of_study(study):
         return [viewer.result(result) for result in reversed(results)]
+    jobs = node.queue.jobs_of(study)
     state = "arriving" if study in node.arrivals or not jobs else jobs[-1].state
     begun = since(jobs[-1].created) if jobs else ("", "")
     return [("", *viewer.study(study), "", state, *begun, jobs[-1].reason if jobs else "", "")]
@@ -206,28 +204,26 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _who_waits(node: "Node", counts: dict[str, dict[str, int]]) -> str:
+def _who_waits(node: Node) -> str:
     """The top line: how many wait for a reviewer, a worker and a destination, and how long the oldest of each has waited."""
-    oldest, now_s = node.queue.oldest(), time.time()
-    kinds = {
-        "review": (sum(counts["results"].get(state, 0) for state in HELD_BACK), "result", "for a reviewer"),
-        "job": (sum(counts["jobs"].get(state, 0) for state in ("queued", "working")), "study", "for the segmentation"),
-        "delivery": (counts["deliveries"].get("pending", 0), "delivery", "for a destination"),
+    nouns = {
+        "review": ("result", "results", "a reviewer"),
+        "job": ("study", "studies", "the segmentation"),
+        "delivery": ("delivery", "deliveries", "a destination"),
     }
-    plurals = {"study": "studies", "delivery": "deliveries", "result": "results"}
-    parts = [
-        f"{count} {noun if count == 1 else plurals[noun]} {what}, {'' if count == 1 else 'the longest '}for "
-        f"{age(now_s - oldest[kind])}"
-        for kind, (count, noun, what) in kinds.items()
-        if count and kind in oldest
-    ]
+    waiting, parts = node.queue.waiting(), []
+    for kind, (noun, plural, what) in nouns.items():
+        if kind in waiting:
+            count, oldest = waiting[kind]
+            how_long = f"{'' if count == 1 else 'the longest '}for {age(time.time() - oldest)}"
+            parts.append(f"{count} {noun if count == 1 else plural} for {what}, {how_long}")
     return f"Waiting: {'; '.join(parts)}." if parts else "Nothing waits."
 
 
-def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> list[tuple[str, str]]:
+def _readiness(node: Node, counts: dict[str, Counter[str]]) -> list[tuple[str, str]]:
     """Tone and text of each line about what is wrong, the worst first; a single line if nothing is."""
     failing, lines = node.health.failing(), list[tuple[str, str]]()
-    dead = counts["jobs"].get("dead", 0) + counts["deliveries"].get("dead", 0)
+    dead = counts["jobs"]["dead"] + counts["deliveries"]["dead"]
     if full := node.why_full():
         where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
         lines.append(("bad", f"Refuses studies: {full}: {where}."))
@@ -258,7 +254,7 @@ def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> list[tuple[st
     return lines if failing else [(lines[0][0], f"Ready. {lines[0][1]}"), *lines[1:]]
 
 
-def _outage_line(name: str, outage: "Outage", node: "Node") -> str:
+def _outage_line(name: str, outage: Outage, node: Node) -> str:
     waiting, _ = node.queue.waiting_by_destination().get(name, (0, 0.0))
     when, how_long = since(outage.since)
     begun = f"before {when} (more than {how_long})" if outage.is_older else f"{when} ({how_long})"
@@ -266,15 +262,15 @@ def _outage_line(name: str, outage: "Outage", node: "Node") -> str:
     return f"{name} cannot be reached since {begun}; {wait}. {outage.reason}"
 
 
-def _destinations(node: "Node") -> list[Row]:
+def _destinations(node: Node) -> list[Row]:
     """A row for each destination: those that cannot be reached first, then those for which most waits."""
     waiting, outages = node.queue.waiting_by_destination(), node.deliveries.outages()
     names = dict.fromkeys([*outages, *sorted(waiting, key=lambda name: -waiting[name][0]), *node.site.destinations])
     return [_destination(node, name, outages.get(name), waiting.get(name)) for name in names]
 
 
-def _destination(node: "Node", name: str, outage: "Outage | None", waiting: tuple[int, float] | None) -> Row:
-    last = node.deliveries.last_delivered(name)
+def _destination(node: Node, name: str, outage: Outage | None, waiting: tuple[int, float] | None) -> Row:
+    last = node.deliveries.last_delivered.get(name)
     state = "cannot be reached" if outage else "reached" if last else "not tried yet"
     when, how_long = since(outage.since) if outage else ("", "")
     count, longest = (str(waiting[0]), age(time.time() - waiting[1])) if waiting else ("0", "")
@@ -283,7 +279,7 @@ def _destination(node: "Node", name: str, outage: "Outage | None", waiting: tupl
     return name, state, begun, how_long, count, longest, delivered, outage.reason if outage else ""
 
 
-def _times(node: "Node") -> list[Row]:
+def _times(node: Node) -> list[Row]:
     return [
         (stage, f"{times[0.5]:.2f} s", f"{times[0.95]:.2f} s", str(len(seconds)), *since(node.durations.ended[stage]))
         for stage, seconds in node.durations.last.items()
@@ -291,7 +287,7 @@ def _times(node: "Node") -> list[Row]:
     ]
 
 
-def _dead_letters(node: "Node", viewer: Viewer) -> list[Row]:
+def _dead_letters(node: Node, viewer: Viewer) -> list[Row]:
     """Jobs, of which no destination has anything, before deliveries; of each the oldest first."""
     jobs = [
         (f"job {job.id}", *viewer.study(job.study), *since(job.created), job.reason, viewer.retry("jobs", job.id))
@@ -308,7 +304,7 @@ def _dead_letters(node: "Node", viewer: Viewer) -> list[Row]:
     return [*jobs, *sent]
 
 
-def _jobs(node: "Node", viewer: Viewer) -> list[Row]:
+def _jobs(node: Node, viewer: Viewer) -> list[Row]:
     """Jobs with a reason, which failed or lack images, before others; of each the oldest first."""
     jobs = node.queue.jobs(["working", "queued"], _SHOWN, oldest_first=True)
     return [

@@ -15,13 +15,13 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from dicom_io.reading.headers import LONGEST_NAME, is_person_name
 from monai_unet_app.errors import UsageError
 
 Role = Literal["metrics", "submit", "read", "reviewer", "admin"]
-ROLES: tuple[Role, ...] = ("metrics", "submit", "read", "reviewer", "admin")
+ROLES: tuple[Role, ...] = get_args(Role)
 """metrics: only metrics. submit: sends studies. read: released results. reviewer: also held-back results, and decides on
 them. admin: repairs, and sees the state of all results, but opens no file that names a patient.
 """
@@ -176,8 +176,7 @@ def _parsed(text: str, where: str) -> tuple[str, Holder]:
     if match is None or len(match["name"]) > LONGEST_NAME or not roles <= set(ROLES):
         raise UsageError(
             f"{where} is not a line of a token; a name, some of {', '.join(ROLES)} with commas, a sha256 and "
-            "expires=YYYY-MM-DD "
-            "are needed; make it with monai-unet node token"
+            "expires=YYYY-MM-DD are needed; make it with monai-unet node token"
         )
     try:
         expires = date.fromisoformat(match["expires"]) if match["expires"] else None

@@ -154,7 +154,6 @@ def _local_bundle(sha256: str) -> dict[str, Any] | None:
 
 def _bundle_facts(files: BundleFiles) -> dict[str, Any]:
     run, report = _json(files.root / "models/run.json"), files.root / "models" / CALIBRATION_RECORD
-    measured = files.measured
     return {
         "name": files.name,
         "version": files.version,
@@ -167,7 +166,9 @@ def _bundle_facts(files: BundleFiles) -> dict[str, Any]:
         ],
         "calibration": _calibration_facts(report) if report.is_file() else None,
         "measured": {
-            name: measured[name] for name in measured if name.startswith("ece_") or name in ("dice", "subjects")
+            name: value
+            for name, value in files.measured.items()
+            if name.startswith("ece_") or name in ("dice", "subjects")
         },
     }
 

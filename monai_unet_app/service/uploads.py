@@ -5,17 +5,13 @@ on the headers is bounded for all members together, because an object that is de
 """
 
 import hashlib
-import os
 import re
-import shutil
-import threading
 import time
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
-from uuid import uuid4
 
 from dicom_io.files import sync_folder
 from dicom_io.net.instance_file import Allowance, InstanceRefusedError
@@ -43,7 +39,6 @@ _IMAGE, _PACKED_IMAGE = "image.nii", "image.nii.gz"  # readers recognise the for
 IMAGES = (_IMAGE, _PACKED_IMAGE)
 """Names of the file of a study that is a NIfTI image, uncompressed or compressed by gzip."""
 
-_naming = threading.Lock()  # makes one step of looking whether the name of an image is free and taking it
 _ZIP, _GZIP, _DICM = b"PK\x03\x04", b"\x1f\x8b", b"DICM"
 _HEAD_BYTES = 132  # preamble and prefix (PS3.10 7.1)
 _NIFTI_BYTES = 348
@@ -206,7 +201,7 @@ def _take_member(
     budget.bytes_left -= content.count
 
 
-def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
+def take_nifti(path: Path, store: InstanceStore, rule: str) -> tuple[str, bool]:
     """Puts an image where the worker finds it, for one rule. Several threads may do so at once with the same image.
 
     Returns:
@@ -223,24 +218,15 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
         is_packed = stream.read(len(_GZIP)) == _GZIP
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    # A UID under 2.25 is an integer of at most 128 bits (PS3.5 B.2); 30 hexadecimal digits are 120.
-    study = f"2.25.{int(hashlib.sha256(f'{rule} {digest}'.encode()).hexdigest()[:30], 16)}"
-    target = received / study / rule / (_PACKED_IMAGE if is_packed else _IMAGE)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{uuid4().hex}.part")  # each upload has a name of its own
-    try:
-        shutil.copyfile(path, part)
-        # Synced before it is renamed: after a power failure, the name stands for the whole image or for nothing.
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        with _naming:
-            is_new = not target.exists()
-            if is_new:
-                part.rename(target)
-    finally:
-        part.unlink(missing_ok=True)
+        # A UID under 2.25 is an integer of at most 128 bits (PS3.5 B.2); 30 hexadecimal digits are 120.
+        study = f"2.25.{int(hashlib.sha256(f'{rule} {digest}'.encode()).hexdigest()[:30], 16)}"
+        target = store.folder / study / rule / (_PACKED_IMAGE if is_packed else _IMAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stream.seek(0)
+        with store.unfinished(stream) as part:
+            is_new = store.name(part, target)
     # Study and rule may be new folders, whose names must last as well before the sender gets its answer.
-    for folder in (target.parent, target.parent.parent, received):
+    for folder in (target.parent, target.parent.parent, store.folder):
         sync_folder(folder)
     return study, is_new
 

@@ -62,7 +62,7 @@ class Task:
     def parse(cls, message: Message) -> "Task":
         """The task in a message of the node."""
         earlier = {key: Path(folder) for key, folder in message["earlier"].items()}
-        return cls(Path(message["study"]), Path(message["output"]), earlier, bool(message.get("waited", True)))
+        return cls(Path(message["study"]), Path(message["output"]), earlier, message.get("waited", True))
 
     def readable(self, error: Exception) -> str:
         """What an error says, without the node's folders."""
@@ -142,12 +142,13 @@ class Worker:
 
     def _picked(self, series: Sequence[SeriesRef]) -> list[tuple[Rule, str]]:
         """Each rule with the SeriesInstanceUID of each series that it picks."""
-        pairs = [
-            (rule, ref) for rule in self.site.rules for ref in series if ref.kind == "image" and not misfits(rule, ref)
-        ]
-        return list(
-            {(rule.name, ref.series_instance_uid): (rule, ref.series_instance_uid) for rule, ref in pairs}.values()
-        )
+        picked = {
+            (rule.name, ref.series_instance_uid): rule
+            for rule in self.site.rules
+            for ref in series
+            if ref.kind == "image" and not misfits(rule, ref)
+        }
+        return [(rule, uid) for (_, uid), rule in picked.items()]
 
     def _series_result(self, rule: Rule, uid: str, series: Sequence[SeriesRef], task: Task, folder: Path) -> NewResult:
         """The result of a series, written to `folder`, or the reason why it was not processed."""
@@ -155,11 +156,10 @@ class Worker:
         earlier = task.earlier.get(f"{rule.name}/{uid}")
         try:
             wanted = variants(rule, self.site)
-            fractional = any(to is not None and to.profile.seg_encoding == "fractional" for _, to in wanted)
+            fractional = any(profile.seg_encoding == "fractional" for profile in wanted.values())
             keep: Keep = "probabilities" if rule.probabilities or fractional else "evidence"
             case = self._segment(_read_volume(rule, uid, series), rule, keep)
-            for variant, destination in wanted:
-                profile = destination.profile if destination else Profile()
+            for variant, profile in wanted.items():
                 _write_case(
                     case,
                     name,
@@ -282,15 +282,16 @@ def misfits(rule: Rule, series: SeriesRef) -> list[str]:
     return selection.misfits(series, rule.match, rule.least_instances)
 
 
-def variants(rule: Rule, site: Site) -> list[tuple[str, Destination | None]]:
-    """Name of each way in which a result is to be written, with the first destination that wants it so.
+def variants(rule: Rule, site: Site) -> dict[str, Profile]:
+    """Name of each way in which a result is to be written, with the profile of the first destination that wants it so.
 
     Destinations differ in how they want a SEG. A rule without destinations has the way "binary".
     """
-    by_variant: dict[str, Destination | None] = {}
+    by_variant: dict[str, Profile] = {}
     for name in rule.destinations:
-        by_variant.setdefault(variant_of(site.destinations[name]), site.destinations[name])
-    return list(by_variant.items()) or [("binary", None)]
+        destination = site.destinations[name]
+        by_variant.setdefault(variant_of(destination), destination.profile)
+    return by_variant or {"binary": Profile()}
 
 
 def variant_of(destination: Destination) -> str:
@@ -354,8 +355,7 @@ def check_bundles(site: Site) -> None:
     from monai_unet_app.bundle_folder import bundle_files
 
     for rule in site.rules:
-        bundle = bundle_files(rule.bundle)
-        _check_rule(rule, bundle)
+        _check_rule(rule, bundle_files(rule.bundle))
 
 
 def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
@@ -363,17 +363,13 @@ def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
 
     bundle.check_trained()
     bundle.check_fitted()
-    _check_approved(rule, bundle)
-    check_stated(rule, bundle)
-    check_coded(bundle.name, bundle.segments)
-
-
-def _check_approved(rule: Rule, bundle: "BundleFiles") -> None:
     if rule.sha256 and rule.sha256 != bundle.sha256:
         raise AppError(
             f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; "
             "the bundle that the site has approved is needed; put it back, or approve this bundle in the site file"
         )
+    check_stated(rule, bundle)
+    check_coded(bundle.name, bundle.segments)
 
 
 def check_stated(rule: Rule, bundle: "BundleFiles") -> None:

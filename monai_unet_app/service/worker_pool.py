@@ -89,7 +89,11 @@ class WorkerPool:
         while not self.inbox.empty():
             child, message = self.inbox.get()
             if message is None:
-                self._remove(child)
+                if child in self.children:
+                    self.children.remove(child)
+                # A child that never became ready would fail again at once, for instance by a bundle that cannot be loaded.
+                if not child.is_ready:
+                    self._pause.begin()
             elif message.get("ready"):
                 child.is_ready = True
                 self.ready_message = message
@@ -120,10 +124,3 @@ class WorkerPool:
         """Ends all children; a child without a task may take so many seconds for it."""
         for child in self.children:
             child.end(patience_s if child.task is None else 0.0)
-
-    def _remove(self, child: Child) -> None:
-        if child in self.children:
-            self.children.remove(child)
-        # A child that never became ready would fail again at once, for instance by a bundle that cannot be loaded.
-        if not child.is_ready:
-            self._pause.begin()

@@ -72,15 +72,12 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self.folder, self.deliver_to = Path(self.folder), Path(self.deliver_to)
+        if self.loader.losses is not None:
+            self.state = {**self.state, "case_losses": self.loader.losses}
         self.best_metric = float("-inf")
         self.best_epoch = 0
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []
-
-    @property
-    def _state(self) -> Mapping[str, Any]:
-        losses = self.loader.losses
-        return self.state if losses is None else {**self.state, "case_losses": losses}
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer. This handler must stand after the validation handler in the list of handlers."""
@@ -99,7 +96,7 @@ class Checkpoints:
             shutil.rmtree(left_over)
         saved = torch.load(path, map_location="cpu", weights_only=False)
         try:
-            for name, target in self._state.items():
+            for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])
         except (KeyError, RuntimeError, ValueError) as error:  # a network or optimizer of another shape
             raise UsageError(
@@ -131,7 +128,7 @@ class Checkpoints:
             self.best_metric, self.best_epoch = metric, engine.state.epoch
             save_atomically(half_weights(self.best), self.folder / "best.pt")
         saved = {
-            "state": {name: target.state_dict() for name, target in self._state.items()},
+            "state": {name: target.state_dict() for name, target in self.state.items()},
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "best_metric": self.best_metric,

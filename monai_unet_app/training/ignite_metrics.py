@@ -139,7 +139,7 @@ class _SurfaceScore(_CaseMetric):
             self.masks(tensor, f"item {key!r}", grid) for tensor, key in zip(output, self.keys, strict=True)
         )
         spacing = self.spacing_of(output)
-        values = [self.score(SurfacePair.of(*pair, spacing)) for pair in zip(truth, predicted, strict=True)]
+        values = [self.score(SurfacePair(*pair, spacing)) for pair in zip(truth, predicted, strict=True)]
         defined = [value for value in values if np.isfinite(value)]
         # A mean of means: each case has the same weight, whatever the number of its classes with a defined score
         mean = float(np.mean(defined)) if defined else 0.0

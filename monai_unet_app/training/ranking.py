@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -11,21 +11,19 @@ from typing import Any
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.comparison.differences import Comparison, compare
+from monai_unet_app.comparison.differences import compare
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.cases import plan_of
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
-from monai_unet_app.evaluate import LabelledCases, choose_out_of_fold, evaluate_cases
+from monai_unet_app.evaluate import choose_out_of_fold, evaluate_cases
 from monai_unet_app.metrics.bootstrap import Bootstrap, finite_mean
 from monai_unet_app.report.stored_evaluation import read_evaluation
 from monai_unet_app.training.run import (
     Delivery,
-    Display,
     TrainConfig,
     check_folds,
     deliver_network,
-    no_display,
     train_checked_folds,
 )
 
@@ -68,16 +66,16 @@ class Ranking:
     """Configurations, the one with the largest Dice first.
 
     Attributes:
-        configurations: Each with its figures.
         cases: Number of cases that all have measured.
         subjects: Number of people behind them.
         interval: How the intervals are drawn.
+        configurations: Each with its figures.
     """
 
-    configurations: Sequence[Ranked]
     cases: int
     subjects: int
     interval: Mapping[str, Any]
+    configurations: Sequence[Ranked]
 
     @property
     def chosen(self) -> Ranked:
@@ -101,10 +99,7 @@ class Ranking:
             "schema_version": "1.0",
             "chosen": self.chosen.name,
             "reason": self.reason,
-            "cases": self.cases,
-            "subjects": self.subjects,
-            "interval": dict(self.interval),
-            "configurations": [asdict(entry) for entry in self.configurations],
+            **asdict(self),
         }
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
@@ -130,8 +125,6 @@ def train_ranked(
     folds: Sequence[int] = (),
     *,
     deliver: Delivery | None = "all-data",
-    say: Callable[[str], None] = lambda line: None,
-    display: Display = no_display,
 ) -> Ranking:
     """Trains the folds of each template into a folder of its name in `run.output`, ranks them, and completes the best one.
 
@@ -143,8 +136,6 @@ def train_ranked(
         run: As in `train_folds`; its output gets ranking.json and ranking.md beside the bundles.
         folds: Some of the plan's folds; by default all.
         deliver: The own network of the chosen bundle, as in `train_folds`; the others have those of their folds only.
-        say: Takes a line of text for the user.
-        display: As in `train_bundle`.
 
     Raises:
         UsageError: The output folder holds something else.
@@ -156,22 +147,22 @@ def train_ranked(
     _check_alike(templates, run)
     wanted: dict[str, Sequence[int]] = {}
     for name, template in templates.items():
-        say(f"{name}:")
-        wanted[name] = check_folds(template, runs[name], folds, deliver, say=say, display=display)
+        run.say(f"{name}:")
+        wanted[name] = check_folds(template, runs[name], folds, deliver)
     for name, template in templates.items():
-        say(f"{name}:")
-        train_checked_folds(template, runs[name], wanted[name], say)
+        run.say(f"{name}:")
+        train_checked_folds(template, runs[name], wanted[name])
     bundles = {name: load_bundle(runs[name].output, template.device) for name, template in templates.items()}
     weights = {name: _digests(bundle, wanted[name]) for name, bundle in bundles.items()}
     ranking = _earlier(run.output, weights)
     if ranking is None:
-        seconds = {name: _measure(bundle, run, weights[name], say, display) for name, bundle in bundles.items()}
+        seconds = {name: _measure(bundle, run, weights[name]) for name, bundle in bundles.items()}
         ranking = _rank({name: bundle.root / OUT_OF_FOLD for name, bundle in bundles.items()}, seconds, weights)
         _write(ranking, run.output)
     if deliver:
         name = ranking.chosen.name
-        say(f"{name}: {ranking.reason}")
-        deliver_network(templates[name], runs[name], wanted[name], deliver, say)
+        run.say(f"{name}: {ranking.reason}")
+        deliver_network(templates[name], runs[name], wanted[name], deliver)
     return ranking
 
 
@@ -217,23 +208,21 @@ def _digests(bundle: Bundle, folds: Sequence[int]) -> dict[str, str]:
     return digests
 
 
-def _measure(
-    bundle: Bundle, run: TrainConfig, folds: Mapping[str, str], say: Callable[[str], None], display: Display
-) -> float:
+def _measure(bundle: Bundle, run: TrainConfig, folds: Mapping[str, str]) -> float:
     """Evaluates the cases of these folds out of fold, into the bundle's folder; gives the median of the seconds for a case."""
     chosen = choose_out_of_fold(bundle, find_data(run.data, run.labels, run.label_suffix))
     numbers = {case: fold for case, fold in chosen.folds.items() if str(fold) in folds}
     rows = [row for row in chosen.rows if row["id"] in numbers]
-    say(f"{bundle.name}: evaluating {len(rows)} case(s) out of fold")
-    with display("evaluating", len(rows)) as step:
+    run.say(f"{bundle.name}: evaluating {len(rows)} case(s) out of fold")
+    with run.display("evaluating", len(rows)) as step:
         done = evaluate_cases(
             bundle,
-            LabelledCases(rows, run.data.resolve().name, chosen.note, folds=numbers),
+            replace(chosen, rows=rows, name=run.data.resolve().name, folds=numbers),
             bundle.root / OUT_OF_FOLD,
             each=lambda case_id, dice: step(case_id),
         )
     for problem in done.problems:
-        say(f"{bundle.name}: not measured: {problem}")
+        run.say(f"{bundle.name}: not measured: {problem}")
     return median(done.seconds.values())
 
 
@@ -248,22 +237,17 @@ def _rank(
     if not shared:
         raise InputRefusedError("no case could be measured by all configurations; see their problems above")
     dice = {name: finite_mean(own[case] for case in shared) for name, own in values.items()}
-    order = sorted(dice, key=lambda name: -dice[name])
-    compared = {
-        name: compare(evaluations[order[0]], evaluations[name], common=True, names=(order[0], name))
-        for name in order[1:]
-    }
-    entries = [_entry(name, dice[name], compared.get(name), seconds[name], weights[name]) for name in order]
-    subjects = {tables[order[0]].subjects[case] for case in shared}
-    return Ranking(entries, len(shared), len(subjects), Bootstrap().document())
-
-
-def _entry(name: str, dice: float, compared: Comparison | None, seconds: float, weights: Mapping[str, str]) -> Ranked:
-    if compared is None:
-        return Ranked(name, dice, None, None, None, round(seconds, 3), weights)
-    difference = compared.of("dice", "mean")
-    estimate = difference.estimate
-    return Ranked(name, dice, estimate.value, estimate.interval, difference.word, round(seconds, 3), weights)
+    first, *others = sorted(dice, key=lambda name: -dice[name])
+    differences: dict[str, tuple[Any, Any, Any]] = {first: (None, None, None)}
+    for name in others:
+        compared = compare(evaluations[first], evaluations[name], common=True, names=(first, name))
+        difference = compared.of("dice", "mean")
+        differences[name] = difference.estimate.value, difference.estimate.interval, difference.word
+    entries = [
+        Ranked(name, dice[name], *own, round(seconds[name], 3), weights[name]) for name, own in differences.items()
+    ]
+    subjects = {tables[first].subjects[case] for case in shared}
+    return Ranking(len(shared), len(subjects), Bootstrap().document(), entries)
 
 
 def _earlier(output: Path, weights: Mapping[str, Mapping[str, str]]) -> Ranking | None:
@@ -271,7 +255,7 @@ def _earlier(output: Path, weights: Mapping[str, Mapping[str, str]]) -> Ranking 
     try:
         stored = json.loads((output / RANKING).read_text(encoding="utf-8"))
         entries = [Ranked(**entry) for entry in stored["configurations"]]
-        ranking = Ranking(entries, stored["cases"], stored["subjects"], stored["interval"])
+        ranking = Ranking(stored["cases"], stored["subjects"], stored["interval"], entries)
     except (OSError, ValueError, KeyError, TypeError):  # absent or of another version: it is made anew
         return None
     return ranking if {entry.name: entry.weights for entry in entries} == weights else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, DataLoader, MetaTensor, get_track_meta, set_track_meta
+from monai.data import CacheDataset, DataLoader, get_track_meta, set_track_meta
 from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
@@ -83,7 +83,7 @@ class ReplayDataset(Dataset[dict[str, Any]]):
 def _bare_copy(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    return (value.as_tensor() if isinstance(value, MetaTensor) else value).clone()
+    return value.as_subclass(torch.Tensor).clone()
 
 
 @contextmanager
@@ -146,6 +146,7 @@ class CaseLosses:
         self._begin_epoch()
 
 
+@dataclass(eq=False)
 class ReplaySampler(Sampler[Draw]):
     """An endless stream of draws: every case once in random order, then every case once in a new order, and so on.
 
@@ -160,12 +161,11 @@ class ReplaySampler(Sampler[Draw]):
         first_draw: Number of the first draw; set by `Checkpoints` before the first batch of a resumed run.
     """
 
-    def __init__(self, cases: int, seed: int = 0, hard_cases: float = 0.0, losses: CaseLosses | None = None) -> None:
-        self.cases = cases
-        self.seed = seed
-        self.hard_cases = hard_cases
-        self.losses = losses
-        self.first_draw = 0
+    cases: int
+    seed: int = 0
+    hard_cases: float = 0.0
+    losses: CaseLosses | None = None
+    first_draw: int = 0
 
     def __iter__(self) -> Iterator[Draw]:
         draw = self.first_draw
@@ -179,7 +179,7 @@ class ReplaySampler(Sampler[Draw]):
 
     def _hard_case(self, draw: int) -> int | None:
         """The case that takes the place of a draw's own; None leaves it."""
-        if self.losses is None or not self.hard_cases:
+        if self.losses is None:
             return None
         # The first number tells these streams from those of the windows, of their order and of the steps
         rng = replay_rng(self.seed, 2, draw)

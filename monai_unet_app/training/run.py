@@ -31,6 +31,23 @@ ENOUGH_TO_CHECK = 2
 """Number of subjects that a check needs: a calibration is fitted on some and checked on another."""
 
 
+Delivery = Literal["all-data", "ensemble"]
+"""The bundle's own network beside its folds: trained on all but the test cases, or the mean of the networks of the folds."""
+
+Step = Callable[[str], None]
+Display = Callable[[str, int], AbstractContextManager[Step]]
+"""Takes a text and a number of steps, and gives a context manager with a function that is called after each step."""
+
+
+def say_nothing(text: str) -> None:
+    """A `TrainConfig.say` that drops the text."""
+
+
+def no_display(text: str, total: int) -> AbstractContextManager[Step]:
+    """A `Display` that shows nothing."""
+    return nullcontext(say_nothing)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run.
@@ -47,6 +64,8 @@ class TrainConfig:
         name: Name of the new bundle in its card and metadata; None takes the name of its folder.
         parallel: Number of folds that `train_folds` trains at the same time, at least 1. With more than one, each has a process
             of its own and its share of the threads of this one (`torch.get_num_threads`), at least one thread.
+        say: Takes a line of text for the user.
+        display: Shows how much of a check or of an evaluation is done.
     """
 
     data: Path
@@ -59,24 +78,11 @@ class TrainConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     parallel: int = 1
+    say: Callable[[str], None] = field(default=say_nothing, compare=False)
+    display: Display = field(default=no_display, compare=False)
 
 
-Delivery = Literal["all-data", "ensemble"]
-"""The bundle's own network beside its folds: trained on all but the test cases, or the mean of the networks of the folds."""
-
-Step = Callable[[str], None]
-Display = Callable[[str, int], AbstractContextManager[Step]]
-"""Takes a text and a number of steps, and gives a context manager with a function that is called after each step."""
-
-
-def no_display(text: str, total: int) -> AbstractContextManager[Step]:
-    """A `Display` that shows nothing."""
-    return nullcontext(lambda case_id: None)
-
-
-def train_bundle(
-    template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None, display: Display = no_display
-) -> Bundle:
+def train_bundle(template: Bundle, run: TrainConfig) -> Bundle:
     """The trained bundle at `run.output`; for a fold the same with the weights of the fold, which lie in `folds/`.
 
     Every case is read and checked before the first step. The run writes `run/run.json`, `run/last.pt` and its curves
@@ -89,22 +95,16 @@ def train_bundle(
     """
     _check_output(template, run.output)
     template.check_network()
-    _check(template, run, _planned(template, run), say, display)
+    _check(template, run, _planned(template, run))
     _copy(template, run.output, run.name)
     forget_ensemble(run.output)
-    trained = _trained(run, template.device, say)
+    trained = _trained(run, template.device)
     _forget_cache(run)
     return trained
 
 
 def train_folds(
-    template: Bundle,
-    run: TrainConfig,
-    folds: Sequence[int] = (),
-    *,
-    deliver: Delivery | None = "all-data",
-    say: Callable[[str], None] = lambda line: None,
-    display: Display = no_display,
+    template: Bundle, run: TrainConfig, folds: Sequence[int] = (), *, deliver: Delivery | None = "all-data"
 ) -> Bundle:
     """The bundle at `run.output` with a network for each fold in `folds/`, for figures of cases that a network has not seen.
 
@@ -116,28 +116,18 @@ def train_folds(
         run: As in `train_bundle`, without a fold.
         folds: Some of the plan's folds; by default all.
         deliver: The bundle's own network; None leaves it without one.
-        say: Takes a line of text for the user.
-        display: As in `train_bundle`.
 
     Raises:
         As `train_bundle`; InputRefusedError: a fold has no case, or no case is left to train on.
     """
-    wanted = check_folds(template, run, folds, deliver, say=say, display=display)
-    train_checked_folds(template, run, [*wanted, ALL] if deliver == "all-data" else wanted, say)
+    wanted = check_folds(template, run, folds, deliver)
+    train_checked_folds(template, run, [*wanted, ALL] if deliver == "all-data" else wanted)
     if deliver == "ensemble":
-        deliver_network(template, run, wanted, deliver, say)
+        deliver_network(template, run, wanted, deliver)
     return load_bundle(run.output, template.device)
 
 
-def check_folds(
-    template: Bundle,
-    run: TrainConfig,
-    folds: Sequence[int],
-    deliver: Delivery | None,
-    *,
-    say: Callable[[str], None],
-    display: Display,
-) -> Sequence[int]:
+def check_folds(template: Bundle, run: TrainConfig, folds: Sequence[int], deliver: Delivery | None) -> Sequence[int]:
     """The folds to train, when everything has been checked that `train_folds` needs; nothing is written. Errors as there."""
     if run.parallel < 1:
         raise UsageError(f"parallel is {run.parallel}; at least 1 is needed")
@@ -154,13 +144,13 @@ def check_folds(
     _check_output(template, run.output)
     for fold in wanted:
         _check_rows(replace(run, fold=fold), planned.rows(fold))
-    measured = _check(template, replace(run, fold=ALL), planned, say, display)
+    measured = _check(template, replace(run, fold=ALL), planned)
     for fold in wanted:
         _check_classes(template, replace(run, fold=fold), planned, measured)
     return wanted
 
 
-def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[Fold], say: Callable[[str], None]) -> None:
+def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[Fold]) -> None:
     """Trains these folds, and the bundle's own network if ALL is among them, after `check_folds`."""
     _copy(template, run.output, run.name)
     if ALL in folds:
@@ -169,48 +159,46 @@ def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[Fold
     at_once = min(run.parallel, len(runs))
     if at_once > 1:
         threads = max(1, torch.get_num_threads() // at_once)
-        say(f"training {len(runs)} networks, {at_once} at the same time with {threads} thread(s) each")
+        run.say(f"training {len(runs)} networks, {at_once} at the same time with {threads} thread(s) each")
         with NamedBars() as bars:
-            work = {name: partial(_train_apart, one, template.device, threads) for name, one in runs.items()}
+            # `say` and `display` may be functions that cannot be pickled; the process has its own
+            alone = partial(replace, say=say_nothing, display=no_display)
+            work = {name: partial(_train_apart, alone(one), template.device, threads) for name, one in runs.items()}
             run_in_processes(work, at_once, bars.hear)
     else:
         for name, one in runs.items():
-            say(name)
-            _trained(one, template.device, say)
+            run.say(name)
+            _trained(one, template.device)
     _forget_cache(run)
 
 
-def deliver_network(
-    template: Bundle, run: TrainConfig, folds: Sequence[int], deliver: Delivery, say: Callable[[str], None]
-) -> None:
+def deliver_network(template: Bundle, run: TrainConfig, folds: Sequence[int], deliver: Delivery) -> None:
     """Gives the bundle at `run.output`, whose folds are trained, its own network."""
     if deliver == "ensemble":
-        say(f"the mean of {len(folds)} networks")
+        run.say(f"the mean of {len(folds)} networks")
         deliver_ensemble(load_bundle(run.output), folds, _planned(template, run).rows(ALL))
     else:
-        train_checked_folds(template, run, [ALL], say)
+        train_checked_folds(template, run, [ALL])
 
 
 def _planned(template: Bundle, run: TrainConfig) -> PlannedCases:
     return PlannedCases.find(run.data, run.labels, run.label_suffix, run.splits, template.own_splits)
 
 
-def _check(
-    template: Bundle, run: TrainConfig, planned: PlannedCases, say: Callable[[str], None], display: Display
-) -> Fingerprint:
+def _check(template: Bundle, run: TrainConfig, planned: PlannedCases) -> Fingerprint:
     """Checks the plan of the cases, then every image and label."""
     cases = planned.rows(run.fold)
     _check_rows(run, cases)
-    say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
+    run.say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
     if run.fold is None and (few := few_to_calibrate({row["subject"] for row in cases["calibration"]})):
-        say(few)
+        run.say(few)
     everything = [row for rows in cases.values() for row in rows]
-    say(f"reading and checking {len(everything)} case(s)")
-    with display("checking", len(everything)) as step:
+    run.say(f"reading and checking {len(everything)} case(s)")
+    with run.display("checking", len(everything)) as step:
         places = places_of(planned.plan.values(), by_folds=run.fold is not None)
         measured = check_cases(everything, template, step, places)
     for line in measured.to_look_at():
-        say(line)
+        run.say(line)
     _check_classes(template, run, planned, measured)
     return measured
 
@@ -247,14 +235,14 @@ def _check_rows(run: TrainConfig, cases: Mapping[Partition, Sequence[Mapping[str
         )
 
 
-def _train_apart(run: TrainConfig, device: str | torch.device | None, threads: int, send: Send) -> None:
+def _train_apart(run: TrainConfig, device: torch.device, threads: int, send: Send) -> None:
     """`_trained` in a process of its own."""
     torch.set_num_threads(threads)
     DISPLAY_ELSEWHERE.set(send)
-    _trained(run, device, send)
+    _trained(replace(run, say=send), device)
 
 
-def _trained(run: TrainConfig, device: str | torch.device | None, say: Callable[[str], None]) -> Bundle:
+def _trained(run: TrainConfig, device: torch.device) -> Bundle:
     """Runs `train.yaml` of the bundle at `run.output`, until it is done."""
     bundle = load_bundle(run.output, device)
     if isinstance(run.fold, int):
@@ -271,7 +259,7 @@ def _trained(run: TrainConfig, device: str | torch.device | None, say: Callable[
         **bundle.values_of_fold,
         **run.overrides,
     }
-    say("training")
+    run.say("training")
     run_overlay(run.output, "train", overrides)
     return replace(bundle)  # reads the new weights
 

@@ -4,12 +4,13 @@ MONAI's trainer and evaluator hard-code the autocast of CUDA, so that `amp: true
 They take the steps of this module as `iteration_update` instead.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from monai_unet_app.errors import AppError
@@ -48,7 +49,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def averaged_model(network: torch.nn.Module, decay: float = 0.999) -> AveragedModel:
+def averaged_model(network: nn.Module, decay: float = 0.999) -> AveragedModel:
     """An exponential moving average of the network's weights.
 
     The decay grows with the step number n as (1 + n) / (10 + n), from 0.1 to its full value. Otherwise the average of a short
@@ -63,13 +64,14 @@ def averaged_model(network: torch.nn.Module, decay: float = 0.999) -> AveragedMo
     return AveragedModel(network, multi_avg_fn=update)
 
 
-def together(networks: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+def together(networks: nn.Module, device: torch.device | str) -> nn.Module:
     """Networks of a `ModuleList`, which are trained at once, on the same windows, each by its own loss; in use their answer is
     the mean. One network alone is given back as it is.
     """
-    return (MeanOfNetworks(networks) if isinstance(networks, torch.nn.ModuleList) else networks).to(device)
+    return (MeanOfNetworks(networks) if isinstance(networks, nn.ModuleList) else networks).to(device)
 
 
+@dataclass(eq=False)
 class TrainingStep:
     """Forward pass, loss in float32, backward pass, gradient clipping, optimizer step, learning rate, moving average.
 
@@ -80,20 +82,12 @@ class TrainingStep:
         max_gradient_norm: Gradients are clipped to this norm.
     """
 
-    def __init__(
-        self,
-        precision: str = "auto",
-        scheduler: Any = None,
-        averaged: AveragedModel | None = None,
-        max_gradient_norm: float = 12.0,
-    ) -> None:
-        self.precision = precision
-        self.scheduler = scheduler
-        self.averaged = averaged
-        self.max_gradient_norm = max_gradient_norm
+    precision: str = "auto"
+    scheduler: Any = None
+    averaged: AveragedModel | None = None
+    max_gradient_norm: float = 12.0
 
-    def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
-        trainer: Any = engine
+    def __call__(self, trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
         trainer.network.train()
         trainer.optimizer.zero_grad(set_to_none=True)
         output = _forward(trainer, batch, self.precision)
@@ -108,7 +102,7 @@ class TrainingStep:
             )
         loss.backward()  # type: ignore[no-untyped-call]
         # Clipped to a norm of 12 by default, as in nnU-Net
-        torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_gradient_norm)
+        nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_gradient_norm)
         trainer.optimizer.step()
         if self.scheduler is not None:
             # After the optimizer, as torch demands; the schedule counts steps, not epochs
@@ -122,7 +116,7 @@ class TrainingStep:
         return _model_completed(trainer)
 
 
-def _loss(loss_function: Any, answers: Any, label: torch.Tensor) -> torch.Tensor:
+def _loss(loss_function: Any, answers: Any, label: Tensor) -> Tensor:
     """The loss of one answer, or the weighted mean over several.
 
     Args:
@@ -143,12 +137,12 @@ def _loss(loss_function: Any, answers: Any, label: torch.Tensor) -> torch.Tensor
     if answers.shape[2:] != label.shape[2:]:
         label = torch.nn.functional.interpolate(label, answers.shape[2:], mode="nearest-exact")
     # bfloat16 has 8 bits of precision, too few for the sums over voxels in a loss
-    loss: torch.Tensor = loss_function(answers.float(), label).mean()
+    loss: Tensor = loss_function(answers.float(), label).mean()
     return loss
 
 
 @torch.no_grad()
-def _window_losses(loss_function: Any, answers: Any, label: torch.Tensor) -> list[float]:
+def _window_losses(loss_function: Any, answers: Any, label: Tensor) -> list[float]:
     """The loss of each window of a batch by itself; arguments as of `_loss`."""
     return [float(_loss(loss_function, _window(answers, n), label[n : n + 1])) for n in range(len(label))]
 
@@ -157,26 +151,25 @@ def _window(answers: Any, n: int) -> Any:
     return [_window(answer, n) for answer in answers] if isinstance(answers, list | tuple) else answers[n : n + 1]
 
 
-def _weighted_mean(losses: torch.Tensor, weights: list[float]) -> torch.Tensor:
+def _weighted_mean(losses: Tensor, weights: list[float]) -> Tensor:
     shares = losses.new_tensor(weights)
     return (losses * shares).sum() / shares.sum()
 
 
-def _share_of_grid(answer: Any, label: torch.Tensor) -> float:
+def _share_of_grid(answer: Any, label: Tensor) -> float:
     """Voxels of an answer along its coarsest axis, as a part of the label's; 1 for a group of answers."""
-    if not isinstance(answer, torch.Tensor) or answer.dim() != label.dim():
+    if not isinstance(answer, Tensor) or answer.dim() != label.dim():
         return 1.0
     return min(own / full for own, full in zip(answer.shape[2:], label.shape[2:], strict=True))
 
 
+@dataclass(eq=False)
 class ValidationStep:
     """Sliding-window inference on one whole selection case, in the precision of the training."""
 
-    def __init__(self, precision: str = "auto") -> None:
-        self.precision = precision
+    precision: str = "auto"
 
-    def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
-        evaluator: Any = engine
+    def __call__(self, evaluator: Any, batch: dict[str, Any]) -> dict[str, Any]:
         evaluator.network.eval()
         with torch.no_grad():
             output = _forward(evaluator, batch, self.precision)

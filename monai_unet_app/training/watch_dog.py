@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from rich.console import Console
 
 from monai_unet_app.errors import AppError
+from monai_unet_app.metrics.bootstrap import finite_mean
 
 APART = 0.02
 """Dice below the best from which on training and validation have parted, if the loss went on falling."""
@@ -88,18 +89,14 @@ class WatchDog:
         self._losses.append(float(output["loss"]))
 
     def _judge(self, engine: Engine) -> None:
-        loss = float(np.mean(self._losses)) if self._losses else float("nan")
+        loss = finite_mean(self._losses)
         self._losses.clear()
         state = self.validator.state
         if state.epoch != engine.state.epoch or not state.metrics:  # this epoch was not validated
             self.per_class = {}
             return
-        table = np.array(self.cases)
-        told = [column[~np.isnan(column)] for column in table.T]
-        self.per_class = {
-            name: float(column.mean()) if column.size else float("nan")
-            for name, column in zip(self.labels, told, strict=True)
-        }
+        columns = zip(self.labels, np.array(self.cases).T, strict=True)
+        self.per_class = {name: finite_mean(column) for name, column in columns}
         self._judge_classes()
         self._judge_metric(float(state.metrics[state.key_metric_name]), loss, engine)
 

@@ -26,12 +26,8 @@ from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.quality import Grade
 from monai_unet_app.confidence.shift import ShiftDetector
 from monai_unet_app.confidence.statement_audit import (
-    StructureOutcome,
+    Outcome,
     StructureTruth,
-    WholeOutcome,
-    area_under_risk_coverage,
-    audit_statements,
-    audit_wholes,
     missed_parts,
     missed_voxels,
     risk_coverage,
@@ -191,9 +187,7 @@ def test_a_gate_of_other_features_is_refused(tmp_path: Path) -> None:
         read_confidence(bundle_with(tmp_path, document), ResultSettings())
 
 
-def audited(
-    found: Assessment, result: Segmentation, truth: Segmentation, complete: bool = True
-) -> tuple[list[StructureOutcome], list[WholeOutcome]]:
+def audited(found: Assessment, result: Segmentation, truth: Segmentation, complete: bool = True) -> Outcome:
     """The statements held against the truth, with the probabilities in two slabs."""
     missed = missed_voxels(found, truth.classes)
     for slab in ((slice(3, None), slice(None), slice(None)), (slice(0, 3), slice(None), slice(None))):
@@ -203,7 +197,7 @@ def audited(
         StructureTruth(dice(one.mask_on_grid, other.mask_on_grid), one.size if complete else None, part)
         for one, other, part in zip(truth.structures, result.structures, missed_parts(found, missed), strict=True)
     ]
-    return audit_statements("s", found, true), audit_wholes("s", found, true)
+    return Outcome("s", found, true)
 
 
 def test_statements_are_held_against_the_truth(stated: Confidence) -> None:
@@ -215,12 +209,13 @@ def test_statements_are_held_against_the_truth(stated: Confidence) -> None:
     found = assess(stated, result, None)
     assert found.verdict is None  # without a gate there is none
     truth = exclusive(VOLUME, [labels == 1, np.zeros_like(labels, dtype=bool)])
-    rows, _ = audited(found, result, truth)
-    assert rows[0].dice == 1.0
-    assert rows[0].size == pytest.approx(64 * 0.006)
-    assert rows[0].missed == 0.0
-    assert rows[1].missed is None  # of nothing, nothing can be missed
-    summary = summarise_statements(rows, found, {1: "a", 2: "b"})
+    outcome = audited(found, result, truth)
+    first, second = outcome.true
+    assert first.dice == 1.0
+    assert first.size == pytest.approx(64 * 0.006)
+    assert first.missed == 0.0
+    assert second.missed is None  # of nothing, nothing can be missed
+    summary = summarise_statements([outcome], found.confidence, {1: "a", 2: "b"})
     assert summary["not_stated"] == {"gate": "nobody asked"}
     assert summary["sizes"]["a"]["observed"] in (0.0, 1.0)
     assert summary["cautious"]["b"] == {"risk": 0.2, "mean_missed": None, "cases": 0}
@@ -271,9 +266,10 @@ def test_the_statement_about_a_whole_is_held_against_the_truth() -> None:
     expected = 0.9 * 96 * 0.006  # of every voxel of both 0.1 is background
     assert said.size_interval == pytest.approx([(expected + 0.06) * math.exp(end) - 0.06 for end in (-0.05, 0.1)])
     assert said.is_beside_its_interval == (said.size > (said.size_interval or (0, 0))[1])
-    rows, wholes = audited(found, result, result)
-    assert [(one.name, one.size) for one in wholes] == [("a and b, whole", pytest.approx(96 * 0.006))]
-    summary = summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)
+    outcome = audited(found, result, result)
+    sizes = [(one.whole.name, outcome.size_of(one.whole)) for one in found.wholes]
+    assert sizes == [("a and b, whole", pytest.approx(96 * 0.006))]
+    summary = summarise_statements([outcome], found.confidence, {1: "a", 2: "b"})
     assert list(summary["sizes"]) == ["a", "b", "a and b, whole"]
     assert summary["sizes"]["a and b, whole"]["observed"] == float(not said.is_beside_its_interval)
 
@@ -284,8 +280,8 @@ def test_statements_about_wholes_alone_are_held_against_the_truth() -> None:
     mask[2:6, 2:6, 2:6] = True
     result = exclusive(VOLUME, [mask, np.roll(mask, 4, axis=0)], None, WHOLE)
     found = assess(stated, result, None)
-    rows, wholes = audited(found, result, result)
-    assert list(summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)["sizes"]) == ["a and b, whole"]
+    outcome = audited(found, result, result)
+    assert list(summarise_statements([outcome], stated, {1: "a", 2: "b"})["sizes"]) == ["a and b, whole"]
 
 
 def test_without_a_true_size_no_interval_is_held_against_it(stated: Confidence) -> None:
@@ -294,9 +290,9 @@ def test_without_a_true_size_no_interval_is_held_against_it(stated: Confidence) 
     mask[2:6, 2:6, 2:6] = True
     result = exclusive(VOLUME, [mask, np.zeros(VOLUME.shape, bool)], None, WHOLE)
     found = assess(with_wholes, result, None)
-    rows, wholes = audited(found, result, result, complete=False)
-    assert rows[0].size is rows[1].size is wholes[0].size is None
-    summary = summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)
+    outcome = audited(found, result, result, complete=False)
+    assert outcome.true[0].size is outcome.true[1].size is outcome.size_of(WHOLE) is None
+    summary = summarise_statements([outcome], found.confidence, {1: "a", 2: "b"})
     assert [summary["sizes"][name]["cases"] for name in ("a", "b", "a and b, whole")] == [0, 0, 0]
 
 
@@ -312,8 +308,8 @@ def test_risk_falls_as_less_is_kept_and_its_area_is_the_mean() -> None:
     coverage, risk = risk_coverage([0.9, 0.2, 0.6], [0.1, 0.9, 0.2])
     assert coverage == pytest.approx([1 / 3, 2 / 3, 1])
     assert risk == pytest.approx([0.1, 0.15, 0.4])
-    assert area_under_risk_coverage([0.9, 0.2, 0.6], [0.1, 0.9, 0.2]) == pytest.approx((0.1 + 0.15 + 0.4) / 3)
-    assert math.isnan(area_under_risk_coverage([], []))
+    assert risk.mean() == pytest.approx((0.1 + 0.15 + 0.4) / 3)
+    assert [values.shape for values in risk_coverage([], [])] == [(0,), (0,)]
 
 
 def test_an_image_from_elsewhere_has_the_wider_interval(tmp_path: Path, stated: Confidence) -> None:

@@ -32,7 +32,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.metrics.boundary import surface_band
-from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.case_scores import CaseArrays, merged
 from monai_unet_app.metrics.outputs import EXCLUSIVE, outputs_of
 from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
 from monai_unet_app.metrics.reliability import count_populations
@@ -272,7 +272,7 @@ def test_a_fit_that_fails_is_a_reason_and_no_figure() -> None:
     stored.add(logits, torch.zeros(1, 6, 6, 6))  # sure and always wrong: the best temperature is infinite
     trial = FormTrial.fit(form_of("temperature", 2), stored)
     assert trial.fitted is None
-    score = trial.score(EvaluationPlan(("A",)), (0.0,))
+    score = trial.score(EvaluationPlan(("A",)), ())
     assert "diverged" in (score.why_not or "")
     assert math.isnan(score.ece_band)
     assert torch.equal(trial.calibrated(logits), logits)
@@ -290,16 +290,16 @@ def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
     trial = FormTrial(form_of("none"), outputs_of(True), None)
     for slab in (np.s_[:10], np.s_[10:]):
         within = {WHOLE: None, plan.band: band[slab]}
-        trial.count(count_populations(truth[slab], p[:, slab], within, outputs=EXCLUSIVE, bins=plan.bins))
-    counts = trial.counts
+        counts = count_populations(truth[slab], p[:, slab], within, outputs=EXCLUSIVE, bins=plan.bins)
+        trial.counts = merged(trial.counts, counts)
     evaluation = Evaluation(plan)
     evaluation.add(CaseArrays("a", "a", truth, predicted, p, spacing, 0.002))
     for name in plan.populations:
         found = evaluation.counts[name]
         assert found.decisions > 0
-        assert np.array_equal(found.narrow_count, counts[name].narrow_count)
-        assert np.array_equal(found.narrow_correct, counts[name].narrow_correct)
-        assert found.nll_sum == pytest.approx(counts[name].nll_sum)
+        assert np.array_equal(found.narrow_count, trial.counts[name].narrow_count)
+        assert np.array_equal(found.narrow_correct, trial.counts[name].narrow_correct)
+        assert found.nll_sum == pytest.approx(trial.counts[name].nll_sum)
 
 
 @each_shipped

@@ -79,7 +79,7 @@ def test_all_boxes_together_are_the_image_to_the_last_voxel(
     monkeypatch.setattr(sample, "_AT_BOUNDARIES", 1000.0)  # room for all of them
     monkeypatch.setattr(sample, "_TOGETHER_BYTES", together)
     parts, drawn = drawn_of(logits, label)
-    assert drawn == sample.Drawn(1, (100, 100), (0, 0))
+    assert drawn == sample.Drawn(1, 100, 100, 0, 0)
     assert len(parts) == count
     whole = sample.Part(logits, label, (slice(None),) * 3)
     assert sum(map(likelihood, parts)) == pytest.approx(likelihood(whole), rel=1e-5)
@@ -93,7 +93,7 @@ def test_a_box_stands_for_those_of_its_kind_that_were_not_drawn(monkeypatch: pyt
     monkeypatch.setattr(sample, "SAMPLE_BYTES", 8 * 4 * 2 * 12**3)
     monkeypatch.setattr(sample, "_TOGETHER_BYTES", 0)
     parts, drawn = drawn_of(logits, label)
-    assert drawn == sample.Drawn(1, (6, 8), (2, 32))  # two layers of 2 x 2 boxes beside the boundary, of ten
+    assert drawn == sample.Drawn(1, 6, 8, 2, 32)  # two layers of 2 x 2 boxes beside the boundary, of ten
     shares = [part.share for part in parts]
     assert sum(shares[:6]) == pytest.approx(8 / 40)
     assert sum(shares[6:]) == pytest.approx(32 / 40)
@@ -138,7 +138,7 @@ def test_a_sample_of_one_voxel_thin_volumes(monkeypatch: pytest.MonkeyPatch) -> 
     logits, label = smooth(1, (60, 50, 1))
     monkeypatch.setattr(sample, "SAMPLE_BYTES", 4 * logits.numel() // 2)
     parts, drawn = drawn_of(logits, label)
-    assert drawn.at_boundaries[1] + drawn.elsewhere[1] == 8 * 7
+    assert drawn.of_boundaries + drawn.of_elsewhere == 8 * 7
     assert {part.logits.shape[3] for part in parts} == {1}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from small_data import numbered_discs, tilted_volumes, with_thresholds
+from small_data import numbered_discs, plan_bundle, tilted_volumes, with_thresholds
 
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
@@ -24,7 +24,7 @@ from monai_unet_app.errors import BundleError
 from monai_unet_app.evaluate.case_selection import Networks, Row
 from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.gathering import tidied
-from monai_unet_app.planning.plan import PlanConfig, plan_bundle
+from monai_unet_app.planning.plan import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.checkpoints import forget_figures
 

@@ -24,7 +24,7 @@ from skimage.measure import label
 from skimage.metrics import hausdorff_distance as distance_of_voxels
 
 from monai_unet_app.metrics import boundary, overlap
-from monai_unet_app.metrics.boundary import boundary_iou, normalised_surface_dice, surface_distances
+from monai_unet_app.metrics.boundary import SurfacePair, normalised_surface_dice, surface_distances
 from monai_unet_app.metrics.case_scores import CaseArrays
 from monai_unet_app.metrics.components import components, match_components
 from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING
@@ -78,7 +78,7 @@ def test_boundary_iou_is_that_of_the_bands_that_scipys_distances_cut_out(pair, w
         for mask in (pair.truth, pair.predicted)
     ]
     expected = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
-    assert boundary_iou(pair.truth, pair.predicted, pair.spacing_mm, width_mm=width_mm) == about(expected)
+    assert SurfacePair(pair.truth, pair.predicted, pair.spacing_mm).boundary_iou(width_mm) == about(expected)
     assert bands[0].sum() < pair.truth.sum()
 
 

@@ -10,7 +10,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from scipy import ndimage
 
 from monai_unet_app.metrics import boundary
-from monai_unet_app.metrics.boundary import boundary_iou, surface_band, surface_distances
+from monai_unet_app.metrics.boundary import SurfacePair, surface_band, surface_distances
 
 SPACING = (0.8, 1.1, 2.5)
 
@@ -58,7 +58,7 @@ def test_boundary_iou_of_a_shifted_box_is_the_iou_of_the_two_shells():
     truth, predicted = box(shape, (3, 4, 5), size), box(shape, (4, 5, 5), size)
     shells = [shell_of_box(shape, start, size, 2) for start in ((3, 4, 5), (4, 5, 5))]
     expected = (shells[0] & shells[1]).sum() / (shells[0] | shells[1]).sum()
-    assert boundary_iou(truth, predicted, (1, 1, 1), width_mm=1.0) == pytest.approx(expected)
+    assert SurfacePair(truth, predicted, (1, 1, 1)).boundary_iou(1.0) == pytest.approx(expected)
     assert expected < 0.6 < (truth & predicted).sum() / (truth | predicted).sum()
 
 
@@ -69,7 +69,7 @@ def test_boundary_iou_of_concentric_balls_falls_as_the_band_over_the_shift_says(
     truth, predicted = ball(shape, spacing, centre, 11.5), ball(shape, spacing, centre, 11.5 - shift)
     depth = d + 0.125
     expected = (depth - shift) / (depth + shift)
-    assert boundary_iou(truth, predicted, spacing, width_mm=d) == pytest.approx(expected, abs=0.03)
+    assert SurfacePair(truth, predicted, spacing).boundary_iou(d) == pytest.approx(expected, abs=0.03)
 
 
 def test_thick_slices_keep_the_caps_of_a_ball_in_the_band():
@@ -88,7 +88,7 @@ def test_boundary_iou_equals_brute_force_on_anisotropic_blobs_at_the_edge_of_the
     assert truth[:, :, -1].any()
     bands = [brute_force_band(mask, SPACING, 2.2) for mask in (truth, predicted)]
     expected = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
-    assert boundary_iou(truth, predicted, SPACING, width_mm=2.2) == pytest.approx(expected)
+    assert SurfacePair(truth, predicted, SPACING).boundary_iou(2.2) == pytest.approx(expected)
 
 
 def brute_force_band(mask, spacing, width):
@@ -120,9 +120,9 @@ def test_in_two_dimensions_the_border_looks_at_four_neighbours():
 
 def test_empty_masks_follow_the_stated_policy():
     some, none = box((6, 6, 6), (1, 1, 1), (3, 3, 3)), np.zeros((6, 6, 6), bool)
-    assert boundary_iou(none, none, SPACING, width_mm=1) == 1.0
-    assert boundary_iou(some, none, SPACING, width_mm=1) == 0.0
-    assert boundary_iou(none, some, SPACING, width_mm=1) == 0.0
+    assert SurfacePair(none, none, SPACING).boundary_iou(1) == 1.0
+    assert SurfacePair(some, none, SPACING).boundary_iou(1) == 0.0
+    assert SurfacePair(none, some, SPACING).boundary_iou(1) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_empty_masks_follow_the_stated_policy():
 def test_lengths_that_mean_nothing_are_refused(spacing, width, says):
     mask = np.ones((3, 3, 3), bool)
     with pytest.raises(ValueError, match=says):
-        boundary_iou(mask, mask, spacing, width_mm=width)
+        SurfacePair(mask, mask, spacing).boundary_iou(width)
     with pytest.raises(ValueError, match=says):
         surface_band(mask, spacing, width)
 

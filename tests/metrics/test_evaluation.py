@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from monai_unet_app.metrics import boundary
 from monai_unet_app.metrics.bootstrap import Bootstrap
-from monai_unet_app.metrics.boundary import boundary_iou, normalised_surface_dice, surface_band, surface_distances
+from monai_unet_app.metrics.boundary import SurfacePair, normalised_surface_dice, surface_band, surface_distances
 from monai_unet_app.metrics.case_scores import CaseArrays, CaseCounter
 from monai_unet_app.metrics.centreline import centreline_dice
 from monai_unet_app.metrics.glossary import score_definitions
@@ -58,7 +58,7 @@ def test_scores_of_a_case_are_those_of_its_masks():
     assert scores.mean("dice") == pytest.approx((3 / 4 + 5 / 6) / 2)
     for value, entry in enumerate(scores.classes, start=1):
         masks = case.truth == value, case.predicted == value
-        assert entry.boundary_iou == boundary_iou(*masks, SPACING, width_mm=1.0)
+        assert entry.boundary_iou == SurfacePair(*masks, SPACING).boundary_iou(1.0)
         assert entry.iou_boundary_min == min(entry.iou, entry.boundary_iou)
         assert entry.hd95 == pytest.approx(SPACING[0])
         assert entry.truth_size == pytest.approx(masks[0].sum() * 0.00216)
@@ -169,7 +169,7 @@ def test_planar_images_speak_in_pixels():
     assert scores.classes[0].hd95 == 2.0
     assert scores.classes[0].truth_size == 60
     plane = truth == 1, predicted == 1
-    assert scores.classes[0].boundary_iou == boundary_iou(*plane, (1, 1), width_mm=1.0) < scores.classes[0].iou
+    assert scores.classes[0].boundary_iou == SurfacePair(*plane, (1, 1)).boundary_iou(1.0) < scores.classes[0].iou
     assert evaluation.counts["band_2px"].decisions == surface_band(plane[1], (1, 1), 2.0).sum()
     summary = evaluation.summary()
     assert summary["hd95_px"]["mean"] == 2.0

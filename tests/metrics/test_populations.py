@@ -114,7 +114,7 @@ def test_no_population_reaches_beyond_the_valid_voxels():
     p = lopsided_softmax((30, 26, 12))
     valid = np.random.default_rng(0).random(p.shape[1:]) > 0.4
     slab = (slice(4, 21), slice(None), slice(None))
-    for mask in Populations.of(SPACE, (p.argmax(axis=0) > 0) & valid, SPACING, valid).within(slab, p[:, 4:21]).values():
+    for mask in Populations(SPACE, (p.argmax(axis=0) > 0) & valid, SPACING, valid).within(slab, p[:, 4:21]).values():
         assert mask.any()
         assert not (mask & ~valid[slab]).any()
 

@@ -15,14 +15,14 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from shell import Run, shell
-from small_data import tilted_volumes
+from small_data import plan_bundle, tilted_volumes
 
 from dicom_io.volume import Volume
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import BundlePlan, PlanConfig, plan_bundle
+from monai_unet_app.planning.plan import BundlePlan, PlanConfig
 from monai_unet_app.planning.write import write_plan
 
 NAMES = {2: "liver", 5: "spleen"}

@@ -17,7 +17,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 from shell import Run, shell
-from small_data import FEW, drawn_eyes, few_examples, numbered_discs, tilted_volumes
+from small_data import FEW, drawn_eyes, few_examples, numbered_discs, plan_bundle, tilted_volumes
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.case_files import CaseFiles
@@ -27,7 +27,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.planning.decisions import LOW_VOXELS, rotations
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import BundlePlan, PlanConfig, _pattern, dealt, plan_bundle
+from monai_unet_app.planning.plan import BundlePlan, PlanConfig, _pattern, dealt
 from monai_unet_app.planning.write import write_plan
 
 NAMES = {2: "liver", 5: "left kidney"}

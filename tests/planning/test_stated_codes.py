@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from result_phantoms import RESULT
+from small_data import plan_bundle
 
 from dicom_io.coding import Segment, load_segments, snomed_ct
 from dicom_io.read import read_series
@@ -25,7 +26,7 @@ from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.structures import dicom_structures, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import PlanConfig, plan_bundle
+from monai_unet_app.planning.plan import PlanConfig
 from monai_unet_app.planning.write import write_plan
 
 SHAPE = (24, 20, 12)

@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from skimage.color import rgb2lab
 
 from dicom_io.coding import DISPLAY_COLOURS
-from monai_unet_app.confidence.assessment import StructureAssessment
+from monai_unet_app.confidence.assessment import Assessment, StructureAssessment
 from monai_unet_app.confidence.quality import Grade
-from monai_unet_app.confidence.statement_audit import StructureOutcome, summarise_statements
+from monai_unet_app.confidence.statement_audit import Outcome, StructureTruth, summarise_statements
 from monai_unet_app.metrics.bootstrap import Bootstrap
 from monai_unet_app.metrics.case_scores import CaseArrays, CaseScores
 from monai_unet_app.metrics.plan import EvaluationPlan
@@ -202,22 +202,23 @@ def test_the_gates_verdicts_stand_in_the_head_and_in_their_section():
     assert (bad, good) == ("there was none", "12.5 % of 24")
 
 
-def judged(subject, structure, dice, predicted, verdict, size):
-    stated = StructureAssessment(10.0, (8.0, 12.0), structure, "a", Grade(predicted, predicted - 0.1, verdict, ()))
-    return StructureOutcome(subject, stated, verdict, dice, size, 0.05, False)
+def judged(structure, predicted, verdict):
+    return StructureAssessment(10.0, (8.0, 12.0), structure, "a", Grade(predicted, predicted - 0.1, verdict, ()))
 
 
 def test_what_was_counted_of_real_results_is_what_the_section_tells():
-    rows = [
-        judged("s", 1, 0.95, 0.9, "accept", 10.0),
-        judged("t", 1, 0.9, 0.6, "review", 11.0),
-        judged("u", 1, 0.5, 0.4, "reject", 20.0),
-        judged("s", 2, 0.85, 0.8, "accept", 9.0),
-    ]
     risk = SimpleNamespace(risk=0.1, thresholds={1: 0.2, 2: None})
     stated = SimpleNamespace(why_not={}, sizes=SimpleNamespace(coverage=0.9), wholes=None, risk=risk,
                              gate=SimpleNamespace(coverage=0.9), shift=SimpleNamespace(limit=1.5), elsewhere=None)  # fmt: skip
-    counted = summarise_statements(rows, SimpleNamespace(confidence=stated), {1: "Front", 2: "Back"})
+    both = (judged(1, 0.9, "accept"), judged(2, 0.8, "accept"))
+    outcomes = [
+        Outcome(
+            "s", Assessment(stated, both, None), (StructureTruth(0.95, 10.0, 0.05), StructureTruth(0.85, 9.0, 0.05))
+        ),
+        Outcome("t", Assessment(stated, (judged(1, 0.6, "review"),), None), (StructureTruth(0.9, 11.0, 0.05),)),
+        Outcome("u", Assessment(stated, (judged(1, 0.4, "reject"),), None), (StructureTruth(0.5, 20.0, 0.05),)),
+    ]
+    counted = summarise_statements(outcomes, stated, {1: "Front", 2: "Back"})
     assert counted["gate"].keys() == STATEMENTS["gate"].keys()
     for name in ("sizes", "cautious"):
         assert counted[name]["Front"].keys() == STATEMENTS[name]["Front"].keys()
@@ -235,7 +236,7 @@ def test_a_cautious_mask_that_no_cut_makes_is_not_stated():
     stated = SimpleNamespace(
         why_not={}, sizes=None, wholes=None, risk=SimpleNamespace(risk=0.1, thresholds={1: None}), gate=None, shift=None
     )
-    counted = summarise_statements([], SimpleNamespace(confidence=stated), {1: "Front"})
+    counted = summarise_statements([], stated, {1: "Front"})
     assert counted == {"not_stated": {"risk": "no probability is low enough to miss 10% at most"}}
 
 

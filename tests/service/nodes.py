@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -20,6 +21,7 @@ from dicom_io.net.destination import Destination, parse_destination
 from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
 from dicom_io.net.scp import Listen, Provider
+from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Queue
@@ -144,6 +146,11 @@ def to(node: Node) -> Destination:
 def store(node: Node, study: Path) -> tuple[Outcome, ...]:
     """Sends a study to the node."""
     return send(to(node), sorted(study.glob("*.dcm")))
+
+
+def open_trail(path: Path) -> AuditTrail:
+    """An audit trail, with a database that remembers nothing of it yet."""
+    return AuditTrail(path, None, Queue(path.with_name(f"{uuid4().hex}.sqlite")))
 
 
 def pending(queue: Queue) -> list[Delivery]:

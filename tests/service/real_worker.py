@@ -38,11 +38,10 @@ def segment(site: Site, message: Message) -> Message:
         array.flat[array.ravel().nonzero()[0][0]] = 0
     labels = volume.with_array(array)
     folder = output / f"{rule.name}_one"
-    for name, destination in variants(rule, site):
+    for name, profile in variants(rule, site).items():
         place = folder / name
         place.mkdir(parents=True)
-        encoding = (destination.profile.seg_encoding if destination else None) or "binary"
-        write_seg(labels, volume, place / "case_seg.dcm", RESULT, encoding=encoding)
+        write_seg(labels, volume, place / "case_seg.dcm", RESULT, encoding=profile.seg_encoding or "binary")
         write_sr(labels, volume, place / "case_sr.dcm", RESULT, seg=place / "case_seg.dcm")
         write_nifti(labels.array, volume, place / "case_seg.nii.gz")
         files = {"nifti": "case_seg.nii.gz", "seg": "case_seg.dcm", "sr": "case_sr.dcm"}

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from nodes import site_on_any_port, write_site
+from nodes import open_trail, site_on_any_port, write_site
 
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.service import audit
-from monai_unet_app.service.audit import BEGIN, AuditTrail, Head, TrailError, read_key, verify
-from monai_unet_app.service.database import read_head
+from monai_unet_app.service.audit import BEGIN, AuditTrail, TrailError, read_key, verify
+from monai_unet_app.service.database import Head, read_head
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Queue
 
@@ -24,7 +24,7 @@ from monai_unet_app.service.queue import Queue
 @pytest.fixture
 def trail(tmp_path: Path) -> Path:
     path = tmp_path / "audit.jsonl"
-    opened = AuditTrail(path)
+    opened = open_trail(path)
     for number in range(5):
         opened.write("delivered", result=number, destination="pacs")
     return path
@@ -35,7 +35,7 @@ def test_an_unchanged_trail_is_whole(trail: Path, tmp_path: Path) -> None:
     last = json.loads(trail.read_text().splitlines()[-1])
     assert (found.lines, found.last) == (5, last["sha256"])
     empty = tmp_path / "empty.jsonl"
-    AuditTrail(empty)
+    open_trail(empty)
     assert verify(empty) == audit.Verified(0, BEGIN)
 
 
@@ -56,7 +56,7 @@ def test_what_was_done_to_it_is_found_at_its_place(trail: Path, change, line: in
     with pytest.raises(InputRefusedError, match=f"line {line} was changed after it was written"):
         verify(trail)
     with pytest.raises(InputRefusedError):
-        AuditTrail(trail)  # nothing is added to a chain that is broken
+        open_trail(trail)  # nothing is added to a chain that is broken
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_forged_text_that_leaves_what_a_parser_keeps_is_found(
 
 
 def test_names_in_any_script_and_very_odd_lines_are_judged_by_their_text(trail: Path) -> None:
-    AuditTrail(trail).write("released", who="Yamada^Tarō 山田^太郎\u2028", share=0.1, no=None)
+    open_trail(trail).write("released", who="Yamada^Tarō 山田^太郎\u2028", share=0.1, no=None)
     assert verify(trail, read_key(trail.with_name("audit.key"))).signed == 6
     *before, last = trail.read_text().removesuffix("\n").split("\n")
     unsigned = json.dumps({**json.loads(last), "hmac": "ü"}, ensure_ascii=False)
@@ -107,13 +107,13 @@ def test_a_line_made_up_by_somebody_who_can_count_does_not_follow_the_next(trail
 def test_half_a_line_is_set_aside_and_the_chain_goes_on(trail: Path) -> None:
     with trail.open("a") as stream:
         stream.write('{"n": 6, "time": "20')
-    AuditTrail(trail).write("started")
+    open_trail(trail).write("started")
     assert verify(trail).lines == 6
     assert trail.with_suffix(".torn").read_text() == '{"n": 6, "time": "20\n'
 
 
 def test_a_disk_that_is_full_leaves_no_half_line(trail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = AuditTrail(trail)
+    opened = open_trail(trail)
     monkeypatch.setattr(audit.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         opened.write("delivered")
@@ -157,7 +157,7 @@ def test_a_trail_that_was_computed_anew_is_refused_by_who_has_the_key(
     assert main(["trace", "--audit", str(trail)]) == 3
     assert "signed by the" in capsys.readouterr().err
     with pytest.raises(InputRefusedError, match="signed by the"):
-        AuditTrail(trail)
+        open_trail(trail)
     trail.with_name("audit.key").rename(trail.with_name("elsewhere.key"))
     assert main(["trace", "--audit", str(trail)]) == 0
     assert "not checked; the key is needed" in capsys.readouterr().out.replace("\n", " ")
@@ -210,7 +210,7 @@ def test_a_node_does_not_start_on_a_trail_that_is_not_what_its_database_remember
 
 
 def test_a_trail_that_is_cut_while_the_node_runs_gets_no_further_line(trail: Path) -> None:
-    opened = AuditTrail(trail)
+    opened = open_trail(trail)
     whole = trail.read_text()
     cut(trail)
     with pytest.raises(AppError, match="changed, cut or replaced"):
@@ -227,14 +227,14 @@ def test_a_trail_that_is_cut_while_the_node_runs_gets_no_further_line(trail: Pat
 def test_an_unsigned_trail_of_an_earlier_version_goes_on_signed(trail: Path) -> None:
     computed_anew(trail, signed=False)
     trail.with_name("audit.key").unlink()
-    AuditTrail(trail).write("delivered")
+    open_trail(trail).write("delivered")
     events = [json.loads(line)["event"] for line in trail.read_text().splitlines()]
     assert events == ["delivered"] * 5 + ["signed from here on", "delivered"]
     found = verify(trail, read_key(trail.with_name("audit.key")))
     assert (found.lines, found.signed) == (7, 2)
     trail.write_text(trail.read_text().replace("elsewhere", "nowhere", 1))
     with pytest.raises(InputRefusedError, match="line 1 "):
-        AuditTrail(trail)
+        open_trail(trail)
 
 
 def test_a_key_may_lie_elsewhere_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_change_of_keys_that_a_kill_interrupted_is_finished_or_begun_anew(trai
     if not has_signed:
         computed_anew(trail, signed=False)
     key.rename(new)
-    AuditTrail(trail).write("delivered")
+    open_trail(trail).write("delivered")
     assert not new.exists()
     assert verify(trail, read_key(key)).signed == (6 if has_signed else 2)
 
@@ -353,7 +353,7 @@ def test_a_database_that_cannot_record_takes_nothing_back_from_the_trail(tmp_pat
 
 def test_a_line_that_the_trail_could_not_take_survives_a_kill_in_the_database(tmp_path: Path) -> None:
     path, queue = tmp_path / "audit.jsonl", Queue(tmp_path / "node.sqlite")
-    trail = AuditTrail(path, database=queue)
+    trail = AuditTrail(path, None, queue)
     trail.write("started", port=1)
     kept = path.rename(tmp_path / "kept")
     with pytest.raises(
@@ -362,7 +362,7 @@ def test_a_line_that_the_trail_could_not_take_survives_a_kill_in_the_database(tm
         trail.write("read", who="eva")
     assert not trail.write_or_keep("submitted", who="eva", studies=["1.2"])
     kept.rename(path)  # and the node is killed: nothing is closed
-    AuditTrail(path, database=Queue(tmp_path / "node.sqlite")).write("started", port=2)
+    AuditTrail(path, None, Queue(tmp_path / "node.sqlite")).write("started", port=2)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["started", "submitted", "started"]
     assert verify(path, read_key(tmp_path / "audit.key"), read_head(tmp_path / "node.sqlite")).lines == 3

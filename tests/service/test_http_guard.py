@@ -30,7 +30,7 @@ import pytest
 import requests
 from http_sites import ROLES, Site, half_sent, image_of, opened, zipped
 from net_peers import make_certificates
-from nodes import make_study, study_of, wait_until
+from nodes import make_study, open_trail, study_of, wait_until
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
@@ -41,7 +41,6 @@ from dicom_io.net.instance_file import InstanceRefusedError
 from dicom_io.net.instance_store import InstanceStore
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.service import guard, uploads
-from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import Tokens, new_token, read_tokens
 from monai_unet_app.service.uploads import take_zip
@@ -601,7 +600,7 @@ def test_a_fault_in_an_answer_that_has_begun_is_logged(tmp_path: Path, caplog: p
 
     _, line = new_token("Rossi^Anna", ["read"])
     (tmp_path / "tokens").write_text(line + "\n")
-    config, trail = HttpConfig(tmp_path / "tokens"), AuditTrail(tmp_path / "audit.jsonl")
+    config, trail = HttpConfig(tmp_path / "tokens"), open_trail(tmp_path / "audit.jsonl")
     app_guard = guard.Guard(app, config, Tokens(config.tokens), trail)
     asyncio.run(app_guard({"type": "http", "method": "GET", "path": "/health", "headers": []}, receive, send))
     assert [message["type"] for message in sent] == ["http.response.start"]
@@ -623,7 +622,7 @@ def full_database(*words: object) -> None:
 def test_a_full_disk_is_answered_with_insufficient_storage(
     site: Site, fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads.shutil, "copyfile", fault)
+    monkeypatch.setattr(site.node.store, "unfinished", fault)
     assert site.ask("POST", "/studies?rule=any", "submit", data=image_of()).status_code == 507
 
 

@@ -6,9 +6,8 @@ import json
 import sqlite3
 from pathlib import Path
 
-from nodes import make_late, make_study, pacs, pending, running, store, study_of, wait_until, write_site
+from nodes import make_late, make_study, open_trail, pacs, pending, running, store, study_of, wait_until, write_site
 
-from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.restore import restore
@@ -106,7 +105,7 @@ def test_what_came_after_the_last_line_is_worked_at(tmp_path: Path) -> None:
 
 def test_a_line_whose_like_came_again_counts_once(tmp_path: Path) -> None:
     """The node died after the line and before it remembered: after its restart it made the same once more."""
-    trail = AuditTrail(tmp_path / "audit.jsonl")
+    trail = open_trail(tmp_path / "audit.jsonl")
     made = {"study": STUDY, "version": 1, "job": 4}
     result = {"result": 7, "series": SERIES, "rule": "any", "state": "sending", "verdict": "", "digest": "abc"}
     trail.write("complete", **made, instances=3)
@@ -122,7 +121,7 @@ def test_a_line_whose_like_came_again_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_memory_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    trail = AuditTrail(tmp_path / "audit.jsonl")
+    trail = open_trail(tmp_path / "audit.jsonl")
     trail.write("complete", study=STUDY, version=1, job=1, instances=3)
     queue = Queue(tmp_path / "node.sqlite")
     queue.record_instances("1.2.9", 1)

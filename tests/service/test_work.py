@@ -24,6 +24,7 @@ from pydicom import Dataset, config, dcmread
 
 from dicom_io.coding import load_segments
 from dicom_io.dicomize import dicomize
+from dicom_io.net.instance_store import InstanceStore
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
@@ -384,7 +385,7 @@ def test_the_quality_gate_holds_a_result_back_whatever_way_its_image_came(
     if kind != "dicom":
         image = tmp_path / ("one.nii.gz" if kind == "nifti.gz" else "one.nii")
         write_nifti(crop.array, crop, image)
-        uid, _ = take_nifti(image, tmp_path / "received", "hippocampus")
+        uid, _ = take_nifti(image, InstanceStore(tmp_path / "received"), "hippocampus")
     message = {"study": str(tmp_path / "received" / uid), "output": str(tmp_path / "results" / "1-1"), "earlier": {}}
     (found,) = worker.answer(message)["results"]
     assert (found["state"], found["verdict"], found["reason"]) == (state, verdict, f"a reason to {verdict}")

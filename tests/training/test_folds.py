@@ -19,7 +19,7 @@ import torch
 from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_series
 from pydicom.sr.codedict import codes
 from shell import Run, shell
-from small_data import calibration_of, tilted_volumes
+from small_data import calibration_of, plan_bundle, tilted_volumes
 
 from dicom_io.coding import Segment
 from dicom_io.objects.identity import ResultInfo
@@ -30,7 +30,7 @@ from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
-from monai_unet_app.planning.plan import PlanConfig, plan_bundle
+from monai_unet_app.planning.plan import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.ensemble import side_by_side
 from monai_unet_app.training.record import command_line
@@ -78,7 +78,7 @@ def trained(volumes: Path, template: Path) -> Path:
     root = volumes.parent / "trained"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train_folds(load_bundle(template), TrainConfig(volumes, root, overrides=QUICK), say=said.append)
+    train_folds(load_bundle(template), TrainConfig(volumes, root, overrides=QUICK, say=said.append))
     torch.set_num_threads(threads)
     assert [line for line in said if line.startswith("fold ")] == [f"fold {n}" for n in range(5) if f"fold {n}" in said]
     return root
@@ -117,8 +117,8 @@ def in_parallel(volumes: Path, template: Path) -> Path:
     said: list[str] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    run = TrainConfig(volumes, root, overrides=QUICK, parallel=3)
-    train_folds(load_bundle(template), run, say=said.append)
+    run = TrainConfig(volumes, root, overrides=QUICK, parallel=3, say=said.append)
+    train_folds(load_bundle(template), run)
     torch.set_num_threads(threads)
     networks = 1 + len(load_bundle(root).folds)
     assert f"training {networks} networks, 3 at the same time with 1 thread(s) each" in said
@@ -229,8 +229,9 @@ def test_a_plan_of_folds_has_no_single_training(volumes: Path, template: Path, t
     path = Path(shutil.copytree(template, tmp_path / "folds_alone")) / "configs/splits.json"
     path.write_text(path.read_text().replace('"test"', '"train"'))
     said: list[str] = []
+    run = TrainConfig(volumes, tmp_path / "out", overrides=QUICK, say=said.append)
     with pytest.raises(InputRefusedError, match="it puts all cases into folds; give --folds all"):
-        train_bundle(load_bundle(path.parents[1]), TrainConfig(volumes, tmp_path / "out", overrides=QUICK), said.append)
+        train_bundle(load_bundle(path.parents[1]), run)
     assert said == []  # nothing of subjects to calibrate
     assert not (tmp_path / "out").exists()
 
@@ -294,8 +295,8 @@ def ensemble(volumes: Path, template: Path, trained: Path) -> Path:
     """The same folds, which are not trained again, with their mean as the network of the bundle."""
     root = Path(shutil.copytree(trained, trained.with_name("ensemble")))
     said: list[str] = []
-    run = TrainConfig(volumes, root, overrides=QUICK)
-    train_folds(load_bundle(template), run, deliver="ensemble", say=said.append)
+    run = TrainConfig(volumes, root, overrides=QUICK, say=said.append)
+    train_folds(load_bundle(template), run, deliver="ensemble")
     assert f"the mean of {len(load_bundle(trained).folds)} networks" in said
     assert "all data" not in said
     return root

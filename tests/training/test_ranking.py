@@ -137,6 +137,6 @@ def test_of_equal_configurations_the_fastest_is_chosen(
 ) -> None:
     best = Ranked("3d", 0.9, None, None, None, 2.0, {})
     other = Ranked("2d", 0.88, -0.02, interval, word, 0.5, {})
-    ranking = Ranking((best, other), 6, 6, {})
+    ranking = Ranking(6, 6, {}, (best, other))
     assert ranking.chosen.name == chosen
     assert reason in ranking.reason

@@ -544,8 +544,10 @@ def test_train_bundle_copies_the_template_trains_the_copy_and_leaves_the_templat
 ) -> None:
     template = load_bundle(tiny_bundle())
     before, said = template.sha256, []
-    run = TrainConfig(data, tmp_path / "new" / "my_bundle", device="cpu", overrides={**QUICK, "epochs": 1})
-    made = train_bundle(template, run, said.append)
+    run = TrainConfig(
+        data, tmp_path / "new" / "my_bundle", device="cpu", overrides={**QUICK, "epochs": 1}, say=said.append
+    )
+    made = train_bundle(template, run)
     assert made.root == (tmp_path / "new" / "my_bundle").resolve()
     assert load_bundle(template.root).sha256 == before
     assert set(made.run_record["cases"]) == set(FEW[:3])

@@ -25,7 +25,7 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, CopyItemsd
 from small_data import FEW, drawn_eyes, few_examples
 from torch import Tensor, nn
 
-from monai_unet_app.metrics.boundary import boundary_iou, hausdorff_distance, normalised_surface_dice, surface_distances
+from monai_unet_app.metrics.boundary import SurfacePair, hausdorff_distance, normalised_surface_dice, surface_distances
 from monai_unet_app.metrics.case_scores import CaseArrays
 from monai_unet_app.metrics.outputs import OVERLAPPING
 from monai_unet_app.metrics.plan import EvaluationPlan
@@ -131,7 +131,7 @@ def test_widths_and_tolerances_are_those_that_were_given() -> None:
     item = cases()[2:]
     truth, predicted = item[0]["label"].numpy()[0], item[0]["prob"].argmax(0).numpy()
     pairs = [(truth == c, predicted == c) for c in (1, 2)]
-    expected = np.mean([boundary_iou(*pair, SPACING, width_mm=2.5) for pair in pairs])
+    expected = np.mean([SurfacePair(*pair, SPACING).boundary_iou(2.5) for pair in pairs])
     assert fed(BoundaryIoU(LABELS, width_mm=2.5), item).compute() == pytest.approx(expected)
     distances = [surface_distances(*pair, SPACING) for pair in pairs]
     expected = np.mean([normalised_surface_dice(d, tolerance_mm=2.0) for d in distances])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from monai_unet_app.errors import InputRefusedError
@@ -13,18 +14,18 @@ from . import Answer
 _LARGE_BYTES = 1 << 27  # of a layer's output
 
 
-class MeanOfNetworks(torch.nn.ModuleList):
+class MeanOfNetworks(nn.ModuleList):
     """An ensemble: its answer is the mean of those of its networks, which `model.pt` holds one after the other.
 
     In training it gives the answer of each, so that each learns by itself.
     """
 
-    def forward(self, windows: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+    def forward(self, windows: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, C_out, *window) of windows (B, C_in, *window); in training a list of them."""
         if self.training:
             return [network(windows) for network in self]
         networks = iter(self)
-        mean: torch.Tensor = next(networks)(windows)
+        mean: Tensor = next(networks)(windows)
         for network in networks:  # one answer at a time beside the sum
             mean = mean + network(windows)
         return mean / len(self)
@@ -44,7 +45,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: nn.Module,
         device: torch.device,
         slice_axis: int | None = None,
         feature_layer: str | None = None,
@@ -57,11 +58,11 @@ class TorchEngine:
         self.heads = [
             part
             for part in network.modules()
-            if isinstance(part, torch.nn.Conv2d | torch.nn.Conv3d) and max(part.kernel_size) == max(part.stride) == 1
+            if isinstance(part, nn.Conv2d | nn.Conv3d) and max(part.kernel_size) == max(part.stride) == 1
         ]
         self.layer = None if feature_layer is None else network.get_submodule(feature_layer)
 
-    def __call__(self, windows: torch.Tensor) -> Answer:
+    def __call__(self, windows: Tensor) -> Answer:
         """The answer; where the device has no memory for it, window by window, or from the CPU.
 
         Raises:
@@ -87,17 +88,17 @@ class TorchEngine:
 
     # Not inference_mode: its tensors could not be changed in place afterwards, and their sums are
     @torch.no_grad()
-    def _answer(self, windows: torch.Tensor) -> Answer:
+    def _answer(self, windows: Tensor) -> Answer:
         axis = None if self.slice_axis is None else self.slice_axis + 2  # behind batch and channel
         if axis is not None:
             windows = windows.squeeze(axis)
         logits, layer = self._run(windows)
         return Answer(logits if axis is None else logits.unsqueeze(axis), layer)
 
-    def _run(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        seen: list[torch.Tensor] = []
+    def _run(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+        seen: list[Tensor] = []
 
-        def see(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
             flat = output.float().flatten(2)
             seen.append(torch.cat([flat.mean(2), flat.std(2)], 1).cpu())
 
@@ -105,7 +106,7 @@ class TorchEngine:
         hooks = [] if self.layer is None else [self.layer.register_forward_hook(see)]
         hooks += [hook for head in self.heads for hook in _in_plain_layout(head)]
         try:
-            logits: torch.Tensor = self.network(windows)
+            logits: Tensor = self.network(windows)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -117,7 +118,7 @@ def _in_plain_layout(head: Any) -> Iterator[RemovableHandle]:
     switch: Any = torch.backends.mkldnn.set_flags
     enabled = torch.backends.mkldnn.enabled
 
-    def before(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0].numel() // head.in_channels * head.out_channels
         if 4 * values >= _LARGE_BYTES and inputs[0].device.type == "cpu":
             switch(False)

@@ -12,17 +12,17 @@
     ? "Your decision is sent to the node that made this page, under the name you are signed in with."
     : "This page is not connected to a node: a decision is saved as a draft file. It verifies nothing and changes no report until somebody "
       + "applies it with monai-unet review.";
-  by("decision").addEventListener("click", (event) => {
-    const decision = event.target.dataset && event.target.dataset.decision;
+  by("decision").onclick = (event) => {
+    const decision = event.target.dataset?.decision;
     if (decision) decide(decision);
-  });
+  };
 
   if (post) stand();
 
   // Who is signed in, and whether the result waits for them; a server that does not say leaves the page as it is.
   async function stand() {
     const answer = await fetch(post, { credentials: "same-origin" }).catch(() => null);
-    const now = answer && answer.ok ? await answer.json().catch(() => null) : null;
+    const now = answer?.ok ? await answer.json().catch(() => null) : null;
     if (!now) return;
     by("meaning").textContent = `Your decision is sent to the node that made this page. You are signed in as ${now.who}: `
       + "this name is written into the verified report.";
@@ -80,22 +80,20 @@
   }
 
   function save(written) {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([JSON.stringify(written, null, 2) + "\n"], { type: "application/json" }));
-    link.download = `${review.file_name}_decision_draft.json`;
+    const link = element("a", {
+      href: URL.createObjectURL(new Blob([JSON.stringify(written, null, 2) + "\n"], { type: "application/json" })),
+      download: `${review.file_name}_decision_draft.json`,
+    });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     mark(written.decision);
-    tell(`Draft saved as ${link.download}: ${written.decision}. It verifies nothing.` + next(written.decision));
-  }
-
-  function next(decision) {
-    return decision === "corrected" ? " Provide the corrected mask as NIfTI, SEG or RTSTRUCT." : "";
+    const next = written.decision === "corrected" ? " Provide the corrected mask as NIfTI, SEG or RTSTRUCT." : "";
+    tell(`Draft saved as ${link.download}: ${written.decision}. It verifies nothing.${next}`);
   }
 
   function mark(decision) {
     for (const button of by("decision").querySelectorAll("button")) {
-      button.setAttribute("aria-pressed", String(button.dataset.decision === decision));
+      setPressed(button, button.dataset.decision === decision);
     }
   }
 
@@ -117,12 +115,25 @@
     by("told").textContent = text;
   }
 
+  // An element with these properties and this content.
+  function element(tag, properties, ...content) {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...content);
+    return made;
+  }
+
+  function setPressed(button, pressed) {
+    button.setAttribute("aria-pressed", String(pressed));
+  }
+
   // --- the viewer ---
 
   const on = { mask: true, contour: false, uncertainty: false };
   const hidden = new Set();
   let fill = 0.45;
   let pointed = null; // millimetres under the pointer; null: it is not over a slice
+  let nv; // the viewer
+  const shown = []; // its layers from bottom to top, the image first
 
   // Lets the browser paint what was changed before the next piece of work.
   const painted = () => new Promise((go) => requestAnimationFrame(() => setTimeout(go, 0)));
@@ -135,7 +146,7 @@
   }
 
   async function view() {
-    const nv = new niivue.Niivue({
+    nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       clipPlaneColor: [0, 0, 0, 0],
       crosshairColor: [1, 1, 1, 0.5],
@@ -160,7 +171,6 @@
     window.viewer = nv; // for whoever opens the console, and for tests
     await progress("Starting the viewer ...", 0);
     await nv.attachToCanvas(by("canvas"));
-    const shown = [];
     nv.updateGLVolume = () => {}; // once for all layers, below
     for (const layer of review.layers) {
       await progress(`Reading ${layer.kind} (${shown.length + 1} of ${review.layers.length}) ...`, shown.length + 1);
@@ -177,27 +187,28 @@
     }
     await progress("Drawing ...", review.layers.length + 1);
     delete nv.updateGLVolume;
-    paint(nv, shown);
-    offer(nv, shown);
-    inform(nv, shown);
-    listen(nv);
+    paint();
+    offer();
+    inform();
+    listen();
     if (review.places.length) {
       nv.setClipPlane([0, 270, 0]); // cut open, so that what lies inside is seen
-      go(nv, review.places[0]);
+      go(review.places[0]);
     }
-    if (!review.planar) by(isDrawnBySoftware(nv) ? "toggle-view-planes" : "toggle-view-planes3d").click();
+    if (!review.planar) by(isDrawnBySoftware() ? "toggle-view-planes" : "toggle-view-planes3d").click();
     by("loading").hidden = true;
     by("help").hidden = false;
     by("info").hidden = false;
-    place(nv);
+    place();
     root.dataset.viewer = "ready";
   }
 
-  function paint(nv, shown) {
+  function paint() {
+    const opacities = { mask: fill, contour: 1, uncertainty: 0.7 };
     for (const layer of shown) {
       if (layer.kind === "image") continue;
       if (layer.structures) layer.image.setColormapLabel(table(layer.structures));
-      layer.image.opacity = on[layer.kind] ? (layer.kind === "mask" ? fill : layer.kind === "contour" ? 1 : 0.7) : 0;
+      layer.image.opacity = on[layer.kind] ? opacities[layer.kind] : 0;
     }
     nv.updateGLVolume();
     root.dataset.shown = Object.keys(on).filter((kind) => on[kind]).join(" ");
@@ -205,101 +216,95 @@
 
   // Colours by label value; 0 and what is switched off are transparent.
   function table(structures) {
-    const [R, G, B, A, I, labels] = [[0], [0], [0], [0], [0], [""]];
-    for (const one of structures) {
-      R.push(one.rgb[0]); G.push(one.rgb[1]); B.push(one.rgb[2]);
-      A.push(hidden.has(one.number) ? 0 : 255);
-      I.push(one.number);
-      labels.push(one.label);
-    }
-    return { R, G, B, A, I, labels };
+    const column = (background, value) => [background, ...structures.map(value)];
+    const [R, G, B] = [0, 1, 2].map((channel) => column(0, (one) => one.rgb[channel]));
+    const A = column(0, (one) => hidden.has(one.number) ? 0 : 255);
+    return { R, G, B, A, I: column(0, (one) => one.number), labels: column("", (one) => one.label) };
   }
 
-  function go(nv, place) {
+  function go(place) {
     nv.scene.crosshairPos = nv.mm2frac(place);
     nv.createOnLocationChange();
     nv.drawScene();
   }
 
-  function offer(nv, shown) {
+  function offer() {
     const kinds = new Set(shown.map((layer) => layer.kind));
-    if (!review.planar) offerViews(nv);
+    if (!review.planar) offerViews();
     const bar = by("layers");
     for (const [kind, name] of [["mask", "Mask"], ["contour", "Contours"], ["uncertainty", "Uncertainty"]]) {
-      if (kinds.has(kind)) bar.append(toggle(name, on[kind], kind, (pressed) => { on[kind] = pressed; paint(nv, shown); }));
+      if (kinds.has(kind)) bar.append(toggle(name, on[kind], kind, (pressed) => { on[kind] = pressed; paint(); }));
     }
-    if (kinds.has("mask")) bar.append(slider(nv, shown));
+    if (kinds.has("mask")) bar.append(slider());
     for (const one of review.structures.filter(() => kinds.has("mask") && review.structures.length > 1)) {
       const button = toggle(one.label, true, `structure-${one.number}`, (pressed) => {
         if (pressed) hidden.delete(one.number); else hidden.add(one.number);
-        paint(nv, shown);
+        paint();
       });
-      const swatch = document.createElement("span");
-      swatch.className = `swatch s${one.number}`;
-      button.prepend(swatch);
+      button.prepend(element("span", { className: `swatch s${one.number}` }));
       bar.append(button);
     }
-    offerWindows(nv, shown[0].image);
+    offerWindows();
     document.querySelectorAll(".keys button").forEach((key, n) => {
-      key.addEventListener("click", () => {
-        go(nv, review.places[n]);
-      });
+      key.onclick = () => go(review.places[n]);
     });
   }
 
   // --- window, distance ---
 
-  function offerWindows(nv, image) {
-    const buttons = review.windows.map((one, n) => {
-      const button = document.createElement("button");
-      Object.assign(button, { type: "button", id: `window-${n}`, title: `${round(one.low)} to ${round(one.high)}` });
-      button.append(n ? one.name : "Default window");
-      button.addEventListener("click", () => {
+  function offerWindows() {
+    const image = shown[0].image;
+    const buttons = review.windows.map((one, n) => element("button", {
+      type: "button",
+      id: `window-${n}`,
+      title: `${round(one.low)} to ${round(one.high)}`,
+      onclick: () => {
         [image.cal_min, image.cal_max] = [one.low, one.high];
         nv.updateGLVolume();
-        report(nv);
-      });
-      return button;
-    });
+        report();
+      },
+    }, n ? one.name : "Default window"));
     const measure = toggle("Measure a distance", false, "measure", (pressed) => {
       nv.opts.dragModePrimary = niivue.DRAG_MODE[pressed ? "measurement" : "crosshair"];
-      if (!pressed) forget(nv);
+      if (!pressed) forget();
     });
     by("windows").append(...buttons, measure);
   }
 
-  function forget(nv) {
+  function forget() {
     nv.clearMeasurements();
     by("at-distance").textContent = "";
-    report(nv);
+    report();
   }
 
   // --- what is under the pointer ---
 
-  function inform(nv, shown) {
+  function inform() {
     const canvas = by("canvas");
-    nv.onLocationChange = () => report(nv);
-    nv.onIntensityChange = () => report(nv);
+    nv.onLocationChange = report;
+    nv.onIntensityChange = report;
     nv.onMeasurementCompleted = (one) => {
       by("at-distance").textContent = `${one.distance.toFixed(1)} ${review.unit.lengths}`;
-      report(nv);
+      report();
     };
     canvas.addEventListener("pointermove", (event) => {
       const ratio = canvas.width / canvas.clientWidth;
       const place = nv.canvasPos2frac([event.offsetX * ratio, event.offsetY * ratio]);
-      pointed = place[0] >= 0 ? [...nv.frac2mm(place)].slice(0, 3) : null;
-      report(nv);
+      pointed = place[0] >= 0 ? millimetres(place) : null;
+      report();
     });
-    canvas.addEventListener("pointerleave", () => { pointed = null; report(nv); });
-    new ResizeObserver(() => place(nv)).observe(by("stage"));
-    nv.layersShown = shown;
-    report(nv);
+    canvas.addEventListener("pointerleave", () => { pointed = null; report(); });
+    new ResizeObserver(place).observe(by("stage"));
+    report();
   }
 
-  function report(nv) {
-    const shown = nv.layersShown;
+  function millimetres(fractions) {
+    return [...nv.frac2mm(fractions)].slice(0, 3);
+  }
+
+  function report() {
     const image = shown[0].image;
-    const at = pointed || [...nv.frac2mm(nv.scene.crosshairPos)].slice(0, 3);
+    const at = pointed || millimetres(nv.scene.crosshairPos);
     const here = (one) => [...one.mm2vox(at)].slice(0, 3);
     const voxel = here(image);
     const within = voxel.every((n, axis) => n >= 0 && n < image.dimsRAS[axis + 1]);
@@ -311,7 +316,7 @@
     });
     put("at-structure", found.join(", ") || (within ? "none" : ""));
     put("at-window", review.window ? `${round(image.cal_min)} to ${round(image.cal_max)}` : "");
-    by("at-distance").parentElement.hidden = !by("at-distance").textContent;
+    put("at-distance", by("at-distance").textContent);
   }
 
   function put(id, text) {
@@ -329,15 +334,15 @@
   }
 
   function round(value) {
-    return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4)));
+    return String(Number.isInteger(value) ? value : Number(value.toPrecision(4)));
   }
 
   // Where three planes leave a quarter of the picture empty, the words stand there; else along its lower edge.
-  function place(nv) {
+  function place() {
     const [info, canvas] = [by("info"), by("canvas")];
     const ratio = canvas.clientWidth / canvas.width;
     const tiles = nv.screenSlices.map((one) => one.leftTopWidthHeight.map((value) => value * ratio));
-    const [left, top] = [Math.max(...tiles.map((one) => one[0])), Math.max(...tiles.map((one) => one[1]))];
+    const [left, top] = [0, 1].map((side) => Math.max(...tiles.map((one) => one[side])));
     const free = tiles.length === 3 && left > 0 && top > 0 && !tiles.some((one) => one[0] >= left && one[1] >= top)
       && canvas.clientWidth - left > 220 && canvas.clientHeight - top > 150;
     info.classList.toggle("quadrant", free);
@@ -352,20 +357,20 @@
     m: "toggle-mask", o: "toggle-contour", u: "toggle-uncertainty", r: "window-0", d: "toggle-measure" };
   let nextWindow = 1;
 
-  function listen(nv) {
+  function listen() {
     for (const kind of ["keydown", "keyup"]) {
       document.addEventListener(kind, (event) => {
         if (event.target !== by("canvas")) return;
         event.stopPropagation(); // the viewer's own keys do other things
-        if (kind === "keydown" && !event.ctrlKey && !event.altKey && !event.metaKey && press(nv, event.key)) event.preventDefault();
+        if (kind === "keydown" && !event.ctrlKey && !event.altKey && !event.metaKey && press(event.key)) event.preventDefault();
       }, true);
     }
   }
 
-  function press(nv, key) {
+  function press(key) {
     const step = { ArrowUp: 1, PageUp: 1, ArrowDown: -1, PageDown: -1 }[key];
-    if (step) return move(nv, step);
-    if (key === "Escape") return forget(nv), true;
+    if (step) return move(step);
+    if (key === "Escape") return forget(), true;
     if (key.toLowerCase() === "w" && review.windows.length) {
       by(`window-${nextWindow % review.windows.length}`).click();
       return ++nextWindow;
@@ -376,7 +381,7 @@
   }
 
   // To the slice of the next higher number, or lower, in the plane that is seen; in the scanner's own plane where several are.
-  function move(nv, step) {
+  function move(step) {
     const types = niivue.SLICE_TYPE;
     const axis = { [types.SAGITTAL]: 0, [types.CORONAL]: 1, [types.AXIAL]: 2 }[nv.opts.sliceType] ?? review.across;
     const way = [0, 0, 0];
@@ -385,17 +390,17 @@
     return true;
   }
 
-  function offerViews(nv) {
+  function offerViews() {
     const types = niivue.SLICE_TYPE;
     const views = [["planes", "Three planes", types.MULTIPLANAR], ["planes3d", "Three planes and 3D", types.MULTIPLANAR],
       ["axial", "Axial", types.AXIAL], ["coronal", "Coronal", types.CORONAL], ["sagittal", "Sagittal", types.SAGITTAL],
       ["3d", "3D", types.RENDER]];
     const buttons = views.map(([id, name, type]) => {
       const button = toggle(name, false, `view-${id}`, () => {
-        buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+        buttons.forEach((other) => setPressed(other, other === button));
         nv.opts.multiplanarShowRender = niivue.SHOW_RENDER[id === "planes3d" ? "ALWAYS" : "NEVER"];
         nv.setSliceType(type);
-        place(nv);
+        place();
       });
       return button;
     });
@@ -403,43 +408,40 @@
   }
 
   // Without a graphics card a view in 3D takes seconds a frame: it is there, but not begun with.
-  function isDrawnBySoftware(nv) {
+  function isDrawnBySoftware() {
     const known = nv.gl.getExtension("WEBGL_debug_renderer_info");
     const name = known ? String(nv.gl.getParameter(known.UNMASKED_RENDERER_WEBGL)) : "";
     return /swiftshader|llvmpipe|softpipe|basic render|software/i.test(name);
   }
 
   function toggle(name, pressed, id, act) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.id = `toggle-${id.replace(/\s/g, "-")}`;
-    button.append(name);
-    button.setAttribute("aria-pressed", String(pressed));
-    button.addEventListener("click", () => {
-      const now = button.getAttribute("aria-pressed") !== "true";
-      button.setAttribute("aria-pressed", String(now));
-      act(now);
-    });
+    const button = element("button", {
+      type: "button",
+      id: `toggle-${id}`,
+      onclick: () => {
+        const now = button.getAttribute("aria-pressed") !== "true";
+        setPressed(button, now);
+        act(now);
+      },
+    }, name);
+    setPressed(button, pressed);
     return button;
   }
 
-  function slider(nv, shown) {
-    const label = document.createElement("label");
-    const input = document.createElement("input");
-    Object.assign(input, { type: "range", min: 0.1, max: 1, step: 0.05, value: fill });
-    input.addEventListener("input", () => { fill = Number(input.value); paint(nv, shown); });
-    label.append("Opacity", input);
-    return label;
+  function slider() {
+    const input = element("input", { type: "range", min: 0.1, max: 1, step: 0.05, value: fill });
+    input.oninput = () => { fill = Number(input.value); paint(); };
+    return element("label", {}, "Opacity", input);
   }
 
   if (review.layers.length) {
     // after the first paint: key images and figures are there at once
-    requestAnimationFrame(() => setTimeout(() => view().catch((error) => {
+    painted().then(view).catch((error) => {
       by("loading").hidden = false;
       by("progress").hidden = true;
       by("step").textContent = `The viewer could not start (${error.message}); the key images are complete. A browser `
         + "with WebGL 2 is needed.";
       root.dataset.viewer = "failed";
-    }), 0));
+    });
   }
 })();

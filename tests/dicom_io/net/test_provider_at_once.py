@@ -319,7 +319,7 @@ def test_a_mask_that_was_deflated_a_thousand_times_is_taken_and_compared_without
 def test_a_data_set_of_nothing_but_items_is_refused(
     folder: Path, slices: list[Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounded._PieceCounter, "items_left", 3000)
+    monkeypatch.setattr(bounded.BoundedFile, "items_left", 3000)
     head = struct.pack("<HH2sHL", 0x0040, 0x0555, b"SQ", 0, 0xFFFFFFFF)
     item = struct.pack("<HHL", 0xFFFE, 0xE000, 0)
     bare = Dataset()
