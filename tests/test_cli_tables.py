@@ -60,6 +60,21 @@ def test_structures_and_statements_of_long_names_are_whole_at_80_columns(
     assert printed.count("1234.500") == 20
 
 
+def test_a_name_in_brackets_is_a_name_and_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(show, "out", Console(width=80))
+    row = {"label": "[red]left", "volume_ml": 1.0, "mean_probability": None}
+    case = {"case": "[b]case", "structures": [row], "wholes": [row], "seconds": {"a": 1.0}}
+    show.structures_table([case])
+    show.statements_table(
+        {"plain": {"not_stated": {"gate": "of [red]left"}, "mask_from": {"risk": 0.1, "[red]left": 0.2}}}
+    )
+    printed = capsys.readouterr().out
+    assert printed.count("[red]left") == 4
+    assert printed.count("[b]case") == 2
+
+
 GIVEN = {
     "all": ["--images", "my images", "--labels", "it's here", "--label-suffix", "_1stHO", "--splits", "plan.json"],
     "a suffix with a dash": ["--data", "D", "--label-suffix=-seg", "--device", "cpu"],

@@ -242,9 +242,10 @@ def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | No
     """The numbers of an attribute; None where it is absent or empty. Raises OddHeaderError unless there are `count` of them."""
     try:
         value = holder.get(keyword)
-        if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
+        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))  # one text is one number
+        if value is None or value in ("", b"") or (is_list and not len(value)):
             return None
-        values = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
+        values = tuple(float(number) for number in (value if is_list else [value]))
     except (TypeError, ValueError) as error:
         raise OddHeaderError(f"text that is not a number in its {keyword}; decimals with a point are needed") from error
     if len(values) != count:

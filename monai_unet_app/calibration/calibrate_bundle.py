@@ -33,7 +33,7 @@ def calibrate_bundle(
     folds: Mapping[str, int] | None = None,
     unchecked: bool = False,
 ) -> Fitted:
-    """Fits the bundle's calibration on these cases and writes it into its `inference.yaml`.
+    """Fits the bundle's calibration on these cases and writes it into its `models/fitted.json`.
 
     Args:
         bundle: Its `calibration` is fitted, or its `calibration_tta` for the setting "tta".

@@ -53,7 +53,7 @@ def wrote(files: Iterable[Path]) -> None:
 
 
 def print_table(
-    columns: Iterable[Column | str], rows: Iterable[Sequence[str]], console: Console | None = None, **style: Any
+    columns: Iterable[Column | str], rows: Iterable[Iterable[str]], console: Console | None = None, **style: Any
 ) -> None:
     """Prints a table on stdout or another console, unless it has no rows. Cells are markup of rich."""
     table = Table(*columns, **style)
@@ -208,7 +208,7 @@ def statements_table(statements: dict[str, Any]) -> None:
             limit = f"distance above {shift['flagged_above']:.2g}; {shift['subjects']} subjects"
             rows.append((setting, "unlike the training", limit))
         rows += [(setting, f"{name}: not stated", reason) for name, reason in stated["not_stated"].items()]
-    print_table(("setting", folded("statement"), folded("figures")), rows)
+    print_table(("setting", folded("statement"), folded("figures")), (map(escape, row) for row in rows))
 
 
 def _size(row: Mapping[str, Any]) -> str:
@@ -235,8 +235,8 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
         for row in case["structures"]:
             gate = f"{row['verdict']}{_dice(row)}" if "verdict" in row else "-"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
-            rows.append((name, row["label"], _size(row), inside, gate, seconds))
-        rows += [(name, f"{row['label']}, whole", _size(row), "", "", "") for row in case["wholes"]]
+            rows.append((name, escape(row["label"]), _size(row), inside, gate, seconds))
+        rows += [(name, escape(f"{row['label']}, whole"), _size(row), "", "", "") for row in case["wholes"]]
     print_table((folded("case"), folded("structure"), "size", "mean p", "gate", "seconds"), rows)
 
 

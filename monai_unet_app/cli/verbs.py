@@ -407,7 +407,7 @@ def doctor(options: flags.Doctor) -> Answer:
 
     rows = examine()
     states = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
-    cells = ([row["what"], row["found"], states[row["state"]]] for row in rows)
+    cells = ([row["what"], escape(row["found"]), states[row["state"]]] for row in rows)
     show.print_table(("what", show.folded("found"), ""), cells)
     answer = {"checks": rows, **_bundles()}
     return answer, EXIT_FAILED if answer["problems"] or any(row["state"] == "broken" for row in rows) else EXIT_DONE
@@ -429,7 +429,7 @@ def _bundles() -> dict[str, Any]:
         row = {"name": name, "version": bundle.version, "task": task, "trained": untrained is None}
         sha256 = None if untrained else bundle.sha256
         rows.append({**row, "sha256": sha256, "untrained": untrained, "folder": str(folder)})
-    cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
+    cells = ([*map(escape, (row["name"], row["version"], row["task"])), weights[row["trained"]]] for row in rows)
     show.print_table(("bundle", "version", "what it does", "weights"), cells)
     show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
     for row in rows:

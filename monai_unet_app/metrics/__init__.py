@@ -2,5 +2,5 @@
 
 `overlap`, `boundary`, `components` and `centreline` compare two masks, `reliability` counts what probabilities come
 to in each of the `populations`, `bootstrap` says how sure a mean is, and `Evaluation` does all of it, case after
-case, as an `EvaluationPlan` says. `seams` and `uncertainty` look at probabilities alone.
+case, as an `EvaluationPlan` says.
 """

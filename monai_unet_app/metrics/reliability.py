@@ -80,7 +80,7 @@ class NarrowBins:
         return self.even + 2 * (self.rungs - 1)
 
     def index(self, confidence: NDArray[Any]) -> NDArray[np.int32]:
-        """Fine bin of each confidence, 0 to 1, same shape: a sum of three counts, each of which only grows with confidence."""
+        """Narrow bin of each confidence, 0 to 1, same shape: a sum of three counts, which only grow with confidence."""
         index: NDArray[np.int32] = (confidence * confidence.dtype.type(self.even)).astype(np.int32)
         # A confidence of exactly 1 lies in the last part, which is closed at both ends.
         np.minimum(index, self.even - 1, out=index)

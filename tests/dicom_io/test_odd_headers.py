@@ -17,6 +17,9 @@ import pytest
 from hostile_inputs import element, elements_of, inserted
 from hostile_judge import Answer, Judge
 
+from dicom_io.reading.frames import numbers
+from dicom_io.reading.instances import OddHeaderError
+
 MUTATIONS = int(os.environ.get("HEADER_MUTATIONS", "10"))
 SOURCES = ("explicit", "enhanced", "colour", "modality table")
 LONGEST_S = 20.0
@@ -104,6 +107,14 @@ def test_what_a_result_does_not_need_ends_none(
     plain = results_of(judge, examples[name].read_bytes(), tmp_path)
     answer = results_of(judge, with_value(examples[name].read_bytes(), *WRITTEN[what]), tmp_path)
     assert (answer.complaints, answer.outcome, answer.message) == ([], plain.outcome, plain.message)
+
+
+@pytest.mark.parametrize(("vr", "value"), [("LO", "12"), ("SH", "3"), ("OB", b"\1\2")])
+def test_one_text_is_one_number_and_not_a_number_for_each_letter(vr: str, value: str | bytes) -> None:
+    header = pydicom.Dataset()
+    header.add_new("PixelSpacing", vr, value)
+    with pytest.raises(OddHeaderError, match="PixelSpacing"):
+        numbers(header, "PixelSpacing", 2)
 
 
 def test_a_broken_sequence_of_the_patient_is_named_and_refused(
