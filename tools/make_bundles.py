@@ -162,9 +162,7 @@ def deliver(made: Path, home: Path, more: Mapping[str, Any]) -> None:
     for file in DELIVERED:
         (home / file).parent.mkdir(exist_ok=True)
         shutil.copy2(made / file, home / file)
-    table = made.with_name(f"{made.name}_folds") / "cases.csv"
-    if table.is_file():
-        shutil.copy2(table, home / OUT_OF_FOLD)
+    shutil.copy2(made.with_name(f"{made.name}_folds") / "cases.csv", home / OUT_OF_FOLD)
     figures = dict(load_bundle(made).eval_metrics)
     (figures if "cases" in figures else figures["out_of_fold"]).update(more)
     write_figures(figures, load_bundle(home))
@@ -186,10 +184,11 @@ def copy_crops(folder: Path) -> None:
 
 
 def draw_pictures(folder: Path) -> None:
-    """A picture for each name of the photographs: a slice of an example case in colour, its structures in black and white."""
+    """For the first photograph of each fold a slice of an example case in colour, its structures in black and white."""
     folder.mkdir(parents=True)
     crops = sorted((EXAMPLES / "images").glob("*.nii.gz"))
-    for number, case in enumerate(in_plan("Image_")):
+    first_of_fold = {case.fold: case for case in reversed(in_plan("Image_"))}
+    for number, case in enumerate(first_of_fold.values()):
         image, label = (
             np.asarray(nibabel.load(EXAMPLES / part / crops[number].name).dataobj) for part in ("images", "labels")
         )
@@ -215,17 +214,16 @@ def in_plan(prefix: str, partition: str | None = None, fold: int | None = None) 
 
 
 def second_grader(folder: Path) -> dict[str, Any]:
-    """Dice of the second human grader against the first, on the photographs that test; where none is kept for it, on all."""
+    """Dice of the second human grader against the first, on all photographs."""
     scores, subjects, plan = [], [], read_splits(SPLITS)
-    cases = find_data(folder, label_suffix="_1stHO")
-    for case in [case for case in cases if plan[case.id].partition == "test"] or cases:
+    for case in find_data(folder, label_suffix="_1stHO"):
         image = read_volume(case.image)
         first = read_labels(Path(str(case.label)), image).array > 0
         second = read_labels(folder / f"{case.id}{SECOND_GRADER}.png", image).array > 0
         scores.append(dice(first, second))
         subjects.append(plan[case.id].subject)
     estimate = bootstrap_mean(np.array(scores), subjects, Bootstrap())
-    interval = [round(end, 4) for end in (estimate.low, estimate.high)] if np.isfinite(estimate.low) else None
+    interval = [round(end, 4) for end in (estimate.low, estimate.high)]
     return {"dice_of_second_human_grader": {"mean": round(estimate.value, 4), "interval_95": interval}}
 
 
@@ -239,19 +237,15 @@ def write_table() -> None:
         figures = json.loads((REPOSITORY / "bundles" / name / "configs/metadata.json").read_text())["eval_metrics"]
         tested = "cases" in figures
         measured = figures if tested else figures["out_of_fold"]
-        ends = tested and (between(figures["dice"]["interval_95"], 3) or f"{figures['subjects']} subjects")
-        dice = f"{figures['dice']['mean']:.3f} ({ends})" if tested else "all train"
+        dice = (
+            f"{figures['dice']['mean']:.3f} ({between(figures['dice']['interval_95'], 3)})" if tested else "all train"
+        )
+        of_folds = figures["out_of_fold"]["dice"]
+        out_of_fold = f"**{of_folds['mean']:.3f}** ({between(of_folds['interval_95'], 3)})"
         band = next(key for key in measured if key.startswith("ece_band"))
         ece = " | ".join(f"{measured[key]['calibrated']:.4f}" for key in ("ece_whole", band))
-        rows.append(f"| `{name}` | {image} | {structures} | {_dice_out_of_fold(figures)} | {dice} | {ece} |")
+        rows.append(f"| `{name}` | {image} | {structures} | {out_of_fold} | {dice} | {ece} |")
     put_figures(rows, REPOSITORY / "README.md")
-
-
-def _dice_out_of_fold(figures: dict[str, Any]) -> str:
-    if "out_of_fold" not in figures:
-        return "not measured"
-    dice = figures["out_of_fold"]["dice"]
-    return f"**{dice['mean']:.3f}** ({between(dice['interval_95'], 3)})"
 
 
 if __name__ == "__main__":
