@@ -28,7 +28,7 @@ EXAMPLES = REPOSITORY / "examples" / "msd_hippocampus"
 SMALLER = {
     "filters: [24, 48, 96, 128]": "filters: [4, 4, 4, 4]",
     "filters: [32, 64, 128, 128]": "filters: [4, 4, 4, 4]",
-    "filters: [24, 48, 96, 128, 128]": "filters: [4, 4, 4, 4, 4]",
+    "filters: [16, 32, 64, 128, 128]": "filters: [4, 4, 4, 4, 4]",
     "networks: 2 ": "networks: 1 ",
 }
 
