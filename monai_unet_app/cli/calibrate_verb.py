@@ -6,7 +6,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+from rich.text import Text
 
 from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, Answer
@@ -141,8 +141,8 @@ def _tidy(
         networks = Networks(load_bundle(bundle.root, bundle.device), chosen.folds)
         trials = choose_tidy(networks, rows, step)
     write_tidy(networks.bundle, trials)
-    taken = {True: "[green]taken[/green]", False: "not taken"}
-    cells = [(escape(trial.what), gain_in_words(trial.gain), taken[trial.taken]) for trial in trials]
+    taken = {True: Text("taken", "green"), False: "not taken"}
+    cells = [(trial.what, gain_in_words(trial.gain), taken[trial.taken]) for trial in trials]
     show.print_table((show.folded("post-processing"), show.folded("Dice, with minus without"), ""), cells)
     return [{"step": dict(trial.step), "gain": trial.gain.value, "taken": trial.taken} for trial in trials]
 

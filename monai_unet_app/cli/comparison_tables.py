@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Column
+from rich.text import Text
 
 from monai_unet_app.cli.show import between, folded, line, p_value, paragraph, print_table, short, styled
 
@@ -26,7 +27,7 @@ def comparison_table(comparison: "Comparison") -> None:
     for entry in comparison.differences:
         by_score.setdefault(entry.score, []).append(entry)
     rows = (
-        [f" {escape(entry.class_name)}" if number else score, *_difference_cells(entry)]
+        [f" {entry.class_name}" if number else score, *_difference_cells(entry)]
         for score, entries in by_score.items()
         for number, entry in enumerate([entries[-1], *entries[:-1]])  # the mean stands last
     )
@@ -51,9 +52,8 @@ def _print_sides(comparison: "Comparison", first: str, second: str) -> None:
         line(f"left out, because only one side has them: {', '.join(pairs.left_out)}")
 
 
-def _difference_cells(entry: "Difference") -> list[str]:
-    estimate, colour = entry.estimate, WORD_COLOURS.get(entry.word)
-    word = f"[{colour}]{entry.word}[/{colour}]" if colour else entry.word
+def _difference_cells(entry: "Difference") -> list[str | Text]:
+    estimate, word = entry.estimate, Text(entry.word, WORD_COLOURS.get(entry.word, ""))
     means = [short(entry.first), short(entry.second), short(estimate.value, sign="+")]
     return [*means, between(estimate.low, estimate.high), p_value(entry.test.p), p_value(entry.test.p_holm), word]
 
@@ -82,7 +82,7 @@ def subgroup_tables(subgroups: "Subgroups") -> None:
             for number, (name, figure) in enumerate(figures.items() if score in SUBGROUP_SCORES else ()):
                 head, *tests = ("", "", "") if number else (score, p_value(test.p), p_value(test.p_holm))
                 cells = [str(figure.subjects), short(figure.value), between(figure.low, figure.high)]
-                rows.append([head, escape(name), *cells, *tests])
+                rows.append([head, name, *cells, *tests])
         columns = (Column(name, no_wrap=True) for name in SUBGROUP_COLUMNS)
         print_table(("score", folded("group"), *columns), rows, box=None, pad_edge=False)
         few = [group for group in part.groups if all(figure is None for figure in group.scores.values())]

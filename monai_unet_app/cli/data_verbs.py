@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from monai_unet_app.cli import common, flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
 from monai_unet_app.errors import InputRefusedError, UsageError
@@ -113,7 +111,7 @@ def dicomize(options: flags.Dicomize) -> Answer:
             cases, options.output, files.segments if files else None, step, options.modality, values
         )
     names = ("id", "series", "seg")
-    cells = ([*(escape(row[name] or "-") for name in names), f"{row['max_rounding_error']:.3g}"] for row in rows)
+    cells = ([*(row[name] or "-" for name in names), f"{row['max_rounding_error']:.3g}"] for row in rows)
     show.print_table(("case", show.folded("series"), show.folded("labels"), "largest rounding"), cells)
     show.problems_list(problems)
     return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
@@ -128,9 +126,9 @@ def regions(options: flags.Regions) -> Answer:
 
     common.check_writable(options.output.parent)
     rows = label_file(options.structure_set, options.image, options.roi, options.output, common.read_options(options))
-    cells = ([escape(str(row[name])) for name in ("label", "name", "voxels", "overlapped")] for row in rows)
+    cells = ([str(row[name]) for name in ("label", "name", "voxels", "overlapped")] for row in rows)
     show.print_table(("label", show.folded("region"), "voxels", "given to a later region"), cells)
-    show.out.print(f"written: {escape(str(options.output))}")
+    show.line(f"written: {options.output}")
     return {"output": str(options.output), "regions": rows}, EXIT_DONE
 
 
@@ -171,7 +169,7 @@ def convert(options: flags.Convert) -> Answer:
     common.check_writable(options.output.parent)
     with show.Steps("reading and writing", 2 * len(cases)) as step:
         written = write_nnunet_folder(cases, config, step)
-    rows = [(str(number), escape(name), str(value)) for number, (name, value) in enumerate(written.sources.items(), 1)]
+    rows = [(str(number), name, str(value)) for number, (name, value) in enumerate(written.sources.items(), 1)]
     show.print_table(("label", show.folded("structure"), "value in the data"), rows)
     if set(written.document["channel_names"].values()) == {"image"}:
         show.say("the data do not state the modality; if the images are CT, write them again with --modality CT")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from dicom_io.errors import NetworkError
 from monai_unet_app.cli import common, dicom_flags, show
@@ -147,10 +148,10 @@ def _commit(
 
 def _commitment_table(result: "CommitmentResult") -> None:
     """Number of files that are committed, failed (for each reason), and not reported on."""
-    rows = [("[green]committed[/green]", len(result.committed), "")]
-    rows += [("[red]failed[/red]", count, reason) for reason, count in Counter(result.failed.values()).items()]
-    rows += [("[red]not reported[/red]", len(result.unreported), "")]
-    cells = ([state, str(count), escape(answer)] for state, count, answer in rows if count)
+    rows = [(Text("committed", "green"), len(result.committed), "")]
+    rows += [(Text("failed", "red"), count, reason) for reason, count in Counter(result.failed.values()).items()]
+    rows += [(Text("not reported", "red"), len(result.unreported), "")]
+    cells = ([state, str(count), answer] for state, count, answer in rows if count)
     show.print_table(("commitment", "files", "answer"), cells)
 
 
@@ -182,8 +183,7 @@ def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> Non
             show.out.print()
         return
     console = show.out if show.out.is_terminal else Console(width=_FILE_WIDTH, quiet=show.out.quiet)
-    cells = ([escape(text) for text in row.values()] for row in rows)
-    show.print_table(map(show.folded, columns.values()), cells, console)
+    show.print_table(map(show.folded, columns.values()), (row.values() for row in rows), console)
 
 
 def fetch(options: dicom_flags.Fetch) -> Answer:
@@ -358,9 +358,8 @@ def _outcome_table(outcomes: "Sequence[Outcome]") -> None:
     for outcome in outcomes:
         if outcome.state != "sent" or outcome.kind or outcome.note:
             colour = "red" if outcome.state in _PROBLEMS else "green" if outcome.state == "sent" else "yellow"
-            state = f"[{colour}]{outcome.state}[/{colour}]"
-            notes = [outcome.note] if has_notes else []
-            rows.append([escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), *notes])
+            state, notes = Text(outcome.state, colour), [outcome.note] if has_notes else []
+            rows.append([str(outcome.file), outcome.kind or "image", state, outcome.meaning, *notes])
     notes_column = ["done to it"] if has_notes else []
     show.print_table((show.folded("file"), "kind", "outcome", "answer", *notes_column), rows)
     if 0 < len(rows) < len(outcomes):

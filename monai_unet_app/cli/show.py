@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from monai_unet_app.calibration.form_comparison import FormScore
@@ -53,12 +54,15 @@ def wrote(files: Iterable[Path]) -> None:
 
 
 def print_table(
-    columns: Iterable[Column | str], rows: Iterable[Iterable[str]], console: Console | None = None, **style: Any
+    columns: Iterable[Column | str], rows: Iterable[Iterable[object]], console: Console | None = None, **style: Any
 ) -> None:
-    """Prints a table on stdout or another console, unless it has no rows. Cells are markup of rich."""
+    """Prints a table on stdout or another console, unless it has no rows.
+
+    Brackets in a cell are no markup; a cell that is a `Text` may have a style.
+    """
     table = Table(*columns, **style)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     if table.row_count:
         (console or out).print(table)
 
@@ -129,7 +133,7 @@ def _classes_table(columns: Mapping[str, Mapping[str, float | None]]) -> None:
     """A row for each class; heading -> the score of each class. Headings are short: a row fits into 80 columns."""
     headings = [Column(heading, justify="right", no_wrap=True) for heading in columns]
     labels = next(iter(columns.values()))
-    rows = ([escape(label), *(_class_cell(column.get(label)) for column in columns.values())] for label in labels)
+    rows = ([label, *(_class_cell(column.get(label)) for column in columns.values())] for label in labels)
     print_table((folded("class"), *headings), rows, box=None, pad_edge=False)
 
 
@@ -173,7 +177,7 @@ def forms_table(scores: "Sequence[FormScore]", word: str) -> None:
     numbers = [Column(name, justify="right") for name in ("n", "halo", "NLL", "ECE", "band")]
     rows = []
     for score in scores:
-        note = f"[green]{word}[/green]" if score.chosen else escape(score.why_not or "")
+        note = Text(word, "green") if score.chosen else score.why_not or ""
         figures = [f"{max(score.halo_mm):g}", f"{score.nll:.5f}", f"{score.ece:.4f}", f"{score.ece_band:.4f}"]
         rows.append([score.form, str(score.numbers), *figures, note])
     print_table(("form", *numbers, ""), rows, title="forms of calibration, on selection cases")
@@ -208,7 +212,7 @@ def statements_table(statements: dict[str, Any]) -> None:
             limit = f"distance above {shift['flagged_above']:.2g}; {shift['subjects']} subjects"
             rows.append((setting, "unlike the training", limit))
         rows += [(setting, f"{name}: not stated", reason) for name, reason in stated["not_stated"].items()]
-    print_table(("setting", folded("statement"), folded("figures")), (map(escape, row) for row in rows))
+    print_table(("setting", folded("statement"), folded("figures")), rows)
 
 
 def _size(row: Mapping[str, Any]) -> str:
@@ -231,12 +235,12 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
     """A row for each structure of each case."""
     rows = []
     for case in done:
-        name, seconds = escape(case["case"]), f"{sum(case['seconds'].values()):.1f}"
+        name, seconds = case["case"], f"{sum(case['seconds'].values()):.1f}"
         for row in case["structures"]:
             gate = f"{row['verdict']}{_dice(row)}" if "verdict" in row else "-"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
-            rows.append((name, escape(row["label"]), _size(row), inside, gate, seconds))
-        rows += [(name, escape(f"{row['label']}, whole"), _size(row), "", "", "") for row in case["wholes"]]
+            rows.append((name, row["label"], _size(row), inside, gate, seconds))
+        rows += [(name, f"{row['label']}, whole", _size(row), "", "", "") for row in case["wholes"]]
     print_table((folded("case"), folded("structure"), "size", "mean p", "gate", "seconds"), rows)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+from rich.text import Text
 
 from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
@@ -58,7 +58,7 @@ def plan(options: flags.Plan) -> Answer:
     by_folds = len(made) > 1 or made[0].by_folds
     for bundle, own in bundles.items():
         decided = [(name, str(own.values[name] or "none"), own.reasons[name]) for name in shown]
-        rows = [tuple(map(escape, row)) for row in (*own.overview(by_folds=by_folds), *decided)]
+        rows = [*own.overview(by_folds=by_folds), *decided]
         show.print_table(("what", show.folded("value"), show.folded("why")), rows)
         show.line(f"wrote {bundle}")
     if problem := uncoded(load_segments(next(iter(bundles)) / "configs/segments.json")):
@@ -367,8 +367,7 @@ def demo(options: flags.Demo) -> Answer:
     common.check_writable(options.output)
     answer = run_demo(options.output, options.epochs, show.say, show.Steps)
     show.metrics_table(answer["metrics"])
-    paths = ((name, escape(path)) for name, path in answer["open"].items())
-    show.print_table(("what to open", show.folded("where")), paths)
+    show.print_table(("what to open", show.folded("where")), answer["open"].items())
     show.print_table(("check", "result"), answer["checks"].items())
     return answer, EXIT_DONE if answer["passed"] else EXIT_FAILED
 
@@ -406,8 +405,8 @@ def doctor(options: flags.Doctor) -> Answer:
     from monai_unet_app.doctor import examine
 
     rows = examine()
-    states = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
-    cells = ([row["what"], escape(row["found"]), states[row["state"]]] for row in rows)
+    states = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "broken": Text("broken", "red")}
+    cells = ([row["what"], row["found"], states[row["state"]]] for row in rows)
     show.print_table(("what", show.folded("found"), ""), cells)
     answer = {"checks": rows, **_bundles()}
     return answer, EXIT_FAILED if answer["problems"] or any(row["state"] == "broken" for row in rows) else EXIT_DONE
@@ -417,7 +416,7 @@ def _bundles() -> dict[str, Any]:
     """Shows the bundles that a name can stand for, and gives "bundles", a row for each, and "problems", a sentence for each."""
     from monai_unet_app.bundle_folder import bundle_files, bundle_folders
 
-    weights = {True: "yes", False: "[yellow]untrained[/yellow]"}
+    weights = {True: "yes", False: Text("untrained", "yellow")}
     rows, problems = [], []
     for name, folder in bundle_folders().items():
         try:
@@ -429,7 +428,7 @@ def _bundles() -> dict[str, Any]:
         row = {"name": name, "version": bundle.version, "task": task, "trained": untrained is None}
         sha256 = None if untrained else bundle.sha256
         rows.append({**row, "sha256": sha256, "untrained": untrained, "folder": str(folder)})
-    cells = ([*map(escape, (row["name"], row["version"], row["task"])), weights[row["trained"]]] for row in rows)
+    cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
     show.print_table(("bundle", "version", "what it does", "weights"), cells)
     show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
     for row in rows:
