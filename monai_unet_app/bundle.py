@@ -16,7 +16,7 @@ import numpy as np
 
 from dicom_io.coding import Whole, load_wholes
 from dicom_io.volume import Volume
-from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files
+from monai_unet_app.bundle_folder import CALIBRATION_RECORD, DONOR, BundleFiles, bundle_files
 from monai_unet_app.config import ResultSettings, resolve_device
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
 from monai_unet_app.data.labels import FileValues
@@ -321,7 +321,9 @@ class Bundle(BundleFiles):
 
     @cached_property
     def seen(self) -> tuple[SeenCase, ...]:
-        """Every case of `models/run.json` and `models/calibration.json`, ordered by partition: training cases first.
+        """Every case of the records in `models/`: of training, calibration and the weights that the training began with.
+
+        They are ordered by partition: training cases first.
 
         Raises:
             BundleError: One of these files is damaged or of another version.
@@ -329,10 +331,12 @@ class Bundle(BundleFiles):
         path = self.weights_dir / CALIBRATION_RECORD
         try:
             calibrated = json.loads(path.read_text())["cases"] if path.is_file() else {}
-            # A list, not a mapping by id: a case may stand in both records
+            donor = self.root / DONOR
+            earlier = (json.loads(donor.read_text())["cases"] or {}) if donor.is_file() else {}
+            # A list, not a mapping by id: a case may stand in several records
             cases = [
                 SeenCase(case_id, entry["subject"], entry.get("partition", "calibration"), entry["image"])
-                for entries in (calibrated, self.run_record.get("cases", {}))
+                for entries in (calibrated, self.run_record.get("cases", {}), earlier)
                 for case_id, entry in entries.items()
             ]
             return tuple(sorted(cases, key=lambda case: get_args(Partition).index(case.partition)))

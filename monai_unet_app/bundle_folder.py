@@ -45,6 +45,9 @@ _MOST_FILES = 10_000  # in the zip of a bundle; ours hold a dozen
 _MOST_RATIO = 20  # of unpacked to packed size: weights do not shrink, texts shrink to a fifth
 _SMALL_BYTES = 2**28  # every zip may unpack to this size, however small it is
 _UNPACKED = "monai-unet-bundle-"  # begins the name of the temporary folder of a zip
+DONOR = "models/donor.json"
+"""The weights that the training began with, if not at random, and the cases that had made them."""
+
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
 
 

@@ -2,13 +2,14 @@
 
 import shlex
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.cli.dataclass_parser import Options
-from monai_unet_app.cli.flags import Calibrate, Cases, Evaluate, Reading
+from monai_unet_app.cli.flags import Calibrate, Cases, Evaluate, Network, Reading
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.bundle_folder import BundleFiles
     from monai_unet_app.data.case_files import CaseFiles
+    from monai_unet_app.planning.family import NetworkChoice
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
 Answer = tuple[dict[str, Any], int]
@@ -110,6 +112,35 @@ def set_fields(options: Options, settings: type[Any]) -> dict[str, Any]:
     """The flags that were given and have the name of a field of `settings`, a dataclass: name -> value."""
     values = {entry.name: getattr(options, entry.name, None) for entry in fields(settings)}
     return {name: value for name, value in values.items() if value not in (None, "")}
+
+
+def network_of(options: Network) -> "NetworkChoice | None":
+    """The network that --network and --network-value name; None if neither was given."""
+    from monai_unet_app.planning.family import DEFAULT, NetworkChoice, checked_values, known
+
+    if options.network is None and not options.network_value:
+        return None
+    choice = NetworkChoice(options.network or DEFAULT, dict(map(_named_value, options.network_value)))
+    checked_values(known(choice.name), choice.values)
+    return choice
+
+
+def networks_listed() -> str:
+    """The networks for --network, each with what --network-value sets; 80 columns wide."""
+    from monai_unet_app.planning.family import known, names
+
+    lines = ["networks, and what --network-value sets, the usual value first:"]
+    for network in map(known, names()):
+        lines += textwrap.wrap(f"{network.name}: {network.about}", 78, initial_indent="  ", subsequent_indent="    ")
+        lines += textwrap.wrap(" ".join(network.value_texts()), 78, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _named_value(pair: str) -> tuple[str, str]:
+    name, sign, value = pair.partition("=")
+    if not sign:
+        raise UsageError(f"--network-value {pair}: a name, = and a value are needed, such as norm=batch")
+    return name.strip(), value.strip()
 
 
 _CASES = ("data", "images", "labels", "label_suffix", "splits")

@@ -188,7 +188,19 @@ class Inspect(Labels, Reading):
     splits: Place | None = None
 
 
-class Plan(Labels, Device):
+class Network(Options):
+    """Flags of the network.
+
+    Attributes:
+        network: the network, one of those below
+        network_value: a value of the network, as listed below, such as norm=batch
+    """
+
+    network: Annotated[Text | None, Flag(metavar="NETWORK")] = None
+    network_value: Annotated[list[Text], repeated("NAME=VALUE")] = field(default_factory=list)
+
+
+class Plan(Labels, Device, Network):
     """Flags of `plan`.
 
     Attributes:
@@ -218,7 +230,7 @@ class Plan(Labels, Device):
     networks: FromOne = 1
 
 
-class Train(Labels, Device):
+class Train(Labels, Device, Network):
     """Flags of `train`.
 
     Attributes:
@@ -231,6 +243,10 @@ class Train(Labels, Device):
         deliver: with --folds all, the bundle's own network: all-data: trained on all but the test cases; ensemble: the mean of
             the networks of the folds (default: all-data)
         parallel: with --folds, number of folds trained at the same time, each with its share of the processor (default: 1)
+        donor: weights to begin with: a bundle, or a checkpoint of torch; what does not fit, such as a head for other labels,
+            begins at random (default: all do)
+        freeze: with --from, beginnings of names of layers that keep its weights, such as input_block downsamples
+        first_rate: with --from, the learning rate of the first layer as a part of that of the last (default: 1)
         epochs: length of the training (default: the bundle's)
         seed: seed for windows, augmentation and weights (default: the bundle's)
         learning_rate: largest learning rate (default: the bundle's)
@@ -249,6 +265,9 @@ class Train(Labels, Device):
     )
     deliver: Literal["all-data", "ensemble"] | None = None
     parallel: Annotated[FromOne | None, Flag(metavar="N")] = None
+    donor: Annotated[Text | None, Flag(names=("--from",), metavar="WEIGHTS")] = None
+    freeze: Annotated[list[Text], Flag(metavar="LAYER")] = field(default_factory=list)
+    first_rate: Share | None = None
     epochs: FromOne | None = None
     seed: FromZero | None = None
     learning_rate: AboveZero | None = None

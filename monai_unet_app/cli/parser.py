@@ -14,8 +14,9 @@ from typing import Any
 
 from monai_unet_app import __version__
 from monai_unet_app.cli import calibrate_verb, comparison_verbs, data_verbs, dicom_verbs, service_verbs, show, verbs
-from monai_unet_app.cli.common import Answer
+from monai_unet_app.cli.common import Answer, networks_listed
 from monai_unet_app.cli.dataclass_parser import Options, add_flags
+from monai_unet_app.cli.flags import Network
 
 Verb = Callable[[Any], Answer]
 GROUPS: dict[str, tuple[Verb, ...]] = {
@@ -71,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         "\n".join([f"{group}:", *(f"  {run.__name__:<11} {_short(run)}" for run in runs)])
         for group, runs in GROUPS.items()
     ]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="monai-unet",
         usage="monai-unet [-h] [--version] VERB ...",
         description="\n\n".join(["Train U-Nets as MONAI bundles; segment, measure and deliver with them.", *groups]),
@@ -90,6 +91,15 @@ def build_parser() -> argparse.ArgumentParser:
             for part in SECOND_WORDS[run]:
                 _verb_parser(second.add_parser, part.__name__, part, help=_short(part))
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that puts `more_help`, which takes time to write, under the help when it is shown."""
+
+    more_help: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.more_help()}\n" if self.more_help else "")
 
 
 def _short(run: Verb) -> str:
@@ -122,7 +132,10 @@ def _verb_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **more,
     )
-    add_flags(verb, _options_class(run))
+    options = _options_class(run)
+    add_flags(verb, options)
+    if issubclass(options, Network):
+        vars(verb)["more_help"] = networks_listed
     verb.set_defaults(run=run)
     return verb
 

@@ -1,10 +1,12 @@
 """The verbs about bundles and results: each reads its flags, calls one function of the layers below and shows the result."""
 
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from monai_unet_app.report.stored_evaluation import StoredEvaluation
     from monai_unet_app.report.targets import Bounds
     from monai_unet_app.training.ranking import Ranking
+    from monai_unet_app.training.run import TrainConfig
 
 
 def plan(options: flags.Plan) -> Answer:
@@ -29,6 +32,7 @@ def plan(options: flags.Plan) -> Answer:
     """
     common.check_writable(options.output.parent)
     from dicom_io.coding import load_segments, uncoded
+    from monai_unet_app.planning.family import NetworkChoice
     from monai_unet_app.planning.plan import PlanConfig, plan_configurations
     from monai_unet_app.planning.speed import seconds_of_a_window
     from monai_unet_app.planning.write import check_new, write_plan, write_plans
@@ -41,10 +45,11 @@ def plan(options: flags.Plan) -> Answer:
             "--objects and --structure both say what label values mean; only one is allowed; leave the other out"
         )
     said = common.set_fields(options, PlanConfig) | {"configuration": None}
+    said["network"] = common.network_of(options) or NetworkChoice()
     config = PlanConfig(**said, structures=common.structures(options.structure), time_s=options.time)
     names = list(dict.fromkeys(options.configuration))
     with show.Steps("reading", None) as step:
-        speed = partial(seconds_of_a_window, device=options.device)
+        speed = partial(seconds_of_a_window, choice=config.network, device=options.device)
         made = plan_configurations(config, names or [None], speed, step)
     if len(made) == 1:
         bundles = {options.output: made[0]}
@@ -90,6 +95,8 @@ def train(options: flags.Train) -> Answer:
             f"--parallel {options.parallel} trains folds at the same time, but no fold is named; give --folds all, or "
             "leave it out"
         )
+    if not options.donor and (options.freeze or options.first_rate is not None):
+        raise UsageError("--freeze and --first-rate are about the weights of --from; give it, or leave them out")
     several = bundles_in(Path(options.bundle))
     if several and (len(several) < 2 or not options.folds):
         raise UsageError(
@@ -100,25 +107,40 @@ def train(options: flags.Train) -> Answer:
     if not options.data.exists():
         raise InputRefusedError(f"--data {options.data} does not exist; a folder of cases is needed; check the path")
     common.check_writable(options.output)
+    network = common.network_of(options)
     # this import takes seconds, since it brings torch; the checks that need none of it come first
-    from monai_unet_app.training.run import TrainConfig, train_bundle, train_folds
+    from monai_unet_app.planning.family import with_network
+    from monai_unet_app.training.run import TrainConfig
+    from monai_unet_app.training.transfer import find_donor
 
     names = ("epochs", "seed", "learning_rate", "precision", "workers")
     overrides = {**{name: getattr(options, name) for name in names}, "tracker": options.tracking}
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    run = TrainConfig(**common.set_fields(options, TrainConfig), overrides=overrides, say=show.say, display=show.Steps)
+    donor = find_donor(options.donor, options.freeze, options.first_rate or 1.0) if options.donor else None
+    said = common.set_fields(options, TrainConfig) | {"donor": donor}
+    run = TrainConfig(**said, overrides=overrides, say=show.say, display=show.Steps)
     show.say("loading torch and MONAI")
     loaded = {name: common.loaded_bundle(template.root) for name, template in templates.items()}
+    if network is None:
+        return _trained_from(loaded, run, options)
+    with TemporaryDirectory() as place:
+        own = {name: with_network(bundle, network, Path(place) / bundle.name) for name, bundle in loaded.items()}
+        return _trained_from(own, run, options)
+
+
+def _trained_from(templates: "Mapping[str, Bundle]", run: "TrainConfig", options: flags.Train) -> Answer:
+    """Trains one template, whose name is "", or several, which are ranked."""
+    from monai_unet_app.training.ranking import train_ranked
+    from monai_unet_app.training.run import train_bundle, train_folds
+
     if not options.folds:
-        return _trained(train_bundle(loaded[""], run), options)
+        return _trained(train_bundle(templates[""], run), options)
     whole = "all" in options.folds
     folds = [] if whole else sorted({int(fold) for fold in options.folds})
     deliver = (options.deliver or "all-data") if whole else None
-    if several:
-        from monai_unet_app.training.ranking import train_ranked
-
-        return _ranked(train_ranked(loaded, run, folds, deliver=deliver), options, bool(deliver))
-    return _trained(train_folds(loaded[""], run, folds, deliver=deliver), options)
+    if "" in templates:
+        return _trained(train_folds(templates[""], run, folds, deliver=deliver), options)
+    return _ranked(train_ranked(templates, run, folds, deliver=deliver), options, bool(deliver))
 
 
 def _ranked(ranking: "Ranking", options: flags.Train, delivered: bool) -> Answer:

@@ -23,17 +23,19 @@ class NetworkPlan:
         strides: Of each level, the first all 1.
         kernels: Of each level, 1 or 3.
         filters: Of each level.
+        multiple: What every axis of the window must be divisible by; None: what the strides ask.
     """
 
     window: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
     filters: tuple[int, ...]
+    multiple: int | None = None
 
     @property
     def divisor(self) -> tuple[int, ...]:
         """What the window must be divisible by, along each axis."""
-        return _divisor(self.strides)
+        return _divisor(self.strides, self.multiple)
 
     @property
     def voxels(self) -> int:
@@ -51,7 +53,9 @@ class NetworkPlan:
         return tuple(window)
 
 
-def plan_network(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels: float, base: int) -> NetworkPlan:
+def plan_network(
+    shape: Sequence[int], spacing_mm: Sequence[float], most_voxels: float, base: int, multiple: int | None = None
+) -> NetworkPlan:
     """The window that covers an image, or as much of it as it may, and a network for it.
 
     Args:
@@ -59,11 +63,12 @@ def plan_network(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels:
         spacing_mm: Voxel size along these axes; pixels count as 1.
         most_voxels: In a window.
         base: Filters of the first level; each level has twice those of the one before, up to MOST_FILTERS.
+        multiple: As in `NetworkPlan`.
     """
     window = [max(LEAST_EDGE, int(n)) for n in shape]
     while True:
-        strides, kernels = _levels(window, spacing_mm)
-        divisor = _divisor(strides)
+        strides, kernels = levels(window, spacing_mm)
+        divisor = _divisor(strides, multiple)
         # To the nearest, not up: voxels beside the image cost as much as those in it, and windows overlap
         rounded = [max(1, math.floor(n / d + 0.5)) * d for n, d in zip(window, divisor, strict=True)]
         if math.prod(rounded) <= most_voxels:
@@ -77,16 +82,22 @@ def plan_network(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels:
         if axis is None:
             break
         window[axis] = smaller[axis]
-    filters = tuple(min(base * 2**level, MOST_FILTERS[len(window)]) for level in range(len(strides)))
-    return NetworkPlan(tuple(rounded), tuple(strides), tuple(kernels), filters)
+    if multiple and max(rounded) == multiple:
+        rounded[0] = 2 * multiple  # the norms of the coarsest level need more than one voxel
+    return NetworkPlan(tuple(rounded), tuple(strides), tuple(kernels), widths(base, strides), multiple)
 
 
-def _divisor(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The product of the strides of all levels along each axis."""
-    return tuple(map(math.prod, zip(*strides, strict=True)))
+def widths(base: int, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Filters of each level, twice those of the one before, up to MOST_FILTERS."""
+    return tuple(min(base * 2**level, MOST_FILTERS[len(strides[0])]) for level in range(len(strides)))
 
 
-def _levels(window: Sequence[int], spacing_mm: Sequence[float]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+def _divisor(strides: Sequence[Sequence[int]], multiple: int | None) -> tuple[int, ...]:
+    """The product of the strides of all levels along each axis, or the number that every axis must be a multiple of."""
+    return tuple(multiple or math.prod(steps) for steps in zip(*strides, strict=True))
+
+
+def levels(window: Sequence[int], spacing_mm: Sequence[float]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Strides and kernels of each level."""
     sizes, steps = list(map(float, window)), list(map(float, spacing_mm))
     strides: list[tuple[int, ...]] = [(1,) * len(sizes)]

@@ -42,6 +42,7 @@ from monai_unet_app.planning.decisions import (
     spacings_ras,
     target_spacing,
 )
+from monai_unet_app.planning.family import DEFAULT, NetworkChoice, checked_values, known, layer_line, packages, written
 from monai_unet_app.planning.network import LEAST_EDGE, NetworkPlan, plan_network
 
 Decisions = dict[str, Reasoned[Any]]
@@ -83,6 +84,7 @@ class PlanConfig:
         memory_limit: Bytes that a training may take.
         time_s: Seconds that a training may take on this machine.
         networks: Trained together; their answer is the mean.
+        network: Of the family.
     """
 
     data: Path
@@ -96,6 +98,7 @@ class PlanConfig:
     memory_limit: float = 8e9
     time_s: float = 3600.0
     networks: int = 1
+    network: NetworkChoice = field(default_factory=NetworkChoice)
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def plan_configurations(
             f"--memory-limit {config.memory_limit / 1e6:.0f}MB: a training of {config.networks} network(s) takes "
             f"{least / 1e6:.0f} MB at least; give --memory-limit {math.ceil(least / 1e8) * 100}MB or more"
         )
+    checked_values(known(config.network.name), config.network.values)
     cases = find_data(config.data, config.labels, config.label_suffix)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
     plan, why = dealt(cases, config.splits)
@@ -385,15 +389,22 @@ def _decided(
 
 
 def _widest_network(
-    image: "_Grid", config: PlanConfig, speed: Callable[[NetworkPlan], float]
+    image: "_Grid", config: PlanConfig, speed: Callable[[NetworkPlan], float], memory: "_Memory"
 ) -> tuple[NetworkPlan, float, str]:
     """The widest network with the largest window that sees enough windows in the time, its seconds a step, and why."""
     axes = len(image.shape)
     most = _WINDOW_VOXELS[axes]
+    multiple = known(config.network.name).divisor
     seconds_a_voxel: dict[int, float] = {}
+    kept: dict[int, tuple[float, float]] = {}
     for voxels, base in product((most, most / 2, most / 4), _FILTERS):
-        room = max(_LEAST_VOXELS[axes], (config.memory_limit - _BYTES) / _bytes_a_voxel(axes, config.networks, base))
-        network = plan_network(image.shape, image.steps, min(voxels, room), base)
+        whole = plan_network(image.shape, image.steps, voxels, base, multiple)
+        if base not in kept:
+            kept[base] = memory(whole)
+        factor, weights = kept[base]
+        room = (config.memory_limit - _BYTES - weights) / (_bytes_a_voxel(axes, config.networks, base) * factor)
+        room = max(_LEAST_VOXELS[axes], room)
+        network = whole if room >= voxels else plan_network(image.shape, image.steps, room, base, multiple)
         if base not in seconds_a_voxel:
             seconds_a_voxel[base] = speed(network) / network.voxels
         seconds = seconds_a_voxel[base] * network.voxels * _BATCH[axes] * config.networks
@@ -410,6 +421,18 @@ def _widest_network(
     return network, seconds, why
 
 
+_Memory = Callable[[NetworkPlan], tuple[float, float]]
+"""As `memory_beside`."""
+
+
+def _memory_of(choice: NetworkChoice, channels: int, outputs: int) -> _Memory:
+    if choice == NetworkChoice():
+        return lambda network: (1.0, 0.0)
+    from monai_unet_app.planning.speed import memory_beside
+
+    return lambda network: memory_beside(network, channels, outputs, choice)
+
+
 def _steps_in_time(seconds: float, config: PlanConfig) -> int:
     """How many steps of so many seconds fit into the time of a training."""
     return int(_STEPS_SHARE * config.time_s / seconds)
@@ -419,7 +442,10 @@ def _network(decided: Decisions, image: "_Grid", config: PlanConfig, speed: Spee
     """Network, window and length of the training: the widest network that sees enough windows in the time."""
     channels, outputs = decided["channels"].value, len(decided["labels"].value)
     batch = _BATCH[len(image.shape)]
-    network, seconds, chosen = _widest_network(image, config, lambda network: speed(network, channels, outputs))
+    network, seconds, chosen = _widest_network(
+        image, config, lambda network: speed(network, channels, outputs), _memory_of(config.network, channels, outputs)
+    )
+    block, layer = written(config.network, network, channels)
     steps = _steps_in_time(seconds, config)
     train_cases = max(1, round(0.8 * cases))
     per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
@@ -437,16 +463,11 @@ def _network(decided: Decisions, image: "_Grid", config: PlanConfig, speed: Spee
             list(network.window),
             f"{image.extent(network.window)} of a usual field of view of {image.extent(image.shape)}, {part:.0%} of its voxels",
         ),
-        "network_def": Reasoned(
-            f"{len(network.strides)} levels of {network.filters[0]} to {network.filters[-1]} filters",
-            f"an axis is halved while {LEAST_EDGE} voxels or more are left of the window and its voxels are the shortest. "
-            + chosen,
-        ),
+        "network_def": _told(config.network, network, chosen),
         "networks": Reasoned(config.networks),
-        "kernels": Reasoned(network.kernels),
-        "strides": Reasoned(network.strides),
-        "upsample": Reasoned(network.strides[1:]),
-        "filters": Reasoned(network.filters),
+        "new_network": Reasoned(block),
+        "feature_layer": Reasoned(layer_line(layer)),
+        "packages": Reasoned(packages(config.network)),
         "windows_at_once": Reasoned(4 if len(image.shape) == 3 else 32),
         "batch_size": Reasoned(batch),
         "windows_per_case": Reasoned(per_case),
@@ -464,6 +485,23 @@ def _network(decided: Decisions, image: "_Grid", config: PlanConfig, speed: Spee
         "learning_rate": Reasoned(0.002),
         "weight_decay": Reasoned(0.05),
     }
+
+
+def _told(choice: NetworkChoice, plan: NetworkPlan, why: str) -> Reasoned[str]:
+    """The network in words. `why`: so many filters, and such a window."""
+    member = known(choice.name)
+    values = "".join(f", {name} {value}" for name, value in choice.values.items())
+    if member.divisor is not None:
+        return Reasoned(
+            f"{member.name} of {plan.filters[0]} filters at the first level{values}",
+            f"{member.about}; an axis of its window is a multiple of {member.divisor}. {why}",
+        )
+    return Reasoned(
+        f"{'' if choice.name == DEFAULT else f'{member.name}, '}{len(plan.strides)} levels of {plan.filters[0]} to "
+        f"{plan.filters[-1]} filters{values}",
+        f"{'' if choice.name == DEFAULT else f'{member.about}; '}an axis is halved while {LEAST_EDGE} voxels or more are left "
+        f"of the window and its voxels are the shortest. {why}",
+    )
 
 
 def _why_this_size(steps: int, base: int, voxels: float, config: PlanConfig) -> str:

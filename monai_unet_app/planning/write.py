@@ -1,6 +1,5 @@
 """The files of a planned bundle, written as one folder or not at all."""
 
-import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,11 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.structures import StatedStructure, StructureCodes
 from monai_unet_app.errors import UsageError
 from monai_unet_app.planning.coding import codes_of
+from monai_unet_app.planning.family import yaml_text
 from monai_unet_app.planning.plan import BundlePlan
 from monai_unet_app.training.identity import NOT_STATED, REQUIRED, derived_facts
 
-CONFIGS = ("inference", "train", "calibrate", "evaluate", "inference_dicom")
+CONFIGS = ("inference", "train", "multi_gpu_train", "calibrate", "evaluate", "inference_dicom")
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 LICENSE = "No licence is stated for this bundle. Its owner must write the licence here before giving the bundle away.\n"
 
@@ -72,9 +72,10 @@ def _write_bundle(plan: BundlePlan, root: Path, name: str) -> None:
     write_json(segments(plan, name), root / "configs/segments.json")
     write_json(plan.fingerprint.as_dict(), root / "configs/fingerprint.json")
     write_json(plan.splits, root / "configs/splits.json", "splits")
-    write_json(metadata(name), root / "configs/metadata.json")
+    stated = metadata(name, plan.values["packages"])
+    write_json(stated, root / "configs/metadata.json")
     begin_fitted(root)
-    write_json(metadata(name) | derived_facts(root), root / "configs/metadata.json")
+    write_json(stated | derived_facts(root), root / "configs/metadata.json")
 
 
 def rendered(name: str, plan: BundlePlan) -> str:
@@ -84,7 +85,7 @@ def rendered(name: str, plan: BundlePlan) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        finalize=_yaml,
+        finalize=yaml_text,
     )
     why = {key: _comment(reason) for key, reason in plan.reasons.items() if reason}
     return environment.get_template(f"{name}.yaml").render({**plan.values, "why": why})
@@ -94,13 +95,8 @@ def _comment(reason: str) -> str:
     return "\n".join(textwrap.wrap(reason, 126, initial_indent="# ", subsequent_indent="# "))
 
 
-def _yaml(value: Any) -> Any:
-    """Lists, tuples, mappings and truth values in YAML's flow style, which JSON is."""
-    return json.dumps(value) if isinstance(value, list | tuple | dict | bool) else value
-
-
-def metadata(name: str) -> dict[str, Any]:
-    """`metadata.json` of a bundle of which its owner has stated nothing yet."""
+def metadata(name: str, packages: Mapping[str, str]) -> dict[str, Any]:
+    """`metadata.json` of a bundle of which its owner has stated nothing yet. `packages`: further ones, with their versions."""
     return {
         "schema": SCHEMA,
         "name": name,
@@ -110,7 +106,8 @@ def metadata(name: str) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {name: version(name) for name in ("pytorch-ignite", "nibabel", "scikit-image")},
+        "required_packages_version": {name: version(name) for name in ("pytorch-ignite", "nibabel", "scikit-image")}
+        | dict(packages),
         **dict.fromkeys(REQUIRED, NOT_STATED),
         "intended_use": "Research. Not a medical device; not for diagnosis.",
     }

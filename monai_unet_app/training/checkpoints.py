@@ -15,6 +15,7 @@ from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFI
 from monai_unet_app.calibration.fitted import forget_fitted
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
+from monai_unet_app.training import ranks
 from monai_unet_app.training.replay import ReplayLoader
 
 OUT_OF_FOLD = "docs/out_of_fold.csv"
@@ -119,13 +120,17 @@ class Checkpoints:
         # this epoch was validated; the evaluator keeps the metrics of earlier epochs.
         validated = self.validator.state.epoch == engine.state.epoch and self.validator.state.metrics
         metric = float(self.validator.state.metrics[self.validator.state.key_metric_name]) if validated else None
-        loss = sum(self.losses) / max(1, len(self.losses))
+        loss = ranks.mean(sum(self.losses) / max(1, len(self.losses)))
         self.losses.clear()
         self.history.append({"epoch": engine.state.epoch, "loss": loss, "metric": metric})
+        is_best = self.select and metric is not None and metric > self.best_metric
+        if is_best and metric is not None:
+            self.best_metric, self.best_epoch = metric, engine.state.epoch
+        if not ranks.is_first():
+            return
         # best.pt before last.pt: after a crash between the two, the epoch is repeated from the old last.pt and writes
         # the same best.pt again. The other order could name a best metric whose weights were never saved.
-        if self.select and metric is not None and metric > self.best_metric:
-            self.best_metric, self.best_epoch = metric, engine.state.epoch
+        if is_best:
             save_atomically(half_weights(self.best), self.folder / "best.pt")
         saved = {
             "state": {name: target.state_dict() for name, target in self.state.items()},
@@ -143,6 +148,8 @@ class Checkpoints:
         A calibration and figures of other weights are removed. A run without selection, or one that ended before its
         first validation, delivers its last weights.
         """
+        if not ranks.is_first():
+            return
         if self.best_epoch:
             best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
         else:

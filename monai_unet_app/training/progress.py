@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from monai_unet_app.training import ranks
 from monai_unet_app.training.checkpoints import Checkpoints
 
 StepsDone = tuple[int, int, str]
@@ -40,6 +41,8 @@ class ProgressBar:
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer."""
+        if not ranks.is_first():
+            return
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.print_epoch)

@@ -18,7 +18,8 @@ from ignite.engine import Engine, Events
 from monai_unet_app.data.digest import dataset_sha256, seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import Partition
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.training import ranks
 from monai_unet_app.training.checkpoints import Checkpoints
 from monai_unet_app.training.update import resolve_precision
 
@@ -147,7 +148,17 @@ class RunRecord:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def start(self, engine: Engine) -> None:
-        """Refuses to resume another run; adds a session with its time, command, versions and device to the record."""
+        """Refuses to resume another run; adds a session with its time, command, versions and device to the record.
+
+        Raises:
+            UsageError: The folder holds another run.
+            InputRefusedError: The processes of this training have other data, settings or recipes.
+        """
+        if any(other != self.identity for other in ranks.gathered([self.identity])):
+            raise InputRefusedError(
+                "the processes of this training have other data, settings or configs; the same are needed on all machines; "
+                "compare their dataset_dir and the bundle's configs"
+            )
         if self.path.exists():
             earlier = json.loads(self.path.read_text())
             # Data, split, settings and recipe decide the result; machine and versions may differ
@@ -170,6 +181,7 @@ class RunRecord:
                 "device": str(device),
                 "precision": resolve_precision(self.precision, device),
                 "threads": torch.get_num_threads(),
+                "processes": ranks.count(),
                 "seconds": 0.0,
                 **dict.fromkeys(_PARTS, 0.0),
             }
@@ -185,6 +197,8 @@ class RunRecord:
 
     def save(self, engine: Engine) -> None:
         """Writes the record after an epoch."""
+        if not ranks.is_first():
+            return
         seconds = {"seconds": time.monotonic() - self.begin, **self.parts}
         self.sessions[-1].update({name: round(value, 3) for name, value in seconds.items()})
         document = {

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from monai_unet_app.errors import UsageError
+from monai_unet_app.training import ranks
 from monai_unet_app.training.prepared import PreparedDataset
 
 CASE = "case"
@@ -156,6 +157,7 @@ class ReplaySampler(Sampler[Draw]):
         hard_cases: Part of the draws, 0 to 1, in which another case takes the place of its own, the more often the larger its
             loss.
         losses: What is known of the cases.
+        step: Draws of a step of the training, of all processes together.
 
     Attributes:
         first_draw: Number of the first draw; set by `Checkpoints` before the first batch of a resumed run.
@@ -165,6 +167,7 @@ class ReplaySampler(Sampler[Draw]):
     seed: int = 0
     hard_cases: float = 0.0
     losses: CaseLosses | None = None
+    step: int = 1
     first_draw: int = 0
 
     def __iter__(self) -> Iterator[Draw]:
@@ -173,8 +176,9 @@ class ReplaySampler(Sampler[Draw]):
             # The order follows from the round alone, so that a resumed run can begin in the middle of a round
             order = replay_rng(self.seed, 0, draw // self.cases).permutation(self.cases)
             for position in range(draw % self.cases, self.cases):
-                hard = self._hard_case(draw)
-                yield int(order[position]) if hard is None else hard, draw
+                if draw % self.step * ranks.count() // self.step == ranks.own():  # its part of the step
+                    hard = self._hard_case(draw)
+                    yield int(order[position]) if hard is None else hard, draw
                 draw += 1
 
     def _hard_case(self, draw: int) -> int | None:
@@ -193,15 +197,15 @@ class ReplayLoader(DataLoader):
 
     Args:
         dataset: Cases to draw from.
-        batch_size: Windows in one step.
+        batch_size: Windows in one step, of all processes of the training together.
         windows_per_case: Length of an epoch, in windows for each case.
         num_workers: Processes that augment; 0 augments in the training process.
         hard_cases: Part of the windows, 0 to 1, that are taken from cases in proportion to their loss two epochs before; the
             others come from all cases alike.
 
     Raises:
-        UsageError: `hard_cases` is not 0 to 1, or an epoch is so short that its windows would be drawn before the losses that
-            they need are known.
+        UsageError: `batch_size` does not fall into as many equal parts as there are processes; `hard_cases` is not 0 to 1, or
+            an epoch is so short that its windows would be drawn before the losses that they need are known.
     """
 
     def __init__(
@@ -221,12 +225,17 @@ class ReplayLoader(DataLoader):
                 f"an epoch has {self.epoch_length} step(s); hard_cases with {num_workers} worker(s) needs more than "
                 f"{_AHEAD * num_workers}; raise windows_per_case, or train with --workers 0"
             )
+        if batch_size % ranks.count():
+            raise UsageError(
+                f"{ranks.count()} processes train on steps of {batch_size} window(s); a number that they share evenly is "
+                "needed; change batch_size in train.yaml, or --nproc_per_node"
+            )
         self.losses = CaseLosses(len(dataset), self.epoch_length * batch_size) if hard_cases else None
-        self.draws = ReplaySampler(len(dataset), dataset.seed, hard_cases, self.losses)
+        self.draws = ReplaySampler(len(dataset), dataset.seed, hard_cases, self.losses, batch_size)
         self.windows_per_step = batch_size
         super().__init__(
             dataset,
-            batch_size=batch_size,
+            batch_size=batch_size // ranks.count(),
             sampler=self.draws,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,

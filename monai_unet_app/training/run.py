@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.bundle_folder import FITTED, NEEDED_FILES, BundleFiles
@@ -25,6 +26,7 @@ from monai_unet_app.training.ensemble import check_takes_ensemble, deliver_ensem
 from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
 from monai_unet_app.training.record import recipe_sha256
+from monai_unet_app.training.transfer import Donor, check_donor, overrides_of, record_donor
 
 COPIED = ("configs", "docs", "LICENSE")
 ENOUGH_TO_CHECK = 2
@@ -64,6 +66,7 @@ class TrainConfig:
         name: Name of the new bundle in its card and metadata; None takes the name of its folder.
         parallel: Number of folds that `train_folds` trains at the same time, at least 1. With more than one, each has a process
             of its own and its share of the threads of this one (`torch.get_num_threads`), at least one thread.
+        donor: Weights to begin with; None begins at random.
         say: Takes a line of text for the user.
         display: Shows how much of a check or of an evaluation is done.
     """
@@ -78,6 +81,7 @@ class TrainConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     parallel: int = 1
+    donor: Donor | None = None
     say: Callable[[str], None] = field(default=say_nothing, compare=False)
     display: Display = field(default=no_display, compare=False)
 
@@ -96,7 +100,7 @@ def train_bundle(template: Bundle, run: TrainConfig) -> Bundle:
     _check_output(template, run.output)
     template.check_network()
     _check(template, run, _planned(template, run))
-    _copy(template, run.output, run.name)
+    _copy(template, run)
     forget_ensemble(run.output)
     trained = _trained(run, template.device)
     _forget_cache(run)
@@ -147,12 +151,14 @@ def check_folds(template: Bundle, run: TrainConfig, folds: Sequence[int], delive
     measured = _check(template, replace(run, fold=ALL), planned)
     for fold in wanted:
         _check_classes(template, replace(run, fold=fold), planned, measured)
+        if run.donor:
+            check_donor(run.donor, template.part("network_def"), planned.rows(fold))
     return wanted
 
 
 def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[Fold]) -> None:
     """Trains these folds, and the bundle's own network if ALL is among them, after `check_folds`."""
-    _copy(template, run.output, run.name)
+    _copy(template, run)
     if ALL in folds:
         forget_ensemble(run.output)  # before any fold reads the configs
     runs = {"all data" if fold == ALL else f"fold {fold}": replace(run, fold=fold) for fold in folds}
@@ -192,6 +198,8 @@ def _check(template: Bundle, run: TrainConfig, planned: PlannedCases) -> Fingerp
     run.say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
     if run.fold is None and (few := few_to_calibrate({row["subject"] for row in cases["calibration"]})):
         run.say(few)
+    if run.donor:
+        run.say(check_donor(run.donor, template.part("network_def"), cases))
     everything = [row for rows in cases.values() for row in rows]
     run.say(f"reading and checking {len(everything)} case(s)")
     with run.display("checking", len(everything)) as step:
@@ -257,6 +265,7 @@ def _trained(run: TrainConfig, device: torch.device) -> Bundle:
         "weights_dir": str(bundle.weights_dir),
         "device": resolve_device(run.device),
         **bundle.values_of_fold,
+        **overrides_of(run.donor, yaml.safe_load((run.output / "configs/train.yaml").read_text(encoding="utf-8"))),
         **run.overrides,
     }
     run.say("training")
@@ -313,9 +322,11 @@ def _is_new(output: Path) -> bool:
     return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
 
-def _copy(template: Bundle, output: Path, name: str | None) -> None:
+def _copy(template: Bundle, run: TrainConfig) -> None:
     """Copies configs and docs of the template without its facts; an unfinished run of the same bundle stays as it is."""
+    output = run.output
     if not _is_new(output):
+        record_donor(run.donor, output)
         return
     output.mkdir(parents=True, exist_ok=True)
     for part in COPIED:
@@ -329,7 +340,8 @@ def _copy(template: Bundle, output: Path, name: str | None) -> None:
     elif "fitted" in template.inference_document:
         begin_fitted(output)
     forget_figures(output)
-    forget_template(output, template.root, name)
+    forget_template(output, template.root, run.name)
+    record_donor(run.donor, output)
 
 
 def _configs(root: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from monai_unet_app.errors import UsageError
+from monai_unet_app.training import ranks
 from monai_unet_app.training.checkpoints import Checkpoints
 from monai_unet_app.training.pictures import WorstCases
 from monai_unet_app.training.watch_dog import WatchDog
@@ -58,7 +59,7 @@ class Tracking:
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer."""
-        if self.kind != "none":
+        if self.kind != "none" and ranks.is_first():
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.add_epoch)
             engine.add_event_handler(Events.COMPLETED, lambda: self.log.close())

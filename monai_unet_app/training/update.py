@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from monai_unet_app.errors import AppError
 from monai_unet_app.inference.engines.torch_engine import MeanOfNetworks
+from monai_unet_app.training import ranks
 from monai_unet_app.training.replay import CASE
 
 PRECISIONS = ("auto", "bf16", "f32")
@@ -73,25 +74,29 @@ def together(networks: nn.Module, device: torch.device | str) -> nn.Module:
 
 @dataclass(eq=False)
 class TrainingStep:
-    """Forward pass, loss in float32, backward pass, gradient clipping, optimizer step, learning rate, moving average.
+    """Forward pass, loss in float32, backward pass; then gradient clipping, optimizer step, learning rate, moving average.
 
     Args:
         precision: "auto", "bf16" or "f32".
-        scheduler: Learning rate schedule that is advanced after every step; None keeps the learning rate.
-        averaged: Moving average of the weights that is updated after every step; None keeps no average.
+        scheduler: Learning rate schedule that is advanced after every step of the optimizer; None keeps the learning rate.
+        averaged: Moving average of the weights that is updated after every such step; None keeps no average.
         max_gradient_norm: Gradients are clipped to this norm.
+        accumulate: Batches whose mean gradient makes one step of the optimizer; at the end of an epoch those that are left do.
     """
 
     precision: str = "auto"
     scheduler: Any = None
     averaged: AveragedModel | None = None
     max_gradient_norm: float = 12.0
+    accumulate: int = 1
 
     def __call__(self, trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
         trainer.network.train()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        place, together = self._place(trainer.state)
+        if place == 1:
+            trainer.optimizer.zero_grad(set_to_none=True)
         output = _forward(trainer, batch, self.precision)
-        loss = _loss(trainer.loss_function, output[Keys.PRED], output[Keys.LABEL])
+        loss = loss_of(trainer.loss_function, output[Keys.PRED], output[Keys.LABEL])
         output[Keys.LOSS] = loss
         # Before the backward pass, so that a broken gradient never reaches the weights
         if not torch.isfinite(loss):
@@ -100,7 +105,23 @@ class TrainingStep:
                 f"the loss is {loss.item()} at step {trainer.state.iteration}{cases}; a finite loss is needed; check "
                 "these images, lower the learning rate or train with --precision f32; the state after the last epoch is kept"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss / together).backward()  # type: ignore[no-untyped-call]
+        if place == together:
+            self._update(trainer)
+        if (losses := getattr(trainer.data_loader, "losses", None)) is not None:
+            own = _window_losses(trainer.loss_function, output[Keys.PRED], output[Keys.LABEL])
+            pairs = ranks.gathered(list(zip(batch[CASE].tolist(), own, strict=True)))
+            losses.add([case for case, _ in pairs], [value for _, value in pairs])
+        return _model_completed(trainer)
+
+    def _place(self, state: Any) -> tuple[int, int]:
+        """The place of this batch among those of its step of the optimizer, from 1, and how many they are."""
+        length = state.epoch_length or 1
+        within = (state.iteration - 1) % length
+        first = within - within % self.accumulate
+        return within - first + 1, min(self.accumulate, length - first)
+
+    def _update(self, trainer: Any) -> None:
         # Clipped to a norm of 12 by default, as in nnU-Net
         nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_gradient_norm)
         trainer.optimizer.step()
@@ -109,14 +130,9 @@ class TrainingStep:
             self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update_parameters(trainer.network)
-        if (losses := getattr(trainer.data_loader, "losses", None)) is not None:
-            losses.add(
-                batch[CASE].tolist(), _window_losses(trainer.loss_function, output[Keys.PRED], output[Keys.LABEL])
-            )
-        return _model_completed(trainer)
 
 
-def _loss(loss_function: Any, answers: Any, label: Tensor) -> Tensor:
+def loss_of(loss_function: Any, answers: Any, label: Tensor) -> Tensor:
     """The loss of one answer, or the weighted mean over several.
 
     Args:
@@ -127,10 +143,10 @@ def _loss(loss_function: Any, answers: Any, label: Tensor) -> Tensor:
         label: Shape (B, 1 or C, *window). It is sampled at the nearest voxels for an answer on a coarser grid.
     """
     if isinstance(answers, list | tuple):
-        losses = torch.stack([_loss(loss_function, answer, label) for answer in answers])
+        losses = torch.stack([loss_of(loss_function, answer, label) for answer in answers])
         return _weighted_mean(losses, [_share_of_grid(answer, label) for answer in answers])
     if answers.dim() > label.dim():
-        losses = torch.stack([_loss(loss_function, head, label) for head in answers.unbind(1)])
+        losses = torch.stack([loss_of(loss_function, head, label) for head in answers.unbind(1)])
         return _weighted_mean(losses, [0.5**n for n in range(answers.shape[1])])
     # MONAI's clDice negates the label, and gives other values for uint8 than for float32
     label = label.float()
@@ -143,8 +159,8 @@ def _loss(loss_function: Any, answers: Any, label: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _window_losses(loss_function: Any, answers: Any, label: Tensor) -> list[float]:
-    """The loss of each window of a batch by itself; arguments as of `_loss`."""
-    return [float(_loss(loss_function, _window(answers, n), label[n : n + 1])) for n in range(len(label))]
+    """The loss of each window of a batch by itself; arguments as of `loss_of`."""
+    return [float(loss_of(loss_function, _window(answers, n), label[n : n + 1])) for n in range(len(label))]
 
 
 def _window(answers: Any, n: int) -> Any:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from monai_unet_app.errors import AppError
 from monai_unet_app.metrics.bootstrap import finite_mean
+from monai_unet_app.training import ranks
 
 APART = 0.02
 """Dice below the best from which on training and validation have parted, if the loss went on falling."""
@@ -139,7 +140,8 @@ class WatchDog:
 
 
 def _say(text: str, style: str = "") -> None:
-    Console(file=sys.stderr).print(text, style=style, highlight=False, soft_wrap=True)
+    if ranks.is_first():
+        Console(file=sys.stderr).print(text, style=style, highlight=False, soft_wrap=True)
 
 
 def _warn(text: str) -> None:

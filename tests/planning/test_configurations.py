@@ -20,7 +20,7 @@ from monai_unet_app.planning.write import write_plan, write_plans
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     # No step of a training is timed
-    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, device: quick(*of))
+    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: quick(*of))
     yield from shell(capsys)
 
 

@@ -26,7 +26,7 @@ FOLDS, PARTITIONS = 8, 80
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     monkeypatch.chdir(tmp_path)  # some outputs have no folder in their name
     # A busy machine gets the same network and as many steps
-    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, device: 0.02)
+    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
     yield from shell(capsys)
 
 

@@ -18,9 +18,9 @@ from monai_unet_app.training.checkpoints import half_weights, save_atomically
 from monai_unet_app.training.update import (
     TrainingStep,
     ValidationStep,
-    _loss,
     _window_losses,
     averaged_model,
+    loss_of,
     resolve_precision,
     together,
 )
@@ -115,11 +115,11 @@ def test_gradients_are_clipped_to_the_given_norm() -> None:
 def test_answers_in_a_list_count_alike_and_heads_half_as_much_as_the_one_before() -> None:
     label, one, two = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 1.0), torch.full((1, 1, 2, 2), 2.0)
     square = torch.nn.MSELoss()
-    assert _loss(square, one, label) == 1
-    assert _loss(square, [one, two], label) == (1 + 4) / 2
+    assert loss_of(square, one, label) == 1
+    assert loss_of(square, [one, two], label) == (1 + 4) / 2
     heads = torch.stack([one, two], dim=1)
-    assert float(_loss(square, heads, label)) == pytest.approx((1 + 4 / 2) / 1.5)
-    assert float(_loss(square, [heads, two], label)) == pytest.approx((2 + 4) / 2)
+    assert float(loss_of(square, heads, label)) == pytest.approx((1 + 4 / 2) / 1.5)
+    assert float(loss_of(square, [heads, two], label)) == pytest.approx((2 + 4) / 2)
 
 
 def test_a_coarser_head_is_compared_with_the_nearest_voxels_and_counts_by_its_grid() -> None:
@@ -130,12 +130,12 @@ def test_a_coarser_head_is_compared_with_the_nearest_voxels_and_counts_by_its_gr
     small[..., :1, :2] = 1
     flat = torch.zeros(1, 1, 4, 2)  # a quarter of the columns, all rows
     flat[..., :2, :1] = 1
-    assert float(_loss(square, [label, small, flat], label)) == 0
-    right = _loss(square, [label + 1, small, flat], label)
+    assert float(loss_of(square, [label, small, flat], label)) == 0
+    right = loss_of(square, [label + 1, small, flat], label)
     assert float(right) == pytest.approx(1 / (1 + 0.5 + 0.25))
-    assert float(_loss(square, (label, small + 2, flat), label)) == pytest.approx(0.5 * 4 / 1.75)
+    assert float(loss_of(square, (label, small + 2, flat), label)) == pytest.approx(0.5 * 4 / 1.75)
     both = [[label, small + 2], [label + 1, small]]  # of two networks, which count alike
-    assert float(_loss(square, both, label)) == pytest.approx((0.5 * 4 / 1.5 + 1 / 1.5) / 2)
+    assert float(loss_of(square, both, label)) == pytest.approx((0.5 * 4 / 1.5 + 1 / 1.5) / 2)
 
 
 def test_each_window_has_a_loss_of_its_own_whatever_the_network_answers() -> None:
@@ -143,7 +143,7 @@ def test_each_window_has_a_loss_of_its_own_whatever_the_network_answers() -> Non
     wrong = torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1) + label
     for answers in (wrong, [wrong, wrong], (wrong, wrong[..., ::2, ::2]), torch.stack([wrong, wrong], 1)):
         assert _window_losses(square, answers, label) == [0, 1, 4]
-        assert float(_loss(square, answers, label)) == pytest.approx(5 / 3)
+        assert float(loss_of(square, answers, label)) == pytest.approx(5 / 3)
 
 
 def test_a_label_of_whole_numbers_gives_the_loss_of_the_same_label_in_floating_point() -> None:
@@ -152,7 +152,7 @@ def test_a_label_of_whole_numbers_gives_the_loss_of_the_same_label_in_floating_p
     logits, label = torch.randn(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
     label[..., 2:7, 3:5] = 1
     loss = SoftclDiceLoss(sigmoid=True)
-    assert float(_loss(loss, logits, label.to(torch.uint8))) == float(_loss(loss, logits, label))
+    assert float(loss_of(loss, logits, label.to(torch.uint8))) == float(loss_of(loss, logits, label))
 
 
 def test_networks_that_are_trained_together_learn_as_each_alone() -> None:
