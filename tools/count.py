@@ -64,7 +64,7 @@ def count(path: Path) -> dict[str, int]:
     """Tokens and, for Python, lines of a file; nothing for what is no code."""
     if path.suffix == ".py":
         return of_python(path.read_text(encoding="utf-8"))
-    if "templates" in path.parts or path.parent.name == "static":
+    if "templates" in path.parts or path.parent.name in ("static", "networks"):
         return {"tokens": of_template(path)} if path.suffix in TEMPLATES and path.name not in NO_CODE else {}
     if path.suffix == ".yaml":
         return {"tokens": sum(map(of_expression, expressions(yaml.safe_load(path.read_text(encoding="utf-8")))))}

@@ -45,7 +45,7 @@ class Donor:
     seen: Mapping[str, Mapping[str, str]] | None = None
 
     def fitting(self, network: nn.Module) -> dict[str, Tensor]:
-        """The tensors that a network takes over, by its own names. Raises InputRefusedError as `started`."""
+        """The weights that a network takes over, by its own names. Raises InputRefusedError as `started`."""
         own = network.state_dict()
         donor = _state_of(torch.load(self.path, map_location="cpu", weights_only=True))
         needed = len(network) if isinstance(network, nn.ModuleList) else 0
@@ -150,7 +150,7 @@ def _in_use(layer: nn.Module, inputs: object) -> None:
 
 
 def fitted_weights(donor: Weights, own: Weights, name: str) -> dict[str, Tensor]:
-    """The donor's tensors by the names of the own network, where shape and name are the same, or differ in one beginning.
+    """The donor's weights by the names of the own network, where shape and name are the same, or names differ in one beginning.
 
     Raises:
         InputRefusedError: Less than half of the donor's tensors fit.

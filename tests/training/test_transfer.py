@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
+import numpy as np
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, FlexibleUNet
@@ -130,12 +131,15 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(volumes: Path) -> Path:
-    """Other patients: the same organs in a smaller field of view."""
+    """Other patients: what is bright is dark, so that these are no images that the donor has seen."""
     folder = volumes.with_name("others")
     for file in sorted(volumes.rglob("*.nii.gz")):
         image = nibabel.load(file)
         (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
-        nibabel.save(image.slicer[3:, :, 1:], folder / file.parent.name / file.name.replace("case", "other"))
+        values = np.asarray(image.dataobj)
+        values = values if file.parent.name == "labelsTr" else 400 - values
+        name = file.name.replace("case", "other")
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), folder / file.parent.name / name)
     return folder
 
 
