@@ -94,12 +94,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that puts `more_help`, which takes time to write, under the help when it is shown."""
+    """A parser that puts `more_help`, which takes time to write, before its epilog when the help is shown."""
 
     more_help: Callable[[], str] | None = None
 
     def format_help(self) -> str:
-        return super().format_help() + (f"\n{self.more_help()}\n" if self.more_help else "")
+        if self.more_help:
+            self.epilog, self.more_help = f"{self.more_help()}\n\n{self.epilog}", None
+        return super().format_help()
 
 
 def _short(run: Verb) -> str:

@@ -465,6 +465,7 @@ def _network(decided: Decisions, image: "_Grid", config: PlanConfig, speed: Spee
         ),
         "network_def": _told(config.network, network, chosen),
         "networks": Reasoned(config.networks),
+        "filters": Reasoned(network.filters),
         "new_network": Reasoned(block),
         "feature_layer": Reasoned(layer_line(layer)),
         "packages": Reasoned(packages(config.network)),

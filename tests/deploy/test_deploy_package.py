@@ -210,8 +210,8 @@ def test_what_a_bundle_requires_is_installed_and_another_version_of_it_refused(
     bundle = tiny_bundle(NAME)
     path = bundle / "configs/metadata.json"
     metadata = document(path)
-    path.write_text(json.dumps(metadata | {"required_packages_version": {"einops": "0.8.1", "nibabel": "5.4.2"}}))
-    assert image_requirements(bundle_files(bundle)).endswith("\neinops==0.8.1\n")
+    path.write_text(json.dumps(metadata | {"required_packages_version": {"timm": "1.0.9", "nibabel": "5.4.2"}}))
+    assert image_requirements(bundle_files(bundle)).endswith("\ntimm==1.0.9\n")
     path.write_text(json.dumps(metadata | {"required_packages_version": {"nibabel": "4.0.0"}}))
     with pytest.raises(BundleError, match=r"requires nibabel 4\.0\.0 \(the image has 5\.4\.2\)"):
         image_requirements(bundle_files(bundle))

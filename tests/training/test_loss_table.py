@@ -448,20 +448,3 @@ def test_a_planned_bundle_trains_with_the_attention_network_of_the_faq(
     load_bundle(root).check_network()
     assert np.isfinite(train(root, data["2D"])["history"][-1]["loss"])
     assert type(load_bundle(root).network).__name__ == "AttentionUnet"
-
-
-def test_the_line_of_the_faq_begins_a_training_with_the_weights_of_another(
-    templates: dict[str, Path], data: dict[str, Path], tmp_path: Path
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    shutil.copytree(templates["2D"], first)
-    train(first, data["2D"])
-    shutil.copytree(templates["2D"], second)
-    config = second / "configs/train.yaml"
-    line = block_of_the_faq("- ").replace("/data/other_bundle", str(first))
-    config.write_text(
-        re.sub(r"(^initialize:\n(?:- .*\n)+)", lambda old: old[1] + line, config.read_text(), flags=re.MULTILINE)
-    )
-    train(second, data["2D"], seed=5, learning_rate=1e-9, epochs=1)
-    old, new = (torch.load(root / "models/model.pt", weights_only=True) for root in (first, second))
-    assert all(torch.equal(old[name], new[name]) for name in old)
