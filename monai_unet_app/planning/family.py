@@ -158,11 +158,7 @@ def yaml_text(value: Any) -> Any:
 
 
 def built(block: str, plan: NetworkPlan, outputs: int) -> "nn.Module":
-    """The network of a block `new_network`, with new weights.
-
-    Raises:
-        InputRefusedError: The class does not take these values, or a package that it needs is not installed.
-    """
+    """The network of a block `new_network`, with new weights."""
     from monai.bundle import ConfigParser
 
     config = {"labels": list(range(outputs)), "window": list(plan.window), **yaml.safe_load(block)}

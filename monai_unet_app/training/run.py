@@ -26,7 +26,7 @@ from monai_unet_app.training.ensemble import check_takes_ensemble, deliver_ensem
 from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
 from monai_unet_app.training.record import recipe_sha256
-from monai_unet_app.training.transfer import Donor, check_donor, overrides_of, record_donor
+from monai_unet_app.training.transfer import Donor, check_donor, check_unseen, overrides_of, record_donor
 
 COPIED = ("configs", "docs", "LICENSE")
 ENOUGH_TO_CHECK = 2
@@ -152,7 +152,7 @@ def check_folds(template: Bundle, run: TrainConfig, folds: Sequence[int], delive
     for fold in wanted:
         _check_classes(template, replace(run, fold=fold), planned, measured)
         if run.donor:
-            check_donor(run.donor, template.part("network_def"), planned.rows(fold))
+            check_unseen(run.donor, planned.rows(fold))
     return wanted
 
 

@@ -178,9 +178,19 @@ def check_donor(donor: Donor, network: nn.Module, rows: Mapping[Partition, Seque
         rows: The cases of the training, by partition.
 
     Raises:
-        InputRefusedError: The weights do not fit, or they have seen a case that is to select, calibrate or test.
+        InputRefusedError: The weights do not fit; or as `check_unseen`.
     """
     fitting, own = donor.fitting(network), network.state_dict()
+    check_unseen(donor, rows)
+    new = sorted(name for name in own.keys() - fitting.keys() if own[name].dim())
+    parts = list(dict.fromkeys(name.rpartition(".")[0] for name in new))
+    told = f"{len(fitting)} of {len(own)} tensors begin with those of {donor.name}"
+    told += f"; at random: {', '.join(parts[:4])}{' and more' if parts[4:] else ''}" if parts else ""
+    return told + ("; which cases have made them is not known: keep these out of tests" if donor.seen is None else "")
+
+
+def check_unseen(donor: Donor, rows: Mapping[Partition, Sequence[Mapping[str, str]]]) -> None:
+    """Raises InputRefusedError if a donor has seen a case that is to select, calibrate or test."""
     seen = list((donor.seen or {}).values())
     known = [
         f"{row['id']} ({part})"
@@ -193,11 +203,6 @@ def check_donor(donor: Donor, network: nn.Module, rows: Mapping[Partition, Seque
             f"--from {donor.name}: its weights have seen {', '.join(known[:3])}{' and more' if known[3:] else ''}; cases that "
             "they have not seen are needed there; let them train by --splits, or leave them out"
         )
-    new = sorted(name for name in own.keys() - fitting.keys() if own[name].dim())
-    parts = list(dict.fromkeys(name.rpartition(".")[0] for name in new))
-    told = f"{len(fitting)} of {len(own)} tensors begin with those of {donor.name}"
-    told += f"; at random: {', '.join(parts[:4])}{' and more' if parts[4:] else ''}" if parts else ""
-    return told + ("; which cases have made them is not known: keep these out of tests" if donor.seen is None else "")
 
 
 def _is_among(volume: Volume, seen: Sequence[Mapping[str, str]]) -> bool:
