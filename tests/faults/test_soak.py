@@ -1,7 +1,7 @@
 """Day after day: memory, handles and disk of a node do not grow with the studies that went through it.
 
-A few minutes of studies, one after the other and forgotten at once, stand for weeks of a clinic; SOAK_MINUTES makes it longer. Images
-of some studies come late, so that the sender has what a rejection of a replaced result needs from the first study on.
+A few minutes of studies, one after the other and forgotten at once, stand for weeks of a clinic; SOAK_MINUTES makes it longer.
+Images of some studies come late, so that the sender has what a rejection of a replaced result needs from the first study on.
 """
 
 from __future__ import annotations
