@@ -61,6 +61,11 @@ def seconds(text: str) -> float:
     return above_zero(match[1]) * (60 if match[2] == "min" else 3600)
 
 
+def numbers(text: str) -> list[int]:
+    """Whole numbers from 1, with commas between them, smallest first."""
+    return sorted({at_least(1)(word) for word in text.split(",")})
+
+
 Text = Annotated[str, nonempty]
 Place = Annotated[Path, path]
 Share = Annotated[float, share]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -108,7 +108,7 @@ class Ranking:
             (
                 entry.name,
                 f"{entry.dice:.4f}",
-                "" if entry.difference is None else f"{entry.difference:+.4f}{_between(entry.interval)}",
+                "" if entry.difference is None else f"{entry.difference:+.4f}{interval_text(entry.interval)}",
                 f"{entry.seconds:.1f}",
                 "chosen" if entry is self.chosen else "",
             )
@@ -143,20 +143,20 @@ def train_ranked(
     """
     prefix = run.name or run.output.resolve().name
     runs = {name: replace(run, output=run.output / name, name=f"{prefix}_{name}") for name in templates}
-    _check_output(run.output, templates)
+    check_folder(run.output, templates, {RANKING, TABLE})
     _check_alike(templates, run)
     wanted: dict[str, Sequence[int]] = {}
     for name, template in templates.items():
         run.say(f"{name}:")
-        wanted[name] = check_folds(template, runs[name], folds, deliver)
+        wanted[name], _ = check_folds(template, runs[name], folds, deliver)
     for name, template in templates.items():
         run.say(f"{name}:")
         train_checked_folds(template, runs[name], wanted[name])
     bundles = {name: load_bundle(runs[name].output, template.device) for name, template in templates.items()}
-    weights = {name: _digests(bundle, wanted[name]) for name, bundle in bundles.items()}
+    weights = {name: digests_of(bundle, wanted[name]) for name, bundle in bundles.items()}
     ranking = _earlier(run.output, weights)
     if ranking is None:
-        seconds = {name: _measure(bundle, run, weights[name]) for name, bundle in bundles.items()}
+        seconds = {name: measure_out_of_fold(bundle, run, weights[name]) for name, bundle in bundles.items()}
         ranking = _rank({name: bundle.root / OUT_OF_FOLD for name, bundle in bundles.items()}, seconds, weights)
         _write(ranking, run.output)
     if deliver:
@@ -166,12 +166,13 @@ def train_ranked(
     return ranking
 
 
-def _check_output(output: Path, names: Mapping[str, Bundle]) -> None:
+def check_folder(output: Path, names: Collection[str], files: Collection[str]) -> None:
+    """Raises UsageError if a folder of several trainings holds anything but these trainings and files."""
     if not output.exists():
         return
     if not output.is_dir():
         raise UsageError(f"{output} is a file; a folder is needed; choose another")
-    known = {*names, RANKING, TABLE}
+    known = {*names, *files}
     other = sorted(entry.name for entry in output.iterdir() if entry.name not in known and entry.name[0] != ".")
     if other:
         raise UsageError(
@@ -200,7 +201,8 @@ def _check_alike(templates: Mapping[str, Bundle], run: TrainConfig) -> None:
             )
 
 
-def _digests(bundle: Bundle, folds: Sequence[int]) -> dict[str, str]:
+def digests_of(bundle: Bundle, folds: Sequence[int]) -> dict[str, str]:
+    """Fold -> SHA-256 of its weights."""
     digests = {}
     for fold in folds:
         with (bundle.of_fold(fold).weights_dir / "model.pt").open("rb") as file:
@@ -208,7 +210,7 @@ def _digests(bundle: Bundle, folds: Sequence[int]) -> dict[str, str]:
     return digests
 
 
-def _measure(bundle: Bundle, run: TrainConfig, folds: Mapping[str, str]) -> float:
+def measure_out_of_fold(bundle: Bundle, run: TrainConfig, folds: Mapping[str, str]) -> float:
     """Evaluates the cases of these folds out of fold, into the bundle's folder; gives the median of the seconds for a case."""
     chosen = choose_out_of_fold(bundle, find_data(run.data, run.labels, run.label_suffix))
     numbers = {case: fold for case, fold in chosen.folds.items() if str(fold) in folds}
@@ -275,5 +277,6 @@ def _write(ranking: Ranking, output: Path) -> None:
     write_json(ranking.document(), output / RANKING, "ranking")
 
 
-def _between(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f" ({interval[0]:+.4f} to {interval[1]:+.4f})"
+def interval_text(interval: Sequence[float] | None, sign: str = "+") -> str:
+    """ " (+0.0012 to +0.0034)"; empty for None."""
+    return "" if interval is None else f" ({interval[0]:{sign}.4f} to {interval[1]:{sign}.4f})"

@@ -97,9 +97,9 @@ def train_bundle(template: Bundle, run: TrainConfig) -> Bundle:
         UsageError: The output folder holds something else.
         BundleError: The configs of the template contradict each other, or its network does not fit them.
     """
-    _check_output(template, run.output)
+    check_output(template, run.output)
     template.check_network()
-    _check(template, run, _planned(template, run))
+    _check(template, run, planned_cases(template, run))
     _copy(template, run)
     forget_ensemble(run.output)
     trained = _trained(run, template.device)
@@ -124,15 +124,20 @@ def train_folds(
     Raises:
         As `train_bundle`; InputRefusedError: a fold has no case, or no case is left to train on.
     """
-    wanted = check_folds(template, run, folds, deliver)
+    wanted, _ = check_folds(template, run, folds, deliver)
     train_checked_folds(template, run, [*wanted, ALL] if deliver == "all-data" else wanted)
     if deliver == "ensemble":
         deliver_network(template, run, wanted, deliver)
     return load_bundle(run.output, template.device)
 
 
-def check_folds(template: Bundle, run: TrainConfig, folds: Sequence[int], deliver: Delivery | None) -> Sequence[int]:
-    """The folds to train, when everything has been checked that `train_folds` needs; nothing is written. Errors as there."""
+def check_folds(
+    template: Bundle, run: TrainConfig, folds: Sequence[int], deliver: Delivery | None
+) -> tuple[Sequence[int], Fingerprint]:
+    """The folds to train and what was measured of the cases, when everything has been checked that `train_folds` needs.
+
+    Nothing is written. Errors as there.
+    """
     if run.parallel < 1:
         raise UsageError(f"parallel is {run.parallel}; at least 1 is needed")
     if "@weights_dir" not in (template.root / "configs/train.yaml").read_text(encoding="utf-8"):
@@ -141,19 +146,19 @@ def check_folds(template: Bundle, run: TrainConfig, folds: Sequence[int], delive
             "`deliver_to`, `select` and the cases of `validate` as in a planned bundle are needed; take them over from one"
         )
     template.check_network()
-    planned = _planned(template, run)
+    planned = planned_cases(template, run)
     wanted = folds or [fold for fold in range(MOST_FOLDS) if planned.rows(fold)["test"]]
     if deliver == "ensemble":
         check_takes_ensemble(template)
-    _check_output(template, run.output)
+    check_output(template, run.output)
     for fold in wanted:
         _check_rows(replace(run, fold=fold), planned.rows(fold))
     measured = _check(template, replace(run, fold=ALL), planned)
     for fold in wanted:
-        _check_classes(template, replace(run, fold=fold), planned, measured)
+        check_classes(template, replace(run, fold=fold), planned, measured)
         if run.donor:
             check_unseen(run.donor, planned.rows(fold))
-    return wanted
+    return wanted, measured
 
 
 def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[Fold]) -> None:
@@ -182,12 +187,13 @@ def deliver_network(template: Bundle, run: TrainConfig, folds: Sequence[int], de
     """Gives the bundle at `run.output`, whose folds are trained, its own network."""
     if deliver == "ensemble":
         run.say(f"the mean of {len(folds)} networks")
-        deliver_ensemble(load_bundle(run.output), folds, _planned(template, run).rows(ALL))
+        deliver_ensemble(load_bundle(run.output), folds, planned_cases(template, run).rows(ALL))
     else:
         train_checked_folds(template, run, [ALL])
 
 
-def _planned(template: Bundle, run: TrainConfig) -> PlannedCases:
+def planned_cases(template: Bundle, run: TrainConfig) -> PlannedCases:
+    """The cases of a training with the place of each."""
     return PlannedCases.find(run.data, run.labels, run.label_suffix, run.splits, template.own_splits)
 
 
@@ -207,11 +213,11 @@ def _check(template: Bundle, run: TrainConfig, planned: PlannedCases) -> Fingerp
         measured = check_cases(everything, template, step, places)
     for line in measured.to_look_at():
         run.say(line)
-    _check_classes(template, run, planned, measured)
+    check_classes(template, run, planned, measured)
     return measured
 
 
-def _check_classes(template: Bundle, run: TrainConfig, planned: PlannedCases, measured: Fingerprint) -> None:
+def check_classes(template: Bundle, run: TrainConfig, planned: PlannedCases, measured: Fingerprint) -> None:
     """Raises InputRefusedError if a structure is in no case that trains."""
     training = {row["id"] for row in planned.rows(run.fold)["train"]}
     found = {number for case in measured.cases if case.id in training for number in case.class_size}
@@ -292,7 +298,7 @@ def few_to_calibrate(subjects: Collection[str]) -> str | None:
 _VERBS = {"train": "train on", "selection": "select the best model", "calibration": "calibrate", "test": "test"}
 
 
-def _check_output(template: Bundle, output: Path) -> None:
+def check_output(template: Bundle, output: Path) -> None:
     """Raises UsageError if the folder holds anything but an unfinished or finished run of the same bundle.
 
     BundleError: Output or template is a bundle of an earlier version.

@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, FlexibleUNet
+from PIL import Image
 from shell import Run, shell
 from small_data import plan_bundle, tilted_volumes
 from torch import nn
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.data.case_files import find_data
+from monai_unet_app.data.splits import read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
 from monai_unet_app.planning.plan import PlanConfig
 from monai_unet_app.planning.write import write_plan
+from monai_unet_app.report.stored_evaluation import read_evaluation
 from monai_unet_app.training.run import TrainConfig, train_folds
 from monai_unet_app.training.transfer import rates_by_depth, started
 
@@ -215,3 +218,47 @@ def test_flags_about_other_weights_need_them(tmp_path: Path, run: Run) -> None:
         assert (answer.code, "are about the weights of --from" in answer.err) == (2, True)
     answer = run(*command, "--from", tmp_path / "absent.pt")
     assert (answer.code, "there is no such file" in answer.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_learning_curve_measures_all_trainings_on_the_same_cases(
+    donor: Path, others: Path, tmp_path: Path, run: Run
+) -> None:
+    template, out = planned(others, tmp_path / "plan"), tmp_path / "out"
+    command = ["train", "--bundle", template.root, "--data", others, "--output", out, *FLAGS]
+    answer = run(*command, "--learning-curve", "4,2", "--from", donor, "--json")
+    assert answer.code == 0, answer.err
+    points = json.loads(answer.out)["points"]
+    assert [(point["cases"], point["donor"]) for point in points] == [(2, None), (2, "donor"), (4, None), (4, "donor")]
+    folders = ["2_random", "2_from", "4_random", "4_from"]
+    tables = [read_evaluation(out / folder / "out_of_fold").table.values("dice", "mean") for folder in folders]
+    tested = {case.id for case in read_splits(template.own_splits).values() if case.fold == 0}
+    assert all(table.keys() == tested for table in tables)
+    trained = [cases_that_trained(out / folder / "folds/0") for folder in folders]
+    assert [len(cases) for cases in trained] == [2, 2, 4, 4]
+    assert trained[0] == trained[1] < trained[2] == trained[3] == {f"other{n}" for n in range(5)} - tested
+    assert [point["dice"] for point in points] == pytest.approx(
+        [np.mean(list(table.values())) for table in tables], abs=1e-5
+    )
+    assert points[3]["gain"]["value"] == pytest.approx(points[3]["dice"] - points[2]["dice"], abs=1e-5)
+    assert points[2]["gain"] is None
+    # As many steps whatever the number of cases
+    last = [torch.load(out / folder / "folds/0/run/last.pt", weights_only=False) for folder in folders]
+    assert len({saved["iteration"] for saved in last}) == 1
+    assert Image.open(out / "learning_curve.png").size == (768, 480)
+    assert (out / "learning_curve.md").read_text().count("\n| ") == 6
+
+    again = run(*command, "--learning-curve", "2,4", "--from", donor)
+    assert (again.code, "loss" in again.err) == (0, False)
+    for flags, code, said in (
+        (["--learning-curve", "5"], 3, "fold 0 has 4 case(s) to train on; at most as many are possible"),
+        (["--learning-curve", "2", "--folds", "all"], 2, "trains folds of one bundle on some of their cases"),
+        (["--learning-curve", "2,x"], 2, "--learning-curve"),
+    ):
+        answer = run(*command, *flags)
+        assert (answer.code, said in answer.err) == (code, True), answer.err
+
+
+def cases_that_trained(root: Path) -> set[str]:
+    cases = json.loads((root / "models/run.json").read_text())["cases"]
+    return {case for case, entry in cases.items() if entry["partition"] == "train"}

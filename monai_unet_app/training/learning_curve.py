@@ -1,0 +1,210 @@
+"""How Dice grows with the number of cases: one training on more and more of them, measured on the same cases out of fold."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dicom_io.files import replace_when_whole
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.comparison.differences import Difference, compare
+from monai_unet_app.data.cases import PlannedCases
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_mean
+from monai_unet_app.report.charts import LIGHT, curve_figure
+from monai_unet_app.report.stored_evaluation import MEAN, read_evaluation
+from monai_unet_app.training.ranking import OUT_OF_FOLD, check_folder, digests_of, interval_text, measure_out_of_fold
+from monai_unet_app.training.run import (
+    TrainConfig,
+    check_classes,
+    check_folds,
+    check_output,
+    planned_cases,
+    train_checked_folds,
+)
+
+TABLE, PICTURE, PLANS = "learning_curve.md", "learning_curve.png", "plans"
+COLUMNS = ("cases", "begins", "Dice, 95 % interval", "gain by the donor, 95 % interval")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a training on so many cases reached.
+
+    Attributes:
+        cases: Number of cases that trained.
+        donor: Name of the weights that it began with; empty for random ones.
+        dice: Mean over the cases out of fold, 0 to 1, with its interval by subject.
+        gain: To the training on the same cases that began at random; None for that one, or if there is none.
+    """
+
+    cases: int
+    donor: str
+    dice: Estimate
+    gain: Difference | None = None
+
+    def row(self) -> tuple[str, str, str, str]:
+        """As in COLUMNS."""
+        gain = self.gain.estimate if self.gain else None
+        return (
+            str(self.cases),
+            f"with {self.donor}" if self.donor else "at random",
+            f"{self.dice.value:.4f}{interval_text(self.dice.interval, sign='')}",
+            f"{gain.value:+.4f}{interval_text(gain.interval)}" if gain else "",
+        )
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        gain = self.gain.estimate if self.gain else None
+        return {
+            "cases": self.cases,
+            "donor": self.donor or None,
+            "dice": self.dice.value,
+            "interval": self.dice.interval,
+            "gain": gain and {"value": gain.value, "interval": gain.interval},
+        }
+
+
+def train_learning_curve(
+    template: Bundle, run: TrainConfig, numbers: Sequence[int], folds: Sequence[int] = (0,)
+) -> list[Point]:
+    """Trains the folds of a template on some of their cases, and measures each on the cases of the fold.
+
+    The cases of a smaller number are among those of a larger one. Every training has as many steps as one on all cases of the
+    fold, since it takes more windows of each case. With a donor all are trained twice, with its weights and at random. The
+    same call resumes. `run.output` gets a bundle for each training and learning_curve.md with a plot.
+
+    Args:
+        template: As in `train_folds`.
+        run: As in `train_folds`.
+        numbers: Of cases to train on, in any order.
+        folds: Some of the plan's folds.
+
+    Raises:
+        InputRefusedError: A fold has fewer cases to train on; else as `train_folds`.
+        UsageError, BundleError: As `train_folds`.
+    """
+    trainings = _trainings(template, run, planned_cases(template, run), sorted(set(numbers)), folds)
+    check_folder(run.output, [one.folder for one in trainings], {TABLE, PICTURE, PLANS})
+    _, measured = check_folds(template, replace(run, output=trainings[-1].run.output), folds, None)
+    for one in trainings:
+        check_output(template, one.run.output)
+        check_classes(template, one.run, one.planned, measured)
+    for one in trainings:
+        run.say(f"{one.folder}:")
+        one.write_plan()
+        train_checked_folds(template, one.run, [one.fold])
+    for folder in dict.fromkeys(one.run.output for one in trainings):
+        bundle = load_bundle(folder, template.device)
+        measure_out_of_fold(bundle, run, digests_of(bundle, folds))
+    points = [_point(run, *key) for key in dict.fromkeys((one.cases, one.run.donor is not None) for one in trainings)]
+    _write(points, run.output)
+    return points
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One network of the curve: a fold, with its plan, on so many cases."""
+
+    cases: int
+    fold: int
+    planned: PlannedCases
+    run: TrainConfig
+
+    @property
+    def folder(self) -> str:
+        return self.run.output.name
+
+    def write_plan(self) -> None:
+        """Writes its splits.json."""
+        assert self.run.splits
+        cases = [asdict(entry) for entry in self.planned.plan.values()]
+        write_json({"schema_version": "1.0", "datasets": {"data": {"cases": cases}}}, self.run.splits, "splits")
+
+
+def _trainings(
+    template: Bundle, run: TrainConfig, planned: PlannedCases, numbers: Sequence[int], folds: Sequence[int]
+) -> list[_Training]:
+    """All networks, those on few cases first."""
+    document = yaml.safe_load((template.root / "configs/train.yaml").read_text(encoding="utf-8"))
+    windows = document["train"]["loader"]["windows_per_case"]
+    orders = {fold: _order(planned, fold) for fold in folds}
+    for fold, order in orders.items():
+        if numbers[-1] > len(order):
+            raise InputRefusedError(
+                f"--learning-curve {numbers[-1]}: fold {fold} has {len(order)} case(s) to train on; at most as many are "
+                "possible; give smaller numbers"
+            )
+    trainings = []
+    for number, own in product(numbers, [replace(run, donor=None), run] if run.donor else [run]):
+        name = _folder(number, own.donor is not None)
+        for fold, order in orders.items():
+            more = {"train::loader::windows_per_case": max(1, round(windows * len(order) / number))}
+            one = replace(
+                own,
+                splits=run.output / PLANS / f"{number}_fold{fold}.json",
+                fold=fold,
+                output=run.output / name,
+                name=name,
+                overrides=own.overrides | more,
+            )
+            trainings.append(_Training(number, fold, _with_only(planned, fold, order[:number]), one))
+    return trainings
+
+
+def _folder(number: int, with_donor: bool) -> str:
+    return f"{number}_{'from' if with_donor else 'random'}"
+
+
+def _order(planned: PlannedCases, fold: int) -> list[str]:
+    """The cases that train in a fold, in the order in which they are taken: by a hash of the subject."""
+    rows = planned.rows(fold)["train"]
+    digests = {row["id"]: hashlib.sha256(row["subject"].encode()).hexdigest() for row in rows}
+    return sorted(digests, key=lambda case: (digests[case], case))
+
+
+def _with_only(planned: PlannedCases, fold: int, taken: Collection[str]) -> PlannedCases:
+    """The plan in which all others are set aside, as test cases are, but for those of the fold."""
+    plan = {}
+    for case, entry in planned.plan.items():
+        kept = entry.partition != "test" and (entry.fold == fold or case in taken)
+        plan[case] = replace(entry, partition="train" if kept else "test")
+    return replace(planned, plan=plan)
+
+
+def _point(run: TrainConfig, number: int, with_donor: bool) -> Point:
+    folders = [run.output / _folder(number, one) / OUT_OF_FOLD for one in (False, with_donor)]
+    table = read_evaluation(folders[-1]).table
+    values = table.values("dice", MEAN)
+    dice = bootstrap_mean(list(values.values()), [table.subjects[case] for case in values], Bootstrap())
+    if not with_donor or run.donor is None:
+        return Point(number, "", dice)
+    compared = compare(*folders, common=True, names=("at random", "donor"))
+    return Point(number, run.donor.name, dice, compared.of("dice", MEAN))
+
+
+def _write(points: Sequence[Point], output: Path) -> None:
+    count = points[0].dice
+    lines = [
+        "# Dice against the number of cases",
+        "",
+        f"{count.cases} case(s) of {count.subjects} subject(s), the same for every training, seen by none.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in (COLUMNS, ("---",) * 4, *(point.row() for point in points))),
+        "",
+        f"![Dice against the number of cases]({PICTURE})",
+    ]
+    with replace_when_whole(output / TABLE) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    curves: dict[str, list[tuple[float, Estimate]]] = {}
+    for point in points:
+        name = f"begins with {point.donor}" if point.donor else "begins at random"
+        curves.setdefault(name, []).append((point.cases, point.dice))
+    figure = curve_figure(curves, "cases that trained", "Dice on cases out of fold", LIGHT)
+    with replace_when_whole(output / PICTURE) as part:
+        figure.savefig(part, format="png", dpi=120)
