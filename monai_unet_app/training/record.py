@@ -179,7 +179,7 @@ class RunRecord:
                 "git_commit": git_commit(),
                 "versions": versions(),
                 "device": str(device),
-                "precision": resolve_precision(self.precision, device),
+                "precision": resolve_precision(self.precision, device, getattr(engine, "network", None)),
                 "threads": torch.get_num_threads(),
                 "processes": ranks.count(),
                 "seconds": 0.0,

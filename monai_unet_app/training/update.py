@@ -21,8 +21,11 @@ from monai_unet_app.training.replay import CASE
 PRECISIONS = ("auto", "bf16", "f32")
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device, network: nn.Module | None = None) -> str:
     """ "bf16" or "f32"; "auto" takes bf16 if the device has instructions for bf16.
+
+    On a CPU only if the network, where one is given, convolves no channel by itself: with these a step in bf16 took
+    up to 1.8 times as long as in f32, instead of 0.6 to 0.8 times.
 
     Raises:
         ValueError: `precision` is not in `PRECISIONS`.
@@ -34,7 +37,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "f32"
     if device.type == "cpu":
-        return "bf16" if _cpu_has_bf16() else "f32"
+        return "bf16" if _cpu_has_bf16() and not _is_depthwise(network) else "f32"
     return "f32"
 
 
@@ -42,6 +45,10 @@ def _cpu_has_bf16() -> bool:
     # CPUs without these instructions emulate bfloat16, which gains nothing over float32
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _is_depthwise(network: nn.Module | None) -> bool:
+    return network is not None and any(getattr(layer, "groups", 1) > 1 for layer in network.modules())
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -200,7 +207,7 @@ def _forward(engine: Any, batch: dict[str, Any], precision: str) -> dict[str, An
     inputs, targets = engine.prepare_batch(batch, device, engine.non_blocking)
     output: dict[str, Any] = {Keys.IMAGE: inputs, Keys.LABEL: targets}
     engine.state.output = output
-    with autocast(resolve_precision(precision, device), device):
+    with autocast(resolve_precision(precision, device, engine.network), device):
         output[Keys.PRED] = engine.inferer(inputs, engine.network)
     return output
 

@@ -58,6 +58,15 @@ def test_precision_auto_is_what_the_processor_has_instructions_for() -> None:
     assert resolve_precision("auto", CPU) == expected
 
 
+def test_a_processor_computes_convolutions_of_single_channels_in_f32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    light = torch.nn.Sequential(torch.nn.Conv3d(4, 4, 3, groups=4), torch.nn.ConvTranspose3d(4, 2, 1))
+    assert resolve_precision("auto", CPU, light) == "f32"
+    assert resolve_precision("auto", torch.device("cuda"), light) == "bf16"
+    assert resolve_precision("bf16", CPU, light) == "bf16"
+    assert resolve_precision("auto", CPU, torch.nn.Conv3d(4, 4, 3)) == resolve_precision("auto", CPU)
+
+
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "f32")])
 def test_precision_auto_on_cuda_asks_the_card(monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
