@@ -9,7 +9,7 @@ PEERS := .venv-peers
 DEPLOY := .venv-deploy
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow interop faults deploy-test peers-test benchmarks performance check format bundles dist clean
+.PHONY: demo test test-slow interop faults deploy-test peers-test benchmarks performance check format networks bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -77,6 +77,10 @@ check: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the networks of the family for the same time on the same cases, docs/networks.md; some hours on a quiet machine, goes on where it was ended
+networks: $(VENV)/ready
+	$(BIN)/python benchmarks/networks.py --data $(DATA)/msd_hippocampus
 
 # the commands on the cards of our bundles; QUICK=1: with tiny networks on example cases, in minutes, replacing nothing
 bundles: $(VENV)/ready

@@ -6,7 +6,7 @@
 Each is planned by `monai-unet plan --network NAME --time 15min`, so that its steps fit into the time on this machine, trains
 fold 0 of `examples/splits.json` without its test cases, and is measured on the cases of the fold by `evaluate --folds`. One
 process runs at a time; the machine should do nothing else, since a plan measures how long a step takes. What a training really
-took is in the table as minutes of the processor. The four with the largest Dice, and all that docs/claims.md compares, are
+took is in the table. The four with the largest Dice, and all that docs/claims.md compares, are
 trained a second time with another seed, which also draws other windows.
 
 The same command goes on where it was ended: networks are kept in build/networks, figures in docs/networks.json. --stop-after
@@ -27,12 +27,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from measuring import REPOSITORY, environment_of
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
+from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.case_files import find_data
+from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_paired_difference
 from monai_unet_app.planning.family import DEFAULT, names
 from monai_unet_app.report.stored_evaluation import MEAN, read_evaluation
 
@@ -97,7 +103,7 @@ class Runner:
             )  # fmt: skip
             if training.loss:
                 _with_loss(plan / "configs/train.yaml", training.loss)
-        took = self._call(
+        memory = self._call(
             "train", "--bundle", plan, "--data", self.data, "--output", root, "--folds", 0, "--device", "cpu", "--seed", seed,
             "--tracking", "none", "--splits", REPOSITORY / "examples/splits.json",
         )  # fmt: skip
@@ -105,25 +111,30 @@ class Runner:
         self._call(
             "evaluate", "--bundle", root, "--data", self.data, "--folds", "--output", evaluation, "--device", "cpu"
         )
-        entry = {**_size(root), **took, **_scores(evaluation)}
+        scores = _scores(evaluation)
+        images = {case.id: case.image for case in find_data(self.data)}
+        entry = {**_size(root, [images[case] for case in scores["cases"]]), "memory_gb": memory, **scores}
+        record = json.loads((root / "folds/0/models/run.json").read_text(encoding="utf-8"))
         self.figures[key] = {
-            "network": training.network,
-            "values": training.values,
-            "networks": training.networks,
-        } | entry
-        write_json(self.figures, self.kept, indent=1)
+            "budget_minutes": self.minutes,
+            "minutes": round(sum(part["seconds"] for part in record["sessions"]) / 60, 1),
+            "epochs": record["settings"]["epochs"],
+            "precision": record["sessions"][-1]["precision"],
+            "trained": sum(case["partition"] == "train" for case in record["cases"].values()),
+            **entry,
+        }
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in sorted(self.figures.items()))
+        with replace_when_whole(self.kept) as part:
+            part.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
-    def _call(self, *words: object) -> dict[str, float]:
-        """One command; what it took. SystemExit if it fails."""
+    def _call(self, *words: object) -> float:
+        """One command; its largest memory in GB. SystemExit if it fails."""
         command = [sys.executable, "-m", "monai_unet_app", *map(str, words)]
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment_of())
         _, status, used = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"failed: {' '.join(command)}")
-        return {
-            "processor_minutes": round((used.ru_utime + used.ru_stime) / 60, 2),
-            "memory_gb": round(used.ru_maxrss / 1e6, 2),
-        }
+        return round(used.ru_maxrss / 1e6, 2)
 
 
 def _with_loss(path: Path, loss: str) -> None:
@@ -133,25 +144,60 @@ def _with_loss(path: Path, loss: str) -> None:
     path.write_text("".join([*lines[:first], f"loss: {loss}\n", *lines[last:]]), encoding="utf-8")
 
 
-def _size(root: Path) -> dict[str, Any]:
-    """Window, parameters, multiplications and time of a window, of the network of fold 0."""
+def _size(root: Path, images: Sequence[Path]) -> dict[str, Any]:
+    """Window, parameters, multiplications, time of a window and checkerboard of the network of fold 0."""
     bundle = load_bundle(root, "cpu").of_fold(0)
     network, window = bundle.network.eval(), bundle.windows.window
-    image = torch.randn(1, 1, *window)
-    seconds = []
-    with torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
-            network(image)
-        for _ in range(7):
-            begun = time.perf_counter()
-            network(image)
-            seconds.append(time.perf_counter() - begun)
+    seconds, boards = [], []
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 1, *window))
+    for image in images[:7]:
+        batch = torch.from_numpy(_middle(image, window))[None, None]
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            logits = network(batch)
+        seconds.append(time.perf_counter() - begun)
+        boards.append(checkerboard(logits[0].numpy()))
     return {
         "window": list(window),
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "gflops": round(counter.get_total_flops() / 1e9, 2),
         "window_s": round(median(seconds), 4),
+        "checkerboard": round(median(boards), 3),
     }
+
+
+def _middle(path: Path, window: Sequence[int]) -> NDArray[np.float32]:
+    """The middle of an image by its own mean and deviation, zeros around it where it is smaller than the window."""
+    values = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
+    values = (values - values.mean()) / values.std()
+    for axis, size in enumerate(window):
+        lacks = max(0, size - values.shape[axis])
+        values = np.pad(
+            values, [(lacks // 2, lacks - lacks // 2) if one == axis else (0, 0) for one in range(values.ndim)]
+        )
+        begin = (values.shape[axis] - size) // 2
+        values = values.take(range(begin, begin + size), axis)
+    return values
+
+
+def checkerboard(logits: NDArray[np.float32]) -> float:
+    """How much an answer alternates from voxel to voxel.
+
+    Args:
+        logits: Shape (C, *window), all sizes even.
+
+    Returns:
+        The power at a period of two voxels, as a part of the mean power at the three longer periods beside it; the largest of
+        the axes. About 1 or less for a smooth answer.
+    """
+    ratios = []
+    for axis in range(1, logits.ndim):
+        power = (np.abs(np.fft.rfft(logits - logits.mean(), axis=axis)) ** 2).mean(
+            axis=tuple(other for other in range(logits.ndim) if other != axis)
+        )
+        ratios.append(float(power[-1] / power[-4:-1].mean()))
+    return max(ratios)
 
 
 def _scores(folder: Path) -> dict[str, Any]:
@@ -167,17 +213,117 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 def wanted(figures: Mapping[str, Any], only: Sequence[str]) -> Iterable[tuple[str, Training, int]]:
     """Every training with its seed: the family, then its variants, then the second seeds."""
-    known = {DEFAULT: Training(DEFAULT), **{name: Training(name) for name in names()}, **VARIANTS}
-    known = {name: training for name, training in known.items() if not only or name in only}
+    every = {DEFAULT: Training(DEFAULT), **{name: Training(name) for name in names()}, **VARIANTS}
+    known = {name: training for name, training in every.items() if not only or name in only}
     yield from ((name, training, 0) for name, training in known.items())
     dice = {name: _mean(figures[f"{name} 0"]) for name in known if f"{name} 0" in figures and name not in VARIANTS}
     best = sorted(dice, key=lambda name: -dice[name])[:BEST_AGAIN]
     yield from ((name, training, 1) for name, training in known.items() if name in {*best, *TWICE})
 
 
-def _mean(entry: Mapping[str, Any]) -> float:
-    scores = [case[1] for case in entry["cases"].values()]
-    return sum(scores) / len(scores)
+def _mean(entry: Mapping[str, Any], column: int = 1) -> float:
+    return float(np.mean([case[column] for case in entry["cases"].values()]))
+
+
+def difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], column: int = 1, *, relative: bool = False
+) -> Estimate:
+    """What `other` has more than `one`, paired by case, with its interval by subject; relative: as a part of `one`'s mean."""
+    cases = list(one["cases"])
+    first, second = (np.array([entry["cases"][case][column] for case in cases]) for entry in (one, other))
+    scale = first.mean() if relative else 1.0
+    return bootstrap_paired_difference(
+        second / scale, first / scale, [one["cases"][case][0] for case in cases], Bootstrap()
+    )
+
+
+def _told(found: Estimate, digits: int = 4, unit: str = "") -> str:
+    return f"{found.value:+.{digits}f}{unit} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
+
+
+HEAD = (
+    "network", "Dice", "difference", "boundary IoU", "ECE", "parameters, M", "GFLOPs a window", "window", "ms a window",
+    "memory of the training, GB", "minutes",
+)  # fmt: skip
+
+
+def write_networks(figures: Mapping[str, Any], folder: Path) -> None:
+    """docs/networks.md with its plot."""
+    base = figures[f"{DEFAULT} 0"]
+    first = {key.split()[0]: entry for key, entry in figures.items() if key.endswith(" 0")}
+    again = {key.split()[0]: entry for key, entry in figures.items() if key.endswith(" 1")}
+    order = sorted(first, key=lambda name: -_mean(first[name]))
+    people = len({case[0] for case in base["cases"].values()})
+    rows = [HEAD, ["---"] * len(HEAD), *(_row(name, first[name], base) for name in order)]
+    twice = [["network", "Dice", "difference, seed 0", "difference, seed 1"], ["---"] * 4]
+    for name in (name for name in order if name in again and DEFAULT in again):
+        apart = [_apart(name, first[name], base), _apart(name, again[name], again[DEFAULT])]
+        twice.append([name, f"{_mean(again[name]):.4f}", *apart])
+    text = PAGE.format(
+        minutes=base["budget_minutes"], trained=base["trained"], cases=len(base["cases"]), people=people, default=DEFAULT,
+        rows=_table(rows), twice=_table(twice),
+    )  # fmt: skip
+    (folder / "networks.md").write_text(text, encoding="utf-8")
+    _plot({name: first[name] for name in order}).savefig(folder / "images/networks.png", dpi=110)
+
+
+def _row(name: str, entry: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    return [
+        name,
+        f"{_mean(entry):.4f}",
+        _apart(name, entry, base),
+        f"{_mean(entry, 2):.4f}",
+        f"{_mean(entry, 3):.4f}",
+        f"{entry['parameters'] / 1e6:.2f}",
+        f"{entry['gflops']:.1f}",
+        " × ".join(map(str, entry["window"])),
+        f"{1000 * entry['window_s']:.0f}",
+        f"{entry['memory_gb']:.1f}",
+        f"{entry['minutes']:.1f}",
+    ]
+
+
+def _apart(name: str, entry: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    return "" if name == DEFAULT else _told(difference(base, entry))
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _plot(entries: Mapping[str, Mapping[str, Any]]) -> Figure:
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for name, entry in entries.items():
+        subjects, scores = zip(*(case[:2] for case in entry["cases"].values()), strict=True)
+        dice, place = bootstrap_mean(scores, subjects, Bootstrap()), 1000 * entry["window_s"]
+        axis.errorbar(place, dice.value, [[dice.value - dice.low], [dice.high - dice.value]], fmt="o", ms=5, lw=1)
+        axis.annotate(name, (place, dice.value), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axis.set(xscale="log", xlabel="milliseconds a window, two cores", ylabel="Dice on cases out of fold, 95 % interval")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+PAGE = """# The networks by name, compared
+
+Each for {minutes:g} minutes of two cores on hippocampi in MRI: planned by `plan --network NAME --time`, trained on the
+{trained} cases of four folds, measured on {cases} cases of {people} people of the fifth, which no training has seen. The test
+cases of `examples/splits.json` take no part. `make networks` writes this page from `networks.json`, which has the scores
+of every case.
+
+Differences are to `{default}`, which a plan takes by itself, paired by case; intervals of 95 % by subject. Where an interval
+holds 0, these cases and this training show no difference. Other data, or hours on a GPU, may give another order.
+`dynunet_two` is two networks side by side within the same time, `dynunet_deep` has deep supervision, `dynunet_ace` the loss
+Dice + cross entropy + ACE, `segresnet_transposed` transposed convolutions on its way up.
+
+![Dice against the time of a window](images/networks.png)
+
+{rows}
+
+A second training with another seed, for the four best and those that [what the field says](claims.md) compares:
+
+{twice}
+"""
 
 
 def main() -> int:
@@ -198,6 +344,8 @@ def main() -> int:
     if not options.pages:
         for name, training, seed in wanted(runner.figures, options.only):
             runner.run(name, training, seed)
+    if f"{DEFAULT} 0" in runner.figures:
+        write_networks(runner.figures, runner.kept.parent)
     return 0
 
 
