@@ -1,14 +1,15 @@
 """Does a trained network find bright objects better than a Gaussian and Otsu's threshold, on the same pictures?
 
     monai-unet plan D --output PLAN --objects nucleus --time 20min
-    monai-unet train --bundle PLAN --data D --output B
-    monai-unet evaluate --bundle B --data D --output E
+    monai-unet train --bundle PLAN --data D --output B --folds 0 1 2 3 4
+    monai-unet evaluate --bundle B --data D --output E --folds
     python benchmarks/trained_vs_otsu.py --data D --bundle B --evaluation E
 
 D is a data set of grey or colour pictures with one structure, as `monai-unet train` takes it. The width of the Gaussian is the
-one of 0.5 to 4 pixels whose masks have the largest mean Dice on the cases that trained, so that both sides learn from the same
-cases; ours answers the cases of the evaluation, and so does the threshold. Prints Dice of both and the paired difference with
-its 95 % interval by subject. Exit code 1 if ours is below 0.92, or not surely better. Without data or bundle it is left out.
+one of 0.5 to 4 pixels whose masks have the largest mean Dice on the cases that trained, of each fold anew, so that both sides
+learn from the same cases; ours answers the cases of the evaluation, and so does the threshold. Prints Dice of both and the
+paired difference with its 95 % interval by subject. Exit code 1 if ours is below 0.92, or not surely better. Without data or
+bundle it is left out.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ def main() -> int:
     if evaluation.document["bundle"]["sha256"] != bundle.sha256:
         raise SystemExit(f"{folder} measured another bundle than {bundle.name}; evaluate again")
     rows = {case.id: data_row(case, case.id) for case in find_data(options.data)}
-    trained = [rows[case_id] for case_id, case in bundle.run_record["cases"].items() if case["partition"] == "train"]
-    width = max(WIDTHS, key=lambda one: np.mean(list(thresholded(trained, bundle, one))))
-    print(f"a Gaussian of {width:g} pixels is the best of {len(WIDTHS)} on {len(trained)} cases that trained")
     found = evaluation.table.values("dice", MEAN)
-    ours = np.array(list(found.values()))
-    theirs = np.array(list(thresholded([rows[case] for case in found], bundle, width)))
+    otsu: dict[str, float] = {}
+    for fold in bundle.folds or (bundle,):
+        places = {case: entry["partition"] for case, entry in fold.run_record["cases"].items()}
+        trained = [rows[case] for case, place in places.items() if place == "train"]
+        answered = [case for case in found if not bundle.folds or places.get(case) == "test"]
+        width = max(WIDTHS, key=lambda one: np.mean(list(thresholded(trained, bundle, one))))
+        print(f"a Gaussian of {width:g} pixels is the best of {len(WIDTHS)} on {len(trained)} cases that trained")
+        otsu |= zip(answered, thresholded([rows[case] for case in answered], bundle, width), strict=True)
+    ours, theirs = (np.array([own[case] for case in found]) for own in (found, otsu))
     subjects = [evaluation.table.subjects[case] for case in found]
     for name, values in (("ours", ours), ("Otsu", theirs)):
         mean = bootstrap_mean(values, subjects, Bootstrap())
