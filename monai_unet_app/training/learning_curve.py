@@ -14,7 +14,7 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.comparison.differences import Difference, compare
 from monai_unet_app.data.cases import PlannedCases
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_mean
 from monai_unet_app.report.charts import LIGHT, curve_figure
 from monai_unet_app.report.stored_evaluation import MEAN, read_evaluation
@@ -87,7 +87,8 @@ def train_learning_curve(
 
     Raises:
         InputRefusedError: A fold has fewer cases to train on; else as `train_folds`.
-        UsageError, BundleError: As `train_folds`.
+        BundleError: The template's `train.yaml` has no `windows_per_case`; else as `train_folds`.
+        UsageError: As `train_folds`.
     """
     trainings = _trainings(template, run, planned_cases(template, run), sorted(set(numbers)), folds)
     check_folder(run.output, [one.folder for one in trainings], {TABLE, PICTURE, PLANS})
@@ -132,7 +133,12 @@ def _trainings(
 ) -> list[_Training]:
     """All networks, those on few cases first."""
     document = yaml.safe_load((template.root / "configs/train.yaml").read_text(encoding="utf-8"))
-    windows = document["train"]["loader"]["windows_per_case"]
+    windows = document.get("train", {}).get("loader", {}).get("windows_per_case")
+    if not isinstance(windows, int):
+        raise BundleError(
+            f"{template.name}: train.yaml has no number `windows_per_case` in `train::loader`, by which a training on few "
+            "cases has as many steps as one on all; a loader as in a planned bundle is needed"
+        )
     orders = {fold: _order(planned, fold) for fold in folds}
     for fold, order in orders.items():
         if numbers[-1] > len(order):
