@@ -299,7 +299,7 @@ def _apart(name: str, entry: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 def reach(choice: NetworkChoice) -> int:
     """Voxels along an axis from which an answer may come, in a window of 256 x 256 with as many levels as a plan gives it.
 
-    All weights are made positive, so that no gradient vanishes, and norms are taken out, which see the whole window in any case.
+    All weights are made positive, so that no gradient vanishes, and norms are taken out: they see the whole window.
     """
     plan = plan_network((256, 256), (1.0, 1.0), 2**16, 16, known(choice.name).divisor)
     network = built(written(choice, plan, 1)[0], plan, 1).eval()
