@@ -18,7 +18,7 @@ from dicom_io.coding import Whole, load_wholes
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, DONOR, BundleFiles, bundle_files
 from monai_unet_app.config import ResultSettings, resolve_device
-from monai_unet_app.data.digest import mirrored_fingerprints, same_image
+from monai_unet_app.data.digest import place_among
 from monai_unet_app.data.labels import FileValues
 from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
@@ -348,8 +348,8 @@ class Bundle(BundleFiles):
 
     def seen_as(self, volume: Volume) -> SeenCase | None:
         """The case of `seen` whose image this is, mirrored or not, by its content; None if the bundle never saw the image."""
-        prints = mirrored_fingerprints(volume)
-        return next((case for case in self.seen if any(same_image(case.fingerprint, own) for own in prints)), None)
+        place = place_among(volume, (case.fingerprint for case in self.seen))
+        return None if place is None else self.seen[place]
 
     @cached_property
     def feature_layer(self) -> str | None:

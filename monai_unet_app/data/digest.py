@@ -75,6 +75,12 @@ def same_image(fingerprint: str, other: str) -> bool:
     return bool(np.abs(a - b).max() <= STEPS_APART)
 
 
+def place_among(volume: Volume, fingerprints: Iterable[str]) -> int | None:
+    """Place of the first fingerprint that is of this image, mirrored or not; None if none is."""
+    own = mirrored_fingerprints(volume)
+    return next((place for place, one in enumerate(fingerprints) if any(same_image(one, other) for other in own)), None)
+
+
 def in_ras(volume: Volume) -> NDArray[Any]:
     """The mean over channels, shape (I, J, K), reoriented to RAS if the volume lies in the patient."""
     array: NDArray[Any] = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array

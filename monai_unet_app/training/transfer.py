@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import DONOR
-from monai_unet_app.data.digest import file_sha256, mirrored_fingerprints, same_image
+from monai_unet_app.data.digest import file_sha256, place_among
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import Partition
@@ -191,23 +190,18 @@ def check_donor(donor: Donor, network: nn.Module, rows: Mapping[Partition, Seque
 
 def check_unseen(donor: Donor, rows: Mapping[Partition, Sequence[Mapping[str, str]]]) -> None:
     """Raises InputRefusedError if a donor has seen a case that is to select, calibrate or test."""
-    seen = list((donor.seen or {}).values())
+    seen = [entry["image"] for entry in (donor.seen or {}).values()]
     known = [
         f"{row['id']} ({part})"
         for part, cases in rows.items()
         for row in cases
-        if part != "train" and seen and _is_among(read_volume(row["image"]), seen)
+        if part != "train" and seen and place_among(read_volume(row["image"]), seen) is not None
     ]
     if known:
         raise InputRefusedError(
             f"--from {donor.name}: its weights have seen {', '.join(known[:3])}{' and more' if known[3:] else ''}; cases that "
             "they have not seen are needed there; let them train by --splits, or leave them out"
         )
-
-
-def _is_among(volume: Volume, seen: Sequence[Mapping[str, str]]) -> bool:
-    prints = mirrored_fingerprints(volume)
-    return any(same_image(entry["image"], own) for entry in seen for own in prints)
 
 
 def rates_by_depth(network: nn.Module, learning_rate: float, first_rate: float) -> list[dict[str, Any]]:
