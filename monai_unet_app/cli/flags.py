@@ -203,7 +203,7 @@ class Network(Options):
     """Flags of the network.
 
     Attributes:
-        network: the network, one of those below
+        network: the network, one of those below, or a bundle, whose network is taken
         network_value: a value of the network, as listed below, such as norm=batch
     """
 

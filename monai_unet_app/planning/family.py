@@ -26,19 +26,21 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.planning.network import NetworkPlan, levels, widths
 
 if TYPE_CHECKING:
     from torch import nn
 
     from monai_unet_app.bundle import Bundle
+    from monai_unet_app.bundle_folder import BundleFiles
 
 DEFAULT = "dynunet"
 _FOLDER = resources.files(__package__) / "networks"
 _BASE = 16  # filters of the first level, for a bundle whose network names none
 _BLOCK = re.compile(r"^new_network:\n(?: .*\n)+", re.MULTILINE)
-_LAYER = re.compile(r"^feature_layer: .*$", re.MULTILINE)
+_LAYER = re.compile(r"^feature_layer: (?:.*?'([^'\n]+)' if @count)?.*$", re.MULTILINE)
+_CHANNELS = re.compile(r"^(  in_channels: )\d+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class KnownNetwork:
         values: Name -> the default of a number, or words with what each stands for.
         needs: Packages beside MONAI and torch.
         block: Template of `new_network`.
+        like: Window, levels and filters of a bundle whose network this is; None for a network of the family.
+        keeps_window: Whether other windows than this one may not fit, since the bundle does not tell its strides.
     """
 
     name: str
@@ -70,6 +74,8 @@ class KnownNetwork:
     values: Mapping[str, Any]
     needs: Sequence[str]
     block: str
+    like: NetworkPlan | None = None
+    keeps_window: bool = False
 
     def value_texts(self) -> list[str]:
         """Each value and what it may be, the default first: "norm=instance|batch", "dropout=0.0"."""
@@ -86,17 +92,61 @@ def names() -> tuple[str, ...]:
 
 @cache
 def known(name: str) -> KnownNetwork:
-    """The network of this name. Raises InputRefusedError if there is none."""
+    """The network of this name, or that of a bundle.
+
+    Raises:
+        InputRefusedError: There is no such network.
+        BundleError: The bundle is none of a plan, whose network its `inference.yaml` says in lines of its own.
+    """
     if name not in names():
-        raise InputRefusedError(
-            f"--network {name}: there is no network of this name; one of {', '.join(names())} is needed"
-        )
+        return _of_bundle(name)
     facts, block = (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8").split("---\n")
     said = yaml.safe_load(facts)
     divisor = None if said["divisor"] == "strides" else said["divisor"]
     return KnownNetwork(
         name, said["about"], divisor, said["feature_layer"], said["values"], said.get("needs", ()), block
     )
+
+
+def _of_bundle(name: str) -> KnownNetwork:
+    """The network of a planned bundle, for other images: its own lines, but for the number of channels."""
+    from monai_unet_app.bundle_folder import bundle_files
+
+    try:
+        bundle = bundle_files(name)
+    except UsageError as error:
+        raise InputRefusedError(
+            f"--network {name}: there is no network and no bundle of this name; one of {', '.join(names())}, or a bundle, is "
+            "needed"
+        ) from error
+    block, layer = _blocks_of(bundle)
+    said = yaml.safe_load(block)["new_network"]
+    window = tuple(bundle.inference_document["window"])
+    axes = len(window)
+    strides, kernels = levels(window, (1.0,) * axes)
+    if "strides" in said:
+        steps = [tuple(step) if isinstance(step, list) else (step,) * axes for step in said["strides"]]
+        strides = [(1,) * axes, *(step for step in steps if max(step) > 1)]
+        kernels = [(3,) * axes for _ in strides]
+    filters = widths((said.get("filters") or [_BASE])[0], strides)
+    like = NetworkPlan(window, tuple(strides), tuple(kernels), filters)
+    own = {need for other in names() for need in known(other).needs}
+    needs = own.intersection(bundle.metadata.get("required_packages_version", {}))
+    about = f"the network of {bundle.root.name}, whose weights train --from can begin with"
+    block = _CHANNELS.sub(r"\1{{ channels }}", block)
+    return KnownNetwork(bundle.root.name, about, None, layer, {}, sorted(needs), block, like, "strides" not in said)
+
+
+def _blocks_of(bundle: "BundleFiles") -> tuple[str, str]:
+    """The lines of `new_network` and the name of the feature layer of one network. Raises BundleError without either."""
+    text = (bundle.root / "configs/inference.yaml").read_text(encoding="utf-8")
+    block, layer = _BLOCK.search(text), _LAYER.search(text)
+    if not block or not layer:
+        raise BundleError(
+            f"{bundle.root.name}: configs/inference.yaml has no `new_network:` with lines below it, or no `feature_layer:`; "
+            "both are needed, as in a bundle of monai-unet plan; take such a bundle, or plan --network with a name"
+        )
+    return block[0], layer[1] or ""
 
 
 def written(choice: NetworkChoice, plan: NetworkPlan, channels: int) -> tuple[str, str]:
@@ -180,12 +230,8 @@ def with_network(bundle: "Bundle", choice: NetworkChoice, folder: Path) -> "Bund
     """
     from monai_unet_app.bundle import load_bundle
 
+    _blocks_of(bundle)
     text = (bundle.root / "configs/inference.yaml").read_text(encoding="utf-8")
-    if not _BLOCK.search(text) or not _LAYER.search(text):
-        raise BundleError(
-            f"{bundle.name}: configs/inference.yaml has no `new_network:` with its lines below it, or no `feature_layer:`; "
-            f"--network needs both, as in a bundle of monai-unet plan; take such a bundle, or plan --network {choice.name}"
-        )
     block, layer = written(choice, _plan_of(bundle), bundle.rules.channels)
     shutil.copytree(bundle.root, folder, ignore=shutil.ignore_patterns("run", "cache", "folds"))
     text = _LAYER.sub(lambda _: layer_line(layer), _BLOCK.sub(lambda _: block, text))

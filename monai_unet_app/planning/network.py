@@ -54,7 +54,12 @@ class NetworkPlan:
 
 
 def plan_network(
-    shape: Sequence[int], spacing_mm: Sequence[float], most_voxels: float, base: int, multiple: int | None = None
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    most_voxels: float,
+    base: int,
+    multiple: int | None = None,
+    like: NetworkPlan | None = None,
 ) -> NetworkPlan:
     """The window that covers an image, or as much of it as it may, and a network for it.
 
@@ -64,10 +69,11 @@ def plan_network(
         most_voxels: In a window.
         base: Filters of the first level; each level has twice those of the one before, up to MOST_FILTERS.
         multiple: As in `NetworkPlan`.
+        like: Levels and filters that are taken over.
     """
     window = [max(LEAST_EDGE, int(n)) for n in shape]
     while True:
-        strides, kernels = levels(window, spacing_mm)
+        strides, kernels = (like.strides, like.kernels) if like else levels(window, spacing_mm)
         divisor = _divisor(strides, multiple)
         # To the nearest, not up: voxels beside the image cost as much as those in it, and windows overlap
         rounded = [max(1, math.floor(n / d + 0.5)) * d for n, d in zip(window, divisor, strict=True)]
@@ -84,7 +90,8 @@ def plan_network(
         window[axis] = smaller[axis]
     if multiple and max(rounded) == multiple:
         rounded[0] = 2 * multiple  # the norms of the coarsest level need more than one voxel
-    return NetworkPlan(tuple(rounded), tuple(strides), tuple(kernels), widths(base, strides), multiple)
+    filters = like.filters if like else widths(base, strides)
+    return NetworkPlan(tuple(rounded), tuple(strides), tuple(kernels), filters, multiple)
 
 
 def widths(base: int, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -394,28 +394,41 @@ def _widest_network(
     """The widest network with the largest window that sees enough windows in the time, its seconds a step, and why."""
     axes = len(image.shape)
     most = _WINDOW_VOXELS[axes]
-    multiple = known(config.network.name).divisor
+    member = known(config.network.name)
+    like = member.like
+    if like and len(like.window) != axes:
+        raise InputRefusedError(
+            f"--network {member.name}: its windows have {len(like.window)} axes, and those of this plan have {axes}; the same "
+            "number is needed; give another --configuration or --network"
+        )
+
+    def planned(most_voxels: float, base: int) -> NetworkPlan:
+        if like and member.keeps_window:
+            return like
+        return plan_network(image.shape, image.steps, most_voxels, base, member.divisor, like)
+
     seconds_a_voxel: dict[int, float] = {}
     kept: dict[int, tuple[float, float]] = {}
-    for voxels, base in product((most, most / 2, most / 4), _FILTERS):
-        whole = plan_network(image.shape, image.steps, voxels, base, multiple)
+    for voxels, base in product((most, most / 2, most / 4), like.filters[:1] if like else _FILTERS):
+        whole = planned(voxels, base)
         if base not in kept:
             kept[base] = memory(whole)
         factor, weights = kept[base]
         room = (config.memory_limit - _BYTES - weights) / (_bytes_a_voxel(axes, config.networks, base) * factor)
         room = max(_LEAST_VOXELS[axes], room)
-        network = whole if room >= voxels else plan_network(image.shape, image.steps, room, base, multiple)
+        network = whole if room >= voxels else planned(room, base)
         if base not in seconds_a_voxel:
             seconds_a_voxel[base] = speed(network) / network.voxels
         seconds = seconds_a_voxel[base] * network.voxels * _BATCH[axes] * config.networks
         if _steps_in_time(seconds, config) >= LEAST_STEPS:
             break
-    if len(network.strides) < 3:
+    if len(network.strides) < 3 and not like:
         raise InputRefusedError(
             f"a usual image has {' x '.join(map(str, image.shape))} voxels on the grid of the network; 16 along an axis are "
             "needed, so that it can be halved twice; give larger images, or another --configuration"
         )
-    why = _why_this_size(_steps_in_time(seconds, config), base, voxels, config)
+    steps = _steps_in_time(seconds, config)
+    why = f"{steps} steps fit into the time" if like else _why_this_size(steps, base, voxels, config)
     if room < min(voxels, math.prod(image.shape)):
         why += f". The memory limit of a training allows a window of {room:.0f} voxels"
     return network, seconds, why
@@ -496,6 +509,10 @@ def _told(choice: NetworkChoice, plan: NetworkPlan, why: str) -> Reasoned[str]:
         return Reasoned(
             f"{member.name} of {plan.filters[0]} filters at the first level{values}",
             f"{member.about}; an axis of its window is a multiple of {member.divisor}. {why}",
+        )
+    if member.like:
+        return Reasoned(
+            f"that of {member.name}, {plan.filters[0]} filters at the first level", f"{member.about}. {why}"
         )
     return Reasoned(
         f"{'' if choice.name == DEFAULT else f'{member.name}, '}{len(plan.strides)} levels of {plan.filters[0]} to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +13,21 @@ import torch
 import yaml
 from conftest import EXAMPLES
 from shell import Run, shell
+from small_data import plan_bundle, tilted_volumes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference.network_check import Demands, check_network
 from monai_unet_app.planning import family
 from monai_unet_app.planning.family import NetworkChoice, built, known, names, written
 from monai_unet_app.planning.network import NetworkPlan, plan_network
+from monai_unet_app.planning.plan import PlanConfig
 from monai_unet_app.planning.speed import memory_beside
+from monai_unet_app.planning.write import write_plan
+from monai_unet_app.training.transfer import find_donor
 
 NAMES = (
     "attention_unet", "dynunet", "flexible_unet", "light_unet", "mednext", "multiscale_unet", "residual_unet", "segresnet",
@@ -229,7 +234,7 @@ def test_the_light_network_is_light() -> None:
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"name": "unet3"}, "--network unet3: there is no network of this name; one of attention_unet, dynunet"),
+        ({"name": "unet3"}, "--network unet3: there is no network and no bundle of this name; one of attention_unet"),
         ({"values": {"norm": "layer"}}, "--network-value norm=layer: unet takes instance, batch, group as norm"),
         ({"values": {"dropout": "1.5"}}, "dropout=1.5: a number from 0 to 1, without 1, is needed"),
         ({"values": {"dropout": "much"}}, "dropout=much: a number from 0 to 1"),
@@ -283,5 +288,53 @@ def test_a_bundle_without_a_block_of_its_network_is_refused(tmp_path: Path) -> N
     root = Path(shutil.copytree(bundle_files("hippocampus_mri_unet3d").root, tmp_path / "own"))
     config = root / "configs/inference.yaml"
     config.write_text(config.read_text().replace("new_network:\n  _target_", "new_network: {}\nother:\n  _target_"))
-    with pytest.raises(Exception, match="has no `new_network:` with its lines below it"):
+    with pytest.raises(Exception, match="has no `new_network:` with lines below it"):
         family.with_network(load_bundle(root), NetworkChoice("unet"), tmp_path / "copy")
+
+
+def planned(data: Path, network: str, configuration: str, root: Path) -> Bundle:
+    said = PlanConfig(
+        data, structures={2: "liver", 5: "spleen"}, modality="MR", time_s=60.0, configuration=configuration,
+        network=NetworkChoice(network),
+    )  # fmt: skip
+    write_plan(plan_bundle(said, lambda network, channels, outputs: 1e-6 * network.voxels), root)
+    return load_bundle(root)
+
+
+def test_the_weights_of_a_bundle_fit_a_plan_for_its_network(tmp_path: Path) -> None:
+    data = tilted_volumes(tmp_path / "data")
+    bundle = planned(data, "hippocampus_mri_unet3d", "3d", tmp_path / "plan")
+    network, donor = bundle.part("network_def"), find_donor("hippocampus_mri_unet3d")
+    assert donor.fitting(network).keys() == network.state_dict().keys()  # the head too: both have two structures
+    assert all(size % 8 == 0 for size in bundle.windows.window)
+    assert bundle.windows.window != load_bundle("hippocampus_mri_unet3d").windows.window
+    bundle.check_network()
+
+
+def test_a_bundle_that_tells_no_strides_keeps_its_window(tmp_path: Path) -> None:
+    data = tilted_volumes(tmp_path / "data")
+    first = planned(data, "unetr", "3d", tmp_path / "unetr")
+    second = planned(data, str(first.root), "3d", tmp_path / "again")
+    assert second.windows.window == first.windows.window
+    blocks = [yaml.safe_load((root / "configs/inference.yaml").read_text()) for root in (first.root, second.root)]
+    assert blocks[0]["new_network"] == blocks[1]["new_network"]
+    assert blocks[0]["feature_layer"] == blocks[1]["feature_layer"]
+    versions = [json.loads((one.root / "configs/metadata.json").read_text()) for one in (first, second)]
+    assert "einops" in versions[1]["required_packages_version"]
+    assert versions[0]["required_packages_version"] == versions[1]["required_packages_version"]
+
+
+def test_the_network_of_a_bundle_takes_as_many_channels_as_the_new_images_have() -> None:
+    block, layer = written(NetworkChoice("retina_vessel_unet2d"), plan_for("dynunet", "2d"), 1)
+    assert (yaml.safe_load(block)["new_network"]["in_channels"], layer) == (1, "bottleneck")
+    assert (
+        yaml.safe_load(written(NetworkChoice("retina_vessel_unet2d"), plan_for("dynunet", "2d"), 4)[0])["new_network"][
+            "in_channels"
+        ]
+        == 4
+    )
+
+
+def test_the_network_of_a_2d_bundle_is_refused_for_windows_of_3d(tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match="its windows have 2 axes, and those of this plan have 3"):
+        planned(tilted_volumes(tmp_path / "data"), "hippocampus_mri_unet2d", "3d", tmp_path / "plan")
