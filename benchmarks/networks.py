@@ -6,8 +6,8 @@
 Each is planned by `monai-unet plan --network NAME --time 15min`, so that its steps fit into the time on this machine, trains
 fold 0 of `examples/splits.json` without its test cases, and is measured on the cases of the fold by `evaluate --folds`. One
 process runs at a time; the machine should do nothing else, since a plan measures how long a step takes. What a training really
-took is in the table. The four with the largest Dice, and all that docs/claims.md compares, are
-trained a second time with another seed, which also draws other windows.
+took is in the table. The four with the largest Dice, and all that docs/claims.md compares, are trained a second time with
+another seed, which also draws other windows.
 
 The same command goes on where it was ended: networks are kept in build/networks, figures in docs/networks.json. --stop-after
 begins no training after so many minutes. --pages writes the pages from the figures alone. Without data it is left out.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -98,20 +99,22 @@ class Runner:
         plan, root = self.build / "plans" / name, self.build / f"{name}_{seed}"
         values = [word for value in training.values for word in ("--network-value", value)]
         if not plan.exists():
+            part = plan.with_name(f".part-{name}")
+            shutil.rmtree(part, ignore_errors=True)  # of a plan that was ended
             self._call(
-                "plan", self.data, "--output", plan, "--splits", REPOSITORY / "examples/splits.json", "--device", "cpu",
+                "plan", self.data, "--output", part, "--splits", REPOSITORY / "examples/splits.json", "--device", "cpu",
                 "--time", f"{self.minutes:g}min", "--network", training.network, *values, "--networks", training.networks,
             )  # fmt: skip
             if training.loss:
-                _with_loss(plan / "configs/train.yaml", training.loss)
+                _with_loss(part / "configs/train.yaml", training.loss)
+            part.rename(plan)
         memory = self._call(
             "train", "--bundle", plan, "--data", self.data, "--output", root, "--folds", 0, "--device", "cpu", "--seed", seed,
             "--tracking", "none", "--splits", REPOSITORY / "examples/splits.json",
         )  # fmt: skip
-        evaluation = self.build / f"{name}_{seed}_evaluation"
-        self._tell(key, root, evaluation, memory)
-        if name == DEFAULT:
+        if name == DEFAULT:  # first, since a training is done when the figures of `key` are there
             self._tell(f"{name}_tta {seed}", root, self.build / f"{name}_{seed}_tta_evaluation", memory, "--tta")
+        self._tell(key, root, self.build / f"{name}_{seed}_evaluation", memory)
 
     def _tell(self, key: str, root: Path, evaluation: Path, memory: float, *more: str) -> None:
         """Measures a trained network, and keeps the figures."""

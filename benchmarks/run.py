@@ -132,7 +132,7 @@ BENCHMARKS = (
         "--data {data}/dsb2018_nuclei_2d",
         None,
         "dsb2018_nuclei_2d",
-        note="Nuclei in 30 test pictures; the bundle in build/nuclei was planned and trained by the commands in the benchmark.",
+        note="Nuclei in fluorescence; the bundle in build/nuclei was planned and trained by the commands in the benchmark.",
     ),
 )
 

@@ -1,11 +1,12 @@
 """Does a trained network find bright objects better than a Gaussian and Otsu's threshold, on the same pictures?
 
-    monai-unet plan D --output PLAN --objects nucleus --time 20min
+    monai-unet plan D --output PLAN --objects nucleus --time 20min --splits splits_final.json
     monai-unet train --bundle PLAN --data D --output B --folds 0 1 2 3 4
     monai-unet evaluate --bundle B --data D --output E --folds
     python benchmarks/trained_vs_otsu.py --data D --bundle B --evaluation E
 
-D is a data set of grey or colour pictures with one structure, as `monai-unet train` takes it. The width of the Gaussian is the
+D is a data set of grey or colour pictures with one structure, as `monai-unet train` takes it; splits_final.json puts each into
+one of five folds, or --splits is left out, and folds leave the test cases of the plan out. The width of the Gaussian is the
 one of 0.5 to 4 pixels whose masks have the largest mean Dice on the cases that trained, of each fold anew, so that both sides
 learn from the same cases; ours answers the cases of the evaluation, and so does the threshold. Prints Dice of both and the
 paired difference with its 95 % interval by subject. Exit code 1 if ours is below 0.92, or not surely better. Without data or

@@ -39,7 +39,8 @@ DEFAULT = "dynunet"
 _FOLDER = resources.files(__package__) / "networks"
 _BASE = 16  # filters of the first level, for a bundle whose network names none
 _BLOCK = re.compile(r"^new_network:\n(?: .*\n)+", re.MULTILINE)
-_LAYER = re.compile(r"^feature_layer: (?:.*?'([^'\n]+)' if @count)?.*$", re.MULTILINE)
+_LAYER = re.compile(r"^feature_layer: .*$", re.MULTILINE)
+_LAYER_NAME = re.compile(r"^feature_layer: (?:\"\$'([\w.]+)' if @count == 1|([A-Za-z_][\w.]*)\s*(?:#|$))", re.MULTILINE)
 _CHANNELS = re.compile(r"^(  in_channels: )\d+$", re.MULTILINE)
 
 
@@ -119,34 +120,34 @@ def _of_bundle(name: str) -> KnownNetwork:
             f"--network {name}: there is no network and no bundle of this name; one of {', '.join(names())}, or a bundle, is "
             "needed"
         ) from error
-    block, layer = _blocks_of(bundle)
-    said = yaml.safe_load(block)["new_network"]
-    window = tuple(bundle.inference_document["window"])
+    text = _text_of(bundle)
+    block, layer = _BLOCK.search(text), _LAYER_NAME.search(text)
+    said = yaml.safe_load(block[0])["new_network"] if block else {}
+    window: Any = bundle.inference_document.get("window")
+    told, filters = said.get("strides", []), said.get("filters", [_BASE])
+    if not block or not layer or not all(isinstance(value, list) for value in (window, told, filters)):
+        raise BundleError(
+            f"--network {name}: inference.yaml of the bundle does not say `window`, `feature_layer`, and `strides` and "
+            "`filters` of `new_network` as plain values; a bundle of monai-unet plan is needed; take one, or a network by name"
+        )
     axes = len(window)
     strides, kernels = levels(window, (1.0,) * axes)
-    if "strides" in said:
-        steps = [tuple(step) if isinstance(step, list) else (step,) * axes for step in said["strides"]]
+    if told:
+        steps = [tuple(step) if isinstance(step, list) else (step,) * axes for step in told]
         strides = [(1,) * axes, *(step for step in steps if max(step) > 1)]
         kernels = [(3,) * axes for _ in strides]
-    filters = widths((said.get("filters") or [_BASE])[0], strides)
-    like = NetworkPlan(window, tuple(strides), tuple(kernels), filters)
+    like = NetworkPlan(tuple(window), tuple(strides), tuple(kernels), widths(filters[0], strides))
     own = {need for other in names() for need in known(other).needs}
     needs = own.intersection(bundle.metadata.get("required_packages_version", {}))
     about = f"the network of {bundle.root.name}, whose weights train --from can begin with"
-    block = _CHANNELS.sub(r"\1{{ channels }}", block)
-    return KnownNetwork(bundle.root.name, about, None, layer, {}, sorted(needs), block, like, "strides" not in said)
+    template = _CHANNELS.sub(r"\1{{ channels }}", block[0])
+    return KnownNetwork(
+        bundle.root.name, about, None, layer[1] or layer[2], {}, sorted(needs), template, like, keeps_window=not told
+    )
 
 
-def _blocks_of(bundle: "BundleFiles") -> tuple[str, str]:
-    """The lines of `new_network` and the name of the feature layer of one network. Raises BundleError without either."""
-    text = (bundle.root / "configs/inference.yaml").read_text(encoding="utf-8")
-    block, layer = _BLOCK.search(text), _LAYER.search(text)
-    if not block or not layer:
-        raise BundleError(
-            f"{bundle.root.name}: configs/inference.yaml has no `new_network:` with lines below it, or no `feature_layer:`; "
-            "both are needed, as in a bundle of monai-unet plan; take such a bundle, or plan --network with a name"
-        )
-    return block[0], layer[1] or ""
+def _text_of(bundle: "BundleFiles") -> str:
+    return (bundle.root / "configs/inference.yaml").read_text(encoding="utf-8")
 
 
 def written(choice: NetworkChoice, plan: NetworkPlan, channels: int) -> tuple[str, str]:
@@ -180,6 +181,8 @@ def checked_values(network: KnownNetwork, told: Mapping[str, str]) -> dict[str, 
         raise InputRefusedError(
             f"--network-value {unknown[0]}={told[unknown[0]]}: {network.name} takes {', '.join(network.value_texts())}; give "
             "one of these, or leave it out"
+            if network.values
+            else f"--network-value {unknown[0]}={told[unknown[0]]}: {network.name} is as its bundle says; leave it out"
         )
     return {name: _value(network, name, allowed, told.get(name)) for name, allowed in network.values.items()}
 
@@ -230,8 +233,12 @@ def with_network(bundle: "Bundle", choice: NetworkChoice, folder: Path) -> "Bund
     """
     from monai_unet_app.bundle import load_bundle
 
-    _blocks_of(bundle)
-    text = (bundle.root / "configs/inference.yaml").read_text(encoding="utf-8")
+    text = _text_of(bundle)
+    if not _BLOCK.search(text) or not _LAYER.search(text):
+        raise BundleError(
+            f"{bundle.name}: configs/inference.yaml has no `new_network:` with its lines below it, or no `feature_layer:`; "
+            f"--network needs both, as in a bundle of monai-unet plan; take such a bundle, or plan --network {choice.name}"
+        )
     block, layer = written(choice, _plan_of(bundle), bundle.rules.channels)
     shutil.copytree(bundle.root, folder, ignore=shutil.ignore_patterns("run", "cache", "folds"))
     text = _LAYER.sub(lambda _: layer_line(layer), _BLOCK.sub(lambda _: block, text))

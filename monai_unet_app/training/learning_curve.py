@@ -1,7 +1,7 @@
 """How Dice grows with the number of cases: one training on more and more of them, measured on the same cases out of fold."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -37,7 +37,7 @@ class Point:
     """What a training on so many cases reached.
 
     Attributes:
-        cases: Number of cases that trained.
+        cases: Number of cases that trained, in the last of several folds.
         donor: Name of the weights that it began with; empty for random ones.
         dice: Mean over the cases out of fold, 0 to 1, with its interval by subject.
         gain: To the training on the same cases that began at random; None for that one, or if there is none.
@@ -75,9 +75,10 @@ def train_learning_curve(
 ) -> list[Point]:
     """Trains the folds of a template on some of their cases, and measures each on the cases of the fold.
 
-    The cases of a smaller number are among those of a larger one. Every training has as many steps as one on all cases of the
-    fold, since it takes more windows of each case. With a donor all are trained twice, with its weights and at random. The
-    same call resumes. `run.output` gets a bundle for each training and learning_curve.md with a plot.
+    The cases of a smaller number are among those of a larger one. A subject trains with all of its cases or with none, so fewer
+    cases may train than were asked for. Every training has as many steps as one on all cases of the fold, since it takes more
+    windows of each case, and more epochs. With a donor all are trained twice, with its weights and at random. The same call
+    resumes. `run.output` gets a bundle for each training and learning_curve.md with a plot.
 
     Args:
         template: As in `train_folds`.
@@ -103,16 +104,19 @@ def train_learning_curve(
     for folder in dict.fromkeys(one.run.output for one in trainings):
         bundle = load_bundle(folder, template.device)
         measure_out_of_fold(bundle, run, digests_of(bundle, folds))
-    points = [_point(run, *key) for key in dict.fromkeys((one.cases, one.run.donor is not None) for one in trainings)]
+    trained = {one.number: one.cases for one in trainings}
+    points = [
+        _point(run, *key, trained) for key in dict.fromkeys((one.number, bool(one.run.donor)) for one in trainings)
+    ]
     _write(points, run.output)
     return points
 
 
 @dataclass(frozen=True)
 class _Training:
-    """One network of the curve: a fold, with its plan, on so many cases."""
+    """One network of the curve: a fold, with its plan, for a number of cases that was asked for."""
 
-    cases: int
+    number: int
     fold: int
     planned: PlannedCases
     run: TrainConfig
@@ -120,6 +124,10 @@ class _Training:
     @property
     def folder(self) -> str:
         return self.run.output.name
+
+    @property
+    def cases(self) -> int:
+        return len(self.planned.rows(self.fold)["train"])
 
     def write_plan(self) -> None:
         """Writes its splits.json."""
@@ -139,39 +147,66 @@ def _trainings(
             f"{template.name}: train.yaml has no number `windows_per_case` in `train::loader`, by which a training on few "
             "cases has as many steps as one on all; a loader as in a planned bundle is needed"
         )
-    orders = {fold: _order(planned, fold) for fold in folds}
-    for fold, order in orders.items():
-        if numbers[-1] > len(order):
-            raise InputRefusedError(
-                f"--learning-curve {numbers[-1]}: fold {fold} has {len(order)} case(s) to train on; at most as many are "
-                "possible; give smaller numbers"
-            )
+    epochs = run.overrides.get("epochs", document["epochs"])
+    taken = {fold: taken_cases(planned, fold, numbers) for fold in folds}
+    prefix = run.name or run.output.resolve().name
     trainings = []
     for number, own in product(numbers, [replace(run, donor=None), run] if run.donor else [run]):
-        name = _folder(number, own.donor is not None)
-        for fold, order in orders.items():
-            more = {"train::loader::windows_per_case": max(1, round(windows * len(order) / number))}
+        folder = _folder(number, own.donor is not None)
+        for fold in folds:
+            more = len(planned.rows(fold)["train"]) / len(taken[fold][number])
+            each = max(1, round(windows * more))
+            length = {"train::loader::windows_per_case": each, "epochs": max(1, round(epochs * windows * more / each))}
             one = replace(
                 own,
                 splits=run.output / PLANS / f"{number}_fold{fold}.json",
                 fold=fold,
-                output=run.output / name,
-                name=name,
-                overrides=own.overrides | more,
+                output=run.output / folder,
+                name=f"{prefix}_{folder}",
+                overrides=own.overrides | length,
             )
-            trainings.append(_Training(number, fold, _with_only(planned, fold, order[:number]), one))
+            trainings.append(_Training(number, fold, _with_only(planned, fold, taken[fold][number]), one))
     return trainings
+
+
+def taken_cases(planned: PlannedCases, fold: int, numbers: Sequence[int]) -> dict[int, list[str]]:
+    """Number -> cases of a fold that train, as many as whole subjects give; in the order of a hash of the subject.
+
+    Args:
+        planned: The cases.
+        fold: Of the plan.
+        numbers: Smallest first; each list begins with the one before.
+
+    Raises:
+        InputRefusedError: Fewer cases train in the fold than the largest number, or no subject has as few as the smallest.
+    """
+    cases: dict[str, list[str]] = {}
+    for row in planned.rows(fold)["train"]:
+        cases.setdefault(row["subject"], []).append(row["id"])
+    if numbers[-1] > (most := sum(map(len, cases.values()))):
+        raise InputRefusedError(
+            f"--learning-curve {numbers[-1]}: fold {fold} has {most} case(s) to train on; at most as many are possible; give "
+            "smaller numbers"
+        )
+    left = sorted(cases, key=lambda subject: hashlib.sha256(subject.encode()).hexdigest())
+    taken: list[str] = []
+    found = {}
+    for number in numbers:
+        for subject in list(left):
+            if len(taken) + len(cases[subject]) <= number:
+                taken += cases[subject]
+                left.remove(subject)
+        found[number] = list(taken)
+    if not found[numbers[0]]:
+        raise InputRefusedError(
+            f"--learning-curve {numbers[0]}: every subject of fold {fold} has more cases than that, and all cases of a subject "
+            "train together; give a larger number"
+        )
+    return found
 
 
 def _folder(number: int, with_donor: bool) -> str:
     return f"{number}_{'from' if with_donor else 'random'}"
-
-
-def _order(planned: PlannedCases, fold: int) -> list[str]:
-    """The cases that train in a fold, in the order in which they are taken: by a hash of the subject."""
-    rows = planned.rows(fold)["train"]
-    digests = {row["id"]: hashlib.sha256(row["subject"].encode()).hexdigest() for row in rows}
-    return sorted(digests, key=lambda case: (digests[case], case))
 
 
 def _with_only(planned: PlannedCases, fold: int, taken: Collection[str]) -> PlannedCases:
@@ -183,15 +218,15 @@ def _with_only(planned: PlannedCases, fold: int, taken: Collection[str]) -> Plan
     return replace(planned, plan=plan)
 
 
-def _point(run: TrainConfig, number: int, with_donor: bool) -> Point:
+def _point(run: TrainConfig, number: int, with_donor: bool, trained: Mapping[int, int]) -> Point:
     folders = [run.output / _folder(number, one) / OUT_OF_FOLD for one in (False, with_donor)]
     table = read_evaluation(folders[-1]).table
     values = table.values("dice", MEAN)
     dice = bootstrap_mean(list(values.values()), [table.subjects[case] for case in values], Bootstrap())
     if not with_donor or run.donor is None:
-        return Point(number, "", dice)
+        return Point(trained[number], "", dice)
     compared = compare(*folders, common=True, names=("at random", "donor"))
-    return Point(number, run.donor.name, dice, compared.of("dice", MEAN))
+    return Point(trained[number], run.donor.name, dice, compared.of("dice", MEAN))
 
 
 def _write(points: Sequence[Point], output: Path) -> None:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import bundle_files
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.inference.network_check import Demands, check_network
 from monai_unet_app.planning import family
 from monai_unet_app.planning.family import NetworkChoice, built, known, names, written
@@ -288,7 +288,7 @@ def test_a_bundle_without_a_block_of_its_network_is_refused(tmp_path: Path) -> N
     root = Path(shutil.copytree(bundle_files("hippocampus_mri_unet3d").root, tmp_path / "own"))
     config = root / "configs/inference.yaml"
     config.write_text(config.read_text().replace("new_network:\n  _target_", "new_network: {}\nother:\n  _target_"))
-    with pytest.raises(Exception, match="has no `new_network:` with lines below it"):
+    with pytest.raises(Exception, match="has no `new_network:` with its lines below it"):
         family.with_network(load_bundle(root), NetworkChoice("unet"), tmp_path / "copy")
 
 
@@ -333,6 +333,38 @@ def test_the_network_of_a_bundle_takes_as_many_channels_as_the_new_images_have()
         ]
         == 4
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("\nwindow: [32, 48, 32]", "\nwindow: $[32, 48, 32]"),
+        ("  strides: [1, 2, 2, 2]", "  strides: $[1] + [2] * 3"),
+        ("  filters: [24, 48, 96, 128]", "  filters: $[24 * 2**n for n in range(4)]"),
+        ("\nfeature_layer: \"$'bottleneck' if @count == 1", '\nfeature_layer: "$@somewhere if @count == 1'),
+    ],
+)
+def test_a_bundle_whose_network_is_no_plain_value_is_refused(tmp_path: Path, before: str, after: str) -> None:
+    root = Path(shutil.copytree(bundle_files("hippocampus_mri_unet3d").root, tmp_path / "own"))
+    config = root / "configs/inference.yaml"
+    assert before in config.read_text()
+    config.write_text(config.read_text().replace(before, after))
+    with pytest.raises(BundleError, match="a bundle of monai-unet plan is needed"):
+        known(str(root))
+
+
+def test_a_layer_that_is_named_alone_is_taken(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(bundle_files("hippocampus_mri_unet3d").root, tmp_path / "own"))
+    config = root / "configs/inference.yaml"
+    config.write_text(family._LAYER.sub("feature_layer: downsamples.1  # another", config.read_text()))
+    assert known(str(root)).feature_layer == "downsamples.1"
+
+
+def test_a_network_that_a_bundle_says_takes_no_values() -> None:
+    with pytest.raises(
+        InputRefusedError, match="norm=batch: hippocampus_mri_unet3d is as its bundle says; leave it out"
+    ):
+        written(NetworkChoice("hippocampus_mri_unet3d", {"norm": "batch"}), plan_for("dynunet"), 1)
 
 
 def test_the_network_of_a_2d_bundle_is_refused_for_windows_of_3d(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from small_data import plan_bundle, tilted_volumes
 from torch import nn
 
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.data.case_files import find_data
-from monai_unet_app.data.splits import read_splits
+from monai_unet_app.data.case_files import CaseFiles, find_data
+from monai_unet_app.data.cases import PlannedCases
+from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
 from monai_unet_app.planning.plan import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.report.stored_evaluation import read_evaluation
+from monai_unet_app.training.learning_curve import taken_cases
 from monai_unet_app.training.run import TrainConfig, train_folds
 from monai_unet_app.training.transfer import rates_by_depth, started
 
@@ -257,6 +260,57 @@ def test_a_learning_curve_measures_all_trainings_on_the_same_cases(
     ):
         answer = run(*command, *flags)
         assert (answer.code, said in answer.err) == (code, True), answer.err
+
+
+def subjects_of_three_sizes() -> PlannedCases:
+    """Twelve subjects with one, two and three cases in turn, in three folds."""
+    names = {f"{letter}{n}": letter for place, letter in enumerate("abcdefghijkl") for n in range(place % 3 + 1)}
+    plan = {
+        case: SplitCase(case, subject, "train", "abcdefghijkl".index(subject) // 3 % 3)
+        for case, subject in names.items()
+    }
+    return PlannedCases([CaseFiles(case, Path(case), Path(case)) for case in names], plan)
+
+
+def test_all_cases_of_a_subject_train_or_none() -> None:
+    planned = subjects_of_three_sizes()
+    subjects = {case: entry.subject for case, entry in planned.plan.items()}
+    trains = {row["id"] for row in planned.rows(1)["train"]}
+    numbers = [3, 4, 8, 15, len(trains)]
+    taken = taken_cases(planned, 1, numbers)
+    for smaller, larger in pairwise(numbers):
+        assert taken[larger][: len(taken[smaller])] == taken[smaller]
+    for number in numbers:
+        assert number - 2 <= len(taken[number]) <= number
+        chosen = {subjects[case] for case in taken[number]}
+        assert set(taken[number]) == {case for case in trains if subjects[case] in chosen}
+    assert set(taken[len(trains)]) == trains
+
+
+def test_a_number_that_no_subject_is_small_enough_for_is_refused() -> None:
+    pair = {case: SplitCase(case, case[0], "train", n) for n, case in enumerate(["a1", "b1"])}
+    pair |= {"b2": SplitCase("b2", "b", "train", 1)}
+    planned = PlannedCases([CaseFiles(case, Path(case), Path(case)) for case in pair], pair)
+    with pytest.raises(InputRefusedError, match="--learning-curve 1: every subject of fold 0 has more cases than that"):
+        taken_cases(planned, 0, [1])
+
+
+@pytest.mark.slow
+def test_a_learning_curve_on_people_with_two_cases_each(tmp_path: Path, run: Run) -> None:
+    folder = tilted_volumes(tmp_path / "volumes", 8)
+    rows = [f"imagesTr/case{n}_0000.nii.gz,labelsTr/case{n}.nii.gz,case{n},{'aabbccde'[n]}" for n in range(8)]
+    (folder / "list.csv").write_text("\n".join(["image,label,id,subject", *rows]))
+    template, out = planned(folder / "list.csv", tmp_path / "plan"), tmp_path / "out"
+    command = ["train", "--bundle", template.root, "--data", folder / "list.csv", "--output", out, *FLAGS]
+    answer = run(*command, "--learning-curve", "2,3,5", "--json")
+    assert answer.code == 0, answer.err
+    trained = [cases_that_trained(out / f"{number}_random/folds/0") for number in (2, 3, 5)]
+    assert [point["cases"] for point in json.loads(answer.out)["points"]] == list(map(len, trained))
+    assert all(asked - 1 <= len(cases) <= asked for asked, cases in zip((2, 3, 5), trained, strict=True))
+    assert trained[0] < trained[1] < trained[2]
+    for cases in trained:
+        for pair in ({"case0", "case1"}, {"case2", "case3"}, {"case4", "case5"}):
+            assert len(cases & pair) != 1
 
 
 def cases_that_trained(root: Path) -> set[str]:
