@@ -1,16 +1,18 @@
 """The networks of the family, trained for the same time on the same cases: docs/networks.md, and what docs/claims.md judges.
 
-    python benchmarks/networks.py --data ../shared/data/msd_hippocampus [--minutes 15] [--stop-after 100] [--only unet mednext]
+    python benchmarks/networks.py --data ../shared/data/msd_hippocampus [--minutes 30] [--stop-after 100] [--only unet mednext]
     python benchmarks/networks.py --pages
 
-Each is planned by `monai-unet plan --network NAME --time 15min`, so that its steps fit into the time on this machine, trains
-fold 0 of `examples/splits.json` without its test cases, and is measured on the cases of the fold by `evaluate --folds`. One
-process runs at a time; the machine should do nothing else, since a plan measures how long a step takes. What a training really
-took is in the table. The four with the largest Dice, and all that docs/claims.md compares, are trained a second time with
-another seed, which also draws other windows.
+Each is planned by `monai-unet plan --network NAME --time 30min`, so that its steps fit into half an hour of one core of this
+machine, or 15 minutes of two; trains fold 0 of `examples/splits.json` without its test cases, and is measured on the cases of
+the fold by `evaluate --folds`. All plans are made first: they measure how long a step takes, so the machine should do nothing
+else then. The number of steps is fixed by them; what else runs makes a training slower, and changes nothing else. Processor
+time that a training really took is in the table. The four with the largest Dice, and all that docs/claims.md compares, are
+trained a second time with another seed, which also draws other windows.
 
-The same command goes on where it was ended: networks are kept in build/networks, figures in docs/networks.json. --stop-after
-begins no training after so many minutes. --pages writes the pages from the figures alone. Without data it is left out.
+The same command goes on where it was ended: networks are kept in build/networks, figures in docs/networks.json. --jobs trains
+so many at a time, each on one core. --stop-after begins no training after so many minutes. --pages writes the pages from the
+figures alone. Without data it is left out.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from threading import Lock
 from typing import Any
 
 import nibabel
@@ -86,17 +90,25 @@ class Runner:
         self.data, self.build, self.minutes = options.data, options.build, options.minutes
         self.kept: Path = options.figures
         self.figures: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
-        self.end = time.monotonic() + 60 * options.stop_after
+        self.end, self.jobs, self.keeping = time.monotonic() + 60 * options.stop_after, options.jobs, Lock()
 
-    def run(self, name: str, training: Training, seed: int) -> None:
-        """Trains and measures one network, if that is not done."""
-        key = f"{name} {seed}"
-        if key in self.figures:
-            return
-        if time.monotonic() > self.end:
-            raise SystemExit(f"the time is over before {key}; the same command goes on")
-        print(f"== {key}", flush=True)
-        plan, root = self.build / "plans" / name, self.build / f"{name}_{seed}"
+    def run_all(self, only: Sequence[str]) -> None:
+        """Plans, then trains what is missing; the second seeds last, since the first tell which are the best."""
+        todo = [every for every in wanted(self.figures, only) if self._key(*every) not in self.figures]
+        for name, training, _ in todo:
+            self.plan(name, training)
+        for seed in (0, 1):
+            missing = [every for every in wanted(self.figures, only) if every[2] == seed]
+            with ThreadPoolExecutor(self.jobs) as pool:
+                list(pool.map(lambda every: self.run(*every), missing))
+
+    @staticmethod
+    def _key(name: str, _: Training, seed: int) -> str:
+        return f"{name} {seed}"
+
+    def plan(self, name: str, training: Training) -> Path:
+        """The folder of the plan, made if it is not there."""
+        plan = self.build / "plans" / name
         values = [word for value in training.values for word in ("--network-value", value)]
         if not plan.exists():
             part = plan.with_name(f".part-{name}")
@@ -108,43 +120,64 @@ class Runner:
             if training.loss:
                 _with_loss(part / "configs/train.yaml", training.loss)
             part.rename(plan)
-        memory = self._call(
+        return plan
+
+    def run(self, name: str, training: Training, seed: int) -> None:
+        """Trains and measures one network, if that is not done."""
+        key = self._key(name, training, seed)
+        if key in self.figures:
+            return
+        if time.monotonic() > self.end:
+            print(f"the time is over before {key}; the same command goes on", flush=True)
+            return
+        print(f"== {key}", flush=True)
+        plan, root = self.plan(name, training), self.build / f"{name}_{seed}"
+        self._call(
             "train", "--bundle", plan, "--data", self.data, "--output", root, "--folds", 0, "--device", "cpu", "--seed", seed,
-            "--tracking", "none", "--splits", REPOSITORY / "examples/splits.json",
+            "--tracking", "none", "--splits", REPOSITORY / "examples/splits.json", spent=root.with_suffix(".json"),
         )  # fmt: skip
         if name == DEFAULT:  # first, since a training is done when the figures of `key` are there
-            self._tell(f"{name}_tta {seed}", root, self.build / f"{name}_{seed}_tta_evaluation", memory, "--tta")
-        self._tell(key, root, self.build / f"{name}_{seed}_evaluation", memory)
+            self._tell(f"{name}_tta {seed}", root, self.build / f"{name}_{seed}_tta_evaluation", "--tta")
+        self._tell(key, root, self.build / f"{name}_{seed}_evaluation")
 
-    def _tell(self, key: str, root: Path, evaluation: Path, memory: float, *more: str) -> None:
+    def _tell(self, key: str, root: Path, evaluation: Path, *more: str) -> None:
         """Measures a trained network, and keeps the figures."""
         self._call(
             "evaluate", "--bundle", root, "--data", self.data, "--folds", "--output", evaluation, "--device", "cpu", *more
         )  # fmt: skip
         scores = _scores(evaluation)
         images = {case.id: case.image for case in find_data(self.data)}
-        entry = {**_size(root, [images[case] for case in scores["cases"]]), "memory_gb": memory, **scores}
         record = json.loads((root / "folds/0/models/run.json").read_text(encoding="utf-8"))
-        self.figures[key] = {
+        entry = {
             "budget_minutes": self.minutes,
-            "minutes": round(sum(part["seconds"] for part in record["sessions"]) / 60, 1),
+            **json.loads(root.with_suffix(".json").read_text(encoding="utf-8")),
             "epochs": record["settings"]["epochs"],
             "precision": record["sessions"][-1]["precision"],
             "trained": sum(case["partition"] == "train" for case in record["cases"].values()),
-            **entry,
+            **_size(root, [images[case] for case in scores["cases"]]),
+            **scores,
         }
+        with self.keeping:
+            self._keep(key, entry)
+
+    def _keep(self, key: str, entry: Mapping[str, Any]) -> None:
+        self.figures[key] = entry
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in sorted(self.figures.items()))
         with replace_when_whole(self.kept) as part:
             part.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
-    def _call(self, *words: object) -> float:
-        """One command; its largest memory in GB. SystemExit if it fails."""
+    def _call(self, *words: object, spent: Path | None = None) -> None:
+        """One command on one core. SystemExit if it fails. `spent` is told its memory and time, with what was spent before."""
         command = [sys.executable, "-m", "monai_unet_app", *map(str, words)]
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment_of())
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment_of(OMP_NUM_THREADS="1"))
         _, status, used = os.wait4(process.pid, 0)
+        if spent is not None:
+            before = json.loads(spent.read_text()) if spent.exists() else {"memory_gb": 0.0, "minutes": 0.0}
+            memory = max(before["memory_gb"], round(used.ru_maxrss / 1e6, 2))
+            minutes = round(before["minutes"] + (used.ru_utime + used.ru_stime) / 60, 2)
+            spent.write_text(json.dumps({"memory_gb": memory, "minutes": minutes}))
         if status:
             raise SystemExit(f"failed: {' '.join(command)}")
-        return round(used.ru_maxrss / 1e6, 2)
 
 
 def _with_loss(path: Path, loss: str) -> None:
@@ -163,10 +196,10 @@ def _size(root: Path, images: Sequence[Path]) -> dict[str, Any]:
         network(torch.zeros(1, 1, *window))
     for image in images[:7]:
         batch = torch.from_numpy(_middle(image, window))[None, None]
-        begun = time.perf_counter()
+        begun = time.thread_time()
         with torch.inference_mode():
             logits = network(batch)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.thread_time() - begun)
         boards.append(checkerboard(logits[0].numpy()))
     return {
         "window": list(window),
@@ -253,7 +286,7 @@ def _told(found: Estimate, digits: int = 4, unit: str = "") -> str:
 
 HEAD = (
     "network", "Dice", "difference", "boundary IoU", "ECE", "parameters, M", "GFLOPs a window", "window", "ms a window",
-    "memory of the training, GB", "minutes",
+    "memory of the training, GB", "minutes of a core",
 )  # fmt: skip
 
 
@@ -329,14 +362,14 @@ def _plot(entries: Mapping[str, Mapping[str, Any]]) -> Figure:
         dice, place = bootstrap_mean(scores, subjects, Bootstrap()), 1000 * entry["window_s"]
         axis.errorbar(place, dice.value, [[dice.value - dice.low], [dice.high - dice.value]], fmt="o", ms=5, lw=1)
         axis.annotate(name, (place, dice.value), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axis.set(xscale="log", xlabel="milliseconds a window, two cores", ylabel="Dice on cases out of fold, 95 % interval")
+    axis.set(xscale="log", xlabel="milliseconds a window, one core", ylabel="Dice on cases out of fold, 95 % interval")
     axis.grid(alpha=0.3)
     return figure
 
 
 PAGE = """# The networks by name, compared
 
-Each for {minutes:g} minutes of two cores on hippocampi in MRI: planned by `plan --network NAME --time`, trained on the
+Each for {minutes:g} minutes of one core on hippocampi in MRI: planned by `plan --network NAME --time`, trained on the
 {trained} cases of four folds, measured on {cases} cases of {people} people of the fifth, which no training has seen. The test
 cases of `examples/splits.json` take no part. `make networks` writes this page from `networks.json`, which has the scores
 of every case.
@@ -451,7 +484,7 @@ def write_claims(figures: Mapping[str, Any], folder: Path) -> None:
 
 CLAIMS_PAGE = """# What the field says of U-Nets, tried
 
-Each line compares two trainings of [the table of networks](networks.md): the same cases, the same 15 minutes of two cores, the
+Each line compares two trainings of [the table of networks](networks.md): the same cases, the same half hour of one core, the
 same windows drawn by the same seed, one thing changed. Gains are paired by case, with an interval of 95 % by subject; above 0
 is better. *Reproduced*: both seeds have their interval above what is said; *refuted*: both have it below; all else is *not
 decided* here. Hippocampi are easy, small and many are alike: what is refuted here may hold for other images, and for
@@ -484,7 +517,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--build", type=Path, default=REPOSITORY / "build/networks")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="what is kept of each training")
-    parser.add_argument("--minutes", type=float, default=15.0, help="of a training")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of a training")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each on one core")
     parser.add_argument("--stop-after", type=float, default=1e6, metavar="MINUTES")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--pages", action="store_true")
@@ -494,8 +528,8 @@ def main() -> int:
         return 0
     runner = Runner(options)
     if not options.pages:
-        for name, training, seed in wanted(runner.figures, options.only):
-            runner.run(name, training, seed)
+        torch.set_num_threads(1)
+        runner.run_all(options.only)
     if f"{DEFAULT} 0" in runner.figures:
         write_networks(runner.figures, runner.kept.parent)
         write_claims(runner.figures, runner.kept.parent)

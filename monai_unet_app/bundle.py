@@ -24,7 +24,7 @@ from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.splits import Partition
-from monai_unet_app.errors import AppError, BundleError, InputRefusedError, refusing_as
+from monai_unet_app.errors import BundleError, InputRefusedError, refusal_in, refusing_as
 from monai_unet_app.metrics.outputs import OUTPUTS, Outputs
 
 if TYPE_CHECKING:
@@ -490,14 +490,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
             workflow.run()
             workflow.finalize()
         except Exception as error:
-            if (refusal := _refusal_in(error)) is None:
+            if (refusal := refusal_in(error)) is None:
                 raise
             # MONAI wraps errors in "failed to instantiate"; the user needs the refusal itself
             raise refusal from refusal.__cause__
-
-
-def _refusal_in(error: BaseException | None) -> AppError | None:
-    """The first AppError among the causes of an error of MONAI; None if no cause is an AppError."""
-    while error is not None and not isinstance(error, AppError):
-        error = error.__cause__
-    return error

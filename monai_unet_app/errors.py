@@ -49,6 +49,13 @@ def refusing_as(name: str, kind: type[AppError] = InputRefusedError) -> Iterator
         raise kind(f"{name}: {error}") from error
 
 
+def refusal_in(error: BaseException | None) -> AppError | None:
+    """The first AppError among an error, such as one of MONAI, and its causes; None if there is none."""
+    while error is not None and not isinstance(error, AppError):
+        error = error.__cause__
+    return error
+
+
 def without_folders(text: str, *roots: Path) -> str:
     """The message with the folders below these roots removed, so that only file names leave this machine."""
     for root in roots:

@@ -27,7 +27,8 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.predict import Progress, predict_rows
 from monai_unet_app.inference.windows import WindowSettings
-from monai_unet_app.planning.plan import BundlePlan, PlanConfig, Speed, plan_configurations
+from monai_unet_app.planning.decisions import PlanConfig, Speed
+from monai_unet_app.planning.plan import BundlePlan, plan_configurations
 
 # By the shipped plan: two train, one each selects, calibrates and tests.
 FEW = ("hippocampus_003", "hippocampus_007", "hippocampus_132", "hippocampus_053", "hippocampus_035")

@@ -32,8 +32,9 @@ def plan(options: flags.Plan) -> Answer:
     """
     common.check_writable(options.output.parent)
     from dicom_io.coding import load_segments, uncoded
+    from monai_unet_app.planning.decisions import PlanConfig
     from monai_unet_app.planning.family import NetworkChoice
-    from monai_unet_app.planning.plan import PlanConfig, plan_configurations
+    from monai_unet_app.planning.plan import plan_configurations
     from monai_unet_app.planning.speed import seconds_of_a_window
     from monai_unet_app.planning.write import check_new, write_plan, write_plans
 

@@ -4,14 +4,17 @@ Every decision is a function of the fingerprint and gives a `Reasoned`; `plan` p
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from nibabel.orientations import axcodes2ornt
 
 from monai_unet_app.data.inspect import CaseFingerprint
+from monai_unet_app.planning.family import NetworkChoice
+from monai_unet_app.planning.network import NetworkPlan
 
 Value = TypeVar("Value")
 Configuration = Literal["2d", "3d", "3d_low"]
@@ -33,6 +36,46 @@ class Reasoned(Generic[Value]):
 
     value: Value
     reason: str = ""
+
+
+Decisions = dict[str, Reasoned[Any]]
+"""By the name of a value in the templates."""
+
+Speed = Callable[[NetworkPlan, int, int], float]
+"""Seconds that a training step takes for each window of a network: its plan, its channels in and out."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What a user says of a plan.
+
+    Attributes:
+        data: As in `find_data`.
+        labels: Folder of labels, if `data` holds images only.
+        label_suffix: End of a label's name that its image's name lacks.
+        structures: Names of the label values; None takes those of `dataset.json`.
+        splits: A plan of the cases, as in `plan_of`; None takes what a list or nnU-Net tells, or deals the subjects.
+        objects: Name of the objects that label values number; None where these are classes.
+        modality: DICOM's term; None takes that of the files.
+        configuration: 2d, 3d, or 3d on a coarser grid; None takes 2d for pictures and 3d for volumes.
+        memory_limit: Bytes that a training may take.
+        time_s: Seconds that a training may take on this machine.
+        networks: Trained together; their answer is the mean.
+        network: Of the family.
+    """
+
+    data: Path
+    labels: Path | None = None
+    label_suffix: str = ""
+    splits: Path | None = None
+    structures: Mapping[int, str] = field(default_factory=dict)
+    objects: str | None = None
+    modality: str | None = None
+    configuration: Configuration | None = None
+    memory_limit: float = 8e9
+    time_s: float = 3600.0
+    networks: int = 1
+    network: NetworkChoice = field(default_factory=NetworkChoice)
 
 
 def spacings_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:

@@ -3,12 +3,16 @@
 Without torchrun there is one process, and every function here answers for it.
 """
 
+import sys
 from collections.abc import Sequence
 from itertools import chain
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+
+from monai_unet_app.errors import UsageError, refusal_in
 
 Item = TypeVar("Item")
 
@@ -44,12 +48,24 @@ def gathered(items: Sequence[Item]) -> list[Item]:
 
 
 def begin(device: torch.device | str) -> None:
-    """Joins the processes that torchrun has started: by nccl on GPUs, by gloo on CPUs."""
+    """Joins the processes that torchrun has started: by nccl on GPUs, by gloo on CPUs.
+
+    From then on what is refused ends a process with one sentence and the status of a command.
+    """
     if not distributed.is_initialized():
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
         distributed.init_process_group("nccl" if on_gpu else "gloo")
+        sys.excepthook = _end_with  # in the place of torch's
+
+
+def _end_with(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if (refusal := refusal_in(error)) is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stderr.write(f"error: {refusal}\n")
+    raise SystemExit(2 if isinstance(refusal, UsageError) else 3)
 
 
 def _several() -> bool:

@@ -24,7 +24,7 @@ from monai_unet_app.errors import BundleError
 from monai_unet_app.evaluate.case_selection import Networks, Row
 from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.gathering import tidied
-from monai_unet_app.planning.plan import PlanConfig
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.checkpoints import forget_figures
 

@@ -21,8 +21,9 @@ from dicom_io.volume import Volume
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.metrics.overlap import dice
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import BundlePlan, PlanConfig
+from monai_unet_app.planning.plan import BundlePlan
 from monai_unet_app.planning.write import write_plan
 
 NAMES = {2: "liver", 5: "spleen"}

@@ -12,8 +12,9 @@ from shell import Run, shell
 from small_data import numbered_discs, plan_bundle, tilted_volumes
 
 from monai_unet_app.bundle import load_bundle
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import PlanConfig, plan_configurations
+from monai_unet_app.planning.plan import plan_configurations
 from monai_unet_app.planning.write import write_plan, write_plans
 
 

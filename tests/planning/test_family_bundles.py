@@ -16,8 +16,8 @@ from shell import Run, shell
 from small_data import calibration_of, plan_bundle, tilted_volumes
 from test_family import NAMES
 
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.family import NetworkChoice
-from monai_unet_app.planning.plan import PlanConfig
 from monai_unet_app.planning.write import write_plan
 
 pytestmark = pytest.mark.slow

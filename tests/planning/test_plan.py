@@ -25,9 +25,9 @@ from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.planning.decisions import LOW_VOXELS, rotations
+from monai_unet_app.planning.decisions import LOW_VOXELS, PlanConfig, rotations
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import BundlePlan, PlanConfig, _pattern, dealt
+from monai_unet_app.planning.plan import BundlePlan, _pattern, dealt
 from monai_unet_app.planning.write import write_plan
 
 NAMES = {2: "liver", 5: "left kidney"}

@@ -25,8 +25,8 @@ from dicom_io.volume import Volume
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.structures import dicom_structures, stated_structures
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import PlanConfig
 from monai_unet_app.planning.write import write_plan
 
 SHAPE = (24, 20, 12)

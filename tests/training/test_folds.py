@@ -30,7 +30,7 @@ from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
-from monai_unet_app.planning.plan import PlanConfig
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.ensemble import side_by_side
 from monai_unet_app.training.record import command_line

@@ -23,7 +23,7 @@ from small_data import numbered_discs, plan_bundle, tilted_volumes
 from torch import Tensor
 
 from monai_unet_app.bundle import load_bundle, run_overlay
-from monai_unet_app.planning.plan import PlanConfig
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.losses import HardL1ACELoss, MarginLoss, SoftL1ACELoss
 from monai_unet_app.training.update import TrainingStep

@@ -16,7 +16,8 @@ from small_data import tilted_volumes
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.planning.plan import PlanConfig, plan_configurations
+from monai_unet_app.planning.decisions import PlanConfig
+from monai_unet_app.planning.plan import plan_configurations
 from monai_unet_app.planning.write import write_plans
 from monai_unet_app.training.ranking import Ranked, Ranking, train_ranked
 from monai_unet_app.training.run import TrainConfig

@@ -16,7 +16,7 @@ import torch
 from small_data import plan_bundle, tilted_volumes
 from torch import nn
 
-from monai_unet_app.planning.plan import PlanConfig
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training import ranks
 from monai_unet_app.training.replay import ReplayDataset, ReplayLoader, ReplaySampler
@@ -143,5 +143,10 @@ def test_processes_with_other_data_are_refused(volumes: Path, tmp_path: Path) ->
     (root / "configs/multi_gpu_train.yaml").write_text(seed + text)
     done = command(root, volumes, processes=2)
     assert done.returncode != 0
-    assert "the processes of this training have other data, settings or configs" in done.stderr
+    sentences = [
+        line for line in done.stderr.splitlines() if line.startswith("error: the processes of this training have")
+    ]
+    assert "other data, settings or configs" in sentences[0]
+    assert "exitcode  : 3" in done.stderr  # torchrun itself ends with 1
+    assert "monai_unet_app" not in done.stderr  # no traceback
     assert not (root / "weights").exists()

@@ -24,7 +24,7 @@ from monai_unet_app.data.cases import PlannedCases
 from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
-from monai_unet_app.planning.plan import PlanConfig
+from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.report.stored_evaluation import read_evaluation
 from monai_unet_app.training.learning_curve import taken_cases
