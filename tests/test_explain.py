@@ -271,7 +271,7 @@ def test_the_network_and_the_random_numbers_are_left_as_they_were(
 ) -> None:
     folder = tiny_bundle("hippocampus_mri_unet3d")
     (folder / "configs/confidence.json").unlink(missing_ok=True)
-    bundle = load_bundle(folder)
+    bundle = load_bundle(folder, window=[16, 16, 16])
     case, state = segment_case(crop, bundle), torch.get_rng_state()
     first, second = (on_grid(explain_case(case), crop) for _ in range(2))
     np.testing.assert_array_equal(first, second)

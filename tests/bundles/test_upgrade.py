@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALLER
+from conftest import smaller
 from small_data import drawn_eyes, few_examples
 
 from monai_unet_app.bundle import load_bundle
@@ -125,9 +125,7 @@ def earlier(tiny_bundle: Callable[..., Path]) -> Callable[[str], Path]:
         name, change, _ = CASES[case]
         root = tiny_bundle(name)
         text = change((EARLIER / f"{name}.yaml").read_text())
-        for large, small in SMALLER.items():
-            text = text.replace(large, small)
-        (root / "configs/inference.yaml").write_text(text)
+        (root / "configs/inference.yaml").write_text(smaller(text))
         for config, new, old in (
             ("evaluate", '"$@mean + @result"', '"@result"'),
             ("calibrate", 'postprocessing: {_target_: Compose, transforms: "@mean"}', "postprocessing: null"),

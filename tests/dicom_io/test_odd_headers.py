@@ -38,9 +38,9 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: example.path for name, example in hostile.write_examples(folder).items() if name in SOURCES}
 
 
-@pytest.fixture
-def judge(tmp_path: Path) -> Iterator[Judge]:
-    judge = Judge(tmp_path, memory_bytes=1 << 30, patience_s=LONGEST_S)
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+    judge = Judge(tmp_path_factory.mktemp("judge"), memory_bytes=1 << 30, patience_s=LONGEST_S)
     yield judge
     judge.close()
 

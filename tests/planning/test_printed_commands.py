@@ -27,6 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)  # some outputs have no folder in their name
     # A busy machine gets the same network and as many steps
     monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
+    monkeypatch.setattr("monai_unet_app.planning.sizing._FILTERS", (8,))
     yield from shell(capsys)
 
 
