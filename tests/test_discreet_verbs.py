@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,13 +62,16 @@ def _identity(patient: str) -> dict[str, str]:
     }
 
 
-def test_the_verbs_need_no_network_and_name_nobody(named_cases: Path, tmp_path: Path) -> None:
+def test_the_verbs_need_no_network_and_name_nobody(
+    named_cases: Path, tmp_path: Path, tiny_bundle: Callable[[str], Path]
+) -> None:
     (tmp_path / "tmp").mkdir()
+    tiny = tiny_bundle(TEMPLATE.name)
     out, bundle = tmp_path / "out", tmp_path / "out" / "bundle"
     case = named_cases / "case4"
     steps = (
         ("inspect", named_cases, "--bundle", TEMPLATE),
-        ("train", "--bundle", TEMPLATE, "--data", named_cases, "--output", bundle, "--epochs", 1),
+        ("train", "--bundle", tiny, "--data", named_cases, "--output", bundle, "--epochs", 1),
         ("evaluate", "--bundle", bundle, "--data", named_cases, "--output", out / "evaluation"),
         ("predict", "--bundle", TEMPLATE, "--input", case, "--output", out / "predict", "--format", ",".join(FORMATS)),
         ("review", "--result", out / "predict", "--input", case, "--output", out / "review"),
