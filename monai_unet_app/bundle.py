@@ -293,11 +293,10 @@ class Bundle(BundleFiles):
         """What runs the windows with these settings, made once. Raises UsageError as `choose_engine`."""
         from monai_unet_app.inference.engines.chooser import choose_engine
 
-        make, leave = choose_engine(settings), self.may_leave_device
-        if make not in self._engines:
-            engine = make(self.network, self.device, self.slice_axis, self.feature_layer, may_leave=leave)
-            self._engines[make] = engine
-        return self._engines[make]
+        key = settings.engine, settings.precision
+        if key not in self._engines:
+            self._engines[key] = choose_engine(settings)(self, settings)
+        return self._engines[key]
 
     @cached_property
     def _engines(self) -> "dict[object, Engine]":

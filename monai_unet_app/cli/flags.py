@@ -411,6 +411,8 @@ class Predict(Reading, Device):
         uncoded: write DICOM results although structures have no SNOMED CT code; a private code says so
         tta: average over mirror images
         elsewhere: the images come from another place than those of the calibration; intervals are wider
+        engine: %(choices)s: what runs the network; auto: openvino where bundle export wrote a certified export, else torch
+            (default: auto)
         memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
     """
 
@@ -431,7 +433,20 @@ class Predict(Reading, Device):
     uncoded: bool = False
     tta: bool = False
     elsewhere: bool = False
+    engine: Annotated[Literal["auto", "torch", "openvino", "onnxruntime"], Flag(metavar="ENGINE")] = "auto"
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
+
+
+class Export(Options):
+    """Flags of `bundle export`.
+
+    Attributes:
+        bundle: folder of the bundle; files of the export and models/parity.json are written
+        to: %(choices)s: the program that will run the network
+    """
+
+    bundle: Text
+    to: Annotated[Literal["openvino", "onnxruntime"], Flag(metavar="ENGINE")]
 
 
 class Upgrade(Options):

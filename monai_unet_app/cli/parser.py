@@ -13,7 +13,16 @@ from itertools import chain
 from typing import Any
 
 from monai_unet_app import __version__
-from monai_unet_app.cli import calibrate_verb, comparison_verbs, data_verbs, dicom_verbs, service_verbs, show, verbs
+from monai_unet_app.cli import (
+    bundle_verbs,
+    calibrate_verb,
+    comparison_verbs,
+    data_verbs,
+    dicom_verbs,
+    service_verbs,
+    show,
+    verbs,
+)
 from monai_unet_app.cli.common import Answer, networks_listed
 from monai_unet_app.cli.dataclass_parser import Options, add_flags
 from monai_unet_app.cli.flags import Network
@@ -23,16 +32,16 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     "data": (data_verbs.inspect, data_verbs.convert, data_verbs.dicomize, data_verbs.regions),
     "model": (
         verbs.demo, verbs.plan, verbs.train, calibrate_verb.calibrate, verbs.evaluate, comparison_verbs.compare,
-        comparison_verbs.subgroups, verbs.bundle,
+        comparison_verbs.subgroups, bundle_verbs.bundle,
     ),
     "result": (verbs.predict, service_verbs.review, service_verbs.trace),
     "DICOM": (dicom_verbs.pacs, dicom_verbs.deidentify),
-    "node": (service_verbs.node, service_verbs.package, verbs.doctor),
+    "node": (service_verbs.node, service_verbs.package, bundle_verbs.doctor),
 }  # fmt: skip
 SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     dicom_verbs.pacs: (dicom_verbs.echo, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.send),
     service_verbs.node: (service_verbs.token, service_verbs.commission),
-    verbs.bundle: (verbs.upgrade,),
+    bundle_verbs.bundle: (bundle_verbs.export, bundle_verbs.upgrade),
 }
 """Verbs of two words, such as `pacs send`, under the verb of their first word."""
 OLD_NAMES = {

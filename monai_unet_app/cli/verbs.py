@@ -9,16 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
-from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.cli.dicom_verbs import destination_of_site
-from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
+    from monai_unet_app.config import ResultSettings
     from monai_unet_app.report.stored_evaluation import StoredEvaluation
     from monai_unet_app.report.targets import Bounds
     from monai_unet_app.training.ranking import Ranking
@@ -359,6 +357,7 @@ def predict(options: flags.Predict) -> Answer:
         show.say(
             f"left out, although {options.destination} takes them: {', '.join(left_out)}; a picture has no patient space"
         )
+    run = replace(run, settings=_with_engine(run.settings, bundle, options.engine))
     if options.tta and not bundle.mirror_axes:
         show.say(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements are valid as without it")
     with show.Steps("segmenting", len(cases)) as step:
@@ -375,6 +374,19 @@ def predict(options: flags.Predict) -> Answer:
         show.line(f"wrote {len(done) - withheld} case(s) to {options.output}{records}")
     answer = {"cases": done, "problems": problems, "left_out": left_out}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
+
+
+def _with_engine(settings: "ResultSettings", bundle: "Bundle", wish: str) -> "ResultSettings":
+    """The settings with the engine that --engine names, or that auto takes; it is loaded, and what was chosen is said."""
+    from monai_unet_app.inference.engines.chooser import check_device, engine_by_itself
+
+    engine, why = engine_by_itself(bundle) if wish == "auto" else (wish, None)
+    chosen = replace(settings, engine=engine)
+    check_device(chosen, bundle.device.type)
+    bundle.engine(chosen)  # refused before the first image is read
+    if why:
+        show.say(f"engine {engine}: {why}")
+    return chosen
 
 
 def _formats(options: flags.Predict, *, planar: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -410,69 +422,3 @@ def demo(options: flags.Demo) -> Answer:
     show.print_table(("what to open", show.folded("where")), answer["open"].items())
     show.print_table(("check", "result"), answer["checks"].items())
     return answer, EXIT_DONE if answer["passed"] else EXIT_FAILED
-
-
-def bundle(options: Options) -> Answer:
-    """Work on the files of a bundle: upgrade.
-
-    Example: monai-unet bundle upgrade --bundle my_bundle
-    """
-    raise UsageError("bundle alone does nothing; upgrade is needed; monai-unet bundle --help")
-
-
-def upgrade(options: flags.Upgrade) -> Answer:
-    """Move findings of earlier versions from inference.yaml to models/fitted.json; results stay the same, to the bit.
-
-    Example: monai-unet bundle upgrade --bundle my_bundle
-    """
-    common.check_bundle_folder(options.bundle, "its files are replaced")
-    from monai_unet_app.upgrade import upgrade_bundle
-
-    files = upgrade_bundle(Path(options.bundle))
-    show.line(f"labels and probabilities of a made image are equal; replaced {', '.join(files)}")
-    return {"files": files}, EXIT_DONE
-
-
-def doctor(options: flags.Doctor) -> Answer:
-    """Show what this installation can do, and list the bundles.
-
-    Example: monai-unet doctor --bundles
-    """
-    if options.bundles:
-        answer = _bundles()
-        return answer, EXIT_FAILED if answer["problems"] else EXIT_DONE
-    # this import brings torch, as in `train`
-    from monai_unet_app.doctor import examine
-
-    rows = examine()
-    states = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "broken": Text("broken", "red")}
-    cells = ([row["what"], row["found"], states[row["state"]]] for row in rows)
-    show.print_table(("what", show.folded("found"), ""), cells)
-    answer = {"checks": rows, **_bundles()}
-    return answer, EXIT_FAILED if answer["problems"] or any(row["state"] == "broken" for row in rows) else EXIT_DONE
-
-
-def _bundles() -> dict[str, Any]:
-    """Shows the bundles that a name can stand for, and gives "bundles", a row for each, and "problems", a sentence for each."""
-    from monai_unet_app.bundle_folder import bundle_files, bundle_folders
-
-    weights = {True: "yes", False: Text("untrained", "yellow")}
-    rows, problems = [], []
-    for name, folder in bundle_folders().items():
-        try:
-            bundle = bundle_files(folder)
-            task, untrained = bundle.metadata["task"], bundle.untrained
-        except AppError as error:
-            problems.append(f"{name}: {error}")
-            continue
-        row = {"name": name, "version": bundle.version, "task": task, "trained": untrained is None}
-        sha256 = None if untrained else bundle.sha256
-        rows.append({**row, "sha256": sha256, "untrained": untrained, "folder": str(folder)})
-    cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
-    show.print_table(("bundle", "version", "what it does", "weights"), cells)
-    show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
-    for row in rows:
-        if row["untrained"]:
-            show.line(f"{row['name']} has {row['untrained']}")
-    show.problems_list(problems)
-    return {"bundles": rows, "problems": problems}

@@ -14,7 +14,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.inference.engines import Answer, chooser, torch_engine
+from monai_unet_app.inference.engines import Answer, Source, chooser, torch_engine
 from monai_unet_app.inference.engines.torch_engine import TorchEngine
 from monai_unet_app.inference.predict import _place_of_sums
 from monai_unet_app.inference.windows import plan_windows
@@ -117,11 +117,8 @@ class ToyEngine:
 
     runs = 0
 
-    def __init__(
-        self, network: torch.nn.Module, device: torch.device, slice_axis: int | None = None,
-        feature_layer: str | None = None, *, may_leave: bool = False,
-    ) -> None:  # fmt: skip
-        self.network, self.device = deepcopy(network).double(), device
+    def __init__(self, source: Source, settings: ResultSettings) -> None:
+        self.network, self.device = deepcopy(source.network).double(), source.device
 
     @torch.no_grad()
     def __call__(self, windows: torch.Tensor) -> Answer:
@@ -145,5 +142,5 @@ def test_an_engine_that_the_table_lacks_is_refused_with_those_that_it_has(
     tiny_bundle: Callable[[str], Path], crop: Volume
 ) -> None:
     run = PredictConfig(ResultSettings(precision="bfloat16"))
-    with pytest.raises(UsageError, match="no engine torch in bfloat16; torch in float32 is needed"):
+    with pytest.raises(UsageError, match="no engine torch in bfloat16; one of these is needed: torch in float32"):
         segment_case(crop, load_bundle(tiny_bundle("hippocampus_mri_unet3d")), run)

@@ -1,12 +1,18 @@
 """Engines: each runs one batch of windows through the network.
 
-A new engine is a module here with a class that is made and called as `TorchEngine` is, and a row in `chooser.ENGINES`.
+A new engine is a module here with what makes it of a bundle, and a row in `chooser.ENGINES`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
+
+from monai_unet_app.data.rules import InputRules
+from monai_unet_app.inference.windows import WindowSettings
+from monai_unet_app.metrics.outputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,33 @@ class Answer:
     layer: torch.Tensor | None = None
 
 
+class Source(Protocol):
+    """What engines are made of: a bundle, as `monai_unet_app.bundle.Bundle` describes it."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def may_leave_device(self) -> bool: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def network(self) -> torch.nn.Module: ...
+    @property
+    def weights_sha256(self) -> str | None: ...
+    @property
+    def rules(self) -> InputRules: ...
+    @property
+    def outputs(self) -> Outputs: ...
+    @property
+    def windows(self) -> WindowSettings: ...
+    @property
+    def slice_axis(self) -> int | None: ...
+    @property
+    def feature_layer(self) -> str | None: ...
+
+
 class Engine(Protocol):
     """Runs one batch of windows."""
 
@@ -31,3 +64,22 @@ class Engine(Protocol):
     def __call__(self, windows: torch.Tensor) -> Answer:
         """The answer to windows of shape (B, C_in, *window), float32, on `device`."""
         ...
+
+
+def answer_of(
+    run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
+    windows: torch.Tensor,
+    slice_axis: int | None,
+) -> Answer:
+    """The answer to windows of shape (B, C_in, *window).
+
+    Args:
+        run: Gives logits and layer as in `Answer`.
+        windows: Of an image.
+        slice_axis: Spatial axis, of size 1, that `run` does not know; None if it knows all.
+    """
+    if slice_axis is None:
+        return Answer(*run(windows))
+    axis = slice_axis + 2  # behind batch and channel
+    logits, layer = run(windows.squeeze(axis))
+    return Answer(logits.unsqueeze(axis), layer)

@@ -1,17 +1,30 @@
 """The table of engines, and the choice of one by the settings of a result."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from monai_unet_app.config import ResultSettings
 from monai_unet_app.errors import UsageError
 
-from . import Engine
+from . import Engine, Source
+from .exported import exported_engine, parity_of, why_no_export
 from .torch_engine import TorchEngine
 
-MakesEngine = Callable[..., Engine]
-"""Takes the arguments of `TorchEngine`."""
+MakesEngine = Callable[[Source, ResultSettings], Engine]
 
-ENGINES: dict[tuple[str, str], MakesEngine] = {("torch", "float32"): TorchEngine}
+
+def torch_engine(bundle: Source, settings: ResultSettings) -> TorchEngine:
+    """The network as torch runs it, on the bundle's device."""
+    return TorchEngine(
+        bundle.network, bundle.device, bundle.slice_axis, bundle.feature_layer, may_leave=bundle.may_leave_device
+    )
+
+
+ENGINES: dict[tuple[str, str], MakesEngine] = {
+    ("torch", "float32"): torch_engine,
+    ("openvino", "float32"): exported_engine,
+    ("onnxruntime", "float32"): exported_engine,
+}
 """(engine, precision) of `ResultSettings` -> what makes the engine."""
 
 
@@ -22,5 +35,27 @@ def choose_engine(settings: ResultSettings) -> MakesEngine:
     except KeyError:
         possible = ", ".join(f"{engine} in {precision}" for engine, precision in ENGINES)
         raise UsageError(
-            f"there is no engine {settings.engine} in {settings.precision}; {possible} is needed; change the settings"
+            f"there is no engine {settings.engine} in {settings.precision}; one of these is needed: {possible}"
         ) from None
+
+
+def engine_by_itself(bundle: Source) -> tuple[str, str | None]:
+    """The engine that `--engine auto` takes in float32, and why; None where the bundle has no export to choose.
+
+    The order is fixed, and nothing is timed: OpenVINO on a CPU with a certified export, else torch.
+    """
+    if not parity_of(bundle):
+        return "torch", None
+    if bundle.device.type != "cpu":
+        return "torch", f"exports run on the CPU, and the device is {bundle.device.type}"
+    if why := why_no_export(bundle, "openvino"):
+        return "torch", why
+    if find_spec("openvino") is None:
+        return "torch", "openvino is not installed; pip install 'monai-unet-app[engines]'"
+    return "openvino", "its export is certified to answer as torch does"
+
+
+def check_device(settings: ResultSettings, device: str) -> None:
+    """Raises UsageError if an engine that runs on the CPU alone is asked for on another device."""
+    if settings.engine != "torch" and device != "cpu":
+        raise UsageError(f"--engine {settings.engine} runs on the CPU, and the device is {device}; give --device cpu")

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from monai_unet_app.errors import InputRefusedError
 
-from . import Answer
+from . import Answer, answer_of
 
 _LARGE_BYTES = 1 << 27  # of a layer's output
 
@@ -29,6 +29,12 @@ class MeanOfNetworks(nn.ModuleList):
         for network in networks:  # one answer at a time beside the sum
             mean = mean + network(windows)
         return mean / len(self)
+
+
+def statistics_of(output: Tensor) -> Tensor:
+    """`Answer.layer`, means and deviations, of the values that a layer gives, shape (B, C, *spatial)."""
+    flat = output.float().flatten(2)
+    return torch.cat([flat.mean(2), flat.std(2)], 1)
 
 
 class TorchEngine:
@@ -89,18 +95,13 @@ class TorchEngine:
     # Not inference_mode: its tensors could not be changed in place afterwards, and their sums are
     @torch.no_grad()
     def _answer(self, windows: Tensor) -> Answer:
-        axis = None if self.slice_axis is None else self.slice_axis + 2  # behind batch and channel
-        if axis is not None:
-            windows = windows.squeeze(axis)
-        logits, layer = self._run(windows)
-        return Answer(logits if axis is None else logits.unsqueeze(axis), layer)
+        return answer_of(self._run, windows, self.slice_axis)
 
     def _run(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
         seen: list[Tensor] = []
 
         def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            flat = output.float().flatten(2)
-            seen.append(torch.cat([flat.mean(2), flat.std(2)], 1).cpu())
+            seen.append(statistics_of(output).cpu())
 
         # Only for this call, so that the network is the same as before for whoever else runs it
         hooks = [] if self.layer is None else [self.layer.register_forward_hook(see)]

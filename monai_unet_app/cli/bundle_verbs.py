@@ -1,0 +1,98 @@
+"""The verbs about the files of bundles and of this installation: `bundle` and `doctor`."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
+from monai_unet_app.cli.dataclass_parser import Options
+from monai_unet_app.errors import AppError, UsageError
+
+
+def bundle(options: Options) -> Answer:
+    """Work on the files of a bundle: export, upgrade.
+
+    Example: monai-unet bundle upgrade --bundle my_bundle
+    """
+    raise UsageError("bundle alone does nothing; export or upgrade is needed; monai-unet bundle --help")
+
+
+def export(options: flags.Export) -> Answer:
+    """Write the network of a bundle for a faster engine; its answers are held against those of torch.
+
+    Example: monai-unet bundle export --bundle my_bundle --to openvino
+    """
+    common.check_bundle_folder(options.bundle, "files are written into it")
+    from monai_unet_app.export import export_bundle
+
+    bundle = common.loaded_bundle(common.trained_bundle(options.bundle).root, "cpu")
+    entry = export_bundle(bundle, options.to)
+    same = entry["float32"]
+    show.line(
+        f"wrote the export for {entry['made_with']}: its probabilities are within {same['probabilities_apart']:.1g} of those "
+        f"of torch, and {same['labels_changed']} of {same['labels']} labels differ"
+    )
+    words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to} --input IMAGE --output OUT"
+    show.line(f"now: monai-unet predict {words}")
+    return entry, EXIT_DONE
+
+
+def upgrade(options: flags.Upgrade) -> Answer:
+    """Move findings of earlier versions from inference.yaml to models/fitted.json; results stay the same, to the bit.
+
+    Example: monai-unet bundle upgrade --bundle my_bundle
+    """
+    common.check_bundle_folder(options.bundle, "its files are replaced")
+    from monai_unet_app.upgrade import upgrade_bundle
+
+    files = upgrade_bundle(Path(options.bundle))
+    show.line(f"labels and probabilities of a made image are equal; replaced {', '.join(files)}")
+    return {"files": files}, EXIT_DONE
+
+
+def doctor(options: flags.Doctor) -> Answer:
+    """Show what this installation can do, and list the bundles.
+
+    Example: monai-unet doctor --bundles
+    """
+    if options.bundles:
+        answer = _bundles()
+        return answer, EXIT_FAILED if answer["problems"] else EXIT_DONE
+    # this import brings torch, as in `train`
+    from monai_unet_app.doctor import examine
+
+    rows = examine()
+    states = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "broken": Text("broken", "red")}
+    cells = ([row["what"], row["found"], states[row["state"]]] for row in rows)
+    show.print_table(("what", show.folded("found"), ""), cells)
+    answer = {"checks": rows, **_bundles()}
+    return answer, EXIT_FAILED if answer["problems"] or any(row["state"] == "broken" for row in rows) else EXIT_DONE
+
+
+def _bundles() -> dict[str, Any]:
+    """Shows the bundles that a name can stand for, and gives "bundles", a row for each, and "problems", a sentence for each."""
+    from monai_unet_app.bundle_folder import bundle_files, bundle_folders
+
+    weights = {True: "yes", False: Text("untrained", "yellow")}
+    rows, problems = [], []
+    for name, folder in bundle_folders().items():
+        try:
+            bundle = bundle_files(folder)
+            task, untrained = bundle.metadata["task"], bundle.untrained
+        except AppError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        row = {"name": name, "version": bundle.version, "task": task, "trained": untrained is None}
+        sha256 = None if untrained else bundle.sha256
+        rows.append({**row, "sha256": sha256, "untrained": untrained, "folder": str(folder)})
+    cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
+    show.print_table(("bundle", "version", "what it does", "weights"), cells)
+    show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
+    for row in rows:
+        if row["untrained"]:
+            show.line(f"{row['name']} has {row['untrained']}")
+    show.problems_list(problems)
+    return {"bundles": rows, "problems": problems}

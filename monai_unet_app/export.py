@@ -1,0 +1,172 @@
+"""Writes a bundle's network for other programs, with the proof that it answers as before."""
+
+import shutil
+import tempfile
+import warnings
+from contextlib import ExitStack
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dicom_io.files import replace_when_whole
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.config import ResultSettings
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.errors import BundleError
+from monai_unet_app.inference.engines import answer_of
+from monai_unet_app.inference.engines.exported import (
+    MOST_APART,
+    PARITY,
+    export_sha256,
+    exported_engine,
+    parity_of,
+    probabilities_apart,
+    reference_answers,
+    reference_windows,
+)
+from monai_unet_app.inference.engines.runtimes import RUNTIMES, imported, made_with
+from monai_unet_app.inference.engines.torch_engine import statistics_of
+
+SCHEMA_VERSION = "1.0"
+_HALVED = 3  # times that neighbours are averaged before the others are summed up
+
+
+class PreciseNorm(nn.Module):
+    """Instance norm in operations that every runtime computes as precisely as torch.
+
+    A runtime's own norm sums up all voxels of a window in float32, one after the other, and probabilities of photographs were
+    0.001 from those of torch. Here neighbours are averaged first, which no runtime merges into one sum. The sizes of the window
+    that is traced are part of it.
+
+    Args:
+        norm: Without running statistics.
+    """
+
+    def __init__(self, norm: nn.InstanceNorm2d | nn.InstanceNorm3d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of shape (B, C, *spatial), each channel with mean 0 and deviation 1, then weight and bias."""
+        centred = values - _mean(values)
+        shape = (1, -1, *[1] * (values.ndim - 2))
+        scale = torch.rsqrt(_mean(centred * centred) + self.norm.eps)
+        if self.norm.weight is None:
+            return centred * scale
+        return centred * (scale * self.norm.weight.view(shape)) + self.norm.bias.view(shape)
+
+
+def _mean(values: Tensor) -> Tensor:
+    pool = functional.avg_pool3d if values.ndim == 5 else functional.avg_pool2d
+    for _ in range(_HALVED):
+        pairs = [2 - int(size) % 2 for size in values.shape[2:]]
+        if max(pairs) == 2:
+            values = pool(values, pairs)
+    return values.mean(tuple(range(2, values.ndim)), keepdim=True)
+
+
+def with_precise_norms(network: nn.Module) -> nn.Module:
+    """A copy of a network whose instance norms are `PreciseNorm`; keys and weights are not those of the original."""
+    copied = deepcopy(network)
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.InstanceNorm2d | nn.InstanceNorm3d) and not child.track_running_stats:
+                setattr(parent, name, PreciseNorm(child))
+    return copied
+
+
+class WithStatistics(nn.Module):
+    """A network that also answers with the mean and the deviation of a layer, as `Answer.layer`.
+
+    Args:
+        network: In eval mode; gets a hook.
+        layer: Name of a submodule; None for none.
+    """
+
+    def __init__(self, network: nn.Module, layer: str | None) -> None:
+        super().__init__()
+        self.network, self._seen = network, list[Tensor]()
+        if layer is not None:
+            network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: self._seen.append(output))
+
+    def forward(self, windows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of windows (B, C_in, *window), and statistics of the layer where there is one."""
+        self._seen.clear()
+        logits: Tensor = self.network(windows)
+        return (logits, statistics_of(self._seen.pop())) if self._seen else logits
+
+
+def export_bundle(bundle: Bundle, engine: str) -> dict[str, Any]:
+    """Exports a bundle's network into its folder, and gives the entry of the export in the certificate.
+
+    The export answers the reference windows, whole, beside torch. One that differs is kept out of the bundle.
+
+    Args:
+        bundle: In a folder, on the CPU; `models/parity.json` and the files of the export are written.
+        engine: A key of `RUNTIMES`.
+
+    Raises:
+        UsageError: The runtime is not installed.
+        BundleError: The export answers otherwise than torch.
+    """
+    imported(engine)
+    files, runs = RUNTIMES[engine]
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=bundle.root / "models") as folder:
+        made = [Path(folder) / Path(name).name for name in files]
+        _write(bundle, engine, made[0])
+        run, apart, voxels, changed = runs(made[0]), 0.0, 0, 0
+        for window in reference_windows(bundle.rules.channels, bundle.windows.window):
+            torchs = bundle.engine(ResultSettings())(window).logits[0]
+            logits = answer_of(run, window, bundle.slice_axis).logits[0]
+            apart = max(apart, probabilities_apart(bundle.outputs, torchs, logits))
+            labels = [bundle.outputs.labels(one) for one in (torchs, logits)]
+            voxels, changed = voxels + labels[0].numel(), changed + int((labels[0] != labels[1]).sum())
+        if not apart <= MOST_APART:
+            raise BundleError(
+                f"{bundle.name}: exported for {made_with(engine)}, its network answers with probabilities that are "
+                f"{apart:.2g} from those of torch; {MOST_APART:g} at most is needed, so nothing was written"
+            )
+        with ExitStack() as whole:
+            for part, name in zip(made, files, strict=True):
+                shutil.copyfile(part, whole.enter_context(replace_when_whole(bundle.root / name)))
+    entry = {
+        "sha256": export_sha256(bundle.root, files),
+        "made_with": made_with(engine),
+        "certified": True,
+        "float32": {"probabilities_apart": apart, "labels": voxels, "labels_changed": changed},
+    }
+    write_json(_certificate(bundle, engine, entry), bundle.root / PARITY, "parity", indent=None)
+    exported_engine(bundle, ResultSettings(engine=engine))  # as it will be loaded
+    return entry
+
+
+def _write(bundle: Bundle, engine: str, file: Path) -> None:
+    module = WithStatistics(with_precise_norms(bundle.network), bundle.feature_layer).eval()
+    window = reference_windows(bundle.rules.channels, bundle.windows.window)[0]
+    if bundle.slice_axis is not None:
+        window = window.squeeze(bundle.slice_axis + 2)
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        if engine == "openvino":
+            openvino = imported(engine)
+            # Half precision is for who asks for it
+            network = openvino.convert_model(module, example_input=window, input=list(window.shape))
+            openvino.save_model(network, file, compress_to_fp16=False)
+        else:
+            # The older exporter writes instance norms that answer otherwise
+            torch.onnx.export(module, (window,), file, dynamo=True, external_data=False, verbose=False)
+
+
+def _certificate(bundle: Bundle, engine: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """The certificate with this export; others of the same weights stay."""
+    old = parity_of(bundle)
+    same = old.get("weights_sha256") == bundle.weights_sha256
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "weights_sha256": bundle.weights_sha256,
+        "reference": reference_answers(bundle.engine(ResultSettings()), bundle),
+        "exports": {**(old["exports"] if same else {}), engine: entry},
+    }

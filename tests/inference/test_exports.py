@@ -1,0 +1,237 @@
+"""Exported networks answer as torch does, and what is not the certified export of these weights is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from own_network import own_network
+from shell import Run, shell
+from small_data import drawn_eyes, few_examples
+
+from monai_unet_app import export
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.config import PredictConfig, ResultSettings
+from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.export import export_bundle, with_precise_norms
+from monai_unet_app.inference.engines.chooser import check_device, engine_by_itself
+from monai_unet_app.inference.engines.exported import PARITY, export_sha256, reference_windows
+from monai_unet_app.inference.engines.runtimes import RUNTIMES
+from monai_unet_app.pipeline import segment_case
+
+run = pytest.fixture(shell)
+VOLUMES, SLICES, EYES = "hippocampus_mri_unet3d", "hippocampus_mri_unet2d", "retina_vessel_unet2d"
+ENGINES = tuple(RUNTIMES)
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tiny_template: Callable[[str], tuple[Path, object]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A tiny bundle, exported once for every engine."""
+    made: dict[str, Path] = {}
+
+    def export_once(name: str) -> Path:
+        if name not in made:
+            root = made[name] = tmp_path_factory.mktemp("exported") / name
+            shutil.copytree(tiny_template(name)[0], root)
+            for engine in ENGINES:
+                export_bundle(load_bundle(root), engine)
+        return made[name]
+
+    return export_once
+
+
+@pytest.fixture
+def copied(exported: Callable[[str], Path], tmp_path: Path) -> Path:
+    return shutil.copytree(exported(VOLUMES), tmp_path / VOLUMES)
+
+
+def image_for(name: str, folder: Path) -> Path:
+    if name == EYES:
+        return drawn_eyes(folder, 1) / "eye_1.png"
+    return few_examples(folder, ("hippocampus_003",)) / "images/hippocampus_003.nii.gz"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", [VOLUMES, SLICES, EYES])
+def test_an_exported_network_gives_the_labels_and_probabilities_of_torch(
+    exported: Callable[[str], Path], tmp_path: Path, name: str, engine: str
+) -> None:
+    bundle, image = load_bundle(exported(name)), image_for(name, tmp_path)
+    cases = [
+        segment_case(image, bundle, PredictConfig(ResultSettings(engine=one, tta=True)), keep="probabilities")
+        for one in ("torch", engine)
+    ]
+    torchs, others = (np.asarray(case.segmentation.probabilities) for case in cases)
+    np.testing.assert_allclose(others, torchs, atol=2e-5)
+    labels = [np.asarray(case.segmentation.labels) for case in cases]
+    assert np.mean(labels[0] != labels[1]) <= 1e-4
+    assert cases[1].settings.engine == engine
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_layer_made_of_windows_is_answered_alike_and_other_sizes_are_refused(
+    exported: Callable[[str], Path], engine: str
+) -> None:
+    bundle = load_bundle(exported(VOLUMES))
+    windows = torch.randn(3, 1, *bundle.windows.window, generator=torch.Generator().manual_seed(1))
+    torchs, others = (bundle.engine(ResultSettings(engine=one))(windows) for one in ("torch", engine))
+    torch.testing.assert_close(others.logits, torchs.logits, atol=1e-4, rtol=1e-4)
+    assert torchs.layer is not None
+    torch.testing.assert_close(others.layer, torchs.layer, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UsageError, match="an export answers windows of"):
+        bundle.engine(ResultSettings(engine=engine))(windows[:, :, 1:])
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (33, 1), (24, 9, 10)])
+def test_precise_norms_are_those_of_torch_in_double_precision(shape: tuple[int, ...]) -> None:
+    values = 50 + torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0)).double()
+    kind = torch.nn.InstanceNorm2d if len(shape) == 2 else torch.nn.InstanceNorm3d
+    norm = torch.nn.Sequential(kind(3, affine=True), kind(3)).double().eval()
+    torch.nn.init.normal_(norm[0].weight)
+    torch.nn.init.normal_(norm[0].bias)
+    precise = with_precise_norms(norm)
+    assert type(norm[0]) is kind
+    torch.testing.assert_close(precise(values), norm(values), atol=1e-9, rtol=1e-9)
+
+
+def test_reference_windows_are_those_of_their_formula_and_unlike_each_other() -> None:
+    one, other, dark = reference_windows(2, (8, 6, 1))
+    assert float(dark[:, :, :4].std()) == 0
+    assert torch.equal(dark[:, :, 4:], other[:, :, 4:])
+    assert one.shape == other.shape == (1, 2, 8, 6, 1)
+    # First voxel: three waves at their top, and the ripple at its bottom
+    assert one[0, 0, 0, 0, 0] == pytest.approx(0.6 * 3 - 0.5)
+    assert float((one - other).abs().mean()) > 0.1
+    assert float((one[0, 0] - one[0, 1]).abs().mean()) > 0.01
+
+
+def refused(root: Path, engine: str = "openvino") -> str:
+    with pytest.raises(BundleError) as refusal:
+        load_bundle(root).engine(ResultSettings(engine=engine))
+    assert f"run monai-unet bundle export --bundle {VOLUMES} --to {engine}" in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_a_bundle_without_an_export_is_refused(tiny_bundle: Callable[[str], Path]) -> None:
+    assert "it has no export for onnxruntime" in refused(tiny_bundle(VOLUMES), "onnxruntime")
+
+
+def test_an_export_of_other_weights_is_refused(copied: Path) -> None:
+    weights = torch.load(copied / "models/model.pt", weights_only=True)
+    torch.save({name: value * 1.01 for name, value in weights.items()}, copied / "models/model.pt")
+    (copied / "models/fitted.json").write_text((copied / "models/fitted.json").read_text())
+    assert "its export for openvino is of other weights" in refused(copied)
+    assert engine_by_itself(load_bundle(copied)) == ("torch", "its export for openvino is of other weights")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_damaged_export_is_refused(copied: Path, engine: str) -> None:
+    file = copied / RUNTIMES[engine][0][-1]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    file.write_bytes(content)
+    assert "is not the one that its certificate" in refused(copied, engine)
+    file.unlink()
+    assert "is not the one that its certificate" in refused(copied, engine)
+
+
+def test_another_network_under_a_certificate_that_names_it_is_refused_by_its_answers(copied: Path) -> None:
+    """Whoever can write the certificate can write its digests; the answers of torch in it are held against the network."""
+    other = copied.parent / "other" / VOLUMES
+    shutil.copytree(copied, other)
+    weights = torch.load(other / "models/model.pt", weights_only=True)
+    torch.save({name: value * 1.05 for name, value in weights.items()}, other / "models/model.pt")
+    export_bundle(load_bundle(other), "openvino")
+    for name in RUNTIMES["openvino"][0]:
+        shutil.copyfile(other / name, copied / name)
+    document = json.loads((copied / PARITY).read_text())
+    document["exports"]["openvino"]["sha256"] = export_sha256(copied, RUNTIMES["openvino"][0])
+    (copied / PARITY).write_text(json.dumps(document))
+    assert "answers a reference window with probabilities that are" in refused(copied)
+
+
+def test_an_export_that_answers_otherwise_is_not_written(
+    tiny_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tiny_bundle(VOLUMES)
+    before = sorted(root.rglob("*"))
+
+    def other_answers(bundle: Bundle, engine: str, file: Path) -> None:
+        with torch.no_grad():
+            for weight in bundle.network.parameters():
+                weight.mul_(1.05)
+        write(bundle, engine, file)
+        bundle.network.load_state_dict(torch.load(bundle.weights, weights_only=True))
+
+    write = export._write
+    monkeypatch.setattr(export, "_write", other_answers)
+    with pytest.raises(BundleError, match=r"from those of torch; 0\.0001 at most is needed, so nothing was written"):
+        export_bundle(load_bundle(root), "openvino")
+    assert sorted(root.rglob("*")) == before
+
+
+def test_the_network_is_left_as_it_was(tiny_bundle: Callable[[str], Path]) -> None:
+    bundle = load_bundle(tiny_bundle(VOLUMES))
+    hooks = [len(part._forward_hooks) for part in bundle.network.modules()]
+    export_bundle(bundle, "openvino")
+    assert [len(part._forward_hooks) for part in bundle.network.modules()] == hooks
+    assert not any(part.training for part in bundle.network.modules())
+
+
+def test_an_engine_of_the_cpu_is_refused_elsewhere() -> None:
+    check_device(ResultSettings(engine="torch"), "cuda")
+    with pytest.raises(UsageError, match="--engine openvino runs on the CPU, and the device is cuda"):
+        check_device(ResultSettings(engine="openvino"), "cuda")
+
+
+def test_auto_takes_a_certified_export_and_says_so(
+    run: Run, tiny_bundle: Callable[[str], Path], exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    image = image_for(VOLUMES, tmp_path / "in")
+    for number, (bundle, engine) in enumerate(((tiny_bundle(VOLUMES), "torch"), (exported(VOLUMES), "openvino"))):
+        words = ["predict", "--bundle", bundle, "--input", image, "--output", tmp_path / f"out{number}"]
+        answer = run(*words, "--device", "cpu", "--deliver-rejected")
+        assert answer.code == 0, answer.err
+        assert ("engine openvino: its export is certified" in answer.err) == (engine == "openvino")
+        document = json.loads(next((tmp_path / f"out{number}").glob("*result.json")).read_text())
+        assert document["settings"]["engine"] == engine
+
+
+def test_the_verb_exports_and_tells_how_far_the_answers_are_apart(run: Run, tiny_bundle: Callable[[str], Path]) -> None:
+    root = tiny_bundle(VOLUMES)
+    answer = run("bundle", "export", "--bundle", root, "--to", "openvino")
+    assert answer.code == 0, answer.err
+    assert re.search(
+        r"within \S+e-0[5-9] of those of torch, and \d of 147456 labels differ", " ".join(answer.out.split())
+    )
+    assert (root / PARITY).is_file()
+    answer = run("predict", "--bundle", root, "--input", root, "--output", root / "no", "--engine", "onnxruntime")
+    assert answer.code != 0
+
+
+def test_an_export_talks_to_nobody(tiny_bundle: Callable[[str], Path]) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "monai_unet_app",
+        "bundle",
+        "export",
+        "--bundle",
+        tiny_bundle(VOLUMES),
+        "--to",
+        "openvino",
+    ]
+    with own_network() as packets_sent:
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert packets_sent() == 0
