@@ -13,7 +13,7 @@ from monai_unet_app.planning.network import LEAST_EDGE, NetworkPlan, plan_networ
 EPOCHS = 24
 LEAST_STEPS = 2000
 _STEPS_SHARE = 0.75  # of the time of a training; the rest reads, varies and validates
-_VALIDATED = 4  # epochs from one validation to the next, as in train.yaml
+_VALIDATED = (4, 3)  # epochs from one validation to the next, as in train.yaml
 _MARGIN = 1.3  # of the window: what a rotated and sheared window may need
 _WINDOW_VOXELS = {2: 2**16, 3: 2**20}
 _BYTES = 0.7e9  # of a training, beside its windows
@@ -55,7 +55,7 @@ def network_and_length(decided: Decisions, image: Grid, config: PlanConfig, spee
     train_cases = max(1, round(0.8 * cases))
     per_case = max(1, round(steps * batch / (EPOCHS * train_cases)))
     epochs = steps * batch // (per_case * train_cases)
-    epochs = max(2, epochs // _VALIDATED * _VALIDATED or epochs)
+    epochs = max(2, *(epochs // every * every for every in _VALIDATED))
     steps = epochs * max(1, per_case * train_cases // batch)
     margin = [math.ceil(size * _MARGIN) for size in network.window]
     slice_axis = decided["slice_axis"].value
