@@ -23,6 +23,7 @@ from monai_unet_app.inference.engines.exported import (
     PARITY,
     export_sha256,
     exported_engine,
+    network_sha256,
     parity_of,
     probabilities_apart,
     reference_answers,
@@ -136,7 +137,6 @@ def export_bundle(bundle: Bundle, engine: str) -> dict[str, Any]:
     entry = {
         "sha256": export_sha256(bundle.root, files),
         "made_with": made_with(engine),
-        "certified": True,
         "float32": {"probabilities_apart": apart, "labels": voxels, "labels_changed": changed},
     }
     write_json(_certificate(bundle, engine, entry), bundle.root / PARITY, "parity", indent=None)
@@ -161,12 +161,13 @@ def _write(bundle: Bundle, engine: str, file: Path) -> None:
 
 
 def _certificate(bundle: Bundle, engine: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """The certificate with this export; others of the same weights stay."""
+    """The certificate with this export; others of the same network stay."""
     old = parity_of(bundle)
-    same = old.get("weights_sha256") == bundle.weights_sha256
+    network = {"weights_sha256": bundle.weights_sha256, "network_sha256": network_sha256(bundle)}
+    same = old.items() >= network.items()
     return {
         "schema_version": SCHEMA_VERSION,
-        "weights_sha256": bundle.weights_sha256,
+        **network,
         "reference": reference_answers(bundle.engine(ResultSettings()), bundle),
         "exports": {**(old["exports"] if same else {}), engine: entry},
     }

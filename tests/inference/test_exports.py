@@ -134,6 +134,22 @@ def test_an_export_of_other_weights_is_refused(copied: Path) -> None:
     assert engine_by_itself(load_bundle(copied)) == ("torch", "its export for openvino is of other weights")
 
 
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        (r"^window: .*", "window: [16, 16, 16]"),
+        (r"^feature_layer: .*", "feature_layer: input_block"),
+        (r"\{affine: true\}", "{affine: true, eps: 0.1}"),
+    ],
+)
+def test_an_export_of_another_network_window_or_layer_is_refused(copied: Path, there: str, instead: str) -> None:
+    config = copied / "configs/inference.yaml"
+    text, count = re.subn(there, instead, config.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    config.write_text(text)
+    assert "is of another network_def, window or feature_layer" in refused(copied)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_damaged_export_is_refused(copied: Path, engine: str) -> None:
     file = copied / RUNTIMES[engine][0][-1]

@@ -85,7 +85,7 @@ def test_time_and_memory_decide_how_large_and_how_long(volumes: Path) -> None:
     much, little = (plan.values for plan in plans)
     assert much["filters"][0] == 32
     assert little["filters"][0] == 16
-    assert 0 in (much["epochs"] % 4, much["epochs"] % 3)  # so that every fourth or third is validated, not each
+    assert much["epochs"] % 4 == 0  # so that every fourth is validated, not each
     for plan, seconds in zip(plans, (200.0, 1.0), strict=True):
         values = plan.values
         steps = values["epochs"] * values["windows_per_case"] * 4 / values["batch_size"]  # of 5 cases 4 train

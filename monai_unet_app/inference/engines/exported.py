@@ -6,6 +6,7 @@ loaded, and is refused if it differs: because of a damaged file, other weights, 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from monai_unet_app.config import ResultSettings
+from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.metrics.outputs import Outputs
@@ -58,11 +60,11 @@ def exported_engine(bundle: Source, settings: ResultSettings) -> ExportedEngine:
 
     Raises:
         UsageError: The runtime is not installed.
-        BundleError: There is no export for it, or it is damaged, of other weights, or answers otherwise than torch.
+        BundleError: There is no export for it, or it is damaged, of another network, or answers otherwise than torch.
     """
     engine, again = settings.engine, f"run monai-unet bundle export --bundle {bundle.name} --to {settings.engine}"
     if why := why_no_export(bundle, engine):
-        raise BundleError(f"{bundle.name}: {why}; an export of these weights is needed; {again}")
+        raise BundleError(f"{bundle.name}: {why}; an export of this network is needed; {again}")
     made = ExportedEngine(RUNTIMES[engine][1](bundle.root / RUNTIMES[engine][0][0]), bundle)
     reference = parity_of(bundle)["reference"]
     for answer, torchs in zip(reference_answers(made, bundle), reference, strict=True):
@@ -84,10 +86,10 @@ def why_no_export(bundle: Source, engine: str) -> str | None:
         return f"it has no export for {engine}"
     if document["weights_sha256"] != bundle.weights_sha256:
         return f"its export for {engine} is of other weights"
+    if document["network_sha256"] != network_sha256(bundle):
+        return f"its export for {engine} is of another network_def, window or feature_layer"
     if document["exports"][engine]["sha256"] != export_sha256(bundle.root, files):
         return f"its export for {engine} is not the one that its certificate {PARITY} names"
-    if not document["exports"][engine]["certified"]:
-        return f"its export for {engine} answered otherwise than torch when it was made"
     return None
 
 
@@ -101,14 +103,17 @@ def parity_of(bundle: Source) -> dict[str, Any]:
     return document
 
 
+def network_sha256(bundle: Source) -> str:
+    """SHA-256 of what an export depends on beside the weights: the network as torch describes it, its window, its layer."""
+    network = re.sub(r" at 0x[0-9a-f]+", "", repr(bundle.network))
+    return hashlib.sha256(f"{network} {tuple(bundle.windows.window)} {bundle.feature_layer}".encode()).hexdigest()
+
+
 def export_sha256(root: Path, files: Sequence[str]) -> str | None:
-    """SHA-256 of the files of an export, one after the other; None if one is absent."""
-    digest = hashlib.sha256()
-    for name in files:
-        if not (root / name).is_file():
-            return None
-        digest.update((root / name).read_bytes())
-    return digest.hexdigest()
+    """SHA-256 of the digests of the files of an export, one after the other; None if one is absent."""
+    if not all((root / name).is_file() for name in files):
+        return None
+    return hashlib.sha256("".join(file_sha256(root / name) for name in files).encode()).hexdigest()
 
 
 def reference_windows(channels: int, window: Sequence[int]) -> list[Tensor]:
