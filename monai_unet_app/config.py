@@ -44,8 +44,8 @@ class ResultSettings:
     tta: bool = field(default=False, metadata=_OF_STATEMENTS)
     elsewhere: bool = field(default=False, metadata=_OF_STATEMENTS)
     repairs: tuple[str, ...] = ()
-    engine: str = "torch"
-    precision: str = "float32"
+    engine: str = field(default="torch", metadata=_OF_STATEMENTS)
+    precision: str = field(default="float32", metadata=_OF_STATEMENTS)
 
     @property
     def of_statements(self) -> "ResultSettings":
@@ -76,12 +76,14 @@ class PredictConfig:
         reading: For DICOM: the series and the time point to read, and the permitted repairs.
         memory_limit: Bytes that the process may take; None: what the machine, its control group and `ulimit` leave.
         on_plan: Called with a sentence about the memory that a large image will take, before its pixels are read.
+        certifying: Statements are made although nothing certifies these settings yet: that is about to be measured.
     """
 
     settings: ResultSettings = ResultSettings()
     reading: ReadOptions = field(default_factory=ReadOptions)
     memory_limit: float | None = None
     on_plan: Callable[[str], None] | None = field(default=None, compare=False)
+    certifying: bool = False
 
 
 @dataclass(frozen=True)

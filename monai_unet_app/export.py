@@ -18,13 +18,11 @@ from monai_unet_app.config import ResultSettings
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
 from monai_unet_app.inference.engines import answer_of
+from monai_unet_app.inference.engines.certificate import PARITY, export_sha256, parity_of
 from monai_unet_app.inference.engines.exported import (
     MOST_APART,
-    PARITY,
-    export_sha256,
     exported_engine,
     network_sha256,
-    parity_of,
     probabilities_apart,
     reference_answers,
     reference_windows,
@@ -119,7 +117,7 @@ def export_bundle(bundle: Bundle, engine: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix=".export-", dir=bundle.root / "models") as folder:
         made = [Path(folder) / Path(name).name for name in files]
         _write(bundle, engine, made[0])
-        run, apart, voxels, changed = runs(made[0]), 0.0, 0, 0
+        run, apart, voxels, changed = runs(made[0], "float32"), 0.0, 0, 0
         for window in reference_windows(bundle.rules.channels, bundle.windows.window):
             torchs = bundle.engine(ResultSettings())(window).logits[0]
             logits = answer_of(run, window, bundle.slice_axis).logits[0]
@@ -139,7 +137,9 @@ def export_bundle(bundle: Bundle, engine: str) -> dict[str, Any]:
         "made_with": made_with(engine),
         "float32": {"probabilities_apart": apart, "labels": voxels, "labels_changed": changed},
     }
-    write_json(_certificate(bundle, engine, entry), bundle.root / PARITY, "parity", indent=None)
+    document = begun_certificate(bundle)
+    document["exports"] |= {engine: entry}
+    write_json(document, bundle.root / PARITY, "parity", indent=None)
     exported_engine(bundle, ResultSettings(engine=engine))  # as it will be loaded
     return entry
 
@@ -160,14 +160,11 @@ def _write(bundle: Bundle, engine: str, file: Path) -> None:
             torch.onnx.export(module, (window,), file, dynamo=True, external_data=False, verbose=False)
 
 
-def _certificate(bundle: Bundle, engine: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """The certificate with this export; others of the same network stay."""
+def begun_certificate(bundle: Bundle) -> dict[str, Any]:
+    """The certificate of a bundle as it is, or a new one where the network is another than that of the certificate."""
     old = parity_of(bundle)
     network = {"weights_sha256": bundle.weights_sha256, "network_sha256": network_sha256(bundle)}
-    same = old.items() >= network.items()
-    return {
-        "schema_version": SCHEMA_VERSION,
-        **network,
-        "reference": reference_answers(bundle.engine(ResultSettings()), bundle),
-        "exports": {**(old["exports"] if same else {}), engine: entry},
-    }
+    if old.items() >= network.items():
+        return old
+    reference = reference_answers(bundle.engine(ResultSettings()), bundle)
+    return {"schema_version": SCHEMA_VERSION, **network, "reference": reference, "exports": {}}

@@ -147,7 +147,8 @@ def segment_case(
 
     run, seconds = run or PredictConfig(), dict[str, float]()
     settings = settings_of(run, bundle)
-    statements = None if fitting else read_confidence(bundle, settings)
+    stated_as = replace(settings, precision=ResultSettings.precision) if run.certifying else settings
+    statements = None if fitting else read_confidence(bundle, stated_as)
     result = bundle.mirrored_result if settings.tta else bundle.result
     planner = MemoryPlanner(bundle, run, result, keep)
     with timed(seconds, "read"):

@@ -1,6 +1,7 @@
 """The verbs about the files of bundles and of this installation: `bundle` and `doctor`."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from monai_unet_app.errors import AppError, UsageError
 
 
 def bundle(options: Options) -> Answer:
-    """Work on the files of a bundle: export, upgrade.
+    """Work on the files of a bundle: export, certify, upgrade.
 
     Example: monai-unet bundle upgrade --bundle my_bundle
     """
-    raise UsageError("bundle alone does nothing; export or upgrade is needed; monai-unet bundle --help")
+    raise UsageError("bundle alone does nothing; export, certify or upgrade is needed; monai-unet bundle --help")
 
 
 def export(options: flags.Export) -> Answer:
@@ -38,6 +39,35 @@ def export(options: flags.Export) -> Answer:
     words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to} --input IMAGE --output OUT"
     show.line(f"now: monai-unet predict {words}")
     return entry, EXIT_DONE
+
+
+def certify(options: flags.Certify) -> Answer:
+    """Measure on labelled cases what an engine changes that computes in fewer bits; if little, what the bundle states holds.
+
+    Example: monai-unet bundle certify --bundle my_bundle --data DATA --engine openvino --precision bfloat16
+    """
+    common.check_bundle_folder(options.bundle, "its models/parity.json is written")
+    root, data = common.trained_bundle(options.bundle).root, common.labelled_cases(options)
+    from monai_unet_app.certify import certify as certified
+    from monai_unet_app.config import ResultSettings
+    from monai_unet_app.evaluate import choose_cases
+
+    bundle = common.loaded_bundle(root, options.device)
+    settings = common.with_engine(ResultSettings(tta=options.tta), bundle, options)
+    chosen = choose_cases(bundle, data, options.partition, options.splits)
+    show.say(chosen.note)
+    with show.Steps("certifying", 2 * len(chosen.rows)) as step:
+        entry = certified(bundle, replace(chosen, name=options.source.resolve().name), settings, step.measured)
+    rows = (
+        [one["score"], one["class"], *(f"{one[name]:.4f}" for name in ("old", "new")), one["outcome"]]
+        for one in entry["figures"]
+    )
+    show.print_table(("score", "of", "float32", settings.precision, ""), rows)
+    show.line(
+        "; ".join(f"{what} differs in {count} of {entry['cases']} cases" for what, count in entry["changed"].items())
+    )
+    show.line(f"{settings.engine} in {settings.precision}: {entry['outcome']}; {entry['reason']}")
+    return entry, EXIT_DONE if entry["outcome"] == "passed" else EXIT_FAILED
 
 
 def upgrade(options: flags.Upgrade) -> Answer:

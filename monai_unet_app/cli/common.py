@@ -4,18 +4,20 @@ import shlex
 import tempfile
 import textwrap
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_unet_app.cli import show
 from monai_unet_app.cli.dataclass_parser import Options
-from monai_unet_app.cli.flags import Calibrate, Cases, Evaluate, Network, Reading
+from monai_unet_app.cli.flags import Calibrate, Cases, Engine, Evaluate, Network, Predict, Reading
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.bundle_folder import BundleFiles
+    from monai_unet_app.config import ResultSettings
     from monai_unet_app.data.case_files import CaseFiles
     from monai_unet_app.planning.family import NetworkChoice
 
@@ -106,6 +108,19 @@ def labelled_cases(options: Cases) -> "list[CaseFiles]":
     from monai_unet_app.data.case_files import find_data
 
     return find_data(options.source, options.labels, options.label_suffix)
+
+
+def with_engine(settings: "ResultSettings", bundle: "Bundle", options: Engine | Predict) -> "ResultSettings":
+    """The settings with --engine and --precision; the engine is loaded, and what auto chose is said."""
+    from monai_unet_app.inference.engines.chooser import check_device, engine_by_itself
+
+    engine, why = engine_by_itself(bundle) if options.engine == "auto" else (options.engine, None)
+    chosen = replace(settings, engine=engine, precision=options.precision)
+    check_device(chosen, bundle.device.type)
+    bundle.engine(chosen)  # refused before the first image is read
+    if why:
+        show.say(f"engine {engine}: {why}")
+    return chosen
 
 
 def set_fields(options: Options, settings: type[Any]) -> dict[str, Any]:

@@ -74,6 +74,27 @@ class Device(Options):
     device: str = "auto"
 
 
+class Precision(Options):
+    """How many bits the network computes in.
+
+    Attributes:
+        precision: %(choices)s: bfloat16 and float16 (cuda) are faster and change results; a bundle states something about
+            them where bundle certify found that it holds (default: float32)
+    """
+
+    precision: Annotated[Literal["float32", "bfloat16", "float16"], Flag(metavar="BITS")] = "float32"
+
+
+class Engine(Precision):
+    """What runs the network where results are measured.
+
+    Attributes:
+        engine: %(choices)s: what runs the network (default: torch)
+    """
+
+    engine: Annotated[Literal["torch", "openvino", "onnxruntime"], Flag(metavar="ENGINE")] = "torch"
+
+
 class Cases(Labels, Device):
     """Labelled cases for a network. A verb declares `partition` again, with its choices and its help.
 
@@ -321,7 +342,19 @@ class Calibrate(Cases):
     risk: Share = 0.1
 
 
-class Evaluate(Cases):
+class Certify(Cases, Engine):
+    """Flags of `bundle certify`.
+
+    Attributes:
+        bundle: folder of the bundle; its models/parity.json is written
+        partition: which cases of the plan (default: only those that the bundle has not seen)
+    """
+
+    bundle: Text
+    partition: Literal["test", "all"] | None = None
+
+
+class Evaluate(Cases, Engine):
     """Flags of `evaluate`.
 
     Attributes:
@@ -388,7 +421,7 @@ class Subgroups(Options):
     output: Place | None = None
 
 
-class Predict(Reading, Device):
+class Predict(Reading, Device, Precision):
     """Flags of `predict`.
 
     Attributes:

@@ -16,7 +16,6 @@ from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
-    from monai_unet_app.config import ResultSettings
     from monai_unet_app.report.stored_evaluation import StoredEvaluation
     from monai_unet_app.report.targets import Bounds
     from monai_unet_app.training.ranking import Ranking
@@ -223,6 +222,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
     from monai_unet_app.report.card import check_held_out, read_measured
 
     bundle = common.loaded_bundle(root, options.device, by_folds=options.folds)
+    settings = common.with_engine(ResultSettings(tta=options.tta, elsewhere=options.elsewhere), bundle, options)
     if options.folds:
         chosen = choose_out_of_fold(bundle, data)
     else:
@@ -236,7 +236,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
             bundle,
             replace(chosen, name=options.source.resolve().name),
             options.output,
-            run=PredictConfig(ResultSettings(tta=options.tta, elsewhere=options.elsewhere)),
+            run=PredictConfig(settings),
             targets=targets,
             each=step.measured,
         )
@@ -357,7 +357,7 @@ def predict(options: flags.Predict) -> Answer:
         show.say(
             f"left out, although {options.destination} takes them: {', '.join(left_out)}; a picture has no patient space"
         )
-    run = replace(run, settings=_with_engine(run.settings, bundle, options.engine))
+    run = replace(run, settings=common.with_engine(run.settings, bundle, options))
     if options.tta and not bundle.mirror_axes:
         show.say(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements are valid as without it")
     with show.Steps("segmenting", len(cases)) as step:
@@ -374,19 +374,6 @@ def predict(options: flags.Predict) -> Answer:
         show.line(f"wrote {len(done) - withheld} case(s) to {options.output}{records}")
     answer = {"cases": done, "problems": problems, "left_out": left_out}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
-
-
-def _with_engine(settings: "ResultSettings", bundle: "Bundle", wish: str) -> "ResultSettings":
-    """The settings with the engine that --engine names, or that auto takes; it is loaded, and what was chosen is said."""
-    from monai_unet_app.inference.engines.chooser import check_device, engine_by_itself
-
-    engine, why = engine_by_itself(bundle) if wish == "auto" else (wish, None)
-    chosen = replace(settings, engine=engine)
-    check_device(chosen, bundle.device.type)
-    bundle.engine(chosen)  # refused before the first image is read
-    if why:
-        show.say(f"engine {engine}: {why}")
-    return chosen
 
 
 def _formats(options: flags.Predict, *, planar: bool) -> tuple[dict[str, Any], tuple[str, ...]]:

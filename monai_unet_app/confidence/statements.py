@@ -240,15 +240,17 @@ STATEMENTS = ("sizes", "risk", "gate", "shift", "border")
 def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence:
     """The statements of a bundle about results with these settings; only marked fields of the settings count.
 
-    The result has no statement, and the reason in `why_not`, if averages over mirror images were not fitted, or if the
-    statements were fitted to other weights, configs or structures than the bundle has now.
+    The result has no statement, and the reason in `why_not`, if averages over mirror images were not fitted, if the
+    statements were fitted to other weights, configs or structures than the bundle has now, or if it was computed in fewer bits
+    than float32 and `bundle certify` has not found that they hold.
 
     Raises:
         InputRefusedError: The settings ask for the intervals for images from elsewhere, and the bundle has none.
         BundleError: Its confidence.json is damaged, or of another version.
     """
     settings = settings.of_statements
-    stated = _stated(bundle, settings.key)
+    why = None if settings.precision == ResultSettings.precision else _why_uncertified(bundle, settings)
+    stated = _nothing_stated(why) if why else _stated(bundle, settings.key)
     if not settings.elsewhere:
         return stated
     if (wider := stated.elsewhere) is not None:
@@ -260,6 +262,21 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
         f"{bundle.name} states no wider intervals for images from elsewhere ({reason}); --elsewhere, or elsewhere = true in a "
         "rule or a package, needs them; calibrate the bundle on enough subjects, or leave that setting out"
     )
+
+
+def _why_uncertified(bundle: BundleFiles, settings: ResultSettings) -> str | None:
+    """Why the statements are not known to hold for an engine and a precision; None if they are."""
+    from monai_unet_app.inference.engines.certificate import certified  # brings torch, which few processes need
+
+    found, how = certified(bundle, settings), f"{settings.engine} in {settings.precision}"
+    again = f"run monai-unet bundle certify, or take --precision {ResultSettings.precision}"
+    if not found:
+        return f"{bundle.name} has no certificate for {how}; {again}"
+    if found["outcome"] != "passed":
+        return f"{bundle.name} has {found['outcome']} its certificate for {how} ({found['reason']}); take --precision float32"
+    if changed := changed_since(bundle, settings.key, found["fitted_to"]):
+        return f"{bundle.name} was changed after it was certified for {how} ({', '.join(changed)}); {again}"
+    return None
 
 
 def _stated(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:

@@ -42,12 +42,14 @@ class Evaluated:
         files: metrics.json, cases.csv, report.html and report.pdf.
         problems: Cases that could not be measured, a sentence for each case.
         seconds: Case id -> duration of its segmentation, for the cases that were measured.
+        outcomes: Case id -> what the bundle stated of it, and what is true; empty where it states nothing.
     """
 
     metrics: Mapping[str, Any]
     files: tuple[Path, ...]
     problems: tuple[str, ...]
     seconds: Mapping[str, float]
+    outcomes: Mapping[str, Outcome]
 
 
 class StoredLabels:
@@ -94,7 +96,7 @@ class CaseLog:
         self.evaluation = Evaluation(evaluation_plan(bundle))
         self.rows: list[Row] = []
         self.labels = StoredLabels()
-        self.outcomes: list[Outcome] = []
+        self.outcomes: dict[str, Outcome] = {}
 
     def add(self, case: CountedCase) -> float:
         """Scores a case, holds what was stated about it against the truth, and gives its mean Dice."""
@@ -107,14 +109,15 @@ class CaseLog:
                 StructureTruth(entry.dice, entry.truth_size if case.complete else None, part)
                 for entry, part in zip(scores.classes, missed, strict=True)
             ]
-            self.outcomes.append(Outcome(row["subject"], case.assessment, true))
+            self.outcomes[row["id"]] = Outcome(row["subject"], case.assessment, true)
         return scores.mean("dice")
 
     def _statements(self) -> Mapping[str, Any] | None:
         if not self.outcomes:
             return None
         labels = {segment.number: segment.label for segment in self.bundle.segments}
-        return summarise_statements(self.outcomes, self.outcomes[-1].assessment.confidence, labels)
+        outcomes = list(self.outcomes.values())
+        return summarise_statements(outcomes, outcomes[-1].assessment.confidence, labels)
 
     def write(
         self,
@@ -233,7 +236,7 @@ def evaluate_cases(
     if not log.rows:
         raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(sentences))
     metrics, files = log.write(output, data, tuple(problems), cost.document(networks.of(log.rows[0])))
-    return Evaluated(metrics, files, sentences, cost.seconds)
+    return Evaluated(metrics, files, sentences, cost.seconds, log.outcomes)
 
 
 class EvaluationHandler:

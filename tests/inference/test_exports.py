@@ -8,22 +8,29 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from own_network import own_network
 from shell import Run, shell
-from small_data import drawn_eyes, few_examples
+from small_data import FEW, drawn_eyes, few_examples
 
-from monai_unet_app import export
+from monai_unet_app import certify, export
 from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.calibration.fitted import change_fitted
+from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.export import export_bundle, with_precise_norms
+from monai_unet_app.inference.engines.certificate import PARITY, export_sha256
 from monai_unet_app.inference.engines.chooser import check_device, engine_by_itself
-from monai_unet_app.inference.engines.exported import PARITY, export_sha256, reference_windows
+from monai_unet_app.inference.engines.exported import reference_windows
 from monai_unet_app.inference.engines.runtimes import RUNTIMES
 from monai_unet_app.pipeline import segment_case
 
@@ -251,3 +258,86 @@ def test_an_export_talks_to_nobody(tiny_bundle: Callable[[str], Path]) -> None:
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert packets_sent() == 0
+
+
+FEWER_BITS = ResultSettings(engine="openvino", precision="bfloat16")
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_fewer_bits_change_probabilities_a_little(exported: Callable[[str], Path], engine: str) -> None:
+    bundle = load_bundle(exported(VOLUMES))
+    windows = torch.randn(2, 1, *bundle.windows.window, generator=torch.Generator().manual_seed(1))
+    usual, fewer = (
+        bundle.engine(ResultSettings(engine=one, precision=precision))(windows)
+        for one, precision in (("torch", "float32"), (engine, "bfloat16"))
+    )
+    assert fewer.logits.dtype == torch.float32
+    apart = (bundle.outputs.probabilities(fewer.logits[0]) - bundle.outputs.probabilities(usual.logits[0])).abs().max()
+    assert 1e-4 < apart < 0.1
+    torch.testing.assert_close(fewer.layer, usual.layer, atol=0.02, rtol=0.02)
+
+
+def test_few_subjects_certify_nothing(run: Run, copied: Path, tmp_path: Path) -> None:
+    words = ["--bundle", copied, "--data", few_examples(tmp_path / "data", FEW[-1:]), "--device", "cpu"]
+    answer = run("bundle", "certify", *words, "--engine", "openvino", "--precision", "bfloat16", "--partition", "all")
+    assert answer.code == 1, answer.err
+    assert (
+        "openvino in bfloat16: undecided; dice, boundary_iou, ece_whole, ece_band has 1 subject(s), at least"
+        in " ".join(answer.out.split())
+    )
+    entry = json.loads((copied / PARITY).read_text())["results"]["openvino bfloat16 plain"]
+    assert (entry["outcome"], entry["cases"]) == ("undecided", 1)
+    answer = run("bundle", "certify", *words, "--engine", "openvino")
+    assert (answer.code, "a certificate is for fewer bits" in answer.err) == (2, True)
+
+
+def test_a_bundle_states_nothing_in_fewer_bits_unless_its_certificate_holds(copied: Path) -> None:
+    """The bundle's own statements were fitted to other weights, so that they are made anew here."""
+    shutil.copy(REPOSITORY / f"bundles/{VOLUMES}/configs/confidence.json", copied / "configs")
+    stated = json.loads((copied / "configs/confidence.json").read_text())
+    for setting, entry in stated["settings"].items():
+        entry["fitted_to"] = fitted_to(load_bundle(copied), setting)
+    (copied / "configs/confidence.json").write_text(json.dumps(stated))
+
+    def why() -> str | None:
+        return read_confidence(load_bundle(copied), FEWER_BITS).why_not.get("gate")
+
+    def note(**changes: object) -> None:
+        document = json.loads((copied / PARITY).read_text())
+        document["results"] = {"openvino bfloat16 plain": entry | changes}
+        (copied / PARITY).write_text(json.dumps(document))
+
+    entry = {
+        "export_sha256": json.loads((copied / PARITY).read_text())["exports"]["openvino"]["sha256"],
+        "fitted_to": fitted_to(load_bundle(copied), "plain"),
+        "data": {}, "cases": 30, "subjects": 20, "outcome": "passed", "reason": "", "figures": [], "changed": {},
+    }  # fmt: skip
+    assert read_confidence(load_bundle(copied), replace(FEWER_BITS, precision="float32")).gate is not None
+    assert "has no certificate for openvino in bfloat16" in str(why())
+    note(outcome="failed", reason="dice may be worse")
+    assert "has failed its certificate for openvino in bfloat16 (dice may be worse)" in str(why())
+    note(export_sha256="0" * 64)
+    assert "has no certificate for openvino in bfloat16" in str(why())
+    note()
+    assert why() is None
+    assert read_confidence(load_bundle(copied), FEWER_BITS).gate is not None
+    assert "has no certificate" in str(
+        read_confidence(load_bundle(copied), replace(FEWER_BITS, tta=True)).why_not.get("gate")
+    )
+    plain = load_bundle(copied).fitted["calibration"]["plain"]
+    change_fitted(copied, "calibration", plain={name: value * 1.1 for name, value in plain.items()})
+    assert "was changed after it was certified" in str(why())
+
+
+def test_statements_that_differ_are_counted_by_case() -> None:
+    def outcome(verdict: str, size: float, *, flagged: bool = False) -> SimpleNamespace:
+        stated = SimpleNamespace(size_interval=(1.0, 2.0))
+        assessment = SimpleNamespace(verdict=verdict, is_shifted=flagged, structures=[stated])
+        return SimpleNamespace(assessment=assessment, true=[SimpleNamespace(size=size)])
+
+    one = {name: outcome("accept", 1.5) for name in "abcd"}
+    other = {
+        "a": outcome("accept", 1.9), "b": outcome("review", 1.5), "c": outcome("accept", 2.5),
+        "d": outcome("accept", 1.5, flagged=True),
+    }  # fmt: skip
+    assert certify.statements_changed(one, other) == {"verdict": 1, "flag": 1, "interval": 1}

@@ -7,7 +7,8 @@ from monai_unet_app.config import ResultSettings
 from monai_unet_app.errors import UsageError
 
 from . import Engine, Source
-from .exported import exported_engine, parity_of, why_no_export
+from .certificate import parity_of
+from .exported import exported_engine, why_no_export
 from .torch_engine import TorchEngine
 
 MakesEngine = Callable[[Source, ResultSettings], Engine]
@@ -16,13 +17,17 @@ MakesEngine = Callable[[Source, ResultSettings], Engine]
 def torch_engine(bundle: Source, settings: ResultSettings) -> TorchEngine:
     """The network as torch runs it, on the bundle's device."""
     return TorchEngine(
-        bundle.network, bundle.device, bundle.slice_axis, bundle.feature_layer, may_leave=bundle.may_leave_device
-    )
+        bundle.network, bundle.device, bundle.slice_axis, bundle.feature_layer,
+        may_leave=bundle.may_leave_device, precision=settings.precision,
+    )  # fmt: skip
 
 
 ENGINES: dict[tuple[str, str], MakesEngine] = {
     ("torch", "float32"): torch_engine,
+    ("torch", "bfloat16"): torch_engine,
+    ("torch", "float16"): torch_engine,
     ("openvino", "float32"): exported_engine,
+    ("openvino", "bfloat16"): exported_engine,
     ("onnxruntime", "float32"): exported_engine,
 }
 """(engine, precision) of `ResultSettings` -> what makes the engine."""
@@ -56,6 +61,8 @@ def engine_by_itself(bundle: Source) -> tuple[str, str | None]:
 
 
 def check_device(settings: ResultSettings, device: str) -> None:
-    """Raises UsageError if an engine that runs on the CPU alone is asked for on another device."""
+    """Raises UsageError if an engine that runs on the CPU alone is asked for on another device, or float16 on a CPU."""
+    if settings.precision == "float16" and device != "cuda":
+        raise UsageError(f"--precision float16 runs on cuda, and the device is {device}; take bfloat16 or float32")
     if settings.engine != "torch" and device != "cpu":
         raise UsageError(f"--engine {settings.engine} runs on the CPU, and the device is {device}; give --device cpu")

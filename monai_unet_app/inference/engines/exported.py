@@ -5,10 +5,8 @@ loaded, and is refused if it differs: because of a damaged file, other weights, 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,21 +14,21 @@ import torch
 from torch import Tensor
 
 from monai_unet_app.config import ResultSettings
-from monai_unet_app.data.digest import file_sha256
-from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.metrics.outputs import Outputs
 
 from . import Answer, Source, answer_of
+from .certificate import PARITY, export_sha256, parity_of
 from .runtimes import RUNTIMES, Run, made_with
 
-PARITY = "models/parity.json"
 MOST_APART = 1e-4
-"""Between the probabilities of torch and of a certified export."""
+"""Between the probabilities of torch and of a certified export in float32."""
 
 _WINDOWS, _DARK = 2, -1.5
 _NUMBERS = 1024  # of the logits of a reference window that are kept
-_LAYER_APART = 1e-3  # of the largest number of a layer
+_APART = {"float32": (MOST_APART, 1e-3), "bfloat16": (0.1, 0.05)}
+"""Precision -> the largest difference of probabilities, and of a layer as a part of its largest number, that a reference window
+may show. In bfloat16 it only tells an engine that is broken: what the difference does to results is certified on subjects."""
 
 
 class ExportedEngine:
@@ -63,18 +61,20 @@ def exported_engine(bundle: Source, settings: ResultSettings) -> ExportedEngine:
         BundleError: There is no export for it, or it is damaged, of another network, or answers otherwise than torch.
     """
     engine, again = settings.engine, f"run monai-unet bundle export --bundle {bundle.name} --to {settings.engine}"
+    files, runs = RUNTIMES[engine]
     if why := why_no_export(bundle, engine):
         raise BundleError(f"{bundle.name}: {why}; an export of this network is needed; {again}")
-    made = ExportedEngine(RUNTIMES[engine][1](bundle.root / RUNTIMES[engine][0][0]), bundle)
-    reference = parity_of(bundle)["reference"]
+    made = ExportedEngine(runs(bundle.root / files[0], settings.precision), bundle)
+    reference, (most, most_layer) = parity_of(bundle)["reference"], _APART[settings.precision]
     for answer, torchs in zip(reference_answers(made, bundle), reference, strict=True):
         apart = probabilities_apart(bundle.outputs, *(_logits(one) for one in (answer, torchs)))
         layers = [np.asarray(one["layer"]) for one in (answer, torchs)]
         layer_apart = np.abs(layers[0] - layers[1]).max(initial=0.0) / max(np.abs(layers[1]).max(initial=0.0), 1e-6)
-        if not (apart <= MOST_APART and layer_apart <= _LAYER_APART):
+        if not (apart <= most and layer_apart <= most_layer):
             raise BundleError(
                 f"{bundle.name}: {made_with(engine)} answers a reference window with probabilities that are {apart:.2g} from "
-                f"those of torch (layer: {layer_apart:.2g}); {MOST_APART:g} at most is needed; use --engine torch, or {again}"
+                f"those of torch (layer: {layer_apart:.2g}); {most:g} at most is needed ({most_layer:g}); use "
+                f"--engine torch, or {again}"
             )
     return made
 
@@ -93,27 +93,10 @@ def why_no_export(bundle: Source, engine: str) -> str | None:
     return None
 
 
-def parity_of(bundle: Source) -> dict[str, Any]:
-    """The certificate of a bundle's exports; empty if it has none. Raises InputRefusedError if it breaks its schema."""
-    path = bundle.root / PARITY
-    if not path.is_file():
-        return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    validate(document, "parity")
-    return document
-
-
 def network_sha256(bundle: Source) -> str:
     """SHA-256 of what an export depends on beside the weights: the network as torch describes it, its window, its layer."""
     network = re.sub(r" at 0x[0-9a-f]+", "", repr(bundle.network))
     return hashlib.sha256(f"{network} {tuple(bundle.windows.window)} {bundle.feature_layer}".encode()).hexdigest()
-
-
-def export_sha256(root: Path, files: Sequence[str]) -> str | None:
-    """SHA-256 of the digests of the files of an export, one after the other; None if one is absent."""
-    if not all((root / name).is_file() for name in files):
-        return None
-    return hashlib.sha256("".join(file_sha256(root / name) for name in files).encode()).hexdigest()
 
 
 def reference_windows(channels: int, window: Sequence[int]) -> list[Tensor]:

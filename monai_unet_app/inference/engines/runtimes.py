@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.errors import UsageError
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Windows of shape (B, C_in, *window), float32, to logits and layer, as in `Answer`."""
@@ -35,34 +35,42 @@ def made_with(package: str) -> str:
     return f"{package} {version(package)}"
 
 
-def openvino_run(file: Path) -> Run:
-    """OpenVINO in float32, one window at a time, with the threads that torch may use.
+_OPENVINO_TYPES = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def openvino_run(file: Path, precision: str = "float32") -> Run:
+    """OpenVINO, one window at a time, with the threads that torch may use.
 
     Args:
         file: The .xml of a network for windows of one size, whose outputs are logits, and perhaps statistics of a layer.
+        precision: float32 or bfloat16.
 
     Raises:
-        AppError: The processor computes in another precision.
+        UsageError: The processor computes in another precision.
     """
-    openvino = imported("openvino")
+    openvino, wanted = imported("openvino"), _OPENVINO_TYPES[precision]
     told = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": wanted,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = openvino.Core().compile_model(file, "CPU", told)
     found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if found != "f32":
-        raise AppError(f"OpenVINO computes in {found}, although f32 was asked for; use another engine")
+    if found != wanted:
+        raise UsageError(
+            f"OpenVINO computes in {found} on this processor, although {wanted} was asked for; one that has it is needed; "
+            "take --precision float32, or --engine torch"
+        )
     request = compiled.create_infer_request()
     return lambda windows: _together([request.infer([one.numpy()]).values() for one in torch.split(windows, 1)])
 
 
-def onnxruntime_run(file: Path) -> Run:
+def onnxruntime_run(file: Path, precision: str = "float32") -> Run:
     """ONNX Runtime, one window at a time, with the threads that torch may use.
 
     Args:
         file: A network with one input and the outputs of `openvino_run`.
+        precision: float32.
     """
     runtime = imported("onnxruntime")
     options = runtime.SessionOptions()
@@ -77,7 +85,7 @@ def _together(answers: list[Any]) -> tuple[Tensor, Tensor | None]:
     return logits, layer[0] if layer else None
 
 
-RUNTIMES: dict[str, tuple[tuple[str, ...], Callable[[Path], Run]]] = {
+RUNTIMES: dict[str, tuple[tuple[str, ...], Callable[[Path, str], Run]]] = {
     "openvino": (("models/network.xml", "models/network.bin"), openvino_run),
     "onnxruntime": (("models/network.onnx",), onnxruntime_run),
 }

@@ -1,4 +1,4 @@
-"""The plain engine: the network as torch runs it, in float32."""
+"""The plain engine: the network as torch runs it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -47,6 +47,7 @@ class TorchEngine:
             axes as the image.
         feature_layer: Name of the submodule whose output, shape (B, C, *spatial), is summed up in each answer; None for none.
         may_leave: A window for which `device` has no memory runs on the CPU.
+        precision: float32, or what torch computes convolutions in by itself (autocast): bfloat16 or float16.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class TorchEngine:
         feature_layer: str | None = None,
         *,
         may_leave: bool = False,
+        precision: str = "float32",
     ) -> None:
-        self.network = network.eval()
+        self.network, self.precision = network.eval(), getattr(torch, precision)
         self.device, self.may_leave = device, may_leave
         self.slice_axis = slice_axis
         self.heads = [
@@ -106,12 +108,14 @@ class TorchEngine:
         # Only for this call, so that the network is the same as before for whoever else runs it
         hooks = [] if self.layer is None else [self.layer.register_forward_hook(see)]
         hooks += [hook for head in self.heads for hook in _in_plain_layout(head)]
+        fewer_bits = torch.autocast(windows.device.type, self.precision, enabled=self.precision != torch.float32)
         try:
-            logits: Tensor = self.network(windows)
+            with fewer_bits:
+                logits: Tensor = self.network(windows)
         finally:
             for hook in hooks:
                 hook.remove()
-        return logits, seen[-1] if seen else None
+        return logits.float(), seen[-1] if seen else None
 
 
 def _in_plain_layout(head: Any) -> Iterator[RemovableHandle]:

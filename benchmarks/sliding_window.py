@@ -1,0 +1,199 @@
+"""One volume through one network by sliding window: ours with each engine, MONAI, nnU-Net, and the engine alone.
+
+    python benchmarks/sliding_window.py [--quick] [--rounds 5] [--peers DIR]
+
+A DynUNet of 5 levels with 32 to 320 filters answers windows of 96 voxels, half over each other, of a CT of 160 x 144 x 128
+voxels; the weights give regions rather than noise (`full_size.py`). All sides run in turns in one process, with the same
+tensors. "engine alone" answers the same windows, and nothing is put together. --quick: 3 levels, windows of 32 voxels,
+64 x 48 x 40 voxels, no targets of time. Exit code 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from claims import judged
+from full_size import Scale, full_size_bundle, phantom_hu
+from measuring import REPOSITORY
+from monai.inferers import SlidingWindowInferer
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.config import ResultSettings
+from monai_unet_app.errors import AppError
+from monai_unet_app.export import export_bundle
+from monai_unet_app.inference.engines import Engine
+from monai_unet_app.inference.predict import predict_rows
+from monai_unet_app.inference.windows import plan_windows
+
+FULL, QUICK = ((160, 144, 128), 96, (32, 64, 128, 256, 320)), ((64, 48, 40), 32, (8, 16, 32))
+SETTINGS = {
+    "ours, torch": ResultSettings(),
+    "ours, OpenVINO": ResultSettings(engine="openvino"),
+    "ours, OpenVINO bfloat16": ResultSettings(engine="openvino", precision="bfloat16"),
+    "ours, ONNX Runtime": ResultSettings(engine="onnxruntime"),
+}
+CLASSES, NEAR_MM, MM = 3, 2.0, 1.5
+
+
+def main() -> int:
+    """Measures, and judges."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", type=Path, default=REPOSITORY / "build/peers", help="folder of packages for nnU-Net")
+    options = parser.parse_args()
+    sys.path.append(str(options.peers))
+    shape, window, filters = QUICK if options.quick else FULL
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads; {', '.join(instructions()) or 'no AVX-512'}")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = made_bundle(Path(folder) / "bundle", Scale(CLASSES, 128, 128, window, filters))
+        image = torch.from_numpy(phantom_hu(*(np.linspace(-200, 200, n) for n in shape)))[None]
+        noise = 12 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+        image = ((image + noise).clamp(-200, 300) + 200) / 500  # as the bundle scales it
+        sides = made_sides(bundle, image)
+        answers, seconds = {name: run() for name, run in sides.items()}, {name: list[float]() for name in sides}
+        print("warm", flush=True)
+        for _ in range(options.rounds):
+            for name, run in sides.items():
+                began = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - began)
+    return judge({name: median(found) for name, found in seconds.items()}, answers, bundle, quick=options.quick)
+
+
+def instructions() -> list[str]:
+    """What the processor has that engines use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
+
+
+def made_bundle(folder: Path, scale: Scale) -> Bundle:
+    """A bundle with exports, whose logits are as large as those of a trained network."""
+    full_size_bundle(folder, scale)
+    weights = folder / "models/model.pt"
+    state = torch.load(weights, weights_only=True)
+    torch.save(
+        {name: value / 64 if name.startswith("output_block") else value for name, value in state.items()}, weights
+    )
+    bundle = load_bundle(folder)
+    for engine in ("openvino", "onnxruntime"):
+        export_bundle(bundle, engine)
+    return bundle
+
+
+def made_sides(bundle: Bundle, image: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """What is compared, by name: each gives logits (C, *spatial), the engine alone those of its last window."""
+    network, windows = bundle.network.eval(), bundle.windows
+    inferer = SlidingWindowInferer(windows.window, 1, windows.overlap, "gaussian")
+    plan = plan_windows(tuple(image.shape[1:]), windows.window, windows.overlap)
+    sides: dict[str, Callable[[], Tensor]] = {"MONAI": torch.no_grad()(lambda: inferer(image[None], network)[0])}
+    if nnunet := nnunet_side(network, windows.window, image):
+        sides["nnU-Net"] = nnunet
+    for name, settings in SETTINGS.items():
+        try:
+            engine = bundle.engine(settings)
+        except AppError as error:
+            print(f"  {name} left out: {error}")
+            continue
+        sides[name] = lambda engine=engine: torch.cat([rows for _, rows in predict_rows(image, engine, windows)], 1)
+        if "OpenVINO" in name:
+            batches = [image[(slice(None), *one.place)][None].contiguous() for one in plan.windows]
+            sides[f"engine alone, {name.partition(', ')[2]}"] = partial(alone, engine, batches)
+    return sides
+
+
+def alone(engine: Engine, batches: Sequence[Tensor]) -> Tensor:
+    """The engine's answer to the last window, after all others."""
+    return [engine(batch).logits for batch in batches][-1][0]
+
+
+def nnunet_side(network: torch.nn.Module, window: Sequence[int], image: Tensor) -> Callable[[], Tensor] | None:
+    """nnU-Net's own sliding window; None where it is not installed."""
+    try:
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+        from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+    except ImportError as error:
+        print(f"  nnU-Net left out: {error}")
+        return None
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    about = ConfigurationManager({"patch_size": list(window), "architecture": {}})
+
+    class Labels:
+        num_segmentation_heads = CLASSES
+
+    predictor.network, predictor.configuration_manager, predictor.label_manager = network, about, Labels()
+    predictor.list_of_parameters = [network.state_dict()]
+    return lambda: predictor.predict_sliding_window_return_logits(image).float()
+
+
+def judge(seconds: dict[str, float], answers: dict[str, Tensor], bundle: Bundle, *, quick: bool) -> int:
+    """Prints the table, and judges speed and agreement."""
+    truth = answers["MONAI"]
+    print(f"  {'median':34}{'s':>8}{'MONAI / it':>12}")
+    for name, found in seconds.items():
+        print(f"  {name:34}{found:8.2f}{seconds['MONAI'] / found:12.2f}")
+    reached = [
+        judged(
+            "values that differ, ours with torch and MONAI", apart(truth, answers["ours, torch"]), 1e-30, at_most=True
+        )
+    ]
+    for name in SETTINGS:
+        if name not in answers or name == "ours, torch":
+            continue
+        one, other = (torch.softmax(logits.double(), 0) for logits in (truth, answers[name]))
+        changed, near = labels_changed(one.argmax(0).numpy(), other.argmax(0).numpy())
+        print(
+            f"  {name}: probabilities {float((one - other).abs().max()):.2g} apart at most; {changed} of {near} labels within "
+            f"{NEAR_MM:g} mm of a surface differ"
+        )
+        if "bfloat16" not in name:
+            reached.append(judged(f"probabilities apart, {name}", float((one - other).abs().max()), 1e-4, at_most=True))
+            reached.append(judged(f"labels that differ near a surface, {name}", changed / near, 1e-4, at_most=True))
+    if not quick:
+        reached += speed(seconds)
+    return int(not all(reached))
+
+
+def speed(seconds: dict[str, float]) -> list[bool]:
+    """The targets of time."""
+    ours, alone_s = seconds["ours, OpenVINO"], seconds["engine alone, OpenVINO"]
+    reached = [judged("MONAI / ours, OpenVINO", seconds["MONAI"] / ours, 2.05)]
+    if "nnU-Net" in seconds:
+        reached.append(judged("nnU-Net / ours, OpenVINO", seconds["nnU-Net"] / ours, 2.05))
+    reached.append(judged("engine alone / ours, OpenVINO", alone_s / ours, 0.95))
+    if (low := seconds.get("ours, OpenVINO bfloat16")) and {"avx512_bf16", "amx_bf16"} & set(instructions()):
+        reached.append(judged("MONAI / ours, OpenVINO bfloat16", seconds["MONAI"] / low, 4.0))
+    return reached
+
+
+def apart(one: Tensor, other: Tensor) -> int:
+    """How many values are not the same, to the bit."""
+    return int((one.as_subclass(Tensor) != other.as_subclass(Tensor)).sum())
+
+
+def labels_changed(one: np.ndarray, other: np.ndarray) -> tuple[int, int]:
+    """How many labels differ within `NEAR_MM` of a surface of the first, and how many voxels lie there."""
+    near = np.zeros(one.shape, bool)
+    for label in range(CLASSES):
+        for inside in (one == label, one != label):
+            near |= inside & (distance_transform_edt(inside, sampling=MM) <= NEAR_MM)
+    return int(((one != other) & near).sum()), int(near.sum())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

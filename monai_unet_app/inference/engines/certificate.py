@@ -1,0 +1,60 @@
+"""`models/parity.json`: what proves that a bundle's exports answer as torch does, and that results in fewer bits hold.
+
+In float32 an export is held against torch whenever it is loaded. In fewer bits results differ, and what that does to them is
+measured on subjects, by `bundle certify`; only then a bundle states anything about such results.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from monai_unet_app.config import ResultSettings
+from monai_unet_app.data.digest import file_sha256
+from monai_unet_app.data.schemas import validate
+
+PARITY = "models/parity.json"
+
+
+class BundleWithParity(Protocol):
+    """What a certificate is about."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def weights_sha256(self) -> str | None: ...
+
+
+def parity_of(bundle: BundleWithParity) -> dict[str, Any]:
+    """The certificate of a bundle's exports; empty if it has none. Raises InputRefusedError if it breaks its schema."""
+    path = bundle.root / PARITY
+    if not path.is_file():
+        return {}
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    validate(document, "parity")
+    return document
+
+
+def certified(bundle: BundleWithParity, settings: ResultSettings) -> dict[str, Any]:
+    """What `bundle certify` found of results with these settings; empty if it has not measured them for these weights."""
+    document = parity_of(bundle)
+    if document.get("weights_sha256") != bundle.weights_sha256:
+        return {}
+    results: dict[str, Any] = document.get("results", {})
+    entry: dict[str, Any] = results.get(f"{settings.engine} {settings.precision} {settings.key}", {})
+    return entry if entry.get("export_sha256") == _export_named(document, settings.engine) else {}
+
+
+def _export_named(document: dict[str, Any], engine: str) -> str | None:
+    sha256: str | None = document["exports"].get(engine, {}).get("sha256")
+    return sha256
+
+
+def export_sha256(root: Path, files: Sequence[str]) -> str | None:
+    """SHA-256 of the digests of the files of an export, one after the other; None if one is absent."""
+    if not all((root / name).is_file() for name in files):
+        return None
+    return hashlib.sha256("".join(file_sha256(root / name) for name in files).encode()).hexdigest()
