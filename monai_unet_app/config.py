@@ -17,6 +17,9 @@ ExplainMethod = Literal["occlusion"]
 InferenceSetting = Literal["plain", "tta"]
 """Keys of what is fitted: in `configs/confidence.json` and `models/fitted.json`."""
 
+EngineName = Literal["torch", "openvino", "onnxruntime"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
 FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
 EXPLANATIONS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
 
@@ -44,8 +47,8 @@ class ResultSettings:
     tta: bool = field(default=False, metadata=_OF_STATEMENTS)
     elsewhere: bool = field(default=False, metadata=_OF_STATEMENTS)
     repairs: tuple[str, ...] = ()
-    engine: str = field(default="torch", metadata=_OF_STATEMENTS)
-    precision: str = field(default="float32", metadata=_OF_STATEMENTS)
+    engine: EngineName = field(default="torch", metadata=_OF_STATEMENTS)
+    precision: Precision = field(default="float32", metadata=_OF_STATEMENTS)
 
     @property
     def of_statements(self) -> "ResultSettings":

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.config import ResultSettings
+from monai_unet_app.config import EngineName, ResultSettings
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
 from monai_unet_app.inference.engines import answer_of
@@ -99,7 +99,7 @@ class WithStatistics(nn.Module):
         return (logits, statistics_of(self._seen.pop())) if self._seen else logits
 
 
-def export_bundle(bundle: Bundle, engine: str) -> dict[str, Any]:
+def export_bundle(bundle: Bundle, engine: EngineName) -> dict[str, Any]:
     """Exports a bundle's network into its folder, and gives the entry of the export in the certificate.
 
     The export answers the reference windows, whole, beside torch. One that differs is kept out of the bundle.

@@ -237,7 +237,7 @@ def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, A
         "schema_version": SCHEMA_VERSION,
         "case": output.case_id,
         "software": {"name": "monai-unet-app", "version": __version__},
-        "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256, **_export_named(case)},
         "settings": case.settings.document(),
         "source": {
             "kind": source.kind,
@@ -256,6 +256,14 @@ def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, A
         "seconds": dict(case.seconds),
         "files": dict(files),
     }
+
+
+def _export_named(case: Case) -> dict[str, str]:
+    if (engine := case.settings.engine) == "torch":
+        return {}
+    from monai_unet_app.inference.engines.certificate import parity_of
+
+    return {"export_sha256": parity_of(case.bundle)["exports"][engine]["sha256"]}
 
 
 def _assessment(assessment: Assessment | None) -> dict[str, Any] | None:

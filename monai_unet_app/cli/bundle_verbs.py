@@ -36,6 +36,7 @@ def export(options: flags.Export) -> Answer:
         f"wrote the export for {entry['made_with']}: its probabilities are within {same['probabilities_apart']:.1g} of those "
         f"of torch, and {same['labels_changed']} of {same['labels']} labels differ"
     )
+    show.line(f"sha256 of the export: {entry['sha256']}")
     words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to} --input IMAGE --output OUT"
     show.line(f"now: monai-unet predict {words}")
     return entry, EXIT_DONE

@@ -21,6 +21,7 @@ from monai_unet_app.cli.flag_types import (
     Text,
     numbers,
 )
+from monai_unet_app.config import EngineName, Precision
 from monai_unet_app.errors import UsageError
 
 
@@ -74,7 +75,7 @@ class Device(Options):
     device: str = "auto"
 
 
-class Precision(Options):
+class Bits(Options):
     """How many bits the network computes in.
 
     Attributes:
@@ -82,17 +83,17 @@ class Precision(Options):
             them where bundle certify found that it holds (default: float32)
     """
 
-    precision: Annotated[Literal["float32", "bfloat16", "float16"], Flag(metavar="BITS")] = "float32"
+    precision: Annotated[Precision, Flag(metavar="BITS")] = "float32"
 
 
-class Engine(Precision):
+class Engine(Bits):
     """What runs the network where results are measured.
 
     Attributes:
         engine: %(choices)s: what runs the network (default: torch)
     """
 
-    engine: Annotated[Literal["torch", "openvino", "onnxruntime"], Flag(metavar="ENGINE")] = "torch"
+    engine: Annotated[EngineName, Flag(metavar="ENGINE")] = "torch"
 
 
 class Cases(Labels, Device):
@@ -421,7 +422,7 @@ class Subgroups(Options):
     output: Place | None = None
 
 
-class Predict(Reading, Device, Precision):
+class Predict(Reading, Device, Bits):
     """Flags of `predict`.
 
     Attributes:
@@ -466,7 +467,7 @@ class Predict(Reading, Device, Precision):
     uncoded: bool = False
     tta: bool = False
     elsewhere: bool = False
-    engine: Annotated[Literal["auto", "torch", "openvino", "onnxruntime"], Flag(metavar="ENGINE")] = "auto"
+    engine: Annotated[Literal["auto"] | EngineName, Flag(metavar="ENGINE")] = "auto"
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
 
 

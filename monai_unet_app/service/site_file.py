@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydicom.datadict import tag_for_keyword
 
@@ -17,7 +17,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.kinds import FORMATS
 from dicom_io.net.destination import OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
 from dicom_io.net.destination_file import LOOPBACK, TomlTable, destinations_of, read_table, read_tls
-from monai_unet_app.config import ResultSettings
+from monai_unet_app.config import EngineName, Precision, ResultSettings
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.rows import NewResult, Result
@@ -29,6 +29,7 @@ _TEXTS = {
     "device": "auto, cuda, cuda:N, mps or cpu",
     "organization": "a name",
     "sha256": "the bundle's sha256",
+    "export_sha256": "the sha256 of the export",
 }
 """What each key with a text needs, for messages."""
 
@@ -47,6 +48,8 @@ class Rule:
         formats: Kinds of DICOM objects, some of `dicom_io.kinds.FORMATS`.
         destinations: Names of destinations of the site.
         sha256: Digest of the bundle; a bundle with another digest is not loaded. Empty: any bundle.
+        engine, precision: As in `ResultSettings`; a node never chooses them.
+        export_sha256: Of the export that another engine than torch runs, as `bundle export` prints it.
         tta: Average over mirror images.
         elsewhere: The images are not from where the bundle was calibrated: intervals are wider.
         hold_review: Hold results with the verdict "review" until a reviewer accepts or releases them; otherwise they are
@@ -66,6 +69,9 @@ class Rule:
     formats: tuple[str, ...] = ("seg", "sr")
     destinations: tuple[str, ...] = ()
     sha256: str = ""
+    engine: EngineName = "torch"
+    precision: Precision = "float32"
+    export_sha256: str = ""
     tta: bool = False
     elsewhere: bool = False
     hold_review: bool = True
@@ -78,7 +84,7 @@ class Rule:
     @property
     def settings(self) -> ResultSettings:
         """What the rule asks for of its results."""
-        return ResultSettings(tta=self.tta, elsewhere=self.elsewhere)
+        return ResultSettings(tta=self.tta, elsewhere=self.elsewhere, engine=self.engine, precision=self.precision)
 
 
 @dataclass(frozen=True)
@@ -249,6 +255,12 @@ def _check(site: Site) -> None:
                 f"{site.path.name}: rule {rule.name} sends to {unknown[0]}; one of "
                 f"{', '.join(site.destinations) or 'no destinations'} is needed; add [destinations.{unknown[0]}]"
             )
+        if (rule.engine == "torch") != (rule.export_sha256 == ""):
+            raise UsageError(
+                f"{site.path.name}: rule {rule.name} has the engine {rule.engine} and export_sha256 "
+                f"{rule.export_sha256[:12] or 'is missing'}; it is needed for another engine than torch, and only there; "
+                "monai-unet bundle export prints it"
+            )
         if rule.notice and not site.noticed(rule):
             raise UsageError(
                 f"{site.path.name}: rule {rule.name} has notice = true, and sends to "
@@ -360,6 +372,13 @@ def _number(table: TomlTable, key: str, default: float, least: float | None = No
     return value
 
 
+def _one_of(table: TomlTable, key: str, names: tuple[str, ...]) -> str:
+    name = str(table.take(key, str, f"one of {', '.join(names)}", names[0]))
+    if name not in names:
+        raise UsageError(f"{table.where}: {key} is {name!r}; one of {', '.join(names)} is needed; correct it")
+    return name
+
+
 _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "folder": lambda table, folder: folder / table.take("folder", str, "a folder for studies and results", must=True),
     "tokens": lambda table, folder: folder / table.take("tokens", str, "a file of tokens", must=True),
@@ -374,6 +393,8 @@ _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "find_by": _keywords,
     "name": _name,
     "bundle": _bundle,
+    "engine": lambda table, _: _one_of(table, "engine", get_args(EngineName)),
+    "precision": lambda table, _: _one_of(table, "precision", get_args(Precision)),
     "match": _patterns,
     "formats": lambda table, _: table.texts("formats", FORMATS) or Rule.formats,
     "destinations": lambda table, _: table.texts("destinations") or (),

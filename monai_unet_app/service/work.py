@@ -368,8 +368,21 @@ def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
             f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; "
             "the bundle that the site has approved is needed; put it back, or approve this bundle in the site file"
         )
+    if rule.export_sha256:
+        _check_export(rule, bundle)
     check_stated(rule, bundle)
     check_coded(bundle.name, bundle.segments)
+
+
+def _check_export(rule: Rule, bundle: "BundleFiles") -> None:
+    from monai_unet_app.inference.engines.certificate import parity_of
+
+    found = parity_of(bundle).get("exports", {}).get(rule.engine, {}).get("sha256", "none")
+    if found != rule.export_sha256:
+        raise AppError(
+            f"rule {rule.name} names an export of sha256 {rule.export_sha256[:12]}..., {bundle.name} has {found[:12]} for "
+            f"{rule.engine}; the export that the site has approved is needed; put it back, or approve this one in the site file"
+        )
 
 
 def check_stated(rule: Rule, bundle: "BundleFiles") -> None:
@@ -406,9 +419,11 @@ def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
     import torch
 
     from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.inference.engines.chooser import check_device
 
     bundle = replace(load_bundle(rule.bundle, found or device), may_leave_device=device == "auto")
     _check_rule(rule, bundle)
+    check_device(rule.settings, bundle.device.type)
     # Zeros of one window: the first run of a network is slow, and no study has to wait for it.
     bundle.engine(rule.settings)(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
     return bundle

@@ -46,6 +46,14 @@ def test_a_site_has_a_node_rules_and_destinations(tmp_path: Path) -> None:
         ('destinations = ["pacs"]', 'destinations = ["pacs"]\nformats = ["pdf"]', "formats is"),
         ('destinations = ["pacs"]', "notice = true", "has notice = true, and sends to no destination"),
         ('destinations = ["pacs"]', 'destinations = ["pacs"]\nnotice = "yes"', "notice is 'yes'"),
+        (
+            'destinations = ["pacs"]',
+            'engine = "tensorrt"',
+            "engine is 'tensorrt'; one of torch, openvino, onnxruntime is",
+        ),
+        ('destinations = ["pacs"]', 'precision = "int4"', "precision is 'int4'; one of float32, bfloat16, float16 is"),
+        ('destinations = ["pacs"]', 'engine = "openvino"', "the engine openvino and export_sha256 is missing"),
+        ('destinations = ["pacs"]', f'export_sha256 = "{64 * "a"}"', "the engine torch and export_sha256 aaaaaaaaaaaa"),
         ("answer_s = 5.0", "notice = true", "unknown key notice"),
         ("[node]", "[nodes]", "has no table \\[node\\]"),
         (

@@ -30,15 +30,17 @@ from dicom_io.read import read_series
 from dicom_io.seg import write_seg
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import memory_planner
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError
+from monai_unet_app.export import export_bundle
 from monai_unet_app.inference import stored_channels
 from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.results import write_nifti
 from monai_unet_app.service import work
-from monai_unet_app.service.site_file import Rule, read_site
+from monai_unet_app.service.site_file import Rule, Site, read_site
 from monai_unet_app.service.trace import trace
 from monai_unet_app.service.uploads import take_nifti
 from monai_unet_app.service.work import Worker, check_bundles, check_stated
@@ -397,6 +399,35 @@ def test_a_bundle_that_the_site_did_not_approve_is_not_used(site_file: Path) -> 
     site_file.write_text(site_file.read_text().replace("[[rules]]\n", f'[[rules]]\nsha256 = "{"0" * 64}"\n'))
     with pytest.raises(AppError, match="names a bundle of sha256 000000000000"):
         Worker(read_site(site_file))
+
+
+def test_a_rule_names_the_export_that_its_worker_runs_and_records(
+    tiny_bundle: Callable[[], Path], study: Path, tmp_path: Path
+) -> None:
+    root, path = tiny_bundle(), tmp_path / "site.toml"
+    sha256 = export_bundle(load_bundle(root), "openvino")["sha256"]
+
+    def site(more: str) -> Site:
+        path.write_text(SITE.format(bundle=root).replace("[[rules]]\n", f"[[rules]]\n{more}\n"))
+        return read_site(path)
+
+    pinned = f'engine = "openvino"\nexport_sha256 = "{sha256}"'
+    (found,) = Worker(site(pinned)).answer(task(study, tmp_path / "results/1-1"))["results"]
+    record = next((tmp_path / "results" / found["folder"]).rglob("*_result.json"))
+    document = json.loads(record.read_text())
+    assert (document["settings"]["engine"], document["bundle"]["export_sha256"]) == ("openvino", sha256)
+    for other in (pinned.replace(sha256, "0" * 64), pinned.replace("openvino", "onnxruntime")):
+        for starting in (check_bundles, Worker):
+            with pytest.raises(AppError, match="the export that the site has approved is needed"):
+                starting(site(other))
+    # Fewer bits without a certificate: a bundle without a gate for them
+    bits = pinned + '\nprecision = "bfloat16"'
+    path.write_text(site(bits).path.read_text().replace("deliver_ungated = true\n", ""))
+    with pytest.raises(AppError, match="has no certificate for openvino in bfloat16"):
+        check_bundles(read_site(path))
+    (root / "models/network.bin").write_bytes(b"")
+    with pytest.raises(AppError, match="is not the one that its certificate"):
+        Worker(site(pinned))
 
 
 @pytest.mark.parametrize(

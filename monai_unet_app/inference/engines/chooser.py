@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from monai_unet_app.config import ResultSettings
+from monai_unet_app.config import EngineName, ResultSettings
 from monai_unet_app.errors import UsageError
 
 from . import Engine, Source
@@ -44,7 +44,7 @@ def choose_engine(settings: ResultSettings) -> MakesEngine:
         ) from None
 
 
-def engine_by_itself(bundle: Source) -> tuple[str, str | None]:
+def engine_by_itself(bundle: Source) -> tuple[EngineName, str | None]:
     """The engine that `--engine auto` takes in float32, and why; None where the bundle has no export to choose.
 
     The order is fixed, and nothing is timed: OpenVINO on a CPU with a certified export, else torch.
