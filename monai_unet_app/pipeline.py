@@ -147,8 +147,7 @@ def segment_case(
 
     run, seconds = run or PredictConfig(), dict[str, float]()
     settings = settings_of(run, bundle)
-    stated_as = replace(settings, precision=ResultSettings.precision) if run.certifying else settings
-    statements = None if fitting else read_confidence(bundle, stated_as)
+    statements = None if fitting else _statements(bundle, run)
     result = bundle.mirrored_result if settings.tta else bundle.result
     planner = MemoryPlanner(bundle, run, result, keep)
     with timed(seconds, "read"):
@@ -177,6 +176,11 @@ def segment_case(
     features = _features(volume, bundle, layer) if are_needed else None
     with timed(seconds, "assess"):
         return assessed(Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious), statements)
+
+
+def _statements(bundle: Bundle, run: PredictConfig) -> Confidence:
+    settings = settings_of(run, bundle)
+    return read_confidence(bundle, replace(settings, precision="float32") if run.certifying else settings)
 
 
 def _features(volume: Volume, bundle: Bundle, layer: LayerMeans) -> NDArray[np.float64]:

@@ -415,7 +415,7 @@ def test_statements_are_held_against_the_voxels_that_count(tiny_bundle: Callable
     counted.add(WHOLE_GRID, p)
     log.add(counted)
     truth = marked == 1
-    first, second = log.outcomes[0].true
+    first, second = next(iter(log.outcomes.values())).true
     assert first.dice == dice(truth, (predicted == 1) & (marked != 255)) < 1
     assert first.missed == (predicted[truth] != 1).mean() > 0
     assert second.missed is first.size is None

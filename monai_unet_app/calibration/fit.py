@@ -28,7 +28,7 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.spool import Rows, Spool
-from monai_unet_app.inference.thin import AveragesOfThinImages
+from monai_unet_app.inference.thin import OurAverages
 from monai_unet_app.metrics.outputs import Outputs, outputs_of
 
 SCHEMA_VERSION = "1.0"
@@ -193,7 +193,7 @@ def _likelihood(part: Part, calibrated: torch.Tensor, outputs: Outputs) -> torch
 
 def _calibrated(part: Part, calibrate: Calibrate, parameters: Mapping[str, Any]) -> torch.Tensor:
     """Shape (C, *box): the calibrated logits of the boxes."""
-    with AveragesOfThinImages():
+    with OurAverages():
         return part.of_boxes(calibrate(part.logits, parameters))
 
 

@@ -223,10 +223,8 @@ def evaluate(options: flags.Evaluate) -> Answer:
 
     bundle = common.loaded_bundle(root, options.device, by_folds=options.folds)
     settings = common.with_engine(ResultSettings(tta=options.tta, elsewhere=options.elsewhere), bundle, options)
-    if options.folds:
-        chosen = choose_out_of_fold(bundle, data)
-    else:
-        chosen = choose_cases(bundle, data, options.partition, options.splits)
+    named = options.partition, options.splits
+    chosen = choose_out_of_fold(bundle, data) if options.folds else choose_cases(bundle, data, *named)
     subjects = {row["id"]: row["subject"] for row in chosen.rows}
     if options.into_bundle:
         check_held_out(subjects, chosen.folds, bundle, options.source)  # now, since to segment the cases may take hours

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.spool import Rows
-from monai_unet_app.inference.thin import AveragesOfThinImages
+from monai_unet_app.inference.thin import OurAverages
 from monai_unet_app.inference.way_back import Box, WayBack, way_back
 from monai_unet_app.inference.windows import shape_of, whole_box, within
 
@@ -83,9 +83,9 @@ class ResultSteps:
         """Whether a transform of `tidy` states in `needs` that it looks at the probabilities and the image as well."""
         return any(getattr(step, "needs", ()) for step in self.tidy)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Probabilities (C, *box) of logits (C, *box) on the working grid, which are used up."""
-        with AveragesOfThinImages():
+    def probabilities(self, logits: Tensor, *, quick: bool = False) -> Tensor:
+        """Probabilities (C, *box) of logits (C, *box) on the working grid, which are used up; `quick` as in `OurAverages`."""
+        with OurAverages(quick=quick):
             return torch.as_tensor(Compose(list(self.probable))({"pred": logits})["pred"]).as_subclass(Tensor)
 
 
@@ -94,7 +94,7 @@ def whole_piece(logits: Tensor, item: Item, steps: ResultSteps, uncalibrated: Re
     outputs = []
     for chosen in (steps, uncalibrated) if uncalibrated else (steps,):
         run = Compose([*chosen.probable, *chosen.back, *chosen.decide])
-        with AveragesOfThinImages():
+        with OurAverages():
             outputs.append(run({**item, "pred": logits.clone()}))
     raw = torch.as_tensor(outputs[1]["prob"]) if uncalibrated else None
     probabilities, decision = (torch.as_tensor(outputs[0][key]) for key in ("prob", "pred"))
@@ -141,7 +141,7 @@ def _on_source(
     if any(side.stop <= side.start for side in needed):
         return torch.zeros((store.channels, *shape_of(box)))
     wide = widened(needed, halo, back.shape)
-    probabilities = steps.probabilities(store.box(wide))
+    probabilities = steps.probabilities(store.box(wide), quick=not any(math.isinf(n) for n in halo))
     return back(probabilities[(slice(None), *within(needed, wide))], box)
 
 

@@ -2,7 +2,7 @@
 
 MONAI records every spatial transform of the preprocessing. `way_back` reads the record and undoes it for a box of the source
 grid: which box of the working grid it needs, and the values on it. The arithmetic is MONAI's own, so where a box is the whole
-grid the values are those of `Invertd` to the bit, and otherwise to the rounding of a position in float64.
+grid the values are those of `Invertd` to the bit, and otherwise to the rounding of a position.
 """
 
 import math
@@ -27,6 +27,7 @@ Affine = NDArray[np.float64]
 _CHUNK_BYTES = 1 << 26  # of the float64 values that are interpolated at once
 _POSITIONS = 1 << 19  # of voxels that are computed at once, 150 bytes each
 _ROUNDING = 1e-6  # voxels: far more than the rounding of a position
+_SHEAR = 1e-5  # voxels: what directions that are rounded to float32 move the ends of a box
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class Interpolated:
         )
 
     def __call__(self, values: Tensor, held: Box, box: Box) -> Tensor:
+        if self._is_along_axes(box) and shape_of(box) != self.shape:
+            return self._along_axes(values, held, box)
         height = max(1, _POSITIONS // math.prod(shape_of(box[1:])))
         out = values.new_empty((len(values), *shape_of(box)))
         for start in range(box[0].start, box[0].stop, height):
@@ -120,6 +123,38 @@ class Interpolated:
         return torch.cat(
             [F.grid_sample(part[None].double(), grid, "bilinear", "border", corners)[0].float() for part in parts]
         )
+
+    def _is_along_axes(self, box: Box) -> bool:
+        """Whether each axis is a stretched axis of the grid before, so that one can be interpolated after the other."""
+        turned = self.step[:-1, :-1] - np.diag(np.diag(self.step[:-1, :-1]))
+        return bool(np.abs(turned).max() * max(shape_of(box)) / 2 < _SHEAR)
+
+    def _along_axes(self, values: Tensor, held: Box, box: Box) -> Tensor:
+        """As `_sampled`, in a fraction of the time: the same weights, multiplied one axis after the other."""
+        out = values.new_empty((len(values), *shape_of(box)))
+        first, *middle, last = (self._weights(axis, held, box, values.device) for axis in range(len(box)))
+        for channel, target in zip(values, out, strict=True):  # one at a time, so that what lies between stays small
+            result = channel.double() @ last.T
+            for axis, weights in enumerate(middle, 1):
+                result = torch.matmul(weights, result.movedim(axis, -2)).movedim(-2, axis)
+            target.copy_((first @ result.flatten(1)).view_as(target))
+        return out
+
+    def _weights(self, axis: int, held: Box, box: Box, device: torch.device) -> Tensor:
+        """Shape (voxels of the box, voxels of `held`) along an axis: two weights a row, which sum up to 1."""
+        middle = [(side.start + side.stop) // 2 for side in box]
+        thin = tuple(
+            side if n == axis else slice(at, at + 1) for n, (side, at) in enumerate(zip(box, middle, strict=True))
+        )
+        line = self.positions(thin)[..., len(box) - 1 - axis].flatten()
+        size, count = self.size[axis], held[axis].stop - held[axis].start
+        at = (line + 1) / 2 * (size - 1) if self.corners else ((line + 1) * size - 1) / 2
+        at = at.clamp(0, size - 1) - held[axis].start
+        low = at.floor().long()
+        weights, rows = line.new_zeros(len(line), count), torch.arange(len(line))
+        weights[rows, low] += 1 - (at - low)
+        weights[rows, (low + 1).clamp(max=count - 1)] += at - low
+        return weights.to(device)
 
     def positions(self, box: Box) -> Tensor:
         """Positions of the voxels of a box as `grid_sample` takes them, by MONAI's arithmetic.

@@ -141,6 +141,6 @@ def test_another_engine_is_a_row_of_the_table_and_gives_the_voxels_of_torch(
 def test_an_engine_that_the_table_lacks_is_refused_with_those_that_it_has(
     tiny_bundle: Callable[[str], Path], crop: Volume
 ) -> None:
-    run = PredictConfig(ResultSettings(precision="bfloat16"))
-    with pytest.raises(UsageError, match="no engine torch in bfloat16; one of these is needed: torch in float32"):
+    run = PredictConfig(ResultSettings(engine="onnxruntime", precision="bfloat16"))
+    with pytest.raises(UsageError, match="no engine onnxruntime in bfloat16; one of these is needed: torch in float32"):
         segment_case(crop, load_bundle(tiny_bundle("hippocampus_mri_unet3d")), run)

@@ -41,16 +41,12 @@ def parity_of(bundle: BundleWithParity) -> dict[str, Any]:
 def certified(bundle: BundleWithParity, settings: ResultSettings) -> dict[str, Any]:
     """What `bundle certify` found of results with these settings; empty if it has not measured them for these weights."""
     document = parity_of(bundle)
-    if document.get("weights_sha256") != bundle.weights_sha256:
+    entry: dict[str, Any] = document.get("results", {}).get(
+        f"{settings.engine} {settings.precision} {settings.key}", {}
+    )
+    if not entry or document["weights_sha256"] != bundle.weights_sha256:
         return {}
-    results: dict[str, Any] = document.get("results", {})
-    entry: dict[str, Any] = results.get(f"{settings.engine} {settings.precision} {settings.key}", {})
-    return entry if entry.get("export_sha256") == _export_named(document, settings.engine) else {}
-
-
-def _export_named(document: dict[str, Any], engine: str) -> str | None:
-    sha256: str | None = document["exports"].get(engine, {}).get("sha256")
-    return sha256
+    return entry if entry["export_sha256"] == document["exports"].get(settings.engine, {}).get("sha256") else {}
 
 
 def export_sha256(root: Path, files: Sequence[str]) -> str | None:
