@@ -259,11 +259,8 @@ def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, A
 
 
 def _export_named(case: Case) -> dict[str, str]:
-    if (engine := case.settings.engine) == "torch":
-        return {}
-    from monai_unet_app.inference.engines.certificate import parity_of
-
-    return {"export_sha256": parity_of(case.bundle)["exports"][engine]["sha256"]}
+    sha256 = getattr(case.bundle.engine(case.settings), "export_sha256", None)
+    return {} if sha256 is None else {"export_sha256": sha256}
 
 
 def _assessment(assessment: Assessment | None) -> dict[str, Any] | None:

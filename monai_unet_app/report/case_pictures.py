@@ -92,7 +92,14 @@ def error_colours(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDA
 def png(figure: Figure, dpi: int = 130) -> bytes:
     """The figure as a PNG without metadata: no program, no date."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
+    figure.savefig(
+        stream,
+        format="png",
+        dpi=dpi,
+        facecolor=figure.get_facecolor(),
+        metadata={"Software": None},
+        pil_kwargs={"compress_level": 4},  # a third of the time of the usual 6, and 4 % more bytes
+    )
     return stream.getvalue()
 
 

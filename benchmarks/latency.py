@@ -1,0 +1,117 @@
+"""How long does one study take, warm and end to end: DICOM in, proven SEG and SR out? A photograph? A slice of 512 x 512?
+
+    python benchmarks/latency.py [--rounds 15] [--engine torch openvino] [--profile]
+
+- study: an example of a hippocampus as a DICOM series, to SEG and SR, by the shipped 3D bundle;
+- photograph: a made-up photograph of the eye of 999 x 960 pixels, to mask and overlay, by the shipped bundle of the retina;
+- slice: a made-up picture of 512 x 512 pixels, the same way, by that network, told to take smaller pictures.
+
+Each is read, checked, segmented, assessed, written and proven, as in `monai-unet predict`, in one process after two runs that do
+not count. Engines take turns. --profile prints where the time of the last engine goes. Exit code 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from claims import judged
+from PIL import Image
+
+from dicom_io.dicomize import dicomize
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.export import export_bundle
+from monai_unet_app.pipeline import segment_case
+from monai_unet_app.results import write_results
+from monai_unet_app.shipped import shipped
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+VOLUMES, EYES = "hippocampus_mri_unet3d", "retina_vessel_unet2d"
+MOST_S = {"study": (50, 1.0), "photograph": (95, 1.0), "slice": (95, 0.2)}
+"""What is measured -> percentile and the seconds that it may take with OpenVINO."""
+
+
+def main() -> int:
+    """Measures, and judges."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--engine", nargs="+", default=["torch", "openvino"])
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = {what: measure(run, options) for what, run in made(Path(folder)).items()}
+    print(f"  {'seconds':24}{'median':>8}{'95 %':>8}")
+    reached = []
+    for what, by_engine in found.items():
+        for engine, seconds in by_engine.items():
+            print(f"  {f'{what}, {engine}':24}{np.median(seconds):8.3f}{np.percentile(seconds, 95):8.3f}")
+    for what, (percentile, most) in MOST_S.items():
+        if seconds := found[what].get("openvino"):
+            value = float(np.percentile(seconds, percentile))
+            reached.append(judged(f"{what}, s, {percentile} %", value, most, at_most=True))
+    return int(not all(reached))
+
+
+def made(folder: Path) -> dict[str, Callable[[str], None]]:
+    """What is measured: name -> one run with an engine."""
+    from small_data import drawn_eyes
+
+    bundles = {name: exported(name, folder / name) for name in (VOLUMES, EYES)}
+    example = next((shipped("examples") / "msd_hippocampus/images").glob("*.nii.gz"))
+    series = dicomize(read_volume(example), folder / "series", case_id="one").series_folder
+    eye = Image.open(drawn_eyes(folder / "eyes", 1) / "eye_1.png")
+    for name, size in (("photograph", (999, 960)), ("slice", (512, 512))):
+        eye.resize(size).save(folder / f"{name}.png")
+    small = exported(EYES, folder / "small", ("least: [700, 700]", "least: [300, 300]"))
+    ways = {
+        "study": (series, bundles[VOLUMES], ("seg", "sr")),
+        "photograph": (folder / "photograph.png", bundles[EYES], ("png",)),
+        "slice": (folder / "slice.png", small, ("png",)),
+    }
+    return {name: lambda engine, way=way: run(*way, engine, folder / "out") for name, way in ways.items()}
+
+
+def exported(name: str, folder: Path, edit: tuple[str, str] = ("", "")) -> Bundle:
+    """A copy of a shipped bundle with an export, a text in its inference.yaml replaced by another."""
+    shutil.copytree(shipped("bundles") / name, folder)
+    config = folder / "configs/inference.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace(*edit), encoding="utf-8")
+    export_bundle(load_bundle(folder), "openvino")
+    return load_bundle(folder)
+
+
+def run(source: Path, bundle: Bundle, formats: Sequence[str], engine: str, folder: Path) -> None:
+    """Once, from the file to the proven result."""
+    case = segment_case(source, bundle, PredictConfig(ResultSettings(engine=engine)))
+    write_results(case, "case", OutputConfig(tuple(formats), deliver_rejected=True), folder)
+
+
+def measure(once: Callable[[str], None], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Engine -> seconds of each round."""
+    seconds: dict[str, list[float]] = {engine: [] for engine in options.engine}
+    for number in range(options.rounds + 2):
+        for engine, found in seconds.items():
+            began = time.perf_counter()
+            once(engine)
+            if number > 1:
+                found.append(time.perf_counter() - began)
+    if options.profile:
+        profile = cProfile.Profile()
+        profile.runcall(once, options.engine[-1])
+        pstats.Stats(profile).sort_stats("cumtime").print_stats(60)
+    return seconds
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
