@@ -18,6 +18,7 @@ InferenceSetting = Literal["plain", "tta"]
 """Keys of what is fitted: in `configs/confidence.json` and `models/fitted.json`."""
 
 EngineName = Literal["torch", "openvino", "onnxruntime"]
+EngineWish = Literal[EngineName, "auto"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
@@ -105,6 +106,7 @@ class OutputConfig:
         seg_encoding: One of `dicom_io.kinds.encodings.SEG_ENCODINGS`; "fractional" writes probabilities.
         empty_frames: A SEG has a frame for every slice and segment, also where there is no voxel.
         uncoded: Write DICOM results although structures have no SNOMED CT code; a private code says so.
+        resume: Leave cases alone whose results of the same request are there.
         earlier_sr: The report of an earlier run, which the new report names as its predecessor if it differs; None: the report
             that the new report would replace.
     """
@@ -120,6 +122,7 @@ class OutputConfig:
     seg_encoding: SegEncoding = "binary"
     empty_frames: bool = False
     uncoded: bool = False
+    resume: bool = False
     earlier_sr: Path | None = None
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from dicom_io.volume import Affine, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.statement_fit import known_rows, state_confidence
+from monai_unet_app.cohort import predict_cases
 from monai_unet_app.config import OutputConfig, PredictConfig, resolve_device
 from monai_unet_app.convert import dicomize_cases
 from monai_unet_app.data.case_files import CaseFiles, find_data
@@ -24,7 +25,6 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import AppError
 from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 from monai_unet_app.pipeline import timed
-from monai_unet_app.results import predict_cases
 from monai_unet_app.shipped import shipped
 from monai_unet_app.training.run import TrainConfig, train_bundle
 

@@ -40,6 +40,11 @@ def taken_by(work: Callable[[], object]) -> int:
     return max(0, _status("VmHWM") - before)
 
 
+def peak_bytes() -> int:
+    """The most resident memory that this process has had; 0 where the system does not say."""
+    return _status("VmHWM")
+
+
 def most_resident_bytes() -> float:
     """How large this process may become now: with what its machine, its control groups and its own limits leave."""
     return resident_bytes() + min((most - taken for most, taken in _limits()), default=math.inf)

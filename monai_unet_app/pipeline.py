@@ -8,18 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.segmentation import Box, Channels, Segmentation
-from dicom_io.volume import Volume
-from monai_unet_app.bundle import Bundle
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence
-from monai_unet_app.config import PredictConfig, ResultSettings
+from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.gathering import Gathered, Keep, on_grid, on_volume
@@ -176,6 +176,49 @@ def segment_case(
     features = _features(volume, bundle, layer) if are_needed else None
     with timed(seconds, "assess"):
         return assessed(Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious), statements)
+
+
+class Predictor:
+    """A bundle that stays loaded, for arrays that are in memory.
+
+    Args:
+        bundle: A name, a folder or a zip.
+        device: As in `resolve_device`.
+        engine: Of `ResultSettings`, or "auto" as on the command line.
+        settings: The others; None for the usual ones.
+
+    Raises:
+        UsageError, BundleError: As `load_bundle` and `Bundle.engine`.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        device: str = "auto",
+        engine: EngineWish = "auto",
+        settings: ResultSettings | None = None,
+    ) -> None:
+        from monai_unet_app.inference.engines.chooser import with_engine
+
+        self.bundle = load_bundle(bundle, device)
+        self.run = PredictConfig(with_engine(settings or ResultSettings(), self.bundle, engine)[0])
+        self.bundle.engine(self.run.settings)
+
+    def __call__(self, array: NDArray[Any], affine_ras: NDArray[np.float64] | None = None) -> Case:
+        """The segmented image; its labels are `segmentation.labels`.
+
+        Args:
+            array: Shape (I, J, K), or (I, J, K, C); of a picture (I, J) or (I, J, C), with I along its width.
+            affine_ras: Shape (4, 4): index to RAS mm, as nibabel gives it. None for a picture.
+
+        Raises:
+            InputRefusedError: As `segment_case`.
+        """
+        if affine_ras is None:
+            return segment_case(
+                Volume(array[:, :, None], np.eye(4), Provenance("image"), planar=True), self.bundle, self.run
+            )
+        return segment_case(Volume.from_ras(array, affine_ras), self.bundle, self.run)
 
 
 def _statements(bundle: Bundle, run: PredictConfig) -> Confidence:

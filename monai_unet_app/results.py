@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel.openers import ImageOpener
@@ -22,22 +22,21 @@ from PIL import Image
 from dicom_io.itk_files import write_itk
 from dicom_io.kinds import RESULT_KINDS
 from dicom_io.objects.source_grid import second_opinion_note
-from dicom_io.read import ReadOptions
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
-from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.statements import Confidence, read_confidence
-from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
-from monai_unet_app.data.case_files import CaseFiles, case_id, case_message
+from monai_unet_app.config import OutputConfig, ResultSettings
+from monai_unet_app.data.case_files import case_id
 from monai_unet_app.data.nifti import nifti_image, write_nifti
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.dicom_results import CaseOutput, check_coded, converted_modality, write_dicom
-from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
+from monai_unet_app.dicom_results import CaseOutput, write_dicom
+from monai_unet_app.errors import UsageError, refusing_as
 from monai_unet_app.gathering import decided
-from monai_unet_app.pipeline import Case, assessed, segment_case, settings_of
+from monai_unet_app.pipeline import Case, assessed
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +71,12 @@ def formats_for(kinds: Sequence[str], *, planar: bool = False) -> tuple[tuple[st
 
 
 def write_results(
-    case: Case, case_id: str, config: OutputConfig, folder: Path, progress: "Progress | None" = None
+    case: Case,
+    case_id: str,
+    config: OutputConfig,
+    folder: Path,
+    progress: "Progress | None" = None,
+    request: str | None = None,
 ) -> dict[str, Any]:
     """Writes a case's files into a folder and gives the content of its `result.json`.
 
@@ -85,6 +89,7 @@ def write_results(
         config: The files to write, and the DICOM series that they refer to.
         folder: Gets the files; created where it is absent.
         progress: Called with (windows done, number of windows) of an explanation, which runs the network again.
+        request: Digest of everything that the result follows from, by which `--resume` knows it.
 
     Raises:
         UsageError: A DICOM format is requested, the input is no DICOM, and no DICOM series is named.
@@ -97,17 +102,17 @@ def write_results(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         output = CaseOutput(case, case_id, config, Path(partial))
         files = {}
-        if config.deliver_rejected or not is_rejected(case):
+        if config.deliver_rejected or not is_rejected(case.assessment):
             files = _write_files(output) | _write_explanation(output, progress)
-        document = result_document(output, files)
+        document = result_document(output, files) | ({"request_sha256": request} if request else {})
         write_json(document, output.file("result.json"), "result")
         _publish(output.folder, folder, case_id)
     return document
 
 
-def is_rejected(case: Case) -> bool:
-    """Whether the bundle's quality gate rejects the result."""
-    return case.assessment is not None and case.assessment.verdict == "reject"
+def is_rejected(assessment: Assessment | None) -> bool:
+    """Whether the bundle's quality gate rejects a result."""
+    return assessment is not None and assessment.verdict == "reject"
 
 
 def _publish(folder: Path, output: Path, case_id: str) -> None:
@@ -136,97 +141,6 @@ def _named_by(record: Path, case_id: str) -> list[Path]:
         return []
     # Only names that begin with this case's id: a foreign record must not make us delete other files
     return [record.parent / top for top in sorted(tops) if top.startswith(f"{case_id}_")]
-
-
-class CaseProgress(Protocol):
-    """An observer of the work on many cases, such as a progress bar."""
-
-    def __call__(self, case_id: str, /) -> None:
-        """A case is done."""
-
-    def windows(self, done: int, total: int) -> None:
-        """`done` of the `total` windows of the current case are done."""
-
-
-def predict_cases(
-    cases: Sequence[CaseFiles],
-    bundle: Bundle,
-    run: PredictConfig,
-    config: OutputConfig,
-    folder: Path,
-    progress: CaseProgress | None = None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Segments every case and writes its files; gives the `result.json` of each, and a sentence for each case that failed."""
-    results, problems = [], []
-    windows = progress.windows if progress else None
-    check_flags(cases, run, config)
-    if config.wants_dicom and not config.uncoded:
-        check_coded(bundle.name, bundle.segments)
-    if config.dicomize and config.wants_dicom:
-        converted_modality(bundle)  # raises before the work starts
-    statements = read_confidence(bundle, settings_of(run, bundle))  # raises before an image is read
-    if config.cautious:
-        statements.cautious_cuts(bundle.segments)
-    for files in cases:
-        try:
-            case = segment_case(files.image, bundle, run, windows, keep=config.keep)
-            results.append(write_results(case, files.id, config, folder, windows))
-            if is_rejected(case) and not config.deliver_rejected:
-                problems.append(_rejection(files.id, case))
-        except InputRefusedError as error:
-            problems.append(case_message(files, error))
-        except OSError as error:
-            problems.append(
-                f"{files.id}: its results could not be written ({error.strerror}); free space or choose another output"
-            )
-        if progress:
-            progress(files.id)
-    return results, problems
-
-
-def _rejection(case_id: str, case: Case) -> str:
-    reasons = "; ".join(case.assessment.reasons) if case.assessment else ""
-    return (
-        f"{case_id}: the quality gate rejects it ({reasons}); only {case_id}_result.json was written, which says so; "
-        "look at the image, or give --deliver-rejected to write the result anyway"
-    )
-
-
-def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, config: OutputConfig) -> None:
-    """Raises, before any work, if a flag does not fit these cases, or a flag is missing.
-
-    Raises:
-        UsageError: A DICOM format for an image that is no DICOM, without a series to refer to; or a flag for another kind of
-            input.
-        InputRefusedError: The named series does not exist.
-    """
-    if config.dicom_source is not None and not config.dicom_source.exists():
-        raise InputRefusedError(
-            f"--dicom-source {config.dicom_source} does not exist; the DICOM series that the image was made from is needed; "
-            "check the path"
-        )
-    pictures = [case.image.name for case in cases if has_ending(case.image, PICTURE_ENDINGS)]
-    if pictures and config.wants_dicom and config.dicom_source is None:
-        raise UsageError(
-            f"{pictures[0]} is a picture, which has no millimetres and no place in a patient, so DICOM results cannot be made "
-            "of it; a DICOM image is needed for these; give --format png, which writes the mask and an overlay as PNG, and "
-            "result.json"
-        )
-    plain = [case.id for case in cases if has_ending(case.image, VOLUME_ENDINGS + PICTURE_ENDINGS)]
-    if plain and config.wants_dicom and config.dicom_source is None and not config.dicomize:
-        raise UsageError(
-            f"{plain[0]} is not DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to "
-            "write one"
-        )
-    if not plain and (config.dicomize or config.dicom_source is not None):
-        raise UsageError("the input is DICOM, results refer to it; leave --dicomize and --dicom-source out")
-    if len(plain) == len(cases) and run.reading != ReadOptions():
-        raise UsageError(
-            f"{plain[0]} is not DICOM and has no series; leave --series, --channels, --time-point, "
-            "--resample-gaps, --resample-tilt and --accept-incomplete out"
-        )
-    if config.seg_encoding != "binary" and not {"seg", "sr"} & set(config.formats):
-        raise UsageError(f"--seg-encoding {config.seg_encoding}: no SEG is requested; add seg to --format")
 
 
 def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:

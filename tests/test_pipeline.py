@@ -15,19 +15,33 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLES
+from conftest import BUNDLES, EXAMPLES
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from small_data import eye_picture, predict_logits, set_calibration
+from small_data import drawn_eyes, eye_picture, predict_logits, set_calibration
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.pipeline import preprocess, segment_case
+from monai_unet_app.pipeline import Predictor, preprocess, segment_case
 
 NAMES = [folder.name for folder in BUNDLES]
 CPU = torch.device("cpu")
+
+
+def test_a_predictor_stays_loaded_and_answers_arrays_as_files(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    image = nibabel.load(EXAMPLES / "images/hippocampus_003.nii.gz")
+    predictor = Predictor(tiny_bundle(), "cpu")
+    (case, again) = (predictor(np.asarray(image.dataobj, np.float32), image.affine) for _ in range(2))
+    expected = segment_case(EXAMPLES / "images/hippocampus_003.nii.gz", predictor.bundle)
+    for one in (case, again):
+        np.testing.assert_array_equal(one.segmentation.labels, expected.segmentation.labels)
+        np.testing.assert_allclose(one.image.affine_ras, image.affine, atol=1e-6)
+    eyes = Predictor(tiny_bundle("retina_vessel_unet2d"), "cpu")
+    picture = np.asarray(Image.open(drawn_eyes(tmp_path, 1) / "eye_1.png"), np.float32).transpose(1, 0, 2)
+    expected = segment_case(tmp_path / "eye_1.png", eyes.bundle)
+    np.testing.assert_array_equal(eyes(picture).segmentation.maps[0].labels, expected.segmentation.maps[0].labels)
 
 
 def write_case(name: str, crop: Volume, folder: Path) -> Path:

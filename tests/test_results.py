@@ -31,6 +31,7 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.cohort import predict_cases
 from monai_unet_app.confidence.assessment import assess
 from monai_unet_app.confidence.statements import Confidence, SizeStatement
 from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
@@ -41,7 +42,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
-from monai_unet_app.results import predict_cases, write_mask_png, write_results
+from monai_unet_app.results import write_mask_png, write_results
 from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
 ALL = ("nifti", "seg", "sr", "rtstruct", "png")

@@ -112,14 +112,12 @@ def labelled_cases(options: Cases) -> "list[CaseFiles]":
 
 def with_engine(settings: "ResultSettings", bundle: "Bundle", options: Engine | Predict) -> "ResultSettings":
     """The settings with --engine and --precision; the engine is loaded, and what auto chose is said."""
-    from monai_unet_app.inference.engines.chooser import check_device, engine_by_itself
+    from monai_unet_app.inference.engines import chooser
 
-    engine, why = engine_by_itself(bundle) if options.engine == "auto" else (options.engine, None)
-    chosen = replace(settings, engine=engine, precision=options.precision)
-    check_device(chosen, bundle.device.type)
+    chosen, why = chooser.with_engine(replace(settings, precision=options.precision), bundle, options.engine)
     bundle.engine(chosen)  # refused before the first image is read
     if why:
-        show.say(f"engine {engine}: {why}")
+        show.say(f"engine {chosen.engine}: {why}")
     return chosen
 
 

@@ -21,7 +21,7 @@ from monai_unet_app.cli.flag_types import (
     Text,
     numbers,
 )
-from monai_unet_app.config import EngineName, Precision
+from monai_unet_app.config import EngineName, EngineWish, Precision
 from monai_unet_app.errors import UsageError
 
 
@@ -448,6 +448,7 @@ class Predict(Reading, Device, Bits):
         engine: %(choices)s: what runs the network; auto: openvino where bundle export wrote a certified export, else torch
             (default: auto)
         memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
+        resume: leave cases alone whose results of the same image, bundle, engine and flags are in --output
     """
 
     bundle: Text
@@ -467,8 +468,9 @@ class Predict(Reading, Device, Bits):
     uncoded: bool = False
     tta: bool = False
     elsewhere: bool = False
-    engine: Annotated[Literal["auto"] | EngineName, Flag(metavar="ENGINE")] = "auto"
+    engine: Annotated[EngineWish, Flag(metavar="ENGINE")] = "auto"
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
+    resume: bool = False
 
 
 class Export(Options):

@@ -1,10 +1,12 @@
 """The output for people: tables on stdout; progress bars and problems on stderr."""
 
+import math
+import os
 import sys
 import textwrap
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
+
+from monai_unet_app.machine_memory import peak_bytes
 
 if TYPE_CHECKING:
     from monai_unet_app.calibration.form_comparison import FormScore
@@ -99,6 +103,30 @@ class Steps(Progress):
         """Moves the bar on within a case, by its windows."""
         completed = self.done + done / max(total, 1)
         self.update(self.cases, completed=completed, description=f"window {done} of {total}")
+
+
+class Cost:
+    """What a block costs; on leaving it `document` holds seconds, core-seconds, and the peak of memory of the process in GB."""
+
+    def __enter__(self) -> "Cost":
+        self._began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, core = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        peak = peak_bytes() / 1e9
+        self.document = {"seconds": round(wall, 3), "core_seconds": round(core, 3), "peak_memory_gb": round(peak, 3)}
+
+    def told(self, done: Sequence[Mapping[str, Any]]) -> str:
+        """In a line, with the cost of a case and of a litre of image."""
+        wall, core, peak = self.document.values()
+        sources = [case["source"] for case in done]
+        litres = sum(math.prod([*one["shape"], *one["spacing"]]) / 1e6 for one in sources if one["unit"] == "mm")
+        a_litre = f", {core / litres:.1f} a litre" if litres else ""
+        return (
+            f"{wall:.1f} s, {core:.1f} core-seconds: {core / len(done):.1f} a case{a_litre}; "
+            f"{core / wall / (os.cpu_count() or 1):.0%} of {os.cpu_count()} cores; {peak:.1f} GB at most"
+        )
 
 
 def problems_list(problems: Sequence[str]) -> None:
@@ -272,14 +300,14 @@ def notes_list(done: Sequence[dict[str, Any]]) -> None:
 
 def short(value: float, sign: str = "") -> str:
     """Four decimals; two digits of a value that is too small for these."""
-    if isnan(value):
+    if math.isnan(value):
         return "-"
     return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:{sign}.1e}"
 
 
 def between(low: float, high: float) -> str:
-    return "-" if isnan(low) else f"{short(low)} to {short(high)}"
+    return "-" if math.isnan(low) else f"{short(low)} to {short(high)}"
 
 
 def p_value(value: float) -> str:
-    return "-" if isnan(value) else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+    return "-" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

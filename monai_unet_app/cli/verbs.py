@@ -330,9 +330,9 @@ def predict(options: flags.Predict) -> Answer:
     Example: monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format
     nifti,seg,sr,rtstruct
     """
+    from monai_unet_app.cohort import check_flags, predict_cases
     from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
     from monai_unet_app.data.case_files import find_images, named_series
-    from monai_unet_app.results import check_flags, predict_cases
 
     formats, left_out = _formats(options, planar=False)
     outputs = OutputConfig(**common.set_fields(options, OutputConfig) | formats)
@@ -358,7 +358,7 @@ def predict(options: flags.Predict) -> Answer:
     run = replace(run, settings=common.with_engine(run.settings, bundle, options))
     if options.tta and not bundle.mirror_axes:
         show.say(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements are valid as without it")
-    with show.Steps("segmenting", len(cases)) as step:
+    with show.Steps("segmenting", len(cases)) as step, show.Cost() as cost:
         done, problems = predict_cases(cases, bundle, run, outputs, options.output, step)
     show.structures_table(done)
     show.reasons_list(done)
@@ -370,7 +370,8 @@ def predict(options: flags.Predict) -> Answer:
     if done:
         records = f"; for {withheld} rejected case(s) only the record" if withheld else ""
         show.line(f"wrote {len(done) - withheld} case(s) to {options.output}{records}")
-    answer = {"cases": done, "problems": problems, "left_out": left_out}
+        show.line(cost.told(done))
+    answer = {"cases": done, "problems": problems, "left_out": left_out, "cost": cost.document}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
 
 

@@ -15,12 +15,12 @@ import yaml
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
+from monai_unet_app.cohort import check_flags, predict_cases
 from monai_unet_app.data.case_files import find_images, named_series
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.deploy.picking import Picked, pick
 from monai_unet_app.deploy.settings import Settings, image_paths, settings_of
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
-from monai_unet_app.results import check_flags, predict_cases
 
 TASK, RESULT = "task.json", "result.json"
 """The file that mercure puts among the images, and the file among the results that it keeps in its database."""

@@ -1,9 +1,10 @@
 """The table of engines, and the choice of one by the settings of a result."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
-from monai_unet_app.config import EngineName, ResultSettings
+from monai_unet_app.config import EngineName, EngineWish, ResultSettings
 from monai_unet_app.errors import UsageError
 
 from . import Engine, Source
@@ -58,6 +59,18 @@ def engine_by_itself(bundle: Source) -> tuple[EngineName, str | None]:
     if find_spec("openvino") is None:
         return "torch", "openvino is not installed; pip install 'monai-unet-app[engines]'"
     return "openvino", "its export is certified to answer as torch does"
+
+
+def with_engine(settings: ResultSettings, bundle: Source, engine: EngineWish) -> tuple[ResultSettings, str | None]:
+    """The settings with an engine, and why "auto" took it; None where nothing is to be said.
+
+    Raises:
+        UsageError: It does not run on the bundle's device.
+    """
+    name, why = engine_by_itself(bundle) if engine == "auto" else (engine, None)
+    chosen = replace(settings, engine=name)
+    check_device(chosen, bundle.device.type)
+    return chosen, why
 
 
 def check_device(settings: ResultSettings, device: str) -> None:
