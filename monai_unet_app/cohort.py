@@ -18,7 +18,6 @@ from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.dicom_results import check_coded, converted_modality
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.memory_planner import SMALL_BYTES
 from monai_unet_app.pipeline import Case, segment_case, settings_of
 from monai_unet_app.results import write_results
 
@@ -99,6 +98,8 @@ class _Cohort:
         request = request_sha256(files, self.bundle, self.run, self.config)
         if self.config.resume and request and (document := _found(self.folder, files.id, request)):
             return lambda: self._done(document)
+        from monai_unet_app.memory_planner import SMALL_BYTES  # brings torch, as `segment_case` does
+
         try:
             case = segment_case(files.image, self.bundle, self.run, self.windows, keep=self.config.keep)
         except InputRefusedError as error:

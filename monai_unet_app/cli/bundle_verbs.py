@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -12,13 +12,16 @@ from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
 from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.errors import AppError, UsageError
 
+if TYPE_CHECKING:
+    from monai_unet_app.bundle import Bundle
+
 
 def bundle(options: Options) -> Answer:
-    """Work on the files of a bundle: export, certify, upgrade.
+    """Work on the files of a bundle: export, certify, bench, upgrade.
 
     Example: monai-unet bundle upgrade --bundle my_bundle
     """
-    raise UsageError("bundle alone does nothing; export, certify or upgrade is needed; monai-unet bundle --help")
+    raise UsageError("bundle alone does nothing; export, certify, bench or upgrade is needed; monai-unet bundle --help")
 
 
 def export(options: flags.Export) -> Answer:
@@ -69,6 +72,47 @@ def certify(options: flags.Certify) -> Answer:
     )
     show.line(f"{settings.engine} in {settings.precision}: {entry['outcome']}; {entry['reason']}")
     return entry, EXIT_DONE if entry["outcome"] == "passed" else EXIT_FAILED
+
+
+def bench(options: flags.Bench) -> Answer:
+    """Time a bundle's network here, by each engine and precision that it can be had in.
+
+    Example: monai-unet bundle bench --bundle my_bundle --size 512x512 --budget 50ms
+    """
+    files = common.trained_bundle(options.bundle)
+    from monai_unet_app.bench import paces
+
+    bundle = common.loaded_bundle(files.root, options.device)
+    found = [pace.document() for pace in paces(bundle, _size(options.size, bundle), options.rounds)]
+    done = [one for one in found if one["why_not"] is None]
+    head = ("engine", "precision", "median, ms", "95 %, ms", "a second", "memory, MB", "file, MB")
+    show.print_table(
+        head,
+        (
+            [
+                one["engine"], one["precision"], f"{1000 * one['p50_s']:.1f}", f"{1000 * one['p95_s']:.1f}",
+                f"{1 / one['p50_s']:.1f}", f"{one['memory_mb']:.0f}", f"{one['file_mb']:.1f}",
+            ]
+            for one in done
+        ),
+    )  # fmt: skip
+    for one in found:
+        if one["why_not"]:
+            show.line(f"not {one['engine']} in {one['precision']}: {one['why_not']}")
+    is_within = options.budget is None or any(one["p95_s"] <= options.budget for one in done)
+    if not is_within:
+        show.line(f"no engine answers 95 of 100 images within {1000 * (options.budget or 0):g} ms")
+    return {"paces": found}, EXIT_DONE if is_within else EXIT_FAILED
+
+
+def _size(text: str | None, bundle: "Bundle") -> tuple[int, ...] | None:
+    """The image of --size, with the axes that the bundle's window has."""
+    if text is None:
+        return None
+    parts, axes = text.split("x"), len(bundle.windows.window)
+    if not all(part.isdigit() and int(part) for part in parts) or len(parts) > axes:
+        raise UsageError(f"--size {text}: up to {axes} sizes from 1 are needed, such as {'x'.join(['64'] * axes)}")
+    return (*map(int, parts), *[1] * (axes - len(parts)))
 
 
 def upgrade(options: flags.Upgrade) -> Answer:

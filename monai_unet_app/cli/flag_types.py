@@ -54,11 +54,13 @@ def size(text: str) -> float:
 
 
 def seconds(text: str) -> float:
-    """Seconds, of a number with min or h behind it."""
-    match = re.fullmatch(r"([0-9.]+) ?(min|h)", text.strip())
+    """Seconds, of a number with ms, s, min or h behind it."""
+    match = re.fullmatch(r"([0-9.]+) ?(ms|s|min|h)", text.strip())
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text} is not a time; a number with min or h is needed, such as 90min")
-    return above_zero(match[1]) * (60 if match[2] == "min" else 3600)
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a time; a number with ms, s, min or h is needed, such as 90min"
+        )
+    return above_zero(match[1]) * {"ms": 0.001, "s": 1, "min": 60, "h": 3600}[match[2]]
 
 
 def numbers(text: str) -> list[int]:

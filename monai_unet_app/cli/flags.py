@@ -485,6 +485,22 @@ class Export(Options):
     to: Annotated[Literal["openvino", "onnxruntime"], Flag(metavar="ENGINE")]
 
 
+class Bench(Device):
+    """Flags of `bundle bench`.
+
+    Attributes:
+        bundle: a name, a folder or a zip
+        size: of the image, in voxels of the working grid, such as 512x512 (default: one window)
+        budget: exit 1 if no engine answers 95 of 100 images within this time, such as 50ms
+        rounds: of each engine
+    """
+
+    bundle: Text
+    size: Annotated[Text | None, Flag(metavar="SIZE")] = None
+    budget: Annotated[Seconds | None, Flag(metavar="TIME")] = None
+    rounds: FromOne = 20
+
+
 class Upgrade(Options):
     """Flags of `bundle upgrade`.
 

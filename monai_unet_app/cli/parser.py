@@ -41,7 +41,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
 SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     dicom_verbs.pacs: (dicom_verbs.echo, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.send),
     service_verbs.node: (service_verbs.token, service_verbs.commission),
-    bundle_verbs.bundle: (bundle_verbs.export, bundle_verbs.certify, bundle_verbs.upgrade),
+    bundle_verbs.bundle: (bundle_verbs.export, bundle_verbs.certify, bundle_verbs.bench, bundle_verbs.upgrade),
 }
 """Verbs of two words, such as `pacs send`, under the verb of their first word."""
 OLD_NAMES = {

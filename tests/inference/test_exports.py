@@ -29,6 +29,7 @@ from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.export import export_bundle, with_precise_norms
 from monai_unet_app.inference.engines.certificate import PARITY, export_sha256
+from monai_unet_app.inference.engines.chooser import ENGINES as ENGINES_AND_BITS
 from monai_unet_app.inference.engines.chooser import check_device, engine_by_itself
 from monai_unet_app.inference.engines.exported import reference_windows
 from monai_unet_app.inference.engines.runtimes import RUNTIMES
@@ -341,3 +342,20 @@ def test_statements_that_differ_are_counted_by_case() -> None:
         "d": outcome("accept", 1.5, flagged=True),
     }  # fmt: skip
     assert certify.statements_changed(one, other) == {"verdict": 1, "flag": 1, "interval": 1}
+
+
+def test_the_bench_times_what_can_be_had_and_says_why_the_rest_cannot(run: Run, copied: Path) -> None:
+    words = ["bundle", "bench", "--bundle", copied, "--size", "24x30", "--rounds", "2", "--device", "cpu", "--json"]
+    answer = run(*words)
+    assert answer.code == 0, answer.err
+    found = {(one["engine"], one["precision"]): one for one in json.loads(answer.out)["paces"]}
+    assert set(found) == set(ENGINES_AND_BITS)
+    for one in found.values():
+        if one["why_not"] is None:
+            assert 0 < one["p50_s"] <= one["p95_s"]
+            assert one["file_mb"] > 0
+    assert "runs on cuda" in found["torch", "float16"]["why_not"]
+    assert found["onnxruntime", "float32"]["why_not"] is None
+    assert run(*words, "--budget", "0.001ms").code == 1
+    answer = run("bundle", "bench", "--bundle", copied, "--size", "1x2x3x4")
+    assert (answer.code, "--size 1x2x3x4: up to 3 sizes" in answer.err) == (2, True)

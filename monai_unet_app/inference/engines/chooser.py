@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 
-from monai_unet_app.config import EngineName, EngineWish, ResultSettings
+from monai_unet_app.config import EngineName, EngineWish, Precision, ResultSettings
 from monai_unet_app.errors import UsageError
 
 from . import Engine, Source
@@ -23,7 +23,7 @@ def torch_engine(bundle: Source, settings: ResultSettings) -> TorchEngine:
     )  # fmt: skip
 
 
-ENGINES: dict[tuple[str, str], MakesEngine] = {
+ENGINES: dict[tuple[EngineName, Precision], MakesEngine] = {
     ("torch", "float32"): torch_engine,
     ("torch", "bfloat16"): torch_engine,
     ("torch", "float16"): torch_engine,
