@@ -64,6 +64,10 @@ deploy-test: $(DEPLOY)/ready
 benchmarks: $(VENV)/ready
 	$(BIN)/python benchmarks/run.py --short
 
+# engines on a GPU beside the CPU, and docs/gpu.md from it; left out where torch finds no CUDA device
+gpu-test: $(VENV)/ready
+	$(BIN)/python benchmarks/gpu.py
+
 # every benchmark with its peers, and docs/performance.md from what they print; some hours on a quiet machine
 performance: $(VENV)/ready
 	$(BIN)/python benchmarks/run.py --data $(DATA)

@@ -6,8 +6,8 @@
 - photograph: a made-up photograph of the eye of 999 x 960 pixels, to mask and overlay, by the shipped bundle of the retina;
 - slice: a made-up picture of 512 x 512 pixels, the same way, by that network, told to take smaller pictures.
 
-Each is read, checked, segmented, assessed, written and proven, as in `monai-unet predict`, in one process after two runs that do
-not count. Engines take turns. --profile prints where the time of the last engine goes. Exit code 1 if a target is missed.
+Each is read, checked, segmented, assessed, written and proven, as in `monai-unet predict`, in one process after two runs that
+do not count. Engines take turns. --profile prints where the time of the last engine goes. Exit code 1 if a target is missed.
 """
 
 from __future__ import annotations

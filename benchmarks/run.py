@@ -105,6 +105,15 @@ BENCHMARKS = (
         "probabilities and without. A process above 16 GB is ended.",
     ),
     Benchmark(
+        "sliding_window",
+        "One volume through one network: ours with each engine, MONAI, nnU-Net",
+        "--peers {peers}",
+        "--quick --rounds 1",
+        note='The bound of the processor is that of its convolutions, which "engine alone" nearly reaches: where it is less than '
+        "2.05 times MONAI, no loop around it can be more.",
+    ),
+    Benchmark("latency", "One study, warm and end to end", "", None),
+    Benchmark(
         "quality_gate",
         "The quality gate on sound and spoiled images",
         "--data {data} --cases 8",
