@@ -2,8 +2,9 @@
 
     python benchmarks/gpu.py [--device cuda] [--rounds 20]      make gpu-test
 
-Writes docs/gpu.md with the name of the device and the date. Without such a device it is left out; a page that is not there yet
-says that nothing was measured. Exit code 1 if labels of an example differ by more than one voxel in 1,000 from those of the CPU in float32.
+Writes docs/gpu.md with the name of the device and the date. Without such a device it is left out; a page that is not there
+yet says that nothing was measured. Exit code 1 if labels of an example differ from those of the CPU in float32 by more than one
+voxel in 1,000.
 """
 
 from __future__ import annotations
