@@ -109,7 +109,7 @@ BENCHMARKS = (
         "One volume through one network: ours with each engine, MONAI, nnU-Net",
         "--peers {peers}",
         "--quick --rounds 1",
-        note="No loop around an engine is quicker than the engine alone, and that is bound by the convolutions of the processor.",
+        note="No loop around an engine is quicker than the engine alone, which the convolutions of a processor bound.",
     ),
     Benchmark("latency", "One study, warm and end to end", "", None),
     Benchmark(
