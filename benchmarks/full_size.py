@@ -76,6 +76,8 @@ class Scale:
         slices: Of the CT, 1 mm apart.
         window: Edge of the sliding window, in voxels of 1.5 mm; a multiple of 8.
         filters: Of the levels of the DynUNet, from the finest.
+        softness: By what its logits are divided; they are up to 2,000, and those of trained networks some tens. A power of two
+            changes no label.
     """
 
     classes: int = 105
@@ -83,6 +85,7 @@ class Scale:
     slices: int = 300
     window: int = 96
     filters: tuple[int, ...] = (16, 32, 64, 128)
+    softness: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -351,8 +354,8 @@ def _write_weights(folder: Path, scale: Scale) -> NDArray[np.float64]:
     weight, bias = _prototypes(np.concatenate(inside), air, scale.classes)
     head = network.output_block.conv.conv
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight)[:, :, None, None, None])
-        head.bias.copy_(torch.from_numpy(bias))
+        head.weight.copy_(torch.from_numpy(weight / scale.softness)[:, :, None, None, None])
+        head.bias.copy_(torch.from_numpy(bias / scale.softness))
     torch.save(network.state_dict(), folder / "models/model.pt")
     coarse = [_centres(max(1, n // 8)) for n in scale.shape]
     image = image_features(phantom_hu(*coarse), (8 * CT_SPACING_MM,) * 3)

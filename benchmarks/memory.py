@@ -8,7 +8,7 @@
 CT and bundle are made up (`full_size.py`). Everything measured is a process of its own; this one reads the resident memory of
 it and of its children every 20 ms, and is the only judge. The rows:
 
-- full, few: the whole way with all classes, and with 3;
+- full, few: the whole way with all classes, and with 3; engines: the same to SEG and SR by each engine;
 - classes: what the other classes cost beyond their accumulators; slices: the same for 600 slices instead of 150;
 - small: the committed examples, against the code in another folder (`--before`);
 - loop: the sliding window against the bare network in the same run, 5 levels with 32 to 320 filters;
@@ -108,11 +108,11 @@ class Bench:
         """The same as NIfTI."""
         return self.made(f"image_{size}_{slices}.nii", f"ct_nifti(Path(sys.argv[1]), Scale(1, {size}, {slices}))")
 
-    def bundle(self, classes: int, filters: Sequence[int] | None = None) -> Path:
+    def bundle(self, classes: int, filters: Sequence[int] | None = None, softness: float = 1.0) -> Path:
         """A bundle for the options' size and window."""
         filters = tuple(filters or self.options.filters)
-        scale = (classes, self.options.size, self.options.slices, self.options.window, filters)
-        name = f"bundle_{'_'.join(map(str, scale[:4]))}_{max(filters)}_{self.version}"
+        scale = (classes, self.options.size, self.options.slices, self.options.window, filters, softness)
+        name = f"bundle_{'_'.join(map(str, scale[:4]))}_{max(filters)}_{softness:g}_{self.version}"
         return self.made(name, f"full_size_bundle(Path(sys.argv[1]), Scale(*{scale}))")
 
 
@@ -198,6 +198,36 @@ def predicted(
     limit = ["--memory-limit", f"{bound:g}GB"] if bound else []
     name = f"{classes} classes, {slices} slices, {encoding}"
     return bench.run(name, ours(*words, "--output", str(folder), *formats, *limit), bound), folder
+
+
+def engines(bench: Bench) -> None:
+    """From DICOM to SEG and SR by each engine, with 3 classes and with all."""
+    for classes in (FEW, bench.options.classes):
+        bundle, usual = bench.bundle(classes, softness=64.0), 0.0
+        done = bench.run("export", ours("bundle", "export", "--bundle", str(bundle), "--to", "openvino"))
+        for engine, precision in (("torch", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")):
+            folder = bench.work / f"out_{classes}_{engine}_{precision}"
+            words = [
+                "predict",
+                "--bundle",
+                str(bundle),
+                "--input",
+                str(bench.series(bench.options.slices)),
+                "--engine",
+                engine,
+            ]
+            more = ["--precision", precision, "--format", "seg,sr", "--deliver-rejected", "--device", "cpu"]
+            bound = MOST_GB["few" if classes == FEW else "full"]
+            one = bench.run(
+                f"{classes} classes, {engine}, {precision}",
+                ours(*words, *more, "--output", str(folder), "--memory-limit", f"{bound:g}GB"),
+                bound,
+            )
+            bench.reached.append(done.done and one.done)
+            usual = usual or one.seconds
+            if one.done:
+                record = json.loads(next(folder.glob("*_result.json")).read_text())
+                print(f"  {usual / one.seconds:.2f} times as quick as torch; seconds: {record['seconds']}")
 
 
 def classes_growth(bench: Bench) -> None:
@@ -335,6 +365,7 @@ def curve(bench: Bench) -> None:
 ROWS: dict[str, Callable[[Bench], None]] = {
     "full": full,
     "few": few,
+    "engines": engines,
     "classes": classes_growth,
     "slices": slices_growth,
     "small": small,

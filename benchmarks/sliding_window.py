@@ -58,7 +58,7 @@ def main() -> int:
     shape, window, filters = QUICK if options.quick else FULL
     print(f"{platform.machine()}, {torch.get_num_threads()} threads; {', '.join(instructions()) or 'no AVX-512'}")
     with tempfile.TemporaryDirectory() as folder:
-        bundle = made_bundle(Path(folder) / "bundle", Scale(CLASSES, 128, 128, window, filters))
+        bundle = made_bundle(Path(folder) / "bundle", Scale(CLASSES, 128, 128, window, filters, 64.0))
         image = torch.from_numpy(phantom_hu(*(np.linspace(-200, 200, n) for n in shape)))[None]
         noise = 12 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
         image = ((image + noise).clamp(-200, 300) + 200) / 500  # as the bundle scales it
@@ -82,13 +82,7 @@ def instructions() -> list[str]:
 
 def made_bundle(folder: Path, scale: Scale) -> Bundle:
     """A bundle with exports, whose logits are as large as those of a trained network."""
-    full_size_bundle(folder, scale)
-    weights = folder / "models/model.pt"
-    state = torch.load(weights, weights_only=True)
-    torch.save(
-        {name: value / 64 if name.startswith("output_block") else value for name, value in state.items()}, weights
-    )
-    bundle = load_bundle(folder)
+    bundle = load_bundle(full_size_bundle(folder, scale))
     for engine in ("openvino", "onnxruntime"):
         export_bundle(bundle, engine)
     return bundle
