@@ -204,7 +204,9 @@ def engines(bench: Bench) -> None:
     """From DICOM to SEG and SR by each engine, with 3 classes and with all."""
     for classes in (FEW, bench.options.classes):
         bundle, usual = bench.bundle(classes, softness=64.0), 0.0
-        done = bench.run("export", ours("bundle", "export", "--bundle", str(bundle), "--to", "openvino"))
+        done = bench.run(
+            f"{classes} classes, export", ours("bundle", "export", "--bundle", str(bundle), "--to", "openvino")
+        )
         for engine, precision in (("torch", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")):
             folder = bench.work / f"out_{classes}_{engine}_{precision}"
             words = [
