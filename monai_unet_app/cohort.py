@@ -136,8 +136,10 @@ def request_sha256(files: CaseFiles, bundle: Bundle, run: PredictConfig, config:
 
     None for an image that cannot be read.
     """
+    from monai_unet_app.inference.engines.certificate import export_named
+
     settings = settings_of(run, bundle)
-    export = getattr(bundle.engine(settings), "export_sha256", None)
+    export = export_named(bundle, settings.engine)
     asked = asdict(replace(config, resume=False)), asdict(replace(run.reading, before_pixels=None))
     try:
         images = [file_sha256(one) for one in (files.image, config.dicom_source) if one is not None]

@@ -173,7 +173,9 @@ def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, A
 
 
 def _export_named(case: Case) -> dict[str, str]:
-    sha256 = getattr(case.bundle.engine(case.settings), "export_sha256", None)
+    from monai_unet_app.inference.engines.certificate import export_named
+
+    sha256 = export_named(case.bundle, case.settings.engine)
     return {} if sha256 is None else {"export_sha256": sha256}
 
 

@@ -222,7 +222,8 @@ def evaluate(options: flags.Evaluate) -> Answer:
     from monai_unet_app.report.card import check_held_out, read_measured
 
     bundle = common.loaded_bundle(root, options.device, by_folds=options.folds)
-    settings = common.with_engine(ResultSettings(tta=options.tta, elsewhere=options.elsewhere), bundle, options)
+    asked = ResultSettings(tta=options.tta, elsewhere=options.elsewhere)
+    settings = common.with_engine(asked, bundle.of_fold(0) if options.folds else bundle, options)
     named = options.partition, options.splits
     chosen = choose_out_of_fold(bundle, data) if options.folds else choose_cases(bundle, data, *named)
     subjects = {row["id"]: row["subject"] for row in chosen.rows}

@@ -38,6 +38,15 @@ def parity_of(bundle: BundleWithParity) -> dict[str, Any]:
     return document
 
 
+def export_named(bundle: BundleWithParity, engine: str) -> str | None:
+    """SHA-256 of the export that an engine of this bundle runs, as its certificate names it; None for torch."""
+    path = bundle.root / PARITY
+    if engine == "torch" or not path.is_file():
+        return None
+    sha256: str = json.loads(path.read_text(encoding="utf-8"))["exports"][engine]["sha256"]
+    return sha256
+
+
 def certified(bundle: BundleWithParity, settings: ResultSettings) -> dict[str, Any]:
     """What `bundle certify` found of results with these settings; empty if it has not measured them for these weights."""
     document = parity_of(bundle)

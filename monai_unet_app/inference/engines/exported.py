@@ -37,13 +37,11 @@ class ExportedEngine:
     Args:
         run: Runs it.
         source: The bundle.
-        sha256: Of the export.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, run: Run, source: Source, sha256: str) -> None:
-        self.export_sha256 = sha256
+    def __init__(self, run: Run, source: Source) -> None:
         self._run, self._window, self.slice_axis = run, tuple(source.windows.window), source.slice_axis
 
     def __call__(self, windows: Tensor) -> Answer:
@@ -67,11 +65,7 @@ def exported_engine(bundle: Source, settings: ResultSettings) -> ExportedEngine:
     if why := why_no_export(bundle, engine):
         raise BundleError(f"{bundle.name}: {why}; an export of this network is needed; {again}")
     document, (most, most_layer) = parity_of(bundle), _APART[settings.precision]
-    sha256 = document["exports"][engine]["sha256"]
-    made, reference = (
-        ExportedEngine(runs(bundle.root / files[0], settings.precision), bundle, sha256),
-        document["reference"],
-    )
+    made, reference = ExportedEngine(runs(bundle.root / files[0], settings.precision), bundle), document["reference"]
     for answer, torchs in zip(reference_answers(made, bundle), reference, strict=True):
         apart = probabilities_apart(bundle.outputs, *(_logits(one) for one in (answer, torchs)))
         layers = [np.asarray(one["layer"]) for one in (answer, torchs)]
