@@ -51,11 +51,8 @@ def paces(bundle: Bundle, size: tuple[int, ...] | None, rounds: int) -> list[Pac
         rounds: Of each engine; all take turns.
     """
     shape = (bundle.rules.channels, *(size or bundle.windows.window))
-    image, found = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(0)),
-        dict[tuple[EngineName, Precision], Pace](),
-    )
-    runs = {}
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found, runs = dict[tuple[EngineName, Precision], Pace](), {}
     for engine, precision in ENGINES:
         run = partial(_run, bundle, image, ResultSettings(engine=engine, precision=precision))
         try:

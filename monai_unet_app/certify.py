@@ -16,7 +16,7 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.evaluate import evaluate_cases
 from monai_unet_app.evaluate.case_selection import LabelledCases
 from monai_unet_app.export import begun_certificate
-from monai_unet_app.inference.engines.certificate import PARITY
+from monai_unet_app.inference.engines.certificate import PARITY, export_named
 
 MARGINS = {"dice": 0.001, "boundary_iou": 0.002, "ece_whole": 0.0005, "ece_band": 0.003}
 """Score -> the largest loss that may not be excluded, means over cases, 95 % by subject."""
@@ -63,7 +63,7 @@ def certify(
     changed = statements_changed(done[0].outcomes, done[1].outcomes)
     document = begun_certificate(bundle)
     entry = {
-        "export_sha256": document["exports"].get(settings.engine, {}).get("sha256"),
+        "export_sha256": export_named(bundle, settings.engine),
         "fitted_to": fitted_to(bundle, settings.key),
         "data": comparison.as_dict()["first"]["data"],
         "cases": len(comparison.pairs.subjects),

@@ -69,7 +69,8 @@ def predict_cases(
     with ThreadPoolExecutor(1) as writer:
         for files in cases:
             write = cohort.segmented(files)
-            _ = [one.result() for one in done[-1:]]  # so that no more than two results are in memory
+            if done:
+                done[-1].result()  # so that no more than two results are in memory
             done.append(writer.submit(write))
             if not cohort.next_beside:
                 done[-1].result()
@@ -145,7 +146,7 @@ def request_sha256(files: CaseFiles, bundle: Bundle, run: PredictConfig, config:
         images = [file_sha256(one) for one in (files.image, config.dicom_source) if one is not None]
     except OSError:
         return None
-    named = [images, bundle.sha256, export, settings.document(), asked, __version__]
+    named = [images, bundle.sha256, bundle.overrides, export, settings.document(), asked, __version__]
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
 
 

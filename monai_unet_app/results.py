@@ -102,7 +102,7 @@ def write_results(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         output = CaseOutput(case, case_id, config, Path(partial))
         files = {}
-        if config.deliver_rejected or not is_rejected(case.assessment):
+        if config.deliver_rejected or not is_rejected(case):
             files = _write_files(output) | _write_explanation(output, progress)
         document = result_document(output, files) | ({"request_sha256": request} if request else {})
         write_json(document, output.file("result.json"), "result")
@@ -110,9 +110,9 @@ def write_results(
     return document
 
 
-def is_rejected(assessment: Assessment | None) -> bool:
-    """Whether the bundle's quality gate rejects a result."""
-    return assessment is not None and assessment.verdict == "reject"
+def is_rejected(case: Case) -> bool:
+    """Whether the bundle's quality gate rejects the result."""
+    return case.assessment is not None and case.assessment.verdict == "reject"
 
 
 def _publish(folder: Path, output: Path, case_id: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import EXAMPLES
 from shell import Run, shell
-from small_data import drawn_eyes, few_examples, set_calibration, trained_on
+from small_data import FEW, drawn_eyes, few_examples, set_calibration, trained_on
 
 from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle import load_bundle, run_overlay
@@ -432,3 +432,16 @@ def test_labels_come_back_from_a_file_that_has_no_name() -> None:
             assert found.dtype == expected.dtype
             assert np.array_equal(found, expected)
     assert os.fstat(stored._file.fileno()).st_nlink == 0
+
+
+def test_figures_in_fewer_bits_do_not_go_into_a_card(
+    run: Run, tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_bundle()
+    words = ["--bundle", root, "--data", few_examples(tmp_path / "data", FEW[-1:]), "--device", "cpu"]
+    answer = run("evaluate", *words, "--output", tmp_path / "out", "--precision", "bfloat16", "--into-bundle")
+    assert (answer.code, "a card is about float32" in answer.err) == (2, True)
+    assert run("evaluate", *words, "--output", tmp_path / "out", "--precision", "bfloat16").code == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["precision"] == "bfloat16"
+    answer = run("evaluate", "--bundle", root, "--evaluation", tmp_path / "out", "--into-bundle")
+    assert (answer.code, "measured results in bfloat16" in answer.err) == (3, True)

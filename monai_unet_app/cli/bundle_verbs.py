@@ -55,10 +55,12 @@ def certify(options: flags.Certify) -> Answer:
     from monai_unet_app.certify import certify as certified
     from monai_unet_app.config import ResultSettings
     from monai_unet_app.evaluate import choose_cases
+    from monai_unet_app.report.card import check_held_out
 
     bundle = common.loaded_bundle(root, options.device)
     settings = common.with_engine(ResultSettings(tta=options.tta), bundle, options)
     chosen = choose_cases(bundle, data, options.partition, options.splits)
+    check_held_out({row["id"]: row["subject"] for row in chosen.rows}, {}, bundle, options.source)
     show.say(chosen.note)
     with show.Steps("certifying", 2 * len(chosen.rows)) as step:
         entry = certified(bundle, replace(chosen, name=options.source.resolve().name), settings, step.measured)

@@ -215,7 +215,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
         )
     root, data = common.trained_bundle(options.bundle, by_folds=options.folds).root, common.labelled_cases(options)
     if options.into_bundle:
-        _check_takes_figures(options.bundle)
+        _check_takes_figures(options)
     common.check_writable(options.output)
     targets = _targets(options)  # before torch is imported
     from monai_unet_app.evaluate import choose_cases, choose_out_of_fold, evaluate_cases
@@ -296,7 +296,7 @@ def _store_evaluation(evaluation: Path, options: flags.Evaluate) -> Answer:
         )
     files = bundle_files(options.bundle)
     _ = files.sha256  # without any weights there are no figures of it
-    _check_takes_figures(options.bundle)
+    _check_takes_figures(options)
     from monai_unet_app.report.card import check_held_out, read_measured
 
     stored = read_measured(evaluation, files)
@@ -305,10 +305,14 @@ def _store_evaluation(evaluation: Path, options: flags.Evaluate) -> Answer:
     return _write_into(bundle, stored), EXIT_DONE
 
 
-def _check_takes_figures(bundle: str) -> None:
-    common.check_bundle_folder(bundle, "its metadata and card are rewritten")
+def _check_takes_figures(options: flags.Evaluate) -> None:
+    common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")
+    if options.precision != "float32":
+        raise UsageError(
+            f"--into-bundle and --precision {options.precision}: a card is about float32; leave one of the two out"
+        )
     for folder in ("configs", "docs"):
-        common.check_writable(Path(bundle) / folder)
+        common.check_writable(Path(options.bundle) / folder)
 
 
 def _write_into(bundle: "Bundle", evaluation: "StoredEvaluation") -> dict[str, Any]:

@@ -46,11 +46,8 @@ def _averages(
     """`avg_pool3d`, arguments and all; image (B, C, I, J, K)."""
     kernel, margin = _three(kernel_size), _three(padding)
     is_thin = any(k > n for k, n in zip(kernel, image.shape[2:], strict=True))
-    in_place = kernel == tuple(2 * m + 1 for m in margin) and _three(kernel_size if stride is None else stride) == (
-        1,
-        1,
-        1,
-    )
+    steps = _three(kernel_size if stride is None else stride)
+    in_place = steps == (1, 1, 1) and kernel == tuple(2 * m + 1 for m in margin)
     if not (quick or is_thin) or not in_place or others or named != {"count_include_pad": False}:
         return F.avg_pool3d(image, kernel_size, stride, padding, *others, **named)
     for axis, reach in enumerate(margin, 2):

@@ -52,6 +52,12 @@ def read_measured(folder: Path, bundle: BundleFiles) -> StoredEvaluation:
             f"{folder} measured {measured['name']} {measured['version']}, sha256 {measured['sha256'][:16]}; "
             f"{bundle.name} is {bundle.sha256[:16]}; its own evaluation is needed; evaluate it again"
         )
+    settings = evaluation.document.get("settings", {})
+    if settings.get("precision", ResultSettings.precision) != ResultSettings.precision:
+        raise InputRefusedError(
+            f"{folder} measured results in {settings['precision']}; the card of a bundle is about {ResultSettings.precision}; "
+            "evaluate it without --precision"
+        )
     return evaluation
 
 

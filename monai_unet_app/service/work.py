@@ -375,9 +375,9 @@ def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
 
 
 def _check_export(rule: Rule, bundle: "BundleFiles") -> None:
-    from monai_unet_app.inference.engines.certificate import parity_of
+    from monai_unet_app.inference.engines.certificate import export_named
 
-    found = parity_of(bundle).get("exports", {}).get(rule.engine, {}).get("sha256", "none")
+    found = export_named(bundle, rule.engine) or "none"
     if found != rule.export_sha256:
         raise AppError(
             f"rule {rule.name} names an export of sha256 {rule.export_sha256[:12]}..., {bundle.name} has {found[:12]} for "

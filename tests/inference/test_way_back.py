@@ -46,10 +46,11 @@ def affine(
 
 
 OBLIQUE = affine((0.8, 0.9, 2.5), 0.2, (2, 0, 1), (-1, 1, -1))
+SHEARED = OBLIQUE.astype(np.float32).astype(float)
 CASES = {
     "thicker slices": ([RAS, spacing(1.5, 1.5, 1.5)], affine((0.8, 0.8, 2.5))),
     "oblique, axes swapped and reversed": ([RAS, spacing(1.5, 1.3, 1.5)], OBLIQUE),
-    "directions rounded to float32": ([RAS, spacing(0.6, 0.7, 1.5)], OBLIQUE.astype(np.float32).astype(float)),
+    "directions rounded to float32": ([RAS, spacing(0.6, 0.7, 1.5)], SHEARED),
     "nothing to resample": ([RAS, spacing(0.8, 0.9, 2.5)], affine((0.8, 0.9, 2.5), 0, (1, 0, 2), (-1, -1, 1))),
     "half the voxels, ties of rounding": ([RAS, spacing(2, 2, 2)], affine((1, 1, 1))),
     "corners aligned": ([RAS, spacing(2, 2, 2, align_corners=True)], affine((1, 1, 1))),
@@ -91,7 +92,7 @@ def test_boxes_of_any_size_hold_what_invertd_gives(
         for corner in product(*(range(0, n, step) for n, step in zip(SHAPE, size, strict=True))):
             box = tuple(slice(a, min(a + step, n)) for a, step, n in zip(corner, size, SHAPE, strict=True))
             found[(slice(None), *box)] = way(working[(slice(None), *way.needed(box))], box)
-        torch.testing.assert_close(found, expected, atol=4e-7, rtol=0)
+        torch.testing.assert_close(found, expected, atol=4e-7 if place is SHEARED else 6e-8, rtol=0)
         assert torch.equal(found.argmax(0), expected.argmax(0))
 
 

@@ -5,7 +5,6 @@ A new engine is a module here with what makes it of a bundle, and a row in `choo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,6 +12,8 @@ import torch
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.inference.windows import WindowSettings
 from monai_unet_app.metrics.outputs import Outputs
+
+from .certificate import BundleWithParity
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,15 @@ class Answer:
     layer: torch.Tensor | None = None
 
 
-class Source(Protocol):
+class Source(BundleWithParity, Protocol):
     """What engines are made of: a bundle, as `monai_unet_app.bundle.Bundle` describes it."""
 
-    @property
-    def root(self) -> Path: ...
     @property
     def device(self) -> torch.device: ...
     @property
     def may_leave_device(self) -> bool: ...
     @property
-    def name(self) -> str: ...
-    @property
     def network(self) -> torch.nn.Module: ...
-    @property
-    def weights_sha256(self) -> str | None: ...
     @property
     def rules(self) -> InputRules: ...
     @property

@@ -7,6 +7,7 @@ measured on subjects, by `bundle certify`; only then a bundle states anything ab
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,17 +34,22 @@ def parity_of(bundle: BundleWithParity) -> dict[str, Any]:
     path = bundle.root / PARITY
     if not path.is_file():
         return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    validate(document, "parity")
+    text = path.read_text(encoding="utf-8")
+    _check(text)
+    document: dict[str, Any] = json.loads(text)
     return document
 
 
+@lru_cache(maxsize=8)  # to check takes 50 ms, and every case of a cohort asks
+def _check(text: str) -> None:
+    validate(json.loads(text), "parity")
+
+
 def export_named(bundle: BundleWithParity, engine: str) -> str | None:
-    """SHA-256 of the export that an engine of this bundle runs, as its certificate names it; None for torch."""
-    path = bundle.root / PARITY
-    if engine == "torch" or not path.is_file():
+    """SHA-256 of the export that an engine of this bundle runs, as its certificate names it; None for torch, or without one."""
+    if engine == "torch":
         return None
-    sha256: str = json.loads(path.read_text(encoding="utf-8"))["exports"][engine]["sha256"]
+    sha256: str | None = parity_of(bundle).get("exports", {}).get(engine, {}).get("sha256")
     return sha256
 
 
@@ -55,7 +61,7 @@ def certified(bundle: BundleWithParity, settings: ResultSettings) -> dict[str, A
     )
     if not entry or document["weights_sha256"] != bundle.weights_sha256:
         return {}
-    return entry if entry["export_sha256"] == document["exports"].get(settings.engine, {}).get("sha256") else {}
+    return entry if entry["export_sha256"] == export_named(bundle, settings.engine) else {}
 
 
 def export_sha256(root: Path, files: Sequence[str]) -> str | None:
