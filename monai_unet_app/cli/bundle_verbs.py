@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli import bundle_flags, common, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
 from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.errors import AppError, UsageError
@@ -24,7 +24,7 @@ def bundle(options: Options) -> Answer:
     raise UsageError("bundle alone does nothing; export, certify, bench or upgrade is needed; monai-unet bundle --help")
 
 
-def export(options: flags.Export) -> Answer:
+def export(options: bundle_flags.Export) -> Answer:
     """Write the network of a bundle for a faster engine; its answers are held against those of torch.
 
     Example: monai-unet bundle export --bundle my_bundle --to openvino
@@ -45,7 +45,7 @@ def export(options: flags.Export) -> Answer:
     return entry, EXIT_DONE
 
 
-def certify(options: flags.Certify) -> Answer:
+def certify(options: bundle_flags.Certify) -> Answer:
     """Measure on labelled cases what an engine changes that computes in fewer bits; if little, what the bundle states holds.
 
     Example: monai-unet bundle certify --bundle my_bundle --data DATA --engine openvino --precision bfloat16
@@ -76,7 +76,7 @@ def certify(options: flags.Certify) -> Answer:
     return entry, EXIT_DONE if entry["outcome"] == "passed" else EXIT_FAILED
 
 
-def bench(options: flags.Bench) -> Answer:
+def bench(options: bundle_flags.Bench) -> Answer:
     """Time a bundle's network here, by each engine and precision that it can be had in.
 
     Example: monai-unet bundle bench --bundle my_bundle --size 512x512 --budget 50ms
@@ -117,7 +117,7 @@ def _size(text: str | None, bundle: "Bundle") -> tuple[int, ...] | None:
     return (*map(int, parts), *[1] * (axes - len(parts)))
 
 
-def upgrade(options: flags.Upgrade) -> Answer:
+def upgrade(options: bundle_flags.Upgrade) -> Answer:
     """Move findings of earlier versions from inference.yaml to models/fitted.json; results stay the same, to the bit.
 
     Example: monai-unet bundle upgrade --bundle my_bundle
@@ -130,7 +130,7 @@ def upgrade(options: flags.Upgrade) -> Answer:
     return {"files": files}, EXIT_DONE
 
 
-def doctor(options: flags.Doctor) -> Answer:
+def doctor(options: bundle_flags.Doctor) -> Answer:
     """Show what this installation can do, and list the bundles.
 
     Example: monai-unet doctor --bundles

@@ -343,18 +343,6 @@ class Calibrate(Cases):
     risk: Share = 0.1
 
 
-class Certify(Cases, Engine):
-    """Flags of `bundle certify`.
-
-    Attributes:
-        bundle: folder of the bundle; its models/parity.json is written
-        partition: which cases of the plan (default: only those that the bundle has not seen)
-    """
-
-    bundle: Text
-    partition: Literal["test", "all"] | None = None
-
-
 class Evaluate(Cases, Engine):
     """Flags of `evaluate`.
 
@@ -471,51 +459,3 @@ class Predict(Reading, Device, Bits):
     engine: Annotated[EngineWish, Flag(metavar="ENGINE")] = "auto"
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
     resume: bool = False
-
-
-class Export(Options):
-    """Flags of `bundle export`.
-
-    Attributes:
-        bundle: folder of the bundle; files of the export and models/parity.json are written
-        to: %(choices)s: the program that will run the network
-    """
-
-    bundle: Text
-    to: Annotated[Literal["openvino", "onnxruntime"], Flag(metavar="ENGINE")]
-
-
-class Bench(Device):
-    """Flags of `bundle bench`.
-
-    Attributes:
-        bundle: a name, a folder or a zip
-        size: of the image, in voxels of the working grid, such as 512x512 (default: one window)
-        budget: exit 1 if no engine answers 95 of 100 images within this time, such as 50ms
-        rounds: of each engine
-    """
-
-    bundle: Text
-    size: Annotated[Text | None, Flag(metavar="SIZE")] = None
-    budget: Annotated[Seconds | None, Flag(metavar="TIME")] = None
-    rounds: FromOne = 20
-
-
-class Upgrade(Options):
-    """Flags of `bundle upgrade`.
-
-    Attributes:
-        bundle: folder of the bundle; configs, models/fitted.json and digests in its records are replaced
-    """
-
-    bundle: Text
-
-
-class Doctor(Options):
-    """Flags of `doctor`.
-
-    Attributes:
-        bundles: only list the bundles, at once: name, version, task, sha256 of the weights
-    """
-
-    bundles: bool = False

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Annotated, Literal
 
-from monai_unet_app.cli import bundle_verbs, comparison_verbs, flags, service_flags, service_verbs, verbs
+from monai_unet_app.cli import bundle_flags, bundle_verbs, comparison_verbs, flags, service_flags, service_verbs, verbs
 from monai_unet_app.cli.common import Answer
 from monai_unet_app.cli.dataclass_parser import Flag, Options
 from monai_unet_app.cli.dicom_verbs import echo, fetch, find, send
@@ -45,7 +45,7 @@ def bundles(options: Options) -> Answer:
 
     Example: monai-unet doctor --bundles
     """
-    return bundle_verbs.doctor(flags.Doctor(json=options.json, bundles=True))
+    return bundle_verbs.doctor(bundle_flags.Doctor(json=options.json, bundles=True))
 
 
 class Report(Options):
