@@ -443,5 +443,7 @@ def test_figures_in_fewer_bits_do_not_go_into_a_card(
     assert (answer.code, "a card is about float32" in answer.err) == (2, True)
     assert run("evaluate", *words, "--output", tmp_path / "out", "--precision", "bfloat16").code == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["precision"] == "bfloat16"
+    answer = run("evaluate", *words, "--output", tmp_path / "out", "--folds", "--engine", "openvino")
+    assert (answer.code, "the export for openvino is of the bundle's own" in answer.err) == (2, True)
     answer = run("evaluate", "--bundle", root, "--evaluation", tmp_path / "out", "--into-bundle")
     assert (answer.code, "measured results in bfloat16" in answer.err) == (3, True)

@@ -71,11 +71,16 @@ def check_bundle_folder(bundle: str, why: str) -> None:
 
 
 def check_folds_alone(options: Calibrate | Evaluate) -> None:
-    """Raises UsageError for --folds beside a flag that names other cases."""
+    """Raises UsageError for --folds beside a flag that names other cases, or an engine that runs the bundle's own network only."""
     named = [flag for flag in ("partition", "splits") if getattr(options, flag)]
     if options.folds and named:
         raise UsageError(
             f"--folds takes the cases that the folds have tested; leave --{' and --'.join(named)} out, or --folds"
+        )
+    if options.folds and isinstance(options, Evaluate) and options.engine != "torch":
+        raise UsageError(
+            f"--folds takes the networks of the folds, and the export for {options.engine} is of the bundle's own; leave --engine "
+            "out, or --folds"
         )
 
 
