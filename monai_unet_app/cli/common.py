@@ -71,7 +71,7 @@ def check_bundle_folder(bundle: str, why: str) -> None:
 
 
 def check_folds_alone(options: Calibrate | Evaluate) -> None:
-    """Raises UsageError for --folds beside a flag that names other cases, or an engine that runs the bundle's own network only."""
+    """Raises UsageError for --folds beside a flag that names other cases, or an engine that runs no fold."""
     named = [flag for flag in ("partition", "splits") if getattr(options, flag)]
     if options.folds and named:
         raise UsageError(
@@ -79,8 +79,8 @@ def check_folds_alone(options: Calibrate | Evaluate) -> None:
         )
     if options.folds and isinstance(options, Evaluate) and options.engine != "torch":
         raise UsageError(
-            f"--folds takes the networks of the folds, and the export for {options.engine} is of the bundle's own; leave --engine "
-            "out, or --folds"
+            f"--folds takes the networks of the folds, and the export for {options.engine} is of the bundle's own; leave "
+            "--engine out, or --folds"
         )
 
 
