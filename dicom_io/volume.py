@@ -192,6 +192,13 @@ class Volume:
             raise ValueError(f"the new array has the grid {array.shape[:3]}, the volume {self.shape}")
         return replace(self, array=array)
 
+    def cropped(self, box: tuple[slice, slice, slice]) -> "Volume":
+        """A part of the volume in its place in the patient; slices with both ends along I, J, K, inside the grid."""
+        affine = self.affine_lps.copy()
+        # The origin is the centre of voxel (0, 0, 0)
+        affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
+        return replace(self, array=np.ascontiguousarray(self.array[box]), affine_lps=affine)
+
     def distance_mm(self, other: "Volume") -> float:
         """How far voxels with the same index lie apart at most, along x, y or z; in pixels where there is no patient space.
 

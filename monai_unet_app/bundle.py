@@ -77,6 +77,11 @@ class Bundle(BundleFiles):
         return super().weights_dir if self.fold is None else self.root / f"folds/{self.fold}/models"
 
     @property
+    def replaced(self) -> tuple[str, ...]:
+        """The overrides, each as "id=value"."""
+        return tuple(f"{name}={json.dumps(value)}" for name, value in self.overrides)
+
+    @property
     def folds(self) -> "tuple[Bundle, ...]":
         """The bundle with the weights of each fold that is trained."""
         trained = (int(path.parts[-3]) for path in self.root.glob("folds/[0-9]/models/model.pt"))

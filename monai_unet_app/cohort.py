@@ -195,5 +195,9 @@ def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, config: OutputCo
             f"{plain[0]} is not DICOM and has no series; leave --series, --channels, --time-point, "
             "--resample-gaps, --resample-tilt and --accept-incomplete out"
         )
+    if run.settings.box is not None and (len(cases) > 1 or config.explain is not None):
+        raise UsageError(
+            "--box is a part of one image, and --explain looks at a whole one; give one image as --input, without --explain"
+        )
     if config.seg_encoding != "binary" and not {"seg", "sr"} & set(config.formats):
         raise UsageError(f"--seg-encoding {config.seg_encoding}: no SEG is requested; add seg to --format")

@@ -25,7 +25,10 @@ FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
 EXPLANATIONS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
 
 
+Sides = tuple[tuple[int, int], ...]
+
 _OF_STATEMENTS = {"of_statements": True}
+_SELDOM = ("overrides", "box")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class ResultSettings:
         repairs: Names of the repairs of `ReadOptions` that were applied. They are asked for there.
         engine, precision: A row of `inference.engines.chooser.ENGINES`. float32 is as PyTorch computes it by default; on CUDA
             its convolutions may round their factors to TF32.
+        overrides: Values that replace those of the bundle's `inference.yaml`, as "id=value". They are asked for in
+            `load_bundle`.
+        box: (first, end) along I, J, K, in voxels: the part of the image that was segmented; None for the whole image.
     """
 
     device: str = "cpu"
@@ -50,6 +56,8 @@ class ResultSettings:
     repairs: tuple[str, ...] = ()
     engine: EngineName = field(default="torch", metadata=_OF_STATEMENTS)
     precision: Precision = field(default="float32", metadata=_OF_STATEMENTS)
+    overrides: tuple[str, ...] = field(default=(), metadata=_OF_STATEMENTS)
+    box: Sides | None = None
 
     @property
     def of_statements(self) -> "ResultSettings":
@@ -62,13 +70,21 @@ class ResultSettings:
         return "tta" if self.tta else "plain"
 
     def document(self) -> dict[str, Any]:
-        """The entry `settings` of result.json and metrics.json."""
-        return {**asdict(self), "repairs": list(self.repairs)}
+        """The entry `settings` of result.json and metrics.json; without what is seldom asked for where it is not."""
+        listed = asdict(self) | {"repairs": list(self.repairs), "overrides": list(self.overrides)}
+        listed |= {"box": [list(side) for side in self.box or ()]}
+        return {name: value for name, value in listed.items() if value or name not in _SELDOM}
 
     def texts(self) -> tuple[tuple[str, str], ...]:
         """The name and the value of each field, as DICOM objects state them; their UIDs depend on these."""
         listed = self.document() | {"repairs": ", ".join(self.repairs) or "none"}
-        return tuple((name, str(value).lower()) for name, value in listed.items())
+        texts = {"overrides": ", ".join(self.overrides), "box": box_text(self.box or ())}
+        return tuple((name, str(texts.get(name, value)).lower()) for name, value in listed.items())
+
+
+def box_text(sides: Sides) -> str:
+    """A box as --box takes it, such as 10:45,0:60,5:40."""
+    return ",".join(f"{first}:{end}" for first, end in sides)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import Box, Evidence, Segmentation
+from dicom_io.segmentation import Box, Channels, Evidence, Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
+from monai_unet_app.inference.windows import shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,29 @@ class Gathered:
             here = moved & (labels == number)
             self.certainty[here] = self.probabilities[int(number)][here]
         return labels
+
+
+def around(values: Channels, box: Box, shape: Sequence[int], outside: Sequence[float]) -> Channels:
+    """The values of a box on the whole grid.
+
+    Args:
+        values: Shape (*box), or (C, *box).
+        box: Its place on the grid.
+        shape: (I, J, K) of the grid.
+        outside: The value elsewhere, of all channels or of each.
+    """
+    from monai_unet_app.inference.stored_channels import channels_of, map_of
+
+    lead, value = values.shape[:-3], np.asarray(outside)
+    value = value.astype(np.bool_ if value.dtype == np.bool_ else np.float32)
+    whole = (channels_of if lead else map_of)((*lead, *shape), value.dtype)
+    for axis, side in enumerate(box):
+        for part in (slice(0, side.start), slice(side.stop, shape[axis])):
+            beside = (*box[:axis], part, *(slice(0, n) for n in shape[axis + 1 :]))
+            column = value.reshape(-1, 1, 1, 1) if lead else value
+            whole[(..., *beside)] = np.broadcast_to(column, (*lead, *shape_of(beside)))
+    whole[(..., *box)] = np.stack(list(values))
+    return whole
 
 
 def tidied(

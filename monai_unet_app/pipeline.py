@@ -19,10 +19,11 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence
-from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings
+from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, box_text
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
-from monai_unet_app.gathering import Gathered, Keep, on_grid, on_volume
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.gathering import Gathered, Keep, around, on_grid, on_volume
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -152,7 +153,9 @@ def segment_case(
     planner = MemoryPlanner(bundle, run, result, keep)
     with timed(seconds, "read"):
         reading = replace(run.reading, before_pixels=planner.before_pixels)
-        volume = source if isinstance(source, Volume) else read_volume(source, reading)
+        whole = source if isinstance(source, Volume) else read_volume(source, reading)
+        box = None if settings.box is None else box_in(settings.box, whole)
+        volume = whole if box is None else whole.cropped(box)
         # Before preprocessing, which would hide a wrong modality or spacing behind a plausible tensor
         check_rules(volume, bundle.rules)
     with timed(seconds, "preprocess"):
@@ -175,7 +178,8 @@ def segment_case(
     are_needed = fitting or (statements is not None and statements.shift is not None)
     features = _features(volume, bundle, layer) if are_needed else None
     with timed(seconds, "assess"):
-        return assessed(Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious), statements)
+        case = assessed(Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious), statements)
+    return case if box is None else on_whole_image(case, whole, box)
 
 
 class Predictor:
@@ -233,16 +237,49 @@ def _features(volume: Volume, bundle: Bundle, layer: LayerMeans) -> NDArray[np.f
 
 
 def settings_of(run: PredictConfig, bundle: Bundle) -> ResultSettings:
-    """The settings of a run with a bundle: on its device, and without averages if it has no mirror axes."""
+    """The settings of a run with a bundle: on its device, with its overrides, and no averages if it has no mirror axes."""
     asked = run.settings
-    return replace(asked, device=bundle.device.type, tta=asked.tta and bool(bundle.mirror_axes))
+    tta = asked.tta and bool(bundle.mirror_axes)
+    return replace(asked, device=bundle.device.type, tta=tta, overrides=bundle.replaced)
+
+
+def box_in(sides: Sides, image: Volume) -> Box:
+    """The box of an image. Raises InputRefusedError if it does not lie in the image, or has no voxel."""
+    sizes = image.shape[:2] if image.planar and len(sides) == 2 else image.shape
+    if len(sides) != len(sizes) or not all(
+        0 <= first < end <= size for (first, end), size in zip(sides, sizes, strict=True)
+    ):
+        raise InputRefusedError(
+            f"--box {box_text(sides)}: the image has {' x '.join(map(str, sizes))} voxels; for each axis the first voxel, "
+            f"counted from 0, and the end inside them are needed, such as {box_text(tuple((0, size) for size in sizes))}"
+        )
+    i, j, k = (slice(*side) for side in (*sides, (0, 1))[:3])
+    return i, j, k
+
+
+def on_whole_image(case: Case, image: Volume, box: Box) -> Case:
+    """The case of a box of an image on the whole image: background outside, for certain. What was stated stays as it is."""
+    own, none = case.segmentation, case.bundle.outputs.background  # 1 where the background has a channel
+    labels = np.zeros((*own.labels.shape[:-3], *image.shape), own.labels.dtype)
+    labels[(..., *box)] = own.labels
+    evidence, kept, cautious = own.known, own.probabilities, case.cautious
+    assert evidence is not None
+    certainty = around(evidence.certainty, box, image.shape, [none])
+    evidence = replace(evidence, certainty=certainty, uncertainty=around(evidence.uncertainty, box, image.shape, [0]))
+    if kept is not None:
+        kept = around(kept, box, image.shape, [none, *[0] * (len(kept) - 1)])
+    if cautious is not None:
+        cautious = around(cautious, box, image.shape, [False])
+    whole = replace(own, image=image, labels=labels, probabilities=kept, evidence=evidence)
+    return replace(case, segmentation=whole, cautious=cautious, logits=None)
 
 
 def assessed(case: Case, statements: Confidence | None) -> Case:
     """The case with the assessment by these statements; unchanged while statements are fitted (None)."""
     if statements is None:
         return case
-    return replace(case, assessment=assess(statements, case.segmentation, case.image_features))
+    stated = assess(statements, case.segmentation, case.image_features)
+    return replace(case, assessment=replace(stated, overridden=bool(case.bundle.overrides)))
 
 
 def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":

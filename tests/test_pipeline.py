@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import BUNDLES, EXAMPLES
 from monai.bundle import ConfigWorkflow
+from phantoms import oblique_affine
 from PIL import Image
 from small_data import drawn_eyes, eye_picture, predict_logits, set_calibration
 
@@ -42,6 +43,78 @@ def test_a_predictor_stays_loaded_and_answers_arrays_as_files(tiny_bundle: Calla
     picture = np.asarray(Image.open(drawn_eyes(tmp_path, 1) / "eye_1.png"), np.float32).transpose(1, 0, 2)
     expected = segment_case(tmp_path / "eye_1.png", eyes.bundle)
     np.testing.assert_array_equal(eyes(picture).segmentation.maps[0].labels, expected.segmentation.maps[0].labels)
+
+
+def in_a_corner(crop: Volume, box: tuple[slice, slice, slice], shape: tuple[int, int, int]) -> Volume:
+    """An oblique image that holds the crop in a box, and large values elsewhere."""
+    array = np.full(shape, 3000.0, np.float32)
+    array[box] = crop.array
+    affine = oblique_affine(crop.spacing_mm)
+    return Volume(array, affine, crop.provenance)
+
+
+def test_a_box_is_segmented_as_if_the_image_ended_there_and_is_background_elsewhere(
+    tiny_bundle: Callable[..., Path], crop: Volume
+) -> None:
+    bundle, (i, j, k) = load_bundle(tiny_bundle()), crop.shape
+    box = slice(3, 3 + i), slice(1, 1 + j), slice(5, 5 + k)
+    whole = in_a_corner(crop, box, (i + 7, j + 2, k + 5))
+    alone = Volume(crop.array, whole.affine_lps @ np.array([[1, 0, 0, 3], [0, 1, 0, 1], [0, 0, 1, 5], [0, 0, 0, 1]]))
+    alone = replace(alone, provenance=crop.provenance)
+    run = PredictConfig(ResultSettings(box=tuple((side.start, side.stop) for side in box)))
+    expected, case = (segment_case(*args, keep="probabilities") for args in ((alone, bundle), (whole, bundle, run)))
+    assert expected.assessment == case.assessment
+    inside = np.zeros(whole.shape, bool)
+    inside[box] = True
+    for name in ("labels", "uncertainty"):
+        own, other = (np.asarray(getattr(one.segmentation, name)) for one in (case, expected))
+        np.testing.assert_array_equal(own[box], other)
+        assert not own[~inside].any()
+    assert expected.segmentation.labels.any()
+    probabilities = np.asarray(case.segmentation.probabilities)
+    np.testing.assert_array_equal(probabilities[(..., *box)], np.asarray(expected.segmentation.probabilities))
+    assert {tuple(voxel) for voxel in probabilities[:, ~inside].T} == {(1.0, 0.0, 0.0)}
+    assert np.asarray(case.segmentation.known.certainty)[~inside].min() == 1
+    np.testing.assert_array_equal(case.segmentation.known.expected, expected.segmentation.known.expected)
+    assert case.image is whole
+    assert case.settings.box == run.settings.box
+
+
+def test_a_box_of_a_picture_has_two_sides_and_its_overlapping_labels_are_absent_elsewhere(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle, picture = load_bundle(tiny_bundle("retina_vessel_unet2d")), drawn_eyes(tmp_path, 1) / "eye_1.png"
+    run = PredictConfig(ResultSettings(box=((2, 702), (5, 713))))
+    case = segment_case(picture, bundle, run, keep="probabilities", fitting=True)
+    inside = (..., slice(2, 702), slice(5, 713), 0)
+    kept = np.asarray(case.segmentation.known.certainty).copy()
+    assert kept[inside].any()
+    kept[inside] = 1.0 if bundle.outputs.background else 0.0
+    assert np.unique(kept).tolist() == [float(bundle.outputs.background)]
+
+
+@pytest.mark.parametrize("box", [((0, 9), (0, 9)), ((0, 9), (4, 4), (0, 9)), ((0, 9), (0, 9), (0, 900))])
+def test_a_box_that_is_not_in_the_image_is_refused(
+    box: tuple[tuple[int, int], ...], tiny_bundle: Callable[..., Path], crop: Volume
+) -> None:
+    sizes = " x ".join(map(str, crop.shape))
+    with pytest.raises(InputRefusedError, match=rf"--box 0:9,.*: the image has {sizes} voxels; .* are needed"):
+        segment_case(crop, load_bundle(tiny_bundle()), PredictConfig(ResultSettings(box=box)))
+
+
+def test_what_replaces_values_of_a_bundle_takes_its_statements_and_asks_for_review(
+    tiny_bundle: Callable[..., Path], crop: Volume
+) -> None:
+    root, windows = tiny_bundle(), list[int]()
+    for overlap in (0.5, 0.98):
+        bundle = load_bundle(root, **{"inferer::overlap": overlap})
+        case = segment_case(crop, bundle, progress=lambda done, total: windows.append(total))
+    assert windows[0] < windows[-1]
+    assert case.settings.overrides == ("inferer::overlap=0.98",)
+    assert case.assessment is not None
+    assert case.assessment.verdict == "review"
+    assert "fitted without inferer::overlap=0.98" in case.assessment.reasons[0]
+    assert all(structure.size_interval is None for structure in case.assessment.structures)
 
 
 def write_case(name: str, crop: Volume, folder: Path) -> Path:

@@ -337,6 +337,10 @@ def with_wider_intervals(case: Case) -> Case:
     return replace(case, assessment=assess(Confidence(sizes=sizes, sizes_elsewhere=sizes), case.segmentation, None))
 
 
+def overlapping_less(case: Case) -> Case:
+    return replace(case, bundle=replace(case.bundle, overrides=(("inferer::overlap", 0.25),)))
+
+
 def asking(**settings: Any) -> Callable[[Case], Case]:
     return lambda case: replace(case, run=PredictConfig(ResultSettings(**settings)))
 
@@ -348,6 +352,8 @@ OTHER_SETTINGS: dict[str, tuple[Callable[[Case], Case], Any, str]] = {
     "repairs": (incomplete, ["accept_incomplete"], "accept_incomplete"),
     "engine": (asking(engine="toy"), "toy", "toy"),
     "precision": (asking(precision="bfloat16"), "bfloat16", "bfloat16"),
+    "overrides": (overlapping_less, ["inferer::overlap=0.25"], "inferer::overlap=0.25"),
+    "box": (asking(box=((0, 9), (1, 8), (0, 7))), [[0, 9], [1, 8], [0, 7]], "0:9,1:8,0:7"),
 }
 """Field of `ResultSettings` -> a change of a case, and the value in result.json and in DICOM objects."""
 

@@ -84,12 +84,8 @@ def truncated(volume: Volume, labels: NDArray[Any], axis: int, remaining: slice)
         axis: The array axis that is cut, 0 to 2.
         remaining: The voxels along this axis that the part has.
     """
-    part = _along(axis, remaining)
-    affine_lps = volume.affine_lps.copy()
-    # The affine's origin is the centre of voxel (0, 0, 0), so it moves with the first layer that remains.
-    affine_lps[:3, 3] += affine_lps[:3, axis] * remaining.indices(volume.array.shape[axis])[0]
-    image, moved = np.ascontiguousarray(volume.array[part]), np.ascontiguousarray(labels[part])
-    return replace(volume, array=image, affine_lps=affine_lps), moved
+    i, j, k = (slice(*(remaining if n == axis else slice(None)).indices(size)) for n, size in enumerate(volume.shape))
+    return volume.cropped((i, j, k)), np.ascontiguousarray(labels[i, j, k])
 
 
 def crop_around(volume: Volume, centre: Sequence[float], sizes: Sequence[int]) -> Box:

@@ -3,14 +3,14 @@
 import shlex
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.cli import show
 from monai_unet_app.cli.dataclass_parser import Options
-from monai_unet_app.cli.flags import Calibrate, Cases, Engine, Evaluate, Network, Predict, Reading
+from monai_unet_app.cli.flags import Calibrate, Cases, Cheaper, Engine, Evaluate, Network, Predict, Reading
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -26,17 +26,20 @@ Answer = tuple[dict[str, Any], int]
 """The result of a verb for --json, and its exit code."""
 
 
-def loaded_bundle(bundle: Path | str, device: str | None = None, *, by_folds: bool = False) -> "Bundle":
+def loaded_bundle(
+    bundle: Path | str, device: str | None = None, *, by_folds: bool = False, overrides: Mapping[str, Any] | None = None
+) -> "Bundle":
     """The bundle with its network, checked. This takes seconds, so flags and paths are checked before.
 
     Args:
         bundle: A name, a folder or a zip.
         device: Where the network is to run; None checks the configs alone and builds no network.
         by_folds: As in `trained_bundle`.
+        overrides: As in `load_bundle`.
     """
     from monai_unet_app.bundle import load_bundle
 
-    loaded = load_bundle(bundle, device)
+    loaded = load_bundle(bundle, device, **(overrides or {}))
     if device:
         # built on first use: a bundle that cannot be built fails here
         _ = loaded.folds[0].network if by_folds and loaded.folds else loaded.network
@@ -62,6 +65,20 @@ def trained_bundle(bundle: str, *, by_folds: bool = False) -> "BundleFiles":
     if not (by_folds and (files.root / "folds").is_dir()):
         files.check_trained()
     return files
+
+
+def cheaper(options: Cheaper, files: "BundleFiles") -> dict[str, Any]:
+    """What --overlap and --fast replace in a bundle's inference.yaml. Raises UsageError if it names no coarser grid."""
+    replaced = {} if options.overlap is None else {"inferer::overlap": options.overlap}
+    if not options.fast:
+        return replaced
+    coarse = files.inference_document.get("coarse_spacing_mm")
+    if coarse is None:
+        raise UsageError(
+            f"--fast: {files.name} names no coarser grid; coarse_spacing_mm beside spacing_mm in its configs/inference.yaml is "
+            "needed; write it there, and see with evaluate --fast what it costs, or leave --fast out"
+        )
+    return replaced | {"spacing_mm": coarse}
 
 
 def check_bundle_folder(bundle: str, why: str) -> None:

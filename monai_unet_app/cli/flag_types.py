@@ -37,6 +37,13 @@ def share(text: str) -> float:
     return float(text)
 
 
+def share_from_zero(text: str) -> float:
+    """A number from 0 to less than 1."""
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not possible; a number from 0 to below 1 is needed")
+    return float(text)
+
+
 def above_zero(text: str) -> float:
     """A finite number above 0."""
     if not 0 < float(text) < float("inf"):
@@ -68,9 +75,22 @@ def numbers(text: str) -> list[int]:
     return sorted({at_least(1)(word) for word in text.split(",")})
 
 
+def box(text: str) -> tuple[tuple[int, int], ...]:
+    """First voxel and end along each axis, of a text such as 10:45,0:60,5:40."""
+    match = re.fullmatch(r"\d+:\d+(,\d+:\d+){1,2}", text.replace(" ", ""))
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a box; the first voxel and the end along each axis are needed, such as 10:45,0:60,5:40"
+        )
+    sides = (side.split(":") for side in match[0].split(","))
+    return tuple((int(first), int(end)) for first, end in sides)
+
+
 Text = Annotated[str, nonempty]
 Place = Annotated[Path, path]
 Share = Annotated[float, share]
+ShareFromZero = Annotated[float, share_from_zero]
+BoxSides = Annotated[tuple[tuple[int, int], ...], box]
 Bytes = Annotated[float, size]
 Seconds = Annotated[float, seconds]
 AboveZero = Annotated[float, above_zero]

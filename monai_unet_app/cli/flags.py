@@ -11,6 +11,7 @@ from dicom_io.kinds.encodings import SegEncoding
 from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
 from monai_unet_app.cli.flag_types import (
     AboveZero,
+    BoxSides,
     Bytes,
     FromOne,
     FromTwo,
@@ -18,6 +19,7 @@ from monai_unet_app.cli.flag_types import (
     Place,
     Seconds,
     Share,
+    ShareFromZero,
     Text,
     numbers,
 )
@@ -84,6 +86,18 @@ class Bits(Options):
     """
 
     precision: Annotated[Precision, Flag(metavar="BITS")] = "float32"
+
+
+class Cheaper(Options):
+    """Less work for a worse result, about which a bundle states nothing.
+
+    Attributes:
+        overlap: part of a window that its neighbour covers too, 0 to below 1 (default: the bundle's)
+        fast: work on the coarser grid that the bundle names as coarse_spacing_mm
+    """
+
+    overlap: Annotated[ShareFromZero | None, Flag(metavar="PART")] = None
+    fast: bool = False
 
 
 class Engine(Bits):
@@ -343,7 +357,7 @@ class Calibrate(Cases):
     risk: Share = 0.1
 
 
-class Evaluate(Cases, Engine):
+class Evaluate(Cases, Engine, Cheaper):
     """Flags of `evaluate`.
 
     Attributes:
@@ -410,7 +424,7 @@ class Subgroups(Options):
     output: Place | None = None
 
 
-class Predict(Reading, Device, Bits):
+class Predict(Reading, Device, Bits, Cheaper):
     """Flags of `predict`.
 
     Attributes:
@@ -435,6 +449,8 @@ class Predict(Reading, Device, Bits):
         elsewhere: the images come from another place than those of the calibration; intervals are wider
         engine: %(choices)s: what runs the network; auto: openvino where bundle export wrote a certified export, else torch
             (default: auto)
+        box: segment this part of the image alone, which ends there: first voxel and end along each axis, from 0, such as
+            10:45,0:60,5:40; it is background elsewhere
         memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
         resume: leave cases alone whose results of the same image, bundle, engine and flags are in --output
     """
@@ -457,5 +473,6 @@ class Predict(Reading, Device, Bits):
     tta: bool = False
     elsewhere: bool = False
     engine: Annotated[EngineWish, Flag(metavar="ENGINE")] = "auto"
+    box: Annotated[BoxSides | None, Flag(metavar="BOX")] = None
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
     resume: bool = False

@@ -213,7 +213,8 @@ def evaluate(options: flags.Evaluate) -> Answer:
             "--elsewhere measures wider intervals, and with --folds no interval is measured, since the bundle's are fitted on "
             "the same cases; leave one of the two out"
         )
-    root, data = common.trained_bundle(options.bundle, by_folds=options.folds).root, common.labelled_cases(options)
+    own, data = common.trained_bundle(options.bundle, by_folds=options.folds), common.labelled_cases(options)
+    overrides = common.cheaper(options, own)
     if options.into_bundle:
         _check_takes_figures(options)
     common.check_writable(options.output)
@@ -221,7 +222,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
     from monai_unet_app.evaluate import choose_cases, choose_out_of_fold, evaluate_cases
     from monai_unet_app.report.card import check_held_out, read_measured
 
-    bundle = common.loaded_bundle(root, options.device, by_folds=options.folds)
+    bundle = common.loaded_bundle(own.root, options.device, by_folds=options.folds, overrides=overrides)
     asked = ResultSettings(tta=options.tta, elsewhere=options.elsewhere)
     settings = common.with_engine(asked, bundle.of_fold(0) if options.folds else bundle, options)
     named = options.partition, options.splits
@@ -307,9 +308,9 @@ def _store_evaluation(evaluation: Path, options: flags.Evaluate) -> Answer:
 
 def _check_takes_figures(options: flags.Evaluate) -> None:
     common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")
-    if options.precision != "float32":
+    if options.precision != "float32" or options.overlap is not None or options.fast:
         raise UsageError(
-            f"--into-bundle and --precision {options.precision}: a card is about float32; leave one of the two out"
+            "--into-bundle writes what a bundle does as it is, in float32; leave it out, or --precision, --overlap and --fast"
         )
     for folder in ("configs", "docs"):
         common.check_writable(Path(options.bundle) / folder)
@@ -341,18 +342,19 @@ def predict(options: flags.Predict) -> Answer:
 
     formats, left_out = _formats(options, planar=False)
     outputs = OutputConfig(**common.set_fields(options, OutputConfig) | formats)
-    settings = ResultSettings(tta=options.tta, elsewhere=options.elsewhere)
+    settings = ResultSettings(tta=options.tta, elsewhere=options.elsewhere, box=options.box)
     run = PredictConfig(settings, common.read_options(options), options.memory_limit, show.say)
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; its results would be cases the next time; name another folder"
         )
-    root = common.trained_bundle(options.bundle).root
+    own = common.trained_bundle(options.bundle)
+    overrides = common.cheaper(options, own)
     cases = find_images(options.input, named_series(run.reading))
     # What can be refused without the network is refused before it is loaded, which takes seconds.
     check_flags(cases, run, outputs)
     common.check_writable(options.output)
-    bundle = common.loaded_bundle(root, options.device)
+    bundle = common.loaded_bundle(own.root, options.device, overrides=overrides)
     if options.destination is not None and bundle.rules.planar:  # known only now: rules come with the loaded bundle
         formats, left_out = _formats(options, planar=True)
         outputs = replace(outputs, **formats)

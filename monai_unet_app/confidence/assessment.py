@@ -111,12 +111,14 @@ class Assessment:
         structures: An entry for each structure, in the order of their numbers.
         shift: Distance to the training images, 1 is usual; None if the bundle has no detector, or the image has no features.
         wholes: An entry for each whole, in the order of the bundle's wholes.
+        overridden: Values of the bundle were replaced, so that nothing that was fitted holds.
     """
 
     confidence: Confidence
     structures: tuple[StructureAssessment, ...]
     shift: float | None
     wholes: tuple[WholeAssessment, ...] = ()
+    overridden: bool = False
 
     @property
     def is_shifted(self) -> bool:
@@ -132,11 +134,15 @@ class Assessment:
     def verdict(self) -> GateVerdict | None:
         """The final verdict: the worst verdict on a structure.
 
-        It is `review` at least for an image far from the training, and for a size outside its own interval. None without a
-        gate, unless the image is far from the training or a structure is cut off.
+        It is `review` at least for an image far from the training, for a size outside its own interval, and where values of
+        the bundle were replaced. None without a gate, unless the image is far from the training or a structure is cut off.
         """
         verdicts = [structure.verdict for structure in self.structures if structure.verdict]
-        if self.is_far or (verdicts and any(structure.is_beside_its_interval for structure in self.structures)):
+        if (
+            self.is_far
+            or self.overridden
+            or (verdicts and any(structure.is_beside_its_interval for structure in self.structures))
+        ):
             verdicts.append("review")
         return _worst(verdicts)
 

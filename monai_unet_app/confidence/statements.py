@@ -241,8 +241,8 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
     """The statements of a bundle about results with these settings; only marked fields of the settings count.
 
     The result has no statement, and the reason in `why_not`, if averages over mirror images were not fitted, if the
-    statements were fitted to other weights, configs or structures than the bundle has now, or if it was computed in fewer bits
-    than float32 and `bundle certify` has not found that they hold.
+    statements were fitted to other weights, configs or structures than the bundle has now, if values of the bundle were
+    replaced, or if it was computed in fewer bits than float32 and `bundle certify` has not found that they hold.
 
     Raises:
         InputRefusedError: The settings ask for the intervals for images from elsewhere, and the bundle has none.
@@ -250,6 +250,8 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
     """
     settings = settings.of_statements
     why = None if settings.precision == ResultSettings.precision else _why_uncertified(bundle, settings)
+    if settings.overrides:
+        why = f"its statements were fitted without {', '.join(settings.overrides)}; leave --overlap and --fast out"
     stated = _nothing_stated(why) if why else _stated(bundle, settings.key)
     if not settings.elsewhere:
         return stated

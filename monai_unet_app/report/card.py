@@ -53,10 +53,11 @@ def read_measured(folder: Path, bundle: BundleFiles) -> StoredEvaluation:
             f"{bundle.name} is {bundle.sha256[:16]}; its own evaluation is needed; evaluate it again"
         )
     settings = evaluation.document.get("settings", {})
-    if settings.get("precision", ResultSettings.precision) != ResultSettings.precision:
+    precision, replaced = settings.get("precision", ResultSettings.precision), settings.get("overrides", [])
+    if precision != ResultSettings.precision or replaced:
         raise InputRefusedError(
-            f"{folder} measured results in {settings['precision']}; the card of a bundle is about {ResultSettings.precision}; "
-            "evaluate it without --precision"
+            f"{folder} measured results with {', '.join([precision, *replaced])}; a card is about the bundle as it is, in "
+            f"{ResultSettings.precision}; evaluate it without --precision, --overlap and --fast"
         )
     return evaluation
 

@@ -343,6 +343,7 @@ def test_statements_hold_on_every_device_and_change_with_mirror_images_kind_of_i
     files = bundle_with(tmp_path, {"schema_version": "1.2", "structures": ["a", "b"], "settings": entries})
     others: dict[str, Any] = {
         "device": "cuda", "tta": True, "elsewhere": True, "repairs": ("resample_gaps",), "engine": "toy", "precision": "half",
+        "overrides": ("inferer::overlap=0.25",), "box": ((0, 9), (0, 9), (0, 9)),
     }  # fmt: skip
     assert set(others) == {row.name for row in fields(ResultSettings)}
     usual = read_confidence(files, ResultSettings())
@@ -350,7 +351,7 @@ def test_statements_hold_on_every_device_and_change_with_mirror_images_kind_of_i
         name for name, value in others.items()
         if read_confidence(files, replace(ResultSettings(), **{name: value})).document() == usual.document()
     }  # fmt: skip
-    assert same == {"device", "repairs", "engine"}
+    assert same == {"device", "repairs", "engine", "box"}
 
 
 def test_a_bundle_that_was_calibrated_on_a_cpu_states_its_intervals_on_another_device() -> None:
