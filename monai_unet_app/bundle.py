@@ -244,6 +244,18 @@ class Bundle(BundleFiles):
         """`result` without the calibration."""
         return self._result_with(self.no_calibration)
 
+    def result_of(self, settings: ResultSettings) -> "ResultSteps":
+        """`result` with the calibration for these settings: their own if `calibrate --precision` has fitted one."""
+        key = settings.own_key
+        own = ((self.fitted or {}).get("calibration", {}).get("engines") or {}).get(key)
+        if own is None:
+            return self.mirrored_result if settings.tta else self.result
+        return self._own_results.setdefault(key, self._result_with(own))
+
+    @cached_property
+    def _own_results(self) -> "dict[str | None, ResultSteps]":
+        return {}
+
     @cached_property
     def mirrored_result(self) -> "ResultSteps":
         """`result` for averages over mirror images: with `calibration_tta` if it is fitted, else with `calibration`."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from dicom_io.kinds import FORMATS as DICOM_FORMATS
 from dicom_io.kinds.encodings import SegEncoding
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 ExplainMethod = Literal["occlusion"]
-InferenceSetting = Literal["plain", "tta"]
-"""Keys of what is fitted: in `configs/confidence.json` and `models/fitted.json`."""
+InferenceSetting = str
+"""Keys of what is fitted, in `configs/confidence.json` and `models/fitted.json`: "plain", "tta" for averages over mirror
+images, or an engine in fewer bits, such as "openvino bfloat16"."""
 
 EngineName = Literal["torch", "openvino", "onnxruntime"]
 EngineWish = Literal[EngineName, "auto"]
@@ -66,8 +67,22 @@ class ResultSettings:
 
     @property
     def key(self) -> InferenceSetting:
-        """The key of what is fitted for such results."""
+        """The key of what is fitted for such results in float32."""
         return "tta" if self.tta else "plain"
+
+    @property
+    def own_key(self) -> InferenceSetting | None:
+        """The key of what `calibrate --precision` fits for such results alone; None where they have none."""
+        has_own = self.precision != ResultSettings.precision and not self.tta
+        return f"{self.engine} {self.precision}" if has_own else None
+
+    @classmethod
+    def of_key(cls, key: InferenceSetting) -> "ResultSettings":
+        """The settings that a key is about."""
+        if key in ("plain", "tta"):
+            return cls(tta=key == "tta")
+        engine, precision = key.split(" ")
+        return cls(engine=cast(EngineName, engine), precision=cast(Precision, precision))
 
     def document(self) -> dict[str, Any]:
         """The entry `settings` of result.json and metrics.json; without what is seldom asked for where it is not."""

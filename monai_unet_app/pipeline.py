@@ -149,7 +149,7 @@ def segment_case(
     run, seconds = run or PredictConfig(), dict[str, float]()
     settings = settings_of(run, bundle)
     statements = None if fitting else _statements(bundle, run)
-    result = bundle.mirrored_result if settings.tta else bundle.result
+    result = bundle.result_of(settings)
     planner = MemoryPlanner(bundle, run, result, keep)
     with timed(seconds, "read"):
         reading = replace(run.reading, before_pixels=planner.before_pixels)

@@ -12,6 +12,7 @@ from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate.case_selection import Networks, Row
 from monai_unet_app.memory_planner import MemoryPlanner
 
@@ -36,10 +37,10 @@ def calibrate_bundle(
     """Fits the bundle's calibration on these cases and writes it into its `models/fitted.json`.
 
     Args:
-        bundle: Its `calibration` is fitted, or its `calibration_tta` for the setting "tta".
+        bundle: Its `calibration` is fitted; its `calibration_tta` for the setting "tta", or that of an engine in fewer bits.
         rows: {"id", "subject", "image", "label"} of each case.
         step: Called with each case's id when the case is done.
-        setting: Whether logits are taken plain or averaged over mirror images.
+        setting: Whether logits are taken plain, averaged over mirror images, or of an engine in fewer bits.
         folds: As `folds` of `LabelledCases`.
         unchecked: Keep a fit on few subjects without the check on subjects left out.
 
@@ -58,11 +59,22 @@ def calibrate_bundle(
         unchecked=unchecked,
         out_of_fold=set(folds or ()),
     )
-    networks, run = Networks(bundle, folds or {}), PredictConfig(ResultSettings(tta=setting == "tta"))
+    networks, run = Networks(bundle, folds or {}), PredictConfig(ResultSettings.of_key(setting))
     for row in rows:
         fit.add(*rows_and_label(row, networks.of(row), run))
         step(row["id"])
     return fit.finish()
+
+
+def check_calibrated_on(bundle: Bundle, rows: Sequence[Row]) -> None:
+    """Raises InputRefusedError for cases that the bundle is not calibrated on: their record would not know them as seen."""
+    seen = {row["id"]: bundle.seen_as(read_volume(row["image"])) for row in rows}
+    others = [name for name, case in seen.items() if case is None or case.partition != "calibration"]
+    if others:
+        raise InputRefusedError(
+            f"{bundle.name} is not calibrated on {len(others)} of {len(rows)} case(s): {', '.join(others[:5])}; an engine is "
+            "calibrated on the same cases; run monai-unet calibrate on these without --precision first, or leave them out"
+        )
 
 
 def rows_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[Iterator[Rows], torch.Tensor]":

@@ -20,7 +20,12 @@ from ignite.engine import Engine, Events
 
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD
-from monai_unet_app.calibration.fitted import Parameters, check_reads_fitted, write_calibration, write_calibration_tta
+from monai_unet_app.calibration.fitted import (
+    Parameters,
+    check_reads_fitted,
+    write_calibration,
+    write_calibration_beside,
+)
 from monai_unet_app.calibration.sample import Drawn, Part, parts_of
 from monai_unet_app.config import InferenceSetting
 from monai_unet_app.data.digest import seen_entry
@@ -208,7 +213,8 @@ class CalibrationFit:
         bundle_root: Its `models/fitted.json` and `models/calibration.json` are written when the handler's evaluator has
             completed; None leaves both.
         cases: The data list that is fitted on, {"id", "subject", "image"}; for the record.
-        setting: "plain", or "tta" for logits that are averages over mirror images, whose fit is written as `calibration_tta`.
+        setting: "plain"; "tta" for logits that are averages over mirror images, or of an engine in fewer bits: what is fitted
+            then stands beside the plain numbers, and the record of the cases stays.
         unchecked: Keep a fit on fewer than ENOUGH_SUBJECTS subjects, even on a single subject, without the check.
         out_of_fold: Ids of the cases whose logits are of a network that has not seen them, although the bundle's own may have.
 
@@ -257,11 +263,11 @@ class CalibrationFit:
     def finish(self) -> Fitted:
         """Fits, and writes parameters and record into the bundle if there is one."""
         fitted = self.fit()
-        if self.bundle is not None and self.setting == "tta":
-            write_calibration_tta(self.bundle, fitted.parameters, fitted.sentence)
-        elif self.bundle is not None:
+        if self.bundle is not None and self.setting == "plain":
             write_record(self.bundle, fitted, self.cases)
             write_calibration(self.bundle, fitted.parameters, fitted.sentence)
+        elif self.bundle is not None:
+            write_calibration_beside(self.bundle, self.setting, fitted.parameters, fitted.sentence)
         return fitted
 
     def add(self, rows: Iterable[Rows] | torch.Tensor, label: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import FITTED, BundleFiles
 from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.config import InferenceSetting
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
 
@@ -104,7 +105,7 @@ def change_fitted(root: Path, part: str, **values: Any) -> None:
 
 
 def write_calibration(bundle: Bundle, numbers: Parameters, why: str, **form: str) -> None:
-    """Writes fitted numbers, with the reason, and those for averages over mirror images back to none.
+    """Writes fitted numbers, with the reason, and takes back those for averages over mirror images and for engines.
 
     Args:
         bundle: Whose `fitted.json` is written.
@@ -112,16 +113,20 @@ def write_calibration(bundle: Bundle, numbers: Parameters, why: str, **form: str
         why: What they gain.
         form: `form`, the name of another form than that of the bundle.
     """
-    values = {"plain": dict(numbers), "tta": None, "why": why, "fitted_to": digests_before(bundle)}
+    values = {"plain": dict(numbers), "tta": None, "engines": {}, "why": why, "fitted_to": digests_before(bundle)}
     change_fitted(bundle.root, "calibration", **values, **form)
 
 
-def write_calibration_tta(bundle: Bundle, numbers: Parameters, why: str) -> None:
-    """Writes fitted numbers for averages over mirror images, beside the plain ones, and adds the reason to theirs."""
+def write_calibration_beside(bundle: Bundle, setting: InferenceSetting, numbers: Parameters, why: str) -> None:
+    """Writes fitted numbers for averages over mirror images, or for an engine, beside the plain ones, and adds the reason."""
     fitted = BundleFiles(bundle.root).fitted
     assert fitted is not None
-    reasons = filter(None, (fitted["calibration"]["why"], f"averages over mirror images {why}"))
-    change_fitted(bundle.root, "calibration", tta=dict(numbers), why="; ".join(reasons))
+    found, what = fitted["calibration"], "averages over mirror images" if setting == "tta" else setting
+    earlier = [reason for reason in (found["why"] or "").split("; ") if reason and not reason.startswith(what)]
+    own = (
+        {"tta": dict(numbers)} if setting == "tta" else {"engines": found.get("engines", {}) | {setting: dict(numbers)}}
+    )
+    change_fitted(bundle.root, "calibration", **own, why="; ".join([*earlier, f"{what} {why}"]))
 
 
 def digests_before(bundle: Bundle) -> dict[str, str | None]:

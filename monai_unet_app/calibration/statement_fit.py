@@ -61,7 +61,8 @@ class StatementConfig:
     """What the statements promise, and for which predictions.
 
     Attributes:
-        settings: "plain", and "tta" for averages over mirror images.
+        settings: "plain", and "tta" for averages over mirror images; or an engine in fewer bits alone, beside which the other
+            statements stay.
         coverage: Of intervals and of the gate's bound, 0 to 1.
         risk: Part of the truth that a mask of bounded risk may miss, 0 to 1.
     """
@@ -98,9 +99,10 @@ def state_confidence(
     bundle = load_bundle(bundle.root, bundle.device)
     check_cases(rows, bundle)
     stated: dict[InferenceSetting, Confidence] = {}
-    entries: dict[InferenceSetting, dict[str, Any]] = {}
+    before = {} if "plain" in config.settings else bundle.confidence_document or {}
+    entries: dict[InferenceSetting, dict[str, Any]] = {**before.get("settings", {})}
     for setting in config.settings:
-        observations = _Observations(Networks(bundle, folds or {}), PredictConfig(ResultSettings(tta=setting == "tta")))
+        observations = _Observations(Networks(bundle, folds or {}), PredictConfig(ResultSettings.of_key(setting)))
         observations.collect(rows, known, subjects_needed(config.coverage), step)
         stated[setting] = confidence = observations.fitted(config)
         entries[setting] = {**confidence.document(), **observations.crops, "fitted_to": fitted_to(bundle, setting)}

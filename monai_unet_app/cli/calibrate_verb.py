@@ -31,6 +31,7 @@ def calibrate(options: flags.Calibrate) -> Answer:
     from monai_unet_app.calibration.fitted import begin_fitted
 
     common.check_folds_alone(options)
+    own = _own_settings(options)
     root = common.trained_bundle(options.bundle, by_folds=options.folds).root
     common.check_bundle_folder(options.bundle, "its models/fitted.json is written")
     for folder in ("configs", "models"):
@@ -38,7 +39,56 @@ def calibrate(options: flags.Calibrate) -> Answer:
     data = common.labelled_cases(options)
     with unchanged_on_failure(root):
         begin_fitted(root)
-        return _calibrate(root, data, options)
+        return _calibrate_engine(root, data, options, own) if own else _calibrate(root, data, options)
+
+
+def _own_settings(options: flags.Calibrate) -> "InferenceSetting | None":
+    """What --engine and --precision name; None for float32, in which every engine answers as torch does."""
+    from monai_unet_app.config import ResultSettings
+
+    settings = ResultSettings(engine=options.engine, precision=options.precision)
+    if settings.own_key is None and options.engine != "torch":
+        raise UsageError(
+            f"{options.engine} in {options.precision} is held against torch whenever it is loaded, so what was fitted holds "
+            "for it; leave --engine out, or give --precision bfloat16"
+        )
+    beside = [
+        flag for flag in ("folds", "tta", "form", "tidy") if getattr(options, flag) != getattr(flags.Calibrate, flag)
+    ]
+    if settings.own_key and beside:
+        raise UsageError(
+            f"--precision {options.precision} fits the numbers of the form that the bundle has, for its own network; leave "
+            f"--{' and --'.join(beside)} out"
+        )
+    return settings.own_key
+
+
+def _calibrate_engine(
+    root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate, own: "InferenceSetting"
+) -> Answer:
+    """Fits calibration and statements for results of an engine in fewer bits, beside what the bundle has."""
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, check_calibrated_on
+    from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence, summary
+    from monai_unet_app.config import ResultSettings
+    from monai_unet_app.evaluate import choose_cases
+
+    bundle = common.loaded_bundle(root, options.device)
+    common.with_engine(ResultSettings.of_key(own), bundle, options)
+    chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
+    check_calibrated_on(bundle, chosen.rows)
+    show.say(chosen.note)
+    with show.Steps(f"calibrating {own}", len(chosen.rows)) as step:
+        fitted = calibrate_bundle(bundle, chosen.rows, step, own, unchecked=options.unchecked)
+    known, config = known_rows(bundle, data), StatementConfig((own,), options.coverage, options.risk)
+    with show.Steps("stating", len(chosen.rows) + len(known)) as step:
+        stated = summary(state_confidence(bundle, chosen.rows, known, config, step=step), bundle)
+    _calibration_lines(fitted, stated, bundle)
+    show.line(
+        common.next_command("evaluate", root, options, ["--engine", options.engine, "--precision", options.precision])
+    )
+    answer = {"parameters": fitted.parameters, "nll_before": fitted.nll_before, "nll_after": fitted.nll_after}
+    return answer | {"cases": fitted.cases, "statements": stated, "sha256": bundle_files(root).sha256}, EXIT_DONE
 
 
 def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate) -> Answer:

@@ -328,10 +328,12 @@ class Train(Labels, Device, Network):
     tracking: Literal["tensorboard", "mlflow", "none"] | None = None
 
 
-class Calibrate(Cases):
+class Calibrate(Cases, Engine):
     """Flags of `calibrate`.
 
     Attributes:
+        precision: %(choices)s: with fewer bits, fit numbers and statements for results of --engine in these alone (default:
+            float32, in which every engine answers as torch does)
         bundle: folder of the bundle; its models/fitted.json and configs/confidence.json are written
         partition: which cases of the plan (default: calibration)
         folds: fit on all cases but the test cases, each by the network of the fold that tests it (default where the training

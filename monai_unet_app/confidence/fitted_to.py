@@ -9,7 +9,7 @@ from typing import Any
 from dicom_io.coding import load_wholes
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import FITTED, BundleFiles
-from monai_unet_app.config import InferenceSetting
+from monai_unet_app.config import InferenceSetting, ResultSettings
 from monai_unet_app.errors import BundleError, refusing_as
 
 SCHEMA_VERSION = "1.2"
@@ -48,12 +48,13 @@ def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str |
 
     Args:
         bundle: Its files as they are now.
-        setting: "tta" depends on the mirror axes and on `calibration_tta`, too.
+        setting: "tta" depends on the mirror axes and on `calibration_tta`, too; an engine in fewer bits on its export.
 
     Returns:
         models/model.pt: the file's digest, None where there are no weights. configs/inference.yaml: of the parsed values that
         masks and probabilities depend on. configs/segments.json: of the labels of structures and wholes and of their parts.
-        models/fitted.json, where there is one: of its values that results of this setting depend on.
+        models/fitted.json, where there is one: of its values that results of this setting depend on. models/parity.json, of an
+        engine in fewer bits: of its export; None for torch.
 
     Raises:
         BundleError: A config is damaged.
@@ -63,6 +64,7 @@ def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str |
         INFERENCE: _digest(_values_of_results(bundle, setting)),
         SEGMENTS: _digest([list(bundle.structure_names), _wholes(bundle)]),
         **({FITTED: _digest(_found_values(bundle.fitted, setting))} if bundle.fitted else {}),
+        **_export(bundle, setting),
     }
 
 
@@ -94,8 +96,20 @@ def _found_values(fitted: Mapping[str, Any], setting: InferenceSetting) -> list[
     """The values of a fitted.json that results of this setting depend on, without their reasons."""
     calibration = fitted["calibration"]
     steps = [{name: value for name, value in step.items() if name != "why"} for step in fitted["tidy"]["steps"]]
-    of_averages = [calibration["tta"]] if setting == "tta" else []
-    return [calibration["form"], calibration["plain"], *of_averages, fitted["thresholds"]["values"], steps]
+    own = {"tta": calibration["tta"], **(calibration.get("engines") or {})}
+    beside = [] if setting == "plain" else [own.get(setting)]
+    return [calibration["form"], calibration["plain"], *beside, fitted["thresholds"]["values"], steps]
+
+
+def _export(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str | None]:
+    if ResultSettings.of_key(setting).own_key is None:
+        return {}
+    from monai_unet_app.inference.engines.certificate import (
+        PARITY,
+        export_named,
+    )  # brings torch, which few processes need
+
+    return {PARITY: export_named(bundle, ResultSettings.of_key(setting).engine)}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -242,17 +242,22 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
 
     The result has no statement, and the reason in `why_not`, if averages over mirror images were not fitted, if the
     statements were fitted to other weights, configs or structures than the bundle has now, if values of the bundle were
-    replaced, or if it was computed in fewer bits than float32 and `bundle certify` has not found that they hold.
+    replaced, or if it was computed in fewer bits than float32, `calibrate --precision` has fitted none for that, and `bundle
+    certify` has not found that they hold.
 
     Raises:
         InputRefusedError: The settings ask for the intervals for images from elsewhere, and the bundle has none.
         BundleError: Its confidence.json is damaged, or of another version.
     """
     settings = settings.of_statements
-    why = None if settings.precision == ResultSettings.precision else _why_uncertified(bundle, settings)
+    key, why = settings.key, None
+    if settings.own_key and settings.own_key in (bundle.confidence_document or {}).get("settings", {}):
+        key = settings.own_key
+    elif settings.precision != ResultSettings.precision:
+        why = _why_uncertified(bundle, settings)
     if settings.overrides:
         why = f"its statements were fitted without {', '.join(settings.overrides)}; leave --overlap and --fast out"
-    stated = _nothing_stated(why) if why else _stated(bundle, settings.key)
+    stated = _nothing_stated(why) if why else _stated(bundle, key)
     if not settings.elsewhere:
         return stated
     if (wider := stated.elsewhere) is not None:
@@ -271,7 +276,7 @@ def _why_uncertified(bundle: BundleFiles, settings: ResultSettings) -> str | Non
     from monai_unet_app.inference.engines.certificate import certified  # brings torch, which few processes need
 
     found, how = certified(bundle, settings), f"{settings.engine} in {settings.precision}"
-    again = f"run monai-unet bundle certify, or take --precision {ResultSettings.precision}"
+    again = f"run monai-unet bundle certify, or calibrate --precision, or take --precision {ResultSettings.precision}"
     if not found:
         return f"{bundle.name} has no certificate for {how}; {again}"
     if found["outcome"] != "passed":

@@ -330,6 +330,67 @@ def test_a_bundle_states_nothing_in_fewer_bits_unless_its_certificate_holds(copi
     assert "was changed after it was certified" in str(why())
 
 
+def test_an_engine_in_fewer_bits_has_a_calibration_and_statements_of_its_own(
+    run: Run, copied: Path, tmp_path: Path
+) -> None:
+    words = [
+        "calibrate",
+        "--bundle",
+        copied,
+        "--data",
+        few_examples(tmp_path / "data"),
+        "--partition",
+        "all",
+        "--device",
+        "cpu",
+    ]
+    own = ["--engine", "openvino", "--precision", "bfloat16"]
+    answer = run(*words, *own)
+    assert answer.code == 3
+    assert "run monai-unet calibrate on these without --precision first" in answer.err
+    assert run(*words).code == 0
+    before = load_bundle(copied)
+    plain, record = before.confidence_document["settings"]["plain"], (copied / "models/calibration.json").read_bytes()
+    answer = run(*words, *own)
+    assert answer.code == 0, answer.err
+    after = load_bundle(copied)
+    assert after.confidence_document["settings"]["plain"] == plain
+    assert plain["fitted_to"] == fitted_to(after, "plain")
+    assert (copied / "models/calibration.json").read_bytes() == record
+    assert read_confidence(after, FEWER_BITS).risk is not None
+    numbers = after.fitted["calibration"]["engines"]["openvino bfloat16"]
+    assert numbers.keys() == after.fitted["calibration"]["plain"].keys()
+
+    def certainty(bundle: Bundle, settings: ResultSettings) -> float:
+        image = tmp_path / "data/images" / f"{FEW[0]}.nii.gz"
+        return float(
+            np.asarray(segment_case(image, bundle, PredictConfig(settings)).segmentation.known.certainty).mean()
+        )
+
+    fewer, usual = certainty(after, FEWER_BITS), certainty(after, ResultSettings())
+    sharper = {name: value - 1.0 if isinstance(value, float) else value for name, value in numbers.items()}
+    change_fitted(copied, "calibration", engines={"openvino bfloat16": sharper})
+    changed = load_bundle(copied)
+    assert certainty(changed, FEWER_BITS) > fewer
+    assert certainty(changed, ResultSettings()) == usual
+    assert "was changed after its statements were fitted (models/fitted.json)" in str(
+        read_confidence(changed, FEWER_BITS).why_not["risk"]
+    )
+    assert run(*words).code == 0
+    assert load_bundle(copied).fitted["calibration"]["engines"] == {}
+    assert load_bundle(copied).confidence_document["settings"].keys() == {"plain"}
+
+
+def test_what_fits_nothing_for_an_engine_is_refused(run: Run, copied: Path, tmp_path: Path) -> None:
+    words = ["calibrate", "--bundle", copied, "--data", tmp_path, "--engine", "openvino"]
+    answer = run(*words)
+    assert (answer.code, "leave --engine out, or give --precision bfloat16" in answer.err) == (2, True)
+    answer = run(*words, "--precision", "bfloat16", "--folds", "--tta")
+    assert answer.code == 2
+    answer = run(*words, "--precision", "bfloat16", "--tta")
+    assert (answer.code, "leave --tta out" in answer.err) == (2, True)
+
+
 def test_statements_that_differ_are_counted_by_case() -> None:
     def outcome(verdict: str, size: float, *, flagged: bool = False) -> SimpleNamespace:
         stated = SimpleNamespace(size_interval=(1.0, 2.0))
