@@ -46,7 +46,7 @@ def predict_rows(
         windows = plan.windows[first : first + settings.batch]
         batch = torch.stack([_seen(padded_image, window) for window in windows])
         # The image stays where it is; the accelerator holds one batch of windows at a time, and the sums if they fit
-        answer = engine(batch.to(engine.device))
+        answer = engine(_moved(batch, engine.device))
         if answer.layer is not None:
             on_layer(answer.layer)
         if blend is None:
@@ -62,6 +62,11 @@ def predict_rows(
                     "the network's answer to it is not finite; look at its intensities with monai-unet inspect"
                 )
             yield start, rows.to(image.device)
+
+
+def _moved(batch: Tensor, device: torch.device) -> Tensor:
+    """The windows on the device; to CUDA from pinned memory, so that the copy waits for no batch before it."""
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
 def _place_of_sums(plan: WindowPlan, channels: int, device: torch.device) -> torch.device:
