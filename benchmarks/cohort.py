@@ -2,18 +2,18 @@
 
     python benchmarks/cohort.py [--quick] [--cases 40] [--rounds 1] [--engine openvino] [--profile]
 
-Each case is another part of the made-up body of `full_size.py`, oblique, with other noise: int16, .nii.gz, 160 x 144 x 128 voxels
-of 1.5 mm; network and windows are those of `sliding_window.py`. Three sides run in turns in one process:
+Each case is another part of the made-up body of `full_size.py`, oblique, with other noise: int16, .nii.gz, 160 x 144 x 128
+voxels of 1.5 mm; network and windows are those of `sliding_window.py`. Three sides run in turns in one process:
 
 - the cohort: `predict_cases`, which `monai-unet predict --input FOLDER` calls;
 - one by one: the same function, once for each case;
 - engine alone: the engine answers the same windows of the same preprocessed images, and nothing is put together. Half of the
   cases come before the cohort and half after it, so that a machine that gets slower meets both.
 
-The claim: a cohort takes at most 1.05 times the seconds of the engine alone, the first read and the last write; and the files of
-the first two sides are the same, to the byte, but for the seconds in result.json. --quick: 4 cases of 64 x 48 x 40 voxels,
-3 levels, windows of 32 voxels, no target of time. --profile prints where the time of a cohort goes. Exit code 1 if a target is
-missed.
+The claim: a cohort takes at most 1.05 times the seconds of the engine alone, the first read and the last write; and the files
+of the first two sides are the same, to the byte, but for the seconds in result.json. --quick: 4 cases of 64 x 48 x 40 voxels,
+3 levels, windows of 32 voxels, no target of time. --profile prints where the time of a cohort goes. Exit code 1 if a target
+is missed.
 """
 
 from __future__ import annotations
