@@ -169,12 +169,16 @@ def judge(rounds: Sequence[dict[str, float]], cohort: Cohort, *, quick: bool) ->
     files, other = (contents(cohort.folder / side) for side in ("together", "one_by_one"))
     differ = sorted(name for name in {*files, *other} if files.get(name) != other.get(name))
     verdicts = Counter((one["assessment"] or {}).get("verdict") for one in records)
-    print(f"  {len(files)} files of {len(records)} cases, {len(set(files.values()))} unlike; verdicts: {dict(verdicts)}")
+    print(
+        f"  {len(files)} files of {len(records)} cases, {len(set(files.values()))} unlike; verdicts: {dict(verdicts)}"
+    )
     print(f"  files that differ from those of one case at a time: {', '.join(differ) or 'none'}")
     is_right = not differ and len(records) == count
     shares = [one["one by one"] / one["the cohort"] for one in rounds]
     print(f"  one by one / the cohort: {median(shares):.3f}")
-    bounds = [one["the cohort"] / sum(one[name] for name in ("engine alone", "first read", "last write")) for one in rounds]
+    bounds = [
+        one["the cohort"] / sum(one[name] for name in ("engine alone", "first read", "last write")) for one in rounds
+    ]
     what = "the cohort / (engine alone + first read + last write)"
     if quick:
         print(f"  {what}: {median(bounds):.3f}")
@@ -186,7 +190,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Of all files, by name; of a result.json without its seconds."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     return {
-        name: json.dumps({**json.loads(content), "seconds": None}).encode() if name.endswith("_result.json") else content
+        name: json.dumps({**json.loads(content), "seconds": None}).encode()
+        if name.endswith("_result.json")
+        else content
         for name, content in found.items()
     }
 
