@@ -113,7 +113,8 @@ class _Cohort:
     """What all cases have in common; arguments as of `predict_cases`.
 
     Attributes:
-        next_beside: Whether the next case may be segmented while the last is written: two of them need no plan of the memory.
+        next_beside: Whether the next case may be segmented while the last is written, and is worth an attempt to read it ahead:
+            two of them need no plan of the memory.
     """
 
     def __init__(
@@ -129,7 +130,8 @@ class _Cohort:
             return Begun(request, files.image, {}, document)
         seconds: dict[str, float] = {}
         # Other readers do not tell the size before they read
-        if has_ending(files.image, NIFTI_ENDINGS) or (files.image.is_dir() and not self.run.reading.channels):
+        tells = has_ending(files.image, NIFTI_ENDINGS) or (files.image.is_dir() and not self.run.reading.channels)
+        if tells and self.next_beside:  # behind a large case another is expected, whose headers are read once
             try:
                 with timed(seconds, "read"):
                     volume = read_volume(files.image, replace(self.run.reading, before_pixels=self._before_pixels))
