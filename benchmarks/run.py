@@ -113,6 +113,13 @@ BENCHMARKS = (
     ),
     Benchmark("latency", "One study, warm and end to end", "", None),
     Benchmark(
+        "cohort",
+        "A folder of 40 cases, beyond the engine alone",
+        "--cases 40 --rounds 1",
+        None,
+        note="Both sides run in one process; half of the cases of the engine alone come before the cohort, half after it.",
+    ),
+    Benchmark(
         "quality_gate",
         "The quality gate on sound and spoiled images",
         "--data {data} --cases 8",

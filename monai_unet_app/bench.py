@@ -1,8 +1,10 @@
 """How long a bundle's network takes here, by each engine and precision that it can be had in."""
 
+import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,15 +44,24 @@ class Pace:
         return {**asdict(self), "p50_s": p50, "p95_s": p95}
 
 
-def paces(bundle: Bundle, size: tuple[int, ...] | None, rounds: int) -> list[Pace]:
+def processor(device: torch.device) -> str:
+    """The name of what computes, with the threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    told = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = (line.partition(":")[2].strip() for line in told if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {torch.get_num_threads()} threads"
+
+
+def paces(bundle: Bundle, size: tuple[int, ...], rounds: int) -> list[Pace]:
     """Each engine with each precision on one made image, by sliding window, after one round that does not count.
 
     Args:
         bundle: On the device of the engines.
-        size: Of the image, in voxels of the working grid; None for one window.
+        size: Of the image, in voxels of the working grid.
         rounds: Of each engine; all take turns.
     """
-    shape = (bundle.rules.channels, *(size or bundle.windows.window))
+    shape = (bundle.rules.channels, *size)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     found, runs = dict[tuple[EngineName, Precision], Pace](), {}
     for engine, precision in ENGINES:

@@ -39,12 +39,14 @@ class Bench(Device):
         size: of the image, in voxels of the working grid, such as 512x512 (default: one window)
         budget: exit 1 if no engine answers 95 of 100 images within this time, such as 50ms
         rounds: of each engine
+        into_bundle: also write the table into docs/README.md of the bundle, which is a folder
     """
 
     bundle: Text
     size: Annotated[Text | None, Flag(metavar="SIZE")] = None
     budget: Annotated[Seconds | None, Flag(metavar="TIME")] = None
     rounds: FromOne = 20
+    into_bundle: bool = False
 
 
 class Upgrade(Options):

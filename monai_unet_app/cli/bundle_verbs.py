@@ -40,6 +40,7 @@ def export(options: bundle_flags.Export) -> Answer:
         f"of torch, and {same['labels_changed']} of {same['labels']} labels differ"
     )
     show.line(f"sha256 of the export: {entry['sha256']}")
+    _into_card(bundle)
     words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to} --input IMAGE --output OUT"
     show.line(f"now: monai-unet predict {words}")
     return entry, EXIT_DONE
@@ -73,7 +74,16 @@ def certify(options: bundle_flags.Certify) -> Answer:
         "; ".join(f"{what} differs in {count} of {entry['cases']} cases" for what, count in entry["changed"].items())
     )
     show.line(f"{settings.engine} in {settings.precision}: {entry['outcome']}; {entry['reason']}")
+    _into_card(bundle)
     return entry, EXIT_DONE if entry["outcome"] == "passed" else EXIT_FAILED
+
+
+def _into_card(bundle: "Bundle") -> None:
+    """Puts the certificate into the card of the bundle, if the card has the marks of figures."""
+    from monai_unet_app.report.card import put_certificate
+
+    if written := put_certificate(bundle):
+        show.wrote(written)
 
 
 def bench(options: bundle_flags.Bench) -> Answer:
@@ -82,29 +92,38 @@ def bench(options: bundle_flags.Bench) -> Answer:
     Example: monai-unet bundle bench --bundle my_bundle --size 512x512 --budget 50ms
     """
     files = common.trained_bundle(options.bundle)
-    from monai_unet_app.bench import paces
+    from monai_unet_app.bench import paces, processor
+    from monai_unet_app.report.card import CARD, check_marks, put_figures, table
 
+    card = files.root / CARD
+    if options.into_bundle:
+        common.check_bundle_folder(options.bundle, "its card is rewritten")
+        check_marks(card)
+        common.check_writable(card.parent)
     bundle = common.loaded_bundle(files.root, options.device)
-    found = [pace.document() for pace in paces(bundle, _size(options.size, bundle), options.rounds)]
+    size = _size(options.size, bundle) or tuple(bundle.windows.window)
+    found, where = [pace.document() for pace in paces(bundle, size, options.rounds)], processor(bundle.device)
     done = [one for one in found if one["why_not"] is None]
     head = ("engine", "precision", "median, ms", "95 %, ms", "a second", "memory, MB", "file, MB")
-    show.print_table(
-        head,
-        (
-            [
-                one["engine"], one["precision"], f"{1000 * one['p50_s']:.1f}", f"{1000 * one['p95_s']:.1f}",
-                f"{1 / one['p50_s']:.1f}", f"{one['memory_mb']:.0f}", f"{one['file_mb']:.1f}",
-            ]
-            for one in done
-        ),
-    )  # fmt: skip
+    rows = [
+        [
+            one["engine"], one["precision"], f"{1000 * one['p50_s']:.1f}", f"{1000 * one['p95_s']:.1f}",
+            f"{1 / one['p50_s']:.1f}", f"{one['memory_mb']:.0f}", f"{one['file_mb']:.1f}",
+        ]
+        for one in done
+    ]  # fmt: skip
+    show.print_table(head, rows)
+    if options.into_bundle:
+        image = f"Time for one image of {' x '.join(map(str, size))} voxels on {where}, {options.rounds} rounds:"
+        put_figures([image, "", *table(head, rows)], card, "speed")
+        show.wrote([card])
     for one in found:
         if one["why_not"]:
             show.line(f"not {one['engine']} in {one['precision']}: {one['why_not']}")
     is_within = options.budget is None or any(one["p95_s"] <= options.budget for one in done)
     if not is_within:
         show.line(f"no engine answers 95 of 100 images within {1000 * (options.budget or 0):g} ms")
-    return {"paces": found}, EXIT_DONE if is_within else EXIT_FAILED
+    return {"paces": found, "processor": where, "size": size}, EXIT_DONE if is_within else EXIT_FAILED
 
 
 def _size(text: str | None, bundle: "Bundle") -> tuple[int, ...] | None:

@@ -1,12 +1,13 @@
 """Puts the figures of an evaluation into the bundle that was measured: its metadata and its model card.
 
 In the metadata they are `eval_metrics`; in the card, docs/README.md, they stand between the marks <!-- figures --> and
-<!-- end of figures -->.
+<!-- end of figures -->. Behind them, each after a mark of its own, stand what certifies other engines, <!-- certificate -->,
+and how fast they are, <!-- speed -->. All between the marks goes when the bundle is trained anew.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from dicom_io.files import replace_together
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.confidence.fine import WORTH_SHOWING
+from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.config import ResultSettings
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.inference.engines.certificate import export_named, parity_of
 from monai_unet_app.report.stored_evaluation import StoredEvaluation, read_evaluation
 
 from .sections import inference_facts
@@ -36,6 +39,8 @@ _STATEMENT_NAMES = {
     "border": "what is usual at the border of the image",
 }
 _MADE_BY = ("train", "selection", "calibration")
+_ERRORS = {"ece_whole": "ECE, whole image", "ece_band": "ECE, band around the predicted surface"}
+_PART = re.compile(r"^<!-- (certificate|speed) -->\n", re.MULTILINE)
 
 
 def read_measured(folder: Path, bundle: BundleFiles) -> StoredEvaluation:
@@ -249,21 +254,98 @@ def write_figures(figures: Mapping[str, Any], bundle: Bundle) -> tuple[Path, Pat
     return metadata, card
 
 
-def put_figures(rows: Sequence[str], page: Path) -> None:
-    """Replaces the lines between the two marks of a page. Raises InputRefusedError unless each mark is there once."""
-    replace_together({page: _between_marks(rows, page)})
+def put_figures(rows: Sequence[str], page: Path, part: str = "") -> None:
+    """Replaces a part of the lines between the two marks of a page. Raises as `check_marks`."""
+    replace_together({page: _between_marks(rows, page, part)})
 
 
-def _between_marks(rows: Sequence[str], page: Path) -> str:
+def check_marks(page: Path) -> None:
+    """Raises InputRefusedError unless each of the two marks is on the page once."""
+    _between_marks((), page)
+
+
+def _between_marks(rows: Sequence[str], page: Path, part: str = "") -> str:
+    """The text of a page with these rows as one of the parts between its marks: "" (figures), "certificate" or "speed"."""
+
+    def block(match: re.Match[str]) -> str:
+        figures, *others = _PART.split(match[0][len(match[1]) : -len(match[2])])
+        parts = {"": figures} | dict(zip(others[::2], others[1::2], strict=True)) | {part: "\n".join([*rows, ""])}
+        return match[1] + "".join(f"<!-- {name} -->\n" * bool(name) + parts[name] for name in parts) + match[2]
+
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     # A function as replacement, since `re` would read the backslashes of escaped cells as references to groups.
-    text, count = CARD_FIGURES.subn(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], text)
+    text, count = CARD_FIGURES.subn(block, text)
     if count != 1:
         raise InputRefusedError(
             f"{page.parent.name}/{page.name} has {count} figure block(s); one between the lines <!-- figures --> and "
             "<!-- end of figures --> is needed; add them"
         )
     return text
+
+
+def put_certificate(bundle: Bundle) -> list[Path]:
+    """Writes into a bundle's card what certifies its exports, for its weights and calibration as they are.
+
+    Returns:
+        The card; nothing where there is none with marks, and nothing was written.
+    """
+    card = bundle.root / CARD
+    try:
+        check_marks(card)
+    except InputRefusedError:
+        return []
+    put_figures(certificate_rows(bundle), card, "certificate")
+    return [card]
+
+
+def certificate_rows(bundle: Bundle) -> list[str]:
+    """A table of the exports, and a table of what `bundle certify` found for each engine that computes in fewer bits."""
+    document = parity_of(bundle)
+    head = "export", "sha256", "largest difference of probabilities", "labels that differ"
+    exports = [
+        (
+            one["made_with"],
+            f"`{one['sha256'][:16]}…`",
+            f"{one['float32']['probabilities_apart']:.1g}",
+            f"{one['float32']['labels_changed']} of {one['float32']['labels']}",
+        )
+        for one in document.get("exports", {}).values()
+    ]
+    rows = ["Exports, beside torch on three made windows, in float32:", "", *table(head, exports)] if exports else []
+    for name, entry in document.get("results", {}).items():
+        engine, precision, setting = name.split(" ", 2)
+        if entry["export_sha256"] == export_named(bundle, engine) and entry["fitted_to"] == fitted_to(bundle, setting):
+            rows += ["", *_result_rows(engine, precision, setting, entry)]
+    return rows
+
+
+def _result_rows(engine: str, precision: str, setting: str, entry: Mapping[str, Any]) -> list[str]:
+    export = f", export `{entry['export_sha256'][:16]}…`" if entry["export_sha256"] else ""
+    differ = ", ".join(f"{what} in {plural(count, 'case')}" for what, count in entry["changed"].items())
+    figures = [
+        (
+            (_SCORES | _ERRORS)[one["score"]],
+            *(number(one[name], 4) for name in ("old", "new")),
+            number(one["difference"], 5),
+            between(None if None in one["interval"] else one["interval"], 5) or "none",
+            "–" if one["margin"] is None else f"{one['margin']:g}",
+            one["outcome"],
+        )
+        for one in entry["figures"]
+    ]
+    head = "score", "torch, float32", precision, "difference", "95 % interval by subject", "loss allowed", "outcome"
+    return [
+        f"**{engine} in {precision}: {entry['outcome']}** (setting {setting}{export}), on {plural(entry['cases'], 'case')} of "
+        f"{plural(entry['subjects'], 'subject')}; {entry['reason']}. What differs: {differ}.",
+        "",
+        *table(head, figures),
+    ]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return [first, "|---" * len(head) + "|", *others]
 
 
 def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:

@@ -22,6 +22,7 @@ from small_data import FEW, drawn_eyes, few_examples
 
 from monai_unet_app import certify, export
 from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.bundle_folder import CARD_FIGURES
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.statements import read_confidence
@@ -34,6 +35,8 @@ from monai_unet_app.inference.engines.chooser import check_device, engine_by_its
 from monai_unet_app.inference.engines.exported import reference_windows
 from monai_unet_app.inference.engines.runtimes import RUNTIMES
 from monai_unet_app.pipeline import segment_case
+from monai_unet_app.report.card import CARD, card_rows, certificate_rows, put_figures
+from monai_unet_app.training.checkpoints import forget_figures
 
 run = pytest.fixture(shell)
 VOLUMES, SLICES, EYES = "hippocampus_mri_unet3d", "hippocampus_mri_unet2d", "retina_vessel_unet2d"
@@ -288,6 +291,9 @@ def test_few_subjects_certify_nothing(run: Run, copied: Path, tmp_path: Path) ->
     )
     entry = json.loads((copied / PARITY).read_text())["results"]["openvino bfloat16 plain"]
     assert (entry["outcome"], entry["cases"]) == ("undecided", 1)
+    card, sha256 = (copied / CARD).read_text(), entry["export_sha256"][:16]
+    assert f"**openvino in bfloat16: undecided** (setting plain, export `{sha256}…`), on 1 case of 1 subject; " in card
+    assert re.search(r"^\| Dice \| [\d.]+ \| [\d.]+ \| -?[\d.]+ \| none \| 0\.001 \| undecided \|$", card, re.MULTILINE)
     answer = run("bundle", "certify", *words, "--engine", "openvino")
     assert (answer.code, "a certificate is for fewer bits" in answer.err) == (2, True)
 
@@ -389,6 +395,73 @@ def test_what_fits_nothing_for_an_engine_is_refused(run: Run, copied: Path, tmp_
     assert answer.code == 2
     answer = run(*words, "--precision", "bfloat16", "--tta")
     assert (answer.code, "leave --tta out" in answer.err) == (2, True)
+
+
+def test_the_card_tells_of_the_exports_until_the_bundle_is_trained_anew(run: Run, copied: Path) -> None:
+    def parts() -> list[str]:
+        return re.split(r"<!-- .* -->\n", (copied / CARD).read_text())
+
+    before = parts()
+    assert len(before) == 3  # what stands before, between and behind the marks
+    answer = run("bundle", "export", "--bundle", copied, "--to", "openvino")
+    assert answer.code == 0, answer.err
+    assert CARD.split("/")[-1] in answer.out
+    document = json.loads((copied / PARITY).read_text())
+    lines = (copied / CARD).read_text().splitlines()
+    for entry in document["exports"].values():
+        (line,) = [one for one in lines if one.startswith(f"| {entry['made_with']} | `{entry['sha256'][:16]}…` | ")]
+        assert line.endswith(f" | {entry['float32']['labels_changed']} of {entry['float32']['labels']} |")
+    assert run("bundle", "bench", "--bundle", copied, "--rounds", "1", "--device", "cpu", "--into-bundle").code == 0
+    figures, certificate, speed, behind = parts()[1:]
+    assert (parts()[0], figures, behind) == (*before[:2], before[2])
+    window = " x ".join(map(str, load_bundle(copied).windows.window))
+    assert re.match(rf"Time for one image of {window} voxels on \S.*, \d+ threads, 1 rounds:\n\n\| engine \|", speed)
+    assert re.search(
+        r"^\| onnxruntime \| float32 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| \d+ \| [\d.]+ \|$", speed, re.MULTILINE
+    )
+    put_figures(card_rows({}, load_bundle(copied)), copied / CARD)  # as `evaluate --into-bundle`
+    assert parts()[2:] == [certificate, speed, behind]
+    forget_figures(copied)
+    assert parts() == [before[0], "Not measured yet.\n", before[2]]
+
+
+def test_a_card_has_no_result_of_another_export_or_another_calibration(copied: Path) -> None:
+    document, bundle = json.loads((copied / PARITY).read_text()), load_bundle(copied)
+    entry = {
+        "export_sha256": document["exports"]["openvino"]["sha256"], "fitted_to": fitted_to(bundle, "plain"),
+        "data": {}, "cases": 30, "subjects": 20, "outcome": "passed", "reason": "fine", "changed": {"verdict": 1},
+        "figures": [
+            {"score": "ece_band", "old": 0.1, "new": 0.2, "difference": 0.1, "interval": [0.05, 0.15], "margin": 0.003}
+            | {"outcome": "passed"}
+        ],
+    }  # fmt: skip
+
+    def rows(**changes: object) -> str:
+        document["results"] = {"openvino bfloat16 plain": entry | changes}
+        (copied / PARITY).write_text(json.dumps(document))
+        return "\n".join(certificate_rows(load_bundle(copied)))
+
+    told = rows()
+    assert "on 30 cases of 20 subjects; fine. What differs: verdict in 1 case." in told
+    band = (
+        "| ECE, band around the predicted surface | 0.1000 | 0.2000 | 0.10000 | 0.05000 to 0.15000 | 0.003 | passed |"
+    )
+    assert band in told
+    for other in ({"export_sha256": "0" * 64}, {"fitted_to": {}}):
+        assert "bfloat16" not in rows(**other)
+
+
+def test_the_bench_refuses_a_card_without_marks_before_it_measures(run: Run, copied: Path) -> None:
+    card = copied / CARD
+    card.write_text(CARD_FIGURES.sub("", card.read_text()))
+    answer = run("bundle", "bench", "--bundle", copied, "--device", "cpu", "--into-bundle")
+    assert (answer.code, "has 0 figure block(s)" in answer.err) == (3, True)
+    before = card.read_text()
+    assert run("bundle", "export", "--bundle", copied, "--to", "openvino").code == 0  # its card is left alone
+    assert card.read_text() == before
+    answer = run("bundle", "bench", "--bundle", VOLUMES, "--into-bundle")
+    assert (answer.code, "a folder is needed, its card is rewritten" in answer.err) == (2, True)
+>>>>>>> 511e2a699761ea47ccdae4d6482c427dae4174e1
 
 
 def test_statements_that_differ_are_counted_by_case() -> None:
