@@ -59,7 +59,7 @@ def main() -> int:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads; {', '.join(instructions()) or 'no AVX-512'}")
     with tempfile.TemporaryDirectory() as folder:
         bundle = made_bundle(Path(folder) / "bundle", Scale(CLASSES, 128, 128, window, filters, 64.0))
-        image = torch.from_numpy(phantom_hu(*(np.linspace(-200, 200, n) for n in shape)))[None]
+        image = torch.from_numpy(phantom_hu(*(np.linspace(0, 1, n) for n in shape)))[None]
         noise = 12 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
         image = ((image + noise).clamp(-200, 300) + 200) / 500  # as the bundle scales it
         sides = made_sides(bundle, image)

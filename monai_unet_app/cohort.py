@@ -1,33 +1,27 @@
-"""Many cases: a case that fails stops none, and while one is segmented the last is written and the next is read."""
+"""Many cases, one after the other: a case that fails stops none, and one is written while the next is segmented."""
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dicom_io.read import ReadOptions
-from dicom_io.volume import Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.case_files import CaseFiles, case_message
 from monai_unet_app.data.digest import file_sha256
-from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.dicom_results import check_coded, converted_modality
-from monai_unet_app.errors import InputRefusedError, NoRoomError, UsageError
-from monai_unet_app.pipeline import Case, segment_case, settings_of, timed
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.pipeline import Case, segment_case, settings_of
 from monai_unet_app.results import write_results
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from monai_unet_app.inference.predict import Progress
 
 
@@ -54,23 +48,6 @@ class Done:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
-class Begun:
-    """What can be done for a case while the one before it is segmented.
-
-    Attributes:
-        request: Its digest, as of `request_sha256`.
-        source: The image if it was read, else where it is.
-        seconds: That were needed to read it; empty where it was not.
-        document: Its `result.json`, where an earlier run left it.
-    """
-
-    request: str | None
-    source: Path | Volume
-    seconds: dict[str, float]
-    document: dict[str, Any] | None = None
-
-
 def predict_cases(
     cases: Sequence[CaseFiles],
     bundle: Bundle,
@@ -89,20 +66,15 @@ def predict_cases(
     if config.cautious:
         statements.cautious_cuts(bundle.segments)
     done, cohort = list[Future[Done]](), _Cohort(bundle, run, config, folder, progress.windows if progress else None)
-    begun: Future[Begun] | None = None
-    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as reader:
-        for files, following in zip_longest(cases, cases[1:]):
-            now, begun = begun or reader.submit(cohort.begun, files), None
-            wait([now])
-            if following and not now.exception() and isinstance(now.result().source, Volume):  # it is small
-                begun = reader.submit(cohort.begun, following)
-            write = cohort.segmented(files, now)
+    with ThreadPoolExecutor(1) as writer:
+        for files in cases:
+            write = cohort.segmented(files)
             if done:
                 done[-1].result()  # so that no more than two results are in memory
             done.append(writer.submit(write))
             if not cohort.next_beside:
                 done[-1].result()
-            del write, now
+            del write
             if progress:
                 progress(files.id)
     all_done = [one.result() for one in done]
@@ -113,8 +85,7 @@ class _Cohort:
     """What all cases have in common; arguments as of `predict_cases`.
 
     Attributes:
-        next_beside: Whether the next case may be segmented while the last is written, and is worth an attempt to read it ahead:
-            two of them need no plan of the memory.
+        next_beside: Whether the next case may be segmented while the last is written: two of them need no plan of the memory.
     """
 
     def __init__(
@@ -123,42 +94,18 @@ class _Cohort:
         self.bundle, self.run, self.config, self.folder, self.windows = bundle, run, config, folder, windows
         self.next_beside = True
 
-    def begun(self, files: CaseFiles) -> Begun:
-        """Looks for the result of a case, and reads its image if that needs no plan of the memory. Raises as `read_volume`."""
+    def segmented(self, files: CaseFiles) -> Callable[[], Done]:
+        """Segments a case, unless its result is there; gives what writes it."""
         request = request_sha256(files, self.bundle, self.run, self.config)
         if self.config.resume and request and (document := _found(self.folder, files.id, request)):
-            return Begun(request, files.image, {}, document)
-        seconds: dict[str, float] = {}
-        # Other readers do not tell the size before they read
-        tells = has_ending(files.image, NIFTI_ENDINGS) or (files.image.is_dir() and not self.run.reading.channels)
-        if tells and self.next_beside:  # behind a large case another is expected, whose headers are read once
-            try:
-                with timed(seconds, "read"):
-                    volume = read_volume(files.image, replace(self.run.reading, before_pixels=self._before_pixels))
-                return Begun(request, volume, seconds)
-            except NoRoomError:
-                pass
-        return Begun(request, files.image, seconds)
-
-    def _before_pixels(self, shape: tuple[int, ...], affine: "NDArray[np.float64]") -> None:
-        from monai_unet_app.memory_planner import fits_beside  # brings torch, as `segment_case` does
-
-        if not fits_beside(shape, affine, self.bundle, self.run.memory_limit or math.inf):
-            raise NoRoomError("it is read when nothing else is segmented")
-
-    def segmented(self, files: CaseFiles, begun: Future[Begun]) -> Callable[[], Done]:
-        """Segments a case, unless its result is there; gives what writes it."""
-        from monai_unet_app.memory_planner import SMALL_BYTES
+            return lambda: self._done(document)
+        from monai_unet_app.memory_planner import SMALL_BYTES  # brings torch, as `segment_case` does
 
         try:
-            read = begun.result()
-            if document := read.document:
-                return lambda: self._done(document)
-            case = segment_case(read.source, self.bundle, self.run, self.windows, keep=self.config.keep)
+            case = segment_case(files.image, self.bundle, self.run, self.windows, keep=self.config.keep)
         except InputRefusedError as error:
             problem = case_message(files, error)
             return lambda: Done(problem=problem)
-        case, request = replace(case, seconds={**case.seconds, **read.seconds}), read.request
         probabilities = 4 * case.image.array.size * len(self.bundle.labels)
         self.next_beside = probabilities <= SMALL_BYTES and self.config.explain is None
         return lambda: self._written(files, case, request)

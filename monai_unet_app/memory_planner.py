@@ -188,21 +188,6 @@ def working_shape(
     return tuple(lengths)
 
 
-def fits_beside(shape: tuple[int, ...], affine: NDArray[np.float64], bundle: Bundle, limit: float) -> bool:
-    """Whether an image may be read while another is segmented: neither needs a plan, even after the image is in memory.
-
-    Args:
-        shape, affine: As of `MemoryPlanner.before_pixels`.
-        bundle: The bundle that will segment it.
-        limit: Bytes that this process may take.
-    """
-    free = min(limit, most_resident_bytes()) - resident_bytes()
-    if np.linalg.matrix_rank(affine[:3, :3]) < 3 or free <= 2 * AMPLE_BYTES:
-        return False
-    working = working_shape(shape[:3], affine, bundle.grid_spacing)
-    return Work(shape[:3], working, math.prod(shape[3:]), len(bundle.labels), 0).is_small
-
-
 def gb(size: float) -> str:
     """A number of bytes for a reader."""
     return f"{size / 1e9:.2f} GB"

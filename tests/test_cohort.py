@@ -10,23 +10,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from shell import Run, shell
 from small_data import FEW, few_examples, set_calibration
 
-from monai_unet_app import cohort, memory_planner
+from monai_unet_app import cohort
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.cohort import predict_cases
 from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.case_files import find_images
-from monai_unet_app.memory_planner import AMPLE_BYTES, fits_beside
 from monai_unet_app.pipeline import Case
 
 run = pytest.fixture(shell)
@@ -77,49 +74,6 @@ def test_a_case_that_cannot_be_written_stops_none_of_the_others(
     assert problems == [
         f"{FEW[1]}: its results could not be written (No space left on device); free space or choose another output"
     ]
-
-
-@pytest.mark.parametrize("room", [True, False])
-def test_the_next_case_is_read_while_one_is_segmented_if_there_is_room_for_both(
-    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
-) -> None:
-    """The third case is broken: that is found beside the second and told in its turn. The fourth is then read by itself."""
-    cases = find_images(few_examples(tmp_path / "in", FEW[:4]) / "images")
-    cases[2].image.write_bytes(cases[2].image.read_bytes()[:999])
-    read, segmented, begun = list[str](), list[str](), {case.image: threading.Event() for case in cases}
-    reads, segments = cohort.read_volume, cohort.segment_case
-
-    def reading(path: Path, *others: Any) -> Any:
-        begun[path].set()
-        volume = reads(path, *others)
-        read.append(f"{path.name} beside {len(segmented)}")
-        return volume
-
-    def segmenting(source: Any, *others: Any, **named: Any) -> Case:
-        segmented.append("")
-        following = cases[len(segmented)].image if len(segmented) < 3 else None
-        if following and room:
-            assert begun[following].wait(60)
-        return segments(source, *others, **named)
-
-    monkeypatch.setattr(cohort, "read_volume", reading)
-    monkeypatch.setattr(cohort, "segment_case", segmenting)
-    monkeypatch.setattr(memory_planner, "fits_beside", lambda *_: room)
-    config = OutputConfig(deliver_rejected=True)
-    done, problems = predict_cases(cases, load_bundle(tiny_bundle()), PredictConfig(), config, tmp_path / "out")
-    assert [one["case"] for one in done] == [cases[n].id for n in (0, 1, 3)]
-    assert [problem.partition(":")[0] for problem in problems] == [cases[2].id]
-    assert all(one["seconds"]["read"] > 0 for one in done)
-    assert [line.partition(".")[0] for line in read] == ([cases[n].id for n in (0, 1, 3)] if room else [])
-
-
-def test_only_a_small_image_is_read_ahead_and_only_where_memory_is_ample(tiny_bundle: Callable[..., Path]) -> None:
-    bundle, affine = load_bundle(tiny_bundle()), np.diag([1.0, 1.0, 1.0, 1.0])
-    assert fits_beside((40, 50, 30), affine, bundle, 1e12) == (memory_planner.most_resident_bytes() > 3 * AMPLE_BYTES)
-    assert not fits_beside((40, 50, 30), affine, bundle, 2 * AMPLE_BYTES)
-    assert not fits_beside((400, 400, 300), affine, bundle, 1e12)
-    assert not fits_beside((40, 50, 30), np.diag([8.0, 8.0, 8.0, 1.0]) * 4, bundle, 1e12)  # large on the grid of 1 mm
-    assert not fits_beside((40, 50, 30), np.diag([1.0, 0.0, 1.0, 1.0]), bundle, 1e12)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -461,7 +461,6 @@ def test_the_bench_refuses_a_card_without_marks_before_it_measures(run: Run, cop
     assert card.read_text() == before
     answer = run("bundle", "bench", "--bundle", VOLUMES, "--into-bundle")
     assert (answer.code, "a folder is needed, its card is rewritten" in answer.err) == (2, True)
->>>>>>> 511e2a699761ea47ccdae4d6482c427dae4174e1
 
 
 def test_statements_that_differ_are_counted_by_case() -> None:
