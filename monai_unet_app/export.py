@@ -140,7 +140,7 @@ def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Mapping[str
         for window in reference_windows(bundle.rules.channels, bundle.windows.window):
             torchs = bundle.engine(ResultSettings())(window).logits[0]
             logits = answer_of(run, window, bundle.slice_axis).logits[0]
-            apart = max(apart, probabilities_apart(bundle.outputs, torchs, logits))
+            apart = max(apart, probabilities_apart(bundle.outputs, torchs, logits, precision))
             labels = [bundle.outputs.labels(one) for one in (torchs, logits)]
             voxels, changed = voxels + labels[0].numel(), changed + int((labels[0] != labels[1]).sum())
         if not apart <= (most := LARGEST_APART[precision][0]):
@@ -191,6 +191,11 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
 
 def _write(bundle: Bundle, engine: str, file: Path) -> None:
     module = WithStatistics(with_precise_norms(bundle.network), bundle.feature_layer).eval()
+    for kind in {type(part) for part in module.modules()}:
+        if "__module__" not in vars(
+            kind
+        ):  # a class made by an expression of inference.yaml; torch's exporter asks for it
+            kind.__module__ = "inference"
     window = reference_windows(bundle.rules.channels, bundle.windows.window)[0]
     if bundle.slice_axis is not None:
         window = window.squeeze(bundle.slice_axis + 2)

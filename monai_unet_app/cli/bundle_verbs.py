@@ -49,8 +49,8 @@ def export(options: bundle_flags.Export) -> Answer:
     entry = export_bundle(bundle, "openvino" if options.to == "openvino" else "onnxruntime", rows)
     same = entry[options.precision]
     show.line(
-        f"wrote the export for {entry['made_with']}: its probabilities are within {same['probabilities_apart']:.1g} of those "
-        f"of torch, and {same['labels_changed']} of {same['labels']} labels differ"
+        f"wrote the export for {entry['made_with']}: its probabilities are {'on average ' if is_int8 else ''}within "
+        f"{same['probabilities_apart']:.1g} of those of torch, and {same['labels_changed']} of {same['labels']} labels differ"
     )
     show.line(f"sha256 of the export: {entry['sha256']}")
     words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to}" + (" --precision int8" if is_int8 else "")
@@ -75,7 +75,14 @@ def _cases_that_made(bundle: "Bundle", data: "list[CaseFiles]", source: Path) ->
 
 
 def _edge(bundle: "Bundle", output: Path, rows: "list[Row]") -> Answer:
-    raise UsageError("later")
+    from monai_unet_app.edge import export_edge
+
+    settings = export_edge(bundle, output, rows)
+    show.line(f"wrote {output}, {settings['size_mb']:.1f} MB, with networks in {', '.join(settings['networks'])}")
+    show.line(
+        f"labels and probabilities of a made image are ours; now: python {shlex.quote(str(output))}/segment.py --help"
+    )
+    return settings, EXIT_DONE
 
 
 def certify(options: bundle_flags.Certify) -> Answer:

@@ -73,7 +73,7 @@ def test_an_int8_export_lies_beside_the_other_and_answers_nearly_as_it(
     usual, fewer = (bundle.engine(ResultSettings(engine=engine, precision=one))(windows) for one in ("float32", "int8"))
     apart = (torch.softmax(usual.logits, 1) - torch.softmax(fewer.logits, 1)).abs()
     assert 1e-4 < apart.max() < 0.3
-    assert apart.mean() < 0.01
+    assert apart.mean() < 0.03
     assert usual.layer is not None
     torch.testing.assert_close(fewer.layer, usual.layer, atol=0.05, rtol=0.05)
 
@@ -89,13 +89,10 @@ def test_norms_and_statistics_of_a_layer_are_not_quantised(
     root = tiny_bundle(VOLUMES)
     exported(run, root, "onnxruntime", tmp_path)
     graph = onnx.load(root / "models/network_int8.onnx").graph
-    kinds = {one.op_type for one in graph.node}
-    made = {output: node for node in graph.node for output in node.output}
-    users = {node.op_type for node in graph.node for name in node.input
-             if name in made and made[name].op_type == "DequantizeLinear"}  # fmt: skip
-    assert "QuantizeLinear" in kinds
-    assert "Conv" in users
-    assert not users & {"Mul", "Sub", "ReduceMean", "AveragePool", "Sqrt", "Reciprocal"}
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    rounded = {made_by.get(node.input[0]) for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert {"Conv", "ConvTranspose"} <= rounded  # None is the image
+    assert not rounded & {"AveragePool", "ReduceMean", "Sub", "Mul", "Sqrt", "Reciprocal", "Div"}
 
 
 def test_only_cases_that_made_the_bundle_are_quantised_on(

@@ -1,5 +1,6 @@
 """Other programs that run a network: each reads an exported file and answers windows on the CPU."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -21,6 +22,7 @@ def imported(package: str) -> Any:
     try:
         # Its absence is what keeps OpenVINO from telling its makers of each use
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reads it when it is imported, and never again
         return import_module(package)
     except ImportError as error:
         what, extra = ("nncf", "quantise") if package == "nncf" else (f"the engine {package}", "engines")
