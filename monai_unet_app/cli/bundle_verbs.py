@@ -34,7 +34,7 @@ def export(options: bundle_flags.Export) -> Answer:
     common.check_bundle_folder(options.bundle, "files are written into it")
     if (options.output is not None) != (options.to == "edge"):
         raise UsageError(
-            "--output names the new folder of --to edge, and is needed there; the others go into the bundle"
+            "--output names the new folder of --to edge, and is needed there; other exports go into the bundle"
         )
     is_int8 = options.precision == "int8"
     if (options.data or options.images) and not is_int8:
@@ -45,7 +45,13 @@ def export(options: bundle_flags.Export) -> Answer:
     bundle = common.loaded_bundle(common.trained_bundle(options.bundle).root, "cpu")
     rows = _cases_that_made(bundle, data, options.source) if is_int8 else []
     if options.output is not None:
-        return _edge(bundle, options.output, rows)
+        from monai_unet_app.edge import export_edge
+
+        settings = export_edge(bundle, options.output, rows)
+        networks, folder = ", ".join(settings["networks"]), shlex.quote(str(options.output))
+        show.line(f"wrote {folder}, {settings['size_mb']:.1f} MB, with the network in {networks}; its labels are ours")
+        show.line(f"now: python {folder}/segment.py IMAGE LABELS")
+        return settings, EXIT_DONE
     entry = export_bundle(bundle, "openvino" if options.to == "openvino" else "onnxruntime", rows)
     same = entry[options.precision]
     show.line(
@@ -72,17 +78,6 @@ def _cases_that_made(bundle: "Bundle", data: "list[CaseFiles]", source: Path) ->
             "network is quantised on such cases, so that others remain for its certificate; give the data that trained it"
         )
     return rows
-
-
-def _edge(bundle: "Bundle", output: Path, rows: "list[Row]") -> Answer:
-    from monai_unet_app.edge import export_edge
-
-    settings = export_edge(bundle, output, rows)
-    show.line(f"wrote {output}, {settings['size_mb']:.1f} MB, with networks in {', '.join(settings['networks'])}")
-    show.line(
-        f"labels and probabilities of a made image are ours; now: python {shlex.quote(str(output))}/segment.py --help"
-    )
-    return settings, EXIT_DONE
 
 
 def certify(options: bundle_flags.Certify) -> Answer:

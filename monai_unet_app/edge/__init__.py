@@ -4,18 +4,17 @@ What `segment.py` there does is what `monai-unet predict` does, which is checked
 """
 
 import json
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import numpy as np
-import torch
 from monai.transforms import (
     EnsureChannelFirstd,
     EnsureTyped,
@@ -26,9 +25,7 @@ from monai.transforms import (
     ScaleIntensityRangePercentilesd,
     Spacingd,
 )
-from scipy import ndimage
 
-from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import Precision, PredictConfig, ResultSettings
 from monai_unet_app.data.digest import file_sha256
@@ -39,11 +36,13 @@ from monai_unet_app.inference.engines.certificate import export_named
 from monai_unet_app.inference.engines.exported import why_no_export
 from monai_unet_app.inference.engines.runtimes import export_files, imported
 from monai_unet_app.pipeline import segment_case
+from monai_unet_app.upgrade import made_image
 
 MOST_MB = 20
 MOST_CHANGED, MOST_APART = 1e-4, 0.01
 """Of a made image: the part of the labels that may differ from ours, and the largest difference of probabilities."""
 
+_SWITCHES = ("diagonal", "scale_extent", "recompute_affine", "nonzero", "relative", "as_closest_canonical")
 _SKIPPED = (LoadImaged, EnsureChannelFirstd, EnsureTyped)
 _NUMBERS: Mapping[type, tuple[str, tuple[str, ...]]] = {
     Orientationd: ("ornt_transform", ("axcodes",)),
@@ -81,18 +80,15 @@ def export_edge(bundle: Bundle, output: Path, rows: Sequence[Mapping[str, str]] 
         folder.mkdir()
         for precision in precisions:
             source = bundle.root / export_files("onnxruntime", precision)[0]
-            _write_halved(source, folder / source.name)
-            settings["networks"][precision] = {
-                "file": source.name,
-                "sha256": file_sha256(folder / source.name),
-                "export_sha256": export_named(bundle, "onnxruntime", precision),
-            }
+            file, export = folder / source.name, export_named(bundle, "onnxruntime", precision)
+            _write_halved(source, file)
+            digests = {"sha256": file_sha256(file), "export_sha256": export}
+            settings["networks"][precision] = {"file": file.name, **digests}
         (folder / "settings.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
         own = files("monai_unet_app.edge")
         (folder / "segment.py").write_text((own / "segment.py").read_text("utf-8"), encoding="utf-8")
-        (folder / "README.md").write_text(
-            Template((own / "README.md").read_text("utf-8")).substitute(_words(bundle, settings)), encoding="utf-8"
-        )
+        text = Template((own / "README.md").read_text("utf-8")).substitute(_words(settings))
+        (folder / "README.md").write_text(text, encoding="utf-8")
         shutil.copyfile(bundle.root / "LICENSE", folder / "LICENSE")
         size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         if size_mb > MOST_MB:
@@ -108,45 +104,29 @@ def export_edge(bundle: Bundle, output: Path, rows: Sequence[Mapping[str, str]] 
 
 def settings_for(bundle: Bundle) -> dict[str, Any]:
     """The content of settings.json, without its networks. Raises BundleError for what `segment.py` cannot do."""
-    windows, rules, metadata, fitted = bundle.windows, bundle.rules, bundle.metadata, bundle.fitted
-    steps, result = fitted["tidy"]["steps"], bundle.result
-    known = {"largest", "islands"} if len(bundle.labels) == 1 or bundle.outputs.background else {"largest"}
-    foreign = sorted({step["step"] for step in steps} - known)
+    windows, fitted, result = bundle.windows, bundle.fitted, bundle.result
+    if fitted is None:
+        raise _refusal(bundle, "no models/fitted.json", "one, which monai-unet bundle upgrade makes,")
+    form, steps, exclusive = fitted["calibration"]["form"], fitted["tidy"]["steps"], bool(bundle.outputs.background)
+    foreign = [step["step"] for step in steps if not exclusive or step["step"] not in ("largest", "islands")]
     if not result.named or len(result.tidy) != len(steps) or foreign:
-        raise _refusal(
-            bundle, f"`result` with {', '.join(foreign) or 'steps of its own'}", "largest and islands as `tidy`"
-        )
-    form = fitted["calibration"]["form"]
+        raise _refusal(bundle, f"`result` with {foreign or 'steps of its own'}", "largest and islands in `tidy`")
     if form not in ("region", "classwise", "temperature", "none"):
         raise _refusal(bundle, f"the calibration {form}", "region, classwise, temperature or none")
     if windows.padding_mode != "constant":
         raise _refusal(bundle, f"the padding {windows.padding_mode} of windows", "constant")
+    of_windows = ("window", "overlap", "mode", "sigma_scale", "padding_value")
     return {
-        "name": bundle.name,
-        "version": bundle.version,
+        **{key: bundle.metadata.get(key, "") for key in ("name", "version", "task", "intended_use", "copyright")},
         "bundle_sha256": bundle.sha256,
-        "intended_use": metadata.get("intended_use", ""),
-        "copyright": metadata.get("copyright", ""),
-        "labels": {str(n): name for n, name in enumerate(bundle.structure_names, 1)},
-        "outputs": "exclusive" if bundle.outputs.background else "overlapping",
+        "labels": dict(enumerate(bundle.structure_names, 1)),
+        "outputs": "exclusive" if exclusive else "overlapping",
         "thresholds": list(bundle.thresholds),
-        "input": {
-            "planar": rules.planar,
-            "channels": rules.channels,
-            "spacing_mm": rules.spacing_mm,
-            "extent": rules.extent_mm,
-        },
+        "input": asdict(bundle.rules),
         "preprocessing": [step for one in bundle.preprocessing.transforms if (step := _step(bundle, one))],
-        "window": {
-            "size": list(windows.window),
-            "overlap": windows.overlap,
-            "mode": windows.mode,
-            "sigma_scale": windows.sigma_scale,
-            "padding_value": windows.padding_value,
-            "slice_axis": bundle.slice_axis,
-        },
+        "window": {name: getattr(windows, name) for name in of_windows} | {"slice_axis": bundle.slice_axis},
         "calibration": {"form": form, "numbers": bundle.part("calibration")},
-        "tidy": [{key: step[key] for key in ("step", "structures", "min_size") if key in step} for step in steps],
+        "tidy": [{key: value for key, value in step.items() if key != "why"} for step in steps],
         "networks": {},
     }
 
@@ -155,22 +135,17 @@ def _step(bundle: Bundle, transform: Any) -> dict[str, Any] | None:
     """A transform of the preprocessing with its numbers; None if it does nothing to an image that is in memory."""
     if type(transform) in _SKIPPED or "image" not in transform.keys:
         return None
+    name, usual = type(transform).__name__, {"mode": "bilinear", "padding_mode": "border"}
     if type(transform) not in _NUMBERS:
-        raise _refusal(
-            bundle, f"{type(transform).__name__} in its preprocessing", ", ".join(k.__name__ for k in _NUMBERS)
-        )
+        raise _refusal(bundle, f"{name} in its preprocessing", ", ".join(kind.__name__ for kind in _NUMBERS))
     part, names = _NUMBERS[type(transform)]
-    values = vars(getattr(transform, part))
-    odd = {name: values[name] for name in ("diagonal", "scale_extent", "recompute_affine", "nonzero", "relative",
-                                           "as_closest_canonical") if values.get(name)}  # fmt: skip
-    ways = [getattr(transform, name, [usual])[0] for name, usual in (("mode", "bilinear"), ("padding_mode", "border"))]
-    if odd or values.get("axcodes", "RAS") != "RAS" or ways != ["bilinear", "border"] or None in (
-        values.get(name, 0) for name in ("b_min", "b_max")
-    ):  # fmt: skip
-        raise _refusal(bundle, f"{type(transform).__name__} with {odd or values}", "its usual values")
-    numbers = {name: np.asarray(values[name]) if values[name] is not None else None for name in names}
-    plain = {name: None if value is None else value.squeeze().tolist() for name, value in numbers.items()}
-    return {"step": type(transform).__name__, **plain}
+    values = vars(getattr(transform, part)) | {key: getattr(transform, key, [way])[0] for key, way in usual.items()}
+    known = dict.fromkeys(_SWITCHES, False) | usual | {"axcodes": "RAS"}
+    odd = {key: values[key] for key in known if values.get(key, known[key]) != known[key]}
+    if odd or None in (values.get("b_min", 0), values.get("b_max", 0)):
+        raise _refusal(bundle, f"{name} with {odd or 'no b_min or b_max'}", "its usual form")
+    numbers = {key: values[key] if values[key] is None else np.squeeze(values[key]).tolist() for key in names}
+    return {"step": name, **numbers}
 
 
 def _refusal(bundle: Bundle, found: str, needed: str) -> BundleError:
@@ -190,9 +165,8 @@ def _write_halved(source: Path, target: Path) -> None:
         if values.dtype == np.float32 and values.size > 64 and np.array_equal(half.astype(np.float32), values):
             name = weight.name
             weight.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
-            model.graph.node.insert(
-                0, onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT)
-            )
+            cast = onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT)
+            model.graph.node.insert(0, cast)
     onnx.save(model, target)
 
 
@@ -204,7 +178,7 @@ def _compare(bundle: Bundle, folder: Path, precision: Precision) -> None:
     array = image.array[:, :, 0] if rules.planar else image.array
     found, affine = [], None if rules.planar else image.affine_ras
     for what in (segment.segment, segment.probabilities):
-        found.append(what(array, affine, folder=folder, precision=precision))  # type: ignore[operator]
+        found.append(what(array, affine, folder=folder, precision=precision))
     labels, probable = (
         np.asarray(ours).reshape(theirs.shape)
         for ours, theirs in zip((case.labels, case.probabilities), found, strict=True)
@@ -212,46 +186,20 @@ def _compare(bundle: Bundle, folder: Path, precision: Precision) -> None:
     changed, apart = float(np.mean(labels != found[0])), float(np.abs(probable - found[1]).max())
     if not (changed <= MOST_CHANGED and apart <= MOST_APART):
         raise BundleError(
-            f"{bundle.name}: of a made image the folder gives {changed:.2%} other labels, and probabilities that are {apart:.2g} "
-            f"from ours; {MOST_CHANGED:.2%} and {MOST_APART:g} at most are needed, so nothing was written; run it by "
-            "monai-unet predict"
+            f"{bundle.name}: of a made image the folder gives {changed:.2%} other labels, and probabilities that are "
+            f"{apart:.2g} from ours; {MOST_CHANGED:.2%} and {MOST_APART:g} at most are needed, so nothing was "
+            "written; run it by monai-unet predict"
         )
 
 
-def made_image(bundle: Bundle) -> Volume:
-    """Smooth noise with an edge, on a grid that the bundle accepts: of volumes an oblique one, with axes in another order."""
-    rules = bundle.rules
-    low, high = rules.spacing_mm or (0.0, math.inf)
-    spacing = np.clip(np.array(bundle.grid_spacing or [1.0] * 3) * [0.93, 1.1, 1.0], 1.01 * low, 0.99 * high)
-    extent = np.array(rules.extent_mm[0] if rules.extent_mm else [40.0] * rules.axes) * 1.1
-    shape = np.ceil(extent / (1 if rules.planar else spacing)).astype(int)
-    noise = np.random.default_rng(0).normal(size=(rules.channels, *shape))
-    smooth = ndimage.gaussian_filter(noise, (0, *[2] * len(shape)))
-    smooth[:, : shape[0] // 3] += smooth.std()
-    scaled = 40 + 175 * (smooth - smooth.min()) / np.ptp(smooth)
-    ranges = [one.scaler for one in bundle.preprocessing.transforms if isinstance(one, ScaleIntensityRanged)]
-    if ranges and rules.channels == 1:
-        scaled = ranges[0].a_min + scaled / 255 * (ranges[0].a_max - ranges[0].a_min)
-    voxels = np.moveaxis(scaled, 0, -1).astype(np.uint8 if rules.planar else np.float32)
-    voxels = voxels[..., 0] if rules.channels == 1 else voxels
-    if rules.planar:
-        return Volume(voxels[:, :, None], np.eye(4), Provenance("image"), planar=True)
-    turn = np.array([[math.cos(0.2), -math.sin(0.2), 0], [math.sin(0.2), math.cos(0.2), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = (turn * spacing)[:, [2, 0, 1]] * [1, -1, 1], (-12.5, 31.25, -40.0)
-    return Volume.from_ras(np.ascontiguousarray(np.moveaxis(voxels, 2, 0)), affine)
-
-
-def _words(bundle: Bundle, settings: Mapping[str, Any]) -> dict[str, str]:
+def _words(settings: Mapping[str, Any]) -> dict[str, str]:
     """What README.md says of this bundle."""
+    labels = "\n".join(f"- {number}: {name}" for number, name in settings["labels"].items())
+    ending, reader = ("png", "pillow") if settings["input"]["planar"] else ("nii.gz", "nibabel")
     return {
-        "name": str(bundle.metadata.get("name", bundle.name)),
-        "task": str(bundle.metadata.get("task", "")),
-        "version": bundle.version,
-        "intended_use": settings["intended_use"],
-        "copyright": settings["copyright"],
-        "labels": "\n".join(f"- {number}: {name}" for number, name in settings["labels"].items()),
-        "ending": "png" if settings["input"]["planar"] else "nii.gz",
-        "reader": "pillow" if settings["input"]["planar"] else "nibabel",
+        **settings,
+        "labels": labels,
+        "ending": ending,
+        "reader": reader,
         "precisions": ", ".join(settings["networks"]),
     }

@@ -25,7 +25,7 @@ UNMOVED = 1e-3  # mm, voxels: a grid that would move less stays, as in MONAI
 
 
 def segment(
-    array: Array, affine: Array | None = None, *, folder: Path = HERE, precision: str = "float32", threads: int = 0
+    array: Array, affine: Array | None = None, *, folder: Path = HERE, precision: str = "float32"
 ) -> NDArray[np.uint8]:
     """The labels of an image on its own grid.
 
@@ -34,7 +34,6 @@ def segment(
         affine: Shape (4, 4): index to millimetres in RAS, as nibabel gives it. None for a picture.
         folder: Holds settings.json and the networks.
         precision: "float32", or "int8" where the folder has network_int8.onnx.
-        threads: Of the network; 0: as many as there are cores.
 
     Returns:
         Shape (I, J, K) or (I, J): label values. Of labels that may overlap (S, I, J, K) or (S, I, J): 0 or 1 for each.
@@ -42,8 +41,8 @@ def segment(
     Raises:
         ValueError: The network was not made for such an image.
     """
-    result = probabilities(array, affine, folder=folder, precision=precision, threads=threads)
-    settings, _ = _loaded(folder, precision, threads)
+    result = probabilities(array, affine, folder=folder, precision=precision)
+    settings, _ = _loaded(folder, precision)
     if settings["outputs"] == "exclusive":
         labels = result.argmax(0).astype(np.uint8)
     else:
@@ -52,13 +51,13 @@ def segment(
 
 
 def probabilities(
-    array: Array, affine: Array | None = None, *, folder: Path = HERE, precision: str = "float32", threads: int = 0
+    array: Array, affine: Array | None = None, *, folder: Path = HERE, precision: str = "float32"
 ) -> NDArray[np.float32]:
-    """Shape (C, I, J, K) or (C, I, J): the calibrated probability of each label, background first where they exclude each other.
+    """Shape (C, I, J, K) or (C, I, J): calibrated probabilities, background first where labels exclude each other.
 
     Arguments and errors are those of `segment`.
     """
-    settings, run = _loaded(folder, precision, threads)
+    settings, run = _loaded(folder, precision)
     axes = 2 if settings["input"]["planar"] else 3
     channels = settings["input"]["channels"]
     image = np.moveaxis(array.reshape(*array.shape[:axes], -1), -1, 0).astype(np.float32)
@@ -82,7 +81,7 @@ def probabilities(
 
 
 @lru_cache(maxsize=4)
-def _loaded(folder: Path, precision: str, threads: int) -> tuple[Settings, Callable[[Array], Array]]:
+def _loaded(folder: Path, precision: str) -> tuple[Settings, Callable[[Array], Array]]:
     """The settings, and what gives logits (C, *window) of a window (C_in, *window)."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else ONNX Runtime tells its makers of each import
     import onnxruntime
@@ -91,7 +90,7 @@ def _loaded(folder: Path, precision: str, threads: int) -> tuple[Settings, Calla
     if precision not in settings["networks"]:
         raise ValueError(f"there is no network in {precision}; one of {', '.join(settings['networks'])} is needed")
     options, axis = onnxruntime.SessionOptions(), settings["window"]["slice_axis"]
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.log_severity_level = 3  # errors
     file = folder / settings["networks"][precision]["file"]
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -120,7 +119,7 @@ def _check(image: Array, affine: Array, rules: Settings) -> None:
         if not all(least <= step <= most for step in spacing):
             raise ValueError(f"voxels of {spacing.round(2)} mm are given; {least:g} to {most:g} mm are needed")
         size = (size * spacing)[np.argsort(_orientation(affine)[0])]
-    low, high = rules["extent"] or (size, size)
+    low, high = rules["extent_mm"] or (size, size)
     if (size < low).any() or (size > high).any():
         raise ValueError(
             f"a field of view of {size.round(1)} is given; {low} to {high} is needed (mm; pictures: pixels)"
@@ -143,16 +142,13 @@ def _to_ras(image: Array, affine: Array, step: Settings) -> tuple[Array, Array, 
     """As MONAI's Orientation to RAS: the image (C, I, J, K) with axes swapped and reversed, its affine, and the way back."""
     axes, signs = _orientation(affine)
     order = np.argsort(axes)
-    turned = [1 + axis for axis in range(3) if signs[axis] < 0]
-    swaps, moved = [0, *(order + 1)], affine.copy()
+    turned = tuple(1 + axis for axis in range(3) if signs[axis] < 0)
+    swaps, moved = np.array([0, *(order + 1)]), affine.copy()
     ends = np.where(signs < 0, np.array(image.shape[1:]) - 1, 0)
     moved[:3, 3] = affine[:3, :3] @ ends + affine[:3, 3]
     moved[:3, :3] = (affine[:3, :3] * signs)[:, order]
-    return (
-        np.flip(image, turned).transpose(swaps),
-        moved,
-        lambda values: np.flip(values.transpose(np.argsort(swaps)), turned),
-    )
+    image = np.flip(image, turned).transpose(swaps)
+    return image, moved, lambda values: np.flip(values.transpose(np.argsort(swaps)), turned)
 
 
 def _to_spacing(image: Array, affine: Array, step: Settings) -> tuple[Array, Array, Callable[[Array], Array]]:
@@ -173,15 +169,9 @@ def _to_spacing(image: Array, affine: Array, step: Settings) -> tuple[Array, Arr
 
 def _resampled(values: Array, matrix: Array, shape: tuple[int, ...]) -> Array:
     """Values (C, *shape) by linear interpolation; `matrix` (4, 4) leads from their index to that of `values`."""
-    turn, start = matrix[:3, :3], matrix[:3, 3]
-    return np.stack(
-        [
-            ndimage.affine_transform(one.astype(np.float64), turn, start, shape, order=1, mode="nearest").astype(
-                np.float32
-            )
-            for one in values
-        ]
-    )
+    turn, start, usual = matrix[:3, :3], matrix[:3, 3], {"order": 1, "mode": "nearest"}
+    parts = [ndimage.affine_transform(one.astype(np.float64), turn, start, shape, **usual) for one in values]
+    return np.stack(parts).astype(np.float32)
 
 
 _MOVES = {"Orientationd": _to_ras, "Spacingd": _to_spacing}
@@ -189,47 +179,40 @@ _MOVES = {"Orientationd": _to_ras, "Spacingd": _to_spacing}
 
 def _scaled(image: Array, step: Settings) -> Array:
     """The image (C, *spatial) after a step that changes intensities, by channel or as a whole."""
-    if step.get("channel_wise"):
-        numbers = ("subtrahend", "divisor")
-        each = [{**step, "channel_wise": False, **{key: _nth(step[key], n) for key in numbers if key in step}}
-                for n in range(len(image))]  # fmt: skip
-        return np.stack([_scaled(one, own) for one, own in zip(image, each, strict=True)])
+    over = tuple(range(1, image.ndim)) if step.get("channel_wise") else None
     if step["step"] == "NormalizeIntensityd":
-        mean, deviation = step["subtrahend"], step["divisor"]
-        mean = image.mean(dtype=np.float64) if mean is None else _columns(mean, image)
-        deviation = image.std(dtype=np.float64) if deviation is None else _columns(deviation, image)
-        return ((image - mean) / np.where(deviation == 0, 1, deviation)).astype(np.float32)
-    if step["step"] == "ScaleIntensityRangePercentilesd":
-        low, high = np.percentile(image, (step["lower"], step["upper"]))
-    else:
-        low, high = step["a_min"], step["a_max"]
-    image = (image - low) / (high - low or 1) * (step["b_max"] - step["b_min"]) + step["b_min"]
-    return (image.clip(step["b_min"], step["b_max"]) if step["clip"] else image).astype(np.float32)
+        mean, deviation = (_columns(step[name], image) for name in ("subtrahend", "divisor"))
+        mean = image.mean(over, np.float64, keepdims=True) if mean is None else mean
+        deviation = image.std(over, np.float64, keepdims=True) if deviation is None else deviation
+        normal: Array = (image - mean) / np.where(deviation == 0, 1, deviation)
+        return normal.astype(np.float32)
+    ends: Any = (step.get("a_min"), step.get("a_max"))
+    low, high = np.percentile(image, (step["lower"], step["upper"]), over, keepdims=True) if "lower" in step else ends
+    least, most = step["b_min"], step["b_max"]
+    scaled: Array = (image - low) / np.where(high == low, 1, high - low) * (most - least) + least
+    return (scaled.clip(least, most) if step["clip"] else scaled).astype(np.float32)
 
 
-def _nth(value: Any, n: int) -> Any:
-    return value[n] if isinstance(value, list) else value
-
-
-def _columns(numbers: Any, like: Array) -> Array:
+def _columns(numbers: Any, like: Array) -> Any:
     """A number, or one for each channel, so that it can be combined with (C, *spatial)."""
     return np.asarray(numbers, np.float32).reshape(-1, *[1] * (like.ndim - 1)) if isinstance(numbers, list) else numbers
 
 
 def _logits(image: Array, window: Settings, run: Callable[[Array], Array]) -> Array:
     """Logits (C, *spatial) of an image (C_in, *spatial): the weighted mean over windows that overlap."""
-    shape, size = image.shape[1:], window["size"]
+    shape, size = image.shape[1:], window["window"]
     over = [(max(w - n, 0) // 2, max(w - n, 0) - max(w - n, 0) // 2) for n, w in zip(shape, size, strict=True)]
     padded = np.pad(image, [(0, 0), *over], constant_values=window["padding_value"])
-    weights, sums = _weights(size, window), None
+    weights = _weights(size, window)
+    sums: Any = None
     for place in _places(padded.shape[1:], size, window["overlap"]):
         logits = run(padded[(slice(None), *place)])
         sums = np.zeros((len(logits) + 1, *padded.shape[1:]), np.float32) if sums is None else sums
         sums[(slice(-1), *place)] += logits * weights
         sums[(-1, *place)] += weights
-    assert sums is not None
-    inside = tuple(slice(before, before + n) for (before, _), n in zip(over, shape, strict=True))
-    return (sums[:-1] / sums[-1])[(slice(None), *inside)]
+    inside = [slice(before, before + n) for (before, _), n in zip(over, shape, strict=True)]
+    means: Array = sums[:-1] / sums[-1]
+    return means[(slice(None), *inside)]
 
 
 def _places(shape: tuple[int, ...], size: list[int], overlap: float) -> Iterator[tuple[slice, ...]]:
@@ -247,7 +230,8 @@ def _weights(size: list[int], window: Settings) -> Array:
     if window["mode"] == "constant":
         return np.ones(size, np.float32)
     lines = [np.exp(-((np.arange(n) - (n - 1) / 2) ** 2) / (2 * (window["sigma_scale"] * n) ** 2)) for n in size]
-    return np.maximum(reduce(np.multiply.outer, lines), 1e-3).astype(np.float32)
+    weights: Array = np.maximum(reduce(np.multiply.outer, lines), 1e-3)
+    return weights.astype(np.float32)
 
 
 def calibrated(logits: Array, settings: Settings) -> Array:
@@ -276,21 +260,16 @@ def _by_voxel(logits: Array, exclusive: bool) -> Array:
 
 
 def _tidied(labels: Array, settings: Settings, voxel_mm3: float) -> NDArray[np.uint8]:
-    """The labels after "largest" (only the largest piece of a structure) and "islands" (without small pieces)."""
+    """Labels that exclude each other after "largest" (one piece of each structure) and "islands" (no small pieces)."""
     for step in settings["tidy"]:
-        overlap = settings["outputs"] != "exclusive"
-        if step["step"] == "largest":
-            for number in step["structures"]:
-                mask = labels[number - 1] == 1 if overlap else labels == number
-                pieces, count = ndimage.label(mask, np.ones([3] * mask.ndim))
-                if count > 1:
-                    sizes = np.bincount(pieces.ravel())[1:]
-                    away = mask & (pieces != len(sizes) - sizes[::-1].argmax())
-                    (labels[number - 1] if overlap else labels)[away] = 0
-        else:
-            pieces, _ = ndimage.label(labels[0] if overlap else labels)
+        if step["step"] == "islands":
+            pieces, _ = ndimage.label(labels)
             small = np.bincount(pieces.ravel()) < np.ceil(step["min_size"] / voxel_mm3)
-            labels[(small & (np.arange(len(small)) > 0))[pieces].reshape(labels.shape)] = 0
+            labels[small[pieces]] = 0  # the background may be small, too: it stays 0
+        for number in step.get("structures", ()):
+            pieces, _ = ndimage.label(labels == number, np.ones([3] * labels.ndim))
+            sizes = np.bincount(pieces.ravel(), minlength=2)[1:]
+            labels[(pieces > 0) & (pieces != len(sizes) - sizes[::-1].argmax())] = 0
     return labels
 
 
@@ -300,7 +279,6 @@ def main() -> None:
     parser.add_argument("image", type=Path, help="NIfTI; of a network for pictures a picture")
     parser.add_argument("labels", type=Path, help="the new file: .nii.gz, of a picture .png")
     parser.add_argument("--precision", default="float32", help="float32 or int8")
-    parser.add_argument("--threads", type=int, default=0, help="of the network (default: all cores)")
     parser.add_argument("--repeat", type=int, default=1, help="segment so often, and print the seconds of each")
     given = parser.parse_args()
     is_picture = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))["input"]["planar"]
@@ -311,11 +289,11 @@ def main() -> None:
     else:
         import nibabel
 
-        file = nibabel.load(given.image)
+        file: Any = nibabel.load(given.image)
         array, affine = np.asarray(file.dataobj), file.affine
     for _ in range(given.repeat):
         began = time.perf_counter()
-        labels = segment(array, affine, precision=given.precision, threads=given.threads)
+        labels = segment(array, affine, precision=given.precision)
         print(f"{time.perf_counter() - began:.2f} s")
     if is_picture:
         if labels.ndim == 3 and len(labels) > 1:

@@ -19,8 +19,8 @@ from small_data import FEW, few_examples, trained_on
 from dicom_io.volume import Volume
 from monai_unet_app import export
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.config import ResultSettings
 from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.config import ResultSettings
 from monai_unet_app.errors import UsageError
 from monai_unet_app.export import windows_of
 from monai_unet_app.inference.engines.certificate import PARITY, certified, export_named
@@ -51,7 +51,7 @@ def exported(run: Run, root: Path, engine: str, folder: Path) -> dict[str, objec
 
 def made(root: Path) -> Path:
     """The bundle, as if four of five cases had trained it."""
-    trained_on(root, {name: "train" for name in FEW[:-1]} | {FEW[-1]: "test"})
+    trained_on(root, dict.fromkeys(FEW[:-1], "train") | {FEW[-1]: "test"})
     return root
 
 
@@ -120,7 +120,7 @@ def test_windows_are_the_same_each_time_and_constant_ones_are_left_out(
     monkeypatch.setattr(export, "read_volume", lambda path: Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0])))
     monkeypatch.setattr(export, "_WINDOWS", 10**6)
     _, varied = windows_of(bundle, rows_of(tmp_path)[:1])
-    assert 0 < len(varied)
+    assert len(varied) > 0
     assert all(np.ptp(one) > 0 for one in varied)
 
 

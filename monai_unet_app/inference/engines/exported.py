@@ -27,8 +27,9 @@ MOST_APART = 1e-4
 _WINDOWS, _DARK = 2, -1.5
 _NUMBERS = 1024  # of the logits of a reference window that are kept
 LARGEST_APART = {"float32": (MOST_APART, 1e-3), "bfloat16": (0.1, 0.05), "int8": (0.05, 0.1)}
-"""Precision -> the largest difference of probabilities (int8: their mean difference), and of a layer as a part of its largest number, that a reference window
-may show. In fewer bits it only tells an engine that is broken: what the difference does to results is certified on subjects."""
+"""Precision -> the largest difference of probabilities (int8: their mean), and of a layer as a part of its largest number, that
+a reference window may show. In fewer bits it only tells an engine that is broken: what the difference does to results is
+certified on subjects."""
 
 
 class ExportedEngine:
@@ -69,7 +70,7 @@ def exported_engine(bundle: Source, settings: ResultSettings) -> ExportedEngine:
     document, (most, most_layer) = parity_of(bundle), LARGEST_APART[settings.precision]
     made, reference = ExportedEngine(runs(bundle.root / file, precision), bundle), document["reference"]
     for answer, torchs in zip(reference_answers(made, bundle), reference, strict=True):
-        apart = probabilities_apart(bundle.outputs, *(_logits(one) for one in (answer, torchs)), precision)
+        apart = probabilities_apart(bundle.outputs, _logits(answer), _logits(torchs), precision)
         layers = [np.asarray(one["layer"]) for one in (answer, torchs)]
         layer_apart = np.abs(layers[0] - layers[1]).max(initial=0.0) / max(np.abs(layers[1]).max(initial=0.0), 1e-6)
         if not (apart <= most and layer_apart <= most_layer):
