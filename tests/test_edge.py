@@ -202,7 +202,7 @@ def test_what_the_folder_cannot_do_is_refused_by_name(
 def test_steps_that_the_folder_does_not_have_are_refused(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
     root = tiny_bundle(VOLUMES)
     change_fitted(root, "tidy", steps=[{"step": "holes", "structures": [1], "why": ""}])
-    with pytest.raises(BundleError, match="has `result` with .*holes"):
+    with pytest.raises(BundleError, match=r"has `result` with .*holes"):
         export_edge(load_bundle(root), tmp_path / "edge")
 
 
@@ -217,7 +217,7 @@ def test_a_folder_that_gives_other_labels_is_not_written(
 
     with monkeypatch.context() as patch:
         patch.setitem(segment._MOVES, "Orientationd", mirrored)
-        with pytest.raises(BundleError, match="of a made image the folder gives .* other labels"):
+        with pytest.raises(BundleError, match=r"of a made image the folder gives .* other labels"):
             export_edge(load_bundle(root), tmp_path / "edge")
         assert not (tmp_path / "edge").exists()
     monkeypatch.setattr(edge, "MOST_MB", 0.01)

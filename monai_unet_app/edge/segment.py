@@ -159,8 +159,17 @@ def _to_spacing(image: Array, affine: Array, step: Settings) -> tuple[Array, Arr
     stretch, moved = np.linalg.cholesky(axes.T @ axes).T, np.eye(4)
     moved[:3, :3] = axes @ np.linalg.inv(stretch) @ np.diag(spacing)
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))]).T
-    size = tuple(np.round(np.ptp((np.linalg.solve(moved, affine) @ corners)[:3], axis=1) + 1).astype(int))
-    moved[:3, 3] = affine[:3, 3]
+    ends = (np.linalg.solve(moved, affine) @ corners)[:3]
+    size = tuple(np.round(np.ptp(ends, axis=1) + 1).astype(int))
+    # The grids share a first corner, or their middle where rounding leaves the axes not quite at right angles
+    middles = (np.array(half) / 2 for half in (shape, size))
+    moved[:3, 3] = affine[:3, 3] + np.subtract(
+        *(grid[:3, :3] @ m for grid, m in zip((affine, moved), middles, strict=True))
+    )
+    for number in range(8):
+        if np.allclose((ends - ends[:, [number]]).min(1), 0, rtol=UNMOVED):
+            moved[:3, 3] = (affine @ corners)[:3, number]
+            break
     forth = np.linalg.solve(affine, moved)
     if size == shape and any(np.allclose(a, b, atol=UNMOVED) for a, b in ((affine, moved), (forth, np.eye(4)))):
         return image, moved, lambda values: values
