@@ -273,7 +273,7 @@ def _tidied(labels: Array, settings: Settings, voxel_mm3: float) -> NDArray[np.u
     for step in settings["tidy"]:
         if step["step"] == "islands":
             pieces, _ = ndimage.label(labels)
-            small = np.bincount(pieces.ravel()) < np.ceil(step["min_size"] / voxel_mm3)
+            small = np.bincount(pieces.ravel()) <= np.ceil(step["min_size"] / voxel_mm3)  # <=: as scikit-image 0.26
             labels[small[pieces]] = 0  # the background may be small, too: it stays 0
         for number in step.get("structures", ()):
             pieces, _ = ndimage.label(labels == number, np.ones([3] * labels.ndim))
