@@ -186,7 +186,7 @@ def test_tidy_steps_are_those_of_the_bundle(tiny_bundle: Callable[[str], Path]) 
     ("- _target_: NormalizeIntensityd\n", "- _target_: NormalizeIntensityd\n  nonzero: true\n", "with {'nonzero': True}"),
     ("axcodes: RAS", "axcodes: LPS", "has Orientationd with {'axcodes': 'LPS'}"),
     ("mode: [bilinear, nearest]", "mode: [nearest, nearest]", "has Spacingd with {'mode': 'nearest'}"),
-    ("padding_mode: constant", "padding_mode: reflect", "has the padding reflect of windows"),
+    ("padding_mode: constant", "padding_mode: reflect", "has the padding of windows reflect"),
 ])  # fmt: skip
 def test_what_the_folder_cannot_do_is_refused_by_name(
     tiny_bundle: Callable[[str], Path], tmp_path: Path, there: str, instead: str, said: str

@@ -49,7 +49,7 @@ def export(options: bundle_flags.Export) -> Answer:
 
         settings = export_edge(bundle, options.output, rows)
         networks, folder = ", ".join(settings["networks"]), shlex.quote(str(options.output))
-        show.line(f"wrote {folder}, {settings['size_mb']:.1f} MB, with the network in {networks}; its labels are ours")
+        show.line(f"wrote {settings['size_mb']:.1f} MB, with the network in {networks}; its labels are ours")
         show.line(f"now: python {folder}/segment.py IMAGE LABELS")
         return settings, EXIT_DONE
     entry = export_bundle(bundle, "openvino" if options.to == "openvino" else "onnxruntime", rows)

@@ -85,10 +85,9 @@ def export_edge(bundle: Bundle, output: Path, rows: Sequence[Mapping[str, str]] 
             digests = {"sha256": file_sha256(file), "export_sha256": export}
             settings["networks"][precision] = {"file": file.name, **digests}
         (folder / "settings.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
-        own = files("monai_unet_app.edge")
-        (folder / "segment.py").write_text((own / "segment.py").read_text("utf-8"), encoding="utf-8")
-        text = Template((own / "README.md").read_text("utf-8")).substitute(_words(settings))
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        own, words = files("monai_unet_app.edge"), _words(settings)
+        for name in ("segment.py", "README.md"):
+            (folder / name).write_text(Template((own / name).read_text("utf-8")).substitute(words), encoding="utf-8")
         shutil.copyfile(bundle.root / "LICENSE", folder / "LICENSE")
         size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         if size_mb > MOST_MB:
@@ -111,10 +110,10 @@ def settings_for(bundle: Bundle) -> dict[str, Any]:
     foreign = [step["step"] for step in steps if not exclusive or step["step"] not in ("largest", "islands")]
     if not result.named or len(result.tidy) != len(steps) or foreign:
         raise _refusal(bundle, f"`result` with {foreign or 'steps of its own'}", "largest and islands in `tidy`")
-    if form not in ("region", "classwise", "temperature", "none"):
-        raise _refusal(bundle, f"the calibration {form}", "region, classwise, temperature or none")
-    if windows.padding_mode != "constant":
-        raise _refusal(bundle, f"the padding {windows.padding_mode} of windows", "constant")
+    known = {"the calibration": (form, segment.FORMS), "the padding of windows": (windows.padding_mode, ("constant",))}
+    for what, (value, values) in known.items():
+        if value not in values:
+            raise _refusal(bundle, f"{what} {value}", " or ".join(values))
     of_windows = ("window", "overlap", "mode", "sigma_scale", "padding_value")
     return {
         **{key: bundle.metadata.get(key, "") for key in ("name", "version", "task", "intended_use", "copyright")},
@@ -176,9 +175,8 @@ def _compare(bundle: Bundle, folder: Path, precision: Precision) -> None:
     image, rules = made_image(bundle), bundle.rules
     case = segment_case(image, bundle, PredictConfig(settings), keep="probabilities", fitting=True).segmentation
     array = image.array[:, :, 0] if rules.planar else image.array
-    found, affine = [], None if rules.planar else image.affine_ras
-    for what in (segment.segment, segment.probabilities):
-        found.append(what(array, affine, folder=folder, precision=precision))
+    affine, asked = None if rules.planar else image.affine_ras, (segment.segment, segment.probabilities)
+    found = [what(array, affine, folder=folder, precision=precision) for what in asked]
     labels, probable = (
         np.asarray(ours).reshape(theirs.shape)
         for ours, theirs in zip((case.labels, case.probabilities), found, strict=True)

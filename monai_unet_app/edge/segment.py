@@ -7,6 +7,7 @@ says what the result is and is not.
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, reduce
@@ -21,6 +22,7 @@ from scipy import ndimage
 Array = NDArray[Any]
 Settings = dict[str, Any]
 HERE = Path(__file__).resolve().parent
+FORMS = ("region", "classwise", "temperature", "none")
 UNMOVED = 1e-3  # mm, voxels: a grid that would move less stays, as in MONAI
 
 
@@ -161,15 +163,10 @@ def _to_spacing(image: Array, affine: Array, step: Settings) -> tuple[Array, Arr
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))]).T
     ends = (np.linalg.solve(moved, affine) @ corners)[:3]
     size = tuple(np.round(np.ptp(ends, axis=1) + 1).astype(int))
-    # The grids share a first corner, or their middle where rounding leaves the axes not quite at right angles
-    middles = (np.array(half) / 2 for half in (shape, size))
-    moved[:3, 3] = affine[:3, 3] + np.subtract(
-        *(grid[:3, :3] @ m for grid, m in zip((affine, moved), middles, strict=True))
-    )
-    for number in range(8):
-        if np.allclose((ends - ends[:, [number]]).min(1), 0, rtol=UNMOVED):
-            moved[:3, 3] = (affine @ corners)[:3, number]
-            break
+    # The grids share a corner, or their middle where rounding leaves the axes not quite at right angles
+    first = [n for n in range(8) if np.allclose((ends - ends[:, [n]]).min(1), 0, rtol=UNMOVED)][:1]
+    middle = affine[:3, 3] + axes @ (np.array(shape) / 2) - moved[:3, :3] @ (np.array(size) / 2)
+    moved[:3, 3] = (affine @ corners)[:3, first[0]] if first else middle
     forth = np.linalg.solve(affine, moved)
     if size == shape and any(np.allclose(a, b, atol=UNMOVED) for a, b in ((affine, moved), (forth, np.eye(4)))):
         return image, moved, lambda values: values
@@ -239,8 +236,7 @@ def _weights(size: list[int], window: Settings) -> Array:
     if window["mode"] == "constant":
         return np.ones(size, np.float32)
     lines = [np.exp(-((np.arange(n) - (n - 1) / 2) ** 2) / (2 * (window["sigma_scale"] * n) ** 2)) for n in size]
-    weights: Array = np.maximum(reduce(np.multiply.outer, lines), 1e-3)
-    return weights.astype(np.float32)
+    return np.asarray(np.maximum(reduce(np.multiply.outer, lines), 1e-3), np.float32)
 
 
 def calibrated(logits: Array, settings: Settings) -> Array:
@@ -303,7 +299,7 @@ def main() -> None:
     for _ in range(given.repeat):
         began = time.perf_counter()
         labels = segment(array, affine, precision=given.precision)
-        print(f"{time.perf_counter() - began:.2f} s")
+        sys.stdout.write(f"{time.perf_counter() - began:.2f} s\n")
     if is_picture:
         if labels.ndim == 3 and len(labels) > 1:
             raise SystemExit("several labels that may overlap do not fit into one picture; call segment() from Python")
