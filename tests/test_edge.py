@@ -126,12 +126,16 @@ def test_an_int8_network_lies_beside_the_other_and_gives_its_labels(
     assert {key: one["file"] for key, one in networks.items()} == {
         "float32": "network.onnx", "int8": "network_int8.onnx",
     }  # fmt: skip
-    ours = Predictor(root, "cpu", "onnxruntime", ResultSettings(precision="int8"))(array, affine).segmentation.labels
+    settings = ResultSettings(engine="onnxruntime", precision="int8")
+    ours = np.asarray(Predictor(root, "cpu", "onnxruntime", settings)(array, affine).segmentation.labels)
     theirs, usual = (
         segment.segment(array, affine, folder=tmp_path / "edge", precision=one) for one in ("int8", "float32")
     )
-    assert changed_near_surfaces(np.asarray(ours), theirs, (0.97, 1.05, 1.15)) <= 1e-4
-    assert (theirs != usual).any()
+    # Where an input differs in its last bit int8 may round the other way, and random weights make much of it
+    assert (ours != theirs).mean() < 0.05 < (theirs != usual).mean()
+    window = torch.randn(1, 1, *load_bundle(root).windows.window, generator=torch.Generator().manual_seed(0))
+    _, network = segment._loaded(tmp_path / "edge", "int8")
+    assert np.array_equal(network(window[0].numpy()), load_bundle(root).engine(settings)(window).logits[0].numpy())
 
 
 def test_weights_in_half_of_the_bits_answer_alike(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ from monai_unet_app.pipeline import segment_case
 from monai_unet_app.upgrade import made_image
 
 MOST_MB = 20
-MOST_CHANGED, MOST_APART = 1e-4, 0.01
-"""Of a made image: the part of the labels that may differ from ours, and the largest difference of probabilities."""
+MOST_APART = {"float32": (1e-4, 0.01), "int8": (0.02, 1.0)}
+"""Of a made image: the part of the labels that may differ from ours, and the largest difference of probabilities. Where an input
+differs in its last bit int8 may round the other way, and on noise a network makes much of it."""
 
 _SWITCHES = ("diagonal", "scale_extent", "recompute_affine", "nonzero", "relative", "as_closest_canonical")
 _SKIPPED = (LoadImaged, EnsureChannelFirstd, EnsureTyped)
@@ -182,10 +183,11 @@ def _compare(bundle: Bundle, folder: Path, precision: Precision) -> None:
         for ours, theirs in zip((case.labels, case.probabilities), found, strict=True)
     )
     changed, apart = float(np.mean(labels != found[0])), float(np.abs(probable - found[1]).max())
-    if not (changed <= MOST_CHANGED and apart <= MOST_APART):
+    most, most_apart = MOST_APART[precision]
+    if not (changed <= most and apart <= most_apart):
         raise BundleError(
             f"{bundle.name}: of a made image the folder gives {changed:.2%} other labels, and probabilities that are "
-            f"{apart:.2g} from ours; {MOST_CHANGED:.2%} and {MOST_APART:g} at most are needed, so nothing was "
+            f"{apart:.2g} from ours; {most:.2%} and {most_apart:g} at most are needed, so nothing was "
             "written; run it by monai-unet predict"
         )
 
