@@ -14,7 +14,7 @@ from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import EngineName, Precision, ResultSettings
 from monai_unet_app.errors import AppError
 from monai_unet_app.inference.engines.chooser import ENGINES, check_device
-from monai_unet_app.inference.engines.runtimes import RUNTIMES
+from monai_unet_app.inference.engines.runtimes import RUNTIMES, export_files
 from monai_unet_app.inference.predict import predict_rows
 from monai_unet_app.machine_memory import taken_by
 
@@ -71,7 +71,8 @@ def paces(bundle: Bundle, size: tuple[int, ...], rounds: int) -> list[Pace]:
         except AppError as error:
             found[engine, precision] = Pace(engine, precision, why_not=str(error))
             continue
-        files = [bundle.root / name for name in RUNTIMES[engine][0]] if engine in RUNTIMES else [bundle.weights]
+        exported = export_files(engine, precision) if engine in RUNTIMES else ()
+        files = [bundle.root / name for name in exported] or [bundle.weights]
         size_mb = sum(file.stat().st_size for file in files) / 1e6
         found[engine, precision] = Pace(engine, precision, (), memory / 1e6, size_mb)
         runs[engine, precision] = run

@@ -51,7 +51,7 @@ def certify(
     if settings.precision == usual.precision:
         raise UsageError(
             f"{settings.engine} in {usual.precision} is held against torch whenever it is loaded; a certificate is for fewer "
-            "bits; give --precision bfloat16"
+            "bits; give --precision bfloat16 or int8"
         )
     bundle.engine(settings)
     with tempfile.TemporaryDirectory(prefix="monai-unet-certify-") as folder:
@@ -63,7 +63,7 @@ def certify(
     changed = statements_changed(done[0].outcomes, done[1].outcomes)
     document = begun_certificate(bundle)
     entry = {
-        "export_sha256": export_named(bundle, settings.engine),
+        "export_sha256": export_named(bundle, settings.engine, settings.precision),
         "fitted_to": fitted_to(bundle, settings.key),
         "data": comparison.as_dict()["first"]["data"],
         "cases": len(comparison.pairs.subjects),

@@ -140,7 +140,7 @@ def request_sha256(files: CaseFiles, bundle: Bundle, run: PredictConfig, config:
     from monai_unet_app.inference.engines.certificate import export_named
 
     settings = settings_of(run, bundle)
-    export = export_named(bundle, settings.engine)
+    export = export_named(bundle, settings.engine, settings.precision)
     asked = asdict(replace(config, resume=False)), asdict(replace(run.reading, before_pixels=None))
     try:
         images = [file_sha256(one) for one in (files.image, config.dicom_source) if one is not None]

@@ -20,7 +20,7 @@ images, or an engine in fewer bits, such as "openvino bfloat16"."""
 
 EngineName = Literal["torch", "openvino", "onnxruntime"]
 EngineWish = Literal[EngineName, "auto"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
 
 FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
 EXPLANATIONS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)

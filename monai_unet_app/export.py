@@ -3,35 +3,45 @@
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.config import EngineName, ResultSettings
+from monai_unet_app.config import EngineName, Precision, ResultSettings
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
 from monai_unet_app.inference.engines import answer_of
-from monai_unet_app.inference.engines.certificate import PARITY, export_sha256, parity_of
+from monai_unet_app.inference.engines.certificate import PARITY, export_key, export_sha256, parity_of
 from monai_unet_app.inference.engines.exported import (
-    MOST_APART,
+    LARGEST_APART,
     exported_engine,
     network_sha256,
     probabilities_apart,
     reference_answers,
     reference_windows,
+    why_no_export,
 )
-from monai_unet_app.inference.engines.runtimes import RUNTIMES, imported, made_with
+from monai_unet_app.inference.engines.quantised import quantise
+from monai_unet_app.inference.engines.runtimes import RUNTIMES, export_files, imported, made_with
 from monai_unet_app.inference.engines.torch_engine import statistics_of
+from monai_unet_app.inference.predict import padded
+from monai_unet_app.inference.windows import plan_windows
+from monai_unet_app.pipeline import preprocess
 
 SCHEMA_VERSION = "1.0"
 _HALVED = 3  # times that neighbours are averaged before the others are summed up
+_CASES, _WINDOWS = 40, 120  # at most, for int8: an image after another, and of each the same number of windows
 
 
 class PreciseNorm(nn.Module):
@@ -99,7 +109,7 @@ class WithStatistics(nn.Module):
         return (logits, statistics_of(self._seen.pop())) if self._seen else logits
 
 
-def export_bundle(bundle: Bundle, engine: EngineName) -> dict[str, Any]:
+def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
     """Exports a bundle's network into its folder, and gives the entry of the export in the certificate.
 
     The export answers the reference windows, whole, beside torch. One that differs is kept out of the bundle.
@@ -107,27 +117,36 @@ def export_bundle(bundle: Bundle, engine: EngineName) -> dict[str, Any]:
     Args:
         bundle: In a folder, on the CPU; `models/parity.json` and the files of the export are written.
         engine: A key of `RUNTIMES`.
+        rows: Cases that an int8 network is quantised on; it is made of the export in float32, which is written first where it
+            is absent. Empty for an export in float32.
 
     Raises:
-        UsageError: The runtime is not installed.
+        UsageError: The runtime, or what quantises for it, is not installed.
         BundleError: The export answers otherwise than torch.
     """
     imported(engine)
-    files, runs = RUNTIMES[engine]
+    precision: Precision = "int8" if rows else "float32"
+    files, runs, source = export_files(engine, precision), RUNTIMES[engine][1], RUNTIMES[engine][0][0]
+    if rows and why_no_export(bundle, engine):
+        export_bundle(bundle, engine)
+    cases, windows = windows_of(bundle, rows)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=bundle.root / "models") as folder:
         made = [Path(folder) / Path(name).name for name in files]
-        _write(bundle, engine, made[0])
-        run, apart, voxels, changed = runs(made[0], "float32"), 0.0, 0, 0
+        if rows:
+            quantise(engine, bundle.root / source, made[0], windows)
+        else:
+            _write(bundle, engine, made[0])
+        run, apart, voxels, changed = runs(made[0], precision), 0.0, 0, 0
         for window in reference_windows(bundle.rules.channels, bundle.windows.window):
             torchs = bundle.engine(ResultSettings())(window).logits[0]
             logits = answer_of(run, window, bundle.slice_axis).logits[0]
-            apart = max(apart, probabilities_apart(bundle.outputs, torchs, logits))
+            apart = max(apart, probabilities_apart(bundle.outputs, torchs, logits, precision))
             labels = [bundle.outputs.labels(one) for one in (torchs, logits)]
             voxels, changed = voxels + labels[0].numel(), changed + int((labels[0] != labels[1]).sum())
-        if not apart <= MOST_APART:
+        if not apart <= (most := LARGEST_APART[precision][0]):
             raise BundleError(
                 f"{bundle.name}: exported for {made_with(engine)}, its network answers with probabilities that are "
-                f"{apart:.2g} from those of torch; {MOST_APART:g} at most is needed, so nothing was written"
+                f"{apart:.2g} from those of torch; {most:g} at most is needed, so nothing was written"
             )
         with ExitStack() as whole:
             for part, name in zip(made, files, strict=True):
@@ -135,17 +154,48 @@ def export_bundle(bundle: Bundle, engine: EngineName) -> dict[str, Any]:
     entry = {
         "sha256": export_sha256(bundle.root, files),
         "made_with": made_with(engine),
-        "float32": {"probabilities_apart": apart, "labels": voxels, "labels_changed": changed},
+        precision: {"probabilities_apart": apart, "labels": voxels, "labels_changed": changed},
     }
+    if rows:
+        entry["quantised_on"] = {"cases": cases, "windows": len(windows)}
     document = begun_certificate(bundle)
-    document["exports"] |= {engine: entry}
+    document["exports"] |= {export_key(engine, precision): entry}
     write_json(document, bundle.root / PARITY, "parity", indent=None)
-    exported_engine(bundle, ResultSettings(engine=engine))  # as it will be loaded
+    exported_engine(bundle, ResultSettings(engine=engine, precision=precision))  # as it will be loaded
     return entry
+
+
+def windows_of(bundle: Bundle, rows: Sequence[Mapping[str, str]]) -> tuple[int, list[NDArray[np.float32]]]:
+    """Windows of preprocessed images, where the bundle's windows stand, and the number of images; the same each time.
+
+    Windows without a difference between voxels are left out. Each has shape (1, C, *window), without the slice axis of a
+    network that does not know it.
+    """
+    chosen, found = _spread(sorted(rows, key=lambda row: row["id"]), _CASES), list[NDArray[np.float32]]()
+    for row in chosen:
+        image = preprocess(read_volume(row["image"]), bundle)["image"].as_subclass(Tensor)
+        plan = plan_windows(tuple(image.shape[1:]), bundle.windows.window, bundle.windows.overlap)
+        whole = padded(image, plan, bundle.windows)
+        windows = [whole[(None, slice(None), *window.place)] for window in plan.windows]
+        varied = [window for window in windows if window.max() > window.min()]
+        axis = None if bundle.slice_axis is None else bundle.slice_axis + 2
+        kept = _spread(varied, max(1, _WINDOWS // len(chosen)))
+        found += [np.ascontiguousarray(one if axis is None else one.squeeze(axis)) for one in kept]
+    return len(chosen), found
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the items, at even distances."""
+    return [items[(2 * n + 1) * len(items) // (2 * most)] for n in range(most)] if len(items) > most else list(items)
 
 
 def _write(bundle: Bundle, engine: str, file: Path) -> None:
     module = WithStatistics(with_precise_norms(bundle.network), bundle.feature_layer).eval()
+    for kind in {type(part) for part in module.modules()}:
+        if "__module__" not in vars(
+            kind
+        ):  # a class made by an expression of inference.yaml; torch's exporter asks for it
+            kind.__module__ = "inference"
     window = reference_windows(bundle.rules.channels, bundle.windows.window)[0]
     if bundle.slice_axis is not None:
         window = window.squeeze(bundle.slice_axis + 2)

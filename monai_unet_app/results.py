@@ -175,7 +175,7 @@ def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, A
 def _export_named(case: Case) -> dict[str, str]:
     from monai_unet_app.inference.engines.certificate import export_named
 
-    sha256 = export_named(case.bundle, case.settings.engine)
+    sha256 = export_named(case.bundle, case.settings.engine, case.settings.precision)
     return {} if sha256 is None else {"export_sha256": sha256}
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from nibabel.affines import from_matvec
+from scipy.ndimage import gaussian_filter
 
 from dicom_io.files import replace_together
 from dicom_io.volume import Volume
@@ -245,7 +247,7 @@ def _compare(before: Path, after: Path) -> None:
             (root / "models").mkdir(exist_ok=True)
             torch.save(weights, root / WEIGHTS)
     old, new = Bundle(before), Bundle(after)
-    image = _made_image(old)
+    image = made_image(old)
     for tta in (False, True):
         results = [
             segment_case(
@@ -261,20 +263,23 @@ def _compare(before: Path, after: Path) -> None:
             )
 
 
-def _made_image(bundle: Bundle) -> Volume:
-    """Noise on a grid that the bundle accepts."""
-    rules, axes = bundle.rules, bundle.rules.axes
-    spacing = np.ones(3)
-    if bundle.grid_spacing:
-        spacing = np.array(bundle.grid_spacing)
-    elif rules.spacing_mm:
-        spacing *= np.sqrt(np.prod(rules.spacing_mm))
-    extent = 1.05 * np.array(rules.extent_mm[0]) if rules.extent_mm else np.array([40] * axes) * spacing[:axes]
-    shape = [*(np.ceil(extent / spacing[:axes]).astype(int)), 1][:3]
-    channels = () if rules.channels == 1 else (rules.channels,)
-    voxels = np.random.default_rng(0).normal(100, 30, (*shape, *channels)).clip(0, 255)
-    array = voxels.astype(np.uint8 if rules.planar else np.float32)
-    return Volume.from_ras(array, np.diag([*spacing, 1.0]), planar=rules.planar)
+def made_image(bundle: Bundle) -> Volume:
+    """Smooth noise on a grid that the bundle accepts: of volumes an oblique one, resampled, with axes in another order."""
+    rules = bundle.rules
+    low, high = rules.spacing_mm or (0.0, np.inf)
+    spacing = np.clip(np.array(bundle.grid_spacing or [1.0] * 3) * [0.93, 1.1, 1.0], 1.01 * low, 0.99 * high)
+    extent = 1.1 * np.array(rules.extent_mm[0] if rules.extent_mm else [40] * rules.axes)
+    shape = [*np.ceil(extent / (1 if rules.planar else spacing)).astype(int), 1][:3]
+    noise = np.random.default_rng(0).normal(size=(*shape, rules.channels))
+    smooth = gaussian_filter(noise, [2 * (size > 1) for size in shape] + [0])
+    scaled = 40 + 175 * (smooth - smooth.min()) / np.ptp(smooth)
+    voxels = (scaled[..., 0] if rules.channels == 1 else scaled).astype(np.uint8 if rules.planar else np.float32)
+    if rules.planar:
+        return Volume(voxels, np.eye(4), planar=True)
+    turn = np.array([[0.98, -(0.0396**0.5), 0], [0.0396**0.5, 0.98, 0], [0, 0, 1]])
+    return Volume.from_ras(
+        np.moveaxis(voxels, 2, 0), from_matvec((turn * spacing)[:, [2, 0, 1]] * [1, -1, 1], [9, 31, -40])
+    )
 
 
 def _new_texts(root: Path, before: Path, after: Path, fitted: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,20 +3,25 @@
 from typing import Annotated, Literal
 
 from monai_unet_app.cli.dataclass_parser import Flag, Options
-from monai_unet_app.cli.flag_types import FromOne, Seconds, Text
-from monai_unet_app.cli.flags import Cases, Device, Engine
+from monai_unet_app.cli.flag_types import FromOne, Place, Seconds, Text
+from monai_unet_app.cli.flags import Cases, Data, Device, Engine
 
 
-class Export(Options):
+class Export(Data):
     """Flags of `bundle export`.
 
     Attributes:
         bundle: folder of the bundle; files of the export and models/parity.json are written
-        to: %(choices)s: the program that will run the network
+        to: %(choices)s: the program that will run the network; edge: a folder that runs without torch and this package
+        precision: %(choices)s: int8 is smaller and faster, and changes results; it needs labelled cases that made the bundle
+            (default: float32)
+        output: for edge, the new folder
     """
 
     bundle: Text
-    to: Annotated[Literal["openvino", "onnxruntime"], Flag(metavar="ENGINE")]
+    to: Annotated[Literal["openvino", "onnxruntime", "edge"], Flag(metavar="TARGET")]
+    precision: Literal["float32", "int8"] = "float32"
+    output: Place | None = None
 
 
 class Certify(Cases, Engine):

@@ -10,10 +10,12 @@ from rich.text import Text
 from monai_unet_app.cli import bundle_flags, common, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
 from monai_unet_app.cli.dataclass_parser import Options
-from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
+    from monai_unet_app.data.case_files import CaseFiles
+    from monai_unet_app.evaluate.case_selection import Row
 
 
 def bundle(options: Options) -> Answer:
@@ -30,20 +32,53 @@ def export(options: bundle_flags.Export) -> Answer:
     Example: monai-unet bundle export --bundle my_bundle --to openvino
     """
     common.check_bundle_folder(options.bundle, "files are written into it")
+    if (options.output is not None) != (options.to == "edge"):
+        raise UsageError(
+            "--output names the new folder of --to edge, and is needed there; other exports go into the bundle"
+        )
+    is_int8 = options.precision == "int8"
+    if (options.data or options.images) and not is_int8:
+        raise UsageError("labelled cases are for --precision int8 alone; give it, or leave them out")
+    data = common.labelled_cases(options) if is_int8 else []
     from monai_unet_app.export import export_bundle
 
     bundle = common.loaded_bundle(common.trained_bundle(options.bundle).root, "cpu")
-    entry = export_bundle(bundle, options.to)
-    same = entry["float32"]
+    rows = _cases_that_made(bundle, data, options.source) if is_int8 else []
+    if options.output is not None:
+        from monai_unet_app.edge import export_edge
+
+        settings = export_edge(bundle, options.output, rows)
+        networks, folder = ", ".join(settings["networks"]), shlex.quote(str(options.output))
+        show.line(f"wrote {settings['size_mb']:.1f} MB, with the network in {networks}; its labels are ours")
+        show.line(f"now: python {folder}/segment.py IMAGE LABELS")
+        return settings, EXIT_DONE
+    entry = export_bundle(bundle, "openvino" if options.to == "openvino" else "onnxruntime", rows)
+    same = entry[options.precision]
     show.line(
-        f"wrote the export for {entry['made_with']}: its probabilities are within {same['probabilities_apart']:.1g} of those "
-        f"of torch, and {same['labels_changed']} of {same['labels']} labels differ"
+        f"wrote the export for {entry['made_with']}: its probabilities are {'on average ' if is_int8 else ''}within "
+        f"{same['probabilities_apart']:.1g} of those of torch, and {same['labels_changed']} of {same['labels']} labels differ"
     )
     show.line(f"sha256 of the export: {entry['sha256']}")
     _into_card(bundle)
-    words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to} --input IMAGE --output OUT"
-    show.line(f"now: monai-unet predict {words}")
+    words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to}" + (" --precision int8" if is_int8 else "")
+    if is_int8:
+        show.line(f"it states nothing until it has passed: monai-unet bundle certify {words} --data DATA")
+    show.line(f"now: monai-unet predict {words} --input IMAGE --output OUT")
     return entry, EXIT_DONE
+
+
+def _cases_that_made(bundle: "Bundle", data: "list[CaseFiles]", source: Path) -> "list[Row]":
+    """Cases that an int8 network may be quantised on: no test case, so that a certificate on test cases is of new ones."""
+    from monai_unet_app.evaluate import choose_cases
+
+    chosen = choose_cases(bundle, data, "all")
+    rows = list(chosen.only(chosen.made_with).rows)
+    if not rows:
+        raise InputRefusedError(
+            f"none of the {len(chosen.rows)} case(s) of {source.name} trained, selected or calibrated {bundle.name}; an int8 "
+            "network is quantised on such cases, so that others remain for its certificate; give the data that trained it"
+        )
+    return rows
 
 
 def certify(options: bundle_flags.Certify) -> Answer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.cli import show
 from monai_unet_app.cli.dataclass_parser import Options
-from monai_unet_app.cli.flags import Calibrate, Cases, Cheaper, Engine, Evaluate, Network, Predict, Reading
+from monai_unet_app.cli.flags import Calibrate, Cheaper, Data, Engine, Evaluate, Network, Predict, Reading
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def read_options(options: Reading) -> "ReadOptions":
     return ReadOptions(**set_fields(options, ReadOptions) | renamed)
 
 
-def labelled_cases(options: Cases) -> "list[CaseFiles]":
+def labelled_cases(options: Data) -> "list[CaseFiles]":
     """The labelled cases that --data, or --images and --labels, name. Raises UsageError without both."""
     from monai_unet_app.data.case_files import find_data
 

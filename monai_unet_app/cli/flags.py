@@ -81,8 +81,8 @@ class Bits(Options):
     """How many bits the network computes in.
 
     Attributes:
-        precision: %(choices)s: bfloat16 and float16 (cuda) are faster and change results; a bundle states something about
-            them where bundle certify found that it holds (default: float32)
+        precision: %(choices)s: all but float32 are faster and change results; a bundle states something about them where
+            bundle certify found that it holds. float16 needs cuda, int8 an export of its own (default: float32)
     """
 
     precision: Annotated[Precision, Flag(metavar="BITS")] = "float32"
@@ -110,21 +110,16 @@ class Engine(Bits):
     engine: Annotated[EngineName, Flag(metavar="ENGINE")] = "torch"
 
 
-class Cases(Labels, Device):
-    """Labelled cases for a network. A verb declares `partition` again, with its choices and its help.
+class Data(Labels):
+    """Labelled cases.
 
     Attributes:
         data: folder with images/ and labels/, or DICOM series with SEG or RTSTRUCT
         images: folder of images, with --labels or --label-suffix
-        splits: a splits.json for the cases that the bundle has not seen
-        tta: average over mirror images
     """
 
     data: Annotated[Place | None, Flag(group="source")] = None
     images: Annotated[Place | None, Flag(group="source")] = None
-    splits: Place | None = None
-    partition: str | None = None
-    tta: bool = False
 
     @property
     def source(self) -> Path:
@@ -135,6 +130,19 @@ class Cases(Labels, Device):
                 "no cases are named; labelled cases are needed; give --data DIR, or --images DIR and --labels DIR"
             )
         return source
+
+
+class Cases(Data, Device):
+    """Labelled cases for a network. A verb declares `partition` again, with its choices and its help.
+
+    Attributes:
+        splits: a splits.json for the cases that the bundle has not seen
+        tta: average over mirror images
+    """
+
+    splits: Place | None = None
+    partition: str | None = None
+    tta: bool = False
 
 
 class Comparison(Cases):

@@ -102,14 +102,15 @@ def _found_values(fitted: Mapping[str, Any], setting: InferenceSetting) -> list[
 
 
 def _export(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str | None]:
-    if ResultSettings.of_key(setting).own_key is None:
+    settings = ResultSettings.of_key(setting)
+    if settings.own_key is None:
         return {}
     from monai_unet_app.inference.engines.certificate import (
         PARITY,
         export_named,
     )  # brings torch, which few processes need
 
-    return {PARITY: export_named(bundle, ResultSettings.of_key(setting).engine)}
+    return {PARITY: export_named(bundle, settings.engine, settings.precision)}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -301,20 +301,23 @@ def put_certificate(bundle: Bundle) -> list[Path]:
 def certificate_rows(bundle: Bundle) -> list[str]:
     """A table of the exports, and a table of what `bundle certify` found for each engine that computes in fewer bits."""
     document = parity_of(bundle)
-    head = "export", "sha256", "largest difference of probabilities", "labels that differ"
+    head = "export", "precision", "sha256", "largest difference of probabilities", "labels that differ"
     exports = [
         (
             one["made_with"],
+            precision,
             f"`{one['sha256'][:16]}…`",
-            f"{one['float32']['probabilities_apart']:.1g}",
-            f"{one['float32']['labels_changed']} of {one['float32']['labels']}",
+            f"{one[precision]['probabilities_apart']:.1g}{', on average' if precision == 'int8' else ''}",
+            f"{one[precision]['labels_changed']} of {one[precision]['labels']}",
         )
         for one in document.get("exports", {}).values()
+        for precision in ({"int8", "float32"} & one.keys())
     ]
-    rows = ["Exports, beside torch on three made windows, in float32:", "", *table(head, exports)] if exports else []
+    rows = ["Exports, beside torch on three made windows:", "", *table(head, exports)] if exports else []
     for name, entry in document.get("results", {}).items():
         engine, precision, setting = name.split(" ", 2)
-        if entry["export_sha256"] == export_named(bundle, engine) and entry["fitted_to"] == fitted_to(bundle, setting):
+        is_of_this = entry["export_sha256"] == export_named(bundle, engine, precision)
+        if is_of_this and entry["fitted_to"] == fitted_to(bundle, setting):
             rows += ["", *_result_rows(engine, precision, setting, entry)]
     return rows
 

@@ -377,11 +377,12 @@ def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
 def _check_export(rule: Rule, bundle: "BundleFiles") -> None:
     from monai_unet_app.inference.engines.certificate import export_named
 
-    found = export_named(bundle, rule.engine) or "none"
+    found = export_named(bundle, rule.engine, rule.precision) or "none"
     if found != rule.export_sha256:
         raise AppError(
             f"rule {rule.name} names an export of sha256 {rule.export_sha256[:12]}..., {bundle.name} has {found[:12]} for "
-            f"{rule.engine}; the export that the site has approved is needed; put it back, or approve this one in the site file"
+            f"{rule.engine} in {rule.precision}; the export that the site has approved is needed; put it back, or approve "
+            "this one in the site file"
         )
 
 

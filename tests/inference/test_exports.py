@@ -246,7 +246,8 @@ def test_the_verb_exports_and_tells_how_far_the_answers_are_apart(run: Run, tiny
     assert answer.code != 0
 
 
-def test_an_export_talks_to_nobody(tiny_bundle: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_export_talks_to_nobody(tiny_bundle: Callable[[str], Path], engine: str) -> None:
     words = [
         sys.executable,
         "-m",
@@ -256,7 +257,7 @@ def test_an_export_talks_to_nobody(tiny_bundle: Callable[[str], Path]) -> None:
         "--bundle",
         tiny_bundle(VOLUMES),
         "--to",
-        "openvino",
+        engine,
     ]
     with own_network() as packets_sent:
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)

@@ -45,11 +45,17 @@ def _check(text: str) -> None:
     validate(json.loads(text), "parity")
 
 
-def export_named(bundle: BundleWithParity, engine: str) -> str | None:
+def export_key(engine: str, precision: str) -> str:
+    """The name of an export in the certificate: int8 has exports of its own, every other precision runs that in float32."""
+    return f"{engine} int8" if precision == "int8" else engine
+
+
+def export_named(bundle: BundleWithParity, engine: str, precision: str) -> str | None:
     """SHA-256 of the export that an engine of this bundle runs, as its certificate names it; None for torch, or without one."""
     if engine == "torch":
         return None
-    sha256: str | None = parity_of(bundle).get("exports", {}).get(engine, {}).get("sha256")
+    entry = parity_of(bundle).get("exports", {}).get(export_key(engine, precision), {})
+    sha256: str | None = entry.get("sha256")
     return sha256
 
 
@@ -61,7 +67,7 @@ def certified(bundle: BundleWithParity, settings: ResultSettings) -> dict[str, A
     )
     if not entry or document["weights_sha256"] != bundle.weights_sha256:
         return {}
-    return entry if entry["export_sha256"] == export_named(bundle, settings.engine) else {}
+    return entry if entry["export_sha256"] == export_named(bundle, settings.engine, settings.precision) else {}
 
 
 def export_sha256(root: Path, files: Sequence[str]) -> str | None:

@@ -30,6 +30,8 @@ ENGINES: dict[tuple[EngineName, Precision], MakesEngine] = {
     ("openvino", "float32"): exported_engine,
     ("openvino", "bfloat16"): exported_engine,
     ("onnxruntime", "float32"): exported_engine,
+    ("openvino", "int8"): exported_engine,
+    ("onnxruntime", "int8"): exported_engine,
 }
 """(engine, precision) of `ResultSettings` -> what makes the engine."""
 
@@ -65,8 +67,10 @@ def with_engine(settings: ResultSettings, bundle: Source, engine: EngineWish) ->
     """The settings with an engine, and why "auto" took it; None where nothing is to be said.
 
     Raises:
-        UsageError: It does not run on the bundle's device.
+        UsageError: It does not run on the bundle's device, or int8 is asked for without an engine.
     """
+    if engine == "auto" and settings.precision == "int8":
+        raise UsageError("--engine auto takes no int8; an engine is needed; give --engine openvino or onnxruntime")
     name, why = engine_by_itself(bundle) if engine == "auto" else (engine, None)
     chosen = replace(settings, engine=name)
     check_device(chosen, bundle.device.type)

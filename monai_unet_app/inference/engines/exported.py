@@ -18,17 +18,18 @@ from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.metrics.outputs import Outputs
 
 from . import Answer, Source, answer_of
-from .certificate import PARITY, export_sha256, parity_of
-from .runtimes import RUNTIMES, Run, made_with
+from .certificate import PARITY, export_key, export_sha256, parity_of
+from .runtimes import RUNTIMES, Run, export_files, made_with
 
 MOST_APART = 1e-4
 """Between the probabilities of torch and of a certified export in float32."""
 
 _WINDOWS, _DARK = 2, -1.5
 _NUMBERS = 1024  # of the logits of a reference window that are kept
-_APART = {"float32": (MOST_APART, 1e-3), "bfloat16": (0.1, 0.05)}
-"""Precision -> the largest difference of probabilities, and of a layer as a part of its largest number, that a reference window
-may show. In bfloat16 it only tells an engine that is broken: what the difference does to results is certified on subjects."""
+LARGEST_APART = {"float32": (MOST_APART, 1e-3), "bfloat16": (0.1, 0.05), "int8": (0.05, 0.1)}
+"""Precision -> the largest difference of probabilities (int8: their mean), and of a layer as a part of its largest number, that
+a reference window may show. In fewer bits it only tells an engine that is broken: what the difference does to results is
+certified on subjects."""
 
 
 class ExportedEngine:
@@ -60,14 +61,16 @@ def exported_engine(bundle: Source, settings: ResultSettings) -> ExportedEngine:
         UsageError: The runtime is not installed.
         BundleError: There is no export for it, or it is damaged, of another network, or answers otherwise than torch.
     """
-    engine, again = settings.engine, f"run monai-unet bundle export --bundle {bundle.name} --to {settings.engine}"
-    files, runs = RUNTIMES[engine]
-    if why := why_no_export(bundle, engine):
+    engine, precision = settings.engine, settings.precision
+    again = f"run monai-unet bundle export --bundle {bundle.name} --to {engine}"
+    again += " --precision int8 --data DATA" if precision == "int8" else ""
+    file, (_, runs) = export_files(engine, precision)[0], RUNTIMES[engine]
+    if why := why_no_export(bundle, engine, precision):
         raise BundleError(f"{bundle.name}: {why}; an export of this network is needed; {again}")
-    document, (most, most_layer) = parity_of(bundle), _APART[settings.precision]
-    made, reference = ExportedEngine(runs(bundle.root / files[0], settings.precision), bundle), document["reference"]
+    document, (most, most_layer) = parity_of(bundle), LARGEST_APART[settings.precision]
+    made, reference = ExportedEngine(runs(bundle.root / file, precision), bundle), document["reference"]
     for answer, torchs in zip(reference_answers(made, bundle), reference, strict=True):
-        apart = probabilities_apart(bundle.outputs, *(_logits(one) for one in (answer, torchs)))
+        apart = probabilities_apart(bundle.outputs, _logits(answer), _logits(torchs), precision)
         layers = [np.asarray(one["layer"]) for one in (answer, torchs)]
         layer_apart = np.abs(layers[0] - layers[1]).max(initial=0.0) / max(np.abs(layers[1]).max(initial=0.0), 1e-6)
         if not (apart <= most and layer_apart <= most_layer):
@@ -79,9 +82,9 @@ def exported_engine(bundle: Source, settings: ResultSettings) -> ExportedEngine:
     return made
 
 
-def why_no_export(bundle: Source, engine: str) -> str | None:
-    """Why an engine has no certified export of the bundle's network; None if it has one."""
-    document, (files, _) = parity_of(bundle), RUNTIMES[engine]
+def why_no_export(bundle: Source, engine: str, precision: str = "float32") -> str | None:
+    """Why an engine has no certified export of the bundle's network for a precision; None if it has one."""
+    document, files, engine = parity_of(bundle), export_files(engine, precision), export_key(engine, precision)
     if engine not in document.get("exports", {}):
         return f"it has no export for {engine}"
     if document["weights_sha256"] != bundle.weights_sha256:
@@ -136,10 +139,14 @@ def reference_answers(engine: Any, bundle: Source) -> list[dict[str, Any]]:
     return kept
 
 
-def probabilities_apart(outputs: Outputs, one: Tensor, other: Tensor) -> float:
-    """The largest difference of the probabilities of two answers, logits of shape (C, n) or (C, *spatial)."""
+def probabilities_apart(outputs: Outputs, one: Tensor, other: Tensor, precision: str = "float32") -> float:
+    """The largest difference of the probabilities of two answers, logits of shape (C, n) or (C, *spatial).
+
+    Of int8 it is the mean: windows that are made by a formula hold numbers beyond the ranges that images have.
+    """
     first, second = (outputs.probabilities(logits.double()) for logits in (one, other))
-    return float((first - second).abs().max())
+    apart = (first - second).abs()
+    return float(apart.mean() if precision == "int8" else apart.max())
 
 
 def _short(numbers: Iterable[Any]) -> list[float]:

@@ -1,5 +1,6 @@
 """Other programs that run a network: each reads an exported file and answers windows on the CPU."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -17,14 +18,16 @@ Run = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def imported(package: str) -> Any:
-    """The module of a runtime. Raises UsageError if it is not installed."""
+    """The module of a runtime, or of what quantises for it. Raises UsageError if it is not installed."""
     try:
         # Its absence is what keeps OpenVINO from telling its makers of each use
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reads it when it is imported, and never again
         return import_module(package)
     except ImportError as error:
+        what, extra = ("nncf", "quantise") if package == "nncf" else (f"the engine {package}", "engines")
         raise UsageError(
-            f"the engine {package} is not installed ({error}); its package is needed; pip install 'monai-unet-app[engines]'"
+            f"{what} is not installed ({error}); its package is needed; pip install 'monai-unet-app[{extra}]'"
         ) from error
     finally:
         del sys.modules["openvino_telemetry"]
@@ -36,7 +39,7 @@ def made_with(package: str) -> str:
 
 
 _PLANAR = 4  # axes of a window of a picture, with batch and channels
-_OPENVINO_TYPES = {"float32": "f32", "bfloat16": "bf16"}
+_OPENVINO_TYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # int8: of what was not quantised
 
 
 def openvino_run(file: Path, precision: str = "float32") -> Run:
@@ -44,7 +47,7 @@ def openvino_run(file: Path, precision: str = "float32") -> Run:
 
     Args:
         file: The .xml of a network for windows of one size, whose outputs are logits, and perhaps statistics of a layer.
-        precision: float32 or bfloat16.
+        precision: float32, bfloat16, or int8 of a quantised network.
 
     Raises:
         UsageError: The processor computes in another precision.
@@ -85,7 +88,7 @@ def onnxruntime_run(file: Path, precision: str = "float32") -> Run:
 
     Args:
         file: A network with one input and the outputs of `openvino_run`.
-        precision: float32.
+        precision: float32, or int8 of a quantised network.
     """
     runtime = imported("onnxruntime")
     options = runtime.SessionOptions()
@@ -105,3 +108,9 @@ RUNTIMES: dict[str, tuple[tuple[str, ...], Callable[[Path, str], Run]]] = {
     "onnxruntime": (("models/network.onnx",), onnxruntime_run),
 }
 """Engine -> the files of its export in a bundle, and what runs the first of them."""
+
+
+def export_files(engine: str, precision: str) -> tuple[str, ...]:
+    """The files in a bundle that an engine runs with a precision."""
+    files, _ = RUNTIMES[engine]
+    return tuple(name.replace("network", "network_int8") for name in files) if precision == "int8" else files

@@ -1,0 +1,211 @@
+"""Int8 exports: made of cases that made the bundle, beside the float32 export, under a digest of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from own_network import own_network
+from shell import Run, shell
+from small_data import FEW, few_examples, trained_on
+
+from dicom_io.volume import Volume
+from monai_unet_app import export
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.config import ResultSettings
+from monai_unet_app.errors import UsageError
+from monai_unet_app.export import windows_of
+from monai_unet_app.inference.engines.certificate import PARITY, certified, export_named
+from monai_unet_app.inference.engines.chooser import with_engine
+from monai_unet_app.service.site_file import read_site
+from monai_unet_app.service.work import check_bundles
+
+run = pytest.fixture(shell)
+VOLUMES, SLICES = "hippocampus_mri_unet3d", "hippocampus_mri_unet2d"
+ENGINES = ("openvino", "onnxruntime")
+
+
+@pytest.fixture(autouse=True)
+def few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_WINDOWS", 8)
+
+
+def exported(run: Run, root: Path, engine: str, folder: Path) -> dict[str, object]:
+    """The entry of an int8 export that the verb writes."""
+    if engine == "openvino":
+        pytest.importorskip("nncf")
+    data = few_examples(folder / "data")
+    made(root)
+    answer = run("bundle", "export", "--bundle", root, "--to", engine, "--precision", "int8", "--data", data, "--json")
+    assert answer.code == 0, answer.err
+    return json.loads(answer.out)
+
+
+def made(root: Path) -> Path:
+    """The bundle, as if four of five cases had trained it."""
+    trained_on(root, dict.fromkeys(FEW[:-1], "train") | {FEW[-1]: "test"})
+    return root
+
+
+@pytest.mark.parametrize(("name", "engine"), [(VOLUMES, "openvino"), (VOLUMES, "onnxruntime"), (SLICES, "onnxruntime")])
+def test_an_int8_export_lies_beside_the_other_and_answers_nearly_as_it(
+    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path, name: str, engine: str
+) -> None:
+    root = tiny_bundle(name)
+    entry = exported(run, root, engine, tmp_path)
+    assert entry["quantised_on"] == {"cases": 4, "windows": 8}  # the fifth is a test case
+    entries = json.loads((root / PARITY).read_text())["exports"]
+    assert entries[f"{engine} int8"] == entry
+    assert set(entries) == {engine, f"{engine} int8"}
+    assert entries[engine]["sha256"] != entry["sha256"]
+    bundle = load_bundle(root)
+    windows = torch.from_numpy(np.stack([one[0] for one in windows_of(bundle, rows_of(tmp_path))[1]]))
+    if bundle.slice_axis is not None:
+        windows = windows.unsqueeze(bundle.slice_axis + 2)
+    usual, fewer = (bundle.engine(ResultSettings(engine=engine, precision=one))(windows) for one in ("float32", "int8"))
+    apart = (torch.softmax(usual.logits, 1) - torch.softmax(fewer.logits, 1)).abs()
+    assert 1e-4 < apart.max() < 0.3
+    assert apart.mean() < 0.03
+    assert usual.layer is not None
+    torch.testing.assert_close(fewer.layer, usual.layer, atol=0.05, rtol=0.05)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return [{"id": name, "image": str(folder / f"data/images/{name}.nii.gz")} for name in FEW[:2]]
+
+
+def test_norms_and_statistics_of_a_layer_are_not_quantised(
+    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    root = tiny_bundle(VOLUMES)
+    exported(run, root, "onnxruntime", tmp_path)
+    graph = onnx.load(root / "models/network_int8.onnx").graph
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    rounded = {made_by.get(node.input[0]) for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert {"Conv", "ConvTranspose"} <= rounded  # None is the image
+    assert not rounded & {"AveragePool", "ReduceMean", "Sub", "Mul", "Sqrt", "Reciprocal", "Div"}
+
+
+def test_only_cases_that_made_the_bundle_are_quantised_on(
+    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root, words = made(tiny_bundle(VOLUMES)), ("--to", "onnxruntime", "--precision", "int8")
+    data = few_examples(tmp_path / "tested", FEW[-1:])
+    answer = run("bundle", "export", "--bundle", root, *words, "--data", data)
+    assert (answer.code, "none of the 1 case(s) of tested trained, selected or calibrated" in answer.err) == (3, True)
+    assert run("bundle", "export", "--bundle", root, *words).code == 2
+    answer = run("bundle", "export", "--bundle", root, "--to", "onnxruntime", "--data", data)
+    assert (answer.code, "labelled cases are for --precision int8" in answer.err) == (2, True)
+
+
+def test_windows_are_the_same_each_time_and_constant_ones_are_left_out(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(tiny_bundle(VOLUMES))
+    few_examples(tmp_path / "data", FEW[:2])
+    first, second = (windows_of(bundle, rows)[1] for rows in (rows_of(tmp_path), rows_of(tmp_path)[::-1]))
+    assert len(first) == 8
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+    array = np.full((60, 50, 40), 7.0, np.float32)
+    array[:20] += np.random.default_rng(0).normal(0, 1, (20, 50, 40))
+    monkeypatch.setattr(export, "read_volume", lambda path: Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0])))
+    monkeypatch.setattr(export, "_WINDOWS", 10**6)
+    _, varied = windows_of(bundle, rows_of(tmp_path)[:1])
+    assert len(varied) > 0
+    assert all(np.ptp(one) > 0 for one in varied)
+
+
+def test_a_result_in_int8_names_its_export_and_states_nothing(
+    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root, engine = tiny_bundle(VOLUMES), "onnxruntime"
+    entry = exported(run, root, engine, tmp_path)
+    words = ("--input", tmp_path / f"data/images/{FEW[-1]}.nii.gz", "--output", tmp_path / "out", "--device", "cpu")
+    answer = run("predict", "--bundle", root, *words, "--engine", engine, "--precision", "int8")
+    assert answer.code == 0, answer.err
+    document = json.loads((tmp_path / f"out/{FEW[-1]}_result.json").read_text())
+    assert document["bundle"]["export_sha256"] == entry["sha256"]
+    assert (document["settings"]["engine"], document["settings"]["precision"]) == (engine, "int8")
+    assert document["assessment"]["verdict"] is None
+    assert "has no certificate for onnxruntime in int8" in json.dumps(document["assessment"])
+    answer = run("predict", "--bundle", root, *words, "--precision", "int8")
+    assert (answer.code, "--engine auto takes no int8" in answer.err) == (2, True)
+    with pytest.raises(UsageError, match="auto takes no int8"):
+        with_engine(ResultSettings(precision="int8"), load_bundle(root), "auto")
+
+
+def test_a_certificate_is_of_the_int8_export_and_a_rule_pins_it(
+    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root, engine = tiny_bundle(VOLUMES), "onnxruntime"
+    entry = exported(run, root, engine, tmp_path)
+    bundle, settings = load_bundle(root), ResultSettings(engine=engine, precision="int8")
+    usual = export_named(bundle, engine, "float32")
+    assert (export_named(bundle, engine, "int8"), usual != entry["sha256"]) == (entry["sha256"], True)
+    for sha256, holds in ((entry["sha256"], True), (usual, False)):
+        document = json.loads((root / PARITY).read_text())
+        document["results"] = {f"{engine} int8 plain": {
+            "export_sha256": sha256, "fitted_to": fitted_to(bundle, "plain"), "data": {}, "cases": 30, "subjects": 20,
+            "outcome": "passed", "reason": "", "figures": [], "changed": {},
+        }}  # fmt: skip
+        (root / PARITY).write_text(json.dumps(document))
+        assert bool(certified(bundle, settings)) == holds
+    site = tmp_path / "site.toml"
+    for sha256, holds in ((entry["sha256"], True), (usual, False)):
+        site.write_text(SITE.format(bundle=root, sha256=sha256))
+        if holds:
+            check_bundles(read_site(site))
+        else:
+            with pytest.raises(Exception, match="for onnxruntime in int8; the export that the site has approved"):
+                check_bundles(read_site(site))
+
+
+SITE = """
+[node]
+folder = "node"
+[[rules]]
+name = "hippocampus"
+bundle = "{bundle}"
+deliver_ungated = true
+match = {{Modality = "MR"}}
+destinations = ["pacs"]
+engine = "onnxruntime"
+precision = "int8"
+export_sha256 = "{sha256}"
+[destinations.pacs]
+host = "127.0.0.1"
+port = 104
+ae_title = "PACS"
+"""
+
+
+def test_a_quantiser_that_is_absent_is_named(
+    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    words = ("--bundle", made(tiny_bundle(VOLUMES)), "--to", "openvino", "--precision", "int8")
+    answer = run("bundle", "export", *words, "--data", few_examples(tmp_path / "data", FEW[:1]))
+    assert (answer.code, "pip install 'monai-unet-app[quantise]'" in answer.err) == (2, True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_quantising_talks_to_nobody(tiny_bundle: Callable[[str], Path], tmp_path: Path, engine: str) -> None:
+    if engine == "openvino":
+        pytest.importorskip("nncf")
+    words = [sys.executable, "-m", "monai_unet_app", "bundle", "export"]
+    words += ["--bundle", made(tiny_bundle(VOLUMES)), "--to", engine]
+    words += ["--precision", "int8", "--data", few_examples(tmp_path / "data", FEW[:1])]
+    with own_network() as packets_sent:
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert packets_sent() == 0
+    shutil.rmtree(tmp_path / "data")
