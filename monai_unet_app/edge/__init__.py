@@ -40,8 +40,9 @@ from monai_unet_app.upgrade import made_image
 
 MOST_MB = 20
 MOST_APART = {"float32": (1e-4, 0.01), "int8": (0.02, 1.0)}
-"""Of a made image: the part of the labels that may differ from ours, and the largest difference of probabilities. Where an
-input differs in its last bit int8 may round the other way, and on noise a network makes much of it."""
+"""Of a made image: the part of the labels that may differ from ours, and the largest difference of probabilities.
+
+Where an input differs in its last bit int8 may round the other way, and on noise a network makes much of it."""
 
 _SWITCHES = ("diagonal", "scale_extent", "recompute_affine", "nonzero", "relative", "as_closest_canonical")
 _SKIPPED = (LoadImaged, EnsureChannelFirstd, EnsureTyped)

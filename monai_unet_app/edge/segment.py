@@ -60,8 +60,7 @@ def probabilities(
     Arguments and errors are those of `segment`.
     """
     settings, run = _loaded(folder, precision)
-    axes = 2 if settings["input"]["planar"] else 3
-    channels = settings["input"]["channels"]
+    axes, channels = 2 if settings["input"]["planar"] else 3, settings["input"]["channels"]
     image = np.moveaxis(array.reshape(*array.shape[:axes], -1), -1, 0).astype(np.float32)
     if array.ndim not in (axes, axes + 1) or len(image) != channels or (affine is None) != (axes == 2):
         raise ValueError(
