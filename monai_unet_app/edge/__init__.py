@@ -108,8 +108,8 @@ def settings_for(bundle: Bundle) -> dict[str, Any]:
     windows, fitted, result = bundle.windows, bundle.fitted, bundle.result
     if fitted is None:
         raise _refusal(bundle, "no models/fitted.json", "one, which monai-unet bundle upgrade makes,")
-    form, steps, exclusive = fitted["calibration"]["form"], fitted["tidy"]["steps"], bool(bundle.outputs.background)
-    foreign = [step["step"] for step in steps if not exclusive or step["step"] not in ("largest", "islands")]
+    form, steps, of_classes = fitted["calibration"]["form"], fitted["tidy"]["steps"], bundle.outputs.background
+    foreign = [step["step"] for step in steps if not of_classes or step["step"] not in ("largest", "islands")]
     if not result.named or len(result.tidy) != len(steps) or foreign:
         raise _refusal(bundle, f"`result` with {foreign or 'steps of its own'}", "largest and islands in `tidy`")
     known = {"the calibration": (form, segment.FORMS), "the padding of windows": (windows.padding_mode, ("constant",))}
@@ -121,7 +121,7 @@ def settings_for(bundle: Bundle) -> dict[str, Any]:
         **{key: bundle.metadata.get(key, "") for key in ("name", "version", "task", "intended_use", "copyright")},
         "bundle_sha256": bundle.sha256,
         "labels": dict(enumerate(bundle.structure_names, 1)),
-        "outputs": "exclusive" if exclusive else "overlapping",
+        "outputs": bundle.outputs.name,
         "thresholds": list(bundle.thresholds),
         "input": asdict(bundle.rules),
         "preprocessing": [step for one in bundle.preprocessing.transforms if (step := _step(bundle, one))],
