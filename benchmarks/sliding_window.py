@@ -1,11 +1,13 @@
 """One volume through one network by sliding window: ours with each engine, MONAI, nnU-Net, and the engine alone.
 
-    python benchmarks/sliding_window.py [--quick] [--rounds 5] [--peers DIR]
+    python benchmarks/sliding_window.py [--quick] [--rounds 5] [--peers DIR] [--plot FILE]
 
 A DynUNet of 5 levels with 32 to 320 filters answers windows of 96 voxels, half over each other, of a CT of 160 x 144 x 128
 voxels; the weights give regions rather than noise (`full_size.py`). All sides run in turns in one process, with the same
-tensors. "engine alone" answers the same windows, and nothing is put together. --quick: 3 levels, windows of 32 voxels,
-64 x 48 x 40 voxels, no targets of time. Exit code 1 if a target is missed.
+tensors. "engine alone" answers the same windows, and nothing is put together. Int8 is quantised on the windows of the volume
+itself: its time is that of any other, its agreement is not. --plot draws each side under the roofs of this machine: what a
+product of matrices and a copy reach here in torch. --quick: 3 levels, windows of 32 voxels, 64 x 48 x 40 voxels, no targets
+of time. Exit code 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import nibabel
 import numpy as np
 import torch
 from claims import judged
 from full_size import Scale, full_size_bundle, phantom_hu
+from matplotlib.figure import Figure
 from measuring import REPOSITORY
 from monai.inferers import SlidingWindowInferer
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import ResultSettings
@@ -42,6 +47,7 @@ SETTINGS = {
     "ours, torch": ResultSettings(),
     "ours, OpenVINO": ResultSettings(engine="openvino"),
     "ours, OpenVINO bfloat16": ResultSettings(engine="openvino", precision="bfloat16"),
+    "ours, OpenVINO int8": ResultSettings(engine="openvino", precision="int8"),
     "ours, ONNX Runtime": ResultSettings(engine="onnxruntime"),
 }
 CLASSES, NEAR_MM, MM = 3, 2.0, 1.5
@@ -52,16 +58,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--peers", type=Path, default=REPOSITORY / "build/peers", help="folder of packages for nnU-Net")
     options = parser.parse_args()
     sys.path.append(str(options.peers))
     shape, window, filters = QUICK if options.quick else FULL
     print(f"{platform.machine()}, {torch.get_num_threads()} threads; {', '.join(instructions()) or 'no AVX-512'}")
     with tempfile.TemporaryDirectory() as folder:
-        bundle = made_bundle(Path(folder) / "bundle", Scale(CLASSES, 128, 128, window, filters, 64.0))
         image = torch.from_numpy(phantom_hu(*(np.linspace(0, 1, n) for n in shape)))[None]
-        noise = 12 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
-        image = ((image + noise).clamp(-200, 300) + 200) / 500  # as the bundle scales it
+        image += 12 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+        case = Path(folder) / "body.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(image[0].numpy(), np.diag([MM, MM, MM, 1.0])), case)
+        bundle = made_bundle(Path(folder) / "bundle", Scale(CLASSES, 128, 128, window, filters, 64.0), case)
+        image = (image.clamp(-200, 300) + 200) / 500  # as the bundle scales it
         sides = made_sides(bundle, image)
         answers, seconds = {name: run() for name, run in sides.items()}, {name: list[float]() for name in sides}
         print("warm", flush=True)
@@ -70,7 +79,12 @@ def main() -> int:
                 began = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - began)
-    return judge({name: median(found) for name, found in seconds.items()}, answers, bundle, quick=options.quick)
+        medians = {name: median(found) for name, found in seconds.items()}
+        if options.plot:
+            roofline(medians, bundle, plan_windows(shape, bundle.windows.window, bundle.windows.overlap).count).savefig(
+                options.plot, dpi=110
+            )
+    return judge(medians, answers, quick=options.quick)
 
 
 def instructions() -> list[str]:
@@ -80,12 +94,60 @@ def instructions() -> list[str]:
     return [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
 
 
-def made_bundle(folder: Path, scale: Scale) -> Bundle:
-    """A bundle with exports, whose logits are as large as those of a trained network."""
+def made_bundle(folder: Path, scale: Scale, case: Path) -> Bundle:
+    """A bundle with exports, whose logits are as large as those of a trained network; int8 is quantised on a case."""
     bundle = load_bundle(full_size_bundle(folder, scale))
     for engine in ("openvino", "onnxruntime"):
         export_bundle(bundle, engine)
+    export_bundle(bundle, "openvino", [{"id": "body", "image": str(case)}])
     return bundle
+
+
+def roofline(seconds: dict[str, float], bundle: Bundle, windows: int) -> Figure:
+    """Each side by what it computes a second and by what it must at least move for that, under what this machine can do."""
+    layers: list[int] = []
+    kinds = (torch.nn.Conv3d, torch.nn.ConvTranspose3d)
+    for layer in bundle.network.modules():
+        if isinstance(layer, kinds):
+            layer.register_forward_hook(
+                lambda own, inputs, answer: layers.append(inputs[0].numel() + answer.numel() + own.weight.numel())
+            )
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        bundle.network(torch.zeros(1, 1, *bundle.windows.window))
+    gflop, gb = counter.get_total_flops() / 1e9, 4 * sum(layers) / 1e9
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axis, bits = figure.subplots(), {torch.float32: 32, torch.bfloat16: 16}
+    at = np.logspace(0, 3, 200)
+    for kind, size in bits.items():
+        peak, moved = peaks(kind)
+        print(f"  {size} bits: {peak:.0f} GFLOP/s in a product of matrices, {moved:.1f} GB/s in a copy")
+        axis.plot(at, np.minimum(peak, at * moved), label=f"roof, {size} bits")
+    for name, found in seconds.items():
+        share = 0.25 if "int8" in name else 0.5 if "bfloat16" in name else 1.0
+        axis.plot(gflop / (share * gb), gflop * windows / found, "o", ms=5)
+        axis.annotate(
+            name, (gflop / (share * gb), gflop * windows / found), xytext=(5, 3), textcoords="offset points", fontsize=7
+        )
+    axis.set(
+        xscale="log", yscale="log", xlabel="operations a byte, if each layer reads and writes once", ylabel="GFLOP/s"
+    )
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(loc="lower right")
+    return figure
+
+
+def peaks(kind: torch.dtype) -> tuple[float, float]:
+    """GFLOP/s of a product of matrices, and GB/s of a copy, the best of five."""
+    size, one = 2048, torch.rand(1 << 27).to(kind)
+    left, right, other = torch.rand(size, size).to(kind), torch.rand(size, size).to(kind), torch.empty_like(one)
+    best = [min(_seconds(run) for _ in range(5)) for run in (lambda: left @ right, lambda: other.copy_(one))]
+    return 2 * size**3 / best[0] / 1e9, 2 * one.nbytes / best[1] / 1e9
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def made_sides(bundle: Bundle, image: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -135,7 +197,7 @@ def nnunet_side(network: torch.nn.Module, window: Sequence[int], image: Tensor) 
     return lambda: predictor.predict_sliding_window_return_logits(image).float()
 
 
-def judge(seconds: dict[str, float], answers: dict[str, Tensor], bundle: Bundle, *, quick: bool) -> int:
+def judge(seconds: dict[str, float], answers: dict[str, Tensor], *, quick: bool) -> int:
     """Prints the table, and judges speed and agreement."""
     truth = answers["MONAI"]
     print(f"  {'median':34}{'s':>8}{'MONAI / it':>12}")
@@ -155,7 +217,7 @@ def judge(seconds: dict[str, float], answers: dict[str, Tensor], bundle: Bundle,
             f"  {name}: probabilities {float((one - other).abs().max()):.2g} apart at most; {changed} of {near} labels within "
             f"{NEAR_MM:g} mm of a surface differ"
         )
-        if "bfloat16" not in name:
+        if "bfloat16" not in name and "int8" not in name:
             reached.append(judged(f"probabilities apart, {name}", float((one - other).abs().max()), 1e-4, at_most=True))
             reached.append(judged(f"labels that differ near a surface, {name}", changed / near, 1e-4, at_most=True))
     if not quick:

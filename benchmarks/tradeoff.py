@@ -57,6 +57,11 @@ def main() -> None:
     parser.add_argument("--grids", type=float, nargs="*", default=[1.5])
     parser.add_argument("--timed", type=int, default=3)
     options = parser.parse_args()
+    if options.folds and not Path(options.bundle).exists():
+        print(
+            f"left out: {options.bundle} does not exist; it is a bundle with folds, as monai-unet train --folds makes it"
+        )
+        return
     ways = ways_of(options.bundle, options.overlaps, options.grids)
     usual, cases = ways[USUAL].bundle, find_data(options.data)
     chosen = choose_out_of_fold(usual, cases) if options.folds else choose_cases(usual, cases, None, options.splits)
