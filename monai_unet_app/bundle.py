@@ -79,7 +79,8 @@ class Bundle(BundleFiles):
     @property
     def replaced(self) -> tuple[str, ...]:
         """The overrides, each as "id=value"."""
-        return tuple(f"{name}={json.dumps(value)}" for name, value in self.overrides)
+        told = (json.dumps(value, default=lambda one: type(one).__name__) for _, value in self.overrides)
+        return tuple(f"{name}={value}" for (name, _), value in zip(self.overrides, told, strict=True))
 
     @property
     def folds(self) -> "tuple[Bundle, ...]":

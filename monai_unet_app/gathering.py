@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from dicom_io.segmentation import Box, Channels, Evidence, Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.inference.windows import shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +114,7 @@ def around(values: Channels, box: Box, shape: Sequence[int], outside: Sequence[f
         outside: The value elsewhere, of all channels or of each.
     """
     from monai_unet_app.inference.stored_channels import channels_of, map_of
+    from monai_unet_app.inference.windows import shape_of
 
     lead, value = values.shape[:-3], np.asarray(outside)
     value = value.astype(np.bool_ if value.dtype == np.bool_ else np.float32)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dicom_io.read import ReadOptions
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import PredictConfig
@@ -218,6 +219,11 @@ class MemoryPlanner:
     def engine(self) -> "Engine":
         """The engine of the run."""
         return self._bundle.engine(self._run.settings)
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the image is read: planned for before its pixels are."""
+        return replace(self._run.reading, before_pixels=self.before_pixels)
 
     def before_pixels(self, shape: tuple[int, ...], affine: NDArray[np.float64]) -> None:
         """Plans for an image whose headers are known.

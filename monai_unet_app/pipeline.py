@@ -147,13 +147,11 @@ def segment_case(
     from monai_unet_app.memory_planner import MemoryPlanner
 
     run, seconds = run or PredictConfig(), dict[str, float]()
-    settings = settings_of(run, bundle)
-    statements = None if fitting else _statements(bundle, run)
+    settings, statements = settings_of(run, bundle), None if fitting else _statements(bundle, run)
     result = bundle.result_of(settings)
     planner = MemoryPlanner(bundle, run, result, keep)
     with timed(seconds, "read"):
-        reading = replace(run.reading, before_pixels=planner.before_pixels)
-        whole = source if isinstance(source, Volume) else read_volume(source, reading)
+        whole = source if isinstance(source, Volume) else read_volume(source, planner.reading)
         box = None if settings.box is None else box_in(settings.box, whole)
         volume = whole if box is None else whole.cropped(box)
         # Before preprocessing, which would hide a wrong modality or spacing behind a plausible tensor
@@ -175,8 +173,7 @@ def segment_case(
     del item, rows  # what follows needs the memory
     with timed(seconds, "postprocess"):
         segmentation = gathered.segmentation(result.tidy, preprocessed)
-    are_needed = fitting or (statements is not None and statements.shift is not None)
-    features = _features(volume, bundle, layer) if are_needed else None
+    features = _features(volume, bundle, layer) if fitting or (statements and statements.shift) else None
     with timed(seconds, "assess"):
         case = assessed(Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious), statements)
     return case if box is None else on_whole_image(case, whole, box)

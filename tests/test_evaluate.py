@@ -440,10 +440,30 @@ def test_figures_in_fewer_bits_do_not_go_into_a_card(
     root = tiny_bundle()
     words = ["--bundle", root, "--data", few_examples(tmp_path / "data", FEW[-1:]), "--device", "cpu"]
     answer = run("evaluate", *words, "--output", tmp_path / "out", "--precision", "bfloat16", "--into-bundle")
-    assert (answer.code, "a card is about float32" in answer.err) == (2, True)
+    assert (answer.code, "what a bundle does as it is, in float32" in answer.err) == (2, True)
     assert run("evaluate", *words, "--output", tmp_path / "out", "--precision", "bfloat16").code == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["precision"] == "bfloat16"
     answer = run("evaluate", *words, "--output", tmp_path / "out", "--folds", "--engine", "openvino")
     assert (answer.code, "the export for openvino is of the bundle's own" in answer.err) == (2, True)
     answer = run("evaluate", "--bundle", root, "--evaluation", tmp_path / "out", "--into-bundle")
-    assert (answer.code, "measured results in bfloat16" in answer.err) == (3, True)
+    assert (answer.code, "measured results with bfloat16" in answer.err) == (3, True)
+
+
+def test_what_costs_less_work_is_told_and_goes_into_no_card(
+    run: Run, tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_bundle()
+    words = ["--bundle", root, "--data", few_examples(tmp_path / "data", FEW[-1:]), "--device", "cpu"]
+    answer = run("evaluate", *words, "--output", tmp_path / "out", "--fast")
+    assert (answer.code, "names no coarser grid; coarse_spacing_mm beside spacing_mm" in answer.err) == (2, True)
+    config = root / "configs/inference.yaml"
+    config.write_text(config.read_text() + "\ncoarse_spacing_mm: [1.5, 1.5, 1.5]\n")
+    answer = run("evaluate", *words, "--output", tmp_path / "out", "--fast", "--overlap", "0.25")
+    assert answer.code == 0, answer.err
+    settings = json.loads((tmp_path / "out/metrics.json").read_text())["settings"]
+    assert settings["overrides"] == ["inferer::overlap=0.25", "spacing_mm=[1.5, 1.5, 1.5]"]
+    assert "--into-bundle" not in answer.out
+    answer = run("evaluate", "--bundle", root, "--evaluation", tmp_path / "out", "--into-bundle")
+    assert (answer.code, "measured results with float32, inferer::overlap=0.25" in answer.err) == (3, True)
+    answer = run("evaluate", *words, "--output", tmp_path / "more", "--overlap", "1")
+    assert (answer.code, "a number from 0 to below 1 is needed" in answer.err) == (2, True)

@@ -101,6 +101,15 @@ def check_folds_alone(options: Calibrate | Evaluate) -> None:
         )
 
 
+def check_elsewhere(options: Evaluate) -> None:
+    """Raises UsageError for --elsewhere beside --folds."""
+    if options.folds and options.elsewhere:
+        raise UsageError(
+            "--elsewhere measures wider intervals, and with --folds no interval is measured, since the bundle's are fitted on "
+            "the same cases; leave one of the two out"
+        )
+
+
 def check_writable(folder: Path) -> None:
     """Raises InputRefusedError if no file can be made in the folder, or in its nearest parent that exists."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

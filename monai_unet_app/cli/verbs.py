@@ -208,11 +208,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
         return _store_evaluation(options.evaluation, options)
     assert options.output  # the parser requires --evaluation or --output
     common.check_folds_alone(options)
-    if options.folds and options.elsewhere:
-        raise UsageError(
-            "--elsewhere measures wider intervals, and with --folds no interval is measured, since the bundle's are fitted on "
-            "the same cases; leave one of the two out"
-        )
+    common.check_elsewhere(options)
     own, data = common.trained_bundle(options.bundle, by_folds=options.folds), common.labelled_cases(options)
     overrides = common.cheaper(options, own)
     if options.into_bundle:

@@ -410,7 +410,9 @@ def test_the_card_tells_of_the_exports_until_the_bundle_is_trained_anew(run: Run
     document = json.loads((copied / PARITY).read_text())
     lines = (copied / CARD).read_text().splitlines()
     for entry in document["exports"].values():
-        (line,) = [one for one in lines if one.startswith(f"| {entry['made_with']} | `{entry['sha256'][:16]}…` | ")]
+        (line,) = [
+            one for one in lines if one.startswith(f"| {entry['made_with']} | float32 | `{entry['sha256'][:16]}…` | ")
+        ]
         assert line.endswith(f" | {entry['float32']['labels_changed']} of {entry['float32']['labels']} |")
     assert run("bundle", "bench", "--bundle", copied, "--rounds", "1", "--device", "cpu", "--into-bundle").code == 0
     figures, certificate, speed, behind = parts()[1:]

@@ -51,7 +51,11 @@ def test_a_site_has_a_node_rules_and_destinations(tmp_path: Path) -> None:
             'engine = "tensorrt"',
             "engine is 'tensorrt'; one of torch, openvino, onnxruntime is",
         ),
-        ('destinations = ["pacs"]', 'precision = "int4"', "precision is 'int4'; one of float32, bfloat16, float16 is"),
+        (
+            'destinations = ["pacs"]',
+            'precision = "int4"',
+            "precision is 'int4'; one of float32, bfloat16, float16, int8 is",
+        ),
         ('destinations = ["pacs"]', 'engine = "openvino"', "the engine openvino and export_sha256 is missing"),
         ('destinations = ["pacs"]', f'export_sha256 = "{64 * "a"}"', "the engine torch and export_sha256 aaaaaaaaaaaa"),
         ("answer_s = 5.0", "notice = true", "unknown key notice"),

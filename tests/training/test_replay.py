@@ -24,6 +24,7 @@ from monai.transforms import (
     SpatialPadd,
     ToTensord,
 )
+from torch._subclasses.fake_tensor import FakeTensor
 
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.replay import CaseLosses, ReplayDataset, ReplayLoader, ReplaySampler, replay_rng
@@ -268,7 +269,9 @@ class Large(MapTransform):
 
 def held_mb() -> float:
     """Of all tensors that Python knows; the memory of the process also holds what earlier tests have left."""
-    tensors = [held for held in gc.get_objects() if issubclass(type(held), torch.Tensor)]
+    tensors = [
+        held for held in gc.get_objects() if issubclass(type(held), torch.Tensor) and not isinstance(held, FakeTensor)
+    ]
     return sum({held.untyped_storage().data_ptr(): held.untyped_storage().nbytes() for held in tensors}.values()) / 1e6
 
 
