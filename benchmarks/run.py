@@ -112,6 +112,14 @@ BENCHMARKS = (
         picture="images/sliding_window.png",
         note="No loop around an engine is quicker than the engine alone, which the convolutions of a processor bound.",
     ),
+    Benchmark(
+        "engines",
+        "From DICOM to SEG and SR by each engine",
+        "--work build/memory --rows engines",
+        None,
+        file="memory",
+        note="A CT of 512 x 512 x 300 voxels; each row is a process of its own, from its start.",
+    ),
     Benchmark("latency", "One study, warm and end to end", "", None),
     Benchmark(
         "cohort",

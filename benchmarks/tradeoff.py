@@ -95,8 +95,8 @@ def ways_of(name: str, overlaps: Sequence[float], grids: Sequence[float]) -> dic
     if usual.mirror_axes:
         ways["mirror images"] = Way(usual, tta=True)
     if usual.untrained is None and isinstance(usual.network, torch.nn.ModuleList):
-        one = load_bundle(name, "cpu")
-        vars(one).update(network=usual.network[0], feature_layer=None)
+        one = load_bundle(name, "cpu", feature_layer=None)
+        vars(one).update(network=usual.network[0])
         ways[f"one of {len(usual.network)} networks"] = Way(one)
     for factor in grids if usual.grid_spacing else ():
         spacing = [round(factor * step, 4) for step in usual.grid_spacing or ()]

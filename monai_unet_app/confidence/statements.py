@@ -251,7 +251,7 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
     """
     settings = settings.of_statements
     key, why = settings.key, None
-    if settings.own_key and settings.own_key in (bundle.confidence_document or {}).get("settings", {}):
+    if settings.own_key and has_own(bundle, settings):
         key = settings.own_key
     elif settings.precision != ResultSettings.precision:
         why = _why_uncertified(bundle, settings)
@@ -269,6 +269,11 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
         f"{bundle.name} states no wider intervals for images from elsewhere ({reason}); --elsewhere, or elsewhere = true in a "
         "rule or a package, needs them; calibrate the bundle on enough subjects, or leave that setting out"
     )
+
+
+def has_own(bundle: BundleFiles, settings: ResultSettings) -> bool:
+    """Whether `calibrate --precision` has fitted statements for results with these settings alone."""
+    return settings.own_key in (bundle.confidence_document or {}).get("settings", {})
 
 
 def _why_uncertified(bundle: BundleFiles, settings: ResultSettings) -> str | None:
