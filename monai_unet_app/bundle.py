@@ -247,15 +247,15 @@ class Bundle(BundleFiles):
 
     def result_of(self, settings: ResultSettings) -> "ResultSteps":
         """`result` with the calibration for these settings: their own if `calibrate --precision` has fitted one."""
-        key = settings.own_key
-        own = ((self.fitted or {}).get("calibration", {}).get("engines") or {}).get(key)
-        if own is None:
-            return self.mirrored_result if settings.tta else self.result
-        return self._own_results.setdefault(key, self._result_with(own))
+        if settings.own_key in self._own_results:
+            return self._own_results[settings.own_key]
+        return self.mirrored_result if settings.tta else self.result
 
     @cached_property
     def _own_results(self) -> "dict[str | None, ResultSteps]":
-        return {}
+        """Engine and number type -> `result` with what was fitted for it alone; parsed once."""
+        own = self.fitted["calibration"].get("engines", {}) if self.fitted else {}
+        return {key: self._result_with(numbers) for key, numbers in own.items()}
 
     @cached_property
     def mirrored_result(self) -> "ResultSteps":

@@ -94,7 +94,7 @@ def check_folds_alone(options: Calibrate | Evaluate) -> None:
         raise UsageError(
             f"--folds takes the cases that the folds have tested; leave --{' and --'.join(named)} out, or --folds"
         )
-    if options.folds and isinstance(options, Evaluate) and options.engine != "torch":
+    if options.folds and options.engine != "torch":
         raise UsageError(
             f"--folds takes the networks of the folds, and the export for {options.engine} is of the bundle's own; leave "
             "--engine out, or --folds"
