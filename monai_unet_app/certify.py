@@ -10,6 +10,7 @@ from monai_unet_app.comparison.differences import compare
 from monai_unet_app.comparison.release_gate import gate
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.statement_audit import Outcome
+from monai_unet_app.confidence.statements import stated_key
 from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
@@ -64,7 +65,7 @@ def certify(
     document = begun_certificate(bundle)
     entry = {
         "export_sha256": export_named(bundle, settings.engine, settings.precision),
-        "fitted_to": fitted_to(bundle, settings.key),
+        "fitted_to": fitted_to(bundle, stated_key(bundle, settings)),
         "data": comparison.as_dict()["first"]["data"],
         "cases": len(comparison.pairs.subjects),
         "subjects": comparison.subjects,

@@ -18,7 +18,7 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.shift import LayerMeans, image_features
-from monai_unet_app.confidence.statements import Confidence, has_own, read_confidence
+from monai_unet_app.confidence.statements import Confidence, read_confidence, stated_key
 from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, box_text
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
@@ -224,7 +224,7 @@ class Predictor:
 
 def _statements(bundle: Bundle, run: PredictConfig) -> Confidence:
     settings = settings_of(run, bundle)
-    inherited = run.certifying and not has_own(bundle, settings)
+    inherited = run.certifying and stated_key(bundle, settings) == settings.key
     return read_confidence(bundle, replace(settings, precision="float32") if inherited else settings)
 
 

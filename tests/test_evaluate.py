@@ -467,3 +467,6 @@ def test_what_costs_less_work_is_told_and_goes_into_no_card(
     assert (answer.code, "measured results with float32, inferer::overlap=0.25" in answer.err) == (3, True)
     answer = run("evaluate", *words, "--output", tmp_path / "more", "--overlap", "1")
     assert (answer.code, "a number from 0 to below 1 is needed" in answer.err) == (2, True)
+    own = load_bundle(root).windows.overlap
+    assert run("evaluate", *words, "--output", tmp_path / "own", "--overlap", own).code == 0
+    assert "overrides" not in json.loads((tmp_path / "own/metrics.json").read_text())["settings"]

@@ -59,7 +59,7 @@ def export(options: bundle_flags.Export) -> Answer:
         f"{same['probabilities_apart']:.1g} of those of torch, and {same['labels_changed']} of {same['labels']} labels differ"
     )
     show.line(f"sha256 of the export: {entry['sha256']}")
-    _into_card(bundle)
+    common.put_certificate(bundle)
     words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to}" + (" --precision int8" if is_int8 else "")
     if is_int8:
         show.line(f"it states nothing until it has passed: monai-unet bundle certify {words} --data DATA")
@@ -109,16 +109,8 @@ def certify(options: bundle_flags.Certify) -> Answer:
         "; ".join(f"{what} differs in {count} of {entry['cases']} cases" for what, count in entry["changed"].items())
     )
     show.line(f"{settings.engine} in {settings.precision}: {entry['outcome']}; {entry['reason']}")
-    _into_card(bundle)
+    common.put_certificate(bundle)
     return entry, EXIT_DONE if entry["outcome"] == "passed" else EXIT_FAILED
-
-
-def _into_card(bundle: "Bundle") -> None:
-    """Puts the certificate into the card of the bundle, if the card has the marks of figures."""
-    from monai_unet_app.report.card import put_certificate
-
-    if written := put_certificate(bundle):
-        show.wrote(written)
 
 
 def bench(options: bundle_flags.Bench) -> Answer:

@@ -39,7 +39,10 @@ def calibrate(options: flags.Calibrate) -> Answer:
     data = common.labelled_cases(options)
     with unchanged_on_failure(root):
         begin_fitted(root)
-        return _calibrate_engine(root, data, options, own) if own else _calibrate(root, data, options)
+        done = _calibrate_engine(root, data, options, own) if own else _calibrate(root, data, options)
+    if (root / "models/parity.json").is_file():  # what it found of earlier numbers is no longer true
+        common.put_certificate(common.loaded_bundle(root, options.device, by_folds=options.folds))
+    return done
 
 
 def _own_settings(options: flags.Calibrate) -> "InferenceSetting | None":

@@ -69,7 +69,8 @@ def trained_bundle(bundle: str, *, by_folds: bool = False) -> "BundleFiles":
 
 def cheaper(options: Cheaper, files: "BundleFiles") -> dict[str, Any]:
     """What --overlap and --fast replace in a bundle's inference.yaml. Raises UsageError if it names no coarser grid."""
-    replaced = {} if options.overlap is None else {"inferer::overlap": options.overlap}
+    is_other = options.overlap not in (None, files.inference_document.get("inferer", {}).get("overlap"))
+    replaced = {"inferer::overlap": options.overlap} if is_other else {}
     if not options.fast:
         return replaced
     coarse = files.inference_document.get("coarse_spacing_mm")
@@ -79,6 +80,14 @@ def cheaper(options: Cheaper, files: "BundleFiles") -> dict[str, Any]:
             "needed; write it there, and see with evaluate --fast what it costs, or leave --fast out"
         )
     return replaced | {"spacing_mm": coarse}
+
+
+def put_certificate(bundle: "Bundle") -> None:
+    """Puts the certificate into the card of the bundle, if the card has the marks of figures."""
+    from monai_unet_app.report.card import put_certificate
+
+    if written := put_certificate(bundle):
+        show.wrote(written)
 
 
 def check_bundle_folder(bundle: str, why: str) -> None:

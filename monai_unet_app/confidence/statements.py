@@ -250,10 +250,8 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
         BundleError: Its confidence.json is damaged, or of another version.
     """
     settings = settings.of_statements
-    key, why = settings.key, None
-    if settings.own_key and has_own(bundle, settings):
-        key = settings.own_key
-    elif settings.precision != ResultSettings.precision:
+    key, why = stated_key(bundle, settings), None
+    if settings.precision != ResultSettings.precision and key == settings.key:
         why = _why_uncertified(bundle, settings)
     if settings.overrides:
         why = f"its statements were fitted without {', '.join(settings.overrides)}; leave --overlap and --fast out"
@@ -271,9 +269,10 @@ def read_confidence(bundle: BundleFiles, settings: ResultSettings) -> Confidence
     )
 
 
-def has_own(bundle: BundleFiles, settings: ResultSettings) -> bool:
-    """Whether `calibrate --precision` has fitted statements for results with these settings alone."""
-    return settings.own_key in (bundle.confidence_document or {}).get("settings", {})
+def stated_key(bundle: BundleFiles, settings: ResultSettings) -> InferenceSetting:
+    """The key of what is fitted for results with these settings: their own, where `calibrate --precision` has fitted it."""
+    own = settings.own_key
+    return own if own and own in (bundle.confidence_document or {}).get("settings", {}) else settings.key
 
 
 def _why_uncertified(bundle: BundleFiles, settings: ResultSettings) -> str | None:

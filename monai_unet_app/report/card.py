@@ -8,6 +8,7 @@ and how fast they are, <!-- speed -->. All between the marks goes when the bundl
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.confidence.fine import WORTH_SHOWING
 from monai_unet_app.confidence.fitted_to import fitted_to
-from monai_unet_app.confidence.statements import read_confidence
+from monai_unet_app.confidence.statements import read_confidence, stated_key
 from monai_unet_app.config import ResultSettings
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
@@ -316,8 +317,9 @@ def certificate_rows(bundle: Bundle) -> list[str]:
     rows = ["Exports, beside torch on three made windows:", "", *table(head, exports)] if exports else []
     for name, entry in document.get("results", {}).items():
         engine, precision, setting = name.split(" ", 2)
+        key = stated_key(bundle, replace(ResultSettings.of_key(f"{engine} {precision}"), tta=setting == "tta"))
         is_of_this = entry["export_sha256"] == export_named(bundle, engine, precision)
-        if is_of_this and entry["fitted_to"] == fitted_to(bundle, setting):
+        if is_of_this and entry["fitted_to"] == fitted_to(bundle, key):
             rows += ["", *_result_rows(engine, precision, setting, entry)]
     return rows
 

@@ -35,7 +35,7 @@ from monai_unet_app.inference.engines.chooser import check_device, engine_by_its
 from monai_unet_app.inference.engines.exported import reference_windows
 from monai_unet_app.inference.engines.runtimes import RUNTIMES
 from monai_unet_app.pipeline import segment_case
-from monai_unet_app.report.card import CARD, card_rows, certificate_rows, put_figures
+from monai_unet_app.report.card import CARD, card_rows, certificate_rows, put_certificate, put_figures
 from monai_unet_app.training.checkpoints import forget_figures
 
 run = pytest.fixture(shell)
@@ -358,8 +358,17 @@ def test_an_engine_in_fewer_bits_has_a_calibration_and_statements_of_its_own(
     assert run(*words).code == 0
     before = load_bundle(copied)
     plain, record = before.confidence_document["settings"]["plain"], (copied / "models/calibration.json").read_bytes()
+    known = json.loads((copied / PARITY).read_text())
+    entry = {
+        "export_sha256": known["exports"]["openvino"]["sha256"], "fitted_to": fitted_to(before, "plain"), "data": {},
+        "cases": 30, "subjects": 20, "outcome": "passed", "reason": "fine", "changed": {}, "figures": [],
+    }  # fmt: skip
+    (copied / PARITY).write_text(json.dumps(known | {"results": {"openvino bfloat16 plain": entry}}))
+    put_certificate(load_bundle(copied))
+    assert "; fine." in (copied / CARD).read_text()
     answer = run(*words, *own)
     assert answer.code == 0, answer.err
+    assert "; fine." not in (copied / CARD).read_text()  # of numbers that are no longer the engine's
     after = load_bundle(copied)
     assert after.confidence_document["settings"]["plain"] == plain
     assert plain["fitted_to"] == fitted_to(after, "plain")
