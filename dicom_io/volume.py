@@ -49,6 +49,7 @@ class Provenance:
         incomplete: True if the source's own headers count more images than there were, and it was read on request.
         patient_digest: sha256 of PatientID and IssuerOfPatientID, see `headers.patient_digest`; empty if the source names
             no patient.
+        others: Of an image whose channels come from several files or series: where the further channels come from.
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Provenance:
     pixel_mm: tuple[float, float] | None = None
     incomplete: bool = False
     patient_digest: str = ""
+    others: tuple["Provenance", ...] = ()
 
     @property
     def slice_keys(self) -> tuple[str, ...]:

@@ -176,6 +176,13 @@ class BundleFiles:
         own = self.weights_sha256  # None while only the networks of its folds are trained
         return {part: then for part, then in digests.items() if own and then and then != own}
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels that are a file or a series each; () for a bundle whose images are one file."""
+        rules = self.inference_document.get("input_rules")
+        channels = rules.get("channels") if isinstance(rules, dict) else None
+        return tuple(map(str, channels)) if isinstance(channels, list) else ()
+
     @cached_property
     def inference_document(self) -> dict[str, Any]:
         """`configs/inference.yaml` with no expression evaluated. Raises BundleError if the file is damaged."""

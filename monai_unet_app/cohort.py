@@ -16,6 +16,7 @@ from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.case_files import CaseFiles, case_message
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
+from monai_unet_app.data.rules import check_channel_names
 from monai_unet_app.dicom_results import check_coded, converted_modality
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case, segment_case, settings_of
@@ -62,6 +63,7 @@ def predict_cases(
         check_coded(bundle.name, bundle.segments)
     if config.dicomize and config.wants_dicom:
         converted_modality(bundle)  # raises before the work starts
+    check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
     statements = read_confidence(bundle, settings_of(run, bundle))  # raises before an image is read
     if config.cautious:
         statements.cautious_cuts(bundle.segments)
@@ -102,7 +104,7 @@ class _Cohort:
         from monai_unet_app.memory_planner import SMALL_BYTES  # brings torch, as `segment_case` does
 
         try:
-            case = segment_case(files.image, self.bundle, self.run, self.windows, keep=self.config.keep)
+            case = segment_case(files.files, self.bundle, self.run, self.windows, keep=self.config.keep)
         except InputRefusedError as error:
             problem = case_message(files, error)
             return lambda: Done(problem=problem)
@@ -143,7 +145,7 @@ def request_sha256(files: CaseFiles, bundle: Bundle, run: PredictConfig, config:
     export = export_named(bundle, settings.engine, settings.precision)
     asked = asdict(replace(config, resume=False)), asdict(replace(run.reading, before_pixels=None))
     try:
-        images = [file_sha256(one) for one in (files.image, config.dicom_source) if one is not None]
+        images = [file_sha256(one) for one in (*files.files, config.dicom_source) if one is not None]
     except OSError:
         return None
     named = [images, bundle.sha256, bundle.overrides, export, settings.document(), asked, __version__]

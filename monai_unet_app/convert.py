@@ -58,7 +58,7 @@ def dicomize_cases(
     rows, problems = [], []
     for case in cases:
         try:
-            image = read_volume(case.image)
+            image = read_volume(case.files)
             labels = read_labels(case.label, image, values) if case.label else None
             converted = dicomize(
                 image,

@@ -214,7 +214,8 @@ def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
         if config.dicomize:
             folder = output.file("dicom")
             options = ConversionOptions(converted_modality(output.case.bundle))
-            made = dicomize(image, folder, case_id=case_id, options=options)
+            first = image.channel(0)
+            made = dicomize(first, folder, case_id=case_id, options=options)
             return read_series(made.series_folder), {"series": f"{folder.name}/{made.series_folder.name}"}
     except (DicomIoError, ValueError) as error:
         raise InputRefusedError(f"{case_id}: {error}") from error

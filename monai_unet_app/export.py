@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.nn import functional
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import EngineName, Precision, ResultSettings
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
@@ -109,7 +110,7 @@ class WithStatistics(nn.Module):
         return (logits, statistics_of(self._seen.pop())) if self._seen else logits
 
 
-def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Row] = ()) -> dict[str, Any]:
     """Exports a bundle's network into its folder, and gives the entry of the export in the certificate.
 
     The export answers the reference windows, whole, beside torch. One that differs is kept out of the bundle.
@@ -165,7 +166,7 @@ def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Mapping[str
     return entry
 
 
-def windows_of(bundle: Bundle, rows: Sequence[Mapping[str, str]]) -> tuple[int, list[NDArray[np.float32]]]:
+def windows_of(bundle: Bundle, rows: Sequence[Row]) -> tuple[int, list[NDArray[np.float32]]]:
     """Windows of preprocessed images, where the bundle's windows stand, and the number of images; the same each time.
 
     Windows without a difference between voxels are left out. Each has shape (1, C, *window), without the slice axis of a

@@ -20,7 +20,7 @@ from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence, stated_key
 from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, box_text
-from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.read import ImageFiles, read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.gathering import Gathered, Keep, around, on_grid, on_volume
@@ -118,7 +118,7 @@ class CaseLogits:
 
 
 def segment_case(
-    source: str | Path | Volume,
+    source: ImageFiles | Volume,
     bundle: Bundle,
     run: PredictConfig | None = None,
     progress: "Progress | None" = None,
@@ -129,7 +129,7 @@ def segment_case(
     """Segments one case with one bundle.
 
     Args:
-        source: NIfTI file, DICOM folder or file, 2D picture, or a volume already read.
+        source: As `read_volume` takes it, or a volume already read.
         bundle: The bundle, loaded on the device of the network.
         run: Settings of this run.
         progress: Called with (windows done, number of windows).

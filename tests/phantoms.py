@@ -25,6 +25,11 @@ CT_IMAGE = {"SOPClassUID": CT_IMAGE_STORAGE, "Modality": "CT"}
 Edit = Callable[[Dataset, int], None]
 
 
+def linear_field(points_lps: np.ndarray) -> np.ndarray:
+    """A value for each point (..., 3) that linear interpolation gives back exactly."""
+    return 20.0 + points_lps @ np.array([0.9, -1.7, 2.3])
+
+
 def oblique_affine(
     spacing_mm: Sequence[float] = (1.25, 0.75, 2.5),
     origin_lps: Sequence[float] = (-31.5, 12.25, -47.0),

@@ -8,12 +8,13 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.config import InferenceSetting, PredictConfig, ResultSettings
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate.case_selection import Networks, Row
+from monai_unet_app.evaluate.case_selection import Networks
 from monai_unet_app.memory_planner import MemoryPlanner
 
 if TYPE_CHECKING:

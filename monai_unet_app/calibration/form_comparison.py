@@ -13,10 +13,10 @@ from monai_unet_app.calibration.fit import Fitted, StoredLogits, fit_parameters,
 from monai_unet_app.calibration.fitted import Form, Parameters, forms_of, write_calibration
 from monai_unet_app.calibration.sample import wide_boxes
 from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.evaluate.case_selection import Row
 from monai_unet_app.evaluate.reference import evaluation_plan, read_reference
 from monai_unet_app.gathering import Gathered
 from monai_unet_app.inference.halo import halo_voxels

@@ -36,14 +36,14 @@ from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 from monai_unet_app.confidence.shift import ShiftDetector
 from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement
 from monai_unet_app.config import InferenceSetting, PredictConfig, ResultSettings
-from monai_unet_app.data.case_files import CaseFiles, find_data
+from monai_unet_app.data.case_files import CaseFiles, Row, find_data
 from monai_unet_app.data.cases import data_row
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import least_shape
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, NoRoomError
-from monai_unet_app.evaluate.case_selection import Networks, Row, seen_case
+from monai_unet_app.evaluate.case_selection import Networks, seen_case
 from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.gathering import on_grid, on_volume
 from monai_unet_app.pipeline import Case, finished, segment_case

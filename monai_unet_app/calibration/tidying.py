@@ -21,9 +21,10 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.calibration.fitted import change_fitted, digests_before
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError
-from monai_unet_app.evaluate.case_selection import Networks, Row
+from monai_unet_app.evaluate.case_selection import Networks
 from monai_unet_app.evaluate.evaluation import StoredLabels
 from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.gathering import Keep, tidied

@@ -14,8 +14,7 @@ from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
-    from monai_unet_app.data.case_files import CaseFiles
-    from monai_unet_app.evaluate.case_selection import Row
+    from monai_unet_app.data.case_files import CaseFiles, Row
 
 
 def bundle(options: Options) -> Answer:

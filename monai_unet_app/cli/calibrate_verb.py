@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from monai_unet_app.calibration.form_comparison import FormScore
     from monai_unet_app.confidence.statements import Confidence
     from monai_unet_app.config import InferenceSetting
-    from monai_unet_app.data.case_files import CaseFiles
-    from monai_unet_app.evaluate.case_selection import LabelledCases, Row
+    from monai_unet_app.data.case_files import CaseFiles, Row
+    from monai_unet_app.evaluate.case_selection import LabelledCases
 
 
 def calibrate(options: flags.Calibrate) -> Answer:

@@ -251,7 +251,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
             words = ["--bundle", str(bundle.root), "--evaluation", str(options.output), "--into-bundle"]
             show.line(f"next: monai-unet evaluate {shlex.join(words)}")
     if bundle.untrained is None:
-        show.line(_predict_command(bundle, Path(chosen.rows[0]["image"]), options))
+        show.line(_predict_command(bundle, chosen.rows[0]["image"], options))
     return answer, EXIT_REFUSED if evaluated.problems else EXIT_DONE
 
 
@@ -261,12 +261,14 @@ def _targets(options: flags.Evaluate) -> "Bounds | None":
     return read_targets(options.targets) if options.targets else None
 
 
-def _predict_command(bundle: "Bundle", image: Path, options: flags.Evaluate) -> str:
-    """The command that makes a result of one of the images."""
+def _predict_command(bundle: "Bundle", files: str | list[str], options: flags.Evaluate) -> str:
+    """The command that makes a result of one of the images; of all where a list of cases names their channels."""
     from dicom_io.coding import uncoded
+    from monai_unet_app.data.datalist import is_datalist
     from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
     from monai_unet_app.dicom_results import can_be_converted
 
+    image = Path(files if isinstance(files, str) else files[0])
     is_file = has_ending(image, VOLUME_ENDINGS)
     if has_ending(image, PICTURE_ENDINGS):
         formats = "png"
@@ -274,7 +276,8 @@ def _predict_command(bundle: "Bundle", image: Path, options: flags.Evaluate) -> 
         formats = "seg"
     else:
         formats = "nifti" if is_file and not can_be_converted(bundle) else "seg,sr"
-    more = ["--input", str(image), "--output", f"{bundle.root.resolve().name}_results", "--format", formats]
+    source = options.source if is_datalist(options.source) and not isinstance(files, str) else image
+    more = ["--input", str(source), "--output", f"{bundle.root.resolve().name}_results", "--format", formats]
     if "seg" in formats:
         more += ["--dicomize"] * is_file + ["--uncoded"] * bool(uncoded(bundle.segments))
     return common.next_command("predict", bundle.root, options, more)
@@ -346,7 +349,7 @@ def predict(options: flags.Predict) -> Answer:
         )
     own = common.trained_bundle(options.bundle)
     overrides = common.cheaper(options, own)
-    cases = find_images(options.input, named_series(run.reading))
+    cases = find_images(options.input, named_series(run.reading), own.channel_names)
     # What can be refused without the network is refused before it is loaded, which takes seconds.
     check_flags(cases, run, outputs)
     common.check_writable(options.output)

@@ -3,27 +3,30 @@
 images/ and labels/      files with the same name in both (NIfTI or 2D pictures), or one folder with a suffix for labels
 imagesTr/ and labelsTr/  the same of nnU-Net (its images end with _0000) and of the Medical Segmentation Decathlon
 a CSV or JSON file       a list of such files: `datalist`
+<case>_0000, <case>_0001  one file for each channel, as nnU-Net names them, where an image without such a number is not meant
 a folder of DICOM        one folder for each case: one image series and the SEG or RTSTRUCT with its labels
 a study and UIDs         one case: the series with this UID, or several series as its channels
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
 from dicom_io.read import ReadOptions
 from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.reading.series import SeriesRef, counted, files_below, find_series, scan_files, survey_files
-from monai_unet_app.data.datalist import ListedCase, is_datalist, read_datalist, without_channel_number
+from monai_unet_app.data.datalist import ListedCase, is_datalist, read_datalist, read_dataset_json
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError
 
 FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
 SHOWN = 5  # names in a message
+Row = Mapping[str, Any]
+"""A case in a data list of MONAI: id, subject, image, label; of several channels a list of files, and their names if known."""
 IMAGES_OF_NNUNET, LABELS_OF_NNUNET = "imagesTr", "labelsTr"  # and the Decathlon's
 
 
@@ -33,7 +36,9 @@ class CaseFiles:
 
     Attributes:
         id: File or folder name without ending.
-        image: NIfTI, picture, or folder with one DICOM image series.
+        image: NIfTI, picture, or folder with one DICOM image series; of several channels the first, whose grid all have.
+        channels: The files of the further channels.
+        channel_names: Of all channels, in the order of their files, if the data state them.
         label: NIfTI, picture, SEG or RTSTRUCT; None for an image without a label.
         label_objects: Every SEG and RTSTRUCT beside a DICOM series.
         header: One file of a DICOM series, whose PatientID identifies the subject.
@@ -46,6 +51,21 @@ class CaseFiles:
     label_objects: tuple[Path, ...] = ()
     header: Path | None = None
     listed: ListedCase | None = None
+    channels: tuple[Path, ...] = ()
+    channel_names: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file or folder of each channel, or the one that has all; `read_volume` takes them."""
+        return self.image, *self.channels
+
+
+def case_of_row(row: Row) -> CaseFiles:
+    """The files of a case in a data list."""
+    images = [row["image"]] if isinstance(row["image"], str) else row["image"]
+    first, *others = map(Path, images)
+    names = tuple(row.get("channels", ()))
+    return CaseFiles(row["id"], first, Path(row["label"]), channels=tuple(others), channel_names=names)
 
 
 def named_series(options: ReadOptions) -> tuple[str, ...]:
@@ -63,24 +83,32 @@ def case_id(path: Path) -> str:
     return name
 
 
-def find_images(source: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
+def find_images(source: Path, series: Sequence[str] = (), channels: Sequence[str] = ()) -> list[CaseFiles]:
     """Every case at `source`: a file, a folder of files, or DICOM with one case for each folder that holds an image series.
 
     Args:
-        source: A file or a folder.
+        source: A file, a folder, or a list of cases.
         series: SeriesInstanceUIDs of the only DICOM series to take. Several series are the channels of one case, in any
             folders of a study. If a series is absent, the source is the only case, and reading it gives the reason.
+        channels: Names of a bundle's channels, if it takes one file for each: files whose names end with _0000 and on are
+            channels of one case then, also those beside a source of such a name.
 
     Raises:
-        InputRefusedError: The source holds no image, or it holds image files and DICOM in one folder.
+        InputRefusedError: The source holds no image, or it holds image files and DICOM in one folder; or as `by_channels`.
     """
     source = Path(os.path.abspath(source))  # "." has no name
     if not source.exists():
         raise InputRefusedError(
             f"{source.name} does not exist; an image, a DICOM folder or a folder of cases is needed"
         )
+    if is_datalist(source):
+        return listed_cases(source, need_all=False)
     if source.is_file():
-        return [CaseFiles(case_id(source), source)]
+        name = _without_number(case_id(source)) if channels else None
+        if name is None:
+            return [CaseFiles(case_id(source), source)]
+        beside = find_images(source.parent, series, channels)
+        return [case for case in beside if case.id == name]
     files = sorted(
         file
         for file in source.iterdir()
@@ -95,6 +123,8 @@ def find_images(source: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
             f"no image found in {source.name}/{_dicomdir_note(source)}; NIfTI, NRRD or MetaImage "
             f"({', '.join(VOLUME_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
+    if channels and any(_without_number(case.id) for case in cases):
+        cases = by_channels(cases, len(channels))
     return _with_unique_ids(cases, source)
 
 
@@ -161,8 +191,7 @@ def find_cases(
     """
     cases = find_images(images)
     if labels is not None and images.name == IMAGES_OF_NNUNET and not _all_labelled(cases, labels):
-        names = without_channel_number([case.id for case in cases])
-        cases = [replace(case, id=names[case.id]) for case in cases if case.id in names]
+        cases = by_channels(cases)
     if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in cases):
         pairs = [replace(case, label=_only_label(case)) for case in cases]
     elif labels is None:
@@ -180,6 +209,41 @@ def find_cases(
             f"name{f' plus {label_suffix!r}' if label_suffix else ''} is needed; add it or move the image away"
         )
     return pairs
+
+
+def by_channels(cases: Sequence[CaseFiles], count: int | None = None) -> list[CaseFiles]:
+    """Files as nnU-Net names them as cases: brain_1_0000 and brain_1_0001 are the channels of brain_1.
+
+    Args:
+        cases: One for each file.
+        count: Number of channels; None for that of most cases.
+
+    Raises:
+        InputRefusedError: A channel of a case is absent, or a file that its name gives another number.
+    """
+    numbered: dict[str, dict[int, CaseFiles]] = {}
+    for case in cases:
+        name = _without_number(case.id)
+        numbered.setdefault(name or case.id, {})[int(case.id[-4:]) if name else 0] = case
+    usual = count or Counter(map(len, numbered.values())).most_common(1)[0][0]
+    if odd := {name: found for name, found in numbered.items() if sorted(found) != list(range(usual))}:
+        name, found = next(iter(odd.items()))
+        raise InputRefusedError(
+            f"{len(odd)} of {len(numbered)} case(s) do not have {usual} channel(s) ({name} has "
+            f"{', '.join(found[number].id for number in sorted(found))}); files that end with _0000 to _{usual - 1:04} are "
+            "needed for each; add the absent ones or move the case away"
+        )
+    grouped = []
+    for name, found in numbered.items():
+        first, *others = (found[number].image for number in range(usual))
+        grouped.append(CaseFiles(name, first, channels=tuple(others)))
+    return grouped
+
+
+def _without_number(name: str) -> str | None:
+    """The case of a file that nnU-Net's number of a channel ends, brain_1 of brain_1_0000; None for another name."""
+    case, _, number = name.rpartition("_")
+    return case if case and len(number) == 4 and number.isdigit() else None
 
 
 def _all_labelled(cases: Sequence[CaseFiles], labels: Path) -> bool:
@@ -200,7 +264,7 @@ def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[
             )
         if has_ending(file, FILE_ENDINGS):
             by_id[case_id(file)] = file
-    return [CaseFiles(case.id, case.image, by_id.get(case.id + suffix)) for case in cases]
+    return [replace(case, label=by_id.get(case.id + suffix)) for case in cases]
 
 
 def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]:
@@ -364,9 +428,11 @@ def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, lab
     """
     if is_datalist(Path(dataset_dir)):
         return listed_cases(Path(dataset_dir))
-    return find_cases(
-        *image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None), label_suffix
-    )
+    folders = image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None)
+    cases = find_cases(*folders, label_suffix)
+    facts = read_dataset_json(Path(dataset_dir)) if any(case.channels for case in cases) else None
+    names = facts.channels if facts else ()
+    return [replace(case, channel_names=names) if len(names) == len(case.files) else case for case in cases]
 
 
 def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:
@@ -383,5 +449,11 @@ def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:
             f"{len(unlabelled)} of {len(listed)} case(s) of {path.name} have no label: {first_names(unlabelled)}; each needs "
             "one; add it or leave the case out"
         )
-    cases = [CaseFiles(case.id or case_id(case.image), case.image, case.label, listed=case) for case in listed]
+    cases = [
+        CaseFiles(
+            case.id or case_id(case.image), case.image, case.label, listed=case, channels=case.channels,
+            channel_names=case.channel_names,
+        )
+        for case in listed
+    ]  # fmt: skip
     return sorted(_with_unique_ids(cases, path.parent), key=lambda case: case.id)

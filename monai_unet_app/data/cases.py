@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset
-from monai_unet_app.data.case_files import IMAGES_OF_NNUNET, CaseFiles, find_data, find_images, first_names
+from monai_unet_app.data.case_files import IMAGES_OF_NNUNET, CaseFiles, Row, find_data, find_images, first_names
 from monai_unet_app.data.splits import (
     NNUNET_FOLDS,
     Partition,
@@ -155,7 +155,7 @@ def by_partition(
     labels_dir: str | Path | None = None,
     fold: Fold = None,
     own_splits: str | Path | None = None,
-) -> dict[Partition, list[dict[str, str]]]:
+) -> dict[Partition, list[dict[str, Any]]]:
     """Cases of a data folder by partition, as MONAI's data lists: {"image", "label", "id", "subject"}.
 
     Args:
@@ -195,9 +195,9 @@ class PlannedCases:
         cases = find_data(dataset_dir, labels_dir, label_suffix)
         return cls(cases, plan_of(cases, splits, own_splits))
 
-    def rows(self, fold: Fold = None) -> dict[Partition, list[dict[str, str]]]:
+    def rows(self, fold: Fold = None) -> dict[Partition, list[dict[str, Any]]]:
         """As `by_partition`."""
-        rows: dict[Partition, list[dict[str, str]]] = {part: [] for part in get_args(Partition)}
+        rows: dict[Partition, list[dict[str, Any]]] = {part: [] for part in get_args(Partition)}
         for case in self.cases:
             if (part := _partition_of(self.plan[case.id], fold)) is not None:
                 rows[part].append(data_row(case, self.plan[case.id].subject))
@@ -212,7 +212,7 @@ def _partition_of(entry: SplitCase, fold: Fold) -> Partition | None:
     return "test" if entry.fold == fold else "train"
 
 
-def watched(cases: Mapping[Partition, Sequence[Mapping[str, str]]], fold: Fold = None) -> list[Mapping[str, str]]:
+def watched(cases: Mapping[Partition, Sequence[Row]], fold: Fold = None) -> list[Row]:
     """Cases whose curves a training shows: those that select its weights; else the first of its fold, or of those that train.
 
     A fold selects nothing on the cases that it tests: its last weights are taken.
@@ -220,6 +220,10 @@ def watched(cases: Mapping[Partition, Sequence[Mapping[str, str]]], fold: Fold =
     return list(cases["selection"] or cases["train" if fold == ALL else "test"][:MOST_WATCHED])
 
 
-def data_row(case: CaseFiles, subject: str) -> dict[str, str]:
+def data_row(case: CaseFiles, subject: str) -> dict[str, Any]:
     """One entry of a MONAI data list."""
-    return {"image": str(case.image), "label": str(case.label), "id": case.id, "subject": subject}
+    row = {"image": str(case.image), "label": str(case.label), "id": case.id, "subject": subject}
+    if not case.channels:
+        return row
+    named = {"channels": list(case.channel_names)} if case.channel_names else {}
+    return row | {"image": [str(file) for file in case.files]} | named

@@ -1,7 +1,9 @@
 """Cases that a file lists, and what a data set says of its labels in nnU-Net's or the Medical Segmentation Decathlon's form.
 
-CSV         a row for each case with the columns image and label, and where they are known id, subject, partition and fold
-JSON        a list of such cases, or MONAI's data list: {"training": [{"image": ..., "label": ...}]}
+CSV         a row for each case with the columns image and label, and where they are known id, subject, partition and fold; of
+            several channels the columns image_T1, image_FLAIR ... instead of image
+JSON        a list of such cases, or MONAI's data list: {"training": [{"image": ..., "label": ...}]}; an image of several
+            channels is a list of files, or {"T1": ..., "FLAIR": ...}
 dataset.json    beside imagesTr/ and labelsTr/: the names of the label values and the modality
 
 Paths are taken from the folder of the file.
@@ -10,7 +12,7 @@ Paths are taken from the folder of the file.
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -20,6 +22,7 @@ from monai_unet_app.errors import InputRefusedError
 
 LIST_ENDINGS = (".csv", ".json")
 _KEYS = ("image", "label", "id", "subject", "partition", "fold")
+_OF_CHANNEL = "image_"
 _SHOWN = 5
 _MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR", "pet": "PT", "us": "US"}
 
@@ -29,12 +32,14 @@ class ListedCase:
     """A case of a list.
 
     Attributes:
-        image: File, or folder of one DICOM series.
+        image: File, or folder of one DICOM series; of several channels the first.
         label: Its label, if the list names one.
         id: A name that the list gives it; None for the name of its image.
         subject: The person, if the list tells.
         partition: What the case is for, if the list tells.
         fold: Of a cross-validation, from 0, if the list tells.
+        channels: Files of the further channels.
+        channel_names: Of all channels, if the list tells.
     """
 
     image: Path
@@ -43,6 +48,8 @@ class ListedCase:
     subject: str | None = None
     partition: Partition | None = None
     fold: int | None = None
+    channels: tuple[Path, ...] = ()
+    channel_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ def read_datalist(path: Path) -> list[ListedCase]:
     if not rows:
         raise InputRefusedError(f"{path.name} lists no case; a row with image and label for each is needed; add them")
     cases = [_listed(row, f"{path.name}, case {number}", path.parent) for number, row in enumerate(rows, 1)]
-    if absent := [file.name for case in cases for file in (case.image, case.label) if file and not file.exists()]:
+    files = [file for case in cases for file in (case.image, *case.channels, case.label) if file]
+    if absent := [file.name for file in files if not file.exists()]:
         raise InputRefusedError(
             f"{path.name} names {len(absent)} file(s) that do not exist: {', '.join(absent[:_SHOWN])}"
             f"{' ...' if len(absent) > _SHOWN else ''}; paths are relative to the folder of the list; correct them"
@@ -111,13 +119,18 @@ def _rows_of_json(document: Any) -> list[dict[str, Any]]:
 
 def _listed(row: Mapping[str, Any], where: str, folder: Path) -> ListedCase:
     told = {key: row[key] for key in _KEYS if row.get(key) not in (None, "")}
-    image, label = told.get("image"), told.get("label")
-    if isinstance(image, list) or isinstance(label, list):
+    images, names = _images(row)
+    label = told.get("label")
+    if isinstance(label, list):
         raise InputRefusedError(
-            f"{where} has several files for one image or label; one file is needed; put channels into one file"
+            f"{where} has several files for one label; one file is needed; put labels into one file"
         )
-    if not image:
-        raise InputRefusedError(f"{where} has no image (it has {', '.join(map(str, row)) or 'nothing'}); name its file")
+    if not all(images.values()) or not images:
+        lacks = "".join(f" {name}" for name, image in images.items() if names and not image)
+        raise InputRefusedError(
+            f"{where} has no image{lacks} (it has {', '.join(map(str, row)) or 'nothing'}); name its file"
+        )
+    first, *others = (folder / str(image) for image in images.values())
     if told.get("partition", "train") not in get_args(Partition):
         raise InputRefusedError(
             f"{where} has the partition {told['partition']!r}; {', '.join(get_args(Partition))} is needed; correct it"
@@ -127,13 +140,25 @@ def _listed(row: Mapping[str, Any], where: str, folder: Path) -> ListedCase:
     except (TypeError, ValueError) as error:
         raise InputRefusedError(f"{where} has the fold {told['fold']!r}; 0, 1, 2 ... is needed; correct it") from error
     return ListedCase(
-        image=folder / str(image),
+        image=first,
         label=folder / str(label) if label else None,
         id=str(told["id"]) if "id" in told else None,
         subject=str(told["subject"]) if "subject" in told else None,
         partition=cast(Partition | None, told.get("partition")),
         fold=fold,
+        channels=tuple(others),
+        channel_names=names,
     )
+
+
+def _images(row: Mapping[str, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
+    """The file of each channel, and the names of the channels where the list tells them; it has one where it has one file."""
+    image = row.get("image")
+    if image in (None, ""):
+        image = {key.removeprefix(_OF_CHANNEL): row[key] for key in row if str(key).startswith(_OF_CHANNEL)}
+    if isinstance(image, dict):
+        return image, tuple(map(str, image)) if len(image) > 1 else ()
+    return dict(enumerate(image if isinstance(image, list) else [image])), ()
 
 
 def read_dataset_json(folder: Path) -> LabelFacts | None:
@@ -175,23 +200,3 @@ def _names_by_value(labels: Mapping[str, Any]) -> dict[int, str]:
     if doubled := [name for name, times in Counter(names.values()).items() if times > 1]:
         raise InputRefusedError(f"dataset.json gives two label values the name {doubled[0]!r}; rename one")
     return dict(sorted(names.items()))
-
-
-def without_channel_number(names: Sequence[str]) -> dict[str, str]:
-    """The case of each image of nnU-Net's form: "liver_003_0000" is the first channel of "liver_003".
-
-    Raises:
-        InputRefusedError: A case has several channels.
-    """
-    cases: dict[str, list[str]] = {}
-    for name in names:
-        case, _, number = name.rpartition("_")
-        cases.setdefault(case if len(number) == 4 and number.isdigit() else name, []).append(name)
-    several = {case: files for case, files in cases.items() if len(files) > 1}
-    if several:
-        case, files = next(iter(several.items()))
-        raise InputRefusedError(
-            f"{len(several)} case(s) have several channels ({case}: {', '.join(sorted(files)[:_SHOWN])}); one image for each "
-            "case is needed; put the channels into one file"
-        )
-    return {files[0]: case for case, files in cases.items()}

@@ -31,12 +31,13 @@ def file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def dataset_sha256(rows: Iterable[Mapping[str, str]]) -> str:
+def dataset_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
     """Hex digest over the id, the image and the label of every case; the order and the folders do not matter."""
     lines = [
-        f"{row['id']} {key} {file_sha256(row[key])}\n"
+        f"{row['id']} {key} {file_sha256(file)}\n"
         for row in sorted(rows, key=lambda row: row["id"])
         for key in ("image", "label")
+        for file in ([row[key]] if isinstance(row[key], str) else row[key])
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -51,7 +52,7 @@ def image_fingerprint(volume: Volume) -> str:
     return _fingerprint(in_ras(volume), volume.planar)
 
 
-def seen_entry(row: Mapping[str, str]) -> dict[str, str]:
+def seen_entry(row: Mapping[str, Any]) -> dict[str, str]:
     """The entry of a case in `run.json` and `calibration.json`: its subject and the fingerprint of its image."""
     return {"subject": row["subject"], "image": image_fingerprint(read_volume(row["image"]))}
 

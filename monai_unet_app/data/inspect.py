@@ -18,8 +18,10 @@ from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.volume import Volume
 from monai_unet_app.data.case_files import (
     CaseFiles,
+    Row,
     case_id,
     case_message,
+    case_of_row,
     find_cases,
     find_images,
     first_names,
@@ -31,7 +33,7 @@ from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.datalist import is_datalist
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, check_values, read_labels
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.rules import InputRules, along_patient, check_rules, extent_of
+from monai_unet_app.data.rules import InputRules, along_patient, check_channel_names, check_rules, extent_of
 from monai_unet_app.data.sketch import sketch_of
 from monai_unet_app.data.strict import MOST_CLASSES, Place, StrictCase, compare_cases
 from monai_unet_app.data.structures import stray_values
@@ -283,7 +285,7 @@ def check_one_kind(fingerprint: Fingerprint) -> None:
 
 
 def check_cases(
-    rows: Sequence[Mapping[str, str]],
+    rows: Sequence[Row],
     bundle: Any,
     step: Callable[[str], None] = lambda case_id: None,
     places: Mapping[str, Place] | None = None,
@@ -296,7 +298,8 @@ def check_cases(
         step: Called with the id of each case when it has been read.
         places: As in `inspect_cases`.
     """
-    cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
+    cases = [case_of_row(row) for row in rows]
+    check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
     ignored = bundle.ignore_label
     readable = tuple(bundle.label_values) if ignored is None else (*bundle.label_values, ignored)
     accepted = Accepted(bundle.rules, readable, bundle.file_values, ignored)
@@ -346,7 +349,7 @@ def strict_case(seen: CaseFingerprint, volume: Volume, labels: Volume | None, pl
 
 
 def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions | None) -> Volume:
-    volume = read_volume(case.image, options)
+    volume = read_volume(case.files, options)
     if rules is not None:
         check_rules(volume, rules)
     elif (volume.array == volume.array.flat[0]).all():

@@ -18,10 +18,10 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.labels import FileValues, read_labels
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.rules import InputRules, check_rules
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.data.rules import InputRules, check_channel_names, check_rules
 
 
 def array_and_meta(volume: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -81,13 +81,15 @@ class VolumeReader(ImageReader):
 
     def __init__(
         self,
-        cases: Mapping[str, Sequence[Mapping[str, str]]] | Sequence[Mapping[str, str]] | None = None,
+        cases: Mapping[str, Sequence[Row]] | Sequence[Row] | None = None,
         rules: Mapping[str, Any] | None = None,
         values: object = None,
     ) -> None:
         rows = [row for part in cases.values() for row in part] if isinstance(cases, Mapping) else cases or []
         self.image_of_label = {row["label"]: row["image"] for row in rows if "label" in row}
         self.rules = InputRules.parse(rules) if rules else None
+        if self.rules:
+            check_channel_names(((row.get("id", ""), row.get("channels", ())) for row in rows), self.rules)
         self.values = FileValues.parse(values)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -96,15 +98,10 @@ class VolumeReader(ImageReader):
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume | Exception:
         try:
             paths = ensure_tuple(data)
-            if len(paths) != 1:
-                raise InputRefusedError(
-                    f"{Path(paths[0]).name} and {len(paths) - 1} more file(s) are given as one image; one file or one "
-                    "folder is needed; put slices into a folder, or channels into one file"
-                )
             path = str(paths[0])
             if path in self.image_of_label:
                 return read_labels(Path(path), read_volume(self.image_of_label[path]), self.values)
-            volume = read_volume(path)
+            volume = read_volume(paths)
             if self.rules is not None:
                 check_rules(volume, self.rules, Path(path).name)
             return volume

@@ -254,7 +254,7 @@ def _write_case(case: CaseFiles, folder: Path, end: str, numbering: _Numbering) 
     labels.mkdir(parents=True, exist_ok=True)
     if case.label is None:
         raise InputRefusedError(f"{case.id} has no label; each case needs one; add it or leave the case out")
-    image = read_volume(case.image)
+    image = read_volume(case.files)
     label = read_label_numbers(case.label, image)
     numbers = numbering.numbered(label.array, case.label.name)
     if image.planar:

@@ -4,8 +4,9 @@ Bad input is refused here with a message for the user.
 """
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from nibabel.fileholders import FileHolder
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from dicom_io.channels import read_channels
+from dicom_io.channels import joined, read_channels
 from dicom_io.itk_files import ITK_ENDINGS, read_itk
 from dicom_io.read import ReadOptions, read_scanned
 from dicom_io.reading.series import scan_source
@@ -37,11 +38,16 @@ def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
     return path.name.lower().endswith(endings)
 
 
-def read_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
+ImageFiles = str | Path | Sequence[str | Path]
+"""The file or folder of an image, or one for each of its channels."""
+
+
+def read_volume(files: ImageFiles, options: ReadOptions | None = None) -> Volume:
     """The voxels of one case with their position in the patient; float32, every value finite.
 
     Args:
-        path: NIfTI, NRRD or MetaImage file, DICOM folder or file, or a 2D picture.
+        files: NIfTI, NRRD or MetaImage file, DICOM folder or file, or a 2D picture. Several of these are channels, which are
+            laid on the grid of the first.
         options: The series and the time point of a DICOM folder, and the permitted repairs. `before_pixels` is called for NIfTI
             and DICOM.
 
@@ -49,9 +55,22 @@ def read_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
         Shape (I, J, K), or (I, J, K, C) for several channels; affine in LPS mm. A picture is planar with I along its width.
 
     Raises:
-        InputRefusedError: The file is absent, truncated, of an unknown kind, or holds NaN or infinite voxels.
+        InputRefusedError: The file is absent, truncated, of an unknown kind, or holds NaN or infinite voxels; or as `joined`.
     """
-    path, options = Path(path), options or ReadOptions()
+    options = options or ReadOptions()
+    if isinstance(files, str | Path):
+        return _read_one(Path(files), options)
+    first, *others = map(Path, files)
+    plan = options.before_pixels
+    # The memory of all channels is planned for once
+    of_all = None if plan is None else lambda shape, affine: plan((*shape[:3], len(files)), affine)
+    volumes = [_read_one(first, replace(options, before_pixels=of_all))]
+    volumes += [_read_one(path, replace(options, before_pixels=None)) for path in others]
+    with refusing_as(first.name):
+        return joined(volumes) if others else volumes[0]
+
+
+def _read_one(path: Path, options: ReadOptions) -> Volume:
     if not path.exists():
         raise InputRefusedError(f"{path.name} does not exist; a NIfTI file, a DICOM folder or a picture is needed")
     if path.is_file() and has_ending(path, NIFTI_ENDINGS):

@@ -1,6 +1,6 @@
 """The demands of a bundle on its images, and the refusal of images that do not meet them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ class InputRules:
     Attributes:
         modality: Accepted DICOM modalities; a source without a modality (NIfTI, picture) passes.
         channels: 1 for grey, 3 for RGB.
+        channel_names: Of all channels in their order, if each is a file or a series of its own.
         planar: True for 2D pictures, False for volumes.
         spacing_mm: Least and most distance of neighbouring voxel centres, along every axis; None for pictures.
         extent_mm: Least and most size along the patient's R-L, A-P and S-I axes (pictures: width and height in pixels).
@@ -29,6 +30,7 @@ class InputRules:
     planar: bool = False
     spacing_mm: tuple[float, float] | None = None
     extent_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    channel_names: tuple[str, ...] = ()
 
     @property
     def axes(self) -> int:
@@ -46,8 +48,13 @@ class InputRules:
             axes = 2 if rules.get("planar", False) else 3
             if extent and any(len(extent[end]) != axes for end in ("least", "most")):
                 raise ValueError(f"extent_mm needs {axes} numbers for least and for most")
+            channels = rules["channels"]
+            names = tuple(map(str, channels)) if isinstance(channels, list) else ()
+            if len(set(names)) < len(names) or (isinstance(channels, list) and len(names) < 2):
+                raise ValueError("channels needs a number, or two or more different names")
             return cls(
-                channels=int(rules["channels"]),
+                channels=len(names) or int(channels),
+                channel_names=names,
                 modality=tuple(rules.get("modality", ())),
                 planar=bool(rules.get("planar", False)),
                 spacing_mm=(float(spacing["least"]), float(spacing["most"])) if spacing else None,
@@ -55,6 +62,22 @@ class InputRules:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"input_rules {dict(rules)} cannot be used: {error}; see docs/bundles.md") from error
+
+
+def check_channel_names(cases: Iterable[tuple[str, Sequence[str]]], rules: InputRules) -> None:
+    """Raises InputRefusedError for channels that data name otherwise, or in another order, than the bundle.
+
+    Args:
+        cases: The id of each case, with the names of its channels; no names where the data have none.
+        rules: Of the bundle.
+    """
+    needed = rules.channel_names
+    if odd := [(case, names) for case, names in cases if names and needed and tuple(names) != needed]:
+        case, names = odd[0]
+        raise InputRefusedError(
+            f"{len(odd)} case(s) have the channels {', '.join(names)} ({case}); {', '.join(needed)}, in this order, are what "
+            "the bundle was trained with; bring the files into this order, or name them so if only the names differ"
+        )
 
 
 def check_rules(volume: Volume, rules: InputRules, name: str = "the image") -> None:

@@ -129,7 +129,7 @@ def _by_grid(matching: list[_Series], rules: InputRules) -> tuple[list[_Series],
     suitable, lines = [], []
     for series in matching:
         try:
-            volume = read_volume(series.case.image, series.run.reading)
+            volume = read_volume(series.case.files, series.run.reading)
         except InputRefusedError:
             suitable.append(series)  # it may be the intended series: its refusal must be reported
             continue

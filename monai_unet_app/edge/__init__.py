@@ -28,6 +28,7 @@ from monai.transforms import (
 
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import Precision, PredictConfig, ResultSettings
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.edge import segment
 from monai_unet_app.errors import BundleError, UsageError
@@ -56,7 +57,7 @@ _NUMBERS: Mapping[type, tuple[str, tuple[str, ...]]] = {
 """Transforms of the preprocessing that `segment.py` knows -> where its numbers are, and which it takes."""
 
 
-def export_edge(bundle: Bundle, output: Path, rows: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+def export_edge(bundle: Bundle, output: Path, rows: Sequence[Row] = ()) -> dict[str, Any]:
     """Writes the folder, and gives its settings.json.
 
     Args:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from monai_unet_app.bundle import Bundle, SeenCase, load_bundle
-from monai_unet_app.data.case_files import CaseFiles, find_data
+from monai_unet_app.data.case_files import CaseFiles, Row, find_data
 from monai_unet_app.data.cases import data_row, subjects_of
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.rules import check_channel_names
 from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
 
-Row = Mapping[str, str]
 """A case in the form of MONAI's data lists: {"id", "subject", "image", "label"}."""
 
 
@@ -66,6 +66,7 @@ def choose_cases(
     Raises:
         InputRefusedError: No case is left.
     """
+    check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
     plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
     planned = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{entry.id: entry.subject for entry in planned if entry}}
@@ -118,9 +119,10 @@ def choose_out_of_fold(bundle: Bundle, cases: Sequence[CaseFiles]) -> LabelledCa
         raise InputRefusedError(
             f"{bundle.name} has no folds; networks of a cross-validation are needed; monai-unet train --folds all makes them"
         )
+    check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
     rows, folds = list[Row](), dict[str, int]()
     for case in cases:
-        volume = read_volume(case.image)
+        volume = read_volume(case.files)
         for fold in bundle.folds:
             known = fold.seen_as(volume)
             if known and known.partition == "test" and fold.fold is not None:
@@ -184,7 +186,7 @@ def seen_case(bundle: Bundle, case: CaseFiles) -> SeenCase | None:
     if not bundle.seen:
         return None
     try:
-        return bundle.seen_as(read_volume(case.image))
+        return bundle.seen_as(read_volume(case.files))
     except InputRefusedError:
         return None
 

@@ -7,10 +7,10 @@ from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.confidence import statement_audit
 from monai_unet_app.confidence.assessment import Assessment
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.metrics.boxes import Box
 from monai_unet_app.metrics.case_scores import CaseArrays, CaseCounter
 
-from .case_selection import Row
 from .reference import counted_voxels, evaluation_plan
 
 WHOLE_GRID: Box = (slice(None), slice(None), slice(None))

@@ -17,6 +17,7 @@ from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.confidence.statement_audit import Outcome, StructureTruth, missed_parts, summarise_statements
 from monai_unet_app.confidence.statements import read_confidence
 from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
@@ -27,7 +28,7 @@ from monai_unet_app.report.evaluation_report import CasePicture, EvaluationRepor
 from monai_unet_app.report.evaluation_writer import write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 
-from .case_selection import LabelledCases, Networks, Row
+from .case_selection import LabelledCases, Networks
 from .counted_case import WHOLE_GRID, CountedCase
 from .inference_cost import InferenceCost
 from .reference import evaluation_plan, read_reference, reference_segmentation

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.metrics.plan import EvaluationPlan
-
-from .case_selection import Row
 
 
 def evaluation_plan(bundle: Bundle) -> EvaluationPlan:

@@ -62,6 +62,7 @@ class PlanConfig:
         time_s: Seconds that a training may take on this machine.
         networks: Trained together; their answer is the mean.
         network: Of the family.
+        channels: Names of the channels that are a file or a series each; None takes those of the data.
     """
 
     data: Path
@@ -76,6 +77,7 @@ class PlanConfig:
     time_s: float = 3600.0
     networks: int = 1
     network: NetworkChoice = field(default_factory=NetworkChoice)
+    channels: tuple[str, ...] | None = None
 
 
 def spacings_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:
@@ -189,9 +191,11 @@ def mirror_axes(
     )
 
 
-def input_rules(cases: Sequence[CaseFingerprint], modality: str | None) -> Reasoned[Mapping[str, Any]]:
-    """What later images must be like: what was seen, with a margin."""
-    channels = cases[0].channels
+def input_rules(
+    cases: Sequence[CaseFingerprint], modality: str | None, names: Sequence[str]
+) -> Reasoned[Mapping[str, Any]]:
+    """What later images must be like: what was seen, with a margin, and the names of channels that are a file each."""
+    channels = list(names) or cases[0].channels
     if cases[0].axes == "px":
         sizes = shapes_ras(cases)[:, :2]
         rules: dict[str, Any] = {"planar": True, "channels": channels, "extent_mm": _bounds(sizes)}

@@ -136,6 +136,7 @@ def plan_configurations(
     checked_values(known(config.network.name), config.network.values)
     cases = find_data(config.data, config.labels, config.label_suffix)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
+    config = replace(config, channels=config.channels or _channel_names(cases))
     plan, why = dealt(cases, config.splits)
     accepted = Accepted(values=FileValues(objects=config.objects is not None))
     fingerprint = inspect_cases(cases, accepted, step, places=places_of(plan))
@@ -159,7 +160,7 @@ def plan_configurations(
     for configuration in configurations:
         decided = _decided(measured, structures, modality, replace(config, configuration=configuration), speed)
         values = {name: reasoned.value for name, reasoned in decided.items()}
-        values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases)}
+        values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases), "files": len(cases[0].files)}
         reasons = {name: reasoned.reason for name, reasoned in decided.items()} | {"places": why}
         plans.append(BundlePlan(values, reasons, structures, fingerprint, splits, stated))
     return plans
@@ -216,10 +217,23 @@ def _check_configuration(cases: Sequence[CaseFingerprint], configuration: Config
         )
 
 
+def _channel_names(cases: Sequence[CaseFiles]) -> tuple[str, ...]:
+    """Of channels that are a file each, as the data state them, else "channel_0" and on; () for one file a case."""
+    found = {case.channel_names: case.id for case in cases}
+    if len(found) > 1:
+        told = " and ".join(f"{', '.join(names) or 'no names'} ({case})" for names, case in found.items())
+        raise InputRefusedError(
+            f"the channels of the cases are {told}; the same names in the same order are needed; correct them"
+        )
+    count = len(cases[0].files)
+    return cases[0].channel_names or (tuple(f"channel_{number}" for number in range(count)) if count > 1 else ())
+
+
 def _pattern(cases: Sequence[CaseFiles]) -> str:
     """Names of the images in their folder, for `monai.bundle run`."""
     ends = {"" if case.image.is_dir() else case.image.name.removeprefix(case_id(case.image)) for case in cases}
-    return f"*{ends.pop()}" if len(ends) == 1 else "*"
+    first = "_0000" if cases[0].channels else ""
+    return f"*{first}{ends.pop()}" if len(ends) == 1 else "*"
 
 
 def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[int, str]:
@@ -275,7 +289,7 @@ def _decide(
         "modality": Reasoned(modality, "as the files say"),
         "spacing_mm": spacing,
         "slice_axis": Reasoned(slice_axis, "the axis with the longest voxels"),
-        "input_rules": input_rules(cases, modality),
+        "input_rules": input_rules(cases, modality, config.channels or ()),
         "intensities": intensities(cases, modality),
         "mirror_axes": mirror_axes(sided, unnamed, planar=planar, slice_axis=slice_axis),
         "ratios": ratios({name: _share(cases, value) for value, name in structures.items()}),

@@ -100,7 +100,7 @@ def derived_facts(root: Path) -> dict[str, Any]:
         "modality": kind,
         "num_channels": rules.channels,
         "value_range": [],
-        "channel_def": {str(n): kind for n in range(rules.channels)},
+        "channel_def": {str(n): name for n, name in enumerate(rules.channel_names or [kind] * rules.channels)},
         **common,
     }
     pred = {
@@ -112,7 +112,7 @@ def derived_facts(root: Path) -> dict[str, Any]:
         **common,
     }
     return {
-        "image_classes": f"{rules.channels} channel(s), {kind}",
+        "image_classes": ", ".join([f"{rules.channels} channel(s)", *rules.channel_names, kind]),
         "label_classes": ", ".join(f"{number} {label}" for number, label in sorted(names.items())),
         "pred_classes": "the same classes",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.digest import dataset_sha256, seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import Partition
@@ -25,7 +26,7 @@ from monai_unet_app.training.update import resolve_precision
 
 SCHEMA_VERSION = "1.0"
 PACKAGES = ("monai-unet-app", "torch", "monai", "pytorch-ignite", "numpy", "pydicom", "highdicom", "nibabel")
-Cases = Mapping[Partition, Sequence[Mapping[str, str]]]
+Cases = Mapping[Partition, Sequence[Row]]
 
 MUCH_WAITING = 0.05
 """Of a training's seconds: from here on more processes that augment are worth a word."""

@@ -15,6 +15,7 @@ from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.bundle_folder import FITTED, NEEDED_FILES, BundleFiles
 from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
 from monai_unet_app.config import resolve_device
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.inspect import Fingerprint, check_cases
 from monai_unet_app.data.schemas import write_json
@@ -231,7 +232,7 @@ def check_classes(template: Bundle, run: TrainConfig, planned: PlannedCases, mea
         )
 
 
-def _check_rows(run: TrainConfig, cases: Mapping[Partition, Sequence[Mapping[str, str]]]) -> None:
+def _check_rows(run: TrainConfig, cases: Mapping[Partition, Sequence[Row]]) -> None:
     """Raises InputRefusedError if a partition that the training needs has no case."""
     needed: dict[Fold, tuple[Partition, ...]] = {None: ("train", "selection"), ALL: ("train",)}
     for part in needed.get(run.fold, ("train", "test")):

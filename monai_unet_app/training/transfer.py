@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import DONOR
+from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.digest import file_sha256, place_among
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
@@ -168,7 +169,7 @@ def fitted_weights(donor: Weights, own: Weights, name: str) -> dict[str, Tensor]
     return best
 
 
-def check_donor(donor: Donor, network: nn.Module, rows: Mapping[Partition, Sequence[Mapping[str, str]]]) -> str:
+def check_donor(donor: Donor, network: nn.Module, rows: Mapping[Partition, Sequence[Row]]) -> str:
     """What is taken over, in words, when the donor fits.
 
     Args:
@@ -188,7 +189,7 @@ def check_donor(donor: Donor, network: nn.Module, rows: Mapping[Partition, Seque
     return told + ("; which cases have made them is not known: keep these out of tests" if donor.seen is None else "")
 
 
-def check_unseen(donor: Donor, rows: Mapping[Partition, Sequence[Mapping[str, str]]]) -> None:
+def check_unseen(donor: Donor, rows: Mapping[Partition, Sequence[Row]]) -> None:
     """Raises InputRefusedError if a donor has seen a case that is to select, calibrate or test."""
     seen = [entry["image"] for entry in (donor.seen or {}).values()]
     known = [

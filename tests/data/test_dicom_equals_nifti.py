@@ -136,10 +136,10 @@ def test_a_real_crop_is_the_same_in_both_forms(tmp_path: Path) -> None:
     assert same_image(image_fingerprint(image), image_fingerprint(volume))
 
 
-def test_several_files_as_one_image_are_refused_and_none_is_dropped(tmp_path: Path) -> None:
+def test_slices_as_channels_are_refused_and_none_is_dropped(tmp_path: Path) -> None:
     _, made = converted("RAS, 1 mm", "floats", tmp_path)
     files = [str(file) for file in sorted(made.series_folder.iterdir())]
-    with pytest.raises(InputRefusedError, match=rf"and {len(files) - 1} more file\(s\) are given as one image"):
+    with pytest.raises(InputRefusedError, match=rf"and {len(files) - 1} more are given as channels"):
         LoadImaged(keys="image", reader=VolumeReader())({"image": files})
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from phantoms import (
+    linear_field,
     lopsided_array,
     oblique_affine,
     save,
@@ -97,11 +98,6 @@ def test_a_time_point_of_an_enhanced_object_is_read_by_its_functional_group(tmp_
 
 
 FIELD_ROUNDING = 0.011  # half a step of 0.02, and a little
-
-
-def linear_field(points_lps: np.ndarray) -> np.ndarray:
-    """A value for each point (..., 3) that linear interpolation gives back exactly."""
-    return 20.0 + points_lps @ np.array([0.9, -1.7, 2.3])
 
 
 def write_field(folder: Path, affine_lps: np.ndarray, depths_mm: list[float], shape: tuple[int, int] = (12, 9)) -> None:

@@ -1,8 +1,10 @@
-"""Volumes with several channels in one file: each is measured, normalised and varied by itself, as different images are."""
+"""Images of several channels, in one file or in several: each is measured, normalised and varied by itself."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,12 @@ from shell import Run, shell
 from small_data import plan_bundle, tilted_volumes
 
 from dicom_io.volume import Volume
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import bundle_files
+from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.network import NetworkPlan
@@ -47,6 +53,20 @@ def two_channels(folder: Path) -> Path:
         both = np.stack([t1, image.get_fdata() / 100], axis=-1).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(both, image.affine), file)
     return folder
+
+
+def one_file_each(data: Path) -> Path:
+    """The same data with a file for each channel, and their names as nnU-Net states them."""
+    for file in sorted((data / "imagesTr").iterdir()):
+        image = nibabel.load(file)
+        channels = np.moveaxis(image.get_fdata().astype(np.float32), 3, 0)
+        file.unlink()
+        for number, channel in enumerate(channels):
+            name = file.name.replace("_0000.", f"_{number:04}.")
+            nibabel.save(nibabel.Nifti1Image(channel, image.affine), file.with_name(name))
+    document = {"channel_names": {"0": "T1", "1": "ADC"}, "labels": {"background": 0, "liver": 2, "spleen": 5}}
+    (data / "dataset.json").write_text(json.dumps(document))
+    return data
 
 
 def planned(data: Path, **said: Any) -> BundlePlan:
@@ -155,9 +175,41 @@ def test_a_case_whose_channels_are_exchanged_is_pointed_at(tmp_path: Path, run: 
     assert exchanged.startswith("look at case3: its channels 1 and 2")
 
 
+def test_files_of_channels_give_the_plan_of_one_file_and_the_bundle_knows_their_names(
+    volumes: Path, tmp_path: Path
+) -> None:
+    whole = planned(volumes)
+    parts = planned(one_file_each(two_channels(tmp_path / "volumes")))
+    assert parts.values["input_rules"] == {**whole.values["input_rules"], "channels": ["T1", "ADC"]}
+    for name in ("intensities", "window", "spacing_mm", "channels"):
+        assert parts.values[name] == whole.values[name]
+    roots = [tmp_path / name for name in ("whole", "parts", "exchanged")]
+    for root, plan in zip(roots, (whole, parts, parts), strict=True):
+        write_plan(plan, root)
+    text = (roots[2] / "configs/inference.yaml").read_text()
+    (roots[2] / "configs/inference.yaml").write_text(text.replace('["T1", "ADC"]', '["ADC", "T1"]'))
+    digests = [fitted_to(bundle_files(str(root)), "plain")["configs/inference.yaml"] for root in roots]
+    assert len(set(digests)) == 3
+    image = load_bundle(roots[1]).metadata["network_data_format"]["inputs"]["image"]
+    assert image["channel_def"] == {"0": "T1", "1": "ADC"}
+
+
+def test_the_same_names_in_the_same_order_are_needed_for_all_cases(tmp_path: Path) -> None:
+    data = one_file_each(two_channels(tmp_path / "volumes"))
+    rows = []
+    for case in range(5):
+        names = ("T1", "ADC") if case < 4 else ("ADC", "T1")
+        images = {name: f"imagesTr/case{case}_000{number}.nii.gz" for number, name in enumerate(names)}
+        rows.append({"image": images, "label": f"labelsTr/case{case}.nii.gz"})
+    (data / "list.json").write_text(json.dumps(rows))
+    with pytest.raises(InputRefusedError, match=r"T1, ADC \(case3_0000\) and ADC, T1 \(case4_0000\)"):
+        planned(data / "list.json")
+
+
 @pytest.mark.slow
-def test_what_only_the_second_channel_shows_is_learnt(volumes: Path, tmp_path: Path, run: Run) -> None:
-    said = ["--modality", "MR", "--structure", "2=liver", "--structure", "5=spleen", "--time", "0.2min"]
+def test_what_only_the_second_channel_shows_is_learnt(tmp_path: Path, run: Run) -> None:
+    volumes = one_file_each(two_channels(tmp_path / "volumes"))
+    said = ["--modality", "MR", "--time", "0.2min"]
     answer = run("plan", volumes, "--output", tmp_path / "plan", *said)
     assert answer.code == 0, answer.err
     splits = tmp_path / "plan/configs/splits.json"
@@ -168,9 +220,25 @@ def test_what_only_the_second_channel_shows_is_learnt(volumes: Path, tmp_path: P
     quick = ["--epochs", "8", "--learning-rate", "0.01"]
     answer = run("train", "--bundle", tmp_path / "plan", "--data", volumes, "--output", made, *quick)
     assert answer.code == 0, answer.err
-    answer = run("predict", "--bundle", made, "--input", file_of(volumes), "--output", tmp_path / "out")
+    words = ["--bundle", made, "--input", file_of(volumes), "--output", tmp_path / "out", "--device", "cpu"]
+    answer = run("predict", *words, "--format", "nifti,seg", "--dicomize", "--deliver-rejected")
     assert answer.code == 0, answer.err
-    (found,) = (tmp_path / "out").glob("*_seg.nii.gz")
+    (found,) = (tmp_path / "out").glob("case0_seg.nii.gz")
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        "configs/inference.yaml",
+        "--device",
+        "cpu",
+    ]
+    more = ["--dataset_dir", volumes / "imagesTr", "--output_dir", tmp_path / "theirs"]
+    done = subprocess.run([*command, *more], cwd=made, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = nibabel.load(tmp_path / "theirs/case0_0000_seg.nii.gz")
+    assert np.array_equal(np.asarray(theirs.dataobj).squeeze(), np.asarray(nibabel.load(found).dataobj))
     truth = np.asarray(nibabel.load(volumes / "labelsTr/case0.nii.gz").dataobj)
     # The balls are nowhere in the first channel
     assert dice(truth > 0, np.asarray(nibabel.load(found).dataobj) > 0) > 0.5
