@@ -150,13 +150,14 @@ def result_uid(source: Volume, result: ResultInfo, kind: str, part: str, *conten
     `source`.
 
     Depends on the patient (PatientID and IssuerOfPatientID) and the study, since images that are moved to another patient may
-    keep their UIDs; on the slices of the source (as a set: SOP Instance UIDs, with the frames that are used of a multi-frame
-    object), on the bundle and its settings, and on `content`. An instance names in `content` what it holds, and depends
-    on all of `result` too, so that two contents never have the same UID; a series depends on what its instances must have in
-    common.
+    keep their UIDs; on the slices of the source and of its further channels (as a set: SOP Instance UIDs, with the frames that
+    are used of a multi-frame object), on the bundle and its settings, and on `content`. An instance names in `content` what it
+    holds, and depends on all of `result` too, so that two contents never have the same UID; a series depends on what its
+    instances must have in common.
     """
     owner = source.provenance.patient_digest, source.provenance.study_instance_uid or ""
-    return uid_from(source.provenance.slice_keys, owner, result, kind, part, *content)
+    keys = chain(source.provenance.slice_keys, *(other.slice_keys for other in source.provenance.others))
+    return uid_from(keys, owner, result, kind, part, *content)
 
 
 def object_uids(source: Volume, result: ResultInfo, kind: str, *content: str) -> tuple[str, str]:
@@ -240,6 +241,23 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
     headers = tuple(_supplied(by_uid[uid]) for uid in dict.fromkeys(uids))
     headers[0].carried = patient_and_study.carried(headers[0])
     return headers
+
+
+def headers_of_others(source: Volume) -> tuple[Dataset, ...]:
+    """The headers of the instances behind the further channels of a source, as `source_headers` gives those of the first.
+
+    Raises:
+        LabelError, UnreadableFileError: As `source_headers`.
+    """
+    found = list[Dataset]()
+    for other in source.provenance.others:
+        wanted = set(other.sop_instance_uids)
+        headers = [_named(patient_and_study.copied(header)) for header in other.headers]
+        headers += [header for _, header in _headers(other.files, whole=False)]
+        found += {
+            str(one.SOPInstanceUID): _supplied(one) for one in headers if str(one.SOPInstanceUID) in wanted
+        }.values()
+    return tuple(found)
 
 
 def header_of(file: Path) -> Dataset:

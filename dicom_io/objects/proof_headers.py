@@ -107,20 +107,21 @@ def check_images(series: Sequence[Attributes], images_tag: int, headers: Sequenc
     Args:
         series: Items that name a series.
         images_tag: Of the sequence of instances in each.
-        headers: Of the source, from `identity.source_headers`.
+        headers: Of the source, from `identity.source_headers`, and of its further channels.
     """
     references = [
         (text(item, _SERIES), text(image, _CLASS), text(image, INSTANCE))
         for item in series
         for image in items(item, images_tag)
     ]
-    name = str(headers[0].SeriesInstanceUID)
-    needed = {(name, str(header.SOPClassUID), str(header.SOPInstanceUID)) for header in headers}
+    needed = {
+        (str(header.SeriesInstanceUID), str(header.SOPClassUID), str(header.SOPInstanceUID)) for header in headers
+    }
     if sorted(references) != sorted(needed):
         names = ", ".join(sorted({shown(uid) for uid, _, _ in references})) or "none"
         raise GeometryProofError(
             f"it refers to {len(references)} images of the series {names}, not to the {len(needed)} of the source's series "
-            f"{name}"
+            f"{', '.join(sorted({uid for uid, _, _ in needed}))}"
         )
 
 

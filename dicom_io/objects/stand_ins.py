@@ -10,6 +10,7 @@ from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage
 from pydicom.valuerep import DSfloat
 
 from dicom_io.coding import code_item
+from dicom_io.objects import identity
 from dicom_io.objects.functional_groups import macro, reference
 from dicom_io.objects.patient_and_study import copied
 from dicom_io.objects.slice_positions import Slice
@@ -70,14 +71,27 @@ def thickness_mm(header: Dataset, frame: int | None, source: Volume) -> float:
     return float(thickness) if thickness else source.spacing_mm[2]
 
 
-def refer(dataset: Dataset, headers: Sequence[Dataset], slices: Sequence[Slice]) -> None:
-    """Names every instance of the source, whether or not a frame lies on it: viewers look for them all."""
+def refer(dataset: Dataset, source: Volume, headers: Sequence[Dataset], slices: Sequence[Slice]) -> None:
+    """Names every instance of the source, whether or not a frame lies on it: viewers look for them all.
+
+    Those of further channels are named, too; they may have grids of their own.
+    """
     classes = {part.sop_instance_uid: part.sop_class_uid for part in slices}
     series = Dataset()
     series.SeriesInstanceUID = headers[0].SeriesInstanceUID
     series.ReferencedInstanceSequence = [reference(sop_class, uid) for uid, sop_class in classes.items()]
     dataset.ReferencedSeriesSequence = [series]
     dataset.SourceImageSequence = [source_item(sop_class, uid) for uid, sop_class in classes.items()]
+    by_series: dict[str, Dataset] = {}
+    for header in identity.headers_of_others(source):
+        series = by_series.setdefault(str(header.SeriesInstanceUID), Dataset())
+        series.SeriesInstanceUID = header.SeriesInstanceUID
+        here = reference(str(header.SOPClassUID), str(header.SOPInstanceUID))
+        series.ReferencedInstanceSequence = [*(series.get("ReferencedInstanceSequence") or []), here]
+        item = source_item(str(header.SOPClassUID), str(header.SOPInstanceUID))
+        del item.SpatialLocationsPreserved
+        dataset.SourceImageSequence.append(item)
+    dataset.ReferencedSeriesSequence.extend(by_series.values())
 
 
 def source_item(sop_class_uid: str, sop_instance_uid: str, frame: int | None = None) -> Dataset:

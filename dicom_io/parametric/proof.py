@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dicom_io.errors import GeometryProofError
-from dicom_io.objects import proof_headers
+from dicom_io.objects import identity, proof_headers
 from dicom_io.objects.proof_groups import PER_FRAME, SHARED, check_dimensions, check_groups, parsed_plane, parsed_source
 from dicom_io.objects.proof_headers import code_text
 from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, needed, text, whole
@@ -58,7 +58,8 @@ def prove_map(path: Path, values: Volume, images: SourceImages, meaning: MapMean
         check_groups(written)
         check_dimensions(written, frames)
         proof_headers.check_owner(written, images.headers[0])
-        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, images.headers)
+        behind = (*images.headers, *identity.headers_of_others(images.source))
+        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, behind)
 
 
 def parsed_map_frames(written: Attributes) -> Iterator[MapFrame]:

@@ -186,7 +186,7 @@ def _name_sources(dataset: Dataset, images: SourceImages) -> None:
                 k = int(str(named.ReferencedSOPInstanceUID).rpartition(".")[2])
                 named.pop("ReferencedFrameNumber", None)
                 named.update(images.reference(k))
-    refer(dataset, images.headers, images.slices)
+    refer(dataset, images.source, images.headers, images.slices)
 
 
 def _sort_along_normal(dataset: Dataset) -> None:

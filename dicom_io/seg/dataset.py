@@ -111,7 +111,7 @@ def build_seg(
     if first.plane is not None:
         identity.check_has_frame(images.headers)
     head = _template(header, first, source, result, encoding)
-    refer(head, images.headers, images.slices)
+    refer(head, source, images.headers, images.slices)
     frames: StoredFrames
     if isinstance(content, Fractions):
         frames = fractions = StoredFractions(content, images, empty_frames=empty_frames)

@@ -82,7 +82,8 @@ def prove_seg(
         proof_groups.check_groups(written)
         proof_groups.check_dimensions(written, list(check.frames))
         proof_headers.check_owner(written, headers[0])
-        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, headers)
+        behind = (*headers, *identity.headers_of_others(source))
+        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, behind)
         described = check_segments(written, segments, label_map=text(written, _SEGMENTATION_TYPE) == "LABELMAP")
         check.are_described(described)
 

@@ -39,14 +39,16 @@ def prove_verified(path: Path, report: Path, comment: Sequence[str] = ()) -> Non
 
 
 def prove_report(path: Path, source: Volume, segmentation: Dataset) -> None:
-    """Pass if the report, read back, refers to its own segmentation and otherwise only to slices of the source.
+    """Pass if the report, read back, refers to its segmentation and otherwise only to slices of the source and its further
+    channels.
 
     Raises:
         GeometryProofError: It does not; the file is deleted.
     """
     with proof_headers.deleting(path, "SR") as written:
         references = set(referenced_uids({tag: written[tag] for tag in OWN_REFERENCES if tag in written}))
-        own, slices = str(segmentation.SOPInstanceUID), set(source.provenance.sop_instance_uids)
+        behind = (source.provenance, *source.provenance.others)
+        own, slices = str(segmentation.SOPInstanceUID), {uid for one in behind for uid in one.sop_instance_uids}
         strangers = references - slices - {own}
         if own not in references or strangers:
             raise GeometryProofError(

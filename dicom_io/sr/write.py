@@ -101,7 +101,7 @@ def write_sr(
     )
     uids = uid, identity.result_uid(source, result, "SR", "series")
     ids = identity.for_highdicom("SR", uids, headers[0], result)
-    document = _document(report, seg_header, predecessors, headers, ids)
+    document = _document(report, seg_header, predecessors, (*headers, *identity.headers_of_others(source)), ids)
     identity.stamp(document, headers, result, "SR", [text for whole in wholes for text in whole.texts])
     add_side(document, headers[0])
     return proof.save_proved(document, path, lambda file: prove_report(file, source, seg_header))

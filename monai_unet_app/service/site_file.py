@@ -18,7 +18,7 @@ from dicom_io.kinds import FORMATS
 from dicom_io.net.destination import OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
 from dicom_io.net.destination_file import LOOPBACK, TomlTable, destinations_of, read_table, read_tls
 from monai_unet_app.config import EngineName, Precision, ResultSettings
-from monai_unet_app.data.selection import compiled
+from monai_unet_app.data.selection import Patterns, compiled
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.rows import NewResult, Result
 
@@ -44,6 +44,8 @@ class Rule:
         name: Name of the rule; letters, digits, _ and -.
         bundle: Name or folder of the bundle.
         match: DICOM keyword -> pattern that the value must contain, regardless of case; all patterns must match.
+        channels: Name of each further channel of the bundle -> patterns as of `match` for its series, which lies in the study
+            and the frame of reference of the first.
         least_instances: Series with fewer instances are ignored.
         formats: Kinds of DICOM objects, some of `dicom_io.kinds.FORMATS`.
         destinations: Names of destinations of the site.
@@ -65,6 +67,7 @@ class Rule:
     name: str
     bundle: str
     match: Mapping[str, re.Pattern[str]]
+    channels: Mapping[str, Patterns] = field(default_factory=dict)
     least_instances: int = 1
     formats: tuple[str, ...] = ("seg", "sr")
     destinations: tuple[str, ...] = ()
@@ -319,7 +322,7 @@ def _bundle(table: TomlTable, folder: Path) -> str:
     return str(folder / bundle) if (folder / bundle).is_dir() else bundle
 
 
-def _patterns(table: TomlTable, folder: Path) -> dict[str, re.Pattern[str]]:
+def _patterns(table: TomlTable, folder: Path) -> Patterns:
     try:
         patterns = compiled(table.table("match") or {})
     except ValueError as error:
@@ -330,6 +333,12 @@ def _patterns(table: TomlTable, folder: Path) -> dict[str, re.Pattern[str]]:
             'match = {Modality = "MR"}'
         )
     return patterns
+
+
+def _channels(table: TomlTable, folder: Path) -> dict[str, Patterns]:
+    where = f"{table.where}: channels"
+    names = table.table("channels") or {}
+    return {name: _patterns(TomlTable({"match": match}, f"{where}: {name}"), folder) for name, match in names.items()}
 
 
 def _keywords(table: TomlTable, folder: Path) -> tuple[str, ...]:
@@ -396,6 +405,7 @@ _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "engine": lambda table, _: _one_of(table, "engine", get_args(EngineName)),
     "precision": lambda table, _: _one_of(table, "precision", get_args(Precision)),
     "match": _patterns,
+    "channels": _channels,
     "formats": lambda table, _: table.texts("formats", FORMATS) or Rule.formats,
     "destinations": lambda table, _: table.texts("destinations") or (),
 }

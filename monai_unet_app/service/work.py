@@ -237,15 +237,21 @@ def _write_case(case: "Case", name: str, folder: Path, **options: Any) -> None:
 
 
 def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
-    """The voxels of a series. Other series are read with it only if they show that it lacks nothing."""
+    """The voxels of a series, or of one for each channel. Others are read too only if they show that it lacks nothing."""
+    from dicom_io.channels import read_channels
     from dicom_io.read import read_series
 
+    uids = (uid, *(_channel(name, rule, uid, series) for name in rule.channels))
+    for one in uids:
+        missing = missing_of(series, one)
+        if missing and not rule.allow_incomplete:
+            raise InputRefusedError(
+                f"{missing.count} image(s) did not come: {missing.words}; all are needed, or a structure could be cut off; "
+                "send the missing images"
+            )
+    if rule.channels:
+        return read_channels(series, uids, accept_incomplete=rule.allow_incomplete)
     parts, missing = _parts(series, uid), missing_of(series, uid)
-    if missing and not rule.allow_incomplete:
-        raise InputRefusedError(
-            f"{missing.count} image(s) did not come: {missing.words}; all are needed, or a structure could be cut off; "
-            "send the missing images"
-        )
     # ImagesInAcquisition counts an acquisition, which may be in several series (decision 0026): a series that looks
     # incomplete alone and is whole with the others must be read with them.
     needs_others = missing is None and missing_of(parts, uid) is not None
@@ -255,9 +261,43 @@ def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
 
 
 def _missing_images_of(series: Sequence[SeriesRef], picked: Sequence[tuple[Rule, str]]) -> str:
-    """In words, what the picked series lack by their own headers; empty if they lack nothing."""
-    missing = [missing_of(series, uid) for uid in dict.fromkeys(uid for _, uid in picked)]
-    return "; ".join(f"{lack.count} did not come yet, {lack.words}" for lack in missing if lack)
+    """In words, what the picked series lack by their own headers, and absent channels; empty if nothing is lacking."""
+    found = dict.fromkeys(uid for _, uid in picked)
+    absent = []
+    for rule, uid in picked:
+        for name in rule.channels:
+            uids = _series_of_channel(name, rule, uid, series)
+            found |= dict.fromkeys(uids)
+            absent += [] if uids else [f"no series for the channel {name} came yet"]
+    missing = [missing_of(series, uid) for uid in found]
+    return "; ".join([*absent, *(f"{lack.count} did not come yet, {lack.words}" for lack in missing if lack)])
+
+
+def _series_of_channel(name: str, rule: Rule, uid: str, series: Sequence[SeriesRef]) -> list[str]:
+    """SeriesInstanceUIDs of the series in the frame of reference of a picked one that the patterns of a channel pick."""
+    space = _frame_of_reference(series, uid)
+    fits = [
+        ref.series_instance_uid
+        for ref in series
+        if ref.kind == "image" and ref.series_instance_uid != uid and not selection.misfits(ref, rule.channels[name])
+    ]
+    return [one for one in dict.fromkeys(fits) if _frame_of_reference(series, one) == space]
+
+
+def _frame_of_reference(series: Sequence[SeriesRef], uid: str) -> str:
+    first = next(part for part in _parts(series, uid) if part.kind == "image")
+    return str(first.instances[0].header.get("FrameOfReferenceUID") or "")
+
+
+def _channel(name: str, rule: Rule, uid: str, series: Sequence[SeriesRef]) -> str:
+    """The one series of a channel. Raises InputRefusedError if there is none, or more than one."""
+    uids = _series_of_channel(name, rule, uid, series)
+    if len(uids) != 1:
+        raise InputRefusedError(
+            f"{len(uids)} series of the study are for the channel {name}, in the frame of reference of the series that rule "
+            f"{rule.name} picked; one is needed; send the missing series, or let the patterns of the channel say which is meant"
+        )
+    return uids[0]
 
 
 def _parts(series: Sequence[SeriesRef], uid: str) -> list[SeriesRef]:
@@ -370,8 +410,19 @@ def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
         )
     if rule.export_sha256:
         _check_export(rule, bundle)
+    _check_channels(rule, bundle)
     check_stated(rule, bundle)
     check_coded(bundle.name, bundle.segments)
+
+
+def _check_channels(rule: Rule, bundle: "BundleFiles") -> None:
+    """A rule names the channels of its bundle after the first, in their order: that is the order in which they are read."""
+    needed = bundle.channel_names[1:]
+    if tuple(rule.channels) != needed:
+        raise AppError(
+            f"rule {rule.name} has patterns for the channels {', '.join(rule.channels) or 'none'} beside match; "
+            f"{', '.join(needed) or 'none'}, in this order, are what {bundle.name} takes after its first; write channels so"
+        )
 
 
 def _check_export(rule: Rule, bundle: "BundleFiles") -> None:

@@ -1,0 +1,195 @@
+"""A bundle of two channels in a node: their series in any order, absent, twice, of another patient or place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+
+from dicom_io.channels import read_channels
+from dicom_io.dicomize import dicomize
+from dicom_io.read import read_series
+from dicom_io.seg import read_seg
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.pipeline import segment_case
+from monai_unet_app.service.site_file import read_site
+from monai_unet_app.service.work import Worker, check_bundles
+
+SITE = """
+[node]
+folder = "node"
+[[rules]]
+name = "two"
+bundle = "{bundle}"
+deliver_ungated = true
+match = {{SeriesDescription = "T1"}}
+channels = {{FLAIR = {{SeriesDescription = "FLAIR"}}}}
+"""
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Callable[[], Path]) -> Path:
+    """A reference bundle with another input: two channels, weights by chance."""
+    root = tiny_bundle()
+    config = root / "configs/inference.yaml"
+    text = (
+        config.read_text()
+        .replace("channels: 1\n", "channels: [T1, FLAIR]\n", 1)
+        .replace("in_channels: 1", "in_channels: 2")
+    )
+    config.write_text(text)
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser["bundle_root"] = str(root)
+    torch.manual_seed(3)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), root / "models/model.pt")
+    return root
+
+
+@pytest.fixture
+def site(bundle: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text(SITE.format(bundle=bundle))
+    return path
+
+
+def series(crop: Volume, folder: Path, description: str, **header: str) -> Path:
+    """A series of one study and one frame of reference, whose values follow from its description."""
+    noise = np.random.default_rng(len(description)).normal(0, 30, crop.shape).astype(np.float32)
+    image = replace(crop, array=crop.array + noise, provenance=Provenance("nifti"))
+    made = dicomize(image, folder.parent.parent / f"made_{folder.name}", case_id=folder.name).series_folder
+    shutil.copytree(made, folder)
+    for file in folder.glob("*.dcm"):
+        one = dcmread(file)
+        told = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "PatientID": "anna", **header}
+        for keyword, value in {"SeriesDescription": description, **told}.items():
+            setattr(one, keyword, value)
+        one.save_as(file)
+    return folder
+
+
+def answer(site: Path, study: Path, output: Path, *, waited: bool = True) -> dict[str, Any]:
+    return Worker(read_site(site)).answer({"study": str(study), "output": str(output), "earlier": {}, "waited": waited})
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_the_series_of_the_channels_are_found_whatever_their_order(
+    names: tuple[str, str], crop: Volume, site: Path, bundle: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "received"
+    for name, description in zip(names, ("T1 sag", "FLAIR ax"), strict=True):
+        series(crop, study / name, description)
+    series(crop, study / "c", "T2")
+    (found,) = answer(site, study, tmp_path / "results")["results"]
+    assert (found["rule"], found["state"]) == ("two", "sending"), found["reason"]
+    uids = [read_series(study / name).provenance.series_instance_uid for name in names]
+    assert found["series"] == uids[0]
+    image = read_channels(study, uids)
+    (seg,) = (tmp_path / "results").rglob("*_seg.dcm")
+    loaded = load_bundle(bundle, "cpu")
+    right, exchanged = (
+        segment_case(read_channels(study, order), loaded).segmentation.labels for order in (uids, uids[::-1])
+    )
+    assert len(np.unique(right)) > 1
+    assert np.array_equal(read_seg(seg, image.channel(0)).array, right)
+    assert not np.array_equal(exchanged, right)
+
+
+def test_an_absent_channel_is_waited_for_and_then_named(crop: Volume, site: Path, tmp_path: Path) -> None:
+    series(crop, tmp_path / "received/a", "T1")
+    found = answer(site, tmp_path / "received", tmp_path / "results", waited=False)
+    assert found["incomplete"] == "no series for the channel FLAIR came yet"
+    (result,) = answer(site, tmp_path / "received", tmp_path / "results")["results"]
+    assert result["state"] == "not processed"
+    assert "0 series of the study are for the channel FLAIR" in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({}, "2 series of the study are for the channel FLAIR"),
+        ({"FrameOfReferenceUID": "1.2.9"}, ""),
+    ],
+)
+def test_a_second_series_for_a_channel_is_taken_by_nobody_unless_it_lies_elsewhere(
+    header: dict[str, str], reason: str, crop: Volume, site: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "received"
+    series(crop, study / "a", "T1")
+    series(crop, study / "b", "FLAIR")
+    series(crop, study / "c", "FLAIR again", **header)
+    (result,) = answer(site, study, tmp_path / "results")["results"]
+    assert (result["state"], reason in result["reason"]) == ("not processed" if reason else "sending", True)
+
+
+def test_series_of_two_patients_are_not_mixed(crop: Volume, site: Path, tmp_path: Path) -> None:
+    study = tmp_path / "received"
+    series(crop, study / "a", "T1")
+    series(crop, study / "b", "FLAIR", PatientID="berta")
+    (result,) = answer(site, study, tmp_path / "results")["results"]
+    assert result["state"] == "not processed"
+    assert "are of different patients" in result["reason"]
+    assert "berta" not in result["reason"]
+
+
+def test_every_reference_series_has_a_result_of_its_own(crop: Volume, site: Path, tmp_path: Path) -> None:
+    study = tmp_path / "received"
+    for name, description in (("a", "T1"), ("b", "FLAIR"), ("c", "T1 with contrast")):
+        series(crop, study / name, description)
+    results = answer(site, study, tmp_path / "results")["results"]
+    assert [one["state"] for one in results] == ["sending", "sending"]
+    assert len({one["series"] for one in results}) == 2
+
+
+@pytest.mark.parametrize(
+    ("there", "instead", "needed"),
+    [
+        ("FLAIR = {", "ADC = {", "patterns for the channels ADC beside match; FLAIR, in this order"),
+        (
+            'channels = {FLAIR = {SeriesDescription = "FLAIR"}}',
+            "",
+            "patterns for the channels none beside match; FLAIR",
+        ),
+    ],
+)
+def test_a_rule_with_other_channels_than_its_bundle_does_not_start(
+    there: str, instead: str, needed: str, site: Path
+) -> None:
+    site.write_text(site.read_text().replace(there, instead))
+    with pytest.raises(AppError, match=needed):
+        check_bundles(read_site(site))
+
+
+def test_a_channel_needs_patterns(site: Path) -> None:
+    site.write_text(site.read_text().replace('{SeriesDescription = "FLAIR"}', "{}"))
+    with pytest.raises(UsageError, match="channels: FLAIR matches every series"):
+        read_site(site)
+
+
+def test_the_same_study_gives_the_same_uids_and_another_channel_others(
+    crop: Volume, site: Path, tmp_path: Path
+) -> None:
+    study, uids = tmp_path / "received", []
+    series(crop, study / "a", "T1")
+    series(crop, study / "b", "FLAIR")
+    for number in range(3):
+        if number == 2:  # as it came from another scan
+            for file in (study / "b").glob("*.dcm"):
+                one = dcmread(file)
+                one.SOPInstanceUID, one.SeriesInstanceUID = generate_uid(entropy_srcs=[file.name]), "1.2.7"
+                one.save_as(file)
+        answer(site, study, tmp_path / f"results_{number}")
+        (seg,) = (tmp_path / f"results_{number}").rglob("*_seg.dcm")
+        uids.append(str(dcmread(seg).SOPInstanceUID))
+    assert uids[0] == uids[1] != uids[2]
