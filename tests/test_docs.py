@@ -151,6 +151,7 @@ def test_the_site_file_of_the_how_to_is_accepted_and_states_the_true_defaults(tm
     document = tomllib.loads(_site_file())
     for kind, content in ((NodeConfig, document["node"]), (Rule, document["rules"][0]), (HttpConfig, document["http"])):
         usual = {one.name: one.default for one in fields(kind) if one.default is not MISSING}
+        usual |= {one.name: one.default_factory() for one in fields(kind) if one.default_factory is not MISSING}
         for key in _stated_as_default(content):
             told = tuple(content[key]) if isinstance(content[key], list) else content[key]
             assert told == usual[key], f"{key} is said to be {told} by default, it is {usual[key]}"
