@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from own_network import own_network
 from shell import Run, shell
 from small_data import FEW, drawn_eyes, few_examples
 
@@ -244,25 +241,6 @@ def test_the_verb_exports_and_tells_how_far_the_answers_are_apart(run: Run, tiny
     assert (root / PARITY).is_file()
     answer = run("predict", "--bundle", root, "--input", root, "--output", root / "no", "--engine", "onnxruntime")
     assert answer.code != 0
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_export_talks_to_nobody(tiny_bundle: Callable[[str], Path], engine: str) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "monai_unet_app",
-        "bundle",
-        "export",
-        "--bundle",
-        tiny_bundle(VOLUMES),
-        "--to",
-        engine,
-    ]
-    with own_network() as packets_sent:
-        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert packets_sent() == 0
 
 
 FEWER_BITS = ResultSettings(engine="openvino", precision="bfloat16")

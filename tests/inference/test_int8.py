@@ -198,7 +198,9 @@ def test_a_quantiser_that_is_absent_is_named(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_quantising_talks_to_nobody(tiny_bundle: Callable[[str], Path], tmp_path: Path, engine: str) -> None:
+def test_exporting_and_quantising_talk_to_nobody(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path, engine: str
+) -> None:
     if engine == "openvino":
         pytest.importorskip("nncf")
     words = [sys.executable, "-m", "monai_unet_app", "bundle", "export"]
