@@ -225,6 +225,18 @@ def next_command(verb: str, bundle: Path, options: object, more: Sequence[str] =
     return "next: " + shlex.join(words + (["--tta"] if getattr(options, "tta", False) else []))
 
 
+def regions(pairs: list[str]) -> dict[str, tuple[int, ...]]:
+    """Name -> label values, of VALUE+VALUE=NAME beside VALUE=NAME; empty where no structure has several values."""
+    if not any("+" in pair.partition("=")[0] for pair in pairs):
+        return {}
+    found = {}
+    for pair in pairs:
+        values, _, name = pair.partition("=")
+        named = [structures([f"{value}={name}"]) for value in values.split("+")]
+        found[name.strip()] = tuple(value for one in named for value in one)
+    return found
+
+
 def structures(pairs: list[str]) -> dict[int, str]:
     """Label value -> name, of VALUE=NAME."""
     named = {}

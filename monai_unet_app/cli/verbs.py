@@ -44,7 +44,9 @@ def plan(options: flags.Plan) -> Answer:
         )
     said = common.set_fields(options, PlanConfig) | {"configuration": None}
     said["network"] = common.network_of(options) or NetworkChoice()
-    config = PlanConfig(**said, structures=common.structures(options.structure), time_s=options.time)
+    regions = common.regions(options.structure)
+    structures = {} if regions else common.structures(options.structure)
+    config = PlanConfig(**said, structures=structures, regions=regions, time_s=options.time)
     names = list(dict.fromkeys(options.configuration))
     with show.Steps("reading", None) as step:
         speed = partial(seconds_of_a_window, choice=config.network, device=options.device)

@@ -13,7 +13,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -60,11 +60,13 @@ class LabelFacts:
         names: Of the structures, by label value, without the background.
         modality: DICOM's term (CT, MR), if it is one.
         channels: The name of each channel; () where the file does not say them.
+        regions: The label values of each structure, by its name, where structures consist of several; `names` is empty then.
     """
 
     names: Mapping[int, str]
     modality: str | None
     channels: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def is_datalist(path: Path) -> bool:
@@ -165,7 +167,7 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
     """What `dataset.json` in the folder says of its labels; None where there is none.
 
     Raises:
-        InputRefusedError: The file is damaged, or its labels are regions, or some voxels have no class (`ignore`).
+        InputRefusedError: The file is damaged, or some voxels have no class (`ignore`).
     """
     path = folder / "dataset.json"
     if not path.is_file():
@@ -173,25 +175,28 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
         labels, channels = document["labels"], document.get("channel_names") or document.get("modality") or {}
-        names = _names_by_value(labels)
+        names, regions = _names_by_value(labels), _regions(labels)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefusedError(
             f"{path.name} does not state its labels ({type(error).__name__}: {error}); nnU-Net's or the Decathlon's form is "
             "needed; correct or remove it"
         ) from error
     told = tuple(str(name) for name in channels.values()) if isinstance(channels, dict) else ()
-    return LabelFacts(names, _MODALITIES.get(told[0].lower()) if told else None, told)
+    return LabelFacts({} if regions else names, _MODALITIES.get(told[0].lower()) if told else None, told, regions)
+
+
+def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The values of each region, from {"background": 0, "whole tumour": [1, 2], "core": 2}; empty where none has several."""
+    if not any(isinstance(value, list) for value in labels.values()):
+        return {}
+    values = {name: tuple(map(int, value if isinstance(value, list) else [value])) for name, value in labels.items()}
+    return {name: told for name, told in values.items() if told != (0,)}
 
 
 def _names_by_value(labels: Mapping[str, Any]) -> dict[int, str]:
-    """The names by label value, from {"0": "background", "1": "liver"} or {"background": 0, "liver": 1}."""
+    """The names by label value, from {"0": "background", "1": "liver"} or {"background": 0, "liver": 1}; without regions."""
     pairs = [(key, value) if not str(key).isdigit() else (value, key) for key, value in labels.items()]
-    regions = [str(name) for name, value in pairs if isinstance(value, list)]
-    if regions:
-        raise InputRefusedError(
-            f"dataset.json has regions ({', '.join(regions[:_SHOWN])}), which consist of several label values; one value for "
-            "each structure is needed; write the labels without regions"
-        )
+    pairs = [(name, value) for name, value in pairs if not isinstance(value, list)]
     if any(str(name).lower() == "ignore" for name, _ in pairs):
         raise InputRefusedError(
             "dataset.json has voxels without a class (ignore); a class for every voxel is needed to train; complete the labels"

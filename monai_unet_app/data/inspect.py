@@ -31,7 +31,7 @@ from monai_unet_app.data.case_files import (
 )
 from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.datalist import is_datalist
-from monai_unet_app.data.labels import AS_NUMBERED, FileValues, check_values, read_labels
+from monai_unet_app.data.labels import AS_NUMBERED, FileValues, as_numbers, check_values, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, along_patient, check_channel_names, check_rules, extent_of
 from monai_unet_app.data.sketch import sketch_of
@@ -340,7 +340,7 @@ def strict_case(seen: CaseFingerprint, volume: Volume, labels: Volume | None, pl
     """
     return StrictCase(
         id=seen.id,
-        sketch=sketch_of(volume, labels),
+        sketch=sketch_of(volume, labels and as_numbers(labels)),
         spacing=() if volume.planar else along_patient(volume, np.array(volume.spacing_mm)),
         extent=extent_of(volume),
         values=frozenset(value for value in seen.class_size if value),
@@ -381,7 +381,7 @@ def _fingerprint(name: str, volume: Volume, labels: Volume | None, subject: str)
         class_size={value: round(count * volume.voxel_size, 4) for value, count in voxels.items()},
         class_voxels=voxels,
         subject=subject,
-        foreground=tuple(_foreground(channel[labels.array > 0]) for channel in channels)
+        foreground=tuple(_foreground(channel[as_numbers(labels).array > 0]) for channel in channels)
         if labels and labels.array.any()
         else (),
     )
@@ -401,9 +401,15 @@ def _foreground(values: NDArray[Any]) -> tuple[float, float, float, float]:
 def _class_voxels(labels: Volume) -> dict[int, int]:
     voxels: Counter[int] = Counter()
     for plane in np.moveaxis(labels.array, 2, 0):  # planes, since counting sorts a copy
+        if labels.array.ndim == 4:
+            voxels.update({0: int((plane == 0).all(axis=-1).sum())})
+            voxels.update(
+                {number: int((plane[..., number - 1] == 1).sum()) for number in range(1, plane.shape[-1] + 1)}
+            )
+            continue
         values, counts = np.unique(plane, return_counts=True)
         voxels.update(dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True)))
-    return dict(sorted(voxels.items()))
+    return {value: count for value, count in sorted(voxels.items()) if count}
 
 
 def _label_voxels(cases: Sequence[CaseFingerprint]) -> dict[str, dict[int, int]]:

@@ -1,7 +1,8 @@
 """Labels from a NIfTI, NRRD or MetaImage file, a picture, a DICOM SEG or RTSTRUCT, on the grid of their image."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +28,45 @@ class FileValues:
         values: The value of each structure, in the order of their numbers; () for the numbers themselves.
         objects: Every value above 0 is the only structure: files that number objects.
         ignored: A value that stays as it is: the bundle's `ignore_label`.
+        regions: Of structures that may share voxels: the values that each consists of, in the order of their numbers.
+        masks: A file holds a mask for each structure, in the order of their numbers, as channels or as segments.
     """
 
     values: tuple[int, ...] = ()
     objects: bool = False
     ignored: int | None = None
+    regions: tuple[tuple[int, ...], ...] = ()
+    masks: bool = False
 
     @classmethod
     def parse(cls, told: object, ignored: int | None = None) -> "FileValues":
-        """From the value in the YAML file: a list of numbers, "objects", or None. Raises BundleError for anything else."""
-        if told is None or told == "objects":
-            return cls((), told is not None, ignored)
-        values = tuple(told) if isinstance(told, list) else ()
-        if (
-            not values
-            or not all(isinstance(value, int) and value > 0 for value in values)
-            or len(set(values)) < len(values)
-        ):
+        """From the value in the YAML file: a list of numbers or of lists of them, "objects", "masks", or None.
+
+        Raises:
+            BundleError: For anything else.
+        """
+        if told is None or told in ("objects", "masks"):
+            return cls((), told == "objects", ignored, masks=told == "masks")
+        entries = list(told) if isinstance(told, list) else []
+        regions = tuple(tuple(entry) if isinstance(entry, list) else (entry,) for entry in entries)
+        values = [value for region in regions for value in region]
+        is_distinct = len({frozenset(region) for region in regions}) == len(regions) and all(regions)
+        if not values or not all(isinstance(value, int) and value > 0 for value in values) or not is_distinct:
             raise BundleError(
-                f"label_values is {told!r}; a list with the value of each structure in label files, or the word objects, is "
-                "needed; see docs/bundles.md"
+                f"label_values is {told!r}; a list with the value, or the list of values, of each structure in label files, or "
+                "the word objects or masks, is needed; see docs/bundles.md"
             )
-        return cls(values, ignored=ignored)
+        if any(isinstance(entry, list) for entry in entries):
+            return cls(ignored=ignored, regions=regions)
+        return cls(tuple(values), ignored=ignored)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether structures may share voxels: labels are masks, channels last, and no numbers."""
+        return self.masks or bool(self.regions)
 
     def numbered(self, array: NDArray[Any], name: str) -> NDArray[Any]:
-        """Label values of a file, any shape, as numbers of structures.
+        """Label values of a file, any shape, as numbers of structures; of regions a mask for each, channels last.
 
         Args:
             array: Whole numbers.
@@ -69,6 +84,8 @@ class FileValues:
                 )
         if self.objects:
             return np.where(array == self.ignored, array, array > 0).astype(array.dtype)
+        if self.regions:
+            return self._masks(array, name)
         if not self.values:
             return array
         numbers = {0: 0, **{value: n for n, value in enumerate(self.values, 1)}}
@@ -87,8 +104,35 @@ class FileValues:
             numbered[:] = np.array([numbers[int(value)] for value in found])[places].reshape(plane.shape)
         return result
 
+    def _masks(self, array: NDArray[Any], name: str) -> NDArray[np.uint8]:
+        """Shape (..., S), 0 and 1: the mask of each region; the ignored value stays, in all channels."""
+        known = {0, self.ignored, *(value for region in self.regions for value in region)} - {None}
+        masks = np.zeros((*array.shape, len(self.regions)), np.uint8)
+        for plane, filled in zip(np.moveaxis(array, -1, 0), np.moveaxis(masks, -2, 0), strict=True):
+            if unknown := sorted({int(value) for value in np.unique(plane)} - known):
+                regions = [list(region) for region in self.regions]
+                raise InputRefusedError(
+                    f"label {name} holds the value(s) {unknown}; the regions in the bundle's `label_values` are {regions}; "
+                    "change them in the label file, or state them in inference.yaml"
+                )
+            for channel, region in enumerate(self.regions):
+                filled[..., channel] = np.isin(plane, region)
+            if self.ignored is not None:
+                filled[plane == self.ignored] = self.ignored
+        return masks
+
 
 AS_NUMBERED = FileValues()
+
+
+def as_numbers(labels: Volume) -> Volume:
+    """Masks, shape (I, J, K, S), as numbers of structures, shape (I, J, K): where several lie, the last; numbers unchanged."""
+    if labels.array.ndim == 3:
+        return labels
+    numbers = np.zeros(labels.shape, np.float32)
+    for number, mask in enumerate(labels.channels, 1):
+        numbers[mask == 1] = number
+    return labels.with_array(numbers)
 
 
 def read_labels(path: Path, image: Volume, values: FileValues = AS_NUMBERED) -> Volume:
@@ -100,21 +144,21 @@ def read_labels(path: Path, image: Volume, values: FileValues = AS_NUMBERED) -> 
         values: What the values of the file stand for.
 
     Returns:
-        Shape (I, J, K), float32, whole numbers; 0 is the background.
+        Shape (I, J, K), float32, whole numbers; 0 is the background. Of structures that may share voxels (I, J, K, S): 0 and 1.
 
     Raises:
         InputRefusedError: The label has another shape or position than the image or is the image, its values are no whole
             numbers or below 0, or the file cannot be read.
     """
-    labels = read_label_numbers(path, image)
-    numbers = values.numbered(labels.array, path.name)
+    labels = read_label_numbers(path, image, masks=values.masks)
+    numbers = labels.array if values.masks else values.numbered(labels.array, path.name)
     return labels.with_array(numbers.astype(np.float32, copy=False))
 
 
-def read_label_numbers(path: Path, image: Volume) -> Volume:
+def read_label_numbers(path: Path, image: Volume, *, masks: bool = False) -> Volume:
     """The same labels in the type of their file, if it holds whole numbers; those of a full-size image take less memory so.
 
-    Args and errors are those of `read_labels`.
+    Args and errors are those of `read_labels`; with `masks` the file holds a mask for each structure, (I, J, K, S).
     """
     if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
         labels = _read_dicom_labels(path, image)
@@ -129,6 +173,13 @@ def read_label_numbers(path: Path, image: Volume) -> Volume:
     array = labels.array if labels.array.dtype.kind in "bui" else labels.array.astype(np.float32, copy=False)
     if has_ending(path, PICTURE_ENDINGS):
         return image.with_array(_picture_classes(array.astype(np.float32), path))
+    if masks and array.ndim == 4 and np.isin(array, (0, 1)).all():
+        return labels.with_array(array)
+    if masks:
+        raise InputRefusedError(
+            f"label {path.name} has shape {array.shape} and values up to {array.max():g}; a mask of 0 and 1 for each "
+            "structure, as channels last or as segments, is needed; export it so"
+        )
     if array.ndim != 3 or (array.dtype.kind == "f" and not _whole(array)):
         raise InputRefusedError(
             f"label {path.name} has values that are not whole numbers; one class number for each voxel is needed"
@@ -163,8 +214,15 @@ def _picture_classes(array: NDArray[np.float32], path: Path) -> NDArray[np.float
     return grey / np.float32(255) if set(np.unique(grey)) <= {0.0, 255.0} else grey
 
 
-def check_values(labels: Volume, known: Iterable[int], name: str) -> None:
-    """Raises InputRefusedError for label values that the bundle does not know."""
+def check_values(labels: Volume, known: Collection[int], name: str) -> None:
+    """Raises InputRefusedError for label values that the bundle does not know, or for another number of masks."""
+    if labels.array.ndim == 4:
+        found, structures = labels.array.shape[3], next(number for number in count(1) if number not in known) - 1
+        if found != structures:
+            raise InputRefusedError(
+                f"label {name} holds {found} mask(s); one for each of {structures} structures is needed; export it so"
+            )
+        return
     unknown = unknown_values(labels, known)
     if unknown:
         raise InputRefusedError(

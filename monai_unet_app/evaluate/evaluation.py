@@ -280,7 +280,8 @@ class EvaluationHandler:
             volume = read_volume(row["image"])
             channels = inputs["truth"], output["pred"], output["prob"]
             numbers, pred, prob = (on_volume(array, volume) for array in channels)
-            truth = reference_segmentation(numbers[0], volume, bundle)
+            labels = numbers[0] if len(numbers) == 1 else np.moveaxis(numbers, 0, -1)
+            truth = reference_segmentation(labels, volume, bundle)
             counted = CountedCase(row, truth, decided(volume, prob, pred, bundle), bundle)
             counted.add(WHOLE_GRID, prob)
             self.log.add(counted)

@@ -36,10 +36,13 @@ def counted_voxels(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_
     """Shape (I, J, K): False where the label is the bundle's `ignore_label`; None if the bundle has no such value."""
     if bundle.ignore_label is None:
         return None
-    return np.asarray(read_labels(Path(row["label"]), volume, bundle.file_values).array != bundle.ignore_label)
+    counted = np.asarray(read_labels(Path(row["label"]), volume, bundle.file_values).array != bundle.ignore_label)
+    return counted if counted.ndim == 3 else np.asarray(counted.all(axis=3))
 
 
 def reference_segmentation(numbers: NDArray[Any], image: Volume, bundle: Bundle) -> Segmentation:
-    """Label values, shape (I, J, K), as a segmentation by the bundle's segments; the ignored value becomes background."""
+    """Labels as `read_labels` gives them, as a segmentation by the bundle's segments; the ignored value becomes background."""
     numbers = numbers if bundle.ignore_label is None else np.where(numbers == bundle.ignore_label, 0, numbers)
+    if numbers.ndim == 4:
+        return Segmentation(image, np.moveaxis(numbers, 3, 0).astype(np.uint8), bundle.segments)
     return Segmentation.of_numbers(image, numbers, bundle.segments, exclusive=bundle.outputs.one_map)

@@ -136,15 +136,16 @@ def plan_configurations(
     checked_values(known(config.network.name), config.network.values)
     cases = find_data(config.data, config.labels, config.label_suffix)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
-    config = replace(config, channels=config.channels or _channel_names(cases))
+    regions = config.regions or (facts.regions if facts and not config.structures else {})
+    config = replace(config, channels=config.channels or _channel_names(cases), regions=regions)
     plan, why = dealt(cases, config.splits)
-    accepted = Accepted(values=FileValues(objects=config.objects is not None))
+    accepted = Accepted(values=FileValues(objects=config.objects is not None, regions=tuple(regions.values())))
     fingerprint = inspect_cases(cases, accepted, step, places=places_of(plan))
     check_one_kind(fingerprint)
     measured = fingerprint.cases
     for configuration in configurations:
         _check_configuration(measured, configuration)
-    names = config.structures or (facts.names if facts else {})
+    names = dict(enumerate(regions, 1)) or config.structures or (facts.names if facts else {})
     if config.objects is not None:
         names = {1: config.objects}
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
@@ -255,6 +256,10 @@ def _label_values(structures: Mapping[int, str], config: PlanConfig) -> Reasoned
     """What `label_values` says; None where label values are the numbers of the structures."""
     if config.objects is not None:
         return Reasoned("objects", "label files number their objects, as --objects says; all are one structure")
+    if config.regions:
+        return Reasoned(
+            list(map(list, config.regions.values())), "of each structure in label files; structures share values"
+        )
     if list(structures) == list(range(1, len(structures) + 1)):
         return Reasoned(None)
     pairs = ", ".join(f"{value} is {number}" for number, value in enumerate(structures, 1))
@@ -272,15 +277,17 @@ def _decide(
         Reasoned((1.0, 1.0), "pixels") if planar else target_spacing(cases, coarse=config.configuration == "3d_low")
     )
     slice_axis = None if planar or config.configuration != "2d" else int(np.argmax(spacing.value))
-    outputs = OVERLAPPING if planar and len(structures) == 1 else EXCLUSIVE
+    outputs = OVERLAPPING if config.regions or (planar and len(structures) == 1) else EXCLUSIVE
     classes = len(structures) + 1
     in_plane = [step for axis, step in enumerate(spacing.value) if axis != slice_axis]
     return {
         "image_words": Reasoned("a picture" if planar else f"a volume{f' ({modality})' if modality else ''}"),
         "structure_words": Reasoned(_listed(list(structures.values()))),
         "planar": Reasoned(planar, "what the files are"),
-        "binary": Reasoned(not outputs.background, "one structure and the rest"),
-        "outputs": Reasoned(outputs.name, "each voxel has one label value"),
+        "binary": Reasoned(not outputs.background and not config.regions, "one structure and the rest"),
+        "outputs": Reasoned(
+            outputs.name, "structures may share voxels" if config.regions else "each voxel has one label value"
+        ),
         "labels": Reasoned([*["background"] * outputs.background, *structures.values()], "as the data set names them"),
         "label_values": _label_values(structures, config),
         "classes": Reasoned(classes, "background included"),
