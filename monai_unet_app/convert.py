@@ -59,7 +59,7 @@ def dicomize_cases(
     for case in cases:
         try:
             image = read_volume(case.files)
-            labels = read_labels(case.label, image, values) if case.label else None
+            labels = read_labels(case.label_files, image, values) if case.label else None
             converted = dicomize(
                 image,
                 output / case.id,

@@ -1,7 +1,6 @@
 """Fits the calibration of a bundle's probabilities, on subjects that neither trained nor selected it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_io.volume import Volume
@@ -84,7 +83,7 @@ def rows_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[Itera
 
     volume = read_volume(row["image"])
     planner = MemoryPlanner(bundle, run, bundle.result, "evidence")
-    labels = read_labels(Path(row["label"]), volume, bundle.file_values)
+    labels = read_labels(row["label"], volume, bundle.file_values)
     with resampling_in_slabs():
         item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
     return planned_rows(planner, item["image"], volume), item["label"]

@@ -141,7 +141,7 @@ def convert(options: flags.Convert) -> Answer:
     from monai_unet_app.data.case_files import find_data
     from monai_unet_app.data.cases import known_plan
     from monai_unet_app.data.datalist import read_dataset_json
-    from monai_unet_app.data.labels import FileValues
+    from monai_unet_app.data.labels import FileValues, masks_of
     from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
 
     naming = [f"--{name}" for name in ("bundle", "structure", "objects") if getattr(options, name)]
@@ -157,13 +157,17 @@ def convert(options: flags.Convert) -> Answer:
     told = "objects" if options.objects else stated.get("label_values")
     values = FileValues.parse(told, stated.get("ignore_label"))
     cases = find_data(options.data, options.labels, options.label_suffix)
+    facts = read_dataset_json(options.data) if options.data.is_dir() else None
+    regions = common.regions(options.structure) or (facts.regions if facts and not options.structure else {})
+    if not (files or options.objects):
+        values = FileValues(regions=tuple(regions.values()), masks=0 if regions else masks_of(cases))
     config = NnunetConfig(
         options.output,
         files.structure_names if files else (options.objects,) if options.objects else (),
         values,
-        common.structures(options.structure),
+        dict(enumerate(regions or cases[0].mask_names, 1)) or common.structures(options.structure),
         options.modality or (modalities[0] if len(modalities) == 1 else None),
-        read_dataset_json(options.data) if options.data.is_dir() else None,
+        facts,
         known_plan(cases, options.splits, files.own_splits if files else None),
     )
     common.check_writable(options.output.parent)

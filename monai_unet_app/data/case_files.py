@@ -39,6 +39,8 @@ class CaseFiles:
         image: NIfTI, picture, or folder with one DICOM image series; of several channels the first, whose grid all have.
         channels: The files of the further channels.
         channel_names: Of all channels, in the order of their files, if the data state them.
+        masks: The files of the further structures, where each has a mask of its own; `label` is that of the first.
+        mask_names: Of all structures, in the order of their masks, if the data state them.
         label: NIfTI, picture, SEG or RTSTRUCT; None for an image without a label.
         label_objects: Every SEG and RTSTRUCT beside a DICOM series.
         header: One file of a DICOM series, whose PatientID identifies the subject.
@@ -53,19 +55,27 @@ class CaseFiles:
     listed: ListedCase | None = None
     channels: tuple[Path, ...] = ()
     channel_names: tuple[str, ...] = ()
+    masks: tuple[Path, ...] = ()
+    mask_names: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The file or folder of each channel, or the one that has all; `read_volume` takes them."""
         return self.image, *self.channels
 
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """The files that `read_labels` takes; empty without a label."""
+        return () if self.label is None else (self.label, *self.masks)
+
 
 def case_of_row(row: Row) -> CaseFiles:
     """The files of a case in a data list."""
     images = [row["image"]] if isinstance(row["image"], str) else row["image"]
-    first, *others = map(Path, images)
+    labels = [row["label"]] if isinstance(row["label"], str) else row["label"]
+    (first, *others), (label, *masks) = map(Path, images), map(Path, labels)
     names = tuple(row.get("channels", ()))
-    return CaseFiles(row["id"], first, Path(row["label"]), channels=tuple(others), channel_names=names)
+    return CaseFiles(row.get("id", ""), first, label, channels=tuple(others), channel_names=names, masks=tuple(masks))
 
 
 def named_series(options: ReadOptions) -> tuple[str, ...]:
@@ -452,7 +462,7 @@ def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:
     cases = [
         CaseFiles(
             case.id or case_id(case.image), case.image, case.label, listed=case, channels=case.channels,
-            channel_names=case.channel_names,
+            channel_names=case.channel_names, masks=case.masks, mask_names=case.mask_names,
         )
         for case in listed
     ]  # fmt: skip

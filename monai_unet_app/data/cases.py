@@ -222,8 +222,7 @@ def watched(cases: Mapping[Partition, Sequence[Row]], fold: Fold = None) -> list
 
 def data_row(case: CaseFiles, subject: str) -> dict[str, Any]:
     """One entry of a MONAI data list."""
-    row = {"image": str(case.image), "label": str(case.label), "id": case.id, "subject": subject}
-    if not case.channels:
-        return row
-    named = {"channels": list(case.channel_names)} if case.channel_names else {}
-    return row | {"image": [str(file) for file in case.files]} | named
+    images, labels = [str(file) for file in case.files], [str(case.label), *map(str, case.masks)]
+    row = {"image": images if case.channels else images[0], "label": labels if case.masks else labels[0]}
+    named = {"channels": list(case.channel_names)} if case.channels and case.channel_names else {}
+    return {**row, "id": case.id, "subject": subject, **named}

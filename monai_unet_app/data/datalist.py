@@ -1,9 +1,10 @@
 """Cases that a file lists, and what a data set says of its labels in nnU-Net's or the Medical Segmentation Decathlon's form.
 
 CSV         a row for each case with the columns image and label, and where they are known id, subject, partition and fold; of
-            several channels the columns image_T1, image_FLAIR ... instead of image
+            several channels the columns image_T1, image_FLAIR ... instead of image, and of structures that have a mask each the
+            columns label_liver, label_vessel ... instead of label
 JSON        a list of such cases, or MONAI's data list: {"training": [{"image": ..., "label": ...}]}; an image of several
-            channels is a list of files, or {"T1": ..., "FLAIR": ...}
+            channels is a list of files, or {"T1": ..., "FLAIR": ...}, and so are masks as its label
 dataset.json    beside imagesTr/ and labelsTr/: the names of the label values and the modality
 
 Paths are taken from the folder of the file.
@@ -22,7 +23,6 @@ from monai_unet_app.errors import InputRefusedError
 
 LIST_ENDINGS = (".csv", ".json")
 _KEYS = ("image", "label", "id", "subject", "partition", "fold")
-_OF_CHANNEL = "image_"
 _SHOWN = 5
 _MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR", "pet": "PT", "us": "US"}
 
@@ -40,6 +40,8 @@ class ListedCase:
         fold: Of a cross-validation, from 0, if the list tells.
         channels: Files of the further channels.
         channel_names: Of all channels, if the list tells.
+        masks: Files of the masks of further structures; `label` is that of the first.
+        mask_names: Of all structures, if the list tells.
     """
 
     image: Path
@@ -50,6 +52,8 @@ class ListedCase:
     fold: int | None = None
     channels: tuple[Path, ...] = ()
     channel_names: tuple[str, ...] = ()
+    masks: tuple[Path, ...] = ()
+    mask_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def read_datalist(path: Path) -> list[ListedCase]:
     if not rows:
         raise InputRefusedError(f"{path.name} lists no case; a row with image and label for each is needed; add them")
     cases = [_listed(row, f"{path.name}, case {number}", path.parent) for number, row in enumerate(rows, 1)]
-    files = [file for case in cases for file in (case.image, *case.channels, case.label) if file]
+    files = [file for case in cases for file in (case.image, *case.channels, case.label, *case.masks) if file]
     if absent := [file.name for file in files if not file.exists()]:
         raise InputRefusedError(
             f"{path.name} names {len(absent)} file(s) that do not exist: {', '.join(absent[:_SHOWN])}"
@@ -121,18 +125,10 @@ def _rows_of_json(document: Any) -> list[dict[str, Any]]:
 
 def _listed(row: Mapping[str, Any], where: str, folder: Path) -> ListedCase:
     told = {key: row[key] for key in _KEYS if row.get(key) not in (None, "")}
-    images, names = _images(row)
-    label = told.get("label")
-    if isinstance(label, list):
-        raise InputRefusedError(
-            f"{where} has several files for one label; one file is needed; put labels into one file"
-        )
-    if not all(images.values()) or not images:
-        lacks = "".join(f" {name}" for name, image in images.items() if names and not image)
-        raise InputRefusedError(
-            f"{where} has no image{lacks} (it has {', '.join(map(str, row)) or 'nothing'}); name its file"
-        )
-    first, *others = (folder / str(image) for image in images.values())
+    (images, names), (labels, mask_names) = (_files(row, what, where) for what in ("image", "label"))
+    if not images:
+        raise InputRefusedError(f"{where} has no image (it has {', '.join(map(str, row)) or 'nothing'}); name its file")
+    (first, *others), masks = (folder / image for image in images), [folder / label for label in labels]
     if told.get("partition", "train") not in get_args(Partition):
         raise InputRefusedError(
             f"{where} has the partition {told['partition']!r}; {', '.join(get_args(Partition))} is needed; correct it"
@@ -143,24 +139,33 @@ def _listed(row: Mapping[str, Any], where: str, folder: Path) -> ListedCase:
         raise InputRefusedError(f"{where} has the fold {told['fold']!r}; 0, 1, 2 ... is needed; correct it") from error
     return ListedCase(
         image=first,
-        label=folder / str(label) if label else None,
+        label=masks[0] if masks else None,
         id=str(told["id"]) if "id" in told else None,
         subject=str(told["subject"]) if "subject" in told else None,
         partition=cast(Partition | None, told.get("partition")),
         fold=fold,
         channels=tuple(others),
         channel_names=names,
+        masks=tuple(masks[1:]),
+        mask_names=mask_names,
     )
 
 
-def _images(row: Mapping[str, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """The file of each channel, and the names of the channels where the list tells them; it has one where it has one file."""
-    image = row.get("image")
-    if image in (None, ""):
-        image = {key.removeprefix(_OF_CHANNEL): row[key] for key in row if str(key).startswith(_OF_CHANNEL)}
-    if isinstance(image, dict):
-        return image, tuple(map(str, image)) if len(image) > 1 else ()
-    return dict(enumerate(image if isinstance(image, list) else [image])), ()
+def _files(row: Mapping[str, Any], what: str, where: str) -> tuple[list[str], tuple[str, ...]]:
+    """The files of an image or a label, none where there is none; and their names, where the list tells them of several.
+
+    Raises:
+        InputRefusedError: One of several is absent.
+    """
+    told = row.get(what)
+    if told in (None, ""):
+        told = {key.removeprefix(f"{what}_"): row[key] for key in row if str(key).startswith(f"{what}_")}
+    named = told if isinstance(told, dict) else dict(enumerate(told if isinstance(told, list) else [told]))
+    absent = [name for name, file in named.items() if not file]
+    if absent and len(absent) < len(named):
+        raise InputRefusedError(f"{where} has no {what} {', '.join(map(str, absent))}; each needs a file; add it")
+    files = [] if absent else [str(file) for file in named.values()]
+    return files, tuple(map(str, named)) if isinstance(told, dict) and len(files) > 1 else ()
 
 
 def read_dataset_json(folder: Path) -> LabelFacts | None:

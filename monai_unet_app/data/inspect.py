@@ -1,5 +1,6 @@
 """The fingerprint of a data set, and everything that is wrong with it."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -72,6 +73,11 @@ class CaseFingerprint:
     class_voxels: dict[int, int]
     subject: str
     foreground: tuple[tuple[float, float, float, float], ...] = ()
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether structures share voxels: with the background they have more than the image."""
+        return sum(self.class_voxels.values()) > math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -360,7 +366,7 @@ def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions 
 def _read_label(case: CaseFiles, volume: Volume, accepted: Accepted) -> Volume | None:
     if case.label is None:
         return None
-    labels = read_labels(case.label, volume, accepted.values)
+    labels = read_labels(case.label_files, volume, accepted.values)
     if accepted.known is not None:
         check_values(labels, accepted.known, case.label.name)
     return labels

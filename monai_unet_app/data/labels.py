@@ -1,19 +1,23 @@
 """Labels from a NIfTI, NRRD or MetaImage file, a picture, a DICOM SEG or RTSTRUCT, on the grid of their image."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import read_rtstruct
-from dicom_io.seg import read_seg
+from dicom_io.seg import read_seg, read_segments, segment_numbers
 from dicom_io.volume import Volume
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.case_files import CaseFiles
+from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, refusing_as
 
 AFFINE_TOLERANCE_MM = 0.01
@@ -29,24 +33,26 @@ class FileValues:
         objects: Every value above 0 is the only structure: files that number objects.
         ignored: A value that stays as it is: the bundle's `ignore_label`.
         regions: Of structures that may share voxels: the values that each consists of, in the order of their numbers.
-        masks: A file holds a mask for each structure, in the order of their numbers, as channels or as segments.
+        masks: Number of structures that may share voxels, where labels are a mask for each: a file, a channel or a segment.
     """
 
     values: tuple[int, ...] = ()
     objects: bool = False
     ignored: int | None = None
     regions: tuple[tuple[int, ...], ...] = ()
-    masks: bool = False
+    masks: int = 0
 
     @classmethod
     def parse(cls, told: object, ignored: int | None = None) -> "FileValues":
-        """From the value in the YAML file: a list of numbers or of lists of them, "objects", "masks", or None.
+        """From the value in the YAML file: a list of numbers or of lists of them, "objects", {"masks": S}, or None.
 
         Raises:
             BundleError: For anything else.
         """
-        if told is None or told in ("objects", "masks"):
-            return cls((), told == "objects", ignored, masks=told == "masks")
+        if told is None or told == "objects":
+            return cls((), told is not None, ignored)
+        if isinstance(told, dict) and list(told) == ["masks"] and isinstance(told["masks"], int) and told["masks"] > 0:
+            return cls(ignored=ignored, masks=told["masks"])
         entries = list(told) if isinstance(told, list) else []
         regions = tuple(tuple(entry) if isinstance(entry, list) else (entry,) for entry in entries)
         values = [value for region in regions for value in region]
@@ -54,7 +60,7 @@ class FileValues:
         if not values or not all(isinstance(value, int) and value > 0 for value in values) or not is_distinct:
             raise BundleError(
                 f"label_values is {told!r}; a list with the value, or the list of values, of each structure in label files, or "
-                "the word objects or masks, is needed; see docs/bundles.md"
+                "the word objects, or the number of masks, is needed; see docs/bundles.md"
             )
         if any(isinstance(entry, list) for entry in entries):
             return cls(ignored=ignored, regions=regions)
@@ -63,7 +69,7 @@ class FileValues:
     @property
     def overlap(self) -> bool:
         """Whether structures may share voxels: labels are masks, channels last, and no numbers."""
-        return self.masks or bool(self.regions)
+        return self.masks > 0 or bool(self.regions)
 
     def numbered(self, array: NDArray[Any], name: str) -> NDArray[Any]:
         """Label values of a file, any shape, as numbers of structures; of regions a mask for each, channels last.
@@ -135,11 +141,11 @@ def as_numbers(labels: Volume) -> Volume:
     return labels.with_array(numbers)
 
 
-def read_labels(path: Path, image: Volume, values: FileValues = AS_NUMBERED) -> Volume:
+def read_labels(files: str | Path | Sequence[str | Path], image: Volume, values: FileValues = AS_NUMBERED) -> Volume:
     """The labels on the grid of their image.
 
     Args:
-        path: The label file, or a folder with one SEG or RTSTRUCT.
+        files: The label file, or a folder with one SEG or RTSTRUCT; or the masks of all structures, in their order.
         image: Shape (I, J, K) or (I, J, K, C).
         values: What the values of the file stand for.
 
@@ -148,17 +154,100 @@ def read_labels(path: Path, image: Volume, values: FileValues = AS_NUMBERED) -> 
 
     Raises:
         InputRefusedError: The label has another shape or position than the image or is the image, its values are no whole
-            numbers or below 0, or the file cannot be read.
+            numbers or below 0, or the file cannot be read. Or masks share voxels where structures may not.
     """
-    labels = read_label_numbers(path, image, masks=values.masks)
-    numbers = labels.array if values.masks else values.numbered(labels.array, path.name)
+    paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
+    masks = _read_masks(paths, image, values.masks)
+    if masks is None:
+        labels = read_label_numbers(paths[0], image)
+        numbers = values.numbered(labels.array, paths[0].name)
+    else:
+        labels, numbers = masks, masks.array if values.overlap else _exclusive(masks.array, paths[0].name)
     return labels.with_array(numbers.astype(np.float32, copy=False))
 
 
-def read_label_numbers(path: Path, image: Volume, *, masks: bool = False) -> Volume:
+def _read_masks(paths: Sequence[Path], image: Volume, structures: int) -> Volume | None:
+    """A mask for each structure, shape (I, J, K, S), 0 and 1; None for one file of numbers where no number of masks is told."""
+    first = paths[0]
+    if len(paths) > 1:
+        found = [read_label_numbers(path, image) for path in paths]
+        masks = found[0].with_array(np.stack([mask.array for mask in found], axis=-1))
+    elif has_ending(first, VOLUME_ENDINGS) and (structures or mask_count(first) > 1):
+        masks = read_volume(first)
+        _check_grid(masks, image, first)
+    elif structures and not has_ending(first, PICTURE_ENDINGS):
+        masks = _read_segments(first, image, structures)
+    else:
+        return None
+    if masks.array.ndim != 4 or not np.isin(masks.array, (0, 1)).all():
+        raise InputRefusedError(
+            f"label {first.name} has shape {masks.array.shape} and values up to {masks.array.max():g}; a mask of 0 and 1 for "
+            "each structure, in channels, segments or files, is needed; export it so"
+        )
+    return masks
+
+
+def masks_of(cases: Sequence[CaseFiles]) -> int:
+    """Number of structures that have a mask each in the labels of a data set; 0 where labels are numbers.
+
+    Raises:
+        InputRefusedError: The cases name other structures.
+    """
+    if len(found := {case.mask_names: case.id for case in cases}) > 1:
+        told = " and ".join(f"{', '.join(names) or 'no names'} ({case})" for names, case in found.items())
+        raise InputRefusedError(
+            f"the masks of the cases are {told}; the same names in the same order are needed; correct them"
+        )
+    counts = [len(case.masks) + 1 if case.masks else mask_count(case.label) for case in cases if case.label]
+    most = max(counts, default=1)
+    return most if most > 1 else 0
+
+
+def mask_count(path: Path) -> int:
+    """Channels of a volume file of labels by its header, or segments of a SEG that may overlap; 1 for any other label."""
+    if has_ending(path, NIFTI_ENDINGS):
+        with suppress(Exception):  # a damaged header makes nibabel fail in any way; reading the label gives the reason
+            image: Any = nibabel.load(path)
+            return int(image.shape[3]) if len(image.shape) == 4 else 1
+        return 1
+    if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
+        return 1
+    with refusing_as(f"label {path.name}"):
+        found = scan_files(files_at(path)).series[0]
+        if found.kind == "seg" and load_dataset(found.files[0], with_pixels=False).get("SegmentsOverlap") == "YES":
+            return max(segment_numbers(found.files[0]))
+    return 1
+
+
+def _read_segments(path: Path, image: Volume, structures: int) -> Volume:
+    """The segments of a SEG as masks, each in the channel of its number."""
+    with refusing_as(f"label {path.name}"):
+        (file,) = scan_files(files_at(path)).series[0].files
+        found, numbers = read_segments(file, image), segment_numbers(file)
+        if numbers[-1] > structures:
+            raise InputRefusedError(
+                f"it has a segment {numbers[-1]}; the bundle has {structures} structures; renumber it"
+            )
+    masks = np.zeros((*image.shape, structures), np.uint8)
+    masks[..., [number - 1 for number in numbers]] = found.array
+    return found.with_array(masks)
+
+
+def _exclusive(masks: NDArray[Any], name: str) -> NDArray[Any]:
+    """Numbers of structures, shape (I, J, K), from masks that share no voxel. Raises InputRefusedError if they do."""
+    shared = int(((masks > 0).sum(axis=3) > 1).sum())
+    if shared:
+        raise InputRefusedError(
+            f"label {name}: its masks share {shared} voxel(s); a bundle whose outputs are exclusive has one structure a voxel; "
+            "plan a bundle for these labels, whose structures may overlap"
+        )
+    return np.asarray((masks * np.arange(1, masks.shape[3] + 1)).sum(axis=3))
+
+
+def read_label_numbers(path: Path, image: Volume) -> Volume:
     """The same labels in the type of their file, if it holds whole numbers; those of a full-size image take less memory so.
 
-    Args and errors are those of `read_labels`; with `masks` the file holds a mask for each structure, (I, J, K, S).
+    Args and errors are those of `read_labels`, for one file.
     """
     if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
         labels = _read_dicom_labels(path, image)
@@ -173,13 +262,6 @@ def read_label_numbers(path: Path, image: Volume, *, masks: bool = False) -> Vol
     array = labels.array if labels.array.dtype.kind in "bui" else labels.array.astype(np.float32, copy=False)
     if has_ending(path, PICTURE_ENDINGS):
         return image.with_array(_picture_classes(array.astype(np.float32), path))
-    if masks and array.ndim == 4 and np.isin(array, (0, 1)).all():
-        return labels.with_array(array)
-    if masks:
-        raise InputRefusedError(
-            f"label {path.name} has shape {array.shape} and values up to {array.max():g}; a mask of 0 and 1 for each "
-            "structure, as channels last or as segments, is needed; export it so"
-        )
     if array.ndim != 3 or (array.dtype.kind == "f" and not _whole(array)):
         raise InputRefusedError(
             f"label {path.name} has values that are not whole numbers; one class number for each voxel is needed"

@@ -18,7 +18,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
-from monai_unet_app.data.case_files import Row
+from monai_unet_app.data.case_files import Row, case_of_row
 from monai_unet_app.data.labels import FileValues, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_channel_names, check_rules
@@ -86,7 +86,7 @@ class VolumeReader(ImageReader):
         values: object = None,
     ) -> None:
         rows = [row for part in cases.values() for row in part] if isinstance(cases, Mapping) else cases or []
-        self.image_of_label = {row["label"]: row["image"] for row in rows if "label" in row}
+        self.image_of_label = {case_of_row(row).label_files: row["image"] for row in rows if "label" in row}
         self.rules = InputRules.parse(rules) if rules else None
         if self.rules:
             check_channel_names(((row.get("id", ""), row.get("channels", ())) for row in rows), self.rules)
@@ -98,12 +98,12 @@ class VolumeReader(ImageReader):
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume | Exception:
         try:
             paths = ensure_tuple(data)
-            path = str(paths[0])
-            if path in self.image_of_label:
-                return read_labels(Path(path), read_volume(self.image_of_label[path]), self.values)
-            volume = read_volume(paths)
+            files = tuple(map(Path, paths))
+            if files in self.image_of_label:
+                return read_labels(files, read_volume(self.image_of_label[files]), self.values)
+            volume = read_volume(files)
             if self.rules is not None:
-                check_rules(volume, self.rules, Path(path).name)
+                check_rules(volume, self.rules, files[0].name)
             return volume
         except Exception as error:  # after any error another reader would take over
             return error

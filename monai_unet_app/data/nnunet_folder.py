@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dicom_io.itk_files import direction_cosines
-from dicom_io.volume import number_type
+from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.case_files import CaseFiles, first_names
 from monai_unet_app.data.datalist import LabelFacts
 from monai_unet_app.data.inspect import Accepted, Fingerprint, check_one_kind, inspect_cases
-from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_label_numbers
+from monai_unet_app.data.labels import AS_NUMBERED, FileValues, mask_count, read_label_numbers, read_labels
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import MM_IN, NIFTI_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
@@ -127,7 +127,7 @@ def write_nnunet_folder(
                 step(case.id)
             document = {
                 "channel_names": {str(number): name for number, name in enumerate(channels)},
-                "labels": {"background": 0, **{name: number for number, name in enumerate(numbering.names, 1)}},
+                **numbering.labels,
                 "numTraining": len(training),
                 "file_ending": ".png" if fingerprint.cases[0].axes == "px" else ".nii.gz",
                 "name": config.output.name,
@@ -170,16 +170,43 @@ class _Numbering:
         names: Of 1, 2, 3 ...
         values: What the values of the files stand for.
         sources: As in `NnunetFolder`.
+        regions: Of structures that share voxels: the numbers in which each is, by its name.
+        codes: Of these, sum of 2^(n - 1) over the structures n at a voxel -> its number.
     """
 
     names: tuple[str, ...]
     values: FileValues
     sources: Mapping[str, int | str]
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    codes: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """`labels` of `dataset.json`, and the values that nnU-Net gives to its regions one after the other."""
+        if not self.regions:
+            return {"labels": {"background": 0, **{name: number for number, name in enumerate(self.names, 1)}}}
+        later = list(self.regions.values())
+        order = [next((n for n in held if not any(n in more for more in later[place:])), held[0])
+                 for place, held in enumerate(self.regions.values(), 1)]  # fmt: skip
+        return {"labels": {"background": 0, **self.regions}, "regions_class_order": order}
 
     @property
     def changes(self) -> bool:
         """Whether a label value in the data is another one for nnU-Net."""
-        return list(self.sources.values()) != list(range(1, len(self.names) + 1))
+        return not self.regions and list(self.sources.values()) != list(range(1, len(self.names) + 1))
+
+    def read(self, case: CaseFiles, image: Volume) -> tuple[Volume, NDArray[np.unsignedinteger[Any]]]:
+        """The labels of a case as they are, and as nnU-Net's numbers, shape (I, J, K)."""
+        assert case.label is not None
+        if not (self.codes or case.masks or mask_count(case.label) > 1):
+            label = read_label_numbers(case.label, image)
+            return label, self.numbered(label.array, case.label.name)
+        label = read_labels(case.label_files, image, self.values)
+        if not self.codes:
+            return label, label.array.astype(number_type(len(self.names)))
+        found, places = np.unique(_codes(label), return_inverse=True)
+        numbers = np.array([self.codes[int(code)] for code in found], number_type(len(self.codes)))
+        return label, numbers[places].reshape(image.shape)
 
     def numbered(self, array: NDArray[Any], name: str) -> NDArray[np.unsignedinteger[Any]]:
         """The labels of a file, any shape, as nnU-Net's numbers; `name` is for a message."""
@@ -190,9 +217,32 @@ class _Numbering:
         return numbers.astype(number_type(last))
 
 
+def _codes(label: Volume) -> NDArray[np.int64]:
+    return np.asarray((label.array > 0) @ (1 << np.arange(label.array.shape[3])))
+
+
+def _overlapping(cases: Sequence[CaseFiles], names: Sequence[str], values: FileValues) -> _Numbering:
+    """A number for each set of structures that shares a voxel: few structures first, so that nested ones keep their order."""
+    found: set[int] = set()
+    for case in cases:
+        found |= set(np.unique(_codes(read_labels(case.label_files, read_volume(case.files), values))).tolist())
+    ordered = sorted(found - {0}, key=lambda code: (code.bit_count(), code))
+    codes = {0: 0, **{code: number for number, code in enumerate(ordered, 1)}}
+    regions = {name: [codes[code] for code in ordered if code >> place & 1] for place, name in enumerate(names)}
+    return _Numbering(tuple(names), values, {name: str(numbers) for name, numbers in regions.items()}, regions, codes)
+
+
 def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: NnunetConfig) -> _Numbering:
     held = fingerprint.label_values
     values = config.values
+    if values.overlap:
+        told = config.told or dict(enumerate(config.structures, 1)) or (config.facts.names if config.facts else {})
+        told = told or {value: stated.name for value, stated in stated_structures(cases, held).items()}
+        names = tuple(named_values(fingerprint.label_voxels, told, "label {}").values())
+        _check_names(names)
+        if any(case.overlaps for case in fingerprint.cases):
+            return _overlapping(cases, names, values)
+        return _Numbering(names, AS_NUMBERED, {name: number for number, name in enumerate(names, 1)})
     if config.structures:
         names = config.structures
         known = dict(enumerate(names, 1)) | ({} if values.ignored is None else {values.ignored: IGNORE})
@@ -255,14 +305,13 @@ def _write_case(case: CaseFiles, folder: Path, end: str, numbering: _Numbering) 
     if case.label is None:
         raise InputRefusedError(f"{case.id} has no label; each case needs one; add it or leave the case out")
     image = read_volume(case.files)
-    label = read_label_numbers(case.label, image)
-    numbers = numbering.numbered(label.array, case.label.name)
+    label, numbers = numbering.read(case, image)
     if image.planar:
         _write_picture(image.array, images / f"{case.id}_0000.png", case)
         _write_picture(numbers, labels / f"{case.id}.png", case)
         return False
     first = images / f"{case.id}_0000.nii.gz"
-    if _is_plain_nifti(case.image):
+    if _is_plain_nifti(case.image) and not case.channels:
         _copy(case.image, first)
     else:
         for number, channel in enumerate(image.channels):

@@ -1,6 +1,5 @@
 """How a bundle is measured, and the reference segmentation of a labelled case."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.data.case_files import Row
+from monai_unet_app.data.case_files import Row, case_of_row
 from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.metrics.plan import EvaluationPlan
 
@@ -27,8 +26,8 @@ def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
     """
     # The ignored value is no class of the bundle, but a reference may hold it.
     ignored = () if bundle.ignore_label is None else (bundle.ignore_label,)
-    labels = read_labels(Path(row["label"]), volume, bundle.file_values)
-    check_values(labels, (*bundle.label_values, *ignored), Path(row["label"]).name)
+    labels = read_labels(row["label"], volume, bundle.file_values)
+    check_values(labels, (*bundle.label_values, *ignored), case_of_row(row).label_files[0].name)
     return reference_segmentation(labels.array, volume, bundle)
 
 
@@ -36,7 +35,7 @@ def counted_voxels(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_
     """Shape (I, J, K): False where the label is the bundle's `ignore_label`; None if the bundle has no such value."""
     if bundle.ignore_label is None:
         return None
-    counted = np.asarray(read_labels(Path(row["label"]), volume, bundle.file_values).array != bundle.ignore_label)
+    counted = np.asarray(read_labels(row["label"], volume, bundle.file_values).array != bundle.ignore_label)
     return counted if counted.ndim == 3 else np.asarray(counted.all(axis=3))
 
 

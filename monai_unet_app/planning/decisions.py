@@ -63,6 +63,7 @@ class PlanConfig:
         networks: Trained together; their answer is the mean.
         network: Of the family.
         channels: Names of the channels that are a file or a series each; None takes those of the data.
+        masks: Number of structures that share voxels and have a mask each; found out.
         regions: Name of a structure -> its label values, of structures that may share voxels; empty takes those of the data.
     """
 
@@ -79,6 +80,7 @@ class PlanConfig:
     networks: int = 1
     network: NetworkChoice = field(default_factory=NetworkChoice)
     channels: tuple[str, ...] | None = None
+    masks: int = 0
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 

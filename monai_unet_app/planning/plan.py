@@ -22,7 +22,7 @@ from monai_unet_app.data.inspect import (
     inspect_cases,
     refuse_faults,
 )
-from monai_unet_app.data.labels import FileValues
+from monai_unet_app.data.labels import FileValues, masks_of
 from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.structures import StatedStructure, named_values, stated_structures
@@ -139,13 +139,16 @@ def plan_configurations(
     regions = config.regions or (facts.regions if facts and not config.structures else {})
     config = replace(config, channels=config.channels or _channel_names(cases), regions=regions)
     plan, why = dealt(cases, config.splits)
-    accepted = Accepted(values=FileValues(objects=config.objects is not None, regions=tuple(regions.values())))
+    masks = 0 if regions or config.objects else masks_of(cases)
+    accepted = Accepted(values=FileValues((), config.objects is not None, None, tuple(regions.values()), masks))
     fingerprint = inspect_cases(cases, accepted, step, places=places_of(plan))
     check_one_kind(fingerprint)
     measured = fingerprint.cases
     for configuration in configurations:
         _check_configuration(measured, configuration)
-    names = dict(enumerate(regions, 1)) or config.structures or (facts.names if facts else {})
+    if masks and any(case.overlaps for case in measured):
+        config = replace(config, masks=masks)
+    names = dict(enumerate(regions or cases[0].mask_names, 1)) or config.structures or (facts.names if facts else {})
     if config.objects is not None:
         names = {1: config.objects}
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
@@ -256,6 +259,8 @@ def _label_values(structures: Mapping[int, str], config: PlanConfig) -> Reasoned
     """What `label_values` says; None where label values are the numbers of the structures."""
     if config.objects is not None:
         return Reasoned("objects", "label files number their objects, as --objects says; all are one structure")
+    if config.masks:
+        return Reasoned({"masks": config.masks}, "of each structure a mask, since structures share voxels")
     if config.regions:
         return Reasoned(
             list(map(list, config.regions.values())), "of each structure in label files; structures share values"
@@ -277,16 +282,17 @@ def _decide(
         Reasoned((1.0, 1.0), "pixels") if planar else target_spacing(cases, coarse=config.configuration == "3d_low")
     )
     slice_axis = None if planar or config.configuration != "2d" else int(np.argmax(spacing.value))
-    outputs = OVERLAPPING if config.regions or (planar and len(structures) == 1) else EXCLUSIVE
+    overlap = bool(config.regions or config.masks)
+    outputs = OVERLAPPING if overlap or (planar and len(structures) == 1) else EXCLUSIVE
     classes = len(structures) + 1
     in_plane = [step for axis, step in enumerate(spacing.value) if axis != slice_axis]
     return {
         "image_words": Reasoned("a picture" if planar else f"a volume{f' ({modality})' if modality else ''}"),
         "structure_words": Reasoned(_listed(list(structures.values()))),
         "planar": Reasoned(planar, "what the files are"),
-        "binary": Reasoned(not outputs.background and not config.regions, "one structure and the rest"),
+        "binary": Reasoned(not outputs.background and not overlap, "one structure and the rest"),
         "outputs": Reasoned(
-            outputs.name, "structures may share voxels" if config.regions else "each voxel has one label value"
+            outputs.name, "structures may share voxels" if overlap else "each voxel has one label value"
         ),
         "labels": Reasoned([*["background"] * outputs.background, *structures.values()], "as the data set names them"),
         "label_values": _label_values(structures, config),

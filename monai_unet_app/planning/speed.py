@@ -43,7 +43,7 @@ def seconds_of_a_window(
     for _ in range(_STEPS):
         begun = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        with autocast(resolve_precision("auto", where, network), where):
+        with autocast(resolve_precision("auto", where, network), where, network):
             answer = network(image)
         loss_of(loss, answer, label).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

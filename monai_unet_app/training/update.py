@@ -51,10 +51,45 @@ def _is_depthwise(network: nn.Module | None) -> bool:
     return network is not None and any(getattr(layer, "groups", 1) > 1 for layer in network.modules())
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which the network runs."""
+def autocast(precision: str, device: torch.device, network: nn.Module) -> torch.autocast:
+    """The context in which the network runs; from now on its shallow convolutions run in float32 there."""
+    is_bf16 = precision == "bf16"
+    if is_bf16 and device.type == "cpu":
+        _run_shallow_in_f32(network)
     # bfloat16 has the range of float32: gradients do not underflow, so no gradient scaler is needed (unlike float16)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16)
+
+
+_SHALLOW = "_runs_in_f32_where_shallow"
+
+
+def _run_shallow_in_f32(network: nn.Module) -> None:
+    """Lets 3D convolutions leave the autocast over images with fewer planes than their kernel.
+
+    In bf16 on a CPU torch 2.13 gives these wrong gradients of their weights, from memory that nobody has written: NaN at times,
+    and any other number (docs/decisions/0071-shallow-convolutions-in-float32.md). They are small and cost little.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv3d) and layer.kernel_size[0] > 1 and not hasattr(layer, _SHALLOW):
+            setattr(layer, _SHALLOW, None)  # the context that it runs in
+            layer.register_forward_pre_hook(_leave_autocast)
+            layer.register_forward_hook(_enter_autocast, always_call=True)
+
+
+def _leave_autocast(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    (image,) = inputs
+    if not torch.is_autocast_enabled(image.device.type) or image.shape[2] >= layer.kernel_size[0]:  # type: ignore[index]
+        return None
+    context = torch.autocast(image.device.type, enabled=False)
+    context.__enter__()  # type: ignore[no-untyped-call]
+    setattr(layer, _SHALLOW, context)
+    return (image.float(),)
+
+
+def _enter_autocast(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if (context := getattr(layer, _SHALLOW)) is not None:
+        setattr(layer, _SHALLOW, None)
+        context.__exit__(None, None, None)
 
 
 def averaged_model(network: nn.Module, decay: float = 0.999) -> AveragedModel:
@@ -207,7 +242,7 @@ def _forward(engine: Any, batch: dict[str, Any], precision: str) -> dict[str, An
     inputs, targets = engine.prepare_batch(batch, device, engine.non_blocking)
     output: dict[str, Any] = {Keys.IMAGE: inputs, Keys.LABEL: targets}
     engine.state.output = output
-    with autocast(resolve_precision(precision, device, engine.network), device):
+    with autocast(resolve_precision(precision, device, engine.network), device, engine.network):
         output[Keys.PRED] = engine.inferer(inputs, engine.network)
     return output
 

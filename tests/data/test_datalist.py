@@ -91,12 +91,6 @@ def test_json_that_is_no_list_of_cases_is_refused(text: str, tmp_path: Path) -> 
         read_datalist(tmp_path / "list.json")
 
 
-def test_several_files_for_one_label_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "list.json").write_text(json.dumps([{"image": "i.nii", "label": ["a.nii", "b.nii"]}]))
-    with pytest.raises(InputRefusedError, match="case 1 has several files for one label"):
-        read_datalist(tmp_path / "list.json")
-
-
 @pytest.mark.parametrize("channel", ["_0000", ""])
 def test_a_raw_folder_of_nnunet_or_of_the_decathlon_is_taken_as_it_is(channel: str, tmp_path: Path) -> None:
     for name in ("la_003", "la_004"):
@@ -135,7 +129,6 @@ def test_dataset_json_tells_the_names_of_labels(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"labels": {"background": 0, "whole": [1, 2], "core": 2}}', "regions .whole."),
         ('{"labels": {"background": 0, "liver": 1, "ignore": 2}}', "without a class .ignore."),
         ('{"labels": {"0": "background", "1": "lung", "2": "lung"}}', "two label values the name 'lung'"),
         ('{"labels": [1, 2]}', "does not state its labels"),

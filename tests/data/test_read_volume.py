@@ -325,7 +325,7 @@ BAD_LABELS = {
     "mirrored": (lopsided_labels((8, 8, 8)), OBLIQUE_RAS @ np.diag([-1.0, 1, 1, 1]), "mm away from its image"),
     "axes swapped on a cube": (lopsided_labels((8, 8, 8)), SWAPPED, "mm away from its image"),
     "half a class": (lopsided_labels((8, 8, 8)) / 2, OBLIQUE_RAS, "not whole numbers"),
-    "channels": (np.zeros((8, 8, 8, 2), np.uint8), OBLIQUE_RAS, "not whole numbers"),
+    "channels": (np.full((8, 8, 8, 2), 2, np.uint8), OBLIQUE_RAS, "a mask of 0 and 1 for each structure"),
 }
 
 

@@ -19,6 +19,7 @@ from monai_unet_app.training.update import (
     TrainingStep,
     ValidationStep,
     _window_losses,
+    autocast,
     averaged_model,
     loss_of,
     resolve_precision,
@@ -272,3 +273,45 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     with pytest.raises(Exception, match=re.compile("pickle|lambda|local", re.IGNORECASE)):
         save_atomically({"epoch": 2, "cannot": lambda: None}, path)
     assert torch.load(path) == {"epoch": 1}
+
+
+@pytest.mark.parametrize(("depth", "kernel"), [(2, 3), (1, 3), (4, 5), (2, (3, 1, 1)), (3, 3)])
+def test_gradients_of_shallow_convolutions_in_bf16_are_those_of_float32(
+    depth: int, kernel: int | tuple[int, ...]
+) -> None:
+    """Without the guard torch reads memory that nobody wrote: NaN, or numbers of any size."""
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(8, 16, kernel, padding="same")
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 1), layer)
+    image = torch.randn(2, 1, depth, 5, 4)
+    (network(image).square().mean()).backward()
+    expected = layer.weight.grad.clone()
+    for value in (float("nan"), 1e6) * 3:
+        old = [torch.full((1 << size,), value) for size in (22, 20, 18, 16, 14)]
+        del old  # what comes next may get this memory
+        network.zero_grad()
+        with autocast("bf16", torch.device("cpu"), network):
+            answer = network(image)
+        answer.float().square().mean().backward()
+        assert (layer.weight.grad - expected).abs().max() < 0.03 * expected.abs().max()
+    assert answer.dtype == (torch.bfloat16 if depth >= layer.kernel_size[0] else torch.float32)
+
+
+def test_only_shallow_convolutions_leave_the_autocast_also_in_copies_and_after_an_error() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.Conv3d(4, 4, 3, padding=1))
+    device = torch.device("cpu")
+    with autocast("bf16", device, network):
+        assert network(torch.zeros(1, 1, 3, 4, 4)).dtype == torch.bfloat16
+        assert network(torch.zeros(1, 1, 2, 4, 4)).dtype == torch.float32
+        with pytest.raises(RuntimeError):
+            network(torch.zeros(1, 2, 2, 4, 4))  # two channels for one
+        assert torch.is_autocast_enabled("cpu")
+    copied = copy.deepcopy(network)
+    with autocast("bf16", device, copied):
+        assert copied(torch.zeros(1, 1, 3, 4, 4)).dtype == torch.bfloat16
+        assert copied(torch.zeros(1, 1, 2, 4, 4)).dtype == torch.float32
+    assert all(len(layer._forward_hooks) == 1 for layer in copied)
+    assert (
+        network.state_dict().keys()
+        == torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3), torch.nn.Conv3d(4, 4, 3)).state_dict().keys()
+    )
