@@ -209,7 +209,7 @@ class Convert(Labels):
         to: the form that is written
         output: the new folder, named as nnU-Net wants it, such as nnUNet_raw/Dataset101_Liver
         bundle: its segments.json names the label values, and its configs/splits.json is the plan
-        structure: name of a label value; all values need one (default: as the data name them)
+        structure: name of a label value, or of several that it has (1+2=NAME); all need one (default: as the data name them)
         objects: name of the objects that are numbered by label values; all are one structure
         modality: what the images are, if the data do not say
         splits: splits.json: its test cases go to imagesTs, its folds into splits_final.json
@@ -261,7 +261,7 @@ class Plan(Labels, Device, Network):
     Attributes:
         data: images/ and labels/, an nnU-Net or Decathlon folder, DICOM with SEG or RTSTRUCT, or a CSV or JSON list
         output: the new bundle; with several configurations a folder of them
-        structure: name of a label value; all values need one (default: as dataset.json names them)
+        structure: name of a label value, or of several that it has (1+2=NAME); all values need one (default: as the data say)
         objects: name of the objects that are numbered by label values; all are one structure
         splits: splits.json with the place of each case, or nnU-Net's splits_final.json (default: as the data state, else by the
             number of subjects)
