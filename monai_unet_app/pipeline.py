@@ -17,7 +17,7 @@ from dicom_io.segmentation import Box, Channels, Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
-from monai_unet_app.confidence.shift import LayerMeans, image_features
+from monai_unet_app.confidence.shift import LayerMeans, ShiftDetector, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence, stated_key
 from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, box_text
 from monai_unet_app.data.read import ImageFiles, read_volume
@@ -156,6 +156,9 @@ def segment_case(
         volume = whole if box is None else whole.cropped(box)
         # Before preprocessing, which would hide a wrong modality or spacing behind a plausible tensor
         check_rules(volume, bundle.rules)
+        features = _image_features(volume) if fitting or (statements and statements.shift) else None
+        if statements and statements.shift and features is not None:
+            _check_order(statements.shift, features, bundle)
     with timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
         windows = planner.windows(item["image"], volume)
@@ -173,7 +176,8 @@ def segment_case(
     del item, rows  # what follows needs the memory
     with timed(seconds, "postprocess"):
         segmentation = gathered.segmentation(result.tidy, preprocessed)
-    features = _features(volume, bundle, layer) if fitting or (statements and statements.shift) else None
+    if features is not None and bundle.feature_layer:
+        features = np.concatenate([features, layer.features()])
     with timed(seconds, "assess"):
         case = assessed(Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious), statements)
     return case if box is None else on_whole_image(case, whole, box)
@@ -228,10 +232,22 @@ def _statements(bundle: Bundle, run: PredictConfig) -> Confidence:
     return read_confidence(bundle, replace(settings, precision="float32") if inherited else settings)
 
 
-def _features(volume: Volume, bundle: Bundle, layer: LayerMeans) -> NDArray[np.float64]:
-    """The features of an image that tell unusual images from usual ones, and those of the network's layer if it has one."""
-    image = image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
-    return np.concatenate([image, layer.features()]) if bundle.feature_layer else image
+def _image_features(volume: Volume) -> NDArray[np.float64]:
+    """The features of an image that tell unusual images from usual ones."""
+    return image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
+
+
+def _check_order(detector: ShiftDetector, features: NDArray[np.float64], bundle: Bundle) -> None:
+    """Raises InputRefusedError for an image whose channels, in another order, are much more like those of the training."""
+    names = bundle.rules.channel_names
+    order = detector.order_of(features, len(names)) if names else ()
+    if list(order) != sorted(order):
+        pairs = [(names[given], name) for given, name in zip(order, names, strict=True) if names[given] != name]
+        looks = " and ".join(f"what is given as {given} looks like {name}" for given, name in pairs)
+        raise InputRefusedError(
+            f"its channels look exchanged: {looks}, by the images that the bundle was calibrated on; {', '.join(names)} are "
+            "needed, in this order; give the files so"
+        )
 
 
 def settings_of(run: PredictConfig, bundle: Bundle) -> ResultSettings:

@@ -9,6 +9,7 @@ distances, which are means over a hundred features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ _LEAST_SPREAD, _LEAST_MEAN = (
     0.5,
 )  # a feature that never varies may differ by this part of its mean, at least of 0.5
 _TINY = 1e-6
+_FAR = 3.0  # usual deviations of a feature, as a root mean square
 _SLAB_VOXELS = 1 << 18  # 2 MiB in float64, which fit the cache
 USUAL = 0.98
 """Part of sound images that are not flagged, as far as the number of subjects allows."""
@@ -231,6 +233,27 @@ class ShiftDetector(JsonDocument):
         count = max(1, min(_MOST_COMPONENTS, len(table) // 4))  # fewer images determine fewer components
         deviations = np.maximum(sizes[:count] / np.sqrt(len(table)), _LEAST_DEVIATION)
         return cls(centre, spread, directions[:count], deviations, (1.0, 1.0, 1.0), np.inf, 0)
+
+    def order_of(self, features: ArrayLike, channels: int) -> tuple[int, ...]:
+        """The order of an image's channels, from 0, in which each is most like the same channel of the reference images.
+
+        It is another than that of the image only where the image as it is lies far away, and at least twice as far.
+
+        Args:
+            features: Of `image_features`, and none of a network.
+            channels: Their number, C.
+        """
+        values = np.asarray(features, dtype=np.float64)
+        axes = (len(values) + 1 - 9 * channels) // (3 * channels + 1)
+        size = channels * (8 + 3 * axes)
+        own, centre, spread = (row[:size].reshape(channels, -1) for row in (values, self.centre, self.spread))
+
+        def away(order: tuple[int, ...]) -> float:
+            return float(np.sqrt(np.mean(((own[list(order)] - centre) / spread) ** 2)))
+
+        given = tuple(range(channels))
+        best = min(permutations(given), key=away)
+        return best if away(given) > max(_FAR, 2 * away(best)) else given
 
     def _distances(self, features: Floats) -> Floats:
         """Shape (3,), in the order of `scale`."""

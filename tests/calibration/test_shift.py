@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -200,3 +201,24 @@ def test_one_feature_far_off_is_not_diluted_by_all_that_are_right() -> None:
     *together, _ = detector._distances(odd) / detector.scale
     assert max(together) <= detector.limit  # neither root mean square of 120 features tells
     assert detector.score(odd) > detector.limit
+
+
+@pytest.mark.parametrize("shape", [(14, 12, 10), (14, 12, 1)])
+def test_channels_in_another_order_are_told_from_a_strange_image(shape: tuple[int, ...]) -> None:
+    """Three channels: a smooth ramp, noise, and few bright spots."""
+
+    def three(number: int) -> np.ndarray:
+        rng = np.random.default_rng(number)
+        ramp = np.indices(shape).sum(axis=0) + rng.normal(0, 0.3, shape)
+        spots = (rng.random(shape) > 0.97) * 50 + rng.normal(0, 1, shape)
+        return np.stack([ramp, rng.normal(100, 20, shape), spots], axis=-1)
+
+    rows = [image_features(three(number), SPACING) for number in range(10)]
+    detector = ShiftDetector.fit([[*row, 1.0 + n, 2.0] for n, row in enumerate(rows)], [str(n) for n in range(10)])
+    fresh = three(99)
+    for order in permutations(range(3)):
+        given = fresh[..., list(order)]  # channel n holds what channel order[n] should
+        found = detector.order_of(image_features(given, SPACING), 3)
+        assert [order[n] for n in found] == [0, 1, 2]
+    strange = np.random.default_rng(5).normal(0, 1, fresh.shape)
+    assert detector.order_of(image_features(strange, SPACING), 3) == (0, 1, 2)
