@@ -21,14 +21,18 @@ def inspect(options: flags.Inspect) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.case_files import named_series
     from monai_unet_app.data.examinations import dicom_series, with_cases
-    from monai_unet_app.data.inspect import ANYTHING, Accepted, inspect_cases
+    from monai_unet_app.data.inspect import Accepted, inspect_cases
+    from monai_unet_app.data.labels import FileValues, masks_of
 
     reading = common.read_options(options)
     known = bundle_files(options.bundle) if options.bundle else None
     series = dicom_series(options.data, reading)
-    cases, problems = _find_to_inspect(options, reading, has_series=bool(series))
+    cases, problems = _find_to_inspect(options, reading, known.channel_names if known else (), has_series=bool(series))
     bundle = common.loaded_bundle(known.root) if known and cases else None
-    accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values) if bundle else ANYTHING
+    if bundle:
+        accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values)
+    else:
+        accepted = Accepted(values=FileValues(masks=masks_of(cases)))
     places, plan_problems = _strict_places(options, cases)
     with show.Steps("reading", len(cases)) as step:
         fingerprint = inspect_cases(cases, accepted, step, reading, places=places)
@@ -53,14 +57,14 @@ def inspect(options: flags.Inspect) -> Answer:
 
 
 def _find_to_inspect(
-    options: flags.Inspect, reading: "ReadOptions", *, has_series: bool
+    options: flags.Inspect, reading: "ReadOptions", channels: tuple[str, ...], *, has_series: bool
 ) -> "tuple[list[CaseFiles], list[str]]":
     """The cases, and the problems of the whole folder. A problem is raised only if there is nothing else to show."""
     from monai_unet_app.data.case_files import named_series
     from monai_unet_app.data.inspect import find_to_inspect
 
     try:
-        return find_to_inspect(options.data, options.labels, options.label_suffix, named_series(reading))
+        return find_to_inspect(options.data, options.labels, options.label_suffix, named_series(reading), channels)
     except InputRefusedError as error:
         if not has_series and not (options.json and options.data.exists()):
             raise

@@ -201,7 +201,7 @@ def find_cases(
     """
     cases = find_images(images)
     if labels is not None and images.name == IMAGES_OF_NNUNET and not _all_labelled(cases, labels):
-        cases = by_channels(cases)
+        cases = _named_channels(by_channels(cases), images.parent)
     if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in cases):
         pairs = [replace(case, label=_only_label(case)) for case in cases]
     elif labels is None:
@@ -248,6 +248,13 @@ def by_channels(cases: Sequence[CaseFiles], count: int | None = None) -> list[Ca
         first, *others = (found[number].image for number in range(usual))
         grouped.append(CaseFiles(name, first, channels=tuple(others)))
     return grouped
+
+
+def _named_channels(cases: Sequence[CaseFiles], folder: Path) -> list[CaseFiles]:
+    """The cases with the names of their channels in the `dataset.json` of a folder, if it has as many."""
+    facts = read_dataset_json(folder) if any(case.channels for case in cases) else None
+    names = facts.channels if facts else ()
+    return [replace(case, channel_names=names) if len(names) == len(case.files) else case for case in cases]
 
 
 def _without_number(name: str) -> str | None:
@@ -438,11 +445,9 @@ def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, lab
     """
     if is_datalist(Path(dataset_dir)):
         return listed_cases(Path(dataset_dir))
-    folders = image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None)
-    cases = find_cases(*folders, label_suffix)
-    facts = read_dataset_json(Path(dataset_dir)) if any(case.channels for case in cases) else None
-    names = facts.channels if facts else ()
-    return [replace(case, channel_names=names) if len(names) == len(case.files) else case for case in cases]
+    return find_cases(
+        *image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None), label_suffix
+    )
 
 
 def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:

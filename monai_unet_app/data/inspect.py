@@ -176,7 +176,11 @@ class Fingerprint:
 
 
 def find_to_inspect(
-    data: Path, labels: Path | None = None, label_suffix: str = "", series: Sequence[str] = ()
+    data: Path,
+    labels: Path | None = None,
+    label_suffix: str = "",
+    series: Sequence[str] = (),
+    channels: Sequence[str] = (),
 ) -> tuple[list[CaseFiles], list[str]]:
     """The cases of a folder, labelled or not, and one sentence for each label without an image.
 
@@ -185,7 +189,7 @@ def find_to_inspect(
             cases, or one file.
         labels: Folder of labels, if they lie apart.
         label_suffix: As in `find_cases`.
-        series: As in `find_images`.
+        series, channels: As in `find_images`.
     """
     if is_datalist(data):
         return listed_cases(data, need_all=False), []
@@ -195,7 +199,7 @@ def find_to_inspect(
     if labels is None and not label_suffix:
         return [
             replace(case, label=case.label_objects[0]) if len(case.label_objects) == 1 else case
-            for case in _images_of(images, series)
+            for case in _images_of(images, series, channels)
         ], []
     cases = find_cases(images, labels, label_suffix, need_all=False)
     used = {case.label for case in cases}
@@ -203,14 +207,14 @@ def find_to_inspect(
     return cases, [f"label {case_id(file)} has no image; add it or move the label away" for file in unused]
 
 
-def _images_of(data: Path, series: Sequence[str]) -> list[CaseFiles]:
+def _images_of(data: Path, series: Sequence[str], channels: Sequence[str]) -> list[CaseFiles]:
     """As `find_images`; for a DICOMDIR whose files are all present, every series that it lists."""
     listed: set[Path] = set()
     if data.is_file() and is_dicomdir(data):
         with suppress(DicomIoError):
             listed = {file.absolute() for file in files_of_dicomdir(data)}
     if not listed or not all(file.is_file() for file in listed):  # reading a broken DICOMDIR gives the reason
-        return find_images(data, series)
+        return find_images(data, series, channels)
     cases = find_images(data.parent, series)
     return [case for case in cases if case.header is None or case.header.absolute() in listed]
 

@@ -205,17 +205,14 @@ def masks_of(cases: Sequence[CaseFiles]) -> int:
 
 def mask_count(path: Path) -> int:
     """Channels of a volume file of labels by its header, or segments of a SEG that may overlap; 1 for any other label."""
-    if has_ending(path, NIFTI_ENDINGS):
-        with suppress(Exception):  # a damaged header makes nibabel fail in any way; reading the label gives the reason
+    with suppress(Exception):  # of a damaged file; reading it gives the reason
+        if has_ending(path, NIFTI_ENDINGS):
             image: Any = nibabel.load(path)
             return int(image.shape[3]) if len(image.shape) == 4 else 1
-        return 1
-    if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
-        return 1
-    with refusing_as(f"label {path.name}"):
-        found = scan_files(files_at(path)).series[0]
-        if found.kind == "seg" and load_dataset(found.files[0], with_pixels=False).get("SegmentsOverlap") == "YES":
-            return max(segment_numbers(found.files[0]))
+        if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
+            found = scan_files(files_at(path)).series[0]
+            if found.kind == "seg" and load_dataset(found.files[0], with_pixels=False).get("SegmentsOverlap") == "YES":
+                return max(segment_numbers(found.files[0]))
     return 1
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from shell import Run, shell
 from small_data import plan_bundle, tilted_volumes
+from test_channels import one_file_each, two_channels
 
 from dicom_io.read import read_series
 from dicom_io.seg import read_segments
@@ -124,3 +125,19 @@ def test_from_regions_to_a_seg_and_back_to_training(tmp_path: Path, run: Run) ->
     labels = json.loads((tmp_path / "Dataset101_Back/dataset.json").read_text())["labels"]
     for channel, name in enumerate(("Liver", "Spleen")):
         assert int(np.isin(numbers, labels[name]).sum()) == int(stored[..., channel].sum())
+
+
+def test_inspect_counts_masks_and_takes_the_channels_of_a_bundle(tmp_path: Path, run: Run) -> None:
+    masks = mask_list(region_data(tmp_path / "volumes"), {"liver": (2, 5), "spleen": (5,)})
+    answer = run("inspect", masks, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["cases"][0]["class_voxels"].keys() == {"0", "1", "2"}
+    data = one_file_each(two_channels(tmp_path / "channels"))
+    write_plan(planned(data), tmp_path / "bundle")
+    for folder in (data, data / "imagesTr"):
+        answer = run("inspect", folder, "--bundle", tmp_path / "bundle", "--json")
+        assert answer.code == 0, answer.err
+        assert [case["id"] for case in json.loads(answer.out)["cases"]] == [f"case{n}" for n in range(5)]
+    (data / "imagesTr/case2_0001.nii.gz").unlink()
+    answer = run("inspect", data / "imagesTr", "--bundle", tmp_path / "bundle")
+    assert (answer.code, "case2 has case2_0000" in answer.err) == (3, True)
