@@ -17,7 +17,7 @@ from dicom_io.segmentation import Box, Channels, Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
-from monai_unet_app.confidence.shift import LayerMeans, ShiftDetector, image_features
+from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence, stated_key
 from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, box_text
 from monai_unet_app.data.read import ImageFiles, read_volume
@@ -156,9 +156,7 @@ def segment_case(
         volume = whole if box is None else whole.cropped(box)
         # Before preprocessing, which would hide a wrong modality or spacing behind a plausible tensor
         check_rules(volume, bundle.rules)
-        features = _image_features(volume) if fitting or (statements and statements.shift) else None
-        if statements and statements.shift and features is not None:
-            _check_order(statements.shift, features, bundle)
+        features = _image_features(volume, bundle, statements)
     with timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
         windows = planner.windows(item["image"], volume)
@@ -176,9 +174,8 @@ def segment_case(
     del item, rows  # what follows needs the memory
     with timed(seconds, "postprocess"):
         segmentation = gathered.segmentation(result.tidy, preprocessed)
-    if features is not None and bundle.feature_layer:
-        features = np.concatenate([features, layer.features()])
     with timed(seconds, "assess"):
+        features = features if features is None or not bundle.feature_layer else layer.behind(features)
         case = assessed(Case(segmentation, bundle, run, seconds, None, features, logits, gathered.cautious), statements)
     return case if box is None else on_whole_image(case, whole, box)
 
@@ -232,15 +229,23 @@ def _statements(bundle: Bundle, run: PredictConfig) -> Confidence:
     return read_confidence(bundle, replace(settings, precision="float32") if inherited else settings)
 
 
-def _image_features(volume: Volume) -> NDArray[np.float64]:
-    """The features of an image that tell unusual images from usual ones."""
-    return image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
+def _image_features(volume: Volume, bundle: Bundle, statements: Confidence | None) -> NDArray[np.float64] | None:
+    """The features of an image that tell unusual images from usual ones; None where nothing needs them.
 
+    Args:
+        volume: The image.
+        bundle: Names its channels.
+        statements: Of the bundle; None while they are fitted.
 
-def _check_order(detector: ShiftDetector, features: NDArray[np.float64], bundle: Bundle) -> None:
-    """Raises InputRefusedError for an image whose channels, in another order, are much more like those of the training."""
+    Raises:
+        InputRefusedError: Its channels, in another order, are much more like those that the detector was fitted on.
+    """
+    detector = statements.shift if statements else None
+    if statements and detector is None:
+        return None
+    features = image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
     names = bundle.rules.channel_names
-    order = detector.order_of(features, len(names)) if names else ()
+    order = detector.order_of(features, len(names)) if names and detector else ()
     if list(order) != sorted(order):
         pairs = [(names[given], name) for given, name in zip(order, names, strict=True) if names[given] != name]
         looks = " and ".join(f"what is given as {given} looks like {name}" for given, name in pairs)
@@ -248,6 +253,7 @@ def _check_order(detector: ShiftDetector, features: NDArray[np.float64], bundle:
             f"its channels look exchanged: {looks}, by the images that the bundle was calibrated on; {', '.join(names)} are "
             "needed, in this order; give the files so"
         )
+    return features
 
 
 def settings_of(run: PredictConfig, bundle: Bundle) -> ResultSettings:

@@ -168,6 +168,10 @@ class LayerMeans:
         means: Floats = np.sum(self._sums, axis=0) / self._windows
         return means
 
+    def behind(self, image: Floats) -> Floats:
+        """The features of an image, shape (F,), and those of the layer behind them."""
+        return np.concatenate([image, self.features()])
+
 
 @dataclass(frozen=True)
 class ShiftDetector(JsonDocument):

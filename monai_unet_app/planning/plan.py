@@ -123,16 +123,7 @@ def plan_configurations(
     Raises:
         InputRefusedError: Cases cannot be used, or are no one kind of images; the message lists all.
     """
-    if config.memory_limit > (machine := ever_resident_bytes()):
-        raise InputRefusedError(
-            f"--memory-limit {config.memory_limit / 1e9:.0f}GB: this machine has {machine / 1e9:.0f} GB of memory; less is "
-            "needed; give a smaller limit"
-        )
-    if config.memory_limit < (least := least_memory(config.networks)):
-        raise InputRefusedError(
-            f"--memory-limit {config.memory_limit / 1e6:.0f}MB: a training of {config.networks} network(s) takes "
-            f"{least / 1e6:.0f} MB at least; give --memory-limit {math.ceil(least / 1e8) * 100}MB or more"
-        )
+    _check_memory(config)
     checked_values(known(config.network.name), config.network.values)
     cases = find_data(config.data, config.labels, config.label_suffix)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
@@ -168,6 +159,19 @@ def plan_configurations(
         reasons = {name: reasoned.reason for name, reasoned in decided.items()} | {"places": why}
         plans.append(BundlePlan(values, reasons, structures, fingerprint, splits, stated))
     return plans
+
+
+def _check_memory(config: PlanConfig) -> None:
+    if config.memory_limit > (machine := ever_resident_bytes()):
+        raise InputRefusedError(
+            f"--memory-limit {config.memory_limit / 1e9:.0f}GB: this machine has {machine / 1e9:.0f} GB of memory; less is "
+            "needed; give a smaller limit"
+        )
+    if config.memory_limit < (least := least_memory(config.networks)):
+        raise InputRefusedError(
+            f"--memory-limit {config.memory_limit / 1e6:.0f}MB: a training of {config.networks} network(s) takes "
+            f"{least / 1e6:.0f} MB at least; give --memory-limit {math.ceil(least / 1e8) * 100}MB or more"
+        )
 
 
 def dealt(cases: Sequence[CaseFiles], splits: Path | None) -> tuple[list[SplitCase], str]:
