@@ -134,8 +134,7 @@ def segment_case(
         run: Settings of this run.
         progress: Called with (windows done, number of windows).
         keep: What of the probabilities is kept: "evidence" is what `Evidence` holds; "cautious" the cautious masks as well;
-            "probabilities" all of them as well, (C, I, J, K); "logits" makes `Case.second_look` possible. What is large
-            of these is on disk.
+            "probabilities" all of them, (C, I, J, K); "logits" makes `Case.second_look` possible. What is large is on disk.
         fitting: True while statements are fitted: the features of the image are computed and nothing is assessed.
 
     Raises:
