@@ -169,7 +169,7 @@ def convert(options: flags.Convert) -> Answer:
         options.output,
         files.structure_names if files else (options.objects,) if options.objects else (),
         values,
-        dict(enumerate(regions or cases[0].mask_names, 1)) or common.structures(options.structure),
+        dict(enumerate(regions, 1)) or common.structures(options.structure) or dict(enumerate(cases[0].mask_names, 1)),
         options.modality or (modalities[0] if len(modalities) == 1 else None),
         facts,
         known_plan(cases, options.splits, files.own_splits if files else None),

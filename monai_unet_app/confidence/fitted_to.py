@@ -88,7 +88,7 @@ def _values_of_results(bundle: BundleFiles, setting: InferenceSetting) -> dict[s
         values[name] = value
         waiting += [reference for text in _texts(value) for reference in _REFERENCE.findall(text)]
     if bundle.channel_names:
-        values["channels"] = list(bundle.channel_names)
+        values["input_rules::channels"] = list(bundle.channel_names)
     # Overrides of this run change results as if they stood in the file.
     overrides = bundle.overrides if isinstance(bundle, Bundle) else ()
     return values | {name: value for name, value in overrides if name.split("::")[0] in values}

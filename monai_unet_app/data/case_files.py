@@ -117,8 +117,9 @@ def find_images(source: Path, series: Sequence[str] = (), channels: Sequence[str
         name = _without_number(case_id(source)) if channels else None
         if name is None:
             return [CaseFiles(case_id(source), source)]
-        beside = find_images(source.parent, series, channels)
-        return [case for case in beside if case.id == name]
+        beside = [file for file in sorted(source.parent.iterdir()) if has_ending(file, FILE_ENDINGS)]
+        own = [CaseFiles(case_id(file), file) for file in beside if _without_number(case_id(file)) == name]
+        return by_channels(_with_unique_ids(own, source.parent), len(channels))
     files = sorted(
         file
         for file in source.iterdir()
@@ -133,9 +134,8 @@ def find_images(source: Path, series: Sequence[str] = (), channels: Sequence[str
             f"no image found in {source.name}/{_dicomdir_note(source)}; NIfTI, NRRD or MetaImage "
             f"({', '.join(VOLUME_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
-    if channels and any(_without_number(case.id) for case in cases):
-        cases = by_channels(cases, len(channels))
-    return _with_unique_ids(cases, source)
+    cases = _with_unique_ids(cases, source)
+    return by_channels(cases, len(channels)) if channels and any(_without_number(case.id) for case in cases) else cases
 
 
 def _dicomdir_note(folder: Path) -> str:
@@ -234,7 +234,11 @@ def by_channels(cases: Sequence[CaseFiles], count: int | None = None) -> list[Ca
     numbered: dict[str, dict[int, CaseFiles]] = {}
     for case in cases:
         name = _without_number(case.id)
-        numbered.setdefault(name or case.id, {})[int(case.id[-4:]) if name else 0] = case
+        taken = numbered.setdefault(name or case.id, {}).setdefault(int(case.id[-4:]) if name else 0, case)
+        if taken is not case:
+            raise InputRefusedError(
+                f"{taken.image.name} and {case.image.name} are the same channel of one case; one file is needed; move one away"
+            )
     usual = count or Counter(map(len, numbered.values())).most_common(1)[0][0]
     if odd := {name: found for name, found in numbered.items() if sorted(found) != list(range(usual))}:
         name, found = next(iter(odd.items()))

@@ -240,7 +240,7 @@ def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: Nnu
         told = told or {value: stated.name for value, stated in stated_structures(cases, held).items()}
         names = tuple(named_values(fingerprint.label_voxels, told, "label {}").values())
         _check_names(names)
-        if any(case.overlaps for case in fingerprint.cases):
+        if values.regions or any(case.overlaps for case in fingerprint.cases):
             return _overlapping(cases, names, values)
         return _Numbering(names, AS_NUMBERED, {name: number for number, name in enumerate(names, 1)})
     if config.structures:
@@ -307,7 +307,8 @@ def _write_case(case: CaseFiles, folder: Path, end: str, numbering: _Numbering) 
     image = read_volume(case.files)
     label, numbers = numbering.read(case, image)
     if image.planar:
-        _write_picture(image.array, images / f"{case.id}_0000.png", case)
+        for number, channel in enumerate(np.moveaxis(image.array, 3, 0) if case.channels else [image.array]):
+            _write_picture(channel, images / f"{case.id}_{number:04}.png", case)
         _write_picture(numbers, labels / f"{case.id}.png", case)
         return False
     first = images / f"{case.id}_0000.nii.gz"

@@ -14,8 +14,6 @@ from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
 
-"""A case in the form of MONAI's data lists: {"id", "subject", "image", "label"}."""
-
 
 @dataclass(frozen=True)
 class LabelledCases:

@@ -139,14 +139,15 @@ def plan_configurations(
         _check_configuration(measured, configuration)
     if masks and any(case.overlaps for case in measured):
         config = replace(config, masks=masks)
-    names = dict(enumerate(regions or cases[0].mask_names, 1)) or config.structures or (facts.names if facts else {})
+    in_files = dict(enumerate(cases[0].mask_names, 1)) or (facts.names if facts else {})
+    names = dict(enumerate(regions, 1)) or config.structures or in_files
     if config.objects is not None:
         names = {1: config.objects}
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
     structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
     refuse_faults(fingerprint)  # after the label values, since a stray one looks like a class of one fold
-    in_files = next((case.modality for case in measured if case.modality), None)
-    modality = config.modality or in_files or (facts.modality if facts else None)
+    found = next((case.modality for case in measured if case.modality), None)
+    modality = config.modality or found or (facts.modality if facts else None)
     splits = {
         "schema_version": "1.0",
         "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in plan]}},

@@ -64,6 +64,12 @@ def test_a_case_without_one_of_its_channels_is_refused_by_name(tmp_path: Path) -
         find_data(folder)
     with pytest.raises(InputRefusedError, match=r"brain_1 has brain_1_0001"):
         find_images(folder / "imagesTr", (), NAMES)
+    (one,) = find_images(folder / "imagesTr/brain_0_0001.nii.gz", (), NAMES)  # the others are not asked for
+    assert [file.name for file in one.files] == ["brain_0_0000.nii.gz", "brain_0_0001.nii.gz"]
+    (folder / "imagesTr/brain_2.nii.gz").write_bytes(b"")
+    with pytest.raises(InputRefusedError, match=r"brain_2\.nii\.gz and brain_2_0000\.nii\.gz are the same channel"):
+        find_images(folder / "imagesTr", (), NAMES)
+    (folder / "imagesTr/brain_2.nii.gz").unlink()
     (folder / "imagesTr/brain_1_0001.nii.gz").rename(folder / "imagesTr/brain_1_0002.nii.gz")
     with pytest.raises(InputRefusedError, match=r"brain_1 has brain_1_0002"):
         find_data(folder)

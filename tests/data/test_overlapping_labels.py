@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import source_phantoms
 from phantoms import oblique_affine
+from PIL import Image
 from result_phantoms import RESULT
 
 from dicom_io.seg import write_seg
 from dicom_io.volume import LPS_FROM_RAS, Volume
-from monai_unet_app.data.case_files import find_images
+from monai_unet_app.data.case_files import find_data, find_images
 from monai_unet_app.data.cases import data_row
 from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.inspect import Accepted, inspect_cases
@@ -168,6 +169,30 @@ def test_regions_of_a_dataset_json_are_known_and_written_again(tmp_path: Path) -
     for case in range(3):
         labels = np.asarray(nibabel.load(tmp_path / f"Dataset101_T/labelsTr/case{case}.nii.gz").dataobj)
         assert np.array_equal(labels, nested())
+
+
+def test_regions_that_share_no_voxel_keep_their_values_together(tmp_path: Path) -> None:
+    for folder, name, array in (("imagesTr", "a_0000", nested() * 10.0 + 1), ("labelsTr", "a", nested())):
+        saved(tmp_path / f"set/{folder}/{name}.nii.gz", array)
+    values = FileValues(regions=((1,), (2, 3)))
+    config = NnunetConfig(tmp_path / "Dataset101_T", told={1: "rim", 2: "core"}, values=values, modality="CT")
+    document = write_nnunet_folder(find_data(tmp_path / "set"), config).document
+    labels = np.asarray(nibabel.load(tmp_path / "Dataset101_T/labelsTr/a.nii.gz").dataobj)
+    assert np.array_equal(np.isin(labels, document["labels"]["rim"]), nested() == 1)
+    assert np.array_equal(np.isin(labels, document["labels"]["core"]), nested() > 1)
+
+
+def test_pictures_of_several_channels_are_written_a_file_each(tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(2), []
+    for name in ("red", "green"):
+        Image.fromarray(rng.integers(0, 255, (12, 15), np.uint8)).save(tmp_path / f"{name}.png")
+    Image.fromarray(rng.integers(0, 2, (12, 15), np.uint8)).save(tmp_path / "label.png")
+    rows = [{"id": "a", "image": {"red": "red.png", "green": "green.png"}, "label": "label.png"}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    write_nnunet_folder(find_images(tmp_path / "list.json"), NnunetConfig(tmp_path / "Dataset101_P", told={1: "spot"}))
+    for number, name in enumerate(("red", "green")):
+        written = np.asarray(Image.open(tmp_path / f"Dataset101_P/imagesTr/a_{number:04}.png"))
+        assert np.array_equal(written, np.asarray(Image.open(tmp_path / f"{name}.png")))
 
 
 def painted(labels: np.ndarray, document: dict) -> np.ndarray:
