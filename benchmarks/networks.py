@@ -417,10 +417,10 @@ of every case.
 Differences are to `{default}`, which a plan takes by itself, paired by case; intervals of 95 % by subject. Where an interval
 holds 0, these cases and this training show no difference. Other data, or hours on a GPU, may give another order.
 `dynunet_two` is two networks side by side within the same time, `dynunet_deep` has deep supervision, `dynunet_ace` the loss
-Dice + cross entropy + ACE, `segresnet_transposed` transposed convolutions on its way up. Names of structures decide whether a plan mirrors
-images: here they say nothing, so it does not; `dynunet_mirrored` was planned with names, `_tta` averages over mirror images,
-and `dynunet_field` is `dynunet_mirrored` with our conditional random field after it, with the values of [the page on
-bundles](bundles.md).
+Dice + cross entropy + ACE, `segresnet_transposed` transposed convolutions on its way up. Names of structures decide whether
+a plan mirrors images: here they say nothing, so it does not; `dynunet_mirrored` was planned with names, `_tta` averages over
+mirror images, and `dynunet_field` is `dynunet_mirrored` with our conditional random field after it, with the values of
+[the page on bundles](bundles.md).
 
 ![Dice against the time of a window](images/networks.png)
 
