@@ -99,6 +99,28 @@ def tiny_bundle(tmp_path: Path, tiny_template: Callable[[str], tuple[Path, Any]]
 
 
 @pytest.fixture
+def two_channel_bundle(tiny_bundle: Callable[[], Path]) -> Path:
+    """A reference bundle with another input: two channels, weights by chance."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    root = tiny_bundle()
+    config = root / "configs/inference.yaml"
+    text = (
+        config.read_text()
+        .replace("channels: 1\n", "channels: [T1, FLAIR]\n", 1)
+        .replace("in_channels: 1", "in_channels: 2")
+    )
+    config.write_text(text)
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser["bundle_root"] = str(root)
+    torch.manual_seed(3)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), root / "models/model.pt")
+    return root
+
+
+@pytest.fixture
 def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pages of an evaluation are empty: for tests that read its figures alone. Drawing takes longer than measuring."""
     from monai_unet_app.report import evaluation_writer

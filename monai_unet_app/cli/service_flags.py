@@ -46,7 +46,8 @@ class Commission(Options):
         no_node: check the destinations only
         calling_ae_title: AE title under which the node is called; one of its senders (default: COMMISSION)
         node_host: the node's address (default: that of the site file)
-        example: image for a rule: NIfTI, or a DICOM series, which is de-identified (default: a shipped example case)
+        example: image for a rule, or for RULE.CHANNEL: NIfTI, or a DICOM series, which is de-identified (default: a shipped
+            example case)
         header: value of a header that matches a rule, if no value can be made from its pattern
         limit_min: time limit of all checks (default: 10)
         verify: only check that a report is as it was signed

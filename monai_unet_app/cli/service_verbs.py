@@ -246,8 +246,8 @@ def _commissioning(options: service_flags.Commission) -> "Commissioning":
             raise UsageError(f"--example is {text}; RULE=PATH with a file or folder that exists is needed; correct it")
         examples[rule] = Path(path)
     for text in options.header:
-        rule, _, rest = text.partition(".")
-        keyword, equals, value = rest.partition("=")
+        name, equals, value = text.partition("=")
+        rule, _, keyword = name.rpartition(".")
         if not equals or tag_for_keyword(keyword) is None:
             raise UsageError(f"--header is {text}; RULE.KEYWORD=VALUE with a DICOM keyword is needed; correct it")
         headers.setdefault(rule, {})[keyword] = value

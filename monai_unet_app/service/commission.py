@@ -46,7 +46,7 @@ from monai_unet_app.service.acceptance_checks import (
 )
 from monai_unet_app.service.rows import state_of
 from monai_unet_app.service.site_file import Rule, Site
-from monai_unet_app.service.work import misfits, verdict_of
+from monai_unet_app.service.work import misfits, series_of_channels, verdict_of
 
 _PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "itk", "numpy")
 _PAUSE_S, _REPORT_S = 0.5, 10.0
@@ -61,8 +61,9 @@ class Commissioning:
         live: Send studies to the node too; it must be running.
         calling_ae_title: AE title under which the node is called.
         node_host: Address of the node; empty: that of the site file.
-        examples: Rule -> NIfTI file, DICOM file or folder with one series, for rules that the shipped example does not match.
-        headers: Rule -> DICOM keyword -> value, where no value can be made from the rule's pattern.
+        examples: Rule -> NIfTI file, DICOM file or folder with one series, for rules that the shipped example does not match;
+            RULE.CHANNEL -> that of a further channel (without it, the rule's).
+        headers: Rule, or RULE.CHANNEL -> DICOM keyword -> value, where no value can be made from the rule's pattern.
         limit_s: Time limit of all checks in seconds; checks that have not begun by then are not tried.
         result_s: Seconds that the node may take for the studies of a rule, from the last instance to the destinations, in
             addition to its own `stable_s`.
@@ -130,7 +131,7 @@ def unchecked(site: Site, *, live: bool) -> list[str]:
 
 
 def _check_rule_names(site: Site, settings: Commissioning) -> None:
-    names = [rule.name for rule in site.rules]
+    names = [one.name for rule in site.rules for one in phantoms.rules_of_channels(rule)]
     for flag, rules in (("--example", settings.examples), ("--header", settings.headers)):
         for name in rules:
             if name not in names:
@@ -257,14 +258,19 @@ class _Run:
                 "destination whose profile takes SEG"
             )
         study = self._made(rule, phantoms.AXES[0])
-        (series,) = [series for series in survey_files(list(study.files)).series if series.kind == "image"]
-        reasons = misfits(rule, series)
-        if reasons:
-            raise AppError(
-                f"the rule would not pick the example: it requires {' and '.join(reasons)}; name another example with "
-                f"--example {rule.name}=PATH"
-            )
-        return StepResult(f"{series.frame_count} images that the rule picks")
+        series = [one for one in survey_files(list(study.files)).series if one.kind == "image"]
+        of_file = {file: one for one in series for file in one.files}
+        firsts = [of_file[files[0]] for files in study.series]
+        for one, ref in zip(phantoms.rules_of_channels(rule), firsts, strict=True):
+            if reasons := misfits(one, ref):
+                raise AppError(
+                    f"the rule would not pick the example: it requires {' and '.join(reasons)}; name another example with "
+                    f"--example {one.name}=PATH"
+                )
+        for ref in series:  # the first, and any other that the rule picks too
+            if ref is firsts[0] or not misfits(rule, ref):
+                series_of_channels(rule, ref.series_instance_uid, series)
+        return StepResult(f"{' and '.join(str(ref.frame_count) for ref in firsts)} images that the rule picks")
 
     def _expect(self, rule: Rule) -> StepResult:
         """Segments the rule's example with this program; the node must deliver the same labels."""
@@ -274,7 +280,7 @@ class _Run:
 
         bundle, run = load_bundle(rule.bundle, self.site.node.device), PredictConfig(rule.settings)
         for axes in self._axes(rule):
-            case = segment_case(read_series(self._made(rule, axes).files), bundle, run)
+            case = segment_case(self._made(rule, axes).image, bundle, run)
             # A result that the gate holds back would never arrive, and the step that looks for it would wait in vain.
             verdict, why = verdict_of(case)
             if state_of(verdict, hold_review=rule.hold_review) != "sending":
@@ -290,9 +296,12 @@ class _Run:
         return phantoms.AXES if rule.name not in self.settings.examples else phantoms.AXES[:1]
 
     def _made(self, rule: Rule, axes: phantoms.Axes) -> phantoms.Study:
-        path, headers = self.settings.examples.get(rule.name), self.settings.headers.get(rule.name, {})
-        example = phantoms.Example(path, False, headers) if path else phantoms.shipped_example(headers)
-        return phantoms.example_study(example, rule, self.folder(), axes)
+        examples, of_rule = [], self.settings.examples.get(rule.name)
+        for one in phantoms.rules_of_channels(rule):
+            path, headers = self.settings.examples.get(one.name, of_rule), self.settings.headers.get(one.name, {})
+            example = phantoms.Example(path, False, headers) if path else phantoms.shipped_example(headers)
+            examples.append((example, one))
+        return phantoms.example_study(examples, self.folder(), axes)
 
     def _compared_at(self, rule: Rule) -> list[Destination]:
         """Destinations at which a SEG of the rule must arrive."""
@@ -389,7 +398,7 @@ class _Run:
         began = reported = time.monotonic()
         until = min(sent.until, self.until)
         study, axes = sent.studies[number], self._axes(rule)
-        expected, volume = sent.expected[axes[number % len(axes)]], read_series(study.files)
+        expected, volume = sent.expected[axes[number % len(axes)]], read_series(study.series[0])
         modalities = {KIND[name].modality for name in destination.profile.objects if KIND[name].format in rule.formats}
         modalities.discard("")  # of objects that share a Modality with images
         while True:
@@ -430,7 +439,11 @@ class _Run:
                 header = load_dataset(file, with_pixels=False)
                 if kind_of_class(str(header.SOPClassUID)) is not KIND["SEG"]:
                     continue  # another kind may have the Modality SEG
-                (source,) = header.ReferencedSeriesSequence
+                source = next(
+                    one
+                    for one in header.ReferencedSeriesSequence
+                    if one.SeriesInstanceUID == volume.provenance.series_instance_uid
+                )
                 if len(source.ReferencedInstanceSequence) == len(images):
                     segs.append(read_seg(file, volume))
         return segs

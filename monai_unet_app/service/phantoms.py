@@ -7,7 +7,8 @@ de-identified first (PS3.15 Annex E). The headers that a rule asks for are made 
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from re import _constants as sre  # type: ignore[attr-defined]  # no public parser of patterns exists
 from re import _parser  # type: ignore[attr-defined]
@@ -18,11 +19,14 @@ from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
 
+from dicom_io.channels import joined
 from dicom_io.coding import Segment, load_segments
 from dicom_io.confidentiality.pseudonyms import new_key
 from dicom_io.deidentify import deidentify, files_of
 from dicom_io.dicomize import dicomize
+from dicom_io.read import read_series
 from dicom_io.reading.instances import load_dataset, read_instance
 from dicom_io.reading.series import survey_files
 from dicom_io.volume import Provenance, Volume
@@ -40,6 +44,15 @@ AXES: tuple[Axes, ...] = ((0, 1, 2), (2, 0, 1))
 """Orders of the array axes in which an example is sent: the same anatomy, acquired in two orientations."""
 
 _IDENTITY = ("PatientName", "PatientID")
+_OF_ONE_STUDY = (
+    *_IDENTITY,
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "StudyDescription",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+)
 _DESCRIPTION = {"StudyDescription": "Site acceptance, no patient"}
 _PIXEL_GROUP = 0x0028
 _FIXED = {
@@ -56,12 +69,20 @@ class Study:
     Attributes:
         uid: StudyInstanceUID.
         files: The files to send.
+        series: Those of its images, a series for each channel.
         labels: Shape (I, J, K): the labels of its SEG, on the grid of the series; None if it has no SEG.
     """
 
     uid: str
     files: tuple[Path, ...]
+    series: tuple[tuple[Path, ...], ...] = ()
     labels: Volume | None = None
+
+    @property
+    def image(self) -> Volume:
+        """Its images, as `read_series` or `read_channels` reads them."""
+        volumes = [read_series(files) for files in self.series]
+        return joined(volumes) if len(volumes) > 1 else volumes[0]
 
 
 @dataclass(frozen=True)
@@ -94,32 +115,53 @@ def phantom_study(orientation: str, folder: Path) -> Study:
     labels, case_id = labels_of(orientation), uuid.uuid4().hex
     case = dicomize(phantom(orientation), folder, labels=labels, segments=_SEGMENTS, case_id=case_id)
     assert case.seg is not None
-    return _with_headers(
-        [*sorted(case.series_folder.glob("*.dcm")), case.seg], f"phantom {orientation}", {}, case.labels
-    )
+    images, patient = sorted(case.series_folder.glob("*.dcm")), _new_patient(f"phantom {orientation}")
+    header = _with_headers([*images, case.seg], patient)
+    return Study(str(header.StudyInstanceUID), (*images, case.seg), (tuple(images),), case.labels)
 
 
-def example_study(example: Example, rule: Rule, folder: Path, axes: Axes) -> Study:
-    """An example as a study for a rule, with new UIDs each time.
+def example_study(examples: Sequence[tuple[Example, Rule]], folder: Path, axes: Axes) -> Study:
+    """An example for each channel as a study for a rule, with new UIDs each time.
 
     Args:
-        example: From `shipped_example`, or given by the user.
-        rule: Its patterns decide which headers are needed.
+        examples: Each example with the rule whose patterns decide which headers it needs, see `rules_of_channels`.
         folder: Folder for the files; must not exist yet.
         axes: Order of the array axes; the axes of a DICOM example stay as they are.
 
+    Returns:
+        All series have one patient, study and frame of reference: that examples of several channels lie in one space is taken
+        from the user.
+
     Raises:
-        InputRefusedError: No header can be made that matches the rule, or the example cannot be used.
-        DicomIoError: The example cannot be read.
+        InputRefusedError: No header can be made that matches the rule, or an example cannot be used.
+        DicomIoError: An example cannot be read.
     """
+    patient, shared, series = _new_patient(f"example for {examples[0][1].name}"), dict[str, str](), []
+    for number, (example, rule) in enumerate(examples):
+        files = _image_files(example, folder / str(number), axes)
+        header = _with_headers(files, {**patient, **fitting_headers(example, rule, files[0]), **shared})
+        # The first decides for those that follow, also about a name that its rule asked for.
+        shared = {keyword: str(header[keyword].value) for keyword in _OF_ONE_STUDY if keyword in header}
+        series.append(tuple(files))
+    return Study(shared["StudyInstanceUID"], tuple(chain.from_iterable(series)), tuple(series))
+
+
+def rules_of_channels(rule: Rule) -> list[Rule]:
+    """A rule, and for each further channel one that picks its series; the name of that is RULE.CHANNEL."""
+    others = [
+        replace(rule, name=f"{rule.name}.{name}", match=patterns, channels={})
+        for name, patterns in rule.channels.items()
+    ]
+    return [rule, *others]
+
+
+def _image_files(example: Example, folder: Path, axes: Axes) -> list[Path]:
     if example.is_dicom:
-        files = _without_identity(example.source, folder)
-    else:
-        # UIDs follow from the content and from case_id: a random case_id makes new UIDs each time, so that no archive
-        # answers with older objects (decision 0032).
-        case = dicomize(_reordered(example.source, axes), folder, case_id=uuid.uuid4().hex)
-        files = sorted(case.series_folder.glob("*.dcm"))
-    return _with_headers(files, f"example for {rule.name}", fitting_headers(example, rule, files[0]))
+        return _without_identity(example.source, folder)
+    # UIDs follow from the content and from case_id: a random case_id makes new UIDs each time, so that no archive
+    # answers with older objects (decision 0032).
+    case = dicomize(_reordered(example.source, axes), folder, case_id=uuid.uuid4().hex)
+    return sorted(case.series_folder.glob("*.dcm"))
 
 
 def fitting_headers(example: Example, rule: Rule, file: Path) -> dict[str, str]:
@@ -191,14 +233,15 @@ def _new_patient_id() -> str:
     return f"{PATIENT}-{uuid.uuid4().hex[:12]}"
 
 
-def _with_headers(
-    files: Sequence[Path], description: str, headers: Mapping[str, str], labels: Volume | None = None
-) -> Study:
-    """Gives the files these headers and an invented patient of their own."""
-    patient = {"PatientName": f"{PATIENT}^{description}", "PatientID": _new_patient_id()}
+def _new_patient(description: str) -> dict[str, str]:
+    return {"PatientName": f"{PATIENT}^{description}", "PatientID": _new_patient_id()}
+
+
+def _with_headers(files: Sequence[Path], headers: Mapping[str, str]) -> Dataset:
+    """Gives the files these headers; returns those of the last."""
     for path in files:
         dataset = dcmread(path)
-        for keyword, value in {**patient, **_DESCRIPTION, **headers}.items():
+        for keyword, value in {**_DESCRIPTION, **headers}.items():
             try:
                 setattr(dataset, keyword, value)
             except (ValueError, TypeError) as error:
@@ -207,7 +250,7 @@ def _with_headers(
                     f"--header RULE.{keyword}=VALUE"
                 ) from error
         dataset.save_as(path, enforce_file_format=True)
-    return Study(str(dataset.StudyInstanceUID), tuple(files), labels)
+    return dataset
 
 
 def _without_identity(source: Path, folder: Path) -> list[Path]:

@@ -241,7 +241,7 @@ def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
     from dicom_io.channels import read_channels
     from dicom_io.read import read_series
 
-    uids = (uid, *(_channel(name, rule, uid, series) for name in rule.channels))
+    uids = series_of_channels(rule, uid, series)
     for one in uids:
         missing = missing_of(series, one)
         if missing and not rule.allow_incomplete:
@@ -282,6 +282,15 @@ def _series_of_channel(name: str, rule: Rule, uid: str, series: Sequence[SeriesR
         if ref.kind == "image" and ref.series_instance_uid != uid and not selection.misfits(ref, rule.channels[name])
     ]
     return [one for one in dict.fromkeys(fits) if _frame_of_reference(series, one) == space]
+
+
+def series_of_channels(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> tuple[str, ...]:
+    """SeriesInstanceUIDs of a picked series and of those of the further channels, in the order of the rule.
+
+    Raises:
+        InputRefusedError: A channel has no series in the study, or more than one.
+    """
+    return (uid, *(_channel(name, rule, uid, series) for name in rule.channels))
 
 
 def _frame_of_reference(series: Sequence[SeriesRef], uid: str) -> str:

@@ -54,6 +54,24 @@ ae_title = "ORTHANC"
 url = "{web}"
 """
 
+TWO = """
+[node]
+folder = "node"
+port = {port}
+stable_s = 0.5
+[[rules]]
+name = "two"
+bundle = "{bundle}"
+match = {{SeriesDescription = "T1"}}
+channels = {{FLAIR = {{SeriesDescription = "FLAIR"}}}}
+destinations = ["archive"]
+deliver_ungated = true
+[destinations.archive]
+host = "127.0.0.1"
+port = {dimse}
+ae_title = "ORTHANC"
+"""
+
 
 @dataclass(frozen=True)
 class Hospital:
@@ -91,6 +109,22 @@ def test_every_phantom_comes_back_in_its_place_and_the_node_makes_what_this_prog
     assert max(check.place_mm for check in measured) < 0.01
     assert max(check.volume_ml for check in measured) < 1e-6
     assert found.passed
+
+
+def test_a_rule_with_channels_gets_a_series_for_each(
+    hospital: Hospital, two_channel_bundle: Path, tmp_path: Path
+) -> None:
+    archive = hospital.node.site.destinations["archive"].peer
+    path = tmp_path / "site.toml"
+    path.write_text(TWO.format(bundle=two_channel_bundle, port=free_port(), dimse=archive.port))
+    with Node(read_site(path)) as node:
+        wait_until(lambda: node.is_ready, 120)
+        found = commission(node.site)
+    assert [check for check in found.checks if not check.passed] == []
+    (fits,) = [check for check in found.checks if check.what == "an example fits"]
+    assert fits.said == "36 and 36 images that the rule picks"
+    (result,) = [check for check in found.checks if check.what == "its result of study 1 is at archive"]
+    assert result.place_mm < 0.01
 
 
 def test_a_worker_that_is_stopped_fails_the_acceptance(hospital: Hospital) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigParser
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
@@ -39,28 +36,9 @@ channels = {{FLAIR = {{SeriesDescription = "FLAIR"}}}}
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Callable[[], Path]) -> Path:
-    """A reference bundle with another input: two channels, weights by chance."""
-    root = tiny_bundle()
-    config = root / "configs/inference.yaml"
-    text = (
-        config.read_text()
-        .replace("channels: 1\n", "channels: [T1, FLAIR]\n", 1)
-        .replace("in_channels: 1", "in_channels: 2")
-    )
-    config.write_text(text)
-    parser = ConfigParser()
-    parser.read_config(str(config))
-    parser["bundle_root"] = str(root)
-    torch.manual_seed(3)
-    torch.save(parser.get_parsed_content("network_def").state_dict(), root / "models/model.pt")
-    return root
-
-
-@pytest.fixture
-def site(bundle: Path, tmp_path: Path) -> Path:
+def site(two_channel_bundle: Path, tmp_path: Path) -> Path:
     path = tmp_path / "site.toml"
-    path.write_text(SITE.format(bundle=bundle))
+    path.write_text(SITE.format(bundle=two_channel_bundle))
     return path
 
 
@@ -85,7 +63,7 @@ def answer(site: Path, study: Path, output: Path, *, waited: bool = True) -> dic
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
 def test_the_series_of_the_channels_are_found_whatever_their_order(
-    names: tuple[str, str], crop: Volume, site: Path, bundle: Path, tmp_path: Path
+    names: tuple[str, str], crop: Volume, site: Path, two_channel_bundle: Path, tmp_path: Path
 ) -> None:
     study = tmp_path / "received"
     for name, description in zip(names, ("T1 sag", "FLAIR ax"), strict=True):
@@ -97,7 +75,7 @@ def test_the_series_of_the_channels_are_found_whatever_their_order(
     assert found["series"] == uids[0]
     image = read_channels(study, uids)
     (seg,) = (tmp_path / "results").rglob("*_seg.dcm")
-    loaded = load_bundle(bundle, "cpu")
+    loaded = load_bundle(two_channel_bundle, "cpu")
     right, exchanged = (
         segment_case(read_channels(study, order), loaded).segmentation.labels for order in (uids, uids[::-1])
     )

@@ -29,6 +29,7 @@ from monai_unet_app.service.phantoms import (
     example_study,
     matching_text,
     phantom_study,
+    rules_of_channels,
     shipped_example,
 )
 from monai_unet_app.service.site_file import Rule, read_site
@@ -106,7 +107,7 @@ def test_nothing_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
 
 def test_the_example_fits_the_rule_of_the_documented_site_file(tmp_path: Path) -> None:
     rule = the_rule(tmp_path, DOCUMENTED)
-    study = example_study(shipped_example({}), rule, tmp_path / "made", AXES[0])
+    study = example_study([(shipped_example({}), rule)], tmp_path / "made", AXES[0])
     (series,) = survey_files(list(study.files)).series
     assert misfits(rule, series) == []
 
@@ -132,13 +133,13 @@ def test_a_rule_that_no_example_fits_is_told_with_the_remedy(
     tmp_path: Path, match: str, headers: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InputRefusedError, match=message):
-        example_study(shipped_example(headers), the_rule(tmp_path, match), tmp_path / "made", AXES[0])
+        example_study([(shipped_example(headers), the_rule(tmp_path, match))], tmp_path / "made", AXES[0])
 
 
 @pytest.mark.parametrize("pattern", ["converted", "^Site acceptance", "^((?!convert).)*$"])
 def test_the_example_fits_a_rule_that_looks_at_the_study_description(pattern: str, tmp_path: Path) -> None:
     rule = the_rule(tmp_path, f'StudyDescription = "{pattern}"')
-    study = example_study(shipped_example({}), rule, tmp_path / "made", AXES[0])
+    study = example_study([(shipped_example({}), rule)], tmp_path / "made", AXES[0])
     (series,) = survey_files(list(study.files)).series
     assert misfits(rule, series) == []
 
@@ -195,7 +196,7 @@ def test_studies_that_the_node_does_not_take_are_not_blamed_on_its_workers(
 
 def test_a_header_that_somebody_gives_is_used(tmp_path: Path) -> None:
     rule = the_rule(tmp_path, 'SeriesDescription = "(?!x)y"')
-    study = example_study(shipped_example({"SeriesDescription": "my y"}), rule, tmp_path / "made", AXES[0])
+    study = example_study([(shipped_example({"SeriesDescription": "my y"}), rule)], tmp_path / "made", AXES[0])
     assert dcmread(study.files[0]).SeriesDescription == "my y"
 
 
@@ -215,7 +216,7 @@ def test_a_text_that_is_made_from_a_pattern_is_found_by_it(pattern: str) -> None
 def test_every_study_has_new_uids_and_names_that_begin_with_commission(tmp_path: Path) -> None:
     rule = the_rule(tmp_path, 'Modality = "MR", PatientID = "site"')
     studies = [phantom_study("oblique", tmp_path / str(n)) for n in range(2)]
-    studies += [example_study(shipped_example({}), rule, tmp_path / f"e{n}", AXES[1]) for n in range(2)]
+    studies += [example_study([(shipped_example({}), rule)], tmp_path / f"e{n}", AXES[1]) for n in range(2)]
     headers = [dcmread(file) for study in studies for file in study.files]
     assert all(str(one.PatientName).startswith("COMMISSION") for one in headers)
     assert all(one.PatientID.startswith("COMMISSION") for one in headers)
@@ -227,7 +228,7 @@ def test_every_study_has_new_uids_and_names_that_begin_with_commission(tmp_path:
 def test_a_dicom_example_loses_its_patient(tmp_path: Path) -> None:
     before = [dcmread(path) for path in sorted(make_study(tmp_path / "given").glob("*.dcm"))]
     rule = the_rule(tmp_path, 'Modality = "CT"')
-    study = example_study(Example(tmp_path / "given", False, {}), rule, tmp_path / "made", AXES[0])
+    study = example_study([(Example(tmp_path / "given", False, {}), rule)], tmp_path / "made", AXES[0])
     assert len(study.files) == 3
     for path in study.files:
         assert dcmread(path).PatientName.family_name == "COMMISSION"
@@ -235,3 +236,33 @@ def test_a_dicom_example_loses_its_patient(tmp_path: Path) -> None:
         for one in before:
             for secret in (str(one.PatientName), one.PatientID, one.AccessionNumber, one.SOPInstanceUID):
                 assert secret.encode() not in content
+
+
+TWO = 'match = {SeriesDescription = "T1"}\nchannels = {FLAIR = {SeriesDescription = "FLAIR"}}'
+
+
+def test_the_example_of_a_further_channel_is_of_the_same_patient_study_and_space(tmp_path: Path) -> None:
+    text = write_site(tmp_path, 104).read_text().replace(f"match = {{{DOCUMENTED}}}", TWO)
+    (tmp_path / "site.toml").write_text(text)
+    rules = rules_of_channels(read_site(tmp_path / "site.toml").rules[0])
+    study = example_study([(shipped_example({}), rule) for rule in rules], tmp_path / "made", AXES[1])
+    first, second = ([dcmread(file) for file in files] for files in study.series)
+    assert [one[0].SeriesDescription for one in (first, second)] == ["T1", "FLAIR"]
+    for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "StudyDescription"):
+        assert len({one.get(keyword) for one in (*first, *second)}) == 1, keyword
+    assert len({one.SOPInstanceUID for one in (*first, *second)}) == len(study.files) == len(first) + len(second)
+    assert len({one.SeriesInstanceUID for one in (*first, *second)}) == 2
+    assert study.image.array.shape[3] == 2
+
+
+def test_a_channel_whose_series_the_rule_picks_as_well_is_said_before_anything_is_sent(tmp_path: Path) -> None:
+    text = write_site(tmp_path, 104).read_text()
+    (tmp_path / "site.toml").write_text(
+        text.replace(
+            f"match = {{{DOCUMENTED}}}", 'match = {Modality = "MR"}\nchannels = {FLAIR = {SeriesDescription = "FLAIR"}}'
+        )
+    )
+    site = read_site(tmp_path / "site.toml")
+    run = commission_steps._Run(site, Commissioning(), tmp_path, lambda text: None)
+    with pytest.raises(InputRefusedError, match="0 series of the study are for the channel FLAIR"):
+        run._fits(site.rules[0])
