@@ -31,6 +31,8 @@ UNCODED = "99MUA_UNCODED"
 """Coding scheme of a structure that nobody has coded yet."""
 NOT_STATED = Code("NOT_STATED", UNCODED, "not stated")
 """The code of a structure for which none is known, or whose code is malformed."""
+WITHOUT_CLASS = Code("WITHOUT_CLASS", UNCODED, "Voxel without a class")
+"""The type of the segment of a SEG whose voxels nobody has labelled; `not_labelled` makes it."""
 _OWN_KEYS = ("wholes", "schema_version", "segmentAttributes")
 _CODES = {
     "SegmentedPropertyCategoryCodeSequence": "category",
@@ -129,6 +131,11 @@ class Segment:
     def colour(self) -> str:
         """The same for pages and charts, "#rrggbb"."""
         return "#{:02x}{:02x}{:02x}".format(*self.rgb)
+
+
+def not_labelled(number: int) -> Segment:
+    """The segment, of this number, of voxels that have no class."""
+    return Segment(number, "Not labelled", Code("309825002", "SCT", "Spatial and Relational Concept"), WITHOUT_CLASS)
 
 
 @dataclass(frozen=True)

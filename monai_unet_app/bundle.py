@@ -376,14 +376,24 @@ class Bundle(BundleFiles):
 
     @cached_property
     def ignore_label(self) -> int | None:
-        """Label value of voxels that an evaluation leaves out; None if the bundle names no such value."""
+        """Label value of voxels without a class, which count nowhere; None if the bundle names no such value."""
         value: int | None = self._optional("ignore_label")
         return value
 
     @cached_property
     def file_values(self) -> FileValues:
-        """What the values of label files stand for."""
-        return FileValues.parse(self._optional("label_values"), self.ignore_label)
+        """What the values of label files stand for.
+
+        Raises:
+            BundleError: `ignore_label` is a value of a structure, too.
+        """
+        values, ignored = FileValues.parse(self._optional("label_values"), self.ignore_label), self.ignore_label
+        if ignored is not None and ignored in ((0, 1) if values.overlap else self.label_values):
+            raise BundleError(
+                f"{self.name}: ignore_label is {ignored}, which is the number of a structure as well; a value of its own is "
+                "needed; correct it in inference.yaml, and the labels"
+            )
+        return values
 
     @cached_property
     def centreline(self) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from dicom_io.coding import Segment, uncoded
+from dicom_io.coding import Segment, not_labelled, uncoded
 from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.read import ReadOptions
 from dicom_io.rtstruct import read_regions
-from dicom_io.volume import number_type
+from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_labels
 from monai_unet_app.data.read import has_ending, read_volume
@@ -60,11 +60,12 @@ def dicomize_cases(
         try:
             image = read_volume(case.files)
             labels = read_labels(case.label_files, image, values) if case.label else None
+            written, own = _with_segment_of_ignored(labels, segments, values.ignored)
             converted = dicomize(
                 image,
                 output / case.id,
-                labels=labels,
-                segments=segments,
+                labels=written,
+                segments=own,
                 case_id=case.id,
                 options=ConversionOptions(modality, overwrite=True),
             )
@@ -84,6 +85,20 @@ def dicomize_cases(
             rows.append(row)
         step(case.id)
     return rows, problems
+
+
+def _with_segment_of_ignored(
+    labels: Volume | None, segments: tuple[Segment, ...] | None, ignored: int | None
+) -> tuple[Volume | None, tuple[Segment, ...] | None]:
+    """Labels, and the segments that they need: voxels without a class are those of a segment more, the last."""
+    if labels is None or segments is None or ignored is None or not (without := labels.array == ignored).any():
+        return labels, segments
+    number = len(segments) + 1
+    if labels.array.ndim == 3:
+        array = np.where(without, number, labels.array)
+    else:
+        array = np.concatenate([np.where(without, 0, labels.array), without[..., :1]], axis=3)
+    return labels.with_array(array), (*segments, not_labelled(number))
 
 
 def label_file(

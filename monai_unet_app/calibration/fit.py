@@ -126,10 +126,13 @@ class StoredLogits:
         outputs: What the logits mean.
         calibrations: Every function that is to be fitted, and its numbers: of a large case boxes are kept, with as much
             around them as these functions look at.
+        ignored: Value of the labels in voxels without a class; None where all have one.
     """
 
-    def __init__(self, outputs: Outputs, calibrations: Sequence[tuple[Calibrate, Parameters]]) -> None:
-        self.outputs, self.calibrations = outputs, calibrations
+    def __init__(
+        self, outputs: Outputs, calibrations: Sequence[tuple[Calibrate, Parameters]], ignored: int | None = None
+    ) -> None:
+        self.outputs, self.calibrations, self.ignored = outputs, calibrations, ignored
         self.drawn: Drawn | None = None
         self._spool = Spool("the logits of the cases", "give fewer cases")
         self._cases: list[list[_StoredPart]] = []
@@ -145,7 +148,7 @@ class StoredLogits:
             NoRoomError: The disk is full.
         """
         rows = [(0, rows.as_subclass(torch.Tensor))] if isinstance(rows, torch.Tensor) else rows
-        parts, drawn = parts_of(rows, label.as_subclass(torch.Tensor), self.outputs, self._halo)
+        parts, drawn = parts_of(rows, label.as_subclass(torch.Tensor), self.outputs, self._halo, self.ignored)
         if drawn is not None:
             self.drawn = self.drawn + drawn if self.drawn else drawn
         self._cases.append([self._stored(part) for part in parts])
@@ -191,15 +194,18 @@ _StoredPart = tuple[Part, tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...
 """A part without its tensors, and of logits and truth the place in the file and the shape."""
 
 
-def _likelihood(part: Part, calibrated: torch.Tensor, outputs: Outputs) -> torch.Tensor:
+_Pair = tuple[torch.Tensor, torch.Tensor]
+"""Calibrated logits of the boxes of a part, (C, ...), and their truth, (1 or C, ...)."""
+
+
+def _likelihood(part: Part, pair: _Pair, outputs: Outputs) -> torch.Tensor:
     """The share of a part in the mean negative log likelihood of its case, in nats."""
-    return part.share * outputs.negative_log_likelihood(calibrated, part.truth)
+    return part.share * outputs.negative_log_likelihood(*pair)
 
 
-def _calibrated(part: Part, calibrate: Calibrate, parameters: Mapping[str, Any]) -> torch.Tensor:
-    """Shape (C, *box): the calibrated logits of the boxes."""
+def _calibrated(part: Part, calibrate: Calibrate, parameters: Mapping[str, Any]) -> _Pair:
     with OurAverages():
-        return part.of_boxes(calibrate(part.logits, parameters))
+        return part.pairs(calibrate(part.logits, parameters))
 
 
 @dataclass(eq=False)
@@ -248,7 +254,8 @@ class CalibrationFit:
                 "data; a plan of yours by --splits; --partition test, if the bundle is measured on another data set), or pass "
                 "--unchecked to keep it without this check"
             )
-        self.logits = StoredLogits(outputs_of(self.exclusive), [(self.calibrate, self.parameters)])
+        ignored = self.bundle.ignore_label if self.bundle else None
+        self.logits = StoredLogits(outputs_of(self.exclusive), [(self.calibrate, self.parameters)], ignored)
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator, whose output must hold "pred" (logits) and "label"."""
@@ -375,17 +382,17 @@ def _scaled(parameters: Parameters, part: float) -> dict[str, float | int]:
     return {name: round(n * part, 5) if isinstance(n, float) else n for name, n in parameters.items()}
 
 
-def _counts(part: Part, calibrated: torch.Tensor, outputs: Outputs) -> np.ndarray:
+def _counts(part: Part, pair: _Pair, outputs: Outputs) -> np.ndarray:
     """Shape (4, bins): number of voxels, of right voxels, and sum of confidence in each bin of confidence.
 
     The last row holds the negative log likelihood in its first cell.
     """
-    confidence, right = (values.flatten() for values in outputs.confidence(calibrated, part.truth))
+    confidence, right = (values.flatten() for values in outputs.confidence(*pair))
     # float64, since sums in float32 stop growing at 2**24 voxels.
     exact, bins = confidence.double(), (confidence * _BINS).long().clamp(max=_BINS - 1)
     rows = [torch.bincount(bins, weights, _BINS) for weights in (torch.ones_like(exact), right.double(), exact)]
     likelihood = np.zeros(_BINS)
-    likelihood[0] = float(_likelihood(part, calibrated, outputs))
+    likelihood[0] = float(_likelihood(part, pair, outputs))
     return np.stack([*(part.times * row.numpy() for row in rows), likelihood])
 
 

@@ -17,7 +17,7 @@ from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.evaluate.reference import evaluation_plan, read_reference
+from monai_unet_app.evaluate.reference import counted_voxels, evaluation_plan, read_reference
 from monai_unet_app.gathering import Gathered
 from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.pieces import ResultSteps, RowStore
@@ -163,7 +163,7 @@ def compare_forms(
             f"{bundle.name}: `forms` has no `none`, by which the others are judged; add "
             'none: {numbers: {}, function: "$lambda z, c: z"}'
         )
-    stored = StoredLogits(bundle.outputs, [(form.function, form.start) for form in forms])
+    stored = StoredLogits(bundle.outputs, [(form.function, form.start) for form in forms], bundle.ignore_label)
     for row in calibration:
         stored.add(*rows_and_label(row, bundle, PredictConfig()))
         step(row["id"])
@@ -205,12 +205,16 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
     # What is predicted without calibration, so that all forms share one band.
     foreground = flat(Gathered.of(volume, bundle, predicted).segmentation(bundle.result.tidy).foreground)
     band = surface_band(foreground, volume.axis_spacing, plan.band_width)
+    labelled = counted_voxels(row, volume, bundle)
+    if labelled is not None:
+        labelled = flat(labelled)
+        band = band & labelled
     for trial in trials:
         # Errors are counted on the source grid, where results are delivered; changed labels on the working grid, where
         # forms act.
         for piece in finished(rows, item, _with_form(raw, trial)):
             box: tuple[Any, ...] = (..., *piece.box)
-            within = {WHOLE: None, plan.band: band[piece.box]}
+            within = {WHOLE: None if labelled is None else labelled[piece.box], plan.band: band[piece.box]}
             probabilities = piece.probabilities.cpu().numpy()
             counts = count_populations(truth[box], probabilities, within, outputs=plan.outputs, bins=plan.bins)
             trial.counts = merged(trial.counts, counts)

@@ -41,11 +41,12 @@ class Part:
 
     Attributes:
         logits: Shape (C, *wide): of the box, and of the voxels around it that its calibration looks at.
-        truth: Shape (1, *box) of class numbers, or (C, *box) of 0 and 1.
+        truth: Shape (1, *box) of class numbers, or (C, *box) of 0 and 1; the ignored value in voxels without a class.
         inside: The place of the box in `logits`; of several, that of each in its own.
         times: How many voxels of the image a voxel of the box stands for; 1 for a whole case.
         share: Of the boxes in a mean over the voxels of the image, 0 to 1; those of all parts of a case sum to 1.
         boxes: How many there are.
+        ignored: Value of the truth in voxels without a class; None where all have one.
     """
 
     logits: torch.Tensor
@@ -54,6 +55,20 @@ class Part:
     times: float = 1.0
     share: float = 1.0
     boxes: int = 1
+    ignored: int | None = None
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Shape (voxels of the boxes,): whether each has a class."""
+        every = torch.ones_like(self.truth[0], dtype=torch.bool)
+        return (every if self.ignored is None else (self.truth != self.ignored).all(0)).flatten()
+
+    def pairs(self, calibrated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (C, ...) and truth (1 or C, ...) of the voxels that have a class, from calibrated logits (C, *wide)."""
+        logits = self.of_boxes(calibrated)
+        if self.ignored is None:
+            return logits, self.truth
+        return logits.flatten(1)[:, self.counts], self.truth.flatten(1)[:, self.counts]
 
     def of_boxes(self, calibrated: torch.Tensor) -> torch.Tensor:
         """Shape (C, *box), one behind the other, from calibrated logits (C, *wide): without what lies around."""
@@ -102,7 +117,7 @@ class Drawn:
 
 
 def parts_of(
-    rows: Iterable[Rows], label: torch.Tensor, outputs: Outputs, halo: Halo
+    rows: Iterable[Rows], label: torch.Tensor, outputs: Outputs, halo: Halo, ignored: int | None = None
 ) -> tuple[list[Part], Drawn | None]:
     """What of a case is fitted on.
 
@@ -111,6 +126,7 @@ def parts_of(
         label: Shape (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1.
         outputs: What the logits mean.
         halo: How far the calibrations look that will be fitted; asked for a large case only.
+        ignored: Value of the label in voxels without a class.
 
     Returns:
         The parts, and what was drawn; None for a whole case. A calibration that looks without limit needs the whole case.
@@ -120,12 +136,20 @@ def parts_of(
     if 4 * store.channels * label[0].numel() > SAMPLE_BYTES:
         margin = halo(store.channels, len(shape))
         if np.isfinite(margin).all():
-            return _drawn(store, label, outputs, margin)
+            return _drawn(store, label, outputs, margin, ignored)
     everything = whole_box(shape)
-    return [Part(store.box(everything), outputs.truth(label, store.channels), everything)], None
+    truth = _truth(label, outputs, store.channels, ignored)
+    return [Part(store.box(everything), truth, everything, ignored=ignored)], None
 
 
-def _drawn(store: RowStore, label: torch.Tensor, outputs: Outputs, margin: Sequence[float]) -> tuple[list[Part], Drawn]:
+def _truth(label: torch.Tensor, outputs: Outputs, channels: int, ignored: int | None) -> torch.Tensor:
+    truth = outputs.truth(label, channels)
+    return truth if ignored is None else truth.float().masked_fill((label == ignored).any(0), ignored)
+
+
+def _drawn(
+    store: RowStore, label: torch.Tensor, outputs: Outputs, margin: Sequence[float], ignored: int | None
+) -> tuple[list[Part], Drawn]:
     shape = tuple(label.shape[1:])
     edge = round(BOX_VOXELS ** (1 / len(shape)))
     bytes_of_box = 4 * store.channels * np.prod([min(n, edge + 2 * m) for n, m in zip(shape, margin, strict=True)])
@@ -133,9 +157,12 @@ def _drawn(store: RowStore, label: torch.Tensor, outputs: Outputs, margin: Seque
     most = max(1, int(room * _AT_BOUNDARIES))
     at_boundaries, elsewhere = _Kind(most, generator), _Kind(room - most, generator)
     for box, inside, logits in wide_boxes(store, shape, edge, margin):
-        part = Part(logits, outputs.truth(label[(slice(None), *box)], store.channels), inside)
+        part = Part(
+            logits, _truth(label[(slice(None), *box)], outputs, store.channels, ignored), inside, ignored=ignored
+        )
         (at_boundaries if _labels_meet(outputs.labels(logits)) else elsewhere).offer(part)
-    parts = [*at_boundaries.parts(label[0].numel()), *elsewhere.parts(label[0].numel())]
+    voxels = at_boundaries.voxels + elsewhere.voxels
+    parts = [*at_boundaries.parts(voxels), *elsewhere.parts(voxels)]
     return list(_together(parts, margin[0])), Drawn(1, *at_boundaries.counts, *elsewhere.counts)
 
 
@@ -200,12 +227,14 @@ class _Kind:
     def __init__(self, most: int, generator: np.random.Generator) -> None:
         self._most, self._generator = most, generator
         self._kept: list[Part] = []
-        self._boxes = self._voxels = 0
+        self._boxes = self.voxels = 0
 
     def offer(self, part: Part) -> None:
-        """The next box."""
+        """The next box; one whose voxels have no class is passed over."""
+        if not (voxels := int(part.counts.sum())):
+            return
         self._boxes += 1
-        self._voxels += part.truth[0].numel()
+        self.voxels += voxels
         if len(self._kept) < self._most:
             self._kept.append(part)
         elif (place := int(self._generator.integers(self._boxes))) < self._most:
@@ -218,6 +247,7 @@ class _Kind:
 
     def parts(self, voxels: int) -> Iterator[Part]:
         """The boxes drawn, which stand for all of this kind in an image of so many voxels."""
-        times = self._voxels / max(1, sum(part.truth[0].numel() for part in self._kept))
-        for part in self._kept:
-            yield replace(part, times=times, share=times * part.truth[0].numel() / voxels)
+        counts = [int(part.counts.sum()) for part in self._kept]
+        times = self.voxels / max(1, sum(counts))
+        for part, count in zip(self._kept, counts, strict=True):
+            yield replace(part, times=times, share=times * count / voxels)

@@ -85,7 +85,7 @@ def state_confidence(
 
     Args:
         bundle: Calibrated. It is loaded anew from its files.
-        rows: Calibration cases, {"id", "subject", "image", "label"}.
+        rows: Calibration cases, {"id", "subject", "image", "label"}; of those with ignored voxels only the images count.
         known: Cases whose images the bundle trained or selected with. With `rows`, they are the usual images of its shift
             detector.
         config: The promises.
@@ -97,7 +97,10 @@ def state_confidence(
     """
     # From its files: the calibration that was written a moment ago belongs to the statements.
     bundle = load_bundle(bundle.root, bundle.device)
-    check_cases(rows, bundle)
+    # True sizes and Dice are not known where some voxels have no class: of such a case only the image counts
+    unlabelled = {case.id for case in check_cases(rows, bundle).cases if case.ignored}
+    known = [*known, *(row for row in rows if row["id"] in unlabelled and row["id"] not in (folds or {}))]
+    rows = [row for row in rows if row["id"] not in unlabelled]
     stated: dict[InferenceSetting, Confidence] = {}
     before = {} if "plain" in config.settings else bundle.confidence_document or {}
     entries: dict[InferenceSetting, dict[str, Any]] = {**before.get("settings", {})}

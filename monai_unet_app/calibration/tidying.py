@@ -8,6 +8,7 @@ Gentle steps are tried first, since an opening also removes stray pieces, and wi
 stand in another order: what an opening cuts off can be dropped as a smaller piece; what a closing joins may enclose a hole.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError
 from monai_unet_app.evaluate.case_selection import Networks
 from monai_unet_app.evaluate.evaluation import StoredLabels
-from monai_unet_app.evaluate.reference import read_reference
+from monai_unet_app.evaluate.reference import counted_voxels, read_reference
 from monai_unet_app.gathering import Keep, tidied
 from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_mean
 from monai_unet_app.metrics.overlap import dice
@@ -120,9 +121,12 @@ class _Cases:
         self.sizes: list[list[float]] = []
         self.grids: dict[str, Volume] = {}
         self.cuts = tuple(sorted((0.5, *THRESHOLDS))) if _lists_thresholds(self.bundle) else (0.5,)
+        self.labelled: dict[str, NDArray[np.uint8]] = {}  # packed bits of cases with ignored voxels
         for row in rows:
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, self.bundle)
+            if (labelled := counted_voxels(row, volume, self.bundle)) is not None:
+                self.labelled[row["id"]] = np.packbits(labelled)
             keep: Keep = "probabilities" if len(self.cuts) > 1 else "evidence"
             result = segment_case(volume, networks.of(row), fitting=True, keep=keep).segmentation
             self.stored.add(row["id"], truth.labels, self._levels(result))
@@ -179,6 +183,9 @@ class _Cases:
             labels = labels.astype(np.uint8)
         if transforms:
             labels = tidied(image, labels, transforms)
+        if row["id"] in self.labelled:
+            bits = np.unpackbits(self.labelled[row["id"]], count=math.prod(image.shape))
+            labels = labels * bits.reshape(image.shape)
         pairs = [Segmentation(image, array, bundle.segments).structures for array in (true, labels)]
         return [
             dice(one.mask_on_grid, other.mask_on_grid) if one.voxels or other.voxels else np.nan

@@ -20,9 +20,11 @@ def inspect(options: flags.Inspect) -> Answer:
     from dicom_io.coding import uncoded
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.case_files import named_series
+    from monai_unet_app.data.datalist import read_dataset_json
     from monai_unet_app.data.examinations import dicom_series, with_cases
     from monai_unet_app.data.inspect import Accepted, inspect_cases
     from monai_unet_app.data.labels import FileValues, masks_of
+    from monai_unet_app.data.structures import stated_ignored
 
     reading = common.read_options(options)
     known = bundle_files(options.bundle) if options.bundle else None
@@ -32,7 +34,8 @@ def inspect(options: flags.Inspect) -> Answer:
     if bundle:
         accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values)
     else:
-        accepted = Accepted(values=FileValues(masks=masks_of(cases)))
+        facts = read_dataset_json(options.data) if options.data.is_dir() else None
+        accepted = Accepted(values=FileValues(masks=masks_of(cases), ignored=stated_ignored(cases, facts)))
     places, plan_problems = _strict_places(options, cases)
     with show.Steps("reading", len(cases)) as step:
         fingerprint = inspect_cases(cases, accepted, step, reading, places=places)
@@ -97,7 +100,7 @@ def dicomize(options: flags.Dicomize) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.convert import dicomize_cases
     from monai_unet_app.data.case_files import find_cases, find_images
-    from monai_unet_app.data.labels import AS_NUMBERED, FileValues
+    from monai_unet_app.data.labels import FileValues
 
     labelled = bool(options.labels or options.label_suffix)
     if labelled and not options.bundle:
@@ -108,7 +111,8 @@ def dicomize(options: flags.Dicomize) -> Answer:
         find_cases(options.images, options.labels, options.label_suffix) if labelled else find_images(options.images)
     )
     files = bundle_files(options.bundle) if labelled and options.bundle else None
-    values = FileValues.parse(files.inference_document.get("label_values")) if files else AS_NUMBERED
+    stated = files.inference_document if files else {}
+    values = FileValues.parse(stated.get("label_values"), stated.get("ignore_label"))
     common.check_writable(options.output)
     with show.Steps("converting", len(cases)) as step:
         rows, problems = dicomize_cases(
@@ -147,6 +151,7 @@ def convert(options: flags.Convert) -> Answer:
     from monai_unet_app.data.datalist import read_dataset_json
     from monai_unet_app.data.labels import FileValues, masks_of
     from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
+    from monai_unet_app.data.structures import stated_ignored
 
     naming = [f"--{name}" for name in ("bundle", "structure", "objects") if getattr(options, name)]
     if len(naming) > 1:
@@ -159,12 +164,13 @@ def convert(options: flags.Convert) -> Answer:
     stated = files.inference_document if files else {}
     modalities = (stated.get("input_rules") or {}).get("modality") or []
     told = "objects" if options.objects else stated.get("label_values")
-    values = FileValues.parse(told, stated.get("ignore_label"))
+    values = FileValues.parse(told, options.ignore or stated.get("ignore_label"))
     cases = find_data(options.data, options.labels, options.label_suffix)
     facts = read_dataset_json(options.data) if options.data.is_dir() else None
     regions = common.regions(options.structure) or (facts.regions if facts and not options.structure else {})
     if not (files or options.objects):
-        values = FileValues(regions=tuple(regions.values()), masks=0 if regions else masks_of(cases))
+        ignored = options.ignore or stated_ignored(cases, facts)
+        values = FileValues(regions=tuple(regions.values()), masks=0 if regions else masks_of(cases), ignored=ignored)
     config = NnunetConfig(
         options.output,
         files.structure_names if files else (options.objects,) if options.objects else (),

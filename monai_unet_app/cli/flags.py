@@ -211,6 +211,7 @@ class Convert(Labels):
         bundle: its segments.json names the label values, and its configs/splits.json is the plan
         structure: name of a label value, or of several that it has (1+2=NAME); all need one (default: as the data name them)
         objects: name of the objects that are numbered by label values; all are one structure
+        ignore: label value of voxels without a class, which count nowhere (default: as the data say)
         modality: what the images are, if the data do not say
         splits: splits.json: its test cases go to imagesTs, its folds into splits_final.json
     """
@@ -221,6 +222,7 @@ class Convert(Labels):
     bundle: Text | None = None
     structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
     objects: Annotated[Text | None, Flag(metavar="NAME")] = None
+    ignore: Annotated[FromOne | None, Flag(metavar="VALUE")] = None
     modality: Literal["CT", "MR"] | None = None
     splits: Place | None = None
 
@@ -263,6 +265,7 @@ class Plan(Labels, Device, Network):
         output: the new bundle; with several configurations a folder of them
         structure: name of a label value, or of several that it has (1+2=NAME); all values need one (default: as the data say)
         objects: name of the objects that are numbered by label values; all are one structure
+        ignore: label value of voxels without a class, which count nowhere (default: as the data say)
         splits: splits.json with the place of each case, or nnU-Net's splits_final.json (default: as the data state, else by the
             number of subjects)
         modality: what the images are, if the files do not say
@@ -277,6 +280,7 @@ class Plan(Labels, Device, Network):
     output: Place
     structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
     objects: Annotated[Text | None, Flag(metavar="NAME")] = None
+    ignore: Annotated[FromOne | None, Flag(metavar="VALUE")] = None
     splits: Place | None = None
     modality: Literal["CT", "MR"] | None = None
     configuration: list[Literal["2d", "3d", "3d_low"]] = field(default_factory=list)

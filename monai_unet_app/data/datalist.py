@@ -22,6 +22,9 @@ from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import InputRefusedError
 
 LIST_ENDINGS = (".csv", ".json")
+IGNORE = "ignore"
+"""nnU-Net's name of voxels without a class."""
+
 _KEYS = ("image", "label", "id", "subject", "partition", "fold")
 _SHOWN = 5
 _MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR", "pet": "PT", "us": "US"}
@@ -65,12 +68,14 @@ class LabelFacts:
         modality: DICOM's term (CT, MR), if it is one.
         channels: The name of each channel; () where the file does not say them.
         regions: The label values of each structure, by its name, where structures consist of several; `names` is empty then.
+        ignored: The value of voxels without a class (`ignore`), if there is one.
     """
 
     names: Mapping[int, str]
     modality: str | None
     channels: tuple[str, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignored: int | None = None
 
 
 def is_datalist(path: Path) -> bool:
@@ -172,7 +177,7 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
     """What `dataset.json` in the folder says of its labels; None where there is none.
 
     Raises:
-        InputRefusedError: The file is damaged, or some voxels have no class (`ignore`).
+        InputRefusedError: The file is damaged, or gives the value to ignore to a structure as well.
     """
     path = folder / "dataset.json"
     if not path.is_file():
@@ -180,6 +185,7 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
         labels, channels = document["labels"], document.get("channel_names") or document.get("modality") or {}
+        ignored = next((int(value) for name, value in _pairs(labels) if name.lower() == IGNORE), None)
         names, regions = _names_by_value(labels), _regions(labels)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefusedError(
@@ -187,7 +193,13 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
             "needed; correct or remove it"
         ) from error
     told = tuple(str(name) for name in channels.values()) if isinstance(channels, dict) else ()
-    return LabelFacts({} if regions else names, _MODALITIES.get(told[0].lower()) if told else None, told, regions)
+    if ignored in {*names, *(value for region in regions.values() for value in region)}:
+        raise InputRefusedError(
+            f"dataset.json gives the value {ignored} to {IGNORE} and to a structure; a value of its own is needed; correct it, "
+            "and the labels"
+        )
+    modality = _MODALITIES.get(told[0].lower()) if told else None
+    return LabelFacts({} if regions else names, modality, told, regions, ignored)
 
 
 def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -195,18 +207,20 @@ def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if not any(isinstance(value, list) for value in labels.values()):
         return {}
     values = {name: tuple(map(int, value if isinstance(value, list) else [value])) for name, value in labels.items()}
-    return {name: told for name, told in values.items() if told != (0,)}
+    return {name: told for name, told in values.items() if told != (0,) and name.lower() != IGNORE}
+
+
+def _pairs(labels: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(name, value) of {"0": "background", "1": "liver"} or {"background": 0, "liver": 1}."""
+    return [(str(key), value) if not str(key).isdigit() else (str(value), key) for key, value in labels.items()]
 
 
 def _names_by_value(labels: Mapping[str, Any]) -> dict[int, str]:
     """The names by label value, from {"0": "background", "1": "liver"} or {"background": 0, "liver": 1}; without regions."""
-    pairs = [(key, value) if not str(key).isdigit() else (value, key) for key, value in labels.items()]
-    pairs = [(name, value) for name, value in pairs if not isinstance(value, list)]
-    if any(str(name).lower() == "ignore" for name, _ in pairs):
-        raise InputRefusedError(
-            "dataset.json has voxels without a class (ignore); a class for every voxel is needed to train; complete the labels"
-        )
-    names = {int(value): str(name) for name, value in pairs if int(value) != 0}
+    pairs = [
+        (name, int(value)) for name, value in _pairs(labels) if not isinstance(value, list) and name.lower() != IGNORE
+    ]
+    names = {value: name for name, value in pairs if value != 0}
     if doubled := [name for name, times in Counter(names.values()).items() if times > 1]:
         raise InputRefusedError(f"dataset.json gives two label values the name {doubled[0]!r}; rename one")
     return dict(sorted(names.items()))

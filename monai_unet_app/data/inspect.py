@@ -58,6 +58,7 @@ class CaseFingerprint:
         class_size: Size of each label value in mL (pixels for pictures); empty without a label.
         class_voxels: The same in voxels.
         subject: As in `subjects_of`.
+        ignored: Number of voxels of its label without a class.
         foreground: Of the voxels of all structures in each channel: 0.5th percentile, mean, standard deviation, 99.5th
             percentile; empty without a label or for an empty one.
     """
@@ -73,11 +74,12 @@ class CaseFingerprint:
     class_voxels: dict[int, int]
     subject: str
     foreground: tuple[tuple[float, float, float, float], ...] = ()
+    ignored: int = 0
 
     @property
     def overlaps(self) -> bool:
-        """Whether structures share voxels: with the background they have more than the image."""
-        return sum(self.class_voxels.values()) > math.prod(self.shape)
+        """Whether structures share voxels: with the background, and what is ignored, they have more than the image."""
+        return sum(self.class_voxels.values()) + self.ignored > math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,11 @@ class Accepted:
         rules: Its input rules; None accepts every readable image.
         known: Label values that it knows; None accepts all.
         values: What the values of label files stand for.
-        ignored: Its `ignore_label`, one of `known`.
     """
 
     rules: InputRules | None = None
     known: tuple[int, ...] | None = None
     values: FileValues = AS_NUMBERED
-    ignored: int | None = None
 
 
 ANYTHING = Accepted()
@@ -247,7 +247,7 @@ def inspect_cases(
             # The image first: if it cannot be read, that is a better reason than an absent label
             volume = _read_image(case, accepted.rules, options)
             labels = _read_label(case, volume, accepted)
-            fingerprint = _fingerprint(case.id, volume, labels, subjects[case.id])
+            fingerprint = _fingerprint(case.id, volume, labels, subjects[case.id], accepted.values.ignored)
             if labelled and case.label is None and not case.label_objects:
                 raise InputRefusedError(
                     "it has no label, but other cases have labels; add a label of the same name or move the image away"
@@ -263,9 +263,8 @@ def inspect_cases(
         for case in cases
         if case.label is None and len(case.label_objects) > 1
     ]
-    known = None if accepted.known is None else set(accepted.known) - {accepted.ignored}
-    found = compare_cases(strict, known)
-    strays = [f"look at {stray}" for stray in stray_values(_label_voxels(usable))] if known is None else []
+    found = compare_cases(strict, accepted.known)
+    strays = [f"look at {stray}" for stray in stray_values(_label_voxels(usable))] if accepted.known is None else []
     return Fingerprint(tuple(usable), refused, (*several, *strays, *_oddities(usable), *found.odd), found.faults)
 
 
@@ -304,23 +303,20 @@ def check_cases(
 
     Args:
         rows: {"id", "image", "label"} of each case.
-        bundle: Its input rules and label values count, and its `ignore_label`: sizes and Dice need the whole truth.
+        bundle: Its input rules and label values count, and its `ignore_label`.
         step: Called with the id of each case when it has been read.
         places: As in `inspect_cases`.
     """
     cases = [case_of_row(row) for row in rows]
     check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
-    ignored = bundle.ignore_label
-    readable = tuple(bundle.label_values) if ignored is None else (*bundle.label_values, ignored)
-    accepted = Accepted(bundle.rules, readable, bundle.file_values, ignored)
+    accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values)
     fingerprint = inspect_cases(cases, accepted, step, places=places)
-    ignoring = [
-        f"{case.id}: its label holds the `ignore_label` {ignored}, which only evaluate leaves out; a class for every voxel is "
-        "needed to train or calibrate; complete the label, or leave the case out"
+    without = [
+        f"{case.id}: all its voxels are ignored; some with a class are needed; complete its label, or leave the case out"
         for case in fingerprint.cases
-        if ignored in case.class_size
+        if case.ignored == math.prod(case.shape)
     ]
-    _refuse([*fingerprint.refused, *ignoring], len(cases))
+    _refuse([*fingerprint.refused, *without], len(cases))
     refuse_faults(fingerprint)
     return fingerprint
 
@@ -372,13 +368,21 @@ def _read_label(case: CaseFiles, volume: Volume, accepted: Accepted) -> Volume |
         return None
     labels = read_labels(case.label_files, volume, accepted.values)
     if accepted.known is not None:
-        check_values(labels, accepted.known, case.label.name)
+        ignored = () if accepted.values.ignored is None else (accepted.values.ignored,)
+        check_values(labels, (*accepted.known, *ignored), case.label.name)
     return labels
 
 
-def _fingerprint(name: str, volume: Volume, labels: Volume | None, subject: str) -> CaseFingerprint:
+def _fingerprint(
+    name: str, volume: Volume, labels: Volume | None, subject: str, ignored: int | None
+) -> CaseFingerprint:
     i, j, k = volume.spacing_mm
     voxels = _class_voxels(labels) if labels else {}
+    structures, without_class = _inside(labels, ignored) if labels else None, 0
+    if labels and ignored is not None:
+        without_class = int((labels.array.reshape(*volume.shape, -1)[..., 0] == ignored).sum())
+        if labels.array.ndim == 3:
+            voxels.pop(ignored, None)
     channels = volume.channels
     return CaseFingerprint(
         id=name,
@@ -391,10 +395,17 @@ def _fingerprint(name: str, volume: Volume, labels: Volume | None, subject: str)
         class_size={value: round(count * volume.voxel_size, 4) for value, count in voxels.items()},
         class_voxels=voxels,
         subject=subject,
-        foreground=tuple(_foreground(channel[as_numbers(labels).array > 0]) for channel in channels)
-        if labels and labels.array.any()
+        foreground=tuple(_foreground(channel[structures]) for channel in channels)
+        if structures is not None and structures.any()
         else (),
+        ignored=without_class,
     )
+
+
+def _inside(labels: Volume, ignored: int | None) -> NDArray[np.bool_]:
+    """Shape (I, J, K): the voxels of all structures."""
+    numbers = as_numbers(labels).array
+    return np.asarray((numbers > 0) & (numbers != ignored) if ignored is not None else numbers > 0)
 
 
 def _percentiles(values: NDArray[Any]) -> tuple[float, float, float]:

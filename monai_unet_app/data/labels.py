@@ -11,10 +11,11 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_io.coding import WITHOUT_CLASS
 from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import read_rtstruct
-from dicom_io.seg import read_seg, read_segments, segment_numbers
+from dicom_io.seg import described_segments, read_seg, read_segments, segment_numbers
 from dicom_io.volume import Volume
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
@@ -31,7 +32,7 @@ class FileValues:
     Attributes:
         values: The value of each structure, in the order of their numbers; () for the numbers themselves.
         objects: Every value above 0 is the only structure: files that number objects.
-        ignored: A value that stays as it is: the bundle's `ignore_label`.
+        ignored: A value that stays as it is: the bundle's `ignore_label`, of voxels that have no class.
         regions: Of structures that may share voxels: the values that each consists of, in the order of their numbers.
         masks: Number of structures that may share voxels, where labels are a mask for each: a file, a channel or a segment.
     """
@@ -49,6 +50,10 @@ class FileValues:
         Raises:
             BundleError: For anything else.
         """
+        if ignored == 0:
+            raise BundleError(
+                "ignore_label is 0, the background; another value is needed; correct it in inference.yaml"
+            )
         if told is None or told == "objects":
             return cls((), told is not None, ignored)
         if isinstance(told, dict) and list(told) == ["masks"] and isinstance(told["masks"], int) and told["masks"] > 0:
@@ -61,6 +66,11 @@ class FileValues:
             raise BundleError(
                 f"label_values is {told!r}; a list with the value, or the list of values, of each structure in label files, or "
                 "the word objects, or the number of masks, is needed; see docs/bundles.md"
+            )
+        if ignored in values:
+            raise BundleError(
+                f"ignore_label is {ignored}, which label_values gives to a structure as well; a value of its own is needed; "
+                "correct one of them in inference.yaml"
             )
         if any(isinstance(entry, list) for entry in entries):
             return cls(ignored=ignored, regions=regions)
@@ -157,29 +167,38 @@ def read_labels(files: str | Path | Sequence[str | Path], image: Volume, values:
             numbers or below 0, or the file cannot be read. Or masks share voxels where structures may not.
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
-    masks = _read_masks(paths, image, values.masks)
+    masks = _read_masks(paths, image, values)
     if masks is None:
-        labels = read_label_numbers(paths[0], image)
+        labels = read_label_numbers(paths[0], image, values.ignored)
         numbers = values.numbered(labels.array, paths[0].name)
     else:
-        labels, numbers = masks, masks.array if values.overlap else _exclusive(masks.array, paths[0].name)
+        labels, numbers = (
+            masks,
+            masks.array if values.overlap else _exclusive(masks.array, values.ignored, paths[0].name),
+        )
     return labels.with_array(numbers.astype(np.float32, copy=False))
 
 
-def _read_masks(paths: Sequence[Path], image: Volume, structures: int) -> Volume | None:
-    """A mask for each structure, shape (I, J, K, S), 0 and 1; None for one file of numbers where no number of masks is told."""
-    first = paths[0]
+def _read_masks(paths: Sequence[Path], image: Volume, values: FileValues) -> Volume | None:
+    """A mask for each structure, shape (I, J, K, S), 0 and 1; None for one file of numbers where no number of masks is told.
+
+    Where one of them has the ignored value, all have it.
+    """
+    first, structures = paths[0], values.masks
     if len(paths) > 1:
-        found = [read_label_numbers(path, image) for path in paths]
+        found = [read_label_numbers(path, image, values.ignored) for path in paths]
         masks = found[0].with_array(np.stack([mask.array for mask in found], axis=-1))
     elif has_ending(first, VOLUME_ENDINGS) and (structures or mask_count(first) > 1):
         masks = read_volume(first)
         _check_grid(masks, image, first)
     elif structures and not has_ending(first, PICTURE_ENDINGS):
-        masks = _read_segments(first, image, structures)
+        masks = _read_segments(first, image, values)
     else:
         return None
-    if masks.array.ndim != 4 or not np.isin(masks.array, (0, 1)).all():
+    if values.ignored is not None and masks.array.ndim == 4:
+        ignored = (masks.array == values.ignored).any(axis=3, keepdims=True)
+        masks = masks.with_array(np.where(ignored, values.ignored, masks.array))
+    if masks.array.ndim != 4 or not np.isin(masks.array, [0, 1, values.ignored or 0]).all():
         raise InputRefusedError(
             f"label {first.name} has shape {masks.array.shape} and values up to {masks.array.max():g}; a mask of 0 and 1 for "
             "each structure, in channels, segments or files, is needed; export it so"
@@ -212,26 +231,47 @@ def mask_count(path: Path) -> int:
         if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
             found = scan_files(files_at(path)).series[0]
             if found.kind == "seg" and load_dataset(found.files[0], with_pixels=False).get("SegmentsOverlap") == "YES":
-                return max(segment_numbers(found.files[0]))
+                return max(set(segment_numbers(found.files[0])) - {_segment_without_class(found.files[0])})
     return 1
 
 
-def _read_segments(path: Path, image: Volume, structures: int) -> Volume:
-    """The segments of a SEG as masks, each in the channel of its number."""
+def has_unlabelled_segment(path: Path) -> bool:
+    """Whether a label is a SEG with a segment of voxels that have no class, as `dicomize` writes it."""
+    with suppress(Exception):  # of a damaged file; reading it gives the reason
+        if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
+            found = scan_files(files_at(path)).series[0]
+            return found.kind == "seg" and _segment_without_class(found.files[0]) is not None
+    return False
+
+
+def _segment_without_class(file: Path) -> int | None:
+    return next((one.number for one in described_segments(file) if one.type == WITHOUT_CLASS), None)
+
+
+def _read_segments(path: Path, image: Volume, values: FileValues) -> Volume:
+    """The segments of a SEG as masks, each in the channel of its number; its voxels without a class get the ignored value."""
     with refusing_as(f"label {path.name}"):
         (file,) = scan_files(files_at(path)).series[0].files
-        found, numbers = read_segments(file, image), segment_numbers(file)
-        if numbers[-1] > structures:
+        found, numbers = read_segments(file, image), list(segment_numbers(file))
+        without = None if values.ignored is None else _segment_without_class(file)
+        if max(set(numbers) - {without}, default=0) > values.masks:
             raise InputRefusedError(
-                f"it has a segment {numbers[-1]}; the bundle has {structures} structures; renumber it"
+                f"it has a segment {max(set(numbers) - {without})}; the bundle has {values.masks} structures; renumber it"
             )
-    masks = np.zeros((*image.shape, structures), np.uint8)
-    masks[..., [number - 1 for number in numbers]] = found.array
+    masks = np.zeros((*image.shape, values.masks), np.uint8)
+    for place, number in enumerate(numbers):
+        if number != without:
+            masks[..., number - 1] = found.array[..., place]
+    if without in numbers and values.ignored is not None:
+        masks[found.array[..., numbers.index(without)] > 0] = values.ignored
     return found.with_array(masks)
 
 
-def _exclusive(masks: NDArray[Any], name: str) -> NDArray[Any]:
+def _exclusive(masks: NDArray[Any], ignored: int | None, name: str) -> NDArray[Any]:
     """Numbers of structures, shape (I, J, K), from masks that share no voxel. Raises InputRefusedError if they do."""
+    if ignored is not None:
+        is_ignored = masks[..., 0] == ignored
+        return np.where(is_ignored, ignored, _exclusive(np.where(is_ignored[..., None], 0, masks), None, name))
     shared = int(((masks > 0).sum(axis=3) > 1).sum())
     if shared:
         raise InputRefusedError(
@@ -241,13 +281,13 @@ def _exclusive(masks: NDArray[Any], name: str) -> NDArray[Any]:
     return np.asarray((masks * np.arange(1, masks.shape[3] + 1)).sum(axis=3))
 
 
-def read_label_numbers(path: Path, image: Volume) -> Volume:
+def read_label_numbers(path: Path, image: Volume, ignored: int | None = None) -> Volume:
     """The same labels in the type of their file, if it holds whole numbers; those of a full-size image take less memory so.
 
-    Args and errors are those of `read_labels`, for one file.
+    Args and errors are those of `read_labels`, for one file; `ignored` is a value of voxels without a class.
     """
     if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
-        labels = _read_dicom_labels(path, image)
+        labels = _read_dicom_labels(path, image, ignored)
     else:
         labels = read_volume(path)
         _check_grid(labels, image, path)
@@ -258,7 +298,7 @@ def read_label_numbers(path: Path, image: Volume) -> Volume:
             )
     array = labels.array if labels.array.dtype.kind in "bui" else labels.array.astype(np.float32, copy=False)
     if has_ending(path, PICTURE_ENDINGS):
-        return image.with_array(_picture_classes(array.astype(np.float32), path))
+        return image.with_array(_picture_classes(array.astype(np.float32), path, ignored))
     if array.ndim != 3 or (array.dtype.kind == "f" and not _whole(array)):
         raise InputRefusedError(
             f"label {path.name} has values that are not whole numbers; one class number for each voxel is needed"
@@ -282,7 +322,7 @@ def _whole(array: NDArray[np.float32]) -> bool:
     return all(np.array_equal(part, np.rint(part)) for part in parts)
 
 
-def _picture_classes(array: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+def _picture_classes(array: NDArray[np.float32], path: Path, ignored: int | None) -> NDArray[np.float32]:
     """The class numbers of a grey picture. A picture of black and white only (0 and 255) gives 0 and 1."""
     grey = array[..., 0] if array.ndim == 4 else array
     if array.ndim == 4 and (array != grey[..., None]).any():
@@ -290,7 +330,7 @@ def _picture_classes(array: NDArray[np.float32], path: Path) -> NDArray[np.float
             f"label {path.name} is coloured; a grey picture is needed, black and white or with class numbers; convert it"
         )
     # Painting programs save a mask as 0 and 255; any other grey values are class numbers
-    return grey / np.float32(255) if set(np.unique(grey)) <= {0.0, 255.0} else grey
+    return grey / np.float32(255) if ignored != 255 and set(np.unique(grey)) <= {0.0, 255.0} else grey
 
 
 def check_values(labels: Volume, known: Collection[int], name: str) -> None:
@@ -320,11 +360,16 @@ def unknown_values(labels: Volume, known: Iterable[int]) -> list[int]:
     return sorted(set(np.unique(array.ravel(order="K")).astype(int).tolist()) - expected)
 
 
-def _read_dicom_labels(path: Path, image: Volume) -> Volume:
+def _read_dicom_labels(path: Path, image: Volume, ignored: int | None) -> Volume:
     try:
         with refusing_as(f"label {path.name}"):
-            kind = scan_files(files_at(path)).series[0].kind
-            return read_rtstruct(path, image) if kind == "rtstruct" else read_seg(path, image)
+            found = scan_files(files_at(path)).series[0]
+            if found.kind == "rtstruct":
+                return read_rtstruct(path, image)
+            labels, number = read_seg(path, image), _segment_without_class(found.files[0])
+            if ignored is None or number is None:
+                return labels
+            return labels.with_array(np.where(labels.array == number, ignored, labels.array))
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # an object that lacks required attributes
         raise InputRefusedError(
             f"label {path.name} lacks parts of a SEG or RTSTRUCT ({error}); a whole object is needed; export it again"

@@ -77,6 +77,7 @@ class VolumeReader(ImageReader):
             image; every other label must have the grid of its image.
         rules: The bundle's `input_rules`; images that break them are refused.
         values: The bundle's `label_values`.
+        ignored: The bundle's `ignore_label`.
     """
 
     def __init__(
@@ -84,13 +85,14 @@ class VolumeReader(ImageReader):
         cases: Mapping[str, Sequence[Row]] | Sequence[Row] | None = None,
         rules: Mapping[str, Any] | None = None,
         values: object = None,
+        ignored: int | None = None,
     ) -> None:
         rows = [row for part in cases.values() for row in part] if isinstance(cases, Mapping) else cases or []
         self.image_of_label = {case_of_row(row).label_files: row["image"] for row in rows if "label" in row}
         self.rules = InputRules.parse(rules) if rules else None
         if self.rules:
             check_channel_names(((row.get("id", ""), row.get("channels", ())) for row in rows), self.rules)
-        self.values = FileValues.parse(values)
+        self.values = FileValues.parse(values, ignored)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         return True

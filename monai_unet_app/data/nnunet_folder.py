@@ -25,7 +25,7 @@ from PIL import Image
 from dicom_io.itk_files import direction_cosines
 from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.case_files import CaseFiles, first_names
-from monai_unet_app.data.datalist import LabelFacts
+from monai_unet_app.data.datalist import IGNORE, LabelFacts
 from monai_unet_app.data.inspect import Accepted, Fingerprint, check_one_kind, inspect_cases
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, mask_count, read_label_numbers, read_labels
 from monai_unet_app.data.nifti import write_nifti
@@ -35,7 +35,6 @@ from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.structures import named_values, stated_structures
 from monai_unet_app.errors import InputRefusedError, UsageError
 
-IGNORE = "ignore"
 """nnU-Net's name for voxels without a class; their value is the highest."""
 
 _NAME = re.compile(r"Dataset\d{3}_\w[\w.-]*")
@@ -111,8 +110,7 @@ def write_nnunet_folder(
         raise InputRefusedError(
             f"all {len(cases)} case(s) are test cases of the plan; cases to train are needed; add some"
         )
-    ignored = config.values.ignored
-    known = (*range(len(config.structures) + 1), *([] if ignored is None else [ignored])) if config.structures else None
+    known = tuple(range(len(config.structures) + 1)) if config.structures else None
     fingerprint = inspect_cases(cases, Accepted(known=known, values=config.values), step)
     check_one_kind(fingerprint)
     numbering = _numbering(cases, fingerprint, config)
@@ -172,6 +170,7 @@ class _Numbering:
         sources: As in `NnunetFolder`.
         regions: Of structures that share voxels: the numbers in which each is, by its name.
         codes: Of these, sum of 2^(n - 1) over the structures n at a voxel -> its number.
+        ignored: nnU-Net's number of voxels without a class, the largest; None where there are none.
     """
 
     names: tuple[str, ...]
@@ -179,57 +178,70 @@ class _Numbering:
     sources: Mapping[str, int | str]
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     codes: Mapping[int, int] = field(default_factory=dict)
+    ignored: int | None = None
 
     @property
     def labels(self) -> dict[str, Any]:
         """`labels` of `dataset.json`, and the values that nnU-Net gives to its regions one after the other."""
+        ignored = {} if self.ignored is None else {IGNORE: self.ignored}
         if not self.regions:
-            return {"labels": {"background": 0, **{name: number for number, name in enumerate(self.names, 1)}}}
+            names = {name: number for number, name in enumerate(self.names, 1)}
+            return {"labels": {"background": 0, **names, **ignored}}
         later = list(self.regions.values())
         order = [next((n for n in held if not any(n in more for more in later[place:])), held[0])
                  for place, held in enumerate(self.regions.values(), 1)]  # fmt: skip
-        return {"labels": {"background": 0, **self.regions}, "regions_class_order": order}
+        return {"labels": {"background": 0, **self.regions, **ignored}, "regions_class_order": order}
 
     @property
     def changes(self) -> bool:
         """Whether a label value in the data is another one for nnU-Net."""
-        return not self.regions and list(self.sources.values()) != list(range(1, len(self.names) + 1))
+        return not self.regions and list(self.sources.values()) != list(range(1, len(self.sources) + 1))
 
     def read(self, case: CaseFiles, image: Volume) -> tuple[Volume, NDArray[np.unsignedinteger[Any]]]:
         """The labels of a case as they are, and as nnU-Net's numbers, shape (I, J, K)."""
         assert case.label is not None
         if not (self.codes or case.masks or mask_count(case.label) > 1):
-            label = read_label_numbers(case.label, image)
+            label = read_label_numbers(case.label, image, self.values.ignored)
             return label, self.numbered(label.array, case.label.name)
         label = read_labels(case.label_files, image, self.values)
         if not self.codes:
-            return label, label.array.astype(number_type(len(self.names)))
-        found, places = np.unique(_codes(label), return_inverse=True)
+            return label, self._with_ignored(label.array, label.array)
+        found, places = np.unique(_codes(label, self.values.ignored), return_inverse=True)
         numbers = np.array([self.codes[int(code)] for code in found], number_type(len(self.codes)))
         return label, numbers[places].reshape(image.shape)
 
     def numbered(self, array: NDArray[Any], name: str) -> NDArray[np.unsignedinteger[Any]]:
         """The labels of a file, any shape, as nnU-Net's numbers; `name` is for a message."""
-        last = len(self.names)
-        numbers = self.values.numbered(array, name)
-        if self.names[-1] == IGNORE:
-            numbers = np.where(numbers == self.values.ignored, last, numbers)
-        return numbers.astype(number_type(last))
+        return self._with_ignored(self.values.numbered(array, name), array)
+
+    def _with_ignored(self, numbers: NDArray[Any], array: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+        """The numbers with nnU-Net's own where the file has the ignored value."""
+        if self.ignored is not None:
+            numbers = np.where(array == self.values.ignored, self.ignored, numbers)
+        return numbers.astype(number_type(len(self.names) + 1))
 
 
-def _codes(label: Volume) -> NDArray[np.int64]:
-    return np.asarray((label.array > 0) @ (1 << np.arange(label.array.shape[3])))
+_IGNORED_CODE = -1
+
+
+def _codes(label: Volume, ignored: int | None) -> NDArray[np.int64]:
+    codes = np.asarray((label.array > 0) @ (1 << np.arange(label.array.shape[3])))
+    return codes if ignored is None else np.where(label.array[..., 0] == ignored, _IGNORED_CODE, codes)
 
 
 def _overlapping(cases: Sequence[CaseFiles], names: Sequence[str], values: FileValues) -> _Numbering:
     """A number for each set of structures that shares a voxel: few structures first, so that nested ones keep their order."""
     found: set[int] = set()
     for case in cases:
-        found |= set(np.unique(_codes(read_labels(case.label_files, read_volume(case.files), values))).tolist())
-    ordered = sorted(found - {0}, key=lambda code: (code.bit_count(), code))
+        label = read_labels(case.label_files, read_volume(case.files), values)
+        found |= set(np.unique(_codes(label, values.ignored)).tolist())
+    ordered = sorted(found - {0, _IGNORED_CODE}, key=lambda code: (code.bit_count(), code))
     codes = {0: 0, **{code: number for number, code in enumerate(ordered, 1)}}
     regions = {name: [codes[code] for code in ordered if code >> place & 1] for place, name in enumerate(names)}
-    return _Numbering(tuple(names), values, {name: str(numbers) for name, numbers in regions.items()}, regions, codes)
+    ignored = len(codes) if _IGNORED_CODE in found else None
+    codes |= {} if ignored is None else {_IGNORED_CODE: ignored}
+    sources = {name: str(numbers) for name, numbers in regions.items()}
+    return _Numbering(tuple(names), values, sources, regions, codes, ignored)
 
 
 def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: NnunetConfig) -> _Numbering:
@@ -242,24 +254,23 @@ def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: Nnu
         _check_names(names)
         if values.regions or any(case.overlaps for case in fingerprint.cases):
             return _overlapping(cases, names, values)
-        return _Numbering(names, AS_NUMBERED, {name: number for number, name in enumerate(names, 1)})
-    if config.structures:
+        values = FileValues(ignored=values.ignored)
+        sources: list[int | str] = list(range(1, len(names) + 1))
+    elif config.structures:
         names = config.structures
-        known = dict(enumerate(names, 1)) | ({} if values.ignored is None else {values.ignored: IGNORE})
-        named_values(fingerprint.label_voxels, known, "{}")  # refuses labels that are all empty
+        named_values(fingerprint.label_voxels, dict(enumerate(names, 1)), "{}")  # refuses labels that are all empty
         _check_names(names)
-        sources: list[int | str] = list(values.values or range(1, len(names) + 1))
-        if values.objects:
-            sources = ["above 0"]
-        if values.ignored is not None and values.ignored in held:
-            names, sources = (*names, IGNORE), [*sources, values.ignored]
+        sources = ["above 0"] if values.objects else list(values.values or range(1, len(names) + 1))
     else:
         told = config.told or (config.facts.names if config.facts else {})
         told = told or {value: stated.name for value, stated in stated_structures(cases, held).items()}
         named = named_values(fingerprint.label_voxels, told, "label {}")
-        names, sources, values = tuple(named.values()), list(named), FileValues(tuple(named))
+        names, sources = tuple(named.values()), list(named)
+        values = FileValues(tuple(named), ignored=values.ignored)
         _check_names(names)
-    return _Numbering(names, values, dict(zip(names, sources, strict=True)))
+    ignored = len(names) + 1 if any(case.ignored for case in fingerprint.cases) else None
+    told_ignored = {} if ignored is None or values.ignored is None else {IGNORE: values.ignored}
+    return _Numbering(names, values, dict(zip(names, sources, strict=True)) | told_ignored, ignored=ignored)
 
 
 def _check_names(names: Sequence[str]) -> None:

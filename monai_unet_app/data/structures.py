@@ -12,10 +12,15 @@ from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import region_names
 from dicom_io.seg import described_segments
 from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles, first_names
+from monai_unet_app.data.datalist import LabelFacts
+from monai_unet_app.data.labels import has_unlabelled_segment
 from monai_unet_app.data.naming import side_in, side_of
 from monai_unet_app.data.read import has_ending
 from monai_unet_app.data.strict import MOST_CLASSES
 from monai_unet_app.errors import InputRefusedError, refusing_as
+
+IGNORED_IN_SEG = 255
+"""The label value that voxels of a SEG get which belong to its segment of voxels without a class."""
 
 LEAST_VOXELS = 10
 """Of a structure in a whole data set; nothing is learnt of fewer."""
@@ -126,6 +131,13 @@ def stated_structures(cases: Sequence[CaseFiles], held: Collection[int]) -> dict
                     )
                 stated[value] = StatedStructure(old.name, codes, old.rgb or new.rgb)
     return dict(sorted(stated.items()))
+
+
+def stated_ignored(cases: Sequence[CaseFiles], facts: LabelFacts | None) -> int | None:
+    """The label value of voxels without a class, as a `dataset.json` or the SEGs of the cases state it; None if none does."""
+    if facts and facts.ignored is not None:
+        return facts.ignored
+    return IGNORED_IN_SEG if any(case.label and has_unlabelled_segment(case.label) for case in cases) else None
 
 
 def _shown(codes: StructureCodes) -> str:

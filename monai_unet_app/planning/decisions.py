@@ -65,6 +65,7 @@ class PlanConfig:
         channels: Names of the channels that are a file or a series each; None takes those of the data.
         masks: Number of structures that share voxels and have a mask each; found out.
         regions: Name of a structure -> its label values, of structures that may share voxels; empty takes those of the data.
+        ignore: Label value of voxels without a class; None takes that of the data.
     """
 
     data: Path
@@ -82,6 +83,7 @@ class PlanConfig:
     channels: tuple[str, ...] | None = None
     masks: int = 0
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
 
 
 def spacings_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:

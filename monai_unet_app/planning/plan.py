@@ -25,7 +25,7 @@ from monai_unet_app.data.inspect import (
 from monai_unet_app.data.labels import FileValues, masks_of
 from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase
-from monai_unet_app.data.structures import StatedStructure, named_values, stated_structures
+from monai_unet_app.data.structures import StatedStructure, named_values, stated_ignored, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.machine_memory import ever_resident_bytes
 from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING
@@ -129,9 +129,13 @@ def plan_configurations(
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
     regions = config.regions or (facts.regions if facts and not config.structures else {})
     config = replace(config, channels=config.channels or _channel_names(cases), regions=regions)
+    if config.ignore is None:
+        config = replace(config, ignore=stated_ignored(cases, facts))
     plan, why = dealt(cases, config.splits)
     masks = 0 if regions or config.objects else masks_of(cases)
-    accepted = Accepted(values=FileValues((), config.objects is not None, None, tuple(regions.values()), masks))
+    _check_ignored(config)
+    is_numbered = config.objects is not None
+    accepted = Accepted(values=FileValues((), is_numbered, config.ignore, tuple(regions.values()), masks))
     fingerprint = inspect_cases(cases, accepted, step, places=places_of(plan))
     check_one_kind(fingerprint)
     measured = fingerprint.cases
@@ -145,6 +149,12 @@ def plan_configurations(
         names = {1: config.objects}
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
     structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
+    most = 1 if config.regions or config.masks else len(structures)  # of the numbers that training sees, or of masks
+    if config.ignore is not None and config.ignore <= most:
+        raise InputRefusedError(
+            f"voxels with the label value {config.ignore} are to be ignored, and structures get the numbers 1 to {most}; a "
+            "larger value is needed; change it in the label files, and --ignore"
+        )
     refuse_faults(fingerprint)  # after the label values, since a stray one looks like a class of one fold
     found = next((case.modality for case in measured if case.modality), None)
     modality = config.modality or found or (facts.modality if facts else None)
@@ -172,6 +182,16 @@ def _check_memory(config: PlanConfig) -> None:
         raise InputRefusedError(
             f"--memory-limit {config.memory_limit / 1e6:.0f}MB: a training of {config.networks} network(s) takes "
             f"{least / 1e6:.0f} MB at least; give --memory-limit {math.ceil(least / 1e8) * 100}MB or more"
+        )
+
+
+def _check_ignored(config: PlanConfig) -> None:
+    """Raises InputRefusedError for a value to ignore that training cannot tell from a class."""
+    taken = {0, *config.structures, *(value for region in config.regions.values() for value in region)}
+    if config.ignore is not None and (config.ignore in taken or not 0 < config.ignore < 256):
+        raise InputRefusedError(
+            f"voxels with the label value {config.ignore} are to be ignored; a value from 1 to 255 that no structure has is "
+            "needed; correct --ignore, or the labels"
         )
 
 
@@ -301,6 +321,7 @@ def _decide(
         ),
         "labels": Reasoned([*["background"] * outputs.background, *structures.values()], "as the data set names them"),
         "label_values": _label_values(structures, config),
+        "ignore_label": Reasoned(config.ignore, "voxels with this label value have no class: they count nowhere"),
         "classes": Reasoned(classes, "background included"),
         "channels": Reasoned(cases[0].channels, "of every image"),
         "numbers": Reasoned(list(range(cases[0].channels))),

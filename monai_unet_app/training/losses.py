@@ -57,6 +57,32 @@ class Sum(nn.Module):
         return torch.stack(terms).sum(dim=0)
 
 
+class OfLabelled(nn.Module):
+    """A loss of the voxels that have a class; the others, with the ignored value, count nowhere.
+
+    Args:
+        loss: Takes logits and truth; voxels come to it in a row, so it must not ask where they lie, as losses of surfaces do.
+        ignored: Value of the truth at voxels without a class, in all its channels.
+        batch: The voxels of all windows of a step together, as `batch` of MONAI's losses; else the mean over windows.
+    """
+
+    def __init__(self, loss: nn.Module, ignored: int, batch: bool = True) -> None:
+        super().__init__()
+        self.loss, self.ignored, self.batch = loss, ignored, batch
+
+    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """The loss of logits (B, C, *spatial) and a truth (B, 1 or C, *spatial); 0 where no voxel counts."""
+        counts = (truth != self.ignored).all(dim=1)
+        parts = [slice(None)] if self.batch else [slice(n, n + 1) for n in range(len(truth))]
+        losses = [self._of(logits[part], truth[part], counts[part]) for part in parts if counts[part].any()]
+        return torch.stack(losses).mean() if losses else 0 * logits.sum()
+
+    def _of(self, logits: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
+        row, row_of_truth = (tensor.movedim(1, 0)[:, counts][None] for tensor in (logits, truth))
+        loss: Tensor = self.loss(row, row_of_truth).mean()
+        return loss
+
+
 class OnClassIndices(nn.Module):
     """Calls a loss that needs class indices (B, *spatial), such as MONAI's `NACLLoss`, with the truth of the other losses.
 

@@ -212,10 +212,22 @@ def _check(template: Bundle, run: TrainConfig, planned: PlannedCases) -> Fingerp
     with run.display("checking", len(everything)) as step:
         places = places_of(planned.plan.values(), by_folds=run.fold is not None)
         measured = check_cases(everything, template, step, places)
+    _check_leaves_out(template, measured)
     for line in measured.to_look_at():
         run.say(line)
     check_classes(template, run, planned, measured)
     return measured
+
+
+def _check_leaves_out(template: Bundle, measured: Fingerprint) -> None:
+    """Raises BundleError if cases have voxels without a class, and the bundle's training would learn from them."""
+    config = template.root / "configs/train.yaml"
+    if any(case.ignored for case in measured.cases) and "@ignore_label" not in config.read_text(encoding="utf-8"):
+        raise BundleError(
+            f"{template.name}: labels hold its ignore_label, and its train.yaml counts every voxel; put the loss into "
+            '{_target_: monai_unet_app.training.losses.OfLabelled, ignored: "@ignore_label", loss: ...}, and give '
+            'VolumeReader and ValidationStep ignored: "@ignore_label"; or plan the bundle anew'
+        )
 
 
 def check_classes(template: Bundle, run: TrainConfig, planned: PlannedCases, measured: Fingerprint) -> None:

@@ -223,17 +223,37 @@ def _share_of_grid(answer: Any, label: Tensor) -> float:
 
 @dataclass(eq=False)
 class ValidationStep:
-    """Sliding-window inference on one whole selection case, in the precision of the training."""
+    """Sliding-window inference on one whole selection case, in the precision of the training.
+
+    Args:
+        precision: As of the training.
+        ignored: Label value of voxels without a class; prediction and label both become background there. None: there are none.
+    """
 
     precision: str = "auto"
+    ignored: int | None = None
 
     def __call__(self, evaluator: Any, batch: dict[str, Any]) -> dict[str, Any]:
         evaluator.network.eval()
         with torch.no_grad():
             output = _forward(evaluator, batch, self.precision)
         output[Keys.PRED] = output[Keys.PRED].float()
+        if self.ignored is not None:
+            _make_background(output, output[Keys.LABEL] == self.ignored)
         evaluator.fire_event(IterationEvents.FORWARD_COMPLETED)
         return _model_completed(evaluator)
+
+
+_SURE = 1e4  # a logit
+
+
+def _make_background(output: dict[str, Any], where: Tensor) -> None:
+    """Background in prediction, logits (B, C, *spatial), and label, (B, 1 or C, *spatial), at places of the label's shape."""
+    logits, label = output[Keys.PRED], output[Keys.LABEL]
+    output[Keys.LABEL] = label.masked_fill(where, 0)
+    output[Keys.PRED] = logits.masked_fill(where.any(1, keepdim=True), -_SURE)
+    if label.shape[1] < logits.shape[1]:  # exclusive classes, of which the first is the background
+        output[Keys.PRED][:, :1].masked_fill_(where, _SURE)
 
 
 def _forward(engine: Any, batch: dict[str, Any], precision: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from small_data import calibration_of, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
-from monai_unet_app.calibration.fit import CalibrationFit, StoredLogits, fit_parameters
+from monai_unet_app.calibration.fit import CalibrationFit, Fitted, StoredLogits, fit_parameters
 from monai_unet_app.calibration.form_comparison import labels_changed
 from monai_unet_app.calibration.statement_fit import state_confidence
 from monai_unet_app.data.cases import by_partition
@@ -277,22 +277,37 @@ def test_one_subject_cannot_calibrate_unless_it_is_asked_for() -> None:
     CalibrationFit(by_temperature, {}, exclusive=True, cases=rows)
 
 
-def test_a_label_with_ignored_voxels_is_refused_in_words_that_name_the_ignore_label(
-    tiny_bundle: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_label_without_any_class_is_refused(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     root, data = tiny_bundle(), few_examples(tmp_path / "data", ("hippocampus_053", "hippocampus_143"))
     config = root / "configs/inference.yaml"
     config.write_text(config.read_text() + "\nignore_label: 255\n")
     rows = by_partition(data)["calibration"]
     label = nibabel.load(rows[0]["label"])
-    marked = np.asarray(label.dataobj).astype(np.uint8)
-    marked[:9] = 255
-    nibabel.save(nibabel.Nifti1Image(marked, label.affine), rows[0]["label"])
-    with pytest.raises(InputRefusedError, match="`ignore_label` 255, which only evaluate leaves out") as refusal:
+    nibabel.save(nibabel.Nifti1Image(np.full(label.shape, 255, np.uint8), label.affine), rows[0]["label"])
+    with pytest.raises(InputRefusedError, match="all its voxels are ignored") as refusal:
         calibrate_bundle(load_bundle(root), rows)
-    assert f"1 of 2 case(s) cannot be used:\n  {rows[0]['id']}: its label holds" in str(refusal.value)
-    with pytest.raises(InputRefusedError, match="`ignore_label` 255, which only evaluate leaves out"):
+    assert f"1 of 2 case(s) cannot be used:\n  {rows[0]['id']}: all" in str(refusal.value)
+    with pytest.raises(InputRefusedError, match="all its voxels are ignored"):
         run_overlay(root, "calibrate", {"dataset_dir": str(data), "device": torch.device("cpu")})
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_fit_on_voxels_that_have_a_class_is_that_of_these_voxels_alone(exclusive: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn((2, 12, 10, 8), generator=generator)
+    label = (torch.rand((1 if exclusive else 2, 12, 10, 8), generator=generator) > 0.6).float()
+    marked = label.clone()
+    marked[:, 7:] = 255
+
+    def fit(ignored: int | None, *case: torch.Tensor) -> Fitted:
+        stored = StoredLogits(outputs_of(exclusive), [], ignored)
+        stored.add(*case)
+        return fit_parameters(by_temperature, {"log_temperature": 0.0}, stored)
+
+    whole, part = fit(255, logits, marked), fit(None, logits[:, :7], label[:, :7])
+    assert whole.nll_before == pytest.approx(part.nll_before, rel=1e-6)
+    assert whole.parameters["log_temperature"] == pytest.approx(part.parameters["log_temperature"], abs=1e-4)
+    assert fit(255, logits, label).nll_before == pytest.approx(fit(None, logits, label).nll_before, rel=1e-6)
 
 
 def test_a_logit_of_exactly_zero_is_a_yes_as_in_the_result() -> None:

@@ -157,3 +157,23 @@ def test_the_record_of_a_calibration_says_what_was_drawn(
     assert record["sample"]["cases"] == 2
     assert "2 large case(s)" in found.drawn.sentence
     validate(record, "calibration")
+
+
+def test_boxes_stand_for_the_voxels_that_have_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, label = smooth(4)
+    marked = label.clone()
+    marked[:, :13] = 255
+    marked[:, :, ::3] = 255
+    monkeypatch.setattr(sample, "SAMPLE_BYTES", 4 * logits.numel() // 4)
+    parts, drawn = sample.parts_of(in_rows(logits), marked, outputs_of(True), lambda channels, dims: (2.0,) * dims, 255)
+    assert drawn is not None
+    assert drawn.at_boundaries + drawn.elsewhere < drawn.of_boundaries + drawn.of_elsewhere
+    assert sum(part.share for part in parts) == pytest.approx(1)
+    voxels = sum(part.times * int(part.counts.sum()) for part in parts)
+    assert voxels == pytest.approx(int((marked != 255).sum()))
+    # A voxel of a box counts as often in the mean as there are voxels that it stands for
+    for part in parts:
+        assert part.share == pytest.approx(part.times * int(part.counts.sum()) / voxels)
+        own, truth = part.pairs(part.logits)
+        assert own.shape[1] == truth.shape[1] == int(part.counts.sum())
+        assert 255 not in truth

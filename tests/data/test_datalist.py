@@ -129,7 +129,11 @@ def test_dataset_json_tells_the_names_of_labels(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"labels": {"background": 0, "liver": 1, "ignore": 2}}', "without a class .ignore."),
+        ('{"labels": {"background": 0, "liver": 1, "ignore": 1}}', "the value 1 to ignore and to a structure"),
+        (
+            '{"labels": {"background": 0, "all": [1, 2], "liver": 1, "ignore": 2}}',
+            "the value 2 to ignore and to a struc",
+        ),
         ('{"labels": {"0": "background", "1": "lung", "2": "lung"}}', "two label values the name 'lung'"),
         ('{"labels": [1, 2]}', "does not state its labels"),
         ("{", "does not state its labels"),

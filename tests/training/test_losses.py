@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from monai_unet_app.metrics.outputs import outputs_of
 from monai_unet_app.metrics.reliability import average_calibration_error, count_reliability
-from monai_unet_app.training.losses import HardL1ACELoss, MarginLoss, OnClassIndices, SoftL1ACELoss, Sum
+from monai_unet_app.training.losses import HardL1ACELoss, MarginLoss, OfLabelled, OnClassIndices, SoftL1ACELoss, Sum
 
 GRIDS = {"2D": (9, 7), "3D": (6, 5, 4)}
 each_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -430,3 +430,33 @@ def test_logits_and_truth_that_do_not_fit_are_refused_in_words(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         loss(torch.zeros(logits), torch.zeros(truth))
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_voxels_without_a_class_change_no_loss(batch: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn((2, 3, 6, 8, 4), generator=generator, requires_grad=True)
+    truth = torch.randint(0, 3, (2, 1, 6, 8, 4), generator=generator).float()
+    inner = DiceCELoss(to_onehot_y=True, softmax=True, batch=batch)
+    marked = truth.clone()
+    marked[:, :, 4:] = 255
+    loss = OfLabelled(inner, 255, batch)(logits, marked)
+    torch.testing.assert_close(loss, inner(logits[:, :, :4], truth[:, :, :4]))
+    loss.backward()
+    assert logits.grad is not None
+    assert not logits.grad[:, :, 4:].any()
+    assert logits.grad[:, :, :4].any()
+    with torch.no_grad():
+        torch.testing.assert_close(OfLabelled(inner, 255, batch)(logits, truth), inner(logits, truth))
+    nothing = OfLabelled(inner, 255, batch)(logits, torch.full_like(truth, 255))
+    assert (float(nothing), nothing.requires_grad) == (0.0, True)
+
+
+def test_the_cross_entropy_of_labelled_voxels_is_that_of_torch_with_an_ignored_index() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn((2, 4, 9, 7), generator=generator)
+    truth = torch.randint(0, 4, (2, 1, 9, 7), generator=generator)
+    truth[torch.rand(truth.shape, generator=generator) < 0.3] = 255
+    ours = OfLabelled(OnClassIndices(torch.nn.CrossEntropyLoss()), 255)(logits, truth.float())
+    theirs = torch.nn.CrossEntropyLoss(ignore_index=255)(logits, truth[:, 0])
+    torch.testing.assert_close(ours, theirs)
