@@ -149,12 +149,7 @@ def plan_configurations(
         names = {1: config.objects}
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
     structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
-    most = 1 if config.regions or config.masks else len(structures)  # of the numbers that training sees, or of masks
-    if config.ignore is not None and config.ignore <= most:
-        raise InputRefusedError(
-            f"voxels with the label value {config.ignore} are to be ignored, and structures get the numbers 1 to {most}; a "
-            "larger value is needed; change it in the label files, and --ignore"
-        )
+    _check_above_numbers(config, structures)
     refuse_faults(fingerprint)  # after the label values, since a stray one looks like a class of one fold
     found = next((case.modality for case in measured if case.modality), None)
     modality = config.modality or found or (facts.modality if facts else None)
@@ -192,6 +187,16 @@ def _check_ignored(config: PlanConfig) -> None:
         raise InputRefusedError(
             f"voxels with the label value {config.ignore} are to be ignored; a value from 1 to 255 that no structure has is "
             "needed; correct --ignore, or the labels"
+        )
+
+
+def _check_above_numbers(config: PlanConfig, structures: Mapping[int, str]) -> None:
+    """Raises InputRefusedError for a value to ignore that is among the numbers that training sees, or is that of a mask."""
+    most = 1 if config.regions or config.masks else len(structures)
+    if config.ignore is not None and config.ignore <= most:
+        raise InputRefusedError(
+            f"voxels with the label value {config.ignore} are to be ignored, and structures get the numbers 1 to {most}; a "
+            "larger value is needed; change it in the label files, and --ignore"
         )
 
 
