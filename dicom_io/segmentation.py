@@ -19,6 +19,9 @@ from dicom_io.coding import Segment, Whole
 from dicom_io.volume import Volume, number_type
 
 Box = tuple[slice, slice, slice]
+OBJECT_NUMBERS = np.uint16
+"""The type of maps that number the objects of a structure."""
+
 _LEAST = np.float32(1e-12)  # of a probability whose logarithm is taken
 _SLAB_VOXELS = 1 << 22  # of a map that is read at once
 EMPTY_BOX: Box = (slice(0, 0), slice(0, 0), slice(0, 0))
@@ -173,6 +176,13 @@ class Structure:
     def voxels(self) -> int:
         """How many voxels the mask has."""
         return int(np.count_nonzero(self.mask))
+
+    @property
+    def objects(self) -> int | None:
+        """How many objects its map numbers; None where it numbers none, see `Segmentation.objects`."""
+        if self.exclusive or self.labels.dtype != OBJECT_NUMBERS:
+            return None
+        return int(np.count_nonzero(np.bincount(self.labels[self.box].ravel(), minlength=1)[1:]))
 
     @property
     def size(self) -> float:
@@ -400,6 +410,11 @@ class Segmentation:
         return tuple(LabelMap(group[0].labels, group) for group in groups)
 
     @property
+    def objects(self) -> NDArray[np.uint16] | None:
+        """Shape (S, I, J, K): the number of each voxel's object in the map of its structure; None where maps number none."""
+        return self.labels if not self.exclusive and self.labels.dtype == OBJECT_NUMBERS else None
+
+    @property
     def overlaps(self) -> bool:
         """Whether a voxel is of two segments."""
         return not self.exclusive and bool(((self.labels != 0).sum(axis=0) > 1).any())
@@ -419,6 +434,17 @@ class Segmentation:
     def classes(self) -> NDArray[Any]:
         """The labels as metrics take them: shape (I, J, K) of numbers, or (S, I, J, K) boolean."""
         return self.labels if self.exclusive else self.labels > 0
+
+    @property
+    def drawn(self) -> NDArray[Any]:
+        """As `classes`, for pictures: where objects touch, the voxels of one are left out, so that each has its own outline."""
+        if self.objects is None:
+            return self.classes
+        between = np.zeros(self.labels.shape, np.bool_)
+        for axis in (1, 2, 3):
+            first, second = (np.moveaxis(self.labels, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
+            np.moveaxis(between, axis, 0)[:-1] |= (first != second) & (first > 0) & (second > 0)
+        return self.classes & ~between
 
     @property
     def segment_probabilities(self) -> Iterator[NDArray[np.float32]]:

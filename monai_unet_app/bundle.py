@@ -127,8 +127,7 @@ class Bundle(BundleFiles):
             BundleError: `segments.json` does not describe these structures.
         """
         labels = tuple(map(str, self.part("labels")))
-        background = self.outputs.background
-        structures = labels[background:]
+        background, structures = self.outputs.background, self.outputs.of_structures(labels)
         if len(self.segments) != len(structures):
             beside = f" beside the background {labels[0]!r}" if background and labels else ""
             raise BundleError(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dicom_io.segmentation import Box, Channels, Evidence, Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
+from monai_unet_app.errors import InputRefusedError
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ class Gathered:
         # Post-processing of the whole label map may give a voxel to another structure. Where each structure has a map, all
         # probabilities are the certainty.
         kept = keep == "probabilities" or bool(bundle.result.tidy) or bool(lead)
-        self.probabilities = channels_of((len(bundle.labels), *shape), np.float32) if kept else None
+        self.probabilities = channels_of((bundle.outputs.background + segments, *shape), np.float32) if kept else None
         self.cautious = channels_of((segments, *shape), np.bool_) if keep == "cautious" else None
         self.certainty = None if lead else map_of(shape, np.float32)
         self.uncertainty = map_of(shape, np.float32)
@@ -148,7 +149,12 @@ def tidied(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI's transforms call numpy and scikit-image in ways that those deprecate
         output = Compose(list(tidy))(item)["pred"]
-    return np.rint(on_volume(output, image)).astype(labels.dtype).reshape(labels.shape)
+    numbers = np.rint(on_volume(output, image))
+    if numbers.max(initial=0) > (most := np.iinfo(labels.dtype).max):
+        raise InputRefusedError(
+            f"there are {numbers.max():.0f} objects; at most {most} are needed; segment a part of the image, see --box"
+        )
+    return numbers.astype(labels.dtype).reshape(labels.shape)
 
 
 def _labels(decision: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:

@@ -238,6 +238,7 @@ def structure_rows(case: Case) -> list[dict[str, Any]]:
             "channel": structure.channel,
             "voxels": structure.voxels,
             **_size(case.image, structure.voxels),
+            **({"objects": count} if (count := structure.objects) is not None else {}),
             "mean_probability": None if structure.confidence is None else round(structure.confidence, 5),
             **({"threshold": cut} if (cut := thresholds.get(structure.number, 0.5)) != 0.5 else {}),
             **_statements(case, structure.number),
@@ -271,6 +272,7 @@ def _statements(case: Case, number: int) -> dict[str, Any]:
     grade, cut = structure.grade, structure.cut
     return {
         **_interval(case.image, structure.size_interval),
+        **({"objects_interval": list(structure.count_interval)} if structure.count_interval else {}),
         **({"verdict": structure.verdict} if structure.verdict else {}),
         **({"predicted_dice": round(grade.dice, 4)} if grade and grade.is_shown else {}),
         **({"dice_at_least": round(grade.at_least, 4)} if grade else {}),
@@ -353,7 +355,7 @@ def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
     from monai_unet_app.report.case_pictures import case_figure, png
     from monai_unet_app.report.evaluation_report import CasePicture
 
-    image, labels, segments = segmentation.image, segmentation.classes, segmentation.segments
+    image, labels, segments = segmentation.image, segmentation.drawn, segmentation.segments
     picture = CasePicture.of(case_id, "best", image, np.zeros_like(labels), labels)
     names, colours = [segment.label for segment in segments], [segment.colour for segment in segments]
     path.write_bytes(png(case_figure(picture, names, colours, legend=True)))
@@ -363,14 +365,15 @@ def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
 def write_mask_png(segmentation: Segmentation, path: Path) -> Path:
     """The labels of a picture as a grey PNG that `read_labels` can read: white for a single structure, else class numbers.
 
-    Overlapping structures are drawn side by side, in the order of their numbers.
+    Objects are numbered, in 16 bits. Overlapping structures are drawn side by side, in the order of their numbers.
     """
     maps = segmentation.maps
-    numbers = len(maps[0].structures) > 1
+    numbers = len(maps[0].structures) > 1 or segmentation.objects is not None
     planes = [held.labels if numbers else held.labels > 0 for held in maps]
     plane = np.concatenate([segmentation.image.without_flat_axis(labels) for labels in planes], axis=0)
     # I runs along the width; Pillow takes (row, column)
-    Image.fromarray((plane.T * (1 if numbers else 255)).astype(np.uint8)).save(path)
+    kind = np.uint8 if segmentation.objects is None else np.uint16
+    Image.fromarray((plane.T * (1 if numbers else 255)).astype(kind)).save(path)
     return path
 
 

@@ -208,13 +208,15 @@ class _Observations:
         """The fitted statements."""
         sized, wholes, coverage = self.measured, self.bundle.wholes, config.coverage
         why_not: dict[str, str] = {}
-        sizes, of_wholes = None, None
+        sizes, of_wholes, of_counts = None, None, None
         subjects = {row.subject for row in sized}
         if len(subjects) < subjects_needed(coverage):
             why_not["sizes"] = f"{len(subjects)} calibration subject(s); {statements.too_few_subjects(coverage)}"
         else:
             sizes = SizeStatement.fit(sized, coverage)
             of_wholes = SizeStatement.fit(statements.measure_wholes(sized, wholes), coverage) if wholes else None
+            if counts := statements.measure_counts(sized):
+                of_counts = SizeStatement.fit(counts, coverage)
         risk = statements.RiskStatement.fit(self.measured, config.risk) if self.measured else None
         fits: dict[str, Callable[[], Any]] = {
             "gate": lambda: QualityGate.fit(self.samples, coverage),
@@ -234,7 +236,7 @@ class _Observations:
                 fitted |= self._elsewhere(sizes, of_wholes, fitted["gate"])
             except ValueError as error:
                 why_not["sizes_elsewhere"] = str(error)
-        return Confidence(sizes, of_wholes, risk, why_not=why_not, **fitted)
+        return Confidence(sizes, of_wholes, of_counts, risk, why_not=why_not, **fitted)
 
     def _elsewhere(
         self, sizes: SizeStatement, wholes: SizeStatement | None, gate: QualityGate

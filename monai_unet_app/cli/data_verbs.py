@@ -32,7 +32,7 @@ def inspect(options: flags.Inspect) -> Answer:
     cases, problems = _find_to_inspect(options, reading, known.channel_names if known else (), has_series=bool(series))
     bundle = common.loaded_bundle(known.root) if known and cases else None
     if bundle:
-        accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values)
+        accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values.collapsed)
     else:
         facts = read_dataset_json(options.data) if options.data.is_dir() else None
         accepted = Accepted(values=FileValues(masks=masks_of(cases), ignored=stated_ignored(cases, facts)))

@@ -63,12 +63,14 @@ class StructureAssessment(SizeAssessment):
         name: Its label.
         grade: The grade of the quality gate; None without a gate.
         cut: Where the border of the image cuts it off; None if it does not, or if the bundle has no statement about borders.
+        count_interval: (low, high) that holds the true number of objects with the stated coverage; None where that is unknown.
     """
 
     number: int
     name: str
     grade: Grade | None
     cut: BorderCut | None = None
+    count_interval: tuple[int, int] | None = None
 
     @property
     def verdict(self) -> GateVerdict | None:
@@ -204,7 +206,11 @@ def _assess_structure(confidence: Confidence, structure: Structure, features: Fe
     sizes = None if cut else confidence.sizes  # intervals hold for whole structures
     interval = sizes.interval(number, structure.expected_size) if sizes else None
     grade = confidence.gate.grade(number, features) if confidence.gate else None
-    return StructureAssessment(structure.size, interval, number, structure.label, grade, cut)
+    count = structure.objects
+    ends = None if count is None or not confidence.counts else confidence.counts.interval(number, count)
+    # A whole number lies between the ends exactly if it lies between the whole numbers inside them
+    whole_ends = None if ends is None else (math.ceil(ends[0]), math.floor(ends[1]))
+    return StructureAssessment(structure.size, interval, number, structure.label, grade, cut, whole_ends)
 
 
 def _assess_whole(

@@ -31,11 +31,13 @@ class StructureTruth:
         dice: The true Dice.
         size: True size, mL or pixels; None in a case with ignored voxels, which may hold more of the structure.
         missed: Part of the truth that the cautious mask misses; None without such a mask, or without truth.
+        objects: True number of objects; None where none are numbered.
     """
 
     dice: float
     size: float | None
     missed: float | None
+    objects: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,12 @@ def summarise_statements(
         coverage = confidence.sizes.coverage
         summary["sizes"] = {
             name: _sizes([(row.subject, row.true.size, row.stated.size_interval) for row in part], coverage)
+            for name, part in parts.items()
+        }
+    if confidence.counts:
+        coverage = confidence.counts.coverage
+        summary["counts"] = {
+            name: _sizes([(row.subject, row.true.objects, row.stated.count_interval) for row in part], coverage)
             for name, part in parts.items()
         }
     if confidence.wholes:

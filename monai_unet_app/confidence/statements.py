@@ -48,6 +48,7 @@ class StructureMeasurement:
         true: True size, mL or pixels.
         voxel: Size of a voxel, mL or pixels.
         losses: Shape (T,), 0 to 1. The part of the truth that a mask with each of THRESHOLDS misses; NaN without true voxels.
+        objects: (in the result, in truth), how many objects there are; None where none are numbered.
     """
 
     subject: str
@@ -56,6 +57,7 @@ class StructureMeasurement:
     true: float
     voxel: float
     losses: NDArray[np.float64]
+    objects: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ class Confidence(JsonDocument):
         why_not: Name of an absent statement -> the reason.
         sizes, risk, gate, shift, border: The statements; None for a statement that the bundle does not make.
         wholes: Intervals for the structures that have parts, by number from 1 in the order of the bundle's wholes.
+        counts: Intervals for the number of objects; `small` is an object.
         sizes_elsewhere, wholes_elsewhere: The same for images from elsewhere: of other scanners and hospitals than
             the calibration's.
     """
@@ -198,6 +201,7 @@ class Confidence(JsonDocument):
     why_not: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     sizes: SizeStatement | None = None
     wholes: SizeStatement | None = None
+    counts: SizeStatement | None = None
     risk: RiskStatement | None = None
     gate: QualityGate | None = None
     shift: ShiftDetector | None = None
@@ -210,7 +214,7 @@ class Confidence(JsonDocument):
         """The statements about an image from elsewhere; None where the bundle has no intervals for such images."""
         if self.sizes_elsewhere is None:
             return None
-        return replace(self, sizes=self.sizes_elsewhere, wholes=self.wholes_elsewhere)
+        return replace(self, sizes=self.sizes_elsewhere, wholes=self.wholes_elsewhere, counts=None)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -349,9 +353,20 @@ def measure_structures(
     triples = zip(segmentation.structures, truth.structures, missed.parts, strict=True)
     return [
         StructureMeasurement(
-            subject, structure.number, structure.expected_size, true.size, structure.grid.voxel_size, losses
+            subject, structure.number, structure.expected_size, true.size, structure.grid.voxel_size, losses,
+            None if structure.objects is None or true.objects is None else (structure.objects, true.objects),
         )
         for structure, true, losses in triples
+    ]  # fmt: skip
+
+
+def measure_counts(measured: Sequence[StructureMeasurement]) -> list[StructureMeasurement]:
+    """The numbers of objects in place of the sizes; of structures whose objects are numbered."""
+    one = 1 / _SMALL_VOXELS  # so that an object is what is added to both numbers
+    return [
+        StructureMeasurement(row.subject, row.structure, row.objects[0], row.objects[1], one, np.empty(0))
+        for row in measured
+        if row.objects
     ]
 
 

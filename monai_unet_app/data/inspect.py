@@ -309,7 +309,7 @@ def check_cases(
     """
     cases = [case_of_row(row) for row in rows]
     check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
-    accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values)
+    accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values.collapsed)
     fingerprint = inspect_cases(cases, accepted, step, places=places)
     without = [
         f"{case.id}: all its voxels are ignored; some with a class are needed; complete its label, or leave the case out"

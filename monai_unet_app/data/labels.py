@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDI
 from monai_unet_app.errors import BundleError, InputRefusedError, refusing_as
 
 AFFINE_TOLERANCE_MM = 0.01
+MOST_OBJECTS = 65535
+"""In an image, since files number them in 16 bits."""
+
 _PART = 1 << 20  # values that are looked at together
 
 
@@ -35,6 +38,7 @@ class FileValues:
         ignored: A value that stays as it is: the bundle's `ignore_label`, of voxels that have no class.
         regions: Of structures that may share voxels: the values that each consists of, in the order of their numbers.
         masks: Number of structures that may share voxels, where labels are a mask for each: a file, a channel or a segment.
+        instances: Every value above 0 is an object of the only structure, and stays.
     """
 
     values: tuple[int, ...] = ()
@@ -42,10 +46,11 @@ class FileValues:
     ignored: int | None = None
     regions: tuple[tuple[int, ...], ...] = ()
     masks: int = 0
+    instances: bool = False
 
     @classmethod
     def parse(cls, told: object, ignored: int | None = None) -> "FileValues":
-        """From the value in the YAML file: a list of numbers or of lists of them, "objects", {"masks": S}, or None.
+        """From the value in the YAML file: a list of numbers or of lists, "objects", "instances", {"masks": S}, or None.
 
         Raises:
             BundleError: For anything else.
@@ -54,8 +59,8 @@ class FileValues:
             raise BundleError(
                 "ignore_label is 0, the background; another value is needed; correct it in inference.yaml"
             )
-        if told is None or told == "objects":
-            return cls((), told is not None, ignored)
+        if told is None or told in ("objects", "instances"):
+            return cls((), told == "objects", ignored, instances=told == "instances")
         if isinstance(told, dict) and list(told) == ["masks"] and isinstance(told["masks"], int) and told["masks"] > 0:
             return cls(ignored=ignored, masks=told["masks"])
         entries = list(told) if isinstance(told, list) else []
@@ -65,7 +70,7 @@ class FileValues:
         if not values or not all(isinstance(value, int) and value > 0 for value in values) or not is_distinct:
             raise BundleError(
                 f"label_values is {told!r}; a list with the value, or the list of values, of each structure in label files, or "
-                "the word objects, or the number of masks, is needed; see docs/bundles.md"
+                "the word objects or instances, or the number of masks, is needed; see docs/bundles.md"
             )
         if ignored in values:
             raise BundleError(
@@ -75,6 +80,15 @@ class FileValues:
         if any(isinstance(entry, list) for entry in entries):
             return cls(ignored=ignored, regions=regions)
         return cls(tuple(values), ignored=ignored)
+
+    @property
+    def collapsed(self) -> "FileValues":
+        """The same, but for objects: these are one structure."""
+        return replace(self, objects=True, instances=False) if self.instances else self
+
+    def known(self, numbers: Sequence[int]) -> Sequence[int]:
+        """What labels may hold whose structures have these numbers, 0 included."""
+        return range(MOST_OBJECTS + 1) if self.instances else numbers
 
     @property
     def overlap(self) -> bool:
@@ -98,6 +112,10 @@ class FileValues:
                     f"label {name} holds the value {int(below.min())}, and {below.size} voxel(s) below 0; values from 0 are "
                     "needed, 0 for the background; change them in the label file"
                 )
+        if self.instances and array.size and (most := int(array.max())) > MOST_OBJECTS:
+            raise InputRefusedError(
+                f"label {name} holds the value {most}; numbers of objects up to {MOST_OBJECTS} are needed; number them anew"
+            )
         if self.objects:
             return np.where(array == self.ignored, array, array > 0).astype(array.dtype)
         if self.regions:

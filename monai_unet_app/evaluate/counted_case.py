@@ -38,6 +38,7 @@ class CountedCase:
         self.row, self.truth, self.predicted, self.assessment = row, truth, predicted, assessment
         image = truth.image
         counted, flat = counted_voxels(row, image, bundle), image.without_flat_axis
+        numbers = truth.objects, predicted.objects
         self.complete = counted is None or bool(counted.all())
         case = CaseArrays(
             row["id"],
@@ -48,6 +49,7 @@ class CountedCase:
             image.axis_spacing,
             image.voxel_size,
             valid=None if counted is None else flat(counted),
+            objects=None if numbers[0] is None or numbers[1] is None else (flat(numbers[0]), flat(numbers[1])),
         )
         self.counter = CaseCounter(case, evaluation_plan(bundle))
         self.missed = statement_audit.missed_voxels(assessment, case.truth) if assessment else None

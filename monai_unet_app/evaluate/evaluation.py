@@ -103,12 +103,12 @@ class CaseLog:
         """Scores a case, holds what was stated about it against the truth, and gives its mean Dice."""
         row, scores = case.row, self.evaluation.add_counted(case.counter)
         self.rows.append(row)
-        self.labels.add(row["id"], case.truth.classes, case.predicted.classes)
+        self.labels.add(row["id"], case.truth.drawn, case.predicted.drawn)
         if case.assessment and case.missed:
             missed = missed_parts(case.assessment, case.missed)
             true = [
-                StructureTruth(entry.dice, entry.truth_size if case.complete else None, part)
-                for entry, part in zip(scores.classes, missed, strict=True)
+                StructureTruth(entry.dice, entry.truth_size if case.complete else None, part, true.objects)
+                for entry, part, true in zip(scores.classes, missed, case.truth.structures, strict=True)
             ]
             self.outcomes[row["id"]] = Outcome(row["subject"], case.assessment, true)
         return scores.mean("dice")

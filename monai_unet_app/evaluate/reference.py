@@ -27,7 +27,8 @@ def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
     # The ignored value is no class of the bundle, but a reference may hold it.
     ignored = () if bundle.ignore_label is None else (bundle.ignore_label,)
     labels = read_labels(row["label"], volume, bundle.file_values)
-    check_values(labels, (*bundle.label_values, *ignored), case_of_row(row).label_files[0].name)
+    known = bundle.file_values.known(bundle.label_values)
+    check_values(labels, (*known, *ignored), case_of_row(row).label_files[0].name)
     return reference_segmentation(labels.array, volume, bundle)
 
 
@@ -44,4 +45,4 @@ def reference_segmentation(numbers: NDArray[Any], image: Volume, bundle: Bundle)
     numbers = numbers if bundle.ignore_label is None else np.where(numbers == bundle.ignore_label, 0, numbers)
     if numbers.ndim == 4:
         return Segmentation(image, np.moveaxis(numbers, 3, 0).astype(np.uint8), bundle.segments)
-    return Segmentation.of_numbers(image, numbers, bundle.segments, exclusive=bundle.outputs.one_map)
+    return Segmentation(image, bundle.outputs.from_numbers(numbers, len(bundle.segments)), bundle.segments)

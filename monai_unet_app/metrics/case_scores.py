@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class CaseArrays:
         uncalibrated: Probabilities before calibration, same shape, or None.
         valid: Shape (I, J, K), boolean: voxels that count, or None for all. Chosen by the author of the truth or by the field
             of view, never by the result.
+        objects: Of truth and prediction, shape (C, I, J, K): the number of each voxel's object. None: objects are components.
     """
 
     case_id: str
@@ -70,6 +71,7 @@ class CaseArrays:
     voxel_size: float
     uncalibrated: NDArray[Any] | None = None
     valid: NDArray[np.bool_] | None = None
+    objects: tuple[NDArray[Any], NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class CaseCounter:
         return CaseScores(
             case.case_id,
             case.subject,
-            score_masks(self._truth, self._predicted, case.spacing, case.voxel_size, plan),
+            score_masks(self._truth, self._predicted, case.spacing, case.voxel_size, plan, case.objects),
             {name: after[name].in_bins for name in plan.populations},
             _errors(after),
             _errors(before),
@@ -250,6 +252,7 @@ def score_masks(
     spacing: boundary.Spacing,
     voxel_size: float,
     plan: EvaluationPlan,
+    objects: tuple[NDArray[Any], NDArray[Any]] | None = None,
 ) -> tuple[ClassScores, ...]:
     """The scores of every class, each in the box that holds it; several classes at a time, as far as the memory allows.
 
@@ -259,6 +262,7 @@ def score_masks(
         spacing: Distance of neighbouring voxels along each axis, in the unit of the plan.
         voxel_size: Size of one voxel, in the unit of the plan.
         plan: The classes and the lengths.
+        objects: As in `CaseArrays`.
     """
     regions = (regions_of(labels, len(spacing), len(plan.class_names)) for labels in (truth, predicted))
     pairs = list(zip(*regions, strict=True))
@@ -270,7 +274,10 @@ def score_masks(
     def score(n: int) -> ClassScores:
         # The masks are cut inside the thread, so that only the classes at hand take memory.
         true_mask, predicted_mask = (region.labels[boxes[n]] == region.value for region in pairs[n])
-        return _score_class(plan.class_names[n], true_mask, predicted_mask, spacing, voxel_size, plan)
+        scores = _score_class(plan.class_names[n], true_mask, predicted_mask, spacing, voxel_size, plan)
+        if objects is None:
+            return scores
+        return replace(scores, components=match_components(*(numbers[n][boxes[n]] for numbers in objects)))
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
         return tuple(pool.map(score, range(len(boxes))))

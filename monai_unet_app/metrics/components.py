@@ -104,24 +104,24 @@ def _touching(plane: NDArray[np.int64], other: NDArray[np.int64], base: int) -> 
     return np.stack(np.divmod(np.unique(np.concatenate(pairs)), base))
 
 
-def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) -> ComponentScores:
-    """Components of two masks, matched where their IoU is above `least_iou`.
+def match_components(truth: NDArray[Any], predicted: NDArray[Any], *, least_iou: float = 0.5) -> ComponentScores:
+    """Components of two masks, or objects of two maps that number them, matched where their IoU is above `least_iou`.
 
     From 0.5 on a match is unique. Below 0.5, a component is found if any component of the other mask overlaps it enough, and
     its IoU is the largest of these.
 
     Args:
-        truth: Shape (I, J, K) or (I, J).
+        truth: Shape (I, J, K) or (I, J), boolean; or the number of each voxel's object, 0 outside.
         predicted: Same shape and grid.
         least_iou: 0 (any voxel in common) or more, below 1.
 
     Raises:
         ValueError: The masks differ in shape or are not boolean, or `least_iou` is out of range.
     """
-    check_masks(truth, predicted)
+    check_masks(*(mask if mask.dtype == np.bool_ else mask > 0 for mask in (truth, predicted)))
     if not 0 <= least_iou < 1:
         raise ValueError(f"least_iou is {least_iou}; 0 or more and below 1 is needed")
-    (first, count), (second, other_count) = components(truth), components(predicted)
+    (first, count), (second, other_count) = map(_numbered, (truth, predicted))
     voxels = _voxels_of_pairs(first, second, (count + 1, other_count + 1))
     # Sizes of whole components: pairs with 0, the outside of the other mask, count as well.
     sizes, other_sizes = voxels.sum(axis=1)[1:], voxels.sum(axis=0)[1:]
@@ -135,6 +135,15 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
     return ComponentScores(
         count, other_count, int(is_found.sum()), int((best_other > least_iou).sum()), float(best[is_found].sum())
     )
+
+
+def _numbered(mask: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """As `components`; of numbers of objects these, without gaps."""
+    if mask.dtype == np.bool_:
+        return components(mask)
+    present = np.bincount(mask.ravel(), minlength=1) > 0
+    present[0] = False
+    return np.where(present, np.cumsum(present), 0)[mask], int(present.sum())
 
 
 def _voxels_of_pairs(first: NDArray[Any], second: NDArray[Any], shape: tuple[int, int]) -> csr_array:

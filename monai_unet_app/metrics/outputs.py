@@ -123,9 +123,17 @@ class Outputs:
         """The usual probability from which on a voxel has the label of each channel; empty where the largest decides."""
         return [0.5] * channels
 
+    def of_structures(self, labels: Sequence[str]) -> Sequence[str]:
+        """The names of the structures among those of the network's channels."""
+        return labels[self.background :]
+
     def label_type(self, structures: int) -> type[np.unsignedinteger[Any]]:
         """The smallest type of whole numbers that holds the labels."""
-        return np.uint8 if structures < 256 else np.uint16
+        return np.uint8
+
+    def from_numbers(self, numbers: Values, structures: int) -> Values:
+        """Labels, from what label files hold at each voxel, shape (*grid): the number of a structure, 0 outside."""
+        return np.stack([numbers == number for number in range(1, structures + 1)]).astype(np.uint8)
 
     def result_bytes(self, channels: int) -> int:
         """Bytes of a voxel that a result keeps beside its evidence: of each structure the label and the probability."""
@@ -241,6 +249,14 @@ class ExclusiveOutputs(Outputs):
     name, background, one_map = "exclusive", 1, True
     read = staticmethod(label_map)
 
+    def label_type(self, structures: int) -> type[np.unsignedinteger[Any]]:
+        """The smallest type that holds the numbers of the structures."""
+        return np.uint8 if structures < 256 else np.uint16
+
+    def from_numbers(self, numbers: Values, structures: int) -> Values:
+        """The same numbers."""
+        return numbers.astype(self.label_type(structures), copy=False)
+
     def thresholds(self, channels: int) -> Sequence[float]:
         """None: the largest probability decides."""
         return []
@@ -327,8 +343,30 @@ class ExclusiveOutputs(Outputs):
         return field
 
 
-EXCLUSIVE, OVERLAPPING = ExclusiveOutputs(), Outputs()
-OUTPUTS: Mapping[str, Outputs] = {kind.name: kind for kind in (EXCLUSIVE, OVERLAPPING)}
+class CountedOutputs(Outputs):
+    """Objects of one kind, which may touch: the network answers where they are and, in a second channel, where middles are.
+
+    The middle tells objects apart that touch; the result holds the probability of the objects alone. In the label map every
+    object has a number of its own.
+    """
+
+    name = "counted"
+
+    def of_structures(self, labels: Sequence[str]) -> Sequence[str]:
+        """The objects; their middles are no structure."""
+        return labels[:-1]
+
+    def label_type(self, structures: int) -> type[np.unsignedinteger[Any]]:
+        """Holds the numbers of the objects."""
+        return np.uint16
+
+    def from_numbers(self, numbers: Values, structures: int) -> Values:
+        """The numbers of the objects, shape (1, *grid)."""
+        return numbers[None].astype(np.uint16)
+
+
+EXCLUSIVE, OVERLAPPING, COUNTED = ExclusiveOutputs(), Outputs(), CountedOutputs()
+OUTPUTS: Mapping[str, Outputs] = {kind.name: kind for kind in (EXCLUSIVE, OVERLAPPING, COUNTED)}
 """By the name that `outputs` of a bundle gives."""
 
 

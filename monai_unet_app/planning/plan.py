@@ -28,7 +28,7 @@ from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.structures import StatedStructure, named_values, stated_ignored, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.machine_memory import ever_resident_bytes
-from monai_unet_app.metrics.outputs import EXCLUSIVE, OVERLAPPING
+from monai_unet_app.metrics.outputs import COUNTED, EXCLUSIVE, OVERLAPPING
 from monai_unet_app.planning.decisions import (
     Configuration,
     Decisions,
@@ -182,6 +182,11 @@ def _check_memory(config: PlanConfig) -> None:
 
 def _check_ignored(config: PlanConfig) -> None:
     """Raises InputRefusedError for a value to ignore that training cannot tell from a class."""
+    if config.ignore is not None and config.objects is not None:
+        raise InputRefusedError(
+            "voxels are to be ignored, and objects to be counted; objects need labels of every voxel; leave --ignore out, or "
+            "name the objects as one structure by --structure 1=NAME, with labels of 0 and 1"
+        )
     taken = {0, *config.structures, *(value for region in config.regions.values() for value in region)}
     if config.ignore is not None and (config.ignore in taken or not 0 < config.ignore < 256):
         raise InputRefusedError(
@@ -288,7 +293,7 @@ def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[in
 def _label_values(structures: Mapping[int, str], config: PlanConfig) -> Reasoned[Any]:
     """What `label_values` says; None where label values are the numbers of the structures."""
     if config.objects is not None:
-        return Reasoned("objects", "label files number their objects, as --objects says; all are one structure")
+        return Reasoned("instances", "label files number their objects, as --objects says")
     if config.masks:
         return Reasoned({"masks": config.masks}, "of each structure a mask, since structures share voxels")
     if config.regions:
@@ -313,18 +318,22 @@ def _decide(
     )
     slice_axis = None if planar or config.configuration != "2d" else int(np.argmax(spacing.value))
     overlap = bool(config.regions or config.masks)
-    outputs = OVERLAPPING if overlap or (planar and len(structures) == 1) else EXCLUSIVE
+    binary = planar and len(structures) == 1 and not overlap and config.objects is None
+    outputs = OVERLAPPING if overlap or binary else EXCLUSIVE
+    named = [*["background"] * outputs.background, *structures.values()]
+    if config.objects is not None:
+        outputs, named = COUNTED, [config.objects, f"middle of {config.objects}"]
     classes = len(structures) + 1
     in_plane = [step for axis, step in enumerate(spacing.value) if axis != slice_axis]
     return {
         "image_words": Reasoned("a picture" if planar else f"a volume{f' ({modality})' if modality else ''}"),
         "structure_words": Reasoned(_listed(list(structures.values()))),
         "planar": Reasoned(planar, "what the files are"),
-        "binary": Reasoned(not outputs.background and not overlap, "one structure and the rest"),
+        "binary": Reasoned(binary, "one structure and the rest"),
         "outputs": Reasoned(
             outputs.name, "structures may share voxels" if overlap else "each voxel has one label value"
         ),
-        "labels": Reasoned([*["background"] * outputs.background, *structures.values()], "as the data set names them"),
+        "labels": Reasoned(named, "as the data set names them"),
         "label_values": _label_values(structures, config),
         "ignore_label": Reasoned(config.ignore, "voxels with this label value have no class: they count nowhere"),
         "classes": Reasoned(classes, "background included"),

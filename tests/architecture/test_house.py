@@ -185,7 +185,7 @@ KINDS_OF_OUTPUT = ("monai_unet_app/metrics/outputs.py", "dicom_io/segmentation.p
 OTHER_MEANING = ("dicom_io/rtstruct/parse.py", "dicom_io/rtstruct/read.py")  # contours of CLOSEDPLANAR_XOR
 ASKS_FOR_THE_LAYOUT = ("monai_unet_app/bundle.py",)  # sizes of parts add up where one map holds them
 STANDS_ALONE = ("monai_unet_app/edge/segment.py",)  # runs where nothing of the project is
-KIND = {"exclusive", "is_exclusive", "overlapping", "EXCLUSIVE", "OVERLAPPING", "one_map"}
+KIND = {"exclusive", "is_exclusive", "overlapping", "EXCLUSIVE", "OVERLAPPING", "COUNTED", "one_map"}
 
 
 def conditions(tree: ast.AST) -> list[ast.expr]:
@@ -216,7 +216,7 @@ def asks_for_the_kind(tree: ast.AST) -> list[int]:
             for node in ast.walk(condition)
             if (isinstance(node, ast.Attribute) and node.attr in KIND)
             or (isinstance(node, ast.Name) and node.id in KIND)
-            or (isinstance(node, ast.Constant) and node.value in {"exclusive", "overlapping"})
+            or (isinstance(node, ast.Constant) and node.value in {"exclusive", "overlapping", "counted"})
         }
     )
 

@@ -202,9 +202,9 @@ def test_the_bundle_is_whole(volumes: Path, tmp_path: Path, said: dict[str, Any]
 
 def test_a_bundle_for_pictures_is_whole(pictures: Path, tmp_path: Path) -> None:
     made = planned(pictures, objects="nucleus")
-    assert made.values["label_values"] == "objects"
-    assert made.values["labels"] == ["nucleus"]
-    assert made.values["outputs"] == "overlapping"
+    assert made.values["label_values"] == "instances"
+    assert made.values["labels"] == ["nucleus", "middle of nucleus"]
+    assert made.values["outputs"] == "counted"
     assert made.values["mirror_axes"] == (0, 1)
     write_plan(made, tmp_path / "made")
     check_bundle(tmp_path / "made", pictures)
