@@ -7,7 +7,7 @@ not ask them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ Box = tuple[slice, slice, slice]
 OBJECT_NUMBERS = np.uint16
 """The type of maps that number the objects of a structure."""
 
+_LONGEST_NAME = 58  # of a structure whose objects have their number behind it: 64 characters in all
 _LEAST = np.float32(1e-12)  # of a probability whose logarithm is taken
 _SLAB_VOXELS = 1 << 22  # of a map that is read at once
 EMPTY_BOX: Box = (slice(0, 0), slice(0, 0), slice(0, 0))
@@ -455,8 +456,35 @@ class Segmentation:
 
     @property
     def label_volume(self) -> Volume:
-        """The labels as a volume, as files hold them: shape (I, J, K), or (I, J, K, S) with the channels last."""
+        """The labels as a volume, as files hold them: (I, J, K), also of objects, or (I, J, K, S) with the channels last."""
+        if self.objects is not None:
+            return self.image.with_array(self.objects[0])
         return self.image.with_array(self.labels if self.exclusive else np.moveaxis(self.labels, 0, -1))
+
+    @property
+    def without_objects(self) -> "Segmentation":
+        """The same with masks in place of maps that number objects."""
+        return self if self.objects is None else replace(self, labels=(self.labels > 0).astype(np.uint8))
+
+    def by_object(self) -> "Segmentation":
+        """Each object as a segment of its own, without probabilities; the structure is a whole of them.
+
+        The same segmentation where no objects are numbered, or where there are none.
+        """
+        if self.objects is None or not self.objects.any():
+            return self
+        (numbers,), (kind,) = self.objects, self.segments
+        present = np.bincount(numbers.ravel(), minlength=1) > 0
+        present[0] = False
+        labels, count = np.where(present, np.cumsum(present), 0)[numbers], int(present.sum())
+        segments = [
+            replace(kind, number=n, label=f"{kind.label[:_LONGEST_NAME]} {n}", display_rgb=None)
+            for n in range(1, count + 1)
+        ]
+        regions = kind.anatomic_region, kind.anatomic_region_modifier
+        whole = Whole(kind.label, tuple(range(1, count + 1)), kind.category, kind.type, *regions)
+        wholes = (whole,) if count > 1 else ()
+        return Segmentation(self.image, labels.astype(number_type(count)), tuple(segments), wholes=wholes)
 
     def _boxes(self) -> list[Box]:
         if self.exclusive:

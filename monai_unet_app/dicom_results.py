@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +19,7 @@ from dicom_io.objects.labels import Fractions
 from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.read import read_series
 from dicom_io.reading.instances import load_dataset
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import figure_of
@@ -64,16 +65,19 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
     if source.planar:
         check_possible(output.case_id, config.formats)
     paths = {kind.name: output.file(f"{kind.format}{kind.ending}") for kind in RESULT_KINDS}
+    # Probabilities are those of a structure, not of its objects
+    fractional = config.seg_encoding == "fractional"
+    segmentation = case.segmentation.without_objects if fractional else case.segmentation.by_object()
     content = ResultContent(
-        _on(case.segmentation.label_volume, source),
+        _on(segmentation.label_volume, source),
         source,
-        _info(case),
+        replace(_info(case), segments=segmentation.segments),
         paths,
         config.seg_encoding,
         config.empty_frames,
         probabilities=lambda: _fractions(case, source),
         uncertainty=lambda: _on(case.image.with_array(case.uncertainty), source),
-        report=ReportFacts(_intervals(case), _wholes(case), _report_of_this_study(config.earlier_sr, source)),
+        report=ReportFacts(*_intervals_of(segmentation, case), _report_of_this_study(config.earlier_sr, source)),
     )
     names = {kind.name for kind in RESULT_KINDS if kind.format in config.formats}
     # An object must not refer to an object that was never written: an SR brings its SEG along
@@ -130,6 +134,15 @@ def _info(case: Case) -> ResultInfo:
     )
 
 
+def _intervals_of(
+    segmentation: Segmentation, case: Case
+) -> tuple[dict[int, tuple[float, float]], dict[Whole, tuple[float, float] | None]]:
+    """The intervals of the volumes of segments, and of wholes; of a structure whose objects are segments, of their whole."""
+    if len(segmentation.segments) == len(case.segmentation.segments):
+        return _intervals(case), _wholes(case)
+    return {}, dict.fromkeys(segmentation.wholes, _intervals(case).get(1))
+
+
 def _intervals(case: Case) -> dict[int, tuple[float, float]]:
     """Structure number -> (low, high) of its volume in mL, if the bundle states an interval that a report can hold."""
     structures = case.assessment.structures if case.assessment else ()
@@ -151,7 +164,19 @@ def _quality(case: Case) -> str:
         gate = assessment.confidence.gate
         bound = f", Dice at least {min(bounds):.2f} ({gate.coverage:.0%})" if gate and bounds else ""
         texts += [(assessment.verdict or "not judged") + bound, *assessment.reasons]
-    return "; ".join(texts)
+    return "; ".join([*texts, *_counts(case)])
+
+
+def _counts(case: Case) -> list[str]:
+    """How many objects each structure has, with the interval where one is stated."""
+    stated = case.assessment.structures if case.assessment else ()
+    ends = {one.number: one.count_interval for one in stated if one.count_interval}
+    return [
+        f"{structure.label}: {structure.objects} object(s)"
+        + (" ({} to {})".format(*ends[structure.number]) if structure.number in ends else "")
+        for structure in case.segmentation.structures
+        if structure.objects is not None
+    ]
 
 
 def _calibration(bundle: Bundle) -> str:

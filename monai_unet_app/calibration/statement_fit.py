@@ -7,7 +7,7 @@ are fitted with calibrated probabilities: calibrate the bundle first.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +386,9 @@ def _windows(shape: tuple[int, ...], image: Volume, bundle: Bundle) -> tuple[int
 
 def _on(image: Volume, labels: NDArray[Any], truth: Segmentation) -> Segmentation:
     """These labels, (I, J, K) or (I, J, K, S), on this image, with the segments of the truth."""
-    return replace(Segmentation.of_volume(image.with_array(labels), truth.segments), image=image)
+    array = labels if labels.ndim == 3 else np.moveaxis(labels, -1, 0)
+    array = array.reshape(*truth.labels.shape[:-3], *image.shape).astype(truth.labels.dtype, copy=False)
+    return Segmentation(image, array, truth.segments)
 
 
 def _corrupted(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str, Segmentation]]:

@@ -25,7 +25,7 @@ from monai_unet_app.metrics.overlap import dice
 
 from .embedded import slice_border
 from .key_images import slice_axis
-from .reviewed_case import Mask, ReviewedCase, is_exclusive, named_file, read_segmentation
+from .reviewed_case import Mask, ReviewedCase, counts_objects, is_exclusive, named_file, read_segmentation
 
 SCHEMA_VERSION = "1.0"
 TOLERANCE = 1.0
@@ -68,10 +68,11 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
         )
     ending = ".nii.gz" if has_ending(path, (".nii.gz",)) else path.suffix.lower() or ".dcm"
     header = None if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS) else _dicom_header(path)
-    if header is not None and header.get("SegmentSequence"):
+    # Of counted objects some may have been deleted, joined or added
+    if header is not None and header.get("SegmentSequence") and not counts_objects(case.document):
         numbers, paired_by = _paired_numbers(path, header, case)
         return Correction(_read_seg(path, numbers, case), paired_by, ending)
-    if header is not None:
+    if header is not None and not counts_objects(case.document):
         _check_regions(path, header, case)
     segmentation = read_segmentation(path, case.image, case.document, case.segmentation.segments)
     return Correction(segmentation, "image grid", ending)

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,10 @@ def _write_corrected(
     kinds = [kind for kind in RESULT_KINDS if kind.from_labels and kind.format in document["files"]]
     paths = {kind.name: stem.with_name(f"{stem.name}_corrected_{kind.format}{kind.ending}") for kind in kinds}
     info, segmentation = _info(before, verification, document), correction.segmentation
+    if segmentation.objects is not None:
+        kind_of_objects = replace(info.segments[0], number=1, label=str(document["structures"][0]["label"]))
+        segmentation = replace(segmentation, segments=(kind_of_objects,)).by_object()
+        info = replace(info, segments=segmentation.segments)
     ((sent,), _) = prepare_files([before], Profile())
     earlier = named_file(result, document, "sr") if "SR" in paths else None
     content = ResultContent(
@@ -119,7 +123,9 @@ def _write_corrected(
             len(segmentation.structures),
             lambda n: volume.with_array(segmentation.structures[n].mask_on_grid.astype(np.float32)),
         ),
-        report=ReportFacts(wholes_ml=_wholes(document, info.segments), earlier=earlier),
+        report=ReportFacts(
+            wholes_ml=dict.fromkeys(segmentation.wholes) or _wholes(document, info.segments), earlier=earlier
+        ),
     )
     for kind in kinds:
         if kind.name == "SR":

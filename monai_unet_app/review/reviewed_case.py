@@ -16,7 +16,7 @@ from dicom_io.parametric import read_parametric_map
 from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import read_regions
 from dicom_io.seg import read_segments
-from dicom_io.segmentation import Segmentation, Structure, normalised_entropy
+from dicom_io.segmentation import OBJECT_NUMBERS, Segmentation, Structure, normalised_entropy
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
@@ -171,6 +171,11 @@ def is_exclusive(document: Mapping[str, Any]) -> bool:
     return all(row["channel"] == row["number"] for row in document["structures"])
 
 
+def counts_objects(document: Mapping[str, Any]) -> bool:
+    """Whether its label files number the objects of the only structure."""
+    return any("objects" in row for row in document["structures"])
+
+
 def labels_file(result: Path, document: Mapping[str, Any]) -> Path | None:
     """The file with the labels of a result; None if it was delivered without labels.
 
@@ -208,6 +213,9 @@ def read_segmentation(
     Raises:
         InputRefusedError: The file has another grid or other structures, or cannot be read.
     """
+    if counts_objects(document):
+        objects = read_label_numbers(path, volume).array
+        return Segmentation(volume, objects[None].astype(OBJECT_NUMBERS), tuple(segments))
     cuts = [row.get("threshold", 0.5) for row in document["structures"] if row["channel"] != row["number"]]
     labels = volume.with_array(_label_array(path, volume, cuts))
     if labels.array.ndim == 4:

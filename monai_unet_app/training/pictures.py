@@ -28,6 +28,9 @@ _DPI = 80
 _SAMPLED = 10**6  # voxels of which percentiles are taken
 
 
+_BESIDE = "#f2b134"  # of what is no structure
+
+
 @dataclass(frozen=True)
 class _Case:
     """A case of the last validation: its name, the Dice of each structure (NaN where absent) and their mean, and its arrays."""
@@ -93,12 +96,14 @@ class WorstCases:
     def _drawn(self, case: _Case) -> bytes:
         from monai_unet_app.report.case_pictures import GAP_INCHES, LINE_INCHES, case_figure, png
 
-        segments = load_segments(Path(self.segments))
+        known = [(segment.label, segment.colour) for segment in load_segments(Path(self.segments))]
+        # A network may answer for more than structures, such as the middles of objects
+        shown = [*known, *((name, _BESIDE) for name in self.watch_dog.labels[len(known) :])]
         names = [
-            f"{segment.label}: {'absent' if math.isnan(value) else f'Dice {value:.2f}'}"
-            for segment, value in zip(segments, case.dice, strict=True)
+            f"{name}: {'absent' if math.isnan(value) else f'Dice {value:.2f}'}"
+            for (name, _), value in zip(shown, case.dice, strict=True)
         ]
-        colours = [segment.colour for segment in segments]
+        colours = [colour for _, colour in shown]
         figure = case_figure(case.picture, names, colours, legend=len(names) <= _MOST_NAMED)
         width, height = figure.get_size_inches()
         place = 1 - GAP_INCHES / width, 0.5 * LINE_INCHES / height

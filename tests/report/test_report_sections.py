@@ -208,7 +208,7 @@ def judged(structure, predicted, verdict):
 
 def test_what_was_counted_of_real_results_is_what_the_section_tells():
     risk = SimpleNamespace(risk=0.1, thresholds={1: 0.2, 2: None})
-    stated = SimpleNamespace(why_not={}, sizes=SimpleNamespace(coverage=0.9), wholes=None, risk=risk,
+    stated = SimpleNamespace(why_not={}, sizes=SimpleNamespace(coverage=0.9), wholes=None, counts=None, risk=risk,
                              gate=SimpleNamespace(coverage=0.9), shift=SimpleNamespace(limit=1.5), elsewhere=None)  # fmt: skip
     both = (judged(1, 0.9, "accept"), judged(2, 0.8, "accept"))
     outcomes = [
@@ -234,7 +234,13 @@ def test_what_was_counted_of_real_results_is_what_the_section_tells():
 
 def test_a_cautious_mask_that_no_cut_makes_is_not_stated():
     stated = SimpleNamespace(
-        why_not={}, sizes=None, wholes=None, risk=SimpleNamespace(risk=0.1, thresholds={1: None}), gate=None, shift=None
+        why_not={},
+        sizes=None,
+        wholes=None,
+        counts=None,
+        risk=SimpleNamespace(risk=0.1, thresholds={1: None}),
+        gate=None,
+        shift=None,
     )
     counted = summarise_statements([], stated, {1: "Front"})
     assert counted == {"not_stated": {"risk": "no probability is low enough to miss 10% at most"}}
