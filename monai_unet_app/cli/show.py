@@ -143,6 +143,9 @@ def paragraph(text: str) -> None:
         out.print(f"  {part}", markup=False, highlight=False, soft_wrap=True)
 
 
+_SEVERAL = 2.0  # parts of a structure, on average
+
+
 def metrics_table(metrics: Any) -> None:
     """Scores with their intervals, then one row for each class, so that any number of classes fits."""
     from monai_unet_app.metrics.score_registry import SCORES
@@ -150,6 +153,9 @@ def metrics_table(metrics: Any) -> None:
     headings = {key: score.terminal for score in SCORES if score.terminal for key in score.keys if key in metrics}
     rows = [[key, *_mean_cells(metrics[key], "mean")] for key in headings]
     rows += [[f"{key} (top label)", *_mean_cells(metrics[key], "top_label")] for key in ("ece", "ece_band")]
+    parts = metrics["components"]
+    if (parts["truth"]["mean"] or 0) >= _SEVERAL:  # of one part, the quality of parts says what Dice says
+        rows.append(["panoptic_quality", *_mean_cells(parts["panoptic_quality"], "mean")])
     print_table((Column(name, no_wrap=True) for name in ("score", "mean", "95 % interval")), rows)
     headings |= {"ece": "ECE", "ece_band": "band"}
     _classes_table({heading: metrics[key]["per_class"] for key, heading in headings.items()})
