@@ -171,7 +171,7 @@ class Bundle(BundleFiles):
         """What the logits of the network mean."""
         name = self.part("outputs")
         if name not in OUTPUTS:
-            raise BundleError(f"{self.name}: `outputs` is {name!r}; {' or '.join(OUTPUTS)} is needed")
+            raise BundleError(f"{self.name}: `outputs` is {name!r}; one of {', '.join(OUTPUTS)} is needed")
         return OUTPUTS[name]
 
     @cached_property
