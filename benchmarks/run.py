@@ -176,6 +176,14 @@ BENCHMARKS = (
         note="Nuclei in fluorescence; the bundle in build/nuclei was planned and trained by the commands in the benchmark.",
     ),
     Benchmark(
+        "nnunet_labels",
+        "Two channels and regions, by nnU-Net's own label manager and ours",
+        "--data {data}/msd_hippocampus --peers {peers}",
+        None,
+        "msd_hippocampus",
+        note="nnU-Net trains for three minutes on the CPU on what `convert` wrote; what is compared are voxels, not quality.",
+    ),
+    Benchmark(
         "counted_nuclei",
         "Nuclei told apart by learnt middles, and by a watershed of the distance alone",
         "--data {data}/dsb2018_nuclei_2d",

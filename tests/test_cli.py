@@ -566,7 +566,11 @@ def test_bundles_lists_the_good_ones_beside_a_broken_one(
     ("old", "new", "message"),
     [
         ("labels: [background, anterior, posterior]", "labels: [background, hippocampus]", "names 1 structure"),
-        ("outputs: exclusive", "outputs: softmax", "`outputs` is 'softmax'; one of exclusive, overlapping, counted is needed"),
+        (
+            "outputs: exclusive",
+            "outputs: softmax",
+            "`outputs` is 'softmax'; one of exclusive, overlapping, counted is needed",
+        ),
     ],
 )
 def test_a_bundle_that_contradicts_itself_is_refused(

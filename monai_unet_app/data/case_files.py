@@ -258,6 +258,8 @@ def _named_channels(cases: Sequence[CaseFiles], folder: Path) -> list[CaseFiles]
     """The cases with the names of their channels in the `dataset.json` of a folder, if it has as many."""
     facts = read_dataset_json(folder) if any(case.channels for case in cases) else None
     names = facts.channels if facts else ()
+    if len(set(names)) < len(names):  # nnU-Net's names say how to scale, so several channels may be called CT
+        names = tuple(f"{name}_{number}" for number, name in enumerate(names))
     return [replace(case, channel_names=names) if len(names) == len(case.files) else case for case in cases]
 
 

@@ -114,7 +114,7 @@ def write_nnunet_folder(
     fingerprint = inspect_cases(cases, Accepted(known=known, values=config.values), step)
     check_one_kind(fingerprint)
     numbering = _numbering(cases, fingerprint, config)
-    channels = _channel_names(fingerprint, config)
+    channels = _channel_names(fingerprint, config, cases[0].channel_names)
     try:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=config.output.parent) as folder:
@@ -283,11 +283,16 @@ def _check_names(names: Sequence[str]) -> None:
             )
 
 
-def _channel_names(fingerprint: Fingerprint, config: NnunetConfig) -> tuple[str, ...]:
-    """The name of each channel. "CT" makes nnU-Net cut and scale CT numbers; any other name scales each image by itself."""
+def _channel_names(fingerprint: Fingerprint, config: NnunetConfig, told: tuple[str, ...]) -> tuple[str, ...]:
+    """The name of each channel. "CT" makes nnU-Net cut and scale CT numbers; any other name scales each image by itself.
+
+    `told` are the names that the data state.
+    """
     case, facts = fingerprint.cases[0], config.facts
     if facts and len(facts.channels) == case.channels and not config.modality:
         return facts.channels
+    if told and config.modality != "CT":
+        return told
     if case.axes == "px" and not config.modality:
         return ("R", "G", "B") if case.channels == 3 else ("grey",) * case.channels
     found = config.modality or next((other.modality for other in fingerprint.cases if other.modality), None)

@@ -23,6 +23,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
@@ -242,3 +243,23 @@ def test_what_only_the_second_channel_shows_is_learnt(tmp_path: Path, run: Run) 
     truth = np.asarray(nibabel.load(volumes / "labelsTr/case0.nii.gz").dataobj)
     # The balls are nowhere in the first channel
     assert dice(truth > 0, np.asarray(nibabel.load(found).dataobj) > 0) > 0.5
+
+
+def test_channels_keep_their_names_in_nnunets_folder_and_equal_names_are_told_apart(tmp_path: Path, run: Run) -> None:
+    data = one_file_each(two_channels(tmp_path / "volumes"))
+    names = json.loads((data / "dataset.json").read_text())["channel_names"]
+    rows = [
+        {"id": case.id, "image": dict(zip(names.values(), map(str, case.files), strict=True)), "label": str(case.label)}
+        for case in find_data(data)
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    for number, (modality, written, read) in enumerate(
+        (([], list(names.values()), tuple(names.values())), (["--modality", "CT"], ["CT", "CT"], ("CT_0", "CT_1")))
+    ):
+        output = tmp_path / f"Dataset10{number}_Two"
+        words = ["--structure", "2=liver", "--structure", "5=spleen", *modality]
+        answer = run("convert", tmp_path / "list.json", "--to", "nnunet", "--output", output, *words)
+        assert answer.code == 0, answer.err
+        told = json.loads((output / "dataset.json").read_text())["channel_names"]
+        assert list(told.values()) == written
+        assert {case.channel_names for case in find_data(output)} == {read}
