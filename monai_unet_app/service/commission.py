@@ -432,19 +432,15 @@ class _Run:
 
     def _segs_of_all(self, destination: Destination, study: phantoms.Study, volume: Volume) -> list[Volume]:
         """The labels of each SEG of the whole study; a node that waited too little has made a SEG of a part of it before."""
-        segs, images = [], set(volume.provenance.sop_instance_uids)
+        segs = []
         for series in find(destination, Query("series", study_instance_uid=study.uid, modality="SEG")):
             fetched = fetch(destination, Query("series", study.uid, str(series.SeriesInstanceUID)), self.folder())
             for file in fetched.files:
                 header = load_dataset(file, with_pixels=False)
                 if kind_of_class(str(header.SOPClassUID)) is not KIND["SEG"]:
                     continue  # another kind may have the Modality SEG
-                source = next(
-                    one
-                    for one in header.ReferencedSeriesSequence
-                    if one.SeriesInstanceUID == volume.provenance.series_instance_uid
-                )
-                if len(source.ReferencedInstanceSequence) == len(images):
+                named = [len(source.ReferencedInstanceSequence) for source in header.ReferencedSeriesSequence]
+                if sum(named) == len(study.files):
                     segs.append(read_seg(file, volume))
         return segs
 

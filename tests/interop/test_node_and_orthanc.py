@@ -12,23 +12,30 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nodes import wait_until
 from orthanc import Orthanc, orthanc, program
 from own_network import own_network
 from ports import free_port
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pypdf import PdfReader
 
 from dicom_io.dicomize import dicomize
-from dicom_io.net.exchange import find
+from dicom_io.net.destination import Destination, Dimse
+from dicom_io.net.exchange import fetch, find, send
 from dicom_io.net.query import Query
+from dicom_io.read import read_series
 from dicom_io.reading.instances import load_dataset
+from dicom_io.seg import read_seg
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.pipeline import segment_case
 from monai_unet_app.service.commission import Commissioning, commission
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.phantoms import ORIENTATIONS
+from monai_unet_app.service.phantoms import AXES, ORIENTATIONS, example_study, rules_of_channels, shipped_example
 from monai_unet_app.service.site_file import read_site
 from monai_unet_app.shipped import shipped
 
@@ -125,6 +132,40 @@ def test_a_rule_with_channels_gets_a_series_for_each(
     assert fits.said == "35 and 35 images that the rule picks"
     (result,) = [check for check in found.checks if check.what == "its result of study 1 is at archive"]
     assert result.place_mm < 0.01
+
+
+def test_a_channel_that_comes_late_and_twice_gives_one_result_of_both(
+    hospital: Hospital, two_channel_bundle: Path, tmp_path: Path
+) -> None:
+    archive = hospital.node.site.destinations["archive"]
+    path = tmp_path / "site.toml"
+    text = TWO.format(bundle=two_channel_bundle, port=free_port(), dimse=archive.peer.port)
+    path.write_text(text.replace("stable_s = 0.5", "stable_s = 2.0"))  # no series is ever taken in its middle
+    rules = rules_of_channels(read_site(path).rules[0])
+    study = example_study([(shipped_example({}), rule) for rule in rules], tmp_path / "made", AXES[0])
+    first, second = study.series
+
+    def segs() -> list[Dataset]:
+        return list(find(archive, Query("series", study_instance_uid=study.uid, modality="SEG")))
+
+    with Node(read_site(path)) as node:
+        wait_until(lambda: node.is_ready, 120)
+        to = Destination("node", Dimse("127.0.0.1", node.site.node.port, node.site.node.ae_title, "TEST"))
+        assert all(outcome.is_delivered for outcome in send(to, second))
+        time.sleep(3 * node.site.node.stable_s)  # the study has been still for longer than a whole one needs
+        assert segs() == []
+        for files in (first, second):  # what is there already comes again
+            assert all(outcome.is_delivered for outcome in send(to, files))
+        wait_until(lambda: len(segs()) == 1, 90)
+        time.sleep(2)
+        assert len(segs()) == 1
+        fetched = fetch(archive, Query("series", study.uid, str(segs()[0].SeriesInstanceUID)), tmp_path / "fetched")
+        assert node.queue.counts()["jobs"].get("dead", 0) == 0
+    (file,) = fetched.files
+    named = {str(item.SeriesInstanceUID) for item in load_dataset(file).ReferencedSeriesSequence}
+    assert named == {str(dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID) for files in study.series}
+    expected = segment_case(study.image, load_bundle(two_channel_bundle, "cpu")).segmentation.labels
+    assert np.array_equal(read_seg(file, read_series(first)).array, expected)
 
 
 def test_a_worker_that_is_stopped_fails_the_acceptance(hospital: Hospital) -> None:
