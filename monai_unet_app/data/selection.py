@@ -1,7 +1,7 @@
 """The choice of a series in a study, by patterns that the values of its header must contain."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydicom.datadict import tag_for_keyword
@@ -39,6 +39,22 @@ def misfits(series: SeriesRef, match: Patterns, least_instances: int = 1) -> lis
     return [
         f"another {keyword}" for keyword, pattern in match.items() if not pattern.search(text_of(header.get(keyword)))
     ]
+
+
+def series_for_channel(series: Sequence[SeriesRef], uid: str, match: Patterns) -> list[str]:
+    """SeriesInstanceUIDs of the image series of a study, in the frame of reference of the series `uid`, that patterns pick."""
+    space = _frame_of_reference(series, uid)
+    fits = [
+        ref.series_instance_uid
+        for ref in series
+        if ref.kind == "image" and ref.series_instance_uid != uid and not misfits(ref, match)
+    ]
+    return [one for one in dict.fromkeys(fits) if _frame_of_reference(series, one) == space]
+
+
+def _frame_of_reference(series: Sequence[SeriesRef], uid: str) -> str:
+    first = next(part for part in series if part.series_instance_uid == uid and part.kind == "image")
+    return str(first.instances[0].header.get("FrameOfReferenceUID") or "")
 
 
 def text_of(value: Any) -> str:

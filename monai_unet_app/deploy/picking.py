@@ -5,8 +5,10 @@ package also compares the modality with that of the bundle. If several series ma
 grid that the bundle is not made for, unless no series would remain.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import SeriesRef, files_at, survey_files
@@ -14,9 +16,9 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
-from monai_unet_app.data.selection import compiled, misfits
+from monai_unet_app.data.selection import compiled, misfits, series_for_channel
 from monai_unet_app.deploy.settings import Settings
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, UsageError
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,16 @@ def pick(cases: Iterable[CaseFiles], rules: InputRules, settings: Settings) -> P
         settings: `match` and `least_instances`, and how cases are read.
 
     Raises:
-        InputRefusedError: None of several series of a study matches `match`, `least_instances` and the bundle's modality.
+        InputRefusedError: None of several series of a study matches `match`, `least_instances` and the bundle's modality, or a
+            channel of the bundle has no series, or more than one.
+        UsageError: `match_channels` names other channels than the bundle.
     """
+    needed = rules.channel_names[1:]
+    if settings.match_channels and tuple(settings.match_channels) != needed:
+        raise UsageError(
+            f"match_channels has patterns for {', '.join(settings.match_channels)}; {', '.join(needed) or 'none'}, in this "
+            "order, are the channels after the first of the bundle; correct it"
+        )
     all_series = [series for case in cases for series in _series_of(case, settings)]
     picked, passed_by = [], []
     for study in dict.fromkeys(series.study for series in all_series):
@@ -68,9 +78,11 @@ def pick(cases: Iterable[CaseFiles], rules: InputRules, settings: Settings) -> P
             picked += of_study
             continue
         matching, without_match = _by_headers(of_study, rules, settings)
-        suitable, unsuitable = _by_grid(matching, rules)
+        whole = [_with_channels(series, of_study, settings) for series in matching]
+        suitable, unsuitable = _by_grid(whole, rules)
         picked += suitable
-        passed_by += without_match + unsuitable
+        used = {uid for series in suitable for uid in series.run.reading.channels}
+        passed_by += [line for line in without_match + unsuitable if not any(f"series {uid} " in line for uid in used)]
     return Picked(tuple((series.case, series.run) for series in picked), tuple(passed_by))
 
 
@@ -116,6 +128,27 @@ def _by_headers(of_study: Sequence[_Series], rules: InputRules, settings: Settin
             "study, or correct the settings match and least_instances"
         )
     return matching, lines
+
+
+def _with_channels(series: _Series, of_study: Sequence[_Series], settings: Settings) -> _Series:
+    """A picked series, read with those of the further channels."""
+    if not settings.match_channels:
+        return series
+    beside = [part for other in of_study for part in other.parts]
+    uids = [series.parts[0].series_instance_uid]
+    for name, patterns in settings.match_channels.items():
+        found = series_for_channel(beside, uids[0], compiled(patterns))
+        if len(found) != 1:
+            raise InputRefusedError(
+                f"{len(found)} series of the study are for the channel {name}, in the frame of reference of {series.name}; one "
+                "is needed; send the missing series, or let match_channels say which is meant"
+            )
+        uids += found
+    reading = replace(series.run.reading, series_instance_uid=None, channels=tuple(uids))
+    folder = Path(
+        os.path.commonpath([other.case.image for other in of_study])
+    )  # series may lie in folders of their own
+    return replace(series, case=replace(series.case, image=folder), run=replace(series.run, reading=reading))
 
 
 def _by_grid(matching: list[_Series], rules: InputRules) -> tuple[list[_Series], list[str]]:

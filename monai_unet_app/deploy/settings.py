@@ -29,6 +29,8 @@ class Settings:
         time_point: As in `ReadOptions`; so are resample_gaps, resample_tilt, accept_incomplete.
         device: As in `monai_unet_app.config.resolve_device`.
         match: DICOM keyword -> pattern that its value must contain, as in a rule of a node; picks the series of a study.
+        match_channels: Name of each further channel of the bundle -> patterns as of `match`: its series lies in the study and
+            frame of reference of the picked one.
         least_instances: Series with fewer images are ignored.
     """
 
@@ -49,6 +51,7 @@ class Settings:
     accept_incomplete: bool = False
     device: str = "auto"
     match: Mapping[str, str] = field(default_factory=dict)
+    match_channels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     least_instances: int = 1
 
     def __post_init__(self) -> None:
@@ -57,10 +60,15 @@ class Settings:
         has_time_point = self.time_point is not None
         if self.channels and (self.series or has_time_point or self.resample_gaps or self.resample_tilt):
             raise UsageError("channels names whole series; leave series, time_point and resample_... out")
+        if self.match_channels and (self.channels or not self.match):
+            raise UsageError(
+                "match_channels picks series beside the one that match picks; give match, and leave channels out"
+            )
         try:
-            compiled(self.match)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+            for patterns in (self.match, *self.match_channels.values()):
+                compiled(patterns)
+        except (ValueError, AttributeError) as error:
+            raise UsageError(f"match, match_channels: {error}") from error
         _ = self.output_config  # unknown formats are refused now, not after the first case
 
     @property

@@ -266,22 +266,11 @@ def _missing_images_of(series: Sequence[SeriesRef], picked: Sequence[tuple[Rule,
     absent = []
     for rule, uid in picked:
         for name in rule.channels:
-            uids = _series_of_channel(name, rule, uid, series)
+            uids = selection.series_for_channel(series, uid, rule.channels[name])
             found |= dict.fromkeys(uids)
             absent += [] if uids else [f"no series for the channel {name} came yet"]
     missing = [missing_of(series, uid) for uid in found]
     return "; ".join([*absent, *(f"{lack.count} did not come yet, {lack.words}" for lack in missing if lack)])
-
-
-def _series_of_channel(name: str, rule: Rule, uid: str, series: Sequence[SeriesRef]) -> list[str]:
-    """SeriesInstanceUIDs of the series in the frame of reference of a picked one that the patterns of a channel pick."""
-    space = _frame_of_reference(series, uid)
-    fits = [
-        ref.series_instance_uid
-        for ref in series
-        if ref.kind == "image" and ref.series_instance_uid != uid and not selection.misfits(ref, rule.channels[name])
-    ]
-    return [one for one in dict.fromkeys(fits) if _frame_of_reference(series, one) == space]
 
 
 def series_of_channels(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> tuple[str, ...]:
@@ -293,14 +282,9 @@ def series_of_channels(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> tup
     return (uid, *(_channel(name, rule, uid, series) for name in rule.channels))
 
 
-def _frame_of_reference(series: Sequence[SeriesRef], uid: str) -> str:
-    first = next(part for part in _parts(series, uid) if part.kind == "image")
-    return str(first.instances[0].header.get("FrameOfReferenceUID") or "")
-
-
 def _channel(name: str, rule: Rule, uid: str, series: Sequence[SeriesRef]) -> str:
     """The one series of a channel. Raises InputRefusedError if there is none, or more than one."""
-    uids = _series_of_channel(name, rule, uid, series)
+    uids = selection.series_for_channel(series, uid, rule.channels[name])
     if len(uids) != 1:
         raise InputRefusedError(
             f"{len(uids)} series of the study are for the channel {name}, in the frame of reference of the series that rule "

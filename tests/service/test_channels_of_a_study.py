@@ -18,7 +18,11 @@ from dicom_io.read import read_series
 from dicom_io.seg import read_seg
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.data.case_files import find_images
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.deploy.picking import pick
+from monai_unet_app.deploy.settings import Settings
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.work import Worker, check_bundles
@@ -171,3 +175,29 @@ def test_the_same_study_gives_the_same_uids_and_another_channel_others(
         (seg,) = (tmp_path / f"results_{number}").rglob("*_seg.dcm")
         uids.append(str(dcmread(seg).SOPInstanceUID))
     assert uids[0] == uids[1] != uids[2]
+
+
+def test_a_package_finds_the_series_of_each_channel_by_patterns(
+    crop: Volume, two_channel_bundle: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "received"
+    for name, description in (("a", "FLAIR"), ("b", "T1"), ("c", "T2")):
+        series(crop, study / name, description)
+    rules = load_bundle(two_channel_bundle, "cpu").rules
+    patterns = {"SeriesDescription": "FLAIR"}
+    settings = Settings(match={"SeriesDescription": "T1"}, match_channels={"FLAIR": patterns})
+    picked = pick(find_images(study), rules, settings)
+    uids = {name: read_series(study / name).provenance.series_instance_uid for name in "abc"}
+    ((case, run),) = picked.cases
+    assert run.reading.channels == (uids["b"], uids["a"])
+    assert [uids["c"] in line for line in picked.passed_by] == [True]
+    expected = read_channels(study, [uids["b"], uids["a"]]).array
+    assert np.array_equal(read_volume(case.files, run.reading).array, expected)
+
+    with pytest.raises(UsageError, match="patterns for ADC; FLAIR, in this order"):
+        pick(find_images(study), rules, replace(settings, match_channels={"ADC": patterns}))
+    with pytest.raises(UsageError, match="give match, and leave channels out"):
+        Settings(match_channels={"FLAIR": patterns})
+    shutil.rmtree(study / "a")
+    with pytest.raises(InputRefusedError, match="0 series of the study are for the channel FLAIR"):
+        pick(find_images(study), rules, settings)
