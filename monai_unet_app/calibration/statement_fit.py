@@ -432,7 +432,9 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
     summary: dict[str, Any] = {"not_stated": dict(confidence.why_not)}
     if confidence.sizes:
         wholes = {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)}
-        for key, of in (("sizes_off", confidence), ("sizes_off_elsewhere", confidence.elsewhere)):
+        of_counts = Confidence(confidence.counts) if confidence.counts else None
+        statements_of = {"sizes_off": confidence, "sizes_off_elsewhere": confidence.elsewhere, "counts_off": of_counts}
+        for key, of in statements_of.items():
             if of is not None:
                 stated = [(sizes, names) for sizes, names in ((of.sizes, labels), (of.wholes, wholes)) if sizes]
                 summary[key] = {

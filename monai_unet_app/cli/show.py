@@ -221,11 +221,13 @@ def statements_table(statements: dict[str, Any]) -> None:
     """The statements of a bundle about its results, one line each."""
     rows: list[Sequence[str]] = []
     for setting, stated in statements.items():
-        for key, where in (("sizes_off", ""), ("sizes_off_elsewhere", ", images from elsewhere")):
+        of_what = {"sizes_off": "size", "sizes_off_elsewhere": "size", "counts_off": "number of objects"}
+        for key, what in of_what.items():
+            where = ", images from elsewhere" if key.endswith("elsewhere") else ""
             if sizes_off := stated.get(key):
                 intervals, kept = sizes_off["relative"].items(), sizes_off["kept"]
                 sizes = ", ".join(f"{name} {low:+.1%} to {high:+.1%}" for name, (low, high) in intervals)
-                rows.append((setting, f"true size, {sizes_off['coverage']:.0%} of subjects{where}", sizes))
+                rows.append((setting, f"true {what}, {sizes_off['coverage']:.0%} of subjects{where}", sizes))
                 if kept and not where:
                     parts = ", ".join(f"{name} {part:.0%}" for name, part in kept.items())
                     rows.append((setting, "share held by intervals fitted on others", parts))

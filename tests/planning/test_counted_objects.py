@@ -100,11 +100,13 @@ def test_middles_and_masks_give_the_objects_back_in_the_plain_configs_of_the_bun
     scores = match_components(truth, found)
     assert (scores.truth, scores.predicted, scores.found) == (3, 3, 3)
     assert scores.iou_sum > 2.9
-    data = {"pred": torch.cat([masks[:1], 0 * masks[:1]])}  # without any middle a group is an object
-    for name in ("decide", "tidy"):
-        for transform in parser.get_parsed_content(name):
-            data = transform(data)
-    assert int(data["pred"].max()) == 2
+    small = torch.from_numpy(truth == 3)[None]
+    for middles, count in ((masks[1:] * ~small, 2), (0 * masks[1:], 0)):  # what has no middle is no object
+        data = {"pred": torch.cat([masks[:1], middles])}
+        for name in ("decide", "tidy"):
+            for transform in parser.get_parsed_content(name):
+                data = transform(data)
+        assert int(data["pred"].max()) == count
 
 
 def test_numbered_objects_are_matched_as_they_are_numbered() -> None:
