@@ -48,6 +48,7 @@ from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_mean
 from monai_unet_app.planning.family import DEFAULT, NetworkChoice, built, known, names, written
 from monai_unet_app.planning.network import plan_network
 from monai_unet_app.report.stored_evaluation import MEAN, read_evaluation
+from monai_unet_app.training.update import resolve_precision
 
 DATA, FIGURES = REPOSITORY.parent / "shared/data/msd_hippocampus", REPOSITORY / "docs/networks.json"
 BEST_AGAIN = 4
@@ -110,6 +111,7 @@ class Runner:
 
     def run_all(self, only: Sequence[str]) -> None:
         """Plans, then trains what is missing; the second seeds last, since the first tell which are the best."""
+        self._check_processor()
         todo = [every for every in wanted(self.figures, only) if self._key(*every) not in self.figures]
         for name, training, _ in todo:
             if not training.field_after:
@@ -122,6 +124,18 @@ class Runner:
             failed = [str(one.exception()) for one in done if one.exception()]
             if failed:
                 raise SystemExit("\n".join(failed))
+
+    def _check_processor(self) -> None:
+        """SystemExit if the kept figures are of a processor that trains in another precision, whose plans are others."""
+        own, kept = (
+            resolve_precision("auto", torch.device("cpu")),
+            self.figures.get(f"{DEFAULT} 0", {}).get("precision"),
+        )
+        if kept not in (None, own):
+            raise SystemExit(
+                f"{self.kept.name} is of a processor that trains in {kept}, this one trains in {own}; such figures compare "
+                "machines and not networks; take a processor like that, or begin anew with another --figures and --build"
+            )
 
     @staticmethod
     def _key(name: str, _: Training, seed: int) -> str:
