@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from small_data import numbered_discs, plan_bundle, tilted_volumes, with_thresholds
 
 from dicom_io.segmentation import Segmentation
@@ -29,6 +30,13 @@ from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.checkpoints import forget_figures
 
 Spoil = Callable[[NDArray[np.uint8], int], None]
+
+
+def discs(folder: Path) -> Path:
+    """Pictures whose labels are one structure."""
+    for file in (numbered_discs(folder, 8) / "labels").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8)).save(file)
+    return folder
 
 
 def planned(data: Path, root: Path, **said: object) -> tuple[Bundle, list[Row]]:
@@ -115,7 +123,7 @@ def test_what_does_not_surely_help_is_not_taken(
 
 
 def test_islands_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle", objects="disc")
+    bundle, rows = planned(discs(tmp_path / "pictures"), tmp_path / "bundle", structures={1: "disc"})
 
     def spoil(labels: NDArray[np.uint8], number: int) -> None:
         free = np.argwhere(labels[0, 1:-1, 1:-1, 0] == 0)
@@ -225,7 +233,7 @@ def answering(
 def test_a_threshold_is_taken_where_it_surely_helps(
     surely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned_bundle, rows = planned(numbered_discs(tmp_path / "pictures", 8), tmp_path / "bundle", objects="disc")
+    planned_bundle, rows = planned(discs(tmp_path / "pictures"), tmp_path / "bundle", structures={1: "disc"})
     before = findings(planned_bundle)
     bundle = with_thresholds(planned_bundle.root)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from processor import NEEDS_BF16
 from shell import Run, shell
 from small_data import FEW, drawn_eyes, few_examples
 
@@ -246,7 +247,7 @@ def test_the_verb_exports_and_tells_how_far_the_answers_are_apart(run: Run, tiny
 FEWER_BITS = ResultSettings(engine="openvino", precision="bfloat16")
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=NEEDS_BF16)])
 def test_fewer_bits_change_probabilities_a_little(exported: Callable[[str], Path], engine: str) -> None:
     bundle = load_bundle(exported(VOLUMES))
     windows = torch.randn(2, 1, *bundle.windows.window, generator=torch.Generator().manual_seed(1))
@@ -260,6 +261,7 @@ def test_fewer_bits_change_probabilities_a_little(exported: Callable[[str], Path
     torch.testing.assert_close(fewer.layer, usual.layer, atol=0.02, rtol=0.02)
 
 
+@NEEDS_BF16
 def test_few_subjects_certify_nothing(run: Run, copied: Path, tmp_path: Path) -> None:
     words = ["--bundle", copied, "--data", few_examples(tmp_path / "data", FEW[-1:]), "--device", "cpu"]
     answer = run("bundle", "certify", *words, "--engine", "openvino", "--precision", "bfloat16", "--partition", "all")
@@ -315,6 +317,7 @@ def test_a_bundle_states_nothing_in_fewer_bits_unless_its_certificate_holds(copi
     assert "was changed after it was certified" in str(why())
 
 
+@NEEDS_BF16
 def test_an_engine_in_fewer_bits_has_a_calibration_and_statements_of_its_own(
     run: Run, copied: Path, tmp_path: Path
 ) -> None:
