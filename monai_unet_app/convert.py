@@ -16,6 +16,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.read import ReadOptions
 from dicom_io.rtstruct import read_regions
+from dicom_io.segmentation import OBJECT_NUMBERS, Segmentation
 from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_labels
@@ -60,7 +61,7 @@ def dicomize_cases(
         try:
             image = read_volume(case.files)
             labels = read_labels(case.label_files, image, values) if case.label else None
-            written, own = _with_segment_of_ignored(labels, segments, values.ignored)
+            written, own = _as_segments(labels, segments, values)
             converted = dicomize(
                 image,
                 output / case.id,
@@ -87,10 +88,14 @@ def dicomize_cases(
     return rows, problems
 
 
-def _with_segment_of_ignored(
-    labels: Volume | None, segments: tuple[Segment, ...] | None, ignored: int | None
+def _as_segments(
+    labels: Volume | None, segments: tuple[Segment, ...] | None, values: FileValues
 ) -> tuple[Volume | None, tuple[Segment, ...] | None]:
-    """Labels, and the segments that they need: voxels without a class are those of a segment more, the last."""
+    """Labels, and the segments that they need: one for each object; voxels without a class are those of one more, the last."""
+    if labels is not None and segments is not None and values.instances:
+        objects = Segmentation(labels, labels.array[None].astype(OBJECT_NUMBERS), segments).by_object()
+        return objects.label_volume, objects.segments
+    ignored = values.ignored
     if labels is None or segments is None or ignored is None or not (without := labels.array == ignored).any():
         return labels, segments
     number = len(segments) + 1

@@ -164,7 +164,7 @@ def convert(options: flags.Convert) -> Answer:
     stated = files.inference_document if files else {}
     modalities = (stated.get("input_rules") or {}).get("modality") or []
     told = "objects" if options.objects else stated.get("label_values")
-    values = FileValues.parse(told, options.ignore or stated.get("ignore_label"))
+    values = FileValues.parse(told, options.ignore or stated.get("ignore_label")).collapsed
     cases = find_data(options.data, options.labels, options.label_suffix)
     facts = read_dataset_json(options.data) if options.data.is_dir() else None
     regions = common.regions(options.structure) or (facts.regions if facts and not options.structure else {})

@@ -264,7 +264,7 @@ class Plan(Labels, Device, Network):
         data: images/ and labels/, an nnU-Net or Decathlon folder, DICOM with SEG or RTSTRUCT, or a CSV or JSON list
         output: the new bundle; with several configurations a folder of them
         structure: name of a label value, or of several that it has (1+2=NAME); all values need one (default: as the data say)
-        objects: name of the objects that are numbered by label values; all are one structure
+        objects: name of the objects that are numbered by label values; they are counted
         ignore: label value of voxels without a class, which count nowhere (default: as the data say)
         splits: splits.json with the place of each case, or nnU-Net's splits_final.json (default: as the data state, else by the
             number of subjects)

@@ -35,8 +35,6 @@ from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.structures import named_values, stated_structures
 from monai_unet_app.errors import InputRefusedError, UsageError
 
-"""nnU-Net's name for voxels without a class; their value is the highest."""
-
 _NAME = re.compile(r"Dataset\d{3}_\w[\w.-]*")
 _RESERVED = ("background", IGNORE)
 _INT16 = np.iinfo(np.int16)

@@ -129,6 +129,34 @@ def test_objects_and_ignored_voxels_are_refused_together(tmp_path: Path) -> None
         planned(numbered_discs(tmp_path / "data"), ignore=255)
 
 
+def test_numbered_labels_go_to_segments_and_to_nnunet_by_their_bundle(tmp_path: Path, run: Run) -> None:
+    data = touching_balls(tmp_path / "volumes")
+    write_plan(planned(data, modality="MR"), tmp_path / "plan")
+    coded = tmp_path / "plan/configs/segments.json"
+    kidney = {"CodeValue": "64033007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Kidney"}
+    organ = {"CodeValue": "91723000", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Anatomical Structure"}
+    told = json.loads(coded.read_text())
+    told["segmentAttributes"][0][0] |= {
+        "SegmentedPropertyTypeCodeSequence": kidney,
+        "SegmentedPropertyCategoryCodeSequence": organ,
+    }
+    coded.write_text(json.dumps(told))
+    words = ["--images", data / "imagesTr", "--labels", data / "labelsTr", "--bundle", tmp_path / "plan"]
+    answer = run("dicomize", *words, "--output", tmp_path / "dicom")
+    assert answer.code == 0, answer.err
+    seg = sorted((tmp_path / "dicom").glob("*/seg.dcm"))[0]
+    assert [item.SegmentLabel for item in pydicom.dcmread(seg).SegmentSequence] == [
+        "Nucleus 1",
+        "Nucleus 2",
+        "Nucleus 3",
+    ]
+    output = tmp_path / "Dataset101_Balls"
+    answer = run("convert", data, "--to", "nnunet", "--bundle", tmp_path / "plan", "--output", output)
+    assert answer.code == 0, answer.err
+    written = np.asarray(nibabel.load(output / "labelsTr/case0.nii.gz").dataobj)
+    assert np.array_equal(written, np.asarray(nibabel.load(data / "labelsTr/case0.nii.gz").dataobj) > 0)
+
+
 @pytest.mark.slow
 def test_from_numbered_balls_to_segments_and_back_to_training(tmp_path: Path, run: Run) -> None:
     data, plan, made = touching_balls(tmp_path / "volumes"), tmp_path / "plan", tmp_path / "made"
