@@ -33,11 +33,13 @@ def test_scores_of_twenty_classes_are_whole_at_any_width(
 ) -> None:
     keys = ("dice", "iou", "boundary_iou", "precision", "recall", "ece", "ece_band")
     metrics = {key: score(0.5) for key in keys} | {"hd95_mm": score(123.4)}
+    metrics["components"] = {"truth": score(7.0), "panoptic_quality": score(0.75)}
     monkeypatch.setattr(show, "out", Console(width=width))
     show.metrics_table(metrics)
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert "0.4000 to 0.6000" in printed
+    assert "panoptic_quality" in printed and "0.6500 to 0.8500" in printed
     assert max(map(len, printed.splitlines())) <= width
     words = " ".join(printed.split())
     for n in range(20):
