@@ -39,7 +39,8 @@ def test_scores_of_twenty_classes_are_whole_at_any_width(
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert "0.4000 to 0.6000" in printed
-    assert "panoptic_quality" in printed and "0.6500 to 0.8500" in printed
+    assert "panoptic_quality" in printed
+    assert "0.6500 to 0.8500" in printed
     assert max(map(len, printed.splitlines())) <= width
     words = " ".join(printed.split())
     for n in range(20):

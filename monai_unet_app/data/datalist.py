@@ -27,7 +27,12 @@ IGNORE = "ignore"
 
 _KEYS = ("image", "label", "id", "subject", "partition", "fold")
 _SHOWN = 5
-_MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR", "pet": "PT", "us": "US"}
+_MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR", "pet": "PT", "pt": "PT", "us": "US"}
+
+
+def modality_of(channel: str) -> str | None:
+    """DICOM's term for the name of a channel; None if it names no modality."""
+    return _MODALITIES.get(channel.lower())
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,12 @@ class LabelFacts:
 
     Attributes:
         names: Of the structures, by label value, without the background.
-        modality: DICOM's term (CT, MR), if it is one.
         channels: The name of each channel; () where the file does not say them.
         regions: The label values of each structure, by its name, where structures consist of several; `names` is empty then.
         ignored: The value of voxels without a class (`ignore`), if there is one.
     """
 
     names: Mapping[int, str]
-    modality: str | None
     channels: tuple[str, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignored: int | None = None
@@ -198,8 +201,7 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
             f"dataset.json gives the value {ignored} to {IGNORE} and to a structure; a value of its own is needed; correct it, "
             "and the labels"
         )
-    modality = _MODALITIES.get(told[0].lower()) if told else None
-    return LabelFacts({} if regions else names, modality, told, regions, ignored)
+    return LabelFacts({} if regions else names, told, regions, ignored)
 
 
 def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -53,12 +53,13 @@ class CaseFingerprint:
         spacing_mm: Voxel spacing along I, J, K; None for pictures, whose unit is the pixel.
         axes: Patient direction of I, J, K, as three letters of RLAPSI ("LPS"); "px" for pictures.
         channels: 1 for grey.
-        modality: DICOM Modality or None.
+        modality: DICOM Modality or None; of several series that of the first.
         intensity: The 0.5th, 50th and 99.5th percentile of each channel.
         class_size: Size of each label value in mL (pixels for pictures); empty without a label.
         class_voxels: The same in voxels.
         subject: As in `subjects_of`.
         ignored: Number of voxels of its label without a class.
+        further_modalities: Of the further series, if the channels are a file or a series each.
         foreground: Of the voxels of all structures in each channel: 0.5th percentile, mean, standard deviation, 99.5th
             percentile; empty without a label or for an empty one.
     """
@@ -75,6 +76,14 @@ class CaseFingerprint:
     subject: str
     foreground: tuple[tuple[float, float, float, float], ...] = ()
     ignored: int = 0
+    further_modalities: tuple[str | None, ...] = ()
+
+    @property
+    def modalities(self) -> tuple[str | None, ...]:
+        """DICOM Modality, or None, of each channel."""
+        return (
+            (self.modality, *self.further_modalities) if self.further_modalities else (self.modality,) * self.channels
+        )
 
     @property
     def overlaps(self) -> bool:
@@ -399,6 +408,7 @@ def _fingerprint(
         if structures is not None and structures.any()
         else (),
         ignored=without_class,
+        further_modalities=tuple(other.modality for other in volume.provenance.others),
     )
 
 

@@ -293,8 +293,10 @@ def _channel_names(fingerprint: Fingerprint, config: NnunetConfig, told: tuple[s
         return told
     if case.axes == "px" and not config.modality:
         return ("R", "G", "B") if case.channels == 3 else ("grey",) * case.channels
-    found = config.modality or next((other.modality for other in fingerprint.cases if other.modality), None)
-    return (found or "image",) * case.channels
+    if config.modality:
+        return (config.modality,) * case.channels
+    of_files = zip(*(other.modalities for other in fingerprint.cases), strict=True)
+    return tuple(next(filter(None, said), "image") for said in of_files)
 
 
 def _folds(plan: Mapping[str, SplitCase] | None, training: Sequence[str]) -> list[dict[str, list[str]]]:

@@ -128,42 +128,46 @@ def target_spacing(cases: Sequence[CaseFingerprint], *, coarse: bool = False) ->
     return Reasoned(tuple(float(f"{step:.3g}") for step in middle), reason)
 
 
-def intensities(cases: Sequence[CaseFingerprint], modality: str | None) -> Reasoned[Mapping[str, Any]]:
+def intensities(cases: Sequence[CaseFingerprint], modalities: Sequence[str | None]) -> Reasoned[Mapping[str, Any]]:
     """How intensities are normalised, each channel by itself.
 
-    The values of a "range" are in the units of the image. Of several channels they are lists, and mean and deviation are those
-    of the channel scaled from `low` to `low + span` onto 0 to 1.
+    The values of a "range" are in the units of the image. "apart" lists how each of several channels is normalised.
+
+    Args:
+        cases: Of one kind.
+        modalities: Of each channel; None where nothing states it.
     """
     if cases[0].axes == "px":
         return Reasoned({"kind": "each"}, "pictures: each channel of each picture by its own mean and deviation")
     told = [case.foreground for case in cases if case.foreground]
-    several = cases[0].channels > 1
-    if modality == "CT" and told:
-        # Each of shape (channels,)
-        low, mean, deviation, high = np.median(np.array(told), axis=0).T
-        cuts = " and ".join(
-            f"{a:.4g} to {b:.4g}" if several else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)
-        )
-        values = {"low": low, "high": high, "mean": mean, "deviation": deviation}
-        if several:
-            span = np.maximum(high - low, 1e-6)
-            values = {"low": low, "span": span, "mean": (mean - low) / span, "deviation": deviation / span}
-        return Reasoned(
-            {
-                "kind": "range",
-                **{
-                    name: [float(f"{value:.6g}") for value in own] if several else round(float(own[0]), 1)
-                    for name, own in values.items()
-                },
-            },
-            f"CT numbers mean the same in every scanner: cut to {cuts} HU, where 99 % of the voxels of the structures lie"
-            f"{' in each channel' if several else ''}, and scaled by their mean and deviation",
-        )
-    own = "each channel of each image is cut to its" if several else "each image is cut to its"
-    return Reasoned(
-        {"kind": "percentiles"},
-        f"{modality or 'these'} intensities have no unit: {own} own 0.5th and 99.5th percentile, and then scaled by its own "
-        "mean and deviation",
+    if not told or "CT" not in modalities:
+        named = " and ".join(dict.fromkeys(filter(None, modalities))) or "these"
+        return Reasoned({"kind": "percentiles"}, _by_percentiles(named, several=len(modalities) > 1))
+    # (channels, 4): percentile, mean, deviation, percentile
+    of_channels = np.median(np.array(told), axis=0)
+    kinds = [_range(*of) if modality == "CT" else {} for of, modality in zip(of_channels, modalities, strict=True)]
+    cuts = " and ".join(f"{own['low']:.4g} to {own['high']:.4g}" for own in kinds if own)
+    reason = (
+        f"CT numbers mean the same in every scanner: cut to {cuts} HU, where 99 % of the voxels of the structures lie, and "
+        "scaled by their mean and deviation"
+    )
+    if len(kinds) == 1:
+        return Reasoned(kinds[0], reason)
+    if others := dict.fromkeys(modality or "other" for modality in modalities if modality != "CT"):
+        reason += f"; {_by_percentiles(' and '.join(others), several=True)}"
+    return Reasoned({"kind": "apart", "channels": [own or {"kind": "percentiles"} for own in kinds]}, reason)
+
+
+def _range(low: float, mean: float, deviation: float, high: float) -> dict[str, Any]:
+    values = {"low": low, "high": high, "mean": mean, "deviation": deviation}
+    return {"kind": "range"} | {name: float(f"{value:.5g}") for name, value in values.items()}
+
+
+def _by_percentiles(named: str, *, several: bool) -> str:
+    each = "each channel of each image" if several else "each image"
+    return (
+        f"{named} intensities have no unit: {each} is cut to its own 0.5th and 99.5th percentile, and then scaled by its own "
+        "mean and deviation"
     )
 
 

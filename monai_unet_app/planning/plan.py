@@ -13,7 +13,7 @@ from monai_unet_app.calibration.statement_fit import COVERAGE
 from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
-from monai_unet_app.data.datalist import read_dataset_json
+from monai_unet_app.data.datalist import modality_of, read_dataset_json
 from monai_unet_app.data.inspect import (
     Accepted,
     CaseFingerprint,
@@ -151,15 +151,15 @@ def plan_configurations(
     structures = _structures(fingerprint, names or {value: structure.name for value, structure in stated.items()})
     _check_above_numbers(config, structures)
     refuse_faults(fingerprint)  # after the label values, since a stray one looks like a class of one fold
-    found = next((case.modality for case in measured if case.modality), None)
-    modality = config.modality or found or (facts.modality if facts else None)
+    of_channels = config.channels or (facts.channels if facts else ())
+    modalities = (config.modality,) * measured[0].channels if config.modality else _modalities(measured, of_channels)
     splits = {
         "schema_version": "1.0",
         "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in plan]}},
     }
     plans = []
     for configuration in configurations:
-        decided = _decided(measured, structures, modality, replace(config, configuration=configuration), speed)
+        decided = _decided(measured, structures, modalities, replace(config, configuration=configuration), speed)
         values = {name: reasoned.value for name, reasoned in decided.items()}
         values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases), "files": len(cases[0].files)}
         reasons = {name: reasoned.reason for name, reasoned in decided.items()} | {"places": why}
@@ -268,6 +268,14 @@ def _channel_names(cases: Sequence[CaseFiles]) -> tuple[str, ...]:
     return cases[0].channel_names or (tuple(f"channel_{number}" for number in range(count)) if count > 1 else ())
 
 
+def _modalities(cases: Sequence[CaseFingerprint], names: Sequence[str]) -> tuple[str | None, ...]:
+    """Of each channel, as the files say, or the name of the channel; None where neither does."""
+    count = cases[0].channels
+    by_name = [modality_of(name) for name in names] if len(names) == count else [None] * count
+    of_files = zip(*(case.modalities for case in cases), strict=True)
+    return tuple(next(filter(None, said), named) for said, named in zip(of_files, by_name, strict=True))
+
+
 def _pattern(cases: Sequence[CaseFiles]) -> str:
     """Names of the images in their folder, for `monai.bundle run`."""
     ends = {"" if case.image.is_dir() else case.image.name.removeprefix(case_id(case.image)) for case in cases}
@@ -307,10 +315,13 @@ def _label_values(structures: Mapping[int, str], config: PlanConfig) -> Reasoned
 
 
 def _decide(
-    cases: Sequence[CaseFingerprint], structures: Mapping[int, str], modality: str | None, config: PlanConfig
+    cases: Sequence[CaseFingerprint],
+    structures: Mapping[int, str],
+    modalities: Sequence[str | None],
+    config: PlanConfig,
 ) -> Decisions:
     """The decisions that need no network."""
-    planar = cases[0].axes == "px"
+    planar, known = cases[0].axes == "px", " and ".join(dict.fromkeys(filter(None, modalities)))
     sided = [name for name in structures.values() if side_in(name)]
     unnamed = [name for name in structures.values() if says_nothing(name)]
     spacing = (
@@ -326,7 +337,7 @@ def _decide(
     classes = len(structures) + 1
     in_plane = [step for axis, step in enumerate(spacing.value) if axis != slice_axis]
     return {
-        "image_words": Reasoned("a picture" if planar else f"a volume{f' ({modality})' if modality else ''}"),
+        "image_words": Reasoned("a picture" if planar else f"a volume{f' ({known})' if known else ''}"),
         "structure_words": Reasoned(_listed(list(structures.values()))),
         "planar": Reasoned(planar, "what the files are"),
         "binary": Reasoned(binary, "one structure and the rest"),
@@ -339,16 +350,16 @@ def _decide(
         "classes": Reasoned(classes, "background included"),
         "channels": Reasoned(cases[0].channels, "of every image"),
         "numbers": Reasoned(list(range(cases[0].channels))),
-        "modality": Reasoned(modality, "as the files say"),
+        "modality": Reasoned(modalities[0], "as the files say"),
         "spacing_mm": spacing,
         "slice_axis": Reasoned(slice_axis, "the axis with the longest voxels"),
-        "input_rules": input_rules(cases, modality, config.channels or ()),
-        "intensities": intensities(cases, modality),
+        "input_rules": input_rules(cases, modalities[0], config.channels or ()),
+        "intensities": intensities(cases, modalities),
         "mirror_axes": mirror_axes(sided, unnamed, planar=planar, slice_axis=slice_axis),
         "ratios": ratios({name: _share(cases, value) for value, name in structures.items()}),
         "rotation": rotations(in_plane),
         "bias_field": Reasoned(
-            modality == "MR" and len(in_plane) == 3, "the field of an MR scanner is not homogeneous"
+            set(modalities) == {"MR"} and len(in_plane) == 3, "the field of an MR scanner is not homogeneous"
         ),
     }
 
@@ -356,17 +367,17 @@ def _decide(
 def _decided(
     cases: Sequence[CaseFingerprint],
     structures: Mapping[int, str],
-    modality: str | None,
+    modalities: Sequence[str | None],
     config: PlanConfig,
     speed: Speed,
 ) -> Decisions:
     """All decisions. If the user names no configuration, volumes of which a window sees little are seen on a coarser grid."""
-    decided = _decide(cases, structures, modality, config)
+    decided = _decide(cases, structures, modalities, config)
     grid = _grid(decided, cases)
     decided |= network_and_length(decided, grid, config, speed, len(cases))
     seen = math.prod(decided["window"].value) / math.prod(grid.shape)
     if config.configuration is None and not decided["planar"].value and seen < LEAST_SEEN:
-        low = _decided(cases, structures, modality, replace(config, configuration="3d_low"), speed)
+        low = _decided(cases, structures, modalities, replace(config, configuration="3d_low"), speed)
         why = (
             low["spacing_mm"].reason + f"; on the full grid a window of this time and memory would see {seen:.0%} of it"
         )

@@ -9,7 +9,7 @@ import pytest
 
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.cases import by_partition, plan_of, subjects_of
-from monai_unet_app.data.datalist import read_datalist, read_dataset_json
+from monai_unet_app.data.datalist import modality_of, read_datalist, read_dataset_json
 from monai_unet_app.errors import InputRefusedError
 
 
@@ -123,7 +123,8 @@ def test_dataset_json_tells_the_names_of_labels(
     (tmp_path / "dataset.json").write_text(json.dumps(document))
     facts = read_dataset_json(tmp_path)
     assert facts is not None
-    assert (facts.names, facts.modality) == (names, modality)
+    assert facts.names == names
+    assert [modality_of(channel) for channel in facts.channels] == [modality]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def planned(data: Path, **said: Any) -> BundlePlan:
     def quick(network: NetworkPlan, channels: int, outputs: int) -> float:
         return network.voxels * network.filters[0] / 16e6
 
-    return plan_bundle(PlanConfig(data, structures=NAMES, **{"time_s": 20.0, "modality": "MR", **said}), quick)
+    return plan_bundle(PlanConfig(data, **{"structures": NAMES, "time_s": 20.0, "modality": "MR", **said}), quick)
 
 
 def config_of(root: Path, name: str) -> ConfigParser:
@@ -116,6 +117,34 @@ def test_ct_channels_are_cut_and_scaled_each_by_its_own_range(volumes: Path, tmp
     expected = (np.clip(array, low, high) - mean) / deviation
     np.testing.assert_allclose(found, np.moveaxis(expected, 3, 0), atol=2e-3)
     assert np.array_equal(volume.array, Volume.from_ras(array, volume.affine_ras, volume.provenance).array)
+
+
+def test_a_ct_is_cut_by_its_range_and_the_pet_beside_it_by_its_own_percentiles(volumes: Path, tmp_path: Path) -> None:
+    data = one_file_each(shutil.copytree(volumes, tmp_path / "data"))
+    (data / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "liver": 2, "spleen": 5}})
+    )
+    made = planned(data, structures={}, modality=None)
+    assert made.values["input_rules"]["modality"] == ["CT"]
+    assert made.values["bias_field"] is False
+    ct, pet = made.values["intensities"]["channels"]
+    assert ct == planned(volumes, modality="CT").values["intensities"]["channels"][0]
+    assert pet == {"kind": "percentiles"}
+    write_plan(made, tmp_path / "made")
+    preprocessing = config_of(tmp_path / "made", "inference").get_parsed_content("preprocessing")
+    array = np.random.default_rng(2).normal([800, 12], [400, 5], (20, 21, 22, 2)).astype(np.float32)
+    array[3, 4, 5, 1] = 1e5
+    volume = Volume.from_ras(
+        array, np.diag([*made.values["spacing_mm"], 1.0]), read_volume(file_of(volumes)).provenance
+    )
+    item = preprocessing({"image": to_metatensor(volume)}, start=1)
+    assert set(item) == {"image"}
+    cut = np.clip(array[..., 0], ct["low"], ct["high"])
+    np.testing.assert_allclose(item["image"][0], (cut - ct["mean"]) / ct["deviation"], atol=1e-4)
+    kept = np.clip(array[..., 1], *np.percentile(array[..., 1], (0.5, 99.5)))
+    np.testing.assert_allclose(item["image"][1], (kept - kept.mean()) / kept.std(), atol=2e-3)
+    back = preprocessing.inverse({"image": item["image"]})["image"]
+    assert back.shape[1:] == volume.shape
 
 
 def file_of(volumes: Path) -> Path:
