@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from own_network import own_network
-from processor import NEEDS_VNNI
 from shell import Run, shell
 from small_data import FEW, few_examples, trained_on
 
@@ -56,7 +55,6 @@ def made(root: Path) -> Path:
     return root
 
 
-@NEEDS_VNNI
 @pytest.mark.parametrize(("name", "engine"), [(VOLUMES, "openvino"), (VOLUMES, "onnxruntime"), (SLICES, "onnxruntime")])
 def test_an_int8_export_lies_beside_the_other_and_answers_nearly_as_it(
     run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path, name: str, engine: str

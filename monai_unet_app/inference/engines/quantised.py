@@ -18,6 +18,9 @@ _STAYS = ("Add", "AvgPool", "Divide", "Multiply", "Power", "ReduceMean", "Sqrt",
 def quantise(engine: str, source: Path, target: Path, windows: Sequence[NDArray[np.float32]]) -> None:
     """Writes a copy of an exported network whose convolutions compute in int8, with a scale for each output channel.
 
+    Processors without VNNI add pairs of products in 16 bits, which numbers without sign times the whole range of int8 overflow.
+    So weights take half of the range, or for ONNX Runtime have no sign either.
+
     Args:
         engine: "openvino" (NNCF quantises) or "onnxruntime" (by its own package).
         source: The network in float32, for windows of one size.
@@ -35,6 +38,7 @@ def quantise(engine: str, source: Path, target: Path, windows: Sequence[NDArray[
                 nncf.Dataset(windows),
                 subset_size=len(windows),
                 ignored_scope=nncf.IgnoredScope(types=list(_STAYS), validate=False),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
             )
             openvino.save_model(network, target, compress_to_fp16=False)
         else:
@@ -42,7 +46,7 @@ def quantise(engine: str, source: Path, target: Path, windows: Sequence[NDArray[
             tools, inputs = imported("onnxruntime.quantization"), iter([{name: window} for window in windows])
             reader = type("Reader", (tools.CalibrationDataReader,), {"get_next": lambda self: next(inputs, None)})()
             tools.quantize_static(source, target, reader, op_types_to_quantize=["Conv", "ConvTranspose"], per_channel=True,
-                                  activation_type=tools.QuantType.QUInt8)  # fmt: skip
+                                  activation_type=tools.QuantType.QUInt8, weight_type=tools.QuantType.QUInt8)  # fmt: skip
 
 
 @contextmanager
