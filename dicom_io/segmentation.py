@@ -67,7 +67,7 @@ class Evidence:
         uncertainty = normalised_entropy(probabilities, exclusive=exclusive)
         expected, doubt = np.zeros((2, len(probabilities)))
         # Channel by channel: a channel of a box stays in the processor's cache
-        for channel, p in enumerate(probabilities):
+        for channel, p in _present(probabilities):
             expected[channel] = p.sum(dtype=np.float64)
             doubt[channel] = (p * (1 - p)).sum(dtype=np.float64)
         if not exclusive:
@@ -88,7 +88,7 @@ def normalised_entropy(probabilities: NDArray[np.float32], *, exclusive: bool) -
         Shape (...), 0 to 1.
     """
     entropy = np.zeros(probabilities.shape[1:], np.float32)
-    for p in probabilities:
+    for _, p in _present(probabilities):
         if exclusive:
             entropy += entropy_of(p)
         else:
@@ -96,6 +96,11 @@ def normalised_entropy(probabilities: NDArray[np.float32], *, exclusive: bool) -
     entropy /= np.float32(np.log(len(probabilities) if exclusive else 2))
     # Rounding can carry the quotient a little beyond 1
     return np.clip(entropy, 0, 1, out=entropy)
+
+
+def _present(probabilities: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The channels that are not 0 everywhere, with their numbers: of a hundred classes most are absent from a box."""
+    return ((channel, p) for channel, p in enumerate(probabilities) if p.max(initial=0) != 0)
 
 
 def entropy_of(p: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from dicom_io.coding import Segment
@@ -70,10 +71,11 @@ def _text(segment: Segment) -> str:
     return " ".join([segment.label, *(code.meaning for code in codes if code is not None)])
 
 
-def _word_list(text: str) -> list[str]:
+@lru_cache(1 << 12)
+def _word_list(text: str) -> tuple[str, ...]:
     separated = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)  # leftKidney
     words = (_SIDES.get(word, word) for word in re.findall(r"[^\W_]+", separated.lower()))
-    return [word for word in words if word not in _NO_MEANING]
+    return tuple(word for word in words if word not in _NO_MEANING)
 
 
 def _words(text: str) -> set[str]:
@@ -96,6 +98,7 @@ def _shared(name: str, text: str) -> int:
     return count
 
 
+@lru_cache(1 << 16)
 def _alike(word: str, other: str) -> bool:
     """Equal, or different only in the ending: vessel and vessels, tumor and tumour, ant and anterior."""
     if word == other or not (word + other).isalpha():

@@ -29,6 +29,9 @@ from monai_unet_app.inference.windows import shape_of, whole_box, within
 PIECE_BYTES = 1 << 26
 """Of the probabilities in a piece; a few copies of them exist at a time. An image that is smaller is one piece."""
 
+_NEGLIGIBLE = 1e-9
+"""A probability: a class that has less everywhere in a large result's piece is 0 there, and is not interpolated."""
+
 Item = dict[str, MetaTensor]
 
 
@@ -140,9 +143,15 @@ def _on_source(
     """Shape (C, *box): the probabilities on a box of the source grid, before `repair`."""
     if any(side.stop <= side.start for side in needed):
         return torch.zeros((store.channels, *shape_of(box)))
-    wide = widened(needed, halo, back.shape)
-    probabilities = steps.probabilities(store.box(wide), quick=not any(math.isinf(n) for n in halo))
-    return back(probabilities[(slice(None), *within(needed, wide))], box)
+    wide, is_large = widened(needed, halo, back.shape), not any(math.isinf(n) for n in halo)
+    probabilities = steps.probabilities(store.box(wide), quick=is_large)[(slice(None), *within(needed, wide))]
+    there = ~(probabilities.flatten(1).amax(1) < _NEGLIGIBLE) if is_large else torch.ones(store.channels, dtype=torch.bool)
+    if there.all():
+        return back(probabilities, box)
+    out = torch.zeros((store.channels, *shape_of(box)), device=probabilities.device)
+    if there.any():
+        out[there] = back(probabilities[there], box)
+    return out
 
 
 def widened(box: Box, margin: Sequence[float], shape: Sequence[int]) -> Box:

@@ -49,12 +49,14 @@ def test_pieces_give_the_same_result_whatever_their_size(
     volume = image_for(name, crop)
     shape = preprocess(volume, bundle)["image"].shape[1:]
     logits = 3 * torch.randn((len(bundle.labels), *shape), generator=torch.Generator().manual_seed(5))
+    logits[-1, : shape[0] // 2] -= 70  # a class that is absent from some pieces
     whole = gathered(bundle, volume, logits, [])
     for count, cuts in ((25, [1, 2, 5, 9]), (4, [3, 17])):
         monkeypatch.setattr(module.pieces, "__defaults__", (None, 4 * logits.numel() // count))
         parts = gathered(bundle, volume, logits, cuts)
         np.testing.assert_array_equal(parts.labels, whole.labels)
         np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=3e-7)
+        assert (parts.probabilities == 0).sum() > (whole.probabilities == 0).sum()
         np.testing.assert_allclose(*(own.segmentation().known.certainty for own in (parts, whole)), atol=3e-7)
         np.testing.assert_allclose(parts.uncertainty, whole.uncertainty, atol=2e-6)
         np.testing.assert_allclose(parts.expected, whole.expected, rtol=1e-7)
