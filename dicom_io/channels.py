@@ -56,8 +56,8 @@ def joined(volumes: Sequence[Volume]) -> Volume:
 
     Raises:
         SeriesSelectionError: A colour picture, several channels in one volume, or pictures beside volumes, or other sizes.
-        SeriesGeometryError: Series are of several patients, do not name one and the same frame of reference, or a volume lies
-            wholly outside of the first.
+        SeriesGeometryError: Series are of several patients or studies, do not name one and the same frame of reference, or a
+            volume lies wholly outside of the first.
     """
     reference, *others = volumes
     _check_kinds(volumes)
@@ -103,6 +103,10 @@ def _check_spaces(volumes: Sequence[Volume]) -> None:
     if len({source.patient_digest for source in sources}) > 1:
         raise SeriesGeometryError(
             f"{' and '.join(map(_name, volumes))} are of different patients; series of one patient are needed; name others"
+        )
+    if len({source.study_instance_uid for source in sources}) > 1:
+        raise SeriesGeometryError(
+            f"{' and '.join(map(_name, volumes))} are of different studies; series of one study are needed; name others"
         )
     if len({source.series_instance_uid for source in sources}) < len(sources):
         raise SeriesSelectionError(

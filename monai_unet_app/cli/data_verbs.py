@@ -7,8 +7,12 @@ from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dicom_io.read import ReadOptions
+    from monai_unet_app.bundle import Bundle
     from monai_unet_app.data.case_files import CaseFiles
+    from monai_unet_app.data.inspect import Fingerprint
     from monai_unet_app.data.strict import Place
 
 
@@ -39,7 +43,7 @@ def inspect(options: flags.Inspect) -> Answer:
     places, plan_problems = _strict_places(options, cases)
     with show.Steps("reading", len(cases)) as step:
         fingerprint = inspect_cases(cases, accepted, step, reading, places=places)
-    problems += plan_problems
+    problems += plan_problems + (differences := _differences(fingerprint, cases, bundle, is_strict=options.strict))
     if bundle and (problem := uncoded(bundle.segments)):
         problems.append(problem)
     rows = with_cases(series, cases, fingerprint.refusals, named_series(reading))
@@ -53,10 +57,28 @@ def inspect(options: flags.Inspect) -> Answer:
         fingerprint.refused
         or fingerprint.faults
         or plan_problems
+        or differences
         or any(row.is_bad for row in rows)
         or (problems and not cases)
     )
     return answer, EXIT_REFUSED if refused else EXIT_DONE
+
+
+def _differences(
+    fingerprint: "Fingerprint", cases: "Sequence[CaseFiles]", bundle: "Bundle | None", *, is_strict: bool
+) -> list[str]:
+    """What keeps the cases from a training together: channels other than those of the bundle, or images of several kinds."""
+    from monai_unet_app.data.inspect import check_one_kind
+    from monai_unet_app.data.rules import check_channel_names
+
+    try:
+        if bundle:
+            check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
+        if is_strict and fingerprint.cases and not fingerprint.refused:
+            check_one_kind(fingerprint)
+    except InputRefusedError as error:
+        return [str(error)]
+    return []
 
 
 def _find_to_inspect(
@@ -162,7 +184,8 @@ def convert(options: flags.Convert) -> Answer:
         raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
     files = bundle_files(options.bundle) if options.bundle else None
     stated = files.inference_document if files else {}
-    modalities = (stated.get("input_rules") or {}).get("modality") or []
+    rules = stated.get("input_rules") or {}
+    modalities = [] if "channel_modality" in rules else rules.get("modality") or []
     told = "objects" if options.objects else stated.get("label_values")
     values = FileValues.parse(told, options.ignore or stated.get("ignore_label")).collapsed
     cases = find_data(options.data, options.labels, options.label_suffix)

@@ -195,13 +195,18 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
             f"{path.name} does not state its labels ({type(error).__name__}: {error}); nnU-Net's or the Decathlon's form is "
             "needed; correct or remove it"
         ) from error
-    told = tuple(str(name) for name in channels.values()) if isinstance(channels, dict) else ()
+    told = tuple(str(channels[key]) for key in sorted(channels, key=_number)) if isinstance(channels, dict) else ()
     if ignored in {*names, *(value for region in regions.values() for value in region)}:
         raise InputRefusedError(
             f"dataset.json gives the value {ignored} to {IGNORE} and to a structure; a value of its own is needed; correct it, "
             "and the labels"
         )
     return LabelFacts({} if regions else names, told, regions, ignored)
+
+
+def _number(key: str) -> tuple[int, str]:
+    """Sorts "0", "1" ... "10" as numbers, and other keys behind them."""
+    return (int(key), "") if key.isdigit() else (10**9, key)
 
 
 def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

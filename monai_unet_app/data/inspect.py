@@ -263,7 +263,8 @@ def inspect_cases(
                 )
             usable.append(fingerprint)
             if places is not None:
-                strict.append(strict_case(fingerprint, volume, labels, places.get(case.id)))
+                with_class = _with_class(labels, accepted.values.ignored) if labels else None
+                strict.append(strict_case(fingerprint, volume, with_class, places.get(case.id)))
         except InputRefusedError as error:
             refused[case.id] = case_message(case, error).removeprefix(f"{case.id}: ")
         step(case.id)
@@ -317,6 +318,11 @@ def check_cases(
         places: As in `inspect_cases`.
     """
     cases = [case_of_row(row) for row in rows]
+    if bundle.file_values.overlap and bundle.outputs.background:
+        raise InputRefusedError(
+            "structures of these labels may share voxels, as `label_values` says, and the bundle's outputs are exclusive; set "
+            "`outputs` to overlapping, or plan a bundle for these labels"
+        )
     check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
     accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values.collapsed)
     fingerprint = inspect_cases(cases, accepted, step, places=places)
@@ -410,6 +416,11 @@ def _fingerprint(
         ignored=without_class,
         further_modalities=tuple(other.modality for other in volume.provenance.others),
     )
+
+
+def _with_class(labels: Volume, ignored: int | None) -> Volume:
+    """The labels, 0 where voxels have no class."""
+    return labels if ignored is None else labels.with_array(np.where(labels.array == ignored, 0, labels.array))
 
 
 def _inside(labels: Volume, ignored: int | None) -> NDArray[np.bool_]:

@@ -112,7 +112,7 @@ class FileValues:
                     f"label {name} holds the value {int(below.min())}, and {below.size} voxel(s) below 0; values from 0 are "
                     "needed, 0 for the background; change them in the label file"
                 )
-        if self.instances and array.size and (most := int(array.max())) > MOST_OBJECTS:
+        if (self.instances or self.objects) and array.size and (most := int(array.max())) > MOST_OBJECTS:
             raise InputRefusedError(
                 f"label {name} holds the value {most}; numbers of objects up to {MOST_OBJECTS} are needed; number them anew"
             )

@@ -20,6 +20,7 @@ class InputRules:
         modality: Accepted DICOM modalities; a source without a modality (NIfTI, picture) passes.
         channels: 1 for grey, 3 for RGB.
         channel_names: Of all channels in their order, if each is a file or a series of its own.
+        channel_modality: Of all channels, where they are of unlike modalities; None accepts any.
         planar: True for 2D pictures, False for volumes.
         spacing_mm: Least and most distance of neighbouring voxel centres, along every axis; None for pictures.
         extent_mm: Least and most size along the patient's R-L, A-P and S-I axes (pictures: width and height in pixels).
@@ -31,6 +32,7 @@ class InputRules:
     spacing_mm: tuple[float, float] | None = None
     extent_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     channel_names: tuple[str, ...] = ()
+    channel_modality: tuple[str | None, ...] = ()
 
     @property
     def axes(self) -> int:
@@ -42,7 +44,7 @@ class InputRules:
         """The rules in the mapping of the YAML file. Raises BundleError for an unknown or malformed rule."""
         try:
             spacing, extent = rules.get("spacing_mm"), rules.get("extent_mm")
-            unknown = set(rules) - {"modality", "channels", "planar", "spacing_mm", "extent_mm"}
+            unknown = set(rules) - {"modality", "channels", "channel_modality", "planar", "spacing_mm", "extent_mm"}
             if unknown:
                 raise KeyError(f"unknown rule {sorted(unknown)}")
             axes = 2 if rules.get("planar", False) else 3
@@ -52,10 +54,14 @@ class InputRules:
             names = tuple(map(str, channels)) if isinstance(channels, list) else ()
             if len(set(names)) < len(names) or (isinstance(channels, list) and len(names) < 2):
                 raise ValueError("channels needs a number, or two or more different names")
+            of_channels = tuple(rules.get("channel_modality", ()))
+            if len(of_channels) not in (0, len(names)):
+                raise ValueError(f"channel_modality needs {len(names)} entries, one for each of channels")
             return cls(
                 channels=len(names) or int(channels),
                 channel_names=names,
                 modality=tuple(rules.get("modality", ())),
+                channel_modality=of_channels,
                 planar=bool(rules.get("planar", False)),
                 spacing_mm=(float(spacing["least"]), float(spacing["most"])) if spacing else None,
                 extent_mm=(tuple(extent["least"]), tuple(extent["most"])) if extent else None,
@@ -96,6 +102,11 @@ def _reasons(volume: Volume, rules: InputRules) -> Iterator[str]:
     modality = volume.provenance.modality
     if rules.modality and modality not in (None, *rules.modality):
         yield f"its modality is {modality}, {' or '.join(rules.modality)} is needed"
+    for number, other in enumerate(volume.provenance.others[: rules.channels - 1], 1):
+        accepted = rules.channel_modality[number : number + 1] if rules.channel_modality else rules.modality
+        if other.modality and any(accepted) and other.modality not in accepted:
+            name = rules.channel_names[number] if rules.channel_names else number + 1
+            yield f"the modality of channel {name} is {other.modality}, {' or '.join(map(str, accepted))} is needed"
     if rules.spacing_mm and not volume.planar:
         least, most = rules.spacing_mm
         if not all(least <= step <= most for step in volume.spacing_mm):

@@ -202,7 +202,7 @@ def mirror_axes(
 
 
 def input_rules(
-    cases: Sequence[CaseFingerprint], modality: str | None, names: Sequence[str]
+    cases: Sequence[CaseFingerprint], modalities: Sequence[str | None], names: Sequence[str]
 ) -> Reasoned[Mapping[str, Any]]:
     """What later images must be like: what was seen, with a margin, and the names of channels that are a file each."""
     channels = list(names) or cases[0].channels
@@ -218,7 +218,8 @@ def input_rules(
         "least": float(f"{spacing.min() / _SPACING_MARGIN:.2g}"),
         "most": float(f"{spacing.max() * _SPACING_MARGIN:.2g}"),
     }
-    rules = {"modality": [modality]} if modality else {}
+    rules = {"modality": [modalities[0]]} if modalities[0] else {}
+    rules |= {"channel_modality": list(modalities)} if names and len(set(modalities)) > 1 else {}
     rules |= {"channels": channels, "spacing_mm": steps, "extent_mm": _bounds(sizes)}
     return Reasoned(
         rules,

@@ -279,6 +279,8 @@ def _modalities(cases: Sequence[CaseFingerprint], names: Sequence[str]) -> tuple
 def _pattern(cases: Sequence[CaseFiles]) -> str:
     """Names of the images in their folder, for `monai.bundle run`."""
     ends = {"" if case.image.is_dir() else case.image.name.removeprefix(case_id(case.image)) for case in cases}
+    if cases[0].channels and cases[0].image.is_dir():
+        return "*_0000.nii.gz"  # as `convert` writes them
     first = "_0000" if cases[0].channels else ""
     return f"*{first}{ends.pop()}" if len(ends) == 1 else "*"
 
@@ -353,7 +355,7 @@ def _decide(
         "modality": Reasoned(modalities[0], "as the files say"),
         "spacing_mm": spacing,
         "slice_axis": Reasoned(slice_axis, "the axis with the longest voxels"),
-        "input_rules": input_rules(cases, modalities[0], config.channels or ()),
+        "input_rules": input_rules(cases, modalities, config.channels or ()),
         "intensities": intensities(cases, modalities),
         "mirror_axes": mirror_axes(sided, unnamed, planar=planar, slice_axis=slice_axis),
         "ratios": ratios({name: _share(cases, value) for value, name in structures.items()}),

@@ -66,7 +66,8 @@ def _write_bundle(plan: BundlePlan, root: Path, name: str) -> None:
     """The files of a bundle of this name."""
     (root / "configs").mkdir(parents=True)
     for config in CONFIGS:
-        if not (config == "inference_dicom" and plan.values["planar"]):
+        # Its reader gives one series
+        if not (config == "inference_dicom" and (plan.values["planar"] or plan.values["files"] > 1)):
             (root / "configs" / f"{config}.yaml").write_text(rendered(config, plan), encoding="utf-8")
     (root / "LICENSE").write_text(LICENSE, encoding="utf-8")
     write_json(segments(plan, name), root / "configs/segments.json")

@@ -42,21 +42,24 @@ def gate(case: ReviewedCase) -> list[Block]:
 
 
 def structure_table(case: ReviewedCase) -> Table:
-    """Size with its interval, change, and the figures of the gate: a row for each structure and for each whole."""
+    """Size and number of objects with intervals, change, and figures of the gate: a row for each structure and each whole."""
     assessment = case.document["assessment"] or {}
     coverage, bound = assessment.get("interval_coverage"), assessment.get("dice_coverage")
     graded = any("dice_at_least" in row or "predicted_dice" in row for row in case.rows)
-    heading = ["Structure", "Size", *(["Change"] if case.prior else []), *(["Gate, Dice"] if graded else [])]
+    counted = any("objects" in row for row in case.rows)
+    further = {"Number": counted, "Change": case.prior, "Gate, Dice": graded}
+    heading = ("Structure", "Size", *(name for name, is_shown in further.items() if is_shown))
     wholes = case.document.get("wholes", [])
     lines = [(row["label"], row, _grade(row, bound)) for row in case.rows]
     lines += [(f"{whole['label']}, whole", whole, Cell("")) for whole in wholes]
     table = []
     for name, row, grade in lines:
         cells: list[str | Cell] = [name, Cell(_size(row), _interval_text(row, coverage))]
+        cells += [_number(row, coverage)] if counted else []
         cells += [_change(row, _earlier_row(row, case.prior))] if case.prior else []
         cells += [grade] if graded else []
         table.append(tuple(cells))
-    return Table(tuple(heading), tuple(table))
+    return Table(heading, tuple(table))
 
 
 def statements(case: ReviewedCase) -> list[str]:
@@ -204,6 +207,12 @@ def _interval_text(row: Mapping[str, Any], coverage: float | None) -> str:
         return "touches the border of the image: part may be missing, no interval"
     interval = _interval(row)
     return f"{between(interval, _digits(row))}{_often(coverage)}" if interval else ""
+
+
+def _number(row: Mapping[str, Any], coverage: float | None) -> Cell:
+    """The number of objects of a structure, with its interval if that is stated."""
+    interval = row.get("objects_interval")
+    return Cell(str(row.get("objects", "")), f"{between(interval, 0)}{_often(coverage)}" if interval else "")
 
 
 def _earlier_row(row: Mapping[str, Any], prior: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,5 +102,8 @@ def test_series_of_two_patients_or_the_same_series_twice_are_refused(study: Path
     write_mr_series(tmp_path, lopsided_array((12, 9, 6)), oblique_affine(), header=header)
     with pytest.raises(SeriesGeometryError, match=r"series 1\.2\.3\.1 and series 1\.2\.9 are of different patients"):
         joined([one, read_series(tmp_path)])
+    in_other_study = replace(one.provenance, study_instance_uid="1.2.8", series_instance_uid="1.2.9")
+    with pytest.raises(SeriesGeometryError, match="are of different studies"):
+        joined([one, replace(one, provenance=in_other_study)])
     with pytest.raises(SeriesSelectionError, match="some are of one series"):
         joined([one, one])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,19 @@ from monai.transforms import Compose
 from shell import Run, shell
 from small_data import plan_bundle, tilted_volumes
 
-from dicom_io.volume import Volume
+from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.confidence.fitted_to import fitted_to
-from monai_unet_app.data.case_files import find_data
+from monai_unet_app.data.case_files import CaseFiles, find_data
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.network import NetworkPlan
-from monai_unet_app.planning.plan import BundlePlan
+from monai_unet_app.planning.plan import BundlePlan, _pattern
 from monai_unet_app.planning.write import write_plan
 
 NAMES = {2: "liver", 5: "spleen"}
@@ -122,10 +124,11 @@ def test_ct_channels_are_cut_and_scaled_each_by_its_own_range(volumes: Path, tmp
 def test_a_ct_is_cut_by_its_range_and_the_pet_beside_it_by_its_own_percentiles(volumes: Path, tmp_path: Path) -> None:
     data = one_file_each(shutil.copytree(volumes, tmp_path / "data"))
     (data / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "liver": 2, "spleen": 5}})
+        json.dumps({"channel_names": {"1": "PET", "0": "CT"}, "labels": {"background": 0, "liver": 2, "spleen": 5}})
     )
     made = planned(data, structures={}, modality=None)
     assert made.values["input_rules"]["modality"] == ["CT"]
+    assert made.values["input_rules"]["channel_modality"] == ["CT", "PT"]
     assert made.values["bias_field"] is False
     ct, pet = made.values["intensities"]["channels"]
     assert ct == planned(volumes, modality="CT").values["intensities"]["channels"][0]
@@ -145,6 +148,48 @@ def test_a_ct_is_cut_by_its_range_and_the_pet_beside_it_by_its_own_percentiles(v
     np.testing.assert_allclose(item["image"][1], (kept - kept.mean()) / kept.std(), atol=2e-3)
     back = preprocessing.inverse({"image": item["image"]})["image"]
     assert back.shape[1:] == volume.shape
+
+
+def test_a_second_ct_is_not_taken_for_the_pet(volumes: Path) -> None:
+    array = np.random.default_rng(2).normal(100, 9, (20, 21, 22, 2)).astype(np.float32)
+
+    def study(*modalities: str) -> Volume:
+        first, second = (Provenance("dicom", modality=modality) for modality in modalities)
+        return Volume(array, np.eye(4), replace(first, others=(second,)))
+
+    of_both = InputRules.parse({"modality": ["CT"], "channels": ["CT", "PET"], "channel_modality": ["CT", "PT"]})
+    check_rules(study("CT", "PT"), of_both)
+    with pytest.raises(InputRefusedError, match="the modality of channel PET is CT, PT is needed"):
+        check_rules(study("CT", "CT"), of_both)
+    check_rules(study("MR", "MR"), InputRules.parse({"modality": ["MR"], "channels": ["T1", "FLAIR"]}))
+    with pytest.raises(InputRefusedError, match="the modality of channel FLAIR is PT, MR is needed"):
+        check_rules(study("MR", "PT"), InputRules.parse({"modality": ["MR"], "channels": ["T1", "FLAIR"]}))
+    check_rules(study("CT", "PT"), InputRules.parse({"channels": ["a", "b"], "channel_modality": ["CT", None]}))
+
+
+def test_strict_inspection_finds_what_a_plan_would_refuse(volumes: Path, tmp_path: Path, run: Run) -> None:
+    data = one_file_each(two_channels(tmp_path / "volumes"))
+    assert run("inspect", data, "--strict").code == 0
+    (data / "imagesTr/case1_0001.nii.gz").unlink()
+    rows = []
+    for case in range(5):
+        files = sorted((data / "imagesTr").glob(f"case{case}_*"))
+        image = (
+            {name: str(file) for name, file in zip(("T1", "ADC"), files, strict=False)}
+            if len(files) > 1
+            else str(files[0])
+        )
+        rows.append({"image": image, "label": f"labelsTr/case{case}.nii.gz"})
+    (data / "list.json").write_text(json.dumps(rows))
+    answer = run("inspect", data / "list.json", "--strict")
+    assert (answer.code, "channels 1, 2" in answer.out + answer.err) == (3, True)
+
+
+def test_a_bundle_of_dicom_channels_runs_on_what_convert_writes(tmp_path: Path) -> None:
+    series = [tmp_path / name for name in ("a", "b")]
+    for folder in series:
+        folder.mkdir()
+    assert _pattern([CaseFiles("case", series[0], channels=(series[1],))]) == "*_0000.nii.gz"
 
 
 def file_of(volumes: Path) -> Path:

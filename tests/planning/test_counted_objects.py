@@ -119,9 +119,10 @@ def test_numbered_objects_are_matched_as_they_are_numbered() -> None:
 
 
 @pytest.mark.parametrize("array", [np.full((3, 3, 3), 70000), np.full((3, 3, 3), -1)])
-def test_numbers_that_16_bits_do_not_hold_are_refused(array: np.ndarray) -> None:
+@pytest.mark.parametrize("values", ["instances", "objects"])
+def test_numbers_that_16_bits_do_not_hold_are_refused(array: np.ndarray, values: str) -> None:
     with pytest.raises(InputRefusedError, match=r"up to 65535 are needed|from 0 are needed"):
-        FileValues.parse("instances").numbered(array, "label.nii.gz")
+        FileValues.parse(values).numbered(array, "label.nii.gz")
 
 
 def test_objects_and_ignored_voxels_are_refused_together(tmp_path: Path) -> None:
@@ -201,6 +202,7 @@ def test_from_numbered_balls_to_segments_and_back_to_training(tmp_path: Path, ru
     page = run("review", "--result", tmp_path / "out/case0_0000_result.json", "--input", data / "imagesTr/case0_0000.nii.gz",
                "--output", tmp_path / "review")  # fmt: skip
     assert page.code == 0, page.err
+    assert f"<td>{row['objects']}" in (tmp_path / "review/index.html").read_text()
     back = tmp_path / "back"
     for number in range(5):
         (back / f"case{number}").mkdir(parents=True)

@@ -127,6 +127,18 @@ def test_from_regions_to_a_seg_and_back_to_training(tmp_path: Path, run: Run) ->
         assert int(np.isin(numbers, labels[name]).sum()) == int(stored[..., channel].sum())
 
 
+def test_regions_are_not_trained_with_a_softmax(tmp_path: Path, run: Run) -> None:
+    data = region_data(tmp_path / "data")
+    write_plan(planned(data), tmp_path / "made")
+    config = tmp_path / "made/configs/inference.yaml"
+    text = config.read_text()
+    config.write_text(
+        text.replace("outputs: overlapping", "outputs: exclusive").replace("labels: [", 'labels: ["background", ')
+    )
+    answer = run("train", "--bundle", tmp_path / "made", "--data", data, "--output", tmp_path / "out", "--folds", 0)
+    assert (answer.code, "may share voxels" in answer.err, (tmp_path / "out").exists()) == (3, True, False), answer.err
+
+
 def test_inspect_counts_masks_and_takes_the_channels_of_a_bundle(tmp_path: Path, run: Run) -> None:
     masks = mask_list(region_data(tmp_path / "volumes"), {"liver": (2, 5), "spleen": (5,)})
     answer = run("inspect", masks, "--json")
