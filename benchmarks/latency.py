@@ -4,8 +4,7 @@
 
 - study: an example of a hippocampus as a DICOM series, to SEG and SR, by the shipped 3D bundle;
 - photograph: a made-up photograph of the eye of 999 x 960 pixels, to mask and overlay, by the shipped bundle of the retina;
-- slice: a made-up picture of 512 x 512 pixels, the same way, by that network, told to take smaller pictures;
-- light slice: the same picture by a light network (`--network light_unet`), planned for such pictures and hardly trained.
+- slice: a made-up picture of 512 x 512 pixels, the same way, by that network, told to take smaller pictures.
 
 Each is read, checked, segmented, assessed, written and proven, as in `monai-unet predict`, in one process after two runs that
 do not count. Engines take turns. --profile prints where the time of the last engine goes. Exit code 1 if a target is missed.
@@ -17,7 +16,6 @@ import argparse
 import cProfile
 import pstats
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +38,7 @@ from monai_unet_app.shipped import shipped
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 VOLUMES, EYES = "hippocampus_mri_unet3d", "retina_vessel_unet2d"
-MOST_S = {"study": (50, 1.0), "photograph": (95, 1.0), "light slice": (95, 0.2)}
+MOST_S = {"study": (50, 1.0), "photograph": (95, 1.0), "slice": (95, 0.2)}
 """What is measured -> percentile and the seconds that it may take with OpenVINO."""
 
 
@@ -80,7 +78,6 @@ def made(folder: Path) -> dict[str, Callable[[str], None]]:
         "study": (series, bundles[VOLUMES], ("seg", "sr")),
         "photograph": (folder / "photograph.png", bundles[EYES], ("png",)),
         "slice": (folder / "slice.png", small, ("png",)),
-        "light slice": (folder / "slice.png", light(folder), ("png",)),
     }
     return {name: lambda engine, way=way: run(*way, engine, folder / "out") for name, way in ways.items()}
 
@@ -92,27 +89,6 @@ def exported(name: str, folder: Path, edit: tuple[str, str] = ("", "")) -> Bundl
     config.write_text(config.read_text(encoding="utf-8").replace(*edit), encoding="utf-8")
     export_bundle(load_bundle(folder), "openvino")
     return load_bundle(folder)
-
-
-def light(folder: Path) -> Bundle:
-    """A bundle of the light network for the drawn eyes at 512 x 512 pixels, exported."""
-    from small_data import drawn_eyes
-
-    data, root = drawn_eyes(folder / "drawn", 6), folder / "light"
-    for file in data.rglob("*.png"):
-        Image.open(file).resize((512, 512), Image.Resampling.NEAREST).save(file)
-    labels = ("--labels", data, "--label-suffix", "_1stHO")
-    command(
-        "plan", data, *labels, "--output", root, "--network", "light_unet", "--time", "2min", "--structure", "1=vessel"
-    )
-    command("train", "--bundle", root, "--data", data, *labels, "--output", folder / "trained", "--epochs", 1)
-    export_bundle(load_bundle(folder / "trained"), "openvino")
-    return load_bundle(folder / "trained")
-
-
-def command(*words: object) -> None:
-    """A command of ours, in a process of its own."""
-    subprocess.run([sys.executable, "-m", "monai_unet_app", *map(str, words)], check=True, capture_output=True)
 
 
 def run(source: Path, bundle: Bundle, formats: Sequence[str], engine: str, folder: Path) -> None:
