@@ -361,7 +361,8 @@ def _decide(
         "ratios": ratios({name: _share(cases, value) for value, name in structures.items()}),
         "rotation": rotations(in_plane),
         "bias_field": Reasoned(
-            set(modalities) == {"MR"} and len(in_plane) == 3, "the field of an MR scanner is not homogeneous"
+            {"MR"} <= set(modalities) <= {"MR", None} and len(in_plane) == 3,
+            "the field of an MR scanner is not homogeneous",
         ),
     }
 
