@@ -242,7 +242,10 @@ def test_a_series_that_lies_elsewhere_is_no_channel(tmp_path: Path) -> None:
     uids = ("1.2.3.1", "1.2.3.2")
     for uid, affine in zip(uids, (AFFINE, far), strict=True):
         write_mr_series(
-            tmp_path / uid, ARRAY, affine, header={"SeriesInstanceUID": uid, "FrameOfReferenceUID": "1.2.3.9"}
+            tmp_path / uid,
+            ARRAY,
+            affine,
+            header={"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": uid, "FrameOfReferenceUID": "1.2.3.9"},
         )
     with pytest.raises(SeriesGeometryError, match="lies wholly outside"):
         read_channels(tmp_path, uids)
