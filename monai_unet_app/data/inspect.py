@@ -59,9 +59,9 @@ class CaseFingerprint:
         class_voxels: The same in voxels.
         subject: As in `subjects_of`.
         ignored: Number of voxels of its label without a class.
-        further_modalities: Of the further series, if the channels are a file or a series each.
         foreground: Of the voxels of all structures in each channel: 0.5th percentile, mean, standard deviation, 99.5th
             percentile; empty without a label or for an empty one.
+        further_modalities: Of the further series, if the channels are a file or a series each.
     """
 
     id: str

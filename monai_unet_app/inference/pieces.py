@@ -145,10 +145,7 @@ def _on_source(
         return torch.zeros((store.channels, *shape_of(box)))
     wide, is_large = widened(needed, halo, back.shape), not any(math.isinf(n) for n in halo)
     probabilities = steps.probabilities(store.box(wide), quick=is_large)[(slice(None), *within(needed, wide))]
-    there = (
-        ~(probabilities.flatten(1).amax(1) < _NEGLIGIBLE) if is_large else torch.ones(store.channels, dtype=torch.bool)
-    )
-    if there.all():
+    if not is_large or (there := ~(probabilities.flatten(1).amax(1) < _NEGLIGIBLE)).all():  # so that NaN is there
         return back(probabilities, box)
     out = torch.zeros((store.channels, *shape_of(box)), device=probabilities.device)
     if there.any():

@@ -22,7 +22,7 @@ from monai_unet_app.report.words import between, percent, plural
 
 from .key_images import KeySection, side_by_side
 from .patient import headline
-from .reviewed_case import ReviewedCase
+from .reviewed_case import ReviewedCase, counts_objects
 
 MARK = "Research use only, unverified: computed by a machine, not checked by a person. Not for diagnosis."
 VERDICTS: dict[str | None, tuple[str, Tone]] = {
@@ -46,7 +46,7 @@ def structure_table(case: ReviewedCase) -> Table:
     assessment = case.document["assessment"] or {}
     coverage, bound = assessment.get("interval_coverage"), assessment.get("dice_coverage")
     graded = any("dice_at_least" in row or "predicted_dice" in row for row in case.rows)
-    counted = any("objects" in row for row in case.rows)
+    counted = counts_objects(case.document)
     further = {"Number": counted, "Change": case.prior, "Gate, Dice": graded}
     heading = ("Structure", "Size", *(name for name, is_shown in further.items() if is_shown))
     wholes = case.document.get("wholes", [])
