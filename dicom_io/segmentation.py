@@ -157,6 +157,19 @@ class Structure:
         """Its voxels in a part of `labels`, any shape, boolean."""
         return np.asarray(labels == self.number if self.exclusive else labels > 0)
 
+    def drawn_within(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """As `within`, for pictures: where objects touch, the voxels of one are left out, so that each has its own outline."""
+        return _parted(labels) if self.numbers_objects else self.within(labels)
+
+    def parts_in(self, box: Box) -> NDArray[Any]:
+        """Shape of a box of the grid: the number of each voxel's object where its map numbers them, else the mask."""
+        return self.labels[box] if self.numbers_objects else self.mask_in(box)
+
+    @property
+    def numbers_objects(self) -> bool:
+        """Whether its map numbers objects, see `Segmentation.objects`."""
+        return not self.exclusive and self.labels.dtype == OBJECT_NUMBERS
+
     @property
     def channel(self) -> int:
         """Channel of the probabilities that belongs to it, from 0."""
@@ -186,7 +199,7 @@ class Structure:
     @property
     def objects(self) -> int | None:
         """How many objects its map numbers; None where it numbers none, see `Segmentation.objects`."""
-        if self.exclusive or self.labels.dtype != OBJECT_NUMBERS:
+        if not self.numbers_objects:
             return None
         return int(np.count_nonzero(np.bincount(self.labels[self.box].ravel(), minlength=1)[1:]))
 
@@ -258,10 +271,10 @@ class LabelMap:
     structures: tuple[Structure, ...]
 
     def numbers_in(self, box: tuple[slice, ...]) -> NDArray[np.uint8 | np.uint16]:
-        """Shape of a box of (I, J, K): the number of the structure at each voxel, 0 outside of them."""
+        """Shape of a box of (I, J, K), for pictures: the number of the structure at each voxel, 0 outside of them."""
         kind, part = number_type(self.structures[-1].number), self.labels[box]
         first = self.structures[0]
-        return part.astype(kind, copy=False) if first.exclusive else (part > 0) * kind(first.number)
+        return part.astype(kind, copy=False) if first.exclusive else first.drawn_within(part) * kind(first.number)
 
     @property
     def answers(self) -> tuple[NDArray[np.bool_], Channels, NDArray[np.float32]]:
@@ -443,14 +456,8 @@ class Segmentation:
 
     @property
     def drawn(self) -> NDArray[Any]:
-        """As `classes`, for pictures: where objects touch, the voxels of one are left out, so that each has its own outline."""
-        if self.objects is None:
-            return self.classes
-        between = np.zeros(self.labels.shape, np.bool_)
-        for axis in (1, 2, 3):
-            first, second = (np.moveaxis(self.labels, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
-            np.moveaxis(between, axis, 0)[:-1] |= (first != second) & (first > 0) & (second > 0)
-        return self.classes & ~between
+        """As `classes`, for pictures, see `Structure.drawn_within`."""
+        return self.classes if self.objects is None else np.stack([_parted(numbers) for numbers in self.objects])
 
     @property
     def segment_probabilities(self) -> Iterator[NDArray[np.float32]]:
@@ -495,6 +502,15 @@ class Segmentation:
         if self.exclusive:
             return _boxes_of(self.labels, len(self.segments))
         return [_boxes_of((channel > 0).view(np.uint8), 1)[0] for channel in self.labels]
+
+
+def _parted(numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    """The voxels of objects, but for one side of where two touch; any shape, the number of each voxel's object, 0 outside."""
+    between = np.zeros(numbers.shape, np.bool_)
+    for axis in range(numbers.ndim):
+        first, second = (np.moveaxis(numbers, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
+        np.moveaxis(between, axis, 0)[:-1] |= (first != second) & (first > 0) & (second > 0)
+    return (numbers > 0) & ~between
 
 
 def _boxes_of(labels: NDArray[Any], count: int) -> list[Box]:

@@ -21,11 +21,12 @@ from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, refusing_as
 from monai_unet_app.metrics import boundary
+from monai_unet_app.metrics.components import match_components
 from monai_unet_app.metrics.overlap import dice
 
 from .embedded import slice_border
 from .key_images import slice_axis
-from .reviewed_case import Mask, ReviewedCase, counts_objects, is_exclusive, named_file, read_segmentation
+from .reviewed_case import ReviewedCase, counts_objects, is_exclusive, named_file, read_segmentation
 
 SCHEMA_VERSION = "1.0"
 TOLERANCE = 1.0
@@ -173,7 +174,8 @@ def correction_document(correction: Correction, case: ReviewedCase) -> dict[str,
 
     A row has these figures, rounded to the digits that mean something: "dice" and "surface_dice", 0 to 1, where 1 means that
     nothing changed; "mean_surface_distance" in mm, or None if the structure is empty before or after; "size_difference",
-    corrected minus original, in mL; "added_path_length" in mm. For a picture, lengths and sizes are in pixels.
+    corrected minus original, in mL; "added_path_length" in mm. For a picture, lengths and sizes are in pixels. Where objects are
+    numbered: "objects", how many there were and are, and "panoptic_quality", 0 to 1, where 1 means that all are as they were.
 
     Args:
         correction: On the grid of the image.
@@ -200,6 +202,10 @@ def _change(original: Structure, corrected: Structure, volume: Volume) -> dict[s
     distances = boundary.surface_distances(flat[0], flat[1], volume.axis_spacing)
     mean_distance = boundary.average_surface_distance(distances)
     spacing = (*volume.axis_spacing, 1.0)[:3]  # a picture has two axes; its masks have a third axis of length 1
+    parts = (corrected.parts_in(box), original.parts_in(box))
+    objects = {"objects": [original.objects, corrected.objects]} if original.numbers_objects else {}
+    if objects:
+        objects["panoptic_quality"] = round(match_components(parts[1], parts[0]).panoptic_quality, 5)
     return {
         "number": original.number,
         "label": original.label,
@@ -207,11 +213,14 @@ def _change(original: Structure, corrected: Structure, volume: Volume) -> dict[s
         "surface_dice": round(boundary.normalised_surface_dice(distances, tolerance_mm=TOLERANCE), 5),
         "mean_surface_distance": round(mean_distance, 4) if np.isfinite(mean_distance) else None,
         "size_difference": round((corrected.voxels - original.voxels) * volume.voxel_size, 5),
-        "added_path_length": round(added_path_length(*masks, spacing, slice_axis(volume)), 3),
+        "added_path_length": round(added_path_length(*parts, spacing, slice_axis(volume)), 3),
+        **objects,
     }
 
 
-def added_path_length(corrected: Mask, original: Mask, spacing: boundary.Spacing, across: int = 2) -> float:
+def added_path_length(
+    corrected: NDArray[Any], original: NDArray[Any], spacing: boundary.Spacing, across: int = 2
+) -> float:
     """The length of outline that a reader had to draw: the corrected outlines, slice by slice, without the original outlines.
 
     An outline is the voxels of a mask that share a side with a voxel outside of the mask in the same slice. The voxels of the
@@ -219,7 +228,7 @@ def added_path_length(corrected: Mask, original: Mask, spacing: boundary.Spacing
     sides of a pixel differ, as the root of their product. Where a part was only removed, the new outline is counted too.
 
     Args:
-        corrected: Shape (I, J, K).
+        corrected: Shape (I, J, K): a mask, or the number of each voxel's object, 0 outside; objects have an outline each.
         original: Same shape.
         spacing: Voxel size along I, J, K: mm, or 1 to count pixels.
         across: The axis across which the slices lie.
@@ -234,7 +243,7 @@ def added_path_length(corrected: Mask, original: Mask, spacing: boundary.Spacing
     """
     if corrected.shape != original.shape:
         raise ValueError(f"the masks have the shapes {corrected.shape} and {original.shape}; the same one is needed")
-    added = slice_border(corrected, across) & ~slice_border(original, across)
+    added = (slice_border(corrected, across) > 0) & (slice_border(original, across) == 0)
     sides = np.delete(np.asarray(spacing, dtype=np.float64), across)
     return float(np.count_nonzero(added) * np.sqrt(sides.prod()))
 
@@ -257,13 +266,13 @@ def store_training_case(
             then have one subject, and two studies of a patient have two.
 
     Raises:
-        InputRefusedError: Structures overlap, so that a voxel would need two labels, or a picture does not have 8 bits.
+        InputRefusedError: Structures overlap, so that a voxel would need two labels, or a PNG does not hold the values of a picture.
     """
     # Hashed, because a Study Instance UID leads to the patient in the archive
     study = case.document["source"]["study_instance_uid"] or case.result_sha256
     subject = _checked(subject or f"study{hashlib.sha256(study.encode()).hexdigest()[:12]}")
     name = f"{subject}_{case.result_sha256[:8]}"
-    labels = _exclusive_labels(correction, case)
+    labels = _training_labels(correction, case)
     parts = {folder / "images": case.image.array, folder / "labels": labels}
     for part in parts:
         part.mkdir(parents=True, exist_ok=True)
@@ -280,19 +289,28 @@ def store_training_case(
         "bundle": case.document["bundle"],
         "result_sha256": case.result_sha256,
         "modality": case.document["source"]["modality"],
-        "labels": {str(structure.number): structure.label for structure in case.structures},
+        **_meanings(case),
         "correction": dict(measured),
     }
     write_json(provenance, folder / "provenance" / f"{name}.json", "review_case")
     return name
 
 
-def _exclusive_labels(correction: Correction, case: ReviewedCase) -> NDArray[np.uint8]:
-    """Shape (I, J, K): the number of the structure at each voxel, 0 for background.
+def _meanings(case: ReviewedCase) -> dict[str, Any]:
+    """What the label values of a training case mean."""
+    if counts_objects(case.document):
+        return {"labels": {}, "objects": case.structures[0].label}
+    return {"labels": {str(structure.number): structure.label for structure in case.structures}}
+
+
+def _training_labels(correction: Correction, case: ReviewedCase) -> NDArray[np.uint8 | np.uint16]:
+    """Shape (I, J, K): the number of the structure, or of the counted object, at each voxel, 0 for background.
 
     Raises:
         InputRefusedError: Structures overlap, or a number is above 255.
     """
+    if correction.segmentation.objects is not None:
+        return correction.segmentation.objects[0]
     labels = np.zeros(case.image.shape, np.uint8)
     for structure in correction.segmentation.structures:
         mask, here = structure.mask, labels[structure.box]
@@ -306,13 +324,13 @@ def _exclusive_labels(correction: Correction, case: ReviewedCase) -> NDArray[np.
 
 
 def _save_picture(array: NDArray[Any], path: Path) -> None:
+    """Writes a picture, grey (I, J, 1) or in colour (I, J, 1, 3), as PNG of 8 bits, or of 16 where grey values need them."""
     plane = np.moveaxis(array[:, :, 0], 0, 1)
-    pixels = plane.astype(np.uint8)
+    pixels = plane.astype(np.uint8 if plane.ndim == 3 or plane.max(initial=0) <= np.iinfo(np.uint8).max else np.uint16)
     if (pixels != plane).any():
         raise InputRefusedError(
-            f"the picture has values from {array.min():g} to {array.max():g}; whole numbers of 8 bits are needed for a "
-            "PNG; store "
-            "it by hand"
+            f"the picture has values from {array.min():g} to {array.max():g}; whole numbers that a PNG holds are needed, "
+            "8 bits in colour and 16 in grey; store it by hand"
         )
     Image.fromarray(pixels).save(path)
 

@@ -197,7 +197,7 @@ class _View:
             (
                 structure.segment.drawn_label,
                 structure.segment.rgb,
-                structure.within(self.plane(structure.labels, index)[box]),
+                structure.drawn_within(self.plane(structure.labels, index)[box]),
             )
             for structure in self.case.structures
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from phantoms import lopsided_labels
 from result_phantoms import RESULT, dciodvfy_errors
 from review_cases import VOXELS, Delivered, decision_on, deliver
@@ -577,6 +578,56 @@ def test_two_results_of_a_study_are_of_one_subject_and_a_pseudonym_can_be_given(
     assert store_training_case(correction, case, measured, tmp_path / "train", subject="p-17").startswith("p-17_")
     with pytest.raises(InputRefusedError, match="pseudonym"):
         store_training_case(correction, case, measured, tmp_path / "train", subject="../x")
+
+
+def counted(folder: Path) -> Delivered:
+    """A result whose label file numbers two objects: the blocks of `lopsided_labels`."""
+    row = {
+        "number": 1,
+        "label": "Nucleus",
+        "channel": 0,
+        "voxels": 26,
+        "volume_ml": 0.1,
+        "mean_probability": 0.9,
+        "objects": 2,
+    }
+    return deliver(folder, structures=[row], wholes=[])
+
+
+def test_an_object_that_was_split_is_a_change_and_objects_keep_their_numbers_in_training(tmp_path: Path) -> None:
+    one, numbers = counted(tmp_path / "delivered"), lopsided_labels().astype(np.uint16)
+    case = read_reviewed(one.result, one.volume)
+    numbers[3, 1:4, 1:3] = 300
+    write_nifti(numbers, case.image, tmp_path / "new.nii.gz")
+    changed = read_correction(tmp_path / "new.nii.gz", case)
+    measured = correction_document(changed, case)
+    (row,) = measured["structures"]
+    assert (row["dice"], row["surface_dice"], row["size_difference"], row["objects"]) == (1, 1, 0, [2, 3])
+    # IoU 12/18 and 1 of two that are found among three
+    assert row["panoptic_quality"] == pytest.approx((12 / 18 + 1) / 2 * 2 * 2 / (2 + 3), abs=1e-5)
+    assert slice_axis(case.image) == 2
+    # The middle of the block, in each of its two slices, is on the outline of an object now
+    assert row["added_path_length"] == pytest.approx(2 * np.sqrt(np.prod(case.image.axis_spacing[:2])), abs=1e-3)
+    name = store_training_case(changed, case, measured, tmp_path / "cases")
+    stored = read_volume(tmp_path / "cases/labels" / f"{name}.nii.gz")
+    assert np.array_equal(stored.array, numbers)
+    told = json.loads((tmp_path / "cases/provenance" / f"{name}.json").read_text())
+    assert (told["labels"], told["objects"]) == ({}, "Nucleus")
+    record = apply_decision(
+        ReviewDecision.from_document(decision_on(one, "corrected")),
+        one.result,
+        tmp_path / "out",
+        DecisionContext(READER, case.image, tmp_path / "new.nii.gz"),
+    )
+    assert record["correction"]["structures"] == [row]
+    objects = pydicom.dcmread(tmp_path / "out/case_corrected_seg.dcm").SegmentSequence
+    assert [item.SegmentLabel for item in objects] == ["Nucleus 1", "Nucleus 2", "Nucleus 3"]
+
+
+def test_a_picture_of_many_objects_keeps_their_numbers(tmp_path: Path) -> None:
+    plane = np.arange(12, dtype=np.uint16).reshape(4, 3, 1) * 100
+    correction._save_picture(plane, tmp_path / "p.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "p.png")), plane[:, :, 0].T)
 
 
 def test_structures_that_overlap_make_no_training_label(case: ReviewedCase, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pypdf import PdfReader
 from result_phantoms import RESULT
 from review_cases import Delivered, deliver, result_document
 
+from dicom_io.coding import NOT_STATED, Segment
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, MapMeaning, write_parametric_map
 from dicom_io.seg import write_seg
 from dicom_io.segmentation import Segmentation
@@ -584,3 +585,27 @@ def test_a_file_whose_far_corner_lies_elsewhere_is_not_on_the_images_grid() -> N
     check_same_place(image, image, "same.nii.gz")
     with pytest.raises(InputRefusedError, match=r"4\.60 mm apart"):
         check_same_place(stretched, image, "stretched.nii.gz")
+
+
+def test_objects_that_touch_are_apart_in_the_viewer_and_in_key_images(tmp_path: Path) -> None:
+    row = {
+        "number": 1,
+        "label": "Nucleus",
+        "channel": 0,
+        "voxels": 26,
+        "volume_ml": 0.1,
+        "mean_probability": 0.9,
+        "objects": 2,
+    }
+    one = deliver(tmp_path, structures=[row], wholes=[])
+    numbers = np.zeros(one.volume.shape, np.uint16)
+    numbers[1:4, 1:4, 1:3], numbers[4:6, 1:5, 1:3] = 1, 2  # 18 voxels beside 16
+    segmentation = Segmentation(one.volume, numbers[None], (Segment(1, "Nucleus", NOT_STATED, NOT_STATED),))
+    case = replace(read_reviewed(one.result, one.volume), segmentation=segmentation)
+    shown = case.segmentation.maps[0].numbers_in((slice(None),) * 3)
+    apart = (numbers > 0) & ~((np.indices(numbers.shape)[0] == 3) & (numbers == 1))
+    assert np.array_equal(shown, apart.astype(np.uint8))
+    whole = replace(case, segmentation=segmentation.without_objects)
+    pictures = [key_sections(each)[0].pixels.astype(int) for each in (case, whole)]
+    assert pictures[0].shape == pictures[1].shape
+    assert np.abs(pictures[0] - pictures[1]).max() > 30
