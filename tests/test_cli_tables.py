@@ -53,6 +53,7 @@ def test_structures_and_statements_of_long_names_are_whole_at_80_columns(
 ) -> None:
     monkeypatch.setattr(show, "out", Console(width=80))
     rows = [{"label": label, "volume_ml": 1234.5, "mean_probability": 0.5} for label in CLASSES]
+    rows[0] |= {"objects": 12, "objects_interval": [10, 15]}
     show.structures_table(
         [{"case": "a_case_with_a_long_name", "structures": rows, "wholes": [], "seconds": {"a": 1.0}}]
     )
@@ -61,6 +62,8 @@ def test_structures_and_statements_of_long_names_are_whole_at_80_columns(
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert printed.count("1234.500") == 20
+    assert "12 object(s)" in printed
+    assert "(10 to 15)" in printed
 
 
 def test_a_name_in_brackets_is_a_name_and_no_markup(

@@ -252,12 +252,16 @@ def statements_table(statements: dict[str, Any]) -> None:
 
 
 def _size(row: Mapping[str, Any]) -> str:
-    """The size of a structure, with the interval of its true size below."""
+    """The size of a structure, with the interval of its true size below; then the number of counted objects."""
     size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
     size += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
     interval = row.get("volume_interval_ml") or row.get("pixels_interval")
     digits = 3 if "volume_ml" in row else 0
-    return size + (f"\n({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else "")
+    size += f"\n({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
+    if "objects" not in row:
+        return size
+    between = row.get("objects_interval")
+    return f"{size}\n{row['objects']} object(s)" + (f"\n({between[0]} to {between[1]})" if between else "")
 
 
 def _dice(row: Mapping[str, Any]) -> str:

@@ -214,7 +214,14 @@ class Confidence(JsonDocument):
         """The statements about an image from elsewhere; None where the bundle has no intervals for such images."""
         if self.sizes_elsewhere is None:
             return None
-        return replace(self, sizes=self.sizes_elsewhere, wholes=self.wholes_elsewhere, counts=None)
+        why_not = {"counts": "numbers of objects of images from elsewhere were not measured"} if self.counts else {}
+        return replace(
+            self,
+            sizes=self.sizes_elsewhere,
+            wholes=self.wholes_elsewhere,
+            counts=None,
+            why_not={**self.why_not, **why_not},
+        )
 
     @property
     def is_elsewhere(self) -> bool:

@@ -205,6 +205,8 @@ def stray_values(voxels: Mapping[str, Mapping[int, int]]) -> list[str]:
         voxels: As in `named_values`.
     """
     holders = _holders(voxels)
+    if len(holders) > MOST_CLASSES:
+        return []
     few = max(1, len(voxels) // 10)
     usual = {value for value, cases in holders.items() if len(cases) > few}
     while more := [value for value in set(holders) - usual if {value - 1, value + 1} & usual]:
@@ -212,11 +214,7 @@ def stray_values(voxels: Mapping[str, Mapping[int, int]]) -> list[str]:
     strays: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for value, cases in holders.items():
         tiny = sum(voxels[case][value] for case in cases) < LEAST_VOXELS
-        if (
-            len(holders) <= MOST_CLASSES
-            and len(cases) <= few < len(voxels)
-            and (tiny or (value not in usual and len(voxels) >= _ENOUGH_CASES))
-        ):
+        if len(cases) <= few < len(voxels) and (tiny or (value not in usual and len(voxels) >= _ENOUGH_CASES)):
             strays[tuple(cases)].append(value)
     return [
         f"{first_names(cases)}: its label holds {_values(values)}, in {sum(voxels[case][n] for case in cases for n in values)} "

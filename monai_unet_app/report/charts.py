@@ -140,7 +140,7 @@ def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette 
     axis = figure.subplots()
     _style(axis, palette)
     coverage, risk = 100 * np.asarray(curve["coverage"]), np.asarray(curve["risk"])
-    without_order = "all results; the same for any part of them if the order had no information"
+    without_order = "all results: as of any part,\nif the order told nothing"
     axis.axhline(risk[-1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1, label=without_order)
     axis.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=palette.muted)
     axis.plot(coverage, risk, color=palette.first, lw=1.6, zorder=3)

@@ -241,8 +241,9 @@ def _how_many_drawn(plan: EvaluationPlan) -> str:
 def _components(report: EvaluationReport) -> list[Block]:
     columns = {score.name: (score.column, score.digits) for score in COMPONENT_SCORES}
     note = (
-        "Connected parts of each class, means over cases. A part is found where one of the other mask overlaps it with an "
-        "IoU above 0.5; true parts that are not found are missed, predicted parts without a match are invented."
+        "Connected parts of each class, or its objects where these are counted; means over cases. A part is found where one of "
+        "the other mask overlaps it with an IoU above 0.5; true parts that are not found are missed, predicted parts without a "
+        "match are invented."
     )
     table = _by_class(columns, report.summary["components"], report.plan)
     return [Heading("Part by part"), Text(note, note=True), table]

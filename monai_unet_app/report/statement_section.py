@@ -17,17 +17,20 @@ from .words import between, number, percent, plural
 _PARTS = {"accept": "accepted", "review": "for review", "reject": "rejected"}
 _STATEMENTS = {
     "sizes": "Intervals of sizes",
+    "counts": "Intervals of the number of objects",
     "risk": "Cautious masks",
     "gate": "Quality gate",
     "shift": "Images unlike the training's",
 }
+_INTERVALS = {"sizes": "size", "counts": "number of objects"}
 
 
 def statement_blocks(statements: Mapping[str, Any]) -> list[Block]:
     """Every statement with its outcome, and the statements that are not made, with the reason."""
     blocks: list[Block] = [Heading("What the bundle states about its own results")]
-    if statements.get("sizes"):
-        blocks += _sizes(statements["sizes"])
+    for name, of_what in _INTERVALS.items():
+        if statements.get(name):
+            blocks += _intervals(_STATEMENTS[name], of_what, statements[name])
     if statements.get("cautious"):
         blocks += _cautious(statements["cautious"])
     if statements.get("gate"):
@@ -52,17 +55,17 @@ def verdict_counts(gate: Mapping[str, Any]) -> str:
     return ", ".join(f"{counts.get(key, 0)} {word}" for key, word in _PARTS.items())
 
 
-def _sizes(sizes: Mapping[str, Any]) -> list[Block]:
+def _intervals(heading: str, of_what: str, stated: Mapping[str, Any]) -> list[Block]:
     rows = [
         (name, *_coverage_cells(statement), percent(statement["mean_half_width"], 1))
-        for name, statement in sizes.items()
+        for name, statement in stated.items()
     ]
     return [
-        Heading(_STATEMENTS["sizes"], small=True),
+        Heading(heading, small=True),
         Text(
-            "Each result comes with an interval for the true size. The table shows how many intervals hold it, by subject; "
-            "below it is the 95 % "
-            "confidence interval (Clopper-Pearson). Half width: part of the interval's centre, mean over cases.",
+            f"Each result comes with an interval for the true {of_what}. The table shows how many intervals hold it, by "
+            "subject; below it is the 95 % confidence interval (Clopper-Pearson). "
+            "Half width: part of the interval's centre, mean over cases.",
             note=True,
         ),
         Table(("Class", "Stated", "Observed", "Kept?", "Subjects", "Cases", "Half width"), tuple(rows)),

@@ -19,6 +19,7 @@ _OF_CLASSES = [score for score in SCORES if score.is_target]
 
 OF_ALL_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     **{score.name: (f"{score.title}, mean", (score.name, "mean")) for score in _OF_CLASSES},
+    "panoptic_quality": ("panoptic quality of parts or objects, mean", ("components", "panoptic_quality", "mean")),
     "pixel_accuracy": ("pixel accuracy, mean", ("pixel_accuracy", "mean")),
     "ece": ("ECE, whole image", ("ece", "top_label")),
     "ece_band": ("ECE, band around the predicted surface", ("ece_band", "top_label")),

@@ -174,8 +174,8 @@ def correction_document(correction: Correction, case: ReviewedCase) -> dict[str,
 
     A row has these figures, rounded to the digits that mean something: "dice" and "surface_dice", 0 to 1, where 1 means that
     nothing changed; "mean_surface_distance" in mm, or None if the structure is empty before or after; "size_difference",
-    corrected minus original, in mL; "added_path_length" in mm. For a picture, lengths and sizes are in pixels. Where objects are
-    numbered: "objects", how many there were and are, and "panoptic_quality", 0 to 1, where 1 means that all are as they were.
+    corrected minus original, in mL; "added_path_length" in mm. For a picture, lengths and sizes are in pixels. Where objects
+    are numbered: "objects", how many there were and are, and "panoptic_quality", 0 to 1, where 1 means that all are as before.
 
     Args:
         correction: On the grid of the image.
@@ -203,9 +203,10 @@ def _change(original: Structure, corrected: Structure, volume: Volume) -> dict[s
     mean_distance = boundary.average_surface_distance(distances)
     spacing = (*volume.axis_spacing, 1.0)[:3]  # a picture has two axes; its masks have a third axis of length 1
     parts = (corrected.parts_in(box), original.parts_in(box))
-    objects = {"objects": [original.objects, corrected.objects]} if original.numbers_objects else {}
-    if objects:
-        objects["panoptic_quality"] = round(match_components(parts[1], parts[0]).panoptic_quality, 5)
+    objects = dict[str, Any]()
+    if original.numbers_objects:
+        quality = match_components(parts[1], parts[0]).panoptic_quality
+        objects = {"objects": [original.objects, corrected.objects], "panoptic_quality": round(quality, 5)}
     return {
         "number": original.number,
         "label": original.label,
@@ -266,7 +267,7 @@ def store_training_case(
             then have one subject, and two studies of a patient have two.
 
     Raises:
-        InputRefusedError: Structures overlap, so that a voxel would need two labels, or a PNG does not hold the values of a picture.
+        InputRefusedError: Structures overlap, so that a voxel would need two labels, or a PNG cannot hold a picture.
     """
     # Hashed, because a Study Instance UID leads to the patient in the archive
     study = case.document["source"]["study_instance_uid"] or case.result_sha256
@@ -310,7 +311,7 @@ def _training_labels(correction: Correction, case: ReviewedCase) -> NDArray[np.u
         InputRefusedError: Structures overlap, or a number is above 255.
     """
     if correction.segmentation.objects is not None:
-        return correction.segmentation.objects[0]
+        return np.asarray(correction.segmentation.objects[0])
     labels = np.zeros(case.image.shape, np.uint8)
     for structure in correction.segmentation.structures:
         mask, here = structure.mask, labels[structure.box]

@@ -316,6 +316,9 @@ def test_an_image_from_elsewhere_has_the_wider_interval(tmp_path: Path, stated: 
     usual = replace(stated, sizes=SizeStatement(0.9, {1: (-0.1, 0.1)}, 0.06, 20))
     assert usual.elsewhere is None
     wide = replace(usual, sizes_elsewhere=SizeStatement(0.9, {1: (-0.2, 0.3)}, 0.06, 18))
+    of_objects = replace(wide, counts=SizeStatement(0.9, {1: (-0.1, 0.1)}, 1.0, 20)).elsewhere
+    assert of_objects is not None
+    assert (of_objects.counts, "were not measured" in of_objects.why_not["counts"]) == (None, True)
     document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": wide.document()}}
     files = bundle_with(tmp_path, document)
     assert read_confidence(files, ResultSettings()).document() == wide.document()

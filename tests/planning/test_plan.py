@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import nibabel
@@ -24,6 +25,7 @@ from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.structures import stray_values
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.planning.decisions import LOW_VOXELS, PlanConfig, rotations
 from monai_unet_app.planning.network import NetworkPlan
@@ -291,6 +293,13 @@ def test_unknown_structures_are_told_and_written_with_a_private_code(volumes: Pa
     ]  # fmt: skip
     inspected = run("inspect", volumes, "--bundle", tmp_path / "made")
     assert "Structure 2, Structure 5" in " ".join(inspected.err.split())
+
+
+def test_many_numbers_of_objects_are_no_strays() -> None:
+    """16,000 objects a case; a loop over the neighbours of each value would take minutes."""
+    began = process_time()
+    assert stray_values({f"case{n}": dict.fromkeys(range(1, 16_000 + n), 9) for n in range(3)}) == []
+    assert process_time() - began < 5
 
 
 def one_case(data: Path) -> list[str]:

@@ -298,6 +298,9 @@ def test_a_coverage_below_what_was_stated_is_a_broken_statement_only_where_chanc
     }
     row = table_headed(statement_blocks({"not_stated": {}, "sizes": {"Front": said}}), "Kept?")["Front"]
     assert row["Kept?"] == Cell(word, tone=tone)
+    of_objects = statement_blocks({"not_stated": {}, "counts": {"Front": said}})
+    assert headings(of_objects)[1:] == ["Intervals of the number of objects"]
+    assert table_headed(of_objects, "Kept?")["Front"] == row
     assert row["Half width"] == "–"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
 from phantoms import lopsided_labels
+from PIL import Image
 from result_phantoms import RESULT, dciodvfy_errors
 from review_cases import VOXELS, Delivered, decision_on, deliver
 from segmentations import segments
