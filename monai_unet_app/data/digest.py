@@ -69,17 +69,27 @@ def mirrored_fingerprints(volume: Volume) -> list[str]:
 
 def same_image(fingerprint: str, other: str) -> bool:
     """Whether two fingerprints are those of the same image."""
+    return _steps_apart(fingerprint, other) <= STEPS_APART
+
+
+def _steps_apart(fingerprint: str, other: str) -> float:
+    """Largest difference of two fingerprints in steps; infinite for images of different shapes."""
     (shape, steps), (other_shape, other_steps) = fingerprint.split(":"), other.split(":")
     if shape != other_shape or len(steps) != len(other_steps):
-        return False
+        return np.inf
     a, b = (np.frombuffer(bytes.fromhex(text), np.int8).astype(int) for text in (steps, other_steps))
-    return bool(np.abs(a - b).max() <= STEPS_APART)
+    return float(np.abs(a - b).max())
 
 
 def place_among(volume: Volume, fingerprints: Iterable[str]) -> int | None:
-    """Place of the first fingerprint that is of this image, mirrored or not; None if none is."""
+    """Place of the fingerprint that is of this image, mirrored or not; None if none is.
+
+    Of several that are near enough the nearest, since images of one kind may be alike; of equal ones the first.
+    """
     own = mirrored_fingerprints(volume)
-    return next((place for place, one in enumerate(fingerprints) if any(same_image(one, other) for other in own)), None)
+    apart = [min(_steps_apart(one, other) for other in own) for one in fingerprints]
+    place = min(range(len(apart)), key=apart.__getitem__, default=None)
+    return place if place is not None and apart[place] <= STEPS_APART else None
 
 
 def in_ras(volume: Volume) -> NDArray[Any]:

@@ -22,7 +22,14 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.case_files import case_id, find_cases, find_data, find_images
 from monai_unet_app.data.cases import by_partition, image_rows, plan_of, subjects_of
-from monai_unet_app.data.digest import dataset_sha256, file_sha256, image_fingerprint, mirrored_fingerprints, same_image
+from monai_unet_app.data.digest import (
+    dataset_sha256,
+    file_sha256,
+    image_fingerprint,
+    mirrored_fingerprints,
+    place_among,
+    same_image,
+)
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
@@ -398,6 +405,16 @@ def test_an_image_is_known_again_however_it_was_saved(changed: Callable[[Volume]
 )
 def test_another_image_is_told_apart(changed: Callable[[Volume], Volume]) -> None:
     assert not known_again(drawn_volume(), changed(drawn_volume()))
+
+
+def test_of_images_that_look_alike_each_is_known_as_itself() -> None:
+    alike = [drawn_volume().with_array(drawn_volume().array + step * drawn_volume(1).array) for step in (0, 0.004, 0.4)]
+    marks = [image_fingerprint(volume) for volume in alike]
+    assert marks[0] != marks[1]
+    assert same_image(*marks[:2])
+    assert [place_among(volume, marks) for volume in alike] == [0, 1, 2]
+    assert place_among(alike[1], marks[:1]) == 0
+    assert place_among(alike[2], marks[:2]) is None
 
 
 def test_no_two_example_cases_look_alike() -> None:
