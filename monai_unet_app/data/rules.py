@@ -54,11 +54,11 @@ class InputRules:
             names = tuple(map(str, channels)) if isinstance(channels, list) else ()
             if len(set(names)) < len(names) or (isinstance(channels, list) and len(names) < 2):
                 raise ValueError("channels needs a number, or two or more different names")
-            of_channels = tuple(rules.get("channel_modality", ()))
-            if len(of_channels) not in (0, len(names)):
-                raise ValueError(f"channel_modality needs {len(names)} entries, one for each of channels")
+            count, of_channels = len(names) or int(channels), tuple(rules.get("channel_modality", ()))
+            if len(of_channels) not in (0, count):
+                raise ValueError(f"channel_modality needs {count} entries, one for each channel")
             return cls(
-                channels=len(names) or int(channels),
+                channels=count,
                 channel_names=names,
                 modality=tuple(rules.get("modality", ())),
                 channel_modality=of_channels,
@@ -98,7 +98,9 @@ def _reasons(volume: Volume, rules: InputRules) -> Iterator[str]:
         actual, needed = ("a 2D picture", "a 3D volume") if volume.planar else ("a 3D volume", "a 2D picture")
         yield f"it is {actual}, {needed} is needed"
     if (channels := len(volume.channels)) != rules.channels:
-        yield f"it has {channels} channel(s), {rules.channels} needed"
+        names = f" ({', '.join(rules.channel_names)})" if rules.channel_names else ""
+        series = "; name the series of each by --channels" if volume.provenance.kind == "dicom" and channels < rules.channels else ""
+        yield f"it has {channels} channel(s), {rules.channels} needed{names}{series}"
     modality = volume.provenance.modality
     if rules.modality and modality not in (None, *rules.modality):
         yield f"its modality is {modality}, {' or '.join(rules.modality)} is needed"

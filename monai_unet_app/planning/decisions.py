@@ -219,7 +219,7 @@ def input_rules(
         "most": float(f"{spacing.max() * _SPACING_MARGIN:.2g}"),
     }
     rules = {"modality": [modalities[0]]} if modalities[0] else {}
-    rules |= {"channel_modality": list(modalities)} if names and len(set(modalities)) > 1 else {}
+    rules |= {"channel_modality": list(modalities)} if len(set(modalities)) > 1 else {}
     rules |= {"channels": channels, "spacing_mm": steps, "extent_mm": _bounds(sizes)}
     return Reasoned(
         rules,

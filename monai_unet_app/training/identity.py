@@ -93,6 +93,7 @@ def derived_facts(root: Path) -> dict[str, Any]:
     names = dict(enumerate(["background", *bundle.structure_names][first:], first))
     kind = " or ".join(rules.modality) or ("picture" if rules.planar else NOT_STATED)
     spatial = ["*"] * (rules.axes if bundle.slice_axis is None else 2)
+    channels = rules.channel_names or rules.channel_modality or [kind] * rules.channels
     common = {"spatial_shape": spatial, "dtype": "float32", "is_patch_data": True}
     image = {
         "type": "image",
@@ -100,7 +101,7 @@ def derived_facts(root: Path) -> dict[str, Any]:
         "modality": kind,
         "num_channels": rules.channels,
         "value_range": [],
-        "channel_def": {str(n): name for n, name in enumerate(rules.channel_names or [kind] * rules.channels)},
+        "channel_def": {str(n): name or NOT_STATED for n, name in enumerate(channels)},
         **common,
     }
     pred = {
