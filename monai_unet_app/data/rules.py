@@ -99,8 +99,9 @@ def _reasons(volume: Volume, rules: InputRules) -> Iterator[str]:
         yield f"it is {actual}, {needed} is needed"
     if (channels := len(volume.channels)) != rules.channels:
         names = f" ({', '.join(rules.channel_names)})" if rules.channel_names else ""
-        series = "; name the series of each by --channels" if volume.provenance.kind == "dicom" and channels < rules.channels else ""
-        yield f"it has {channels} channel(s), {rules.channels} needed{names}{series}"
+        lacking = volume.provenance.kind == "dicom" and channels < rules.channels
+        how = "; name the series of each by --channels" if lacking else ""
+        yield f"it has {channels} channel(s), {rules.channels} needed{names}{how}"
     modality = volume.provenance.modality
     if rules.modality and modality not in (None, *rules.modality):
         yield f"its modality is {modality}, {' or '.join(rules.modality)} is needed"
