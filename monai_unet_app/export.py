@@ -33,7 +33,7 @@ from monai_unet_app.inference.engines.exported import (
     reference_windows,
     why_no_export,
 )
-from monai_unet_app.inference.engines.quantised import quantise
+from monai_unet_app.inference.engines.quantised import QUANTISERS, quantise
 from monai_unet_app.inference.engines.runtimes import RUNTIMES, export_files, imported, made_with
 from monai_unet_app.inference.engines.torch_engine import statistics_of
 from monai_unet_app.inference.predict import padded
@@ -125,7 +125,8 @@ def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Row] = ()) 
         UsageError: The runtime, or what quantises for it, is not installed.
         BundleError: The export answers otherwise than torch.
     """
-    imported(engine)
+    for package in [engine, QUANTISERS[engine]] if rows else [engine]:
+        imported(package)
     precision: Precision = "int8" if rows else "float32"
     files, runs, source = export_files(engine, precision), RUNTIMES[engine][1], RUNTIMES[engine][0][0]
     if rows and why_no_export(bundle, engine):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from dicom_io.errors import SeriesGeometryError
 from dicom_io.reading import geometry
@@ -107,6 +106,8 @@ def _shifted(plane: NDArray[np.float32], offset: Points, shape: tuple[int, int],
     """One slice on the rows and columns of the new grid: shape (rows, columns)."""
     if plane.shape == shape and np.abs(offset).max() < 1e-6:
         return plane
+    from scipy import ndimage  # here, since few series are tilted, and its import takes a third of a second
+
     larger = np.full(shape, fill, dtype=np.float32)
     larger[: plane.shape[0], : plane.shape[1]] = plane
     # Offsets are (column, row), the axes of the array are (row, column).

@@ -6,8 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +22,12 @@ from small_data import FEW, few_examples, trained_on
 from dicom_io.volume import Volume
 from monai_unet_app import export
 from monai_unet_app.bundle import load_bundle
+from monai_unet_app.cli.bundle_verbs import _cases_that_made
 from monai_unet_app.confidence.fitted_to import fitted_to
-from monai_unet_app.config import ResultSettings
+from monai_unet_app.config import EngineName, ResultSettings
+from monai_unet_app.data.case_files import find_data
 from monai_unet_app.errors import UsageError
-from monai_unet_app.export import windows_of
+from monai_unet_app.export import export_bundle, windows_of
 from monai_unet_app.inference.engines.certificate import PARITY, certified, export_named
 from monai_unet_app.inference.engines.chooser import with_engine
 from monai_unet_app.service.site_file import read_site
@@ -33,20 +38,43 @@ VOLUMES, SLICES = "hippocampus_mri_unet3d", "hippocampus_mri_unet2d"
 ENGINES = ("openvino", "onnxruntime")
 
 
-@pytest.fixture(autouse=True)
-def few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_WINDOWS", 8)
+@pytest.fixture(scope="module", autouse=True)
+def few_windows() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_WINDOWS", 8)
+        yield
 
 
-def exported(run: Run, root: Path, engine: str, folder: Path) -> dict[str, object]:
-    """The entry of an int8 export that the verb writes."""
-    if engine == "openvino":
-        pytest.importorskip("nncf")
-    data = few_examples(folder / "data")
-    made(root)
-    answer = run("bundle", "export", "--bundle", root, "--to", engine, "--precision", "int8", "--data", data, "--json")
-    assert answer.code == 0, answer.err
-    return json.loads(answer.out)
+@dataclass(frozen=True)
+class Exported:
+    """A bundle with an int8 export, its entry in the certificate, and labelled cases."""
+
+    root: Path
+    entry: dict[str, Any]
+    data: Path
+
+    def copied(self, folder: Path) -> Path:
+        """The bundle, for a test that changes it."""
+        return shutil.copytree(self.root, folder / self.root.name)
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tiny_template: Callable[[str], tuple[Path, object]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, EngineName], Exported]:
+    """A tiny bundle, exported once in int8 for an engine."""
+
+    @cache
+    def export_once(name: str, engine: EngineName) -> Exported:
+        if engine == "openvino":
+            pytest.importorskip("nncf")
+        folder = tmp_path_factory.mktemp("int8")
+        root = made(shutil.copytree(tiny_template(name)[0], folder / name))
+        data = few_examples(folder / "data")
+        rows = [{"id": one, "image": str(data / f"images/{one}.nii.gz")} for one in FEW[:-1]]
+        return Exported(root, export_bundle(load_bundle(root), engine, rows), data)
+
+    return export_once
 
 
 def made(root: Path) -> Path:
@@ -57,17 +85,17 @@ def made(root: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "engine"), [(VOLUMES, "openvino"), (VOLUMES, "onnxruntime"), (SLICES, "onnxruntime")])
 def test_an_int8_export_lies_beside_the_other_and_answers_nearly_as_it(
-    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path, name: str, engine: str
+    exported: Callable[[str, EngineName], Exported], name: str, engine: EngineName
 ) -> None:
-    root = tiny_bundle(name)
-    entry = exported(run, root, engine, tmp_path)
-    assert entry["quantised_on"] == {"cases": 4, "windows": 8}  # the fifth is a test case
+    made_once = exported(name, engine)
+    root, entry = made_once.root, made_once.entry
+    assert entry["quantised_on"] == {"cases": 4, "windows": 8}
     entries = json.loads((root / PARITY).read_text())["exports"]
     assert entries[f"{engine} int8"] == entry
     assert set(entries) == {engine, f"{engine} int8"}
     assert entries[engine]["sha256"] != entry["sha256"]
     bundle = load_bundle(root)
-    windows = torch.from_numpy(np.stack([one[0] for one in windows_of(bundle, rows_of(tmp_path))[1]]))
+    windows = torch.from_numpy(np.stack([one[0] for one in windows_of(bundle, rows_of(made_once.data))[1]]))
     if bundle.slice_axis is not None:
         windows = windows.unsqueeze(bundle.slice_axis + 2)
     usual, fewer = (bundle.engine(ResultSettings(engine=engine, precision=one))(windows) for one in ("float32", "int8"))
@@ -78,17 +106,15 @@ def test_an_int8_export_lies_beside_the_other_and_answers_nearly_as_it(
     torch.testing.assert_close(fewer.layer, usual.layer, atol=0.05, rtol=0.05)
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    return [{"id": name, "image": str(folder / f"data/images/{name}.nii.gz")} for name in FEW[:2]]
+def rows_of(data: Path) -> list[dict[str, str]]:
+    return [{"id": name, "image": str(data / f"images/{name}.nii.gz")} for name in FEW[:2]]
 
 
 def test_norms_and_statistics_of_a_layer_are_not_quantised(
-    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path
+    exported: Callable[[str, EngineName], Exported],
 ) -> None:
     onnx = pytest.importorskip("onnx")
-    root = tiny_bundle(VOLUMES)
-    exported(run, root, "onnxruntime", tmp_path)
-    graph = onnx.load(root / "models/network_int8.onnx").graph
+    graph = onnx.load(exported(VOLUMES, "onnxruntime").root / "models/network_int8.onnx").graph
     made_by = {output: node.op_type for node in graph.node for output in node.output}
     rounded = {made_by.get(node.input[0]) for node in graph.node if node.op_type == "QuantizeLinear"}
     assert {"Conv", "ConvTranspose"} <= rounded  # None is the image
@@ -105,31 +131,35 @@ def test_only_cases_that_made_the_bundle_are_quantised_on(
     assert run("bundle", "export", "--bundle", root, *words).code == 2
     answer = run("bundle", "export", "--bundle", root, "--to", "onnxruntime", "--data", data)
     assert (answer.code, "labelled cases are for --precision int8" in answer.err) == (2, True)
+    data = few_examples(tmp_path / "all")
+    rows = _cases_that_made(load_bundle(root), find_data(data), data)
+    assert {row["id"] for row in rows} == set(FEW[:-1])
 
 
 def test_windows_are_the_same_each_time_and_constant_ones_are_left_out(
     tiny_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = load_bundle(tiny_bundle(VOLUMES))
-    few_examples(tmp_path / "data", FEW[:2])
-    first, second = (windows_of(bundle, rows)[1] for rows in (rows_of(tmp_path), rows_of(tmp_path)[::-1]))
+    rows = rows_of(few_examples(tmp_path / "data", FEW[:2]))
+    first, second = (windows_of(bundle, order)[1] for order in (rows, rows[::-1]))
     assert len(first) == 8
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
     array = np.full((60, 50, 40), 7.0, np.float32)
     array[:20] += np.random.default_rng(0).normal(0, 1, (20, 50, 40))
     monkeypatch.setattr(export, "read_volume", lambda path: Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0])))
     monkeypatch.setattr(export, "_WINDOWS", 10**6)
-    _, varied = windows_of(bundle, rows_of(tmp_path)[:1])
+    _, varied = windows_of(bundle, rows[:1])
     assert len(varied) > 0
     assert all(np.ptp(one) > 0 for one in varied)
 
 
 def test_a_result_in_int8_names_its_export_and_states_nothing(
-    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path
+    run: Run, exported: Callable[[str, EngineName], Exported], tmp_path: Path
 ) -> None:
-    root, engine = tiny_bundle(VOLUMES), "onnxruntime"
-    entry = exported(run, root, engine, tmp_path)
-    words = ("--input", tmp_path / f"data/images/{FEW[-1]}.nii.gz", "--output", tmp_path / "out", "--device", "cpu")
+    engine: EngineName = "onnxruntime"
+    made_once = exported(VOLUMES, engine)
+    root, entry = made_once.root, made_once.entry
+    words = ("--input", made_once.data / f"images/{FEW[-1]}.nii.gz", "--output", tmp_path / "out", "--device", "cpu")
     answer = run("predict", "--bundle", root, *words, "--engine", engine, "--precision", "int8")
     assert answer.code == 0, answer.err
     document = json.loads((tmp_path / f"out/{FEW[-1]}_result.json").read_text())
@@ -144,10 +174,10 @@ def test_a_result_in_int8_names_its_export_and_states_nothing(
 
 
 def test_a_certificate_is_of_the_int8_export_and_a_rule_pins_it(
-    run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path
+    exported: Callable[[str, EngineName], Exported], tmp_path: Path
 ) -> None:
-    root, engine = tiny_bundle(VOLUMES), "onnxruntime"
-    entry = exported(run, root, engine, tmp_path)
+    engine: EngineName = "onnxruntime"
+    root, entry = exported(VOLUMES, engine).copied(tmp_path), exported(VOLUMES, engine).entry
     bundle, settings = load_bundle(root), ResultSettings(engine=engine, precision="int8")
     usual = export_named(bundle, engine, "float32")
     assert (export_named(bundle, engine, "int8"), usual != entry["sha256"]) == (entry["sha256"], True)
@@ -197,17 +227,17 @@ def test_a_quantiser_that_is_absent_is_named(
     assert (answer.code, "pip install 'monai-unet-app[quantise]'" in answer.err) == (2, True)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_exporting_and_quantising_talk_to_nobody(
-    tiny_bundle: Callable[[str], Path], tmp_path: Path, engine: str
-) -> None:
-    if engine == "openvino":
-        pytest.importorskip("nncf")
-    words = [sys.executable, "-m", "monai_unet_app", "bundle", "export"]
-    words += ["--bundle", made(tiny_bundle(VOLUMES)), "--to", engine]
-    words += ["--precision", "int8", "--data", few_examples(tmp_path / "data", FEW[:1])]
+def test_exporting_and_quantising_talk_to_nobody(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    words = ["bundle", "export", "--bundle", str(made(tiny_bundle(VOLUMES))), "--precision", "int8", "--data"]
+    words += [str(few_examples(tmp_path / "data", FEW[:1])), "--to"]
+    program = f"""
+from monai_unet_app import export
+from monai_unet_app.cli import main
+export._WINDOWS = 8
+raise SystemExit(max(main([*{words}, engine]) for engine in {ENGINES}))
+"""
     with own_network() as packets_sent:
-        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert packets_sent() == 0
-    shutil.rmtree(tmp_path / "data")

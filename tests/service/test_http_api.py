@@ -24,7 +24,7 @@ from pydicom import dcmread
 from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.service import health, http_api
+from monai_unet_app.service import guard, health, http_api
 from monai_unet_app.service.audit import read_key, verify
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
@@ -42,7 +42,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def idle_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """For tests that leave nothing in it."""
-    with opened(tmp_path_factory.mktemp("idle")) as made:
+    with pytest.MonkeyPatch.context() as patch, opened(tmp_path_factory.mktemp("idle")) as made:
+        # That failed logins are answered slowly is tried in test_http_guard.py
+        patch.setattr(guard, "_LONGEST_PAUSE_S", 0.01)
         yield made
 
 
@@ -100,9 +102,9 @@ def test_an_image_that_is_not_packed_is_kept_under_a_name_by_which_it_is_read(
     wait_until(lambda: site.node.queue.counts()["results"] == {"delivered": 2})
 
 
-def test_a_header_without_its_voxels_is_no_image(site: Site) -> None:
+def test_a_header_without_its_voxels_is_no_image(idle_site: Site) -> None:
     content = nibabel.Nifti1Pair(np.zeros((4, 5, 6), np.float32), np.eye(4)).header.binaryblock
-    answer = site.ask("POST", "/studies?rule=any", "submit", data=content)
+    answer = idle_site.ask("POST", "/studies?rule=any", "submit", data=content)
     assert (answer.status_code, "is not a zip archive" in answer.json()["detail"]) == (422, True)
 
 
@@ -212,48 +214,48 @@ def test_what_is_refused_keeps_its_reason(site: Site, tmp_path: Path) -> None:
     ],
     ids=["nothing", "text", "broken archive", "broken object", "too large"],
 )
-def test_what_cannot_be_used_is_refused(site: Site, content: bytes, status: int, said: str) -> None:
-    answer = site.ask("POST", "/studies", "submit", data=content)
+def test_what_cannot_be_used_is_refused(idle_site: Site, content: bytes, status: int, said: str) -> None:
+    answer = idle_site.ask("POST", "/studies", "submit", data=content)
     assert answer.status_code == status
     assert said in answer.json()["detail"]
-    assert list((site.node.folder / "uploads").iterdir()) == []
+    assert list((idle_site.node.folder / "uploads").iterdir()) == []
 
 
-def test_an_archive_that_becomes_too_large_is_refused(site: Site, tmp_path: Path) -> None:
+def test_an_archive_that_becomes_too_large_is_refused(idle_site: Site, tmp_path: Path) -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(128) + b"DICM" + bytes(60_000_000))
     assert len(stream.getvalue()) < 100_000
-    answer = site.ask("POST", "/studies", "submit", data=stream.getvalue())
+    answer = idle_site.ask("POST", "/studies", "submit", data=stream.getvalue())
     assert answer.status_code == 422
     assert "becomes more than" in answer.json()["detail"]
 
 
-def test_a_form_that_is_too_large_is_refused_while_it_comes(site: Site) -> None:
-    with half_sent(site.url, site.tokens["submit"], bytes(11_000_000)) as sender:
+def test_a_form_that_is_too_large_is_refused_while_it_comes(idle_site: Site) -> None:
+    with half_sent(idle_site.url, idle_site.tokens["submit"], bytes(11_000_000)) as sender:
         assert sender.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_small_image_that_claims_more_voxels_than_it_can_hold_is_refused_at_the_door(site: Site) -> None:
+def test_a_small_image_that_claims_more_voxels_than_it_can_hold_is_refused_at_the_door(idle_site: Site) -> None:
     for shape, reason in {
         (30000, 30000, 3000): "2700000000000 in all; at most 1073741824 fit",
         (1000, 1000, 1000): "2000000000 bytes, and holds",
     }.items():
         content = nifti_claiming(shape)
         for upload in (content, gzip.compress(content)):
-            answer = site.ask("POST", "/studies?rule=any", "submit", data=upload)
+            answer = idle_site.ask("POST", "/studies?rule=any", "submit", data=upload)
             assert (answer.status_code, reason in answer.json()["detail"]) == (422, True)
-    answer = site.ask("POST", "/studies?rule=any", "submit", data=gzip.compress(b"no image"))
+    answer = idle_site.ask("POST", "/studies?rule=any", "submit", data=gzip.compress(b"no image"))
     assert (answer.status_code, "the image cannot be read as NIfTI" in answer.json()["detail"]) == (422, True)
-    assert site.node.queue.counts()["studies"] == {}
+    assert idle_site.node.queue.counts()["studies"] == {}
 
 
-def test_an_upload_that_stops_is_not_waited_for_without_end(site: Site) -> None:
-    config = HttpConfig(site.node.folder.parent / "tokens", port=0, most_upload_s=0.5)
-    token = site.tokens["submit"]
-    with serve(site.node, config) as server, half_sent(f"http://127.0.0.1:{server.port}", token, b"PK") as sender:
+def test_an_upload_that_stops_is_not_waited_for_without_end(idle_site: Site) -> None:
+    config = HttpConfig(idle_site.node.folder.parent / "tokens", port=0, most_upload_s=0.5)
+    token = idle_site.tokens["submit"]
+    with serve(idle_site.node, config) as server, half_sent(f"http://127.0.0.1:{server.port}", token, b"PK") as sender:
         assert sender.recv(100).startswith(b"HTTP/1.1 408 ")
-    assert list((site.node.folder / "uploads").iterdir()) == []
+    assert list((idle_site.node.folder / "uploads").iterdir()) == []
 
 
 def test_a_corrected_mask_is_bounded_as_an_upload_is(site: Site, tmp_path: Path) -> None:
@@ -341,8 +343,8 @@ def test_what_was_not_processed_is_worked_at_again_by_a_button(site: Site, tmp_p
     assert (asked.status_code, asked.json()) == (202, {"study": study_of(study)})
 
 
-def test_a_request_that_does_not_fit_is_told_what_is_missing(site: Site) -> None:
-    answer = site.ask("POST", "/results/1/refuse", "reviewer")
+def test_a_request_that_does_not_fit_is_told_what_is_missing(idle_site: Site) -> None:
+    answer = idle_site.ask("POST", "/results/1/refuse", "reviewer")
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("body.reason: Field required")
 
@@ -366,11 +368,11 @@ def test_beyond_this_machine_tokens_travel_encrypted_or_not_at_all(tmp_path: Pat
 
 
 @pytest.mark.parametrize("what", ["jobs", "deliveries"])
-def test_only_dead_letters_are_tried_again(site: Site, what: str) -> None:
-    answer = site.ask("POST", f"/{what}/999/retry", "admin")
+def test_only_dead_letters_are_tried_again(idle_site: Site, what: str) -> None:
+    answer = idle_site.ask("POST", f"/{what}/999/retry", "admin")
     assert answer.status_code == 404
     assert "999 is a dead letter" in answer.json()["detail"]
-    assert "retried" not in (site.node.folder / "audit.jsonl").read_text()
+    assert "retried" not in (idle_site.node.folder / "audit.jsonl").read_text()
 
 
 def test_an_upload_that_is_stored_while_the_trail_is_away_says_so_and_its_line_comes_later(

@@ -35,7 +35,8 @@ def delivered(folder: Path) -> list[str]:
 
 
 def reason(node: Node) -> str:
-    return node.queue.jobs(["queued"])[0].reason if node.queue.jobs(["queued"]) else ""
+    queued = node.queue.jobs(["queued"])
+    return queued[0].reason if queued else ""
 
 
 def test_the_rest_that_comes_in_time_makes_one_result_of_all_images(tmp_path: Path) -> None:
@@ -57,9 +58,9 @@ def test_the_rest_that_comes_in_time_makes_one_result_of_all_images(tmp_path: Pa
 
 def test_the_rest_that_never_comes_is_told_and_when_it_comes_late_there_is_a_result(tmp_path: Path) -> None:
     first, rest = make_parts(tmp_path)
-    site = write_site(tmp_path, 104, node="incomplete_s = 1.5")
+    site = write_site(tmp_path, 104, node="incomplete_s = 3")
     with pacs(tmp_path / "pacs") as peer:
-        write_site(tmp_path, peer.port, node="incomplete_s = 1.5", rule="notice = true")
+        write_site(tmp_path, peer.port, node="incomplete_s = 3", rule="notice = true")
         with running(site) as node:
             store(node, first)
             wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1})

@@ -14,6 +14,9 @@ from .runtimes import imported
 _STAYS = ("Add", "AvgPool", "Divide", "Multiply", "Power", "ReduceMean", "Sqrt", "Subtract")
 """What norms consist of; they stay in float32, and so do statistics of a layer."""
 
+QUANTISERS = {"openvino": "nncf", "onnxruntime": "onnxruntime.quantization"}
+"""Engine -> the module that quantises for it."""
+
 
 def quantise(engine: str, source: Path, target: Path, windows: Sequence[NDArray[np.float32]]) -> None:
     """Writes a copy of an exported network whose convolutions compute in int8, with a scale for each output channel.
@@ -32,7 +35,7 @@ def quantise(engine: str, source: Path, target: Path, windows: Sequence[NDArray[
     """
     with _quiet():
         if engine == "openvino":
-            openvino, nncf = imported("openvino"), imported("nncf")
+            openvino, nncf = imported("openvino"), imported(QUANTISERS[engine])
             network = nncf.quantize(
                 openvino.Core().read_model(source),
                 nncf.Dataset(windows),
@@ -43,7 +46,7 @@ def quantise(engine: str, source: Path, target: Path, windows: Sequence[NDArray[
             openvino.save_model(network, target, compress_to_fp16=False)
         else:
             (name,) = [one.name for one in imported("onnxruntime").InferenceSession(source).get_inputs()]
-            tools, inputs = imported("onnxruntime.quantization"), iter([{name: window} for window in windows])
+            tools, inputs = imported(QUANTISERS[engine]), iter([{name: window} for window in windows])
             reader = type("Reader", (tools.CalibrationDataReader,), {"get_next": lambda self: next(inputs, None)})()
             tools.quantize_static(source, target, reader, op_types_to_quantize=["Conv", "ConvTranspose"], per_channel=True,
                                   activation_type=tools.QuantType.QUInt8, weight_type=tools.QuantType.QUInt8)  # fmt: skip
