@@ -31,7 +31,7 @@ from dicom_io.read import read_series
 from dicom_io.reading.bounded import MAX_INFLATED_BYTES, inflate
 from dicom_io.reading.instances import read_instance
 
-SCATTERED = 100 * int(os.environ.get("SCATTERED", "1"))
+SCATTERED = int(os.environ.get("SCATTERED", "30"))
 SEGMENTS_JSON = Path(__file__).parents[2] / "bundles/hippocampus_mri_unet3d/configs/segments.json"
 
 IMAGES = (
@@ -178,9 +178,7 @@ def test_a_uid_that_swallows_the_patients_name_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_thousands_of_scattered_bytes_are_read_or_refused(
-    judge: Judge, examples: dict[str, Example], name: str
-) -> None:
+def test_more_scattered_bytes_are_read_or_refused(judge: Judge, examples: dict[str, Example], name: str) -> None:
     example, content = examples[name], examples[name].path.read_bytes()
     check(judge, example, headers_scattered(content, f"slow {name}", 5 * SCATTERED), examined=True)
     check(judge, example, pixels_scattered(content, f"slow {name}", 2 * SCATTERED))

@@ -443,7 +443,8 @@ def test_a_list_with_absent_files_is_refused(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_dicom_labels_say_what_they_mean(tmp_path: Path, run: Run) -> None:
+def test_dicom_labels_say_what_they_mean(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
     data = few_examples(tmp_path / "nifti")
     flags = ["--images", data / "images", "--labels", data / "labels", "--bundle", "hippocampus_mri_unet3d"]
     assert run("dicomize", *flags, "--output", tmp_path / "dicom").code == 0
