@@ -17,8 +17,9 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
+# EPOCHS=1: a shorter training
 demo: $(VENV)/ready
-	$(BIN)/monai-unet demo --output demo
+	$(BIN)/monai-unet demo --output demo $(if $(EPOCHS),--epochs $(EPOCHS))
 
 # as many processes as there are cores, torch with one thread in each; the tests of a file stay together, so that they share what they make
 test: $(VENV)/ready
@@ -86,9 +87,10 @@ format: $(VENV)/ready
 networks: $(VENV)/ready
 	$(BIN)/python benchmarks/networks.py --data $(DATA)/msd_hippocampus
 
-# the commands on the cards of our bundles; QUICK=1: with tiny networks on example cases, in minutes, replacing nothing
+# the commands on the cards of our bundles; QUICK=1: with tiny networks on example cases, in minutes, replacing nothing; the commands
+# of the 2D hippocampus bundle are those of the 3D one
 bundles: $(VENV)/ready
-	$(BIN)/python tools/make_bundles.py $(if $(QUICK),--quick,--data $(DATA))
+	$(BIN)/python tools/make_bundles.py $(if $(QUICK),--quick --only hippocampus_mri_unet3d retina_vessel_unet2d,--data $(DATA))
 
 dist: $(VENV)/ready
 	rm -rf dist
