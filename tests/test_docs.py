@@ -101,6 +101,7 @@ def test_what_the_first_pages_show_runs_as_it_stands_there(
 ) -> None:
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
     make_series = ["dicomize", "--images", EXAMPLE, "--output", "dicom"]
     shown = [[MEANT.get(word, word) for word in words] for words in commands(REPOSITORY / page)]
     alone = [words for words in shown if _needs_nothing_else(words)]
