@@ -33,7 +33,7 @@ from dicom_io.kinds import KIND
 from dicom_io.objects import patient_and_study
 from dicom_io.reading.headers import whole_number
 from dicom_io.reading.instances import load_dataset
-from dicom_io.volume import Volume
+from dicom_io.volume import Provenance, Volume
 
 AlgorithmType = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
 
@@ -223,22 +223,10 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
             f"the source is of kind {source.provenance.kind!r} with {len(uids)} instances for {source.shape[2]} slices; a "
             "DICOM series is needed to write a DICOM result; name the series or convert the image first"
         )
-    in_memory = (_named(patient_and_study.copied(header)) for header in source.provenance.headers)
-    by_uid = {str(header.SOPInstanceUID): header for header in in_memory}
-    places = {}
-    for path, header in _headers(source.provenance.files, whole=of_each):
-        by_uid[str(header.SOPInstanceUID)] = header
-        places[str(header.SOPInstanceUID)] = path
+    by_uid, places = _instances(source.provenance, whole=of_each)
     if not of_each and uids[0] in places:
         [(_, by_uid[uids[0]])] = _headers([places[uids[0]]], whole=True)
-    missing = [uid for uid in uids if uid not in by_uid]
-    if missing:
-        raise LabelError(
-            f"{len(missing)} of {len(uids)} source instances are no longer in their files (first: "
-            f"{missing[0]}); the files must stay in place until the result is written; read the series again"
-        )
-    # The UID of a multi-frame object is repeated for each of its frames; its header is needed once.
-    headers = tuple(_supplied(by_uid[uid]) for uid in dict.fromkeys(uids))
+    headers = tuple(map(_supplied, by_uid.values()))
     headers[0].carried = patient_and_study.carried(headers[0])
     return headers
 
@@ -249,15 +237,27 @@ def headers_of_others(source: Volume) -> tuple[Dataset, ...]:
     Raises:
         LabelError, UnreadableFileError: As `source_headers`.
     """
-    found = list[Dataset]()
-    for other in source.provenance.others:
-        wanted = set(other.sop_instance_uids)
-        headers = [_named(patient_and_study.copied(header)) for header in other.headers]
-        headers += [header for _, header in _headers(other.files, whole=False)]
-        found += {
-            str(one.SOPInstanceUID): _supplied(one) for one in headers if str(one.SOPInstanceUID) in wanted
-        }.values()
-    return tuple(found)
+    found = (_instances(other, whole=False)[0].values() for other in source.provenance.others)
+    return tuple(map(_supplied, chain.from_iterable(found)))
+
+
+def _instances(series: Provenance, *, whole: bool) -> tuple[dict[str, Dataset], dict[str, Path]]:
+    """By SOP Instance UID, in the order of the slices, a copy of each header; and the files of those that are in files.
+
+    The UID of a multi-frame object is repeated for each of its frames; its header is needed once.
+    """
+    in_memory = (_named(patient_and_study.copied(header)) for header in series.headers)
+    by_uid, places = {str(header.SOPInstanceUID): header for header in in_memory}, {}
+    for path, header in _headers(series.files, whole=whole):
+        by_uid[str(header.SOPInstanceUID)] = header
+        places[str(header.SOPInstanceUID)] = path
+    uids = series.sop_instance_uids
+    if missing := [uid for uid in uids if uid not in by_uid]:
+        raise LabelError(
+            f"{len(missing)} of {len(uids)} source instances are no longer in their files (first: "
+            f"{missing[0]}); the files must stay in place until the result is written; read the series again"
+        )
+    return {uid: by_uid[uid] for uid in uids}, places
 
 
 def header_of(file: Path) -> Dataset:

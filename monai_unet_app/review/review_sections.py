@@ -46,20 +46,18 @@ def structure_table(case: ReviewedCase) -> Table:
     assessment = case.document["assessment"] or {}
     coverage, bound = assessment.get("interval_coverage"), assessment.get("dice_coverage")
     graded = any("dice_at_least" in row or "predicted_dice" in row for row in case.rows)
-    counted = counts_objects(case.document)
-    further = {"Number": counted, "Change": case.prior, "Gate, Dice": graded}
-    heading = ("Structure", "Size", *(name for name, is_shown in further.items() if is_shown))
+    further = {"Number": counts_objects(case.document), "Change": case.prior, "Gate, Dice": graded}
+    shown = [name for name, is_shown in further.items() if is_shown]
     wholes = case.document.get("wholes", [])
     lines = [(row["label"], row, _grade(row, bound)) for row in case.rows]
     lines += [(f"{whole['label']}, whole", whole, Cell("")) for whole in wholes]
     table = []
     for name, row, grade in lines:
-        cells: list[str | Cell] = [name, Cell(_size(row), _interval_text(row, coverage))]
-        cells += [_number(row, coverage)] if counted else []
-        cells += [_change(row, _earlier_row(row, case.prior))] if case.prior else []
-        cells += [grade] if graded else []
-        table.append(tuple(cells))
-    return Table(heading, tuple(table))
+        change = _change(row, _earlier_row(row, case.prior)) if case.prior else ""
+        cells = {"Number": _number(row, coverage), "Change": change, "Gate, Dice": grade}
+        size = Cell(_size(row), _interval_text(row, coverage))
+        table.append((name, size, *(cells[column] for column in shown)))
+    return Table(("Structure", "Size", *shown), tuple(table))
 
 
 def statements(case: ReviewedCase) -> list[str]:
