@@ -1,5 +1,6 @@
 """The verbs about data: inspect, convert, dicomize, regions."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_unet_app.cli import common, flags, inspect_tables, show
@@ -115,10 +116,19 @@ def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[d
 
 
 def dicomize(options: flags.Dicomize) -> Answer:
-    """Write NIfTI cases as DICOM MR or CT series, their labels as SEG.
+    """Write NIfTI as DICOM series, or labels of any program as SEG and SR.
 
-    Example: monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom
+    Example: monai-unet dicomize --labels LABELS --source SERIES --algorithm 'TotalSegmentator 2.18' --output OUT
     """
+    if (options.source is None) == (options.images is None):
+        raise UsageError(
+            "images to be written as series (--images), or the series that labels belong to (--source), are needed; give one"
+        )
+    if options.source is not None:
+        return _labels_on_a_series(options, options.source)
+    if of_labels := [name for name in _OF_SOURCE if getattr(options, name)]:
+        raise UsageError(f"--{of_labels[0].replace('_', '-')} is only used with --source; give it, or leave that out")
+    assert options.images is not None
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.convert import dicomize_cases
     from monai_unet_app.data.case_files import find_cases, find_images
@@ -145,6 +155,56 @@ def dicomize(options: flags.Dicomize) -> Answer:
     show.print_table(("case", show.folded("series"), show.folded("labels"), "largest rounding"), cells)
     show.problems_list(problems)
     return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
+
+
+_OF_SOURCE = (
+    "algorithm",
+    "manual",
+    "structure",
+    "format",
+    "seg_encoding",
+    "uncoded",
+    "series",
+    "channels",
+    "time_point",
+)
+
+
+def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
+    """`dicomize --labels --source`."""
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.label_results import LabelRequest, Maker, write_label_results
+
+    if options.labels is None or not options.labels.exists():
+        raise UsageError("--source needs --labels, a label file or a folder of masks that exists; check the path")
+    maker = Maker.parse(options.algorithm, manual=options.manual)
+    if options.bundle and options.structure:
+        raise UsageError("--bundle and --structure both say what label values mean; only one is allowed; leave one out")
+    common.check_writable(options.output)
+    made = write_label_results(
+        LabelRequest(
+            options.labels,
+            source,
+            options.output,
+            maker,
+            common.structures(options.structure),
+            bundle_files(options.bundle).segments if options.bundle else (),
+            tuple(filter(None, (options.format or "seg").split(","))),
+            options.seg_encoding or "binary",
+            options.uncoded,
+            common.read_options(options),
+        )
+    )
+    cells = ((str(row["number"]), row["label"], f"{row['volume_ml']:.3f} mL") for row in made["structures"])
+    show.print_table(("number", show.folded("structure"), "size"), cells)
+    if made["empty"]:
+        more = f" and {len(made['empty']) - 5} more" if len(made["empty"]) > 5 else ""
+        show.line(f"without a voxel, so not written: {', '.join(made['empty'][:5])}{more}")
+    show.line(
+        f"labels {made['placed']}; a label file does not say of whom it is: look whether it lies on this patient's image"
+    )
+    show.wrote(map(Path, made["files"].values()))
+    return made, EXIT_DONE
 
 
 def regions(options: flags.Regions) -> Answer:

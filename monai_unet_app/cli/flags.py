@@ -169,17 +169,31 @@ class Demo(Options):
     epochs: FromOne = 6
 
 
-class Dicomize(Labels):
+class Dicomize(Labels, Reading):
     """Flags of `dicomize`.
 
     Attributes:
-        images: a NIfTI file, or a folder of them
-        bundle: bundle whose segments.json names the label values; needed with labels
-        output: gets one folder for each case
+        images: a NIfTI file, or a folder of them, to be written as series
+        source: the series that a label file of another program, or a folder of its masks, belongs to; instead of --images
+        algorithm: the program that made the labels of --source, with its version
+        manual: a person made the labels of --source
+        structure: name of a label value of --source (default: as a dataset.json beside the labels says)
+        format: comma-separated, of --source: seg, sr, rtstruct, gsps, sc (default: seg)
+        seg_encoding: %(choices)s: how the SEG of --source stores its frames (default: binary)
+        uncoded: write labels of --source although structures have no SNOMED CT code; a private code says so
+        bundle: bundle whose segments.json names the label values; needed with --images and labels
+        output: gets one folder for each case; of --source the objects
         modality: what the images are; CT: values in HU (default: MR)
     """
 
-    images: Place
+    images: Place | None = None
+    source: Annotated[Place | None, Flag(metavar="SERIES")] = None
+    algorithm: Annotated[Text | None, Flag(metavar="'NAME VERSION'")] = None
+    manual: bool = False
+    structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
+    format: str | None = None
+    seg_encoding: Annotated[SegEncoding | None, Flag(metavar="HOW")] = None
+    uncoded: bool = False
     bundle: str | None = None
     output: Place
     modality: Literal["MR", "CT"] = "MR"

@@ -1,6 +1,7 @@
 """Arrays to NIfTI files, on the grid of their volume; and whether a NIfTI file can hold what its header claims."""
 
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,27 @@ def nifti_image(array: NDArray[Any], volume: Volume) -> nibabel.Nifti1Image:
     if not np.allclose(image.get_qform(), volume.affine_ras, atol=1e-3):
         image.set_qform(None, code=0)
     return image
+
+
+_LABEL = re.compile(rb'<Label Key="(\d{1,5})"[^>]{0,200}>\s*(?:<!\[CDATA\[)?([^<\]]{1,200})')
+
+
+def label_table(path: Path) -> dict[int, str]:
+    """The names of label values in the header of a NIfTI file, as Connectome Workbench and TotalSegmentator write them.
+
+    Args:
+        path: The file, which `read_volume` has read.
+
+    Returns:
+        Label value, from 1, -> name; empty without such a table, and for files of other kinds.
+    """
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return {}
+    header: Any = nibabel.load(path).header
+    texts = [bytes(one.get_content()) for one in header.extensions]
+    found = (match for text in texts if b"<LabelTable>" in text for match in _LABEL.finditer(text))
+    return {
+        int(number): name.decode("utf-8", "replace").strip()
+        for number, name in map(re.Match.groups, found)
+        if int(number)
+    }

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from pydicom.sr.coding import Code
 
-from dicom_io.coding import UNCODED, code_entry, printable
+from dicom_io.coding import code_entry
 from monai_unet_app.calibration.fitted import begin_fitted
+from monai_unet_app.data.coding import named_segment
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.data.structures import StatedStructure, StructureCodes
+from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import UsageError
-from monai_unet_app.planning.coding import codes_of
 from monai_unet_app.planning.family import yaml_text
 from monai_unet_app.planning.plan import BundlePlan
 from monai_unet_app.training.identity import NOT_STATED, REQUIRED, derived_facts
@@ -124,31 +123,19 @@ def segments(plan: BundlePlan, algorithm: str) -> dict[str, Any]:
 
 
 def _segment(number: int, structure: StatedStructure, algorithm: str) -> dict[str, Any]:
-    label = structure.name.replace("_", " ").strip()
+    segment = named_segment(number, structure)
     item: dict[str, Any] = {
         "labelID": number,
-        "SegmentLabel": label[:1].upper() + label[1:],
+        "SegmentLabel": segment.label,
         "SegmentAlgorithmType": "AUTOMATIC",
         "SegmentAlgorithmName": algorithm,
     }
-    item |= _codes(structure.codes or codes_of(structure.name) or _uncoded(number, item["SegmentLabel"]))
-    return item | ({"recommendedDisplayRGBValue": list(structure.rgb)} if structure.rgb else {})
-
-
-def _uncoded(number: int, label: str) -> StructureCodes:
-    """Private codes that say that nobody has coded the structure yet."""
-    return StructureCodes(
-        category=Code("UNKNOWN", UNCODED, "Not coded"),
-        type=Code(f"STRUCTURE_{number}", UNCODED, printable(f"{label}, not coded", 64)),
-    )
-
-
-def _codes(found: StructureCodes) -> dict[str, Any]:
-    named = {
-        "SegmentedPropertyCategoryCodeSequence": found.category,
-        "SegmentedPropertyTypeCodeSequence": found.type,
-        "SegmentedPropertyTypeModifierCodeSequence": found.modifier,
-        "AnatomicRegionSequence": found.region,
-        "AnatomicRegionModifierSequence": found.region_modifier,
+    codes = {
+        "SegmentedPropertyCategoryCodeSequence": segment.category,
+        "SegmentedPropertyTypeCodeSequence": segment.type,
+        "SegmentedPropertyTypeModifierCodeSequence": segment.type_modifier,
+        "AnatomicRegionSequence": segment.anatomic_region,
+        "AnatomicRegionModifierSequence": segment.anatomic_region_modifier,
     }
-    return {keyword: code_entry(code) for keyword, code in named.items() if code is not None}
+    item |= {keyword: code_entry(code) for keyword, code in codes.items() if code is not None}
+    return item | ({"recommendedDisplayRGBValue": list(structure.rgb)} if structure.rgb else {})

@@ -3,7 +3,7 @@
 import pytest
 from pydicom.sr.coding import Code
 
-from monai_unet_app.planning.coding import codes_of
+from monai_unet_app.data.coding import codes_of
 
 # Values from the standard's context groups (DICOM PS3.16, CID 7192, 244)
 LIVER, KIDNEY, HIPPOCAMPUS = "10200004", "64033007", "5366008"

@@ -4,15 +4,18 @@ A name is coded only if all of its words are explained: one concept of a group, 
 that is explained in part ("left kidney with cyst") is not coded, since half a code is a wrong code.
 """
 
+import csv
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from importlib.resources import files
 
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from monai_unet_app.data.structures import StructureCodes
+from dicom_io.coding import UNCODED, Segment, printable
+from monai_unet_app.data.structures import StatedStructure, StructureCodes
 
 _ANATOMY, _MORPHOLOGY = "91723000", "49755003"
 _CATEGORIES = {7192: _ANATOMY, 7191: "85756007", 7194: _MORPHOLOGY, 7197: "91720002", 4: _ANATOMY}
@@ -46,6 +49,49 @@ _SYNONYMS = {
 _POSITIONS = {"upper": "superior", "lower": "inferior", "ant": "anterior", "post": "posterior"}
 _SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right", "both": "bilateral"}
 _EMPTY = frozenset(("a", "an", "and", "of", "or", "structure", "the"))
+
+
+def named_segment(number: int, structure: StatedStructure) -> Segment:
+    """The segment of a structure: its own codes, else those of its name, else private ones, which say that it is not coded."""
+    name = structure.name.replace("_", " ").strip()
+    label = name[:1].upper() + name[1:]
+    found = structure.codes or codes_of(structure.name)
+    if found is None:
+        kind = Code(f"STRUCTURE_{number}", UNCODED, printable(f"{label}, not coded", 64))
+        found = StructureCodes(Code("UNKNOWN", UNCODED, "Not coded"), kind)
+    codes = found.category, found.type, found.modifier, found.region, found.region_modifier
+    return Segment(number, label, *codes, display_rgb=structure.rgb)
+
+
+@cache
+def totalsegmentator_structures() -> dict[str, StatedStructure]:
+    """The classes of TotalSegmentator's task "total" by their names, with the codes and colours that it gives them.
+
+    Source: `totalsegmentator_snomed_mapping.csv` of TotalSegmentator (Apache-2.0), commit 0e65a44; the category is that of
+    CID 7150.
+    """
+    text = (files(__package__) / "totalsegmentator.csv").read_text(encoding="utf-8")
+    return {
+        row["name"]: StatedStructure(
+            row["name"],
+            StructureCodes(_code(row["category"]), _code(row["type"]), *(_code_or_none(row[key]) for key in _FURTHER)),
+            tuple(map(int, row["rgb"].split())),  # type: ignore[arg-type]  # three of them
+        )
+        for row in csv.DictReader(text.splitlines())
+    }
+
+
+_FURTHER = ("modifier", "region", "region_modifier")
+
+
+def _code(cell: str) -> Code:
+    """From "78961009 Spleen"."""
+    value, _, meaning = cell.partition(" ")
+    return Code(value, "SCT", meaning)
+
+
+def _code_or_none(cell: str) -> Code | None:
+    return _code(cell) if cell else None
 
 
 def codes_of(name: str) -> StructureCodes | None:

@@ -1,0 +1,266 @@
+"""Label files that another program or a person made, written as DICOM on the series that they belong to."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+
+from dicom_io.coding import Segment
+from dicom_io.kinds import KIND, RESULT_KINDS
+from dicom_io.kinds.encodings import SegEncoding
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.result_content import ResultContent
+from dicom_io.read import ReadOptions
+from dicom_io.volume import Volume, corner_indices, number_type
+from monai_unet_app.data.case_files import case_id
+from monai_unet_app.data.coding import named_segment, totalsegmentator_structures
+from monai_unet_app.data.datalist import read_dataset_json
+from monai_unet_app.data.nifti import label_table
+from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.structures import StatedStructure
+from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
+
+_OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the series may lie beyond the outermost centres of the labels
+NOT_JUDGED = "no quality gate has judged these labels"
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who made the labels.
+
+    Attributes:
+        name: Of the program, 1 to 64 characters; of the person's program, or "manual".
+        version: Its version, 1 to 64 characters.
+        is_manual: A person drew them.
+    """
+
+    name: str
+    version: str
+    is_manual: bool = False
+
+    @classmethod
+    def parse(cls, algorithm: str | None, *, manual: bool) -> "Maker":
+        """From "TotalSegmentator 2.18", or for a person. Raises UsageError unless exactly one is told, with a version."""
+        if manual == (algorithm is not None):
+            raise UsageError(
+                "who made the labels is needed: the program and its version, such as --algorithm 'TotalSegmentator 2.18', or "
+                "--manual for a person; give one of them"
+            )
+        if algorithm is None:
+            return cls("manual", "none", is_manual=True)
+        name, _, version = algorithm.rpartition(" ")
+        if not name.strip() or not any(character.isdigit() for character in version):
+            raise UsageError(
+                f"--algorithm {algorithm!r} has no version; DICOM objects name the program and its version; write both, such "
+                "as 'TotalSegmentator 2.18'"
+            )
+        return cls(name.strip(), version)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of name and version, in place of that of a bundle."""
+        return hashlib.sha256(f"{self.name}\n{self.version}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """Labels, their series, and what is made of them.
+
+    Attributes:
+        labels: A label map in NIfTI, NRRD or MetaImage, or a folder with a mask a structure, named as the structure.
+        source: The DICOM series.
+        output: Gets `<labels>_seg.dcm` and so on.
+        maker: Who made the labels.
+        names: Label value -> name; empty where `segments`, the file's own label table, a `dataset.json` beside it or the names
+            of masks say it.
+        segments: The meaning of the label values 1, 2, ...; empty for codes that follow from the names.
+        formats: Formats of `RESULT_KINDS` that labels alone can have.
+        encoding: Of the SEG.
+        uncoded: Structures without a SNOMED CT code are written with a private one.
+        reading: How to read the series.
+    """
+
+    labels: Path
+    source: Path
+    output: Path
+    maker: Maker
+    names: Mapping[int, str] = field(default_factory=dict)
+    segments: tuple[Segment, ...] = ()
+    formats: tuple[str, ...] = ("seg",)
+    encoding: SegEncoding = "binary"
+    uncoded: bool = False
+    reading: ReadOptions | None = None
+
+
+def write_label_results(request: LabelRequest) -> dict[str, Any]:
+    """Writes the DICOM objects of labels; all of them or none.
+
+    Returns:
+        "files" by format, "structures" with number, label, voxels and volume_ml, names of structures without voxels under
+        "empty", and "placed": how the labels came onto the slices.
+
+    Raises:
+        UsageError: A format needs more than labels.
+        InputRefusedError: The source is no DICOM series, the labels do not cover it, a value has no name or a structure no
+            code, structures share voxels, or an object cannot be written.
+    """
+    possible = [kind.format for kind in RESULT_KINDS if kind.from_labels]
+    if unknown := [name for name in request.formats if name not in possible]:
+        raise UsageError(
+            f"--format {','.join(unknown)}: of labels alone {', '.join(possible)} are possible; change --format"
+        )
+    source = read_volume(request.source, request.reading)
+    if source.provenance.kind != "dicom":
+        raise InputRefusedError(
+            f"{request.source.name} is no DICOM series; the series that the labels were made of is needed; name its folder"
+        )
+    numbers, names, placed = _numbers(request, source)
+    held = np.bincount(numbers.ravel(), minlength=max(names) + 1)
+    present = [value for value in names if held[value]]
+    segments = tuple(_segment(number, value, names, request) for number, value in enumerate(present, 1))
+    if not request.uncoded and (unknown := [segment.label for segment in segments if not segment.is_coded]):
+        raise InputRefusedError(
+            f"{request.labels.name}: there is no SNOMED CT code for {', '.join(unknown)}; other programs know a structure by "
+            "its code; name it as DICOM does, or by a --bundle whose segments.json has codes, or give --uncoded"
+        )
+    renumbered = np.zeros(len(held), number_type(len(present)))
+    renumbered[present] = range(1, len(present) + 1)
+    labels = source.with_array(renumbered[numbers])
+    return {
+        "files": _written(request, labels, source, segments),
+        "structures": [
+            {
+                "number": segment.number,
+                "label": segment.label,
+                "voxels": int(held[value]),
+                "volume_ml": round(int(held[value]) * source.voxel_ml, 5),
+            }
+            for segment, value in zip(segments, present, strict=True)
+        ],
+        "empty": [name for value, name in names.items() if not held[value]],
+        "placed": placed,
+    }
+
+
+def _numbers(request: LabelRequest, source: Volume) -> tuple[NDArray[Any], dict[int, str], str]:
+    """Label values on the grid of the source, shape (I, J, K), the name of each value, and how they were placed."""
+    if request.labels.is_dir():
+        return _of_masks(request.labels, source)
+    numbers, placed = _placed(request.labels, source)
+    told = dict(request.names) or {segment.number: segment.label for segment in request.segments}
+    told = told or label_table(request.labels)
+    if not told and (facts := read_dataset_json(request.labels.parent)):
+        told = dict(facts.names)
+    held = [int(value) for value in np.flatnonzero(np.bincount(numbers.ravel())) if value]
+    if not held:
+        raise InputRefusedError(f"{request.labels.name} holds no structure: all its values are 0; nothing was written")
+    if without := [value for value in held if value not in told]:
+        raise InputRefusedError(
+            f"{request.labels.name} holds {len(without)} value(s) without a name ({', '.join(map(str, without[:5]))}); name "
+            "each by --structure VALUE=NAME, name a --bundle whose segments.json does, or put nnU-Net's dataset.json beside it"
+        )
+    return numbers, told, placed
+
+
+def _of_masks(folder: Path, source: Volume) -> tuple[NDArray[Any], dict[int, str], str]:
+    """As `_numbers`, of a folder with a mask a structure; the masks are numbered in the order of their names."""
+    files = sorted(file for file in folder.iterdir() if has_ending(file, VOLUME_ENDINGS))
+    if not files:
+        raise InputRefusedError(
+            f"{folder.name} holds no mask; NIfTI, NRRD or MetaImage files are needed, each named as its structure"
+        )
+    numbers, names, how = np.zeros(source.shape, number_type(len(files))), dict[int, str](), set[str]()
+    for number, file in enumerate(files, 1):
+        mask, placed = _placed(file, source)
+        names[number], inside = case_id(file), mask > 0
+        if mask.max(initial=0) > 1:
+            raise InputRefusedError(
+                f"{file.name} holds values up to {mask.max()}; a mask has 0 and 1; name a label map by itself as --labels"
+            )
+        shared = np.bincount(numbers[inside], minlength=1)[1:]
+        if shared.any():
+            raise InputRefusedError(
+                f"{file.name} shares {int(shared.max())} voxel(s) with {names[int(shared.argmax()) + 1]}; a voxel of one "
+                "structure is needed; write them by several calls"
+            )
+        numbers[inside] = number
+        how.add(placed)
+    if not numbers.any():
+        raise InputRefusedError(f"the masks in {folder.name} are all empty; nothing was written")
+    return numbers, names, "; ".join(sorted(how))
+
+
+def _placed(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
+    """The whole numbers of a label file on the grid of the source, shape (I, J, K), and how they came there.
+
+    Voxels of another grid are found by the affine of the file: each voxel of the source gets the value at the nearest centre.
+    """
+    labels = read_volume(file)
+    array, largest = labels.array, np.iinfo(np.uint16).max
+    if array.ndim != 3 or array.min() < 0 or array.max() > largest or (array != np.rint(array)).any():
+        raise InputRefusedError(
+            f"{file.name} has the shape {array.shape} and values from {array.min():g} to {array.max():g}; one whole number "
+            f"from 0 to {largest} for each voxel is needed; probabilities are no labels"
+        )
+    labels = labels.with_array(array.astype(np.uint16))
+    try:
+        return labels.on_grid_of(source).array, "on the grid of the series"
+    except ValueError:
+        step = np.linalg.solve(labels.affine_lps, source.affine_lps)  # index of the source -> index of the labels
+    corners = (step @ corner_indices(source.shape))[:3]
+    last = np.reshape(labels.shape, (3, 1)) - 1
+    beyond = np.maximum(-corners, corners - last).max(axis=1) - _OUTSIDE  # in voxels of the labels, by axis
+    if (beyond > 0).any():
+        raise InputRefusedError(
+            f"{file.name} ends {float((beyond * labels.spacing_mm).max()):.1f} mm before the series does; labels of the whole "
+            "series are needed; take those that were made of this series"
+        )
+    nearest = affine_transform(labels.array, step[:3, :3], step[:3, 3], source.shape, order=0, mode="nearest")
+    return nearest, f"from a grid of {' x '.join(map(str, labels.shape))} voxels, by the nearest centre"
+
+
+def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRequest) -> Segment:
+    """The segment of a label value: that of `segments`, else one with the codes of its name."""
+    known = {segment.number: segment for segment in request.segments}
+    if value in known and not request.labels.is_dir():
+        return replace(known[value], number=number)
+    own = totalsegmentator_structures() if request.maker.name.lower() == "totalsegmentator" else {}
+    return named_segment(number, own.get(names[value]) or StatedStructure(names[value]))
+
+
+def _written(request: LabelRequest, labels: Volume, source: Volume, segments: tuple[Segment, ...]) -> dict[str, str]:
+    """Writes the objects and gives their paths by format. An object that refers to another brings it along."""
+    maker, stem = request.maker, case_id(request.labels)
+    info = ResultInfo(
+        segments=segments,
+        algorithm_name=maker.name,
+        algorithm_version=maker.version,
+        bundle_sha256=maker.sha256,
+        algorithm_type="MANUAL" if maker.is_manual else "AUTOMATIC",
+        quality=NOT_JUDGED,
+    )
+    names = {kind.name for kind in RESULT_KINDS if kind.format in request.formats}
+    names |= {other for name in names for other in KIND[name].refers_to}
+    request.output.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=request.output, prefix=".partial-") as partial,
+        refusing_as(request.labels.name),
+    ):
+        paths = {kind.name: Path(partial) / f"{stem}_{kind.format}{kind.ending}" for kind in RESULT_KINDS}
+        content = ResultContent(labels, source, info, paths, request.encoding)
+        kinds = [kind for kind in RESULT_KINDS if kind.name in names]
+        for kind in kinds:
+            kind.write_result(content, paths[kind.name])
+        files = {}
+        for kind in kinds:
+            target = request.output / paths[kind.name].name
+            os.replace(paths[kind.name], target)
+            files[kind.format] = str(target)
+    return files
