@@ -116,7 +116,7 @@ def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[d
 
 
 def dicomize(options: flags.Dicomize) -> Answer:
-    """Write NIfTI as DICOM series, or labels of any program as SEG and SR.
+    """Write NIfTI as DICOM series, or any program's labels as SEG and SR.
 
     Example: monai-unet dicomize --labels LABELS --source SERIES --algorithm 'TotalSegmentator 2.18' --output OUT
     """
