@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
@@ -24,10 +25,14 @@ from monai_unet_app.data.coding import named_segment, totalsegmentator_structure
 from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.nifti import label_table
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 
 _OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the series may lie beyond the outermost centres of the labels
+_ALONG = (
+    dict.fromkeys("LR", "left to right") | dict.fromkeys("AP", "front to back") | dict.fromkeys("SI", "feet to head")
+)
 NOT_JUDGED = "no quality gate has judged these labels"
 
 
@@ -85,6 +90,7 @@ class LabelRequest:
         encoding: Of the SEG.
         uncoded: Structures without a SNOMED CT code are written with a private one.
         reading: How to read the series.
+        looked_at: Somebody has seen that the labels lie right, whatever the edges of the image say.
     """
 
     labels: Path
@@ -97,6 +103,7 @@ class LabelRequest:
     encoding: SegEncoding = "binary"
     uncoded: bool = False
     reading: ReadOptions | None = None
+    looked_at: bool = False
 
 
 def write_label_results(request: LabelRequest) -> dict[str, Any]:
@@ -104,12 +111,12 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
 
     Returns:
         "files" by format, "structures" with number, label, voxels and volume_ml, names of structures without voxels under
-        "empty", and "placed": how the labels came onto the slices.
+        "empty", "placed": how the labels came onto the slices, and "edges": whether edges of the image follow them, a `Lie`.
 
     Raises:
         UsageError: A format needs more than labels.
         InputRefusedError: The source is no DICOM series, the labels do not cover it, a value has no name or a structure no
-            code, structures share voxels, or an object cannot be written.
+            code, structures share voxels, edges of the image disagree with the labels, or an object cannot be written.
     """
     possible = [kind.format for kind in RESULT_KINDS if kind.from_labels]
     if unknown := [name for name in request.formats if name not in possible]:
@@ -133,6 +140,13 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
     renumbered = np.zeros(len(held), number_type(len(present)))
     renumbered[present] = range(1, len(present) + 1)
     labels = source.with_array(renumbered[numbers])
+    edges, axis = lie_of(source.channel(0).array if source.array.ndim == 4 else source.array, labels.array)
+    if edges in ("mirrored", "moved") and not request.looked_at:
+        how = "some voxels away" if axis < 0 else f"flipped {_ALONG[nibabel.aff2axcodes(source.affine_ras)[axis]]}"
+        raise InputRefusedError(
+            f"edges of {request.source.name} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
+            "or of another image; look at them, and if they lie right, write them with --looked-at"
+        )
     return {
         "files": _written(request, labels, source, segments),
         "structures": [
@@ -146,6 +160,7 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
         ],
         "empty": [name for value, name in names.items() if not held[value]],
         "placed": placed,
+        "edges": edges,
     }
 
 

@@ -20,6 +20,7 @@ from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
 from monai_unet_app.data.coding import codes_of, totalsegmentator_structures
 from monai_unet_app.data.nifti import label_table
+from monai_unet_app.data.sketch import lie_of
 
 run = pytest.fixture(shell)
 BY = ("--algorithm", "TotalSegmentator 2.18")
@@ -37,7 +38,7 @@ def series(tmp_path: Path) -> Volume:
 
 
 def labelled(run: Run, tmp_path: Path, labels: Path, *words: object) -> Answer:
-    place = ("--source", tmp_path / "series", "--output", tmp_path / "out")
+    place = ("--source", tmp_path / "series", "--output", tmp_path / "out", "--looked-at")
     return run("dicomize", "--labels", labels, *place, *words, "--json")
 
 
@@ -169,3 +170,49 @@ def test_the_classes_of_totalsegmentator_are_coded_as_it_codes_them(tmp_path: Pa
     path = saved(tmp_path / "l/a.nii.gz", np.zeros((2, 2, 2), np.uint8), np.eye(4), TABLE)
     assert label_table(path) == {1: "spleen", 2: "rib_left_7", 9: "liver"}
     assert label_table(saved(tmp_path / "l/b.nii.gz", np.zeros((2, 2, 2), np.uint8), np.eye(4))) == {}
+
+
+def two_organs() -> np.ndarray:
+    """Shape (40, 36, 20): an ellipsoid off the centre, and a smaller one beside it, neither symmetrical to any middle."""
+    place = np.stack(np.meshgrid(*map(np.arange, (40, 36, 20)), indexing="ij"), axis=-1)
+    large = np.linalg.norm((place - (14, 20, 8)) / (8, 11, 5), axis=-1) < 1
+    small = np.linalg.norm((place - (28, 11, 12)) / (5, 4, 4), axis=-1) < 1
+    return np.where(large, 1, 2 * small).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: a, ""),
+        (lambda a: a[::-1], "flipped left to right"),
+        (lambda a: a[:, ::-1], "flipped front to back"),
+        (lambda a: a[:, :, ::-1], "flipped feet to head"),
+        (lambda a: np.roll(a, 5, axis=0), "the labels may be mirrored, moved"),
+        (lambda a: np.roll(a, (3, -4), axis=(1, 2)), "the labels may be mirrored, moved"),
+    ],
+)
+def test_labels_that_were_flipped_or_moved_are_refused_by_the_edges_of_the_image(
+    run: Run, tmp_path: Path, change, says: str
+) -> None:
+    right = two_organs()
+    array = np.random.default_rng(4).normal(400, 25, right.shape) + np.array([0, 150, -120])[right]
+    affine = oblique_affine(degrees=(6.0, -8.0, 5.0))
+    write_mr_series(tmp_path / "series", array.astype(np.int16), affine)
+    series = read_series(tmp_path / "series")
+    labels = saved(tmp_path / "l/case.nii.gz", change(right), series.affine_ras)
+    words = ("--labels", labels, "--source", tmp_path / "series", "--output", tmp_path / "out", *BY, "--json")
+    answer = run("dicomize", *words, "--structure", "1=liver", "--structure", "2=spleen")
+    assert (answer.code, says in answer.err) == (3 if says else 0, True), answer.err
+    assert says or json.loads(answer.out)["edges"] == "follow"
+    assert not says or not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_where_an_image_has_no_edges_labels_are_written_and_not_called_right(run: Run, tmp_path: Path) -> None:
+    noise = [np.random.default_rng(seed).normal(400, 25, (40, 36, 20)) for seed in range(20)]
+    assert sum(lie_of(array, two_organs())[0] == "tell nothing" for array in noise) >= 18
+    write_mr_series(tmp_path / "series", noise[0].astype(np.int16), oblique_affine())
+    labels = saved(tmp_path / "l/case.nii.gz", two_organs(), read_series(tmp_path / "series").affine_ras)
+    words = ("--labels", labels, "--source", tmp_path / "series", "--output", tmp_path / "out", *BY, "--json")
+    answer = run("dicomize", *words, "--structure", "1=liver", "--structure", "2=spleen")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["edges"] == "tell nothing"

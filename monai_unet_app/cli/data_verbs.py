@@ -158,16 +158,8 @@ def dicomize(options: flags.Dicomize) -> Answer:
 
 
 _OF_SOURCE = (
-    "algorithm",
-    "manual",
-    "structure",
-    "format",
-    "seg_encoding",
-    "uncoded",
-    "series",
-    "channels",
-    "time_point",
-)
+    "algorithm", "manual", "structure", "format", "seg_encoding", "uncoded", "looked_at", "series", "channels", "time_point",
+)  # fmt: skip
 
 
 def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
@@ -193,6 +185,7 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
             options.seg_encoding or "binary",
             options.uncoded,
             common.read_options(options),
+            options.looked_at,
         )
     )
     cells = ((str(row["number"]), row["label"], f"{row['volume_ml']:.3f} mL") for row in made["structures"])
@@ -200,9 +193,10 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
     if made["empty"]:
         more = f" and {len(made['empty']) - 5} more" if len(made["empty"]) > 5 else ""
         show.line(f"without a voxel, so not written: {', '.join(made['empty'][:5])}{more}")
-    show.line(
-        f"labels {made['placed']}; a label file does not say of whom it is: look whether it lies on this patient's image"
+    checked = (
+        "they follow the edges of the image" if made["edges"] == "follow" else "edges of the image could not check them"
     )
+    show.line(f"labels {made['placed']}; {checked}; a label file does not say of whom it is: look at the result")
     show.wrote(map(Path, made["files"].values()))
     return made, EXIT_DONE
 

@@ -181,6 +181,7 @@ class Dicomize(Labels, Reading):
         format: comma-separated, of --source: seg, sr, rtstruct, gsps, sc (default: seg)
         seg_encoding: %(choices)s: how the SEG of --source stores its frames (default: binary)
         uncoded: write labels of --source although structures have no SNOMED CT code; a private code says so
+        looked_at: somebody has seen that the labels lie right on --source; write them although edges of the image disagree
         bundle: bundle whose segments.json names the label values; needed with --images and labels
         output: gets one folder for each case; of --source the objects
         modality: what the images are; CT: values in HU (default: MR)
@@ -194,6 +195,7 @@ class Dicomize(Labels, Reading):
     format: str | None = None
     seg_encoding: Annotated[SegEncoding | None, Flag(metavar="HOW")] = None
     uncoded: bool = False
+    looked_at: bool = False
     bundle: str | None = None
     output: Place
     modality: Literal["MR", "CT"] = "MR"

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -16,6 +17,13 @@ from monai_unet_app.metrics.boxes import bounding_box
 
 Floats = NDArray[np.float32]
 
+# Of `Fit`, for the labels of one image
+_CLEARLY, _AGREES = 1.1, 1.15  # how much more, and how much at least, edges agree with labels that are right
+_BETTER_AWAY, _MORE_AWAY = (
+    0.95,
+    1.2,
+)  # of `nearest`, below it edges agree better some voxels away; how much more at least
+_TELLS = 1.3  # of `ratio`: below it edges tell nothing
 PICTURE_EDGE = {2: 64, 3: 16}
 """Blocks along the longest axis of a small picture of a picture, and of a volume."""
 
@@ -42,6 +50,9 @@ class ClassPlace:
     centre: tuple[float, float, float]
     share: float
     brightness: float
+
+
+Lie = Literal["follow", "tell nothing", "mirrored", "moved"]
 
 
 @dataclass(frozen=True)
@@ -216,6 +227,30 @@ def fit_of(image: NDArray[np.generic], numbers: NDArray[np.generic]) -> Fit | No
     if not far.max(initial=0) > 0:
         return None
     return Fit(float(agreement[0] / far.mean()), float(agreement[distance <= 1].max() / far.max()))
+
+
+def lie_of(image: NDArray[np.generic], numbers: NDArray[np.generic]) -> tuple[Lie, int]:
+    """How the labels of one image lie on it, by its edges, and the axis along which they are mirrored (else -1).
+
+    "mirrored": edges agree clearly better with the labels flipped along an axis. "moved": they agree better some voxels away.
+    "tell nothing": neither, and they hardly agree more than with moved labels. `benchmarks/label_place.py` tells how often each
+    of these is right.
+
+    Args:
+        image: Shape (I, J, K).
+        numbers: Same shape; 0 is the background; some voxel is not.
+    """
+    own = fit_of(image, numbers)
+    if own is None:
+        return "tell nothing", -1
+    flipped = [fit_of(image, np.flip(numbers, axis)) if numbers.shape[axis] > 1 else None for axis in range(3)]
+    ratios = [fit.ratio if fit else 0.0 for fit in flipped]
+    best = int(np.argmax(ratios))
+    if ratios[best] > max(_CLEARLY * own.ratio, _AGREES):
+        return "mirrored", best
+    if own.nearest < _BETTER_AWAY and own.ratio / own.nearest > _MORE_AWAY:
+        return "moved", -1
+    return ("follow" if own.ratio >= _TELLS else "tell nothing"), -1
 
 
 def _cut_out(image: NDArray[np.generic], numbers: NDArray[np.generic], axes: Sequence[int]) -> tuple[Floats, Floats]:
