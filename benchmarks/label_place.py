@@ -2,8 +2,9 @@
 
     python benchmarks/label_place.py --data ../shared/data [--cases 40]
 
-The labels of a data set as they are, mirrored along each axis, and moved by five voxels to both sides of each axis. What is counted
-are labels that `lie_of` calls mirrored or moved. Hippocampi are cases that did not train: the thresholds were chosen on those that did.
+The labels of a data set as they are, mirrored along each axis, and moved by five voxels to both sides of each axis. What is
+counted are labels that `lie_of` calls mirrored or moved. Its thresholds were chosen on 60 hippocampi that trained and 14
+abdomens; the hippocampi here are others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from claims import at_least, at_most, finish
+from claims import judged
 
 from monai_unet_app.data.sketch import lie_of
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cases", type=int, default=40, help="of each data set at most")
     options = parser.parse_args()
+    reached = []
     for name, pairs in data_sets(options.data).items():
         found: dict[str, list[bool]] = {"right": [], "mirrored": [], "moved": []}
         for image, label in pairs[: options.cases]:
@@ -36,11 +38,17 @@ def main() -> None:
             for kind, changed in variants(numbers.astype(np.uint8)):
                 found[kind].append(lie_of(array, changed)[0] in ("mirrored", "moved"))
         shares = {kind: sum(flags) / len(flags) for kind, flags in found.items()}
-        print(f"{name}: {len(found['right'])} cases", *(f"{kind} {share:.1%} refused" for kind, share in shares.items()), sep="; ")
-        at_most(f"right labels refused, {name}", shares["right"], 0.01)
-        at_least(f"mirrored labels refused, {name}", shares["mirrored"], 0.9)
-        at_least(f"labels moved by {MOVED} voxels refused, {name}", shares["moved"], 0.8)
-    finish()
+        print(
+            f"{name}: {len(found['right'])} cases",
+            *(f"{kind} {share:.1%} refused" for kind, share in shares.items()),
+            sep="; ",
+        )
+        reached += [
+            judged(f"right labels refused, {name}", shares["right"], 0.01, at_most=True),
+            judged(f"mirrored labels refused, {name}", shares["mirrored"], 0.9),
+            judged(f"labels moved by {MOVED} voxels refused, {name}", shares["moved"], 0.8),
+        ]
+    raise SystemExit(not all(reached))
 
 
 def data_sets(data: Path) -> dict[str, list[tuple[Path, Path]]]:
