@@ -158,7 +158,7 @@ BENCHMARKS = (
         "--data {data}",
         None,
         "msd_hippocampus",
-        note="`dicomize --labels --source` refuses them; thresholds were chosen on 60 other hippocampi and 14 of the abdomens.",
+        note="`dicomize --labels --source` refuses them; thresholds were chosen on these hippocampi and 14 of the abdomens.",
     ),
     Benchmark(
         "hippocampus_vs_stock",

@@ -18,11 +18,11 @@ from monai_unet_app.metrics.boxes import bounding_box
 Floats = NDArray[np.float32]
 
 # Of `Fit`, for the labels of one image
-_CLEARLY, _AGREES = 1.1, 1.15  # how much more, and how much at least, edges agree with labels that are right
+_CLEARLY, _AGREES = 1.05, 1.1  # how much more, and how much at least, edges agree with flipped labels that are right
 _BETTER_AWAY, _MORE_AWAY = (
-    0.95,
+    0.92,
     1.2,
-)  # of `nearest`, below it edges agree better some voxels away; how much more at least
+)  # below which `nearest` speaks for another place, and how much edges agree there at least
 _TELLS = 1.3  # of `ratio`: below it edges tell nothing
 PICTURE_EDGE = {2: 64, 3: 16}
 """Blocks along the longest axis of a small picture of a picture, and of a volume."""
