@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from dicom_io.kinds import FORMATS as DICOM_FORMATS
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.read import ReadOptions
+from dicom_io.volume import Provenance
 from monai_unet_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,6 +101,16 @@ class ResultSettings:
 def box_text(sides: Sides) -> str:
     """A box as --box takes it, such as 10:45,0:60,5:40."""
     return ",".join(f"{first}:{end}" for first, end in sides)
+
+
+def applied_repairs(reading: ReadOptions, source: Provenance) -> tuple[str, ...]:
+    """Names of the permitted repairs that a series needed."""
+    applied = {
+        "resample_gaps": reading.resample_gaps and source.resampled,
+        "resample_tilt": reading.resample_tilt and source.resampled,
+        "accept_incomplete": source.incomplete,
+    }
+    return tuple(name for name, is_applied in applied.items() if is_applied)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Label files that another program or a person made, written as DICOM on the series that they belong to."""
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,14 +19,18 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.result_content import ResultContent
 from dicom_io.read import ReadOptions
 from dicom_io.volume import Volume, corner_indices, number_type
+from monai_unet_app import __version__
+from monai_unet_app.config import applied_repairs
 from monai_unet_app.data.case_files import case_id
 from monai_unet_app.data.coding import named_segment, totalsegmentator_structures
 from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.nifti import label_table
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
+from monai_unet_app.result_files import publish, size_document, source_document
 
 _OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the series may lie beyond the outermost centres of the labels
 _ALONG = (
@@ -102,7 +105,7 @@ class LabelRequest:
     formats: tuple[str, ...] = ("seg",)
     encoding: SegEncoding = "binary"
     uncoded: bool = False
-    reading: ReadOptions | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
     looked_at: bool = False
 
 
@@ -110,8 +113,8 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
     """Writes the DICOM objects of labels; all of them or none.
 
     Returns:
-        "files" by format, "structures" with number, label, voxels and volume_ml, names of structures without voxels under
-        "empty", "placed": how the labels came onto the slices, and "edges": whether edges of the image follow them, a `Lie`.
+        "result": the content of `<labels>_result.json`; "empty": structures without voxels; "placed": how the labels came onto
+        the slices; "edges": whether edges of the image follow them, a `Lie`.
 
     Raises:
         UsageError: A format needs more than labels.
@@ -130,7 +133,7 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
         )
     numbers, names, placed = _numbers(request, source)
     held = np.bincount(numbers.ravel(), minlength=max(names) + 1)
-    present = [value for value in names if held[value]]
+    present = [value for value in sorted(names) if held[value]]
     segments = tuple(_segment(number, value, names, request) for number, value in enumerate(present, 1))
     if not request.uncoded and (unknown := [segment.label for segment in segments if not segment.is_coded]):
         raise InputRefusedError(
@@ -147,21 +150,9 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
             f"edges of {request.source.name} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
             "or of another image; look at them, and if they lie right, write them with --looked-at"
         )
-    return {
-        "files": _written(request, labels, source, segments),
-        "structures": [
-            {
-                "number": segment.number,
-                "label": segment.label,
-                "voxels": int(held[value]),
-                "volume_ml": round(int(held[value]) * source.voxel_ml, 5),
-            }
-            for segment, value in zip(segments, present, strict=True)
-        ],
-        "empty": [name for value, name in names.items() if not held[value]],
-        "placed": placed,
-        "edges": edges,
-    }
+    document = _written(request, labels, source, segments)
+    empty = [name for value, name in names.items() if not held[value]]
+    return {"result": document, "empty": empty, "placed": placed, "edges": edges}
 
 
 def _numbers(request: LabelRequest, source: Volume) -> tuple[NDArray[Any], dict[int, str], str]:
@@ -250,9 +241,9 @@ def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRe
     return named_segment(number, own.get(names[value]) or StatedStructure(names[value]))
 
 
-def _written(request: LabelRequest, labels: Volume, source: Volume, segments: tuple[Segment, ...]) -> dict[str, str]:
-    """Writes the objects and gives their paths by format. An object that refers to another brings it along."""
-    maker, stem = request.maker, case_id(request.labels)
+def _written(request: LabelRequest, labels: Volume, source: Volume, segments: tuple[Segment, ...]) -> dict[str, Any]:
+    """Writes the objects and `result.json`, and gives the content of the latter. What an object refers to is written, too."""
+    maker, stem, repairs = request.maker, case_id(request.labels), applied_repairs(request.reading, source.provenance)
     info = ResultInfo(
         segments=segments,
         algorithm_name=maker.name,
@@ -260,6 +251,7 @@ def _written(request: LabelRequest, labels: Volume, source: Volume, segments: tu
         bundle_sha256=maker.sha256,
         algorithm_type="MANUAL" if maker.is_manual else "AUTOMATIC",
         quality=NOT_JUDGED,
+        settings=(("repairs", ", ".join(repairs)),) if repairs else (),
     )
     names = {kind.name for kind in RESULT_KINDS if kind.format in request.formats}
     names |= {other for name in names for other in KIND[name].refers_to}
@@ -270,12 +262,40 @@ def _written(request: LabelRequest, labels: Volume, source: Volume, segments: tu
     ):
         paths = {kind.name: Path(partial) / f"{stem}_{kind.format}{kind.ending}" for kind in RESULT_KINDS}
         content = ResultContent(labels, source, info, paths, request.encoding)
-        kinds = [kind for kind in RESULT_KINDS if kind.name in names]
-        for kind in kinds:
-            kind.write_result(content, paths[kind.name])
         files = {}
-        for kind in kinds:
-            target = request.output / paths[kind.name].name
-            os.replace(paths[kind.name], target)
-            files[kind.format] = str(target)
-    return files
+        for kind in RESULT_KINDS:
+            if kind.name in names:
+                kind.write_result(content, paths[kind.name])
+                files[kind.format] = paths[kind.name].name
+        document = {
+            "schema_version": "1.0",
+            "case": stem,
+            "software": {"name": "monai-unet-app", "version": __version__},
+            "bundle": {"name": maker.name, "version": maker.version, "sha256": maker.sha256},
+            "settings": {"repairs": list(repairs)} if repairs else {},
+            "source": source_document(source, files),
+            "structures": _rows(labels, segments),
+            "wholes": [],
+            "assessment": None,
+            "seconds": {},
+            "files": files,
+        }
+        write_json(document, Path(partial) / f"{stem}_result.json", "result")
+        publish(Path(partial), request.output, stem)
+    return document
+
+
+def _rows(labels: Volume, segments: tuple[Segment, ...]) -> list[dict[str, Any]]:
+    """A row for each structure, as `result.json` has it; nothing is known of probabilities."""
+    voxels = np.bincount(labels.array.ravel(), minlength=len(segments) + 1).tolist()
+    return [
+        {
+            "number": segment.number,
+            "label": segment.label,
+            "channel": segment.number,
+            "voxels": voxels[segment.number],
+            **size_document(labels, voxels[segment.number]),
+            "mean_probability": None,
+        }
+        for segment in segments
+    ]

@@ -19,7 +19,7 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence, stated_key
-from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, box_text
+from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, applied_repairs, box_text
 from monai_unet_app.data.read import ImageFiles, read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
@@ -60,16 +60,10 @@ class Case:
     @property
     def settings(self) -> ResultSettings:
         """What the result was computed with: the repairs and the wider intervals that were applied."""
-        source, reading = self.image.provenance, self.run.reading
-        applied = {
-            "resample_gaps": reading.resample_gaps and source.resampled,
-            "resample_tilt": reading.resample_tilt and source.resampled,
-            "accept_incomplete": source.incomplete,
-        }
         return replace(
             settings_of(self.run, self.bundle),
             elsewhere=self.assessment is not None and self.assessment.confidence.is_elsewhere,
-            repairs=tuple(name for name, is_applied in applied.items() if is_applied),
+            repairs=applied_repairs(self.run.reading, self.image.provenance),
         )
 
     @property

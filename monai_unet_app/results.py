@@ -5,9 +5,6 @@ folder inside the output and moved when they are whole, `result.json` last. So i
 exist too and are of the same run.
 """
 
-import json
-import os
-import shutil
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +18,8 @@ from PIL import Image
 
 from dicom_io.itk_files import write_itk
 from dicom_io.kinds import RESULT_KINDS
-from dicom_io.objects.source_grid import second_opinion_note
 from dicom_io.segmentation import Segmentation
-from dicom_io.volume import Provenance, Volume
+from dicom_io.volume import Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.confidence.assessment import Assessment
@@ -37,6 +33,7 @@ from monai_unet_app.dicom_results import CaseOutput, write_dicom
 from monai_unet_app.errors import UsageError, refusing_as
 from monai_unet_app.gathering import decided
 from monai_unet_app.pipeline import Case, assessed
+from monai_unet_app.result_files import publish, size_document, source_document
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +103,7 @@ def write_results(
             files = _write_files(output) | _write_explanation(output, progress)
         document = result_document(output, files) | ({"request_sha256": request} if request else {})
         write_json(document, output.file("result.json"), "result")
-        _publish(output.folder, folder, case_id)
+        publish(output.folder, folder, case_id)
     return document
 
 
@@ -115,55 +112,16 @@ def is_rejected(case: Case) -> bool:
     return case.assessment is not None and case.assessment.verdict == "reject"
 
 
-def _publish(folder: Path, output: Path, case_id: str) -> None:
-    """Moves the files of a case into the output, in place of all files of the same case that an earlier run left there."""
-    record = output / f"{case_id}_result.json"
-    # The order matters after a crash: the old record goes before the files that it names, and the new record comes
-    # after its files
-    stale = _named_by(record, case_id)
-    record.unlink(missing_ok=True)
-    for path in stale:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == record.name):
-        target = output / path.name
-        # os.replace cannot put a folder in place of one that holds files
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(path, target)
-
-
-def _named_by(record: Path, case_id: str) -> list[Path]:
-    """The files and folders of this case that an earlier `result.json` names, only those beside it."""
-    try:
-        files = json.loads(record.read_text())["files"].values()
-        tops = {Path(name).parts[0] for name in files}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):  # absent, or not one of ours
-        return []
-    # Only names that begin with this case's id: a foreign record must not make us delete other files
-    return [record.parent / top for top in sorted(tops) if top.startswith(f"{case_id}_")]
-
-
 def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:
     """The content of `result.json`. It has the UIDs of study and series, and nothing that identifies the patient."""
     case, bundle = output.case, output.case.bundle
-    image, source = case.image, case.image.provenance
     return {
         "schema_version": SCHEMA_VERSION,
         "case": output.case_id,
         "software": {"name": "monai-unet-app", "version": __version__},
         "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256, **_export_named(case)},
         "settings": case.settings.document(),
-        "source": {
-            "kind": source.kind,
-            "modality": source.modality,
-            "study_instance_uid": source.study_instance_uid,
-            "series_instance_uid": source.series_instance_uid,
-            "instances": len(set(source.sop_instance_uids)),
-            "shape": list(image.shape),
-            "spacing": [round(step, 6) for step in image.spacing_mm],
-            "unit": image.length_unit,
-            "notes": [*source.notes, *_sizes_note(source, files), *_places_note(image, files)],
-        },
+        "source": source_document(case.image, files),
         "structures": structure_rows(case),
         "wholes": _whole_rows(case),
         "assessment": _assessment(case.assessment),
@@ -198,36 +156,6 @@ def _assessment(assessment: Assessment | None) -> dict[str, Any] | None:
     }
 
 
-ON_SLICES = tuple(kind for kind in RESULT_KINDS if kind.on_slices)
-"""Kinds of objects that lie on the slices of their source, whatever grid the result was computed on."""
-
-
-def _sizes_note(source: Provenance, files: Mapping[str, str]) -> list[str]:
-    """A note on which sizes belong to which grid, if some of the files lie on another grid than the others."""
-    sliced = [kind.name for kind in ON_SLICES if kind.format in files]
-    if not source.resampled or not sliced:
-        return []
-    return [
-        f"sizes here and in the SR are of the resampled grid; {' and '.join(sliced)} lie on the original slices, where "
-        "the volume of the structures may differ"
-    ]
-
-
-def _places_note(volume: Volume, files: Mapping[str, str]) -> list[str]:
-    """A note for DICOM objects that lie on slices, if ITK could not confirm the positions of these slices."""
-    note = second_opinion_note(volume) if any(kind.format in files for kind in ON_SLICES) else None
-    return [note] if note else []
-
-
-def _size(volume: Volume, voxels: int) -> dict[str, float]:
-    """The size in millilitres; of a picture in pixels, and in mm² if its header has PixelSpacing."""
-    if not volume.planar:
-        return {"volume_ml": round(voxels * volume.voxel_ml, 5)}
-    pixel_mm = volume.provenance.pixel_mm
-    area = {"area_mm2": round(voxels * pixel_mm[0] * pixel_mm[1], 5)} if pixel_mm else {}
-    return {"pixels": voxels, **area}
-
-
 def structure_rows(case: Case) -> list[dict[str, Any]]:
     """A row for each structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
     segmentation, thresholds = case.segmentation, dict(enumerate(case.bundle.thresholds, 1))
@@ -237,7 +165,7 @@ def structure_rows(case: Case) -> list[dict[str, Any]]:
             "label": structure.label,
             "channel": structure.channel,
             "voxels": structure.voxels,
-            **_size(case.image, structure.voxels),
+            **size_document(case.image, structure.voxels),
             **({"objects": count} if (count := structure.objects) is not None else {}),
             "mean_probability": None if structure.confidence is None else round(structure.confidence, 5),
             **({"threshold": cut} if (cut := thresholds.get(structure.number, 0.5)) != 0.5 else {}),
@@ -255,7 +183,7 @@ def _whole_rows(case: Case) -> list[dict[str, Any]]:
     for whole, interval in zip(wholes, intervals, strict=True):
         voxels = sum(structure.voxels for structure in structures if structure.number in whole.numbers)
         row = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
-        rows.append(row | _size(case.image, voxels) | _interval(case.image, interval))
+        rows.append(row | size_document(case.image, voxels) | _interval(case.image, interval))
     return rows
 
 

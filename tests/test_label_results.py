@@ -20,6 +20,7 @@ from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
 from monai_unet_app.data.coding import codes_of, totalsegmentator_structures
 from monai_unet_app.data.nifti import label_table
+from monai_unet_app.data.schemas import validate
 from monai_unet_app.data.sketch import lie_of
 
 run = pytest.fixture(shell)
@@ -60,9 +61,12 @@ def test_a_label_map_in_another_order_of_axes_lies_on_the_slices_of_its_series(
     answer = labelled(run, tmp_path, labels, *BY, "--format", "seg,sr,rtstruct")
     assert answer.code == 0, answer.err
     told = json.loads(answer.out)
-    assert [(row["label"], row["voxels"]) for row in told["structures"]] == [("Spleen", 18), ("Rib left 7", 8)]
+    assert [(row["label"], row["voxels"]) for row in told["result"]["structures"]] == [
+        ("Spleen", 18),
+        ("Rib left 7", 8),
+    ]
     assert (told["empty"], told["placed"]) == (["liver"], "on the grid of the series")
-    files = {kind: Path(path) for kind, path in told["files"].items()}
+    files = {kind: tmp_path / "out" / name for kind, name in told["result"]["files"].items()}
     assert np.array_equal(read_seg(files["seg"], series).array, lopsided_labels())
     assert np.array_equal(read_rtstruct(files["rtstruct"], series).array, lopsided_labels())
     segments = pydicom.dcmread(files["seg"]).SegmentSequence
@@ -73,6 +77,20 @@ def test_a_label_map_in_another_order_of_axes_lies_on_the_slices_of_its_series(
     assert "no quality gate has judged these labels" in pydicom.dcmread(files["sr"]).to_json()
     for file in files.values():
         assert dciodvfy_errors(file) == []
+    validate(json.loads((tmp_path / "out/map_result.json").read_text()), "result")
+    page = run(
+        "review",
+        "--result",
+        tmp_path / "out/map_result.json",
+        "--input",
+        tmp_path / "series",
+        "--output",
+        tmp_path / "page",
+    )
+    assert page.code == 0, page.err
+    html = (tmp_path / "page/index.html").read_text()
+    assert "labels of another program" in html
+    assert "Rib left 7" in html
 
 
 def test_labels_of_a_finer_grid_are_placed_by_their_affine(run: Run, series: Volume, tmp_path: Path) -> None:
@@ -94,11 +112,14 @@ def test_labels_of_a_finer_grid_are_placed_by_their_affine(run: Run, series: Vol
     assert answer.code == 0, answer.err
     told = json.loads(answer.out)
     assert "by the nearest centre" in told["placed"]
-    found = read_seg(Path(told["files"]["seg"]), series).array > 0
+    found = read_seg(tmp_path / "out" / told["result"]["files"]["seg"], series).array > 0
     half = 0.6 * np.sqrt(3) / 2
     assert (found >= inside(series.affine_ras, series.shape, 4.0 - half)).all()
     assert (found <= inside(series.affine_ras, series.shape, 4.0 + half)).all()
-    assert pydicom.dcmread(told["files"]["seg"]).SegmentSequence[0].SegmentAlgorithmType == "MANUAL"
+    assert (
+        pydicom.dcmread(tmp_path / "out" / told["result"]["files"]["seg"]).SegmentSequence[0].SegmentAlgorithmType
+        == "MANUAL"
+    )
 
 
 def test_a_folder_of_masks_is_named_by_its_files(run: Run, series: Volume, tmp_path: Path) -> None:
@@ -107,7 +128,10 @@ def test_a_folder_of_masks_is_named_by_its_files(run: Run, series: Volume, tmp_p
     answer = labelled(run, tmp_path, tmp_path / "masks", *BY)
     assert answer.code == 0, answer.err
     told = json.loads(answer.out)
-    assert [(row["label"], row["voxels"]) for row in told["structures"]] == [("Aorta", 18), ("Kidney right", 8)]
+    assert [(row["label"], row["voxels"]) for row in told["result"]["structures"]] == [
+        ("Aorta", 18),
+        ("Kidney right", 8),
+    ]
     assert told["empty"] == ["heart"]
     saved(tmp_path / "masks/liver.nii.gz", (lopsided_labels() > 0).astype(np.uint8), series.affine_ras)
     answer = labelled(run, tmp_path, tmp_path / "masks", *BY)
@@ -121,7 +145,7 @@ def test_the_names_of_nnunet_stand_beside_its_results(run: Run, series: Volume, 
     (tmp_path / "l/dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": names}))
     answer = labelled(run, tmp_path, labels, "--algorithm", "nnU-Net 2.8.1")
     assert answer.code == 0, answer.err
-    assert [row["label"] for row in json.loads(answer.out)["structures"]] == ["Liver", "Spleen"]
+    assert [row["label"] for row in json.loads(answer.out)["result"]["structures"]] == ["Liver", "Spleen"]
 
 
 @pytest.mark.parametrize(

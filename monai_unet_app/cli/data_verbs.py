@@ -1,5 +1,6 @@
 """The verbs about data: inspect, convert, dicomize, regions."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,8 +189,11 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
             options.looked_at,
         )
     )
-    cells = ((str(row["number"]), row["label"], f"{row['volume_ml']:.3f} mL") for row in made["structures"])
-    show.print_table(("number", show.folded("structure"), "size"), cells)
+    result = made["result"]
+    show.print_table(
+        ("number", show.folded("structure"), "size"),
+        ((str(row["number"]), row["label"], show.size(row)) for row in result["structures"]),
+    )
     if made["empty"]:
         more = f" and {len(made['empty']) - 5} more" if len(made["empty"]) > 5 else ""
         show.line(f"without a voxel, so not written: {', '.join(made['empty'][:5])}{more}")
@@ -197,7 +201,11 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
         "they follow the edges of the image" if made["edges"] == "follow" else "edges of the image could not check them"
     )
     show.line(f"labels {made['placed']}; {checked}; a label file does not say of whom it is: look at the result")
-    show.wrote(map(Path, made["files"].values()))
+    show.wrote(options.output / name for name in (*result["files"].values(), f"{result['case']}_result.json"))
+    place = f"{options.output}/{result['case']}_result.json"
+    show.line(
+        f"next: monai-unet review --result {shlex.quote(place)} --input {shlex.quote(str(source))} --output review"
+    )
     return made, EXIT_DONE
 
 

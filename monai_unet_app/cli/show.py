@@ -251,17 +251,17 @@ def statements_table(statements: dict[str, Any]) -> None:
     print_table(("setting", folded("statement"), folded("figures")), rows)
 
 
-def _size(row: Mapping[str, Any]) -> str:
+def size(row: Mapping[str, Any]) -> str:
     """The size of a structure, with the interval of its true size below; then the number of counted objects."""
-    size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
-    size += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
+    text = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
+    text += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
     interval = row.get("volume_interval_ml") or row.get("pixels_interval")
     digits = 3 if "volume_ml" in row else 0
-    size += f"\n({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
+    text += f"\n({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
     if "objects" not in row:
-        return size
+        return text
     between = row.get("objects_interval")
-    return f"{size}\n{row['objects']} object(s)" + (f"\n({between[0]} to {between[1]})" if between else "")
+    return f"{text}\n{row['objects']} object(s)" + (f"\n({between[0]} to {between[1]})" if between else "")
 
 
 def _dice(row: Mapping[str, Any]) -> str:
@@ -279,8 +279,8 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
         for row in case["structures"]:
             gate = f"{row['verdict']}{_dice(row)}" if "verdict" in row else "-"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
-            rows.append((name, row["label"], _size(row), inside, gate, seconds))
-        rows += [(name, f"{row['label']}, whole", _size(row), "", "", "") for row in case["wholes"]]
+            rows.append((name, row["label"], size(row), inside, gate, seconds))
+        rows += [(name, f"{row['label']}, whole", size(row), "", "", "") for row in case["wholes"]]
     print_table((folded("case"), folded("structure"), "size", "mean p", "gate", "seconds"), rows)
 
 

@@ -132,7 +132,7 @@ def facts(case: ReviewedCase) -> dict[str, str]:
     rows = {
         "Case": case.id,
         "Model": f"{bundle['name']} {bundle['version']}, sha256 {bundle['sha256'][:16]}",
-        "Settings": f"{document['settings']['device']}, {'with' if document['settings']['tta'] else 'without'} mirror images",
+        "Settings": _settings(document["settings"]),
         "Software": f"{document['software']['name']} {document['software']['version']}",
         "Image": f"{source['modality'] or source['kind']}, {size} voxels of {spacing} {unit}",
         "Result": f"sha256 {case.result_sha256[:16]}",
@@ -142,6 +142,12 @@ def facts(case: ReviewedCase) -> dict[str, str]:
     if case.bundle and case.bundle.metadata.get("intended_use"):
         rows["Intended use"] = str(case.bundle.metadata["intended_use"])
     return rows
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    if "device" not in settings:
+        return "not known: labels of another program"
+    return f"{settings['device']}, {'with' if settings['tta'] else 'without'} mirror images"
 
 
 def paper(case: ReviewedCase, patient: Mapping[str, str], sections: list[KeySection]) -> Iterator[Block]:

@@ -1,0 +1,86 @@
+"""The files of a result: how they appear all at once, and what `result.json` says of their image."""
+
+import json
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from dicom_io.kinds import RESULT_KINDS
+from dicom_io.objects.source_grid import second_opinion_note
+from dicom_io.volume import Provenance, Volume
+
+
+def publish(folder: Path, output: Path, case_id: str) -> None:
+    """Moves the files of a case into the output, in place of all files of the same case that an earlier run left there."""
+    record = output / f"{case_id}_result.json"
+    # The order matters after a crash: the old record goes before the files that it names, and the new record comes
+    # after its files
+    stale = _named_by(record, case_id)
+    record.unlink(missing_ok=True)
+    for path in stale:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == record.name):
+        target = output / path.name
+        # os.replace cannot put a folder in place of one that holds files
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+
+
+def _named_by(record: Path, case_id: str) -> list[Path]:
+    """The files and folders of this case that an earlier `result.json` names, only those beside it."""
+    try:
+        files = json.loads(record.read_text())["files"].values()
+        tops = {Path(name).parts[0] for name in files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):  # absent, or not one of ours
+        return []
+    # Only names that begin with this case's id: a foreign record must not make us delete other files
+    return [record.parent / top for top in sorted(tops) if top.startswith(f"{case_id}_")]
+
+
+def source_document(image: Volume, files: Collection[str]) -> dict[str, Any]:
+    """What `result.json` says of the image of a result, of which these formats were written."""
+    source = image.provenance
+    return {
+        "kind": source.kind,
+        "modality": source.modality,
+        "study_instance_uid": source.study_instance_uid,
+        "series_instance_uid": source.series_instance_uid,
+        "instances": len(set(source.sop_instance_uids)),
+        "shape": list(image.shape),
+        "spacing": [round(step, 6) for step in image.spacing_mm],
+        "unit": image.length_unit,
+        "notes": [*source.notes, *_sizes_note(source, files), *_places_note(image, files)],
+    }
+
+
+ON_SLICES = tuple(kind for kind in RESULT_KINDS if kind.on_slices)
+"""Kinds of objects that lie on the slices of their source, whatever grid the result was computed on."""
+
+
+def _sizes_note(source: Provenance, files: Collection[str]) -> list[str]:
+    """A note on which sizes belong to which grid, if some of the files lie on another grid than the others."""
+    sliced = [kind.name for kind in ON_SLICES if kind.format in files]
+    if not source.resampled or not sliced:
+        return []
+    return [
+        f"sizes here and in the SR are of the resampled grid; {' and '.join(sliced)} lie on the original slices, where "
+        "the volume of the structures may differ"
+    ]
+
+
+def _places_note(volume: Volume, files: Collection[str]) -> list[str]:
+    """A note for DICOM objects that lie on slices, if ITK could not confirm the positions of these slices."""
+    note = second_opinion_note(volume) if any(kind.format in files for kind in ON_SLICES) else None
+    return [note] if note else []
+
+
+def size_document(volume: Volume, voxels: int) -> dict[str, float]:
+    """The size in millilitres; of a picture in pixels, and in mm² if its header has PixelSpacing."""
+    if not volume.planar:
+        return {"volume_ml": round(voxels * volume.voxel_ml, 5)}
+    pixel_mm = volume.provenance.pixel_mm
+    area = {"area_mm2": round(voxels * pixel_mm[0] * pixel_mm[1], 5)} if pixel_mm else {}
+    return {"pixels": voxels, **area}
