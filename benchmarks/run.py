@@ -158,7 +158,8 @@ BENCHMARKS = (
         "--data {data}",
         None,
         "msd_hippocampus",
-        note="`dicomize --labels --source` refuses them; thresholds were chosen on these cases, so others may be refused somewhat more often.",
+        note="`dicomize --labels --source` refuses them; thresholds were chosen on these cases, so others may be refused "
+        "somewhat more often.",
     ),
     Benchmark(
         "hippocampus_vs_stock",
