@@ -35,6 +35,7 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.splits import read_splits
 
 DATA = REPOSITORY.parent / "shared/data/msd_hippocampus"
 STRUCTURES = {"hippocampus": (1, 2), "posterior": (2,)}
@@ -68,7 +69,10 @@ def two_channels(data: Path, folder: Path, count: int) -> Path:
     """A list of cases with two channels and two masks each, made from a data set of one channel and two label values."""
     folder.mkdir(parents=True)
     rows = []
-    for case in find_data(data)[:count]:
+    known = read_splits(REPOSITORY / "examples/splits.json")  # its test cases would be written as nnU-Net's
+    for case in [case for case in find_data(data) if case.id not in known or known[case.id].partition != "test"][
+        :count
+    ]:
         image, label = nibabel.load(case.image), nibabel.load(case.label)
         values, numbers = np.asarray(image.dataobj, np.float32), np.asarray(label.dataobj)
         arrays = {"T1": values, "gradient": ndimage.gaussian_gradient_magnitude(values, 1.0)}
