@@ -134,7 +134,9 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
     numbers, names, placed = _numbers(request, source)
     held = np.bincount(numbers.ravel(), minlength=max(names) + 1)
     present = [value for value in sorted(names) if held[value]]
-    segments = tuple(_segment(number, value, names, request) for number, value in enumerate(present, 1))
+    with refusing_as(request.labels.name):
+        segments = tuple(_segment(number, value, names, request) for number, value in enumerate(present, 1))
+        info = _info(request, segments, applied_repairs(request.reading, source.provenance))
     if not request.uncoded and (unknown := [segment.label for segment in segments if not segment.is_coded]):
         raise InputRefusedError(
             f"{request.labels.name}: there is no SNOMED CT code for {', '.join(unknown)}; other programs know a structure by "
@@ -150,7 +152,7 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
             f"edges of {request.source.name} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
             "or of another image; look at them, and if they lie right, write them with --looked-at"
         )
-    document = _written(request, labels, source, segments)
+    document = _written(request, labels, source, info)
     empty = [name for value, name in names.items() if not held[value]]
     return {"result": document, "empty": empty, "placed": placed, "edges": edges}
 
@@ -241,18 +243,21 @@ def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRe
     return named_segment(number, own.get(names[value]) or StatedStructure(names[value]))
 
 
-def _written(request: LabelRequest, labels: Volume, source: Volume, segments: tuple[Segment, ...]) -> dict[str, Any]:
-    """Writes the objects and `result.json`, and gives the content of the latter. What an object refers to is written, too."""
-    maker, stem, repairs = request.maker, case_id(request.labels), applied_repairs(request.reading, source.provenance)
-    info = ResultInfo(
+def _info(request: LabelRequest, segments: tuple[Segment, ...], repairs: tuple[str, ...]) -> ResultInfo:
+    return ResultInfo(
         segments=segments,
-        algorithm_name=maker.name,
-        algorithm_version=maker.version,
-        bundle_sha256=maker.sha256,
-        algorithm_type="MANUAL" if maker.is_manual else "AUTOMATIC",
+        algorithm_name=request.maker.name,
+        algorithm_version=request.maker.version,
+        bundle_sha256=request.maker.sha256,
+        algorithm_type="MANUAL" if request.maker.is_manual else "AUTOMATIC",
         quality=NOT_JUDGED,
         settings=(("repairs", ", ".join(repairs)),) if repairs else (),
     )
+
+
+def _written(request: LabelRequest, labels: Volume, source: Volume, info: ResultInfo) -> dict[str, Any]:
+    """Writes the objects and `result.json`, and gives the content of the latter. What an object refers to is written, too."""
+    stem, maker, repairs = case_id(request.labels), request.maker, applied_repairs(request.reading, source.provenance)
     names = {kind.name for kind in RESULT_KINDS if kind.format in request.formats}
     names |= {other for name in names for other in KIND[name].refers_to}
     request.output.mkdir(parents=True, exist_ok=True)
@@ -274,7 +279,7 @@ def _written(request: LabelRequest, labels: Volume, source: Volume, segments: tu
             "bundle": {"name": maker.name, "version": maker.version, "sha256": maker.sha256},
             "settings": {"repairs": list(repairs)} if repairs else {},
             "source": source_document(source, files),
-            "structures": _rows(labels, segments),
+            "structures": _rows(labels, info.segments),
             "wholes": [],
             "assessment": None,
             "seconds": {},
