@@ -160,12 +160,6 @@ def test_the_names_of_nnunet_stand_beside_its_results(run: Run, series: Volume, 
         (lambda a: a[:-1], (*BY, "--structure", "1=liver", "--structure", "2=spleen"), 3, "before the series does"),
         (lambda a: a, (*BY, "--structure", "1=liver", "--structure", "2=thing"), 3, "no SNOMED CT code for Thing"),
         (lambda a: a, (*BY, "--structure", f"1={'x' * 65}", "--structure", "2=spleen"), 3, "64"),
-        (
-            lambda a: a,
-            ("--algorithm", f"{'x' * 65} 1", "--structure", "1=liver", "--structure", "2=spleen"),
-            3,
-            "1 to 64",
-        ),
         (lambda a: a, (*BY, "--structure", "1=liver", "--format", "pm"), 2, "of labels alone seg,"),
     ],
 )
