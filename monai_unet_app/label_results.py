@@ -21,11 +21,11 @@ from dicom_io.read import ReadOptions
 from dicom_io.volume import Volume, corner_indices, number_type
 from monai_unet_app import __version__
 from monai_unet_app.config import applied_repairs
-from monai_unet_app.data.case_files import case_id
+from monai_unet_app.data.case_files import case_id, first_names
 from monai_unet_app.data.coding import named_segment, totalsegmentator_structures
 from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.nifti import label_table
-from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.data.structures import StatedStructure
@@ -132,11 +132,19 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
             f"{request.source.name} is no DICOM series; the series that the labels were made of is needed; name its folder"
         )
     numbers, names, placed = _numbers(request, source)
-    held = np.bincount(numbers.ravel(), minlength=max(names) + 1)
-    present = [value for value in sorted(names) if held[value]]
+    held = np.bincount(numbers.ravel())
+    present = [int(value) for value in np.flatnonzero(held) if value]
+    if not present:
+        raise InputRefusedError(f"{request.labels.name} holds no structure: all its values are 0; nothing was written")
+    if without := [str(value) for value in present if value not in names]:
+        raise InputRefusedError(
+            f"{request.labels.name} holds {len(without)} value(s) without a name ({first_names(without)}); name "
+            "each by --structure VALUE=NAME, name a --bundle whose segments.json does, or put nnU-Net's dataset.json beside it"
+        )
+    repairs = applied_repairs(request.reading, source.provenance)
     with refusing_as(request.labels.name):
         segments = tuple(_segment(number, value, names, request) for number, value in enumerate(present, 1))
-        info = _info(request, segments, applied_repairs(request.reading, source.provenance))
+        info = _info(request, segments, repairs)
     if not request.uncoded and (unknown := [segment.label for segment in segments if not segment.is_coded]):
         raise InputRefusedError(
             f"{request.labels.name}: there is no SNOMED CT code for {', '.join(unknown)}; other programs know a structure by "
@@ -152,8 +160,8 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
             f"edges of {request.source.name} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
             "or of another image; look at them, and if they lie right, write them with --looked-at"
         )
-    document = _written(request, labels, source, info)
-    empty = [name for value, name in names.items() if not held[value]]
+    document = _written(request, labels, source, info, repairs)
+    empty = [name for value, name in names.items() if value not in present]
     return {"result": document, "empty": empty, "placed": placed, "edges": edges}
 
 
@@ -166,14 +174,6 @@ def _numbers(request: LabelRequest, source: Volume) -> tuple[NDArray[Any], dict[
     told = told or label_table(request.labels)
     if not told and (facts := read_dataset_json(request.labels.parent)):
         told = dict(facts.names)
-    held = [int(value) for value in np.flatnonzero(np.bincount(numbers.ravel())) if value]
-    if not held:
-        raise InputRefusedError(f"{request.labels.name} holds no structure: all its values are 0; nothing was written")
-    if without := [value for value in held if value not in told]:
-        raise InputRefusedError(
-            f"{request.labels.name} holds {len(without)} value(s) without a name ({', '.join(map(str, without[:5]))}); name "
-            "each by --structure VALUE=NAME, name a --bundle whose segments.json does, or put nnU-Net's dataset.json beside it"
-        )
     return numbers, told, placed
 
 
@@ -200,8 +200,6 @@ def _of_masks(folder: Path, source: Volume) -> tuple[NDArray[Any], dict[int, str
             )
         numbers[inside] = number
         how.add(placed)
-    if not numbers.any():
-        raise InputRefusedError(f"the masks in {folder.name} are all empty; nothing was written")
     return numbers, names, "; ".join(sorted(how))
 
 
@@ -210,6 +208,10 @@ def _placed(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
 
     Voxels of another grid are found by the affine of the file: each voxel of the source gets the value at the nearest centre.
     """
+    if not has_ending(file, VOLUME_ENDINGS + PICTURE_ENDINGS):
+        raise InputRefusedError(
+            f"{file.name} is no label file; NIfTI, NRRD, MetaImage or, for a picture, a grey picture is needed; export it so"
+        )
     labels = read_volume(file)
     array, largest = labels.array, np.iinfo(np.uint16).max
     if array.ndim != 3 or array.min() < 0 or array.max() > largest or (array != np.rint(array)).any():
@@ -255,9 +257,11 @@ def _info(request: LabelRequest, segments: tuple[Segment, ...], repairs: tuple[s
     )
 
 
-def _written(request: LabelRequest, labels: Volume, source: Volume, info: ResultInfo) -> dict[str, Any]:
+def _written(
+    request: LabelRequest, labels: Volume, source: Volume, info: ResultInfo, repairs: tuple[str, ...]
+) -> dict[str, Any]:
     """Writes the objects and `result.json`, and gives the content of the latter. What an object refers to is written, too."""
-    stem, maker, repairs = case_id(request.labels), request.maker, applied_repairs(request.reading, source.provenance)
+    stem, maker = case_id(request.labels), request.maker
     names = {kind.name for kind in RESULT_KINDS if kind.format in request.formats}
     names |= {other for name in names for other in KIND[name].refers_to}
     request.output.mkdir(parents=True, exist_ok=True)

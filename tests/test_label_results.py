@@ -178,6 +178,11 @@ def test_images_and_a_source_exclude_each_other(run: Run, series: Volume, tmp_pa
         (("--images", labels, "--source", tmp_path / "series"), "give one"),
         ((), "give one"),
         (("--images", labels, "--manual"), "--manual is only used with --source"),
+        (("--images", labels, "--resample-tilt"), "--resample-tilt is only used with --source"),
+        (
+            ("--labels", labels, "--source", tmp_path / "series", "--label-suffix", "_x"),
+            "--label-suffix is only used with",
+        ),
     ):
         answer = run("dicomize", *words, "--output", tmp_path / "out")
         assert (answer.code, says in answer.err) == (2, True)

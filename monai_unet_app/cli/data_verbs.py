@@ -1,6 +1,7 @@
 """The verbs about data: inspect, convert, dicomize, regions."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,16 +161,20 @@ def dicomize(options: flags.Dicomize) -> Answer:
 
 _OF_SOURCE = (
     "algorithm", "manual", "structure", "format", "seg_encoding", "uncoded", "looked_at", "series", "channels", "time_point",
+    "resample_gaps", "resample_tilt", "accept_incomplete",
 )  # fmt: skip
 
 
 def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
     """`dicomize --labels --source`."""
     from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.data.case_files import first_names
     from monai_unet_app.label_results import LabelRequest, Maker, write_label_results
 
     if options.labels is None or not options.labels.exists():
         raise UsageError("--source needs --labels, a label file or a folder of masks that exists; check the path")
+    if options.label_suffix:
+        raise UsageError("--label-suffix is only used with --images; leave it out")
     maker = Maker.parse(options.algorithm, manual=options.manual)
     if options.bundle and options.structure:
         raise UsageError("--bundle and --structure both say what label values mean; only one is allowed; leave one out")
@@ -195,8 +200,7 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
         ((str(row["number"]), row["label"], show.size(row)) for row in result["structures"]),
     )
     if made["empty"]:
-        more = f" and {len(made['empty']) - 5} more" if len(made["empty"]) > 5 else ""
-        show.line(f"without a voxel, so not written: {', '.join(made['empty'][:5])}{more}")
+        show.line(f"{len(made['empty'])} structure(s) without a voxel are not written: {first_names(made['empty'])}")
     checked = (
         "they follow the edges of the image" if made["edges"] == "follow" else "edges of the image could not check them"
     )
@@ -232,7 +236,7 @@ def convert(options: flags.Convert) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.case_files import find_data
     from monai_unet_app.data.cases import known_plan
-    from monai_unet_app.data.datalist import read_dataset_json
+    from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
     from monai_unet_app.data.labels import FileValues, masks_of
     from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
     from monai_unet_app.data.structures import stated_ignored
@@ -247,11 +251,14 @@ def convert(options: flags.Convert) -> Answer:
     files = bundle_files(options.bundle) if options.bundle else None
     stated = files.inference_document if files else {}
     rules = stated.get("input_rules") or {}
-    modalities = [] if "channel_modality" in rules else rules.get("modality") or []
+    of_channels = rules.get("channel_modality") or []
+    modalities = [] if of_channels else rules.get("modality") or []
     told = "objects" if options.objects else stated.get("label_values")
     values = FileValues.parse(told, options.ignore or stated.get("ignore_label")).collapsed
     cases = find_data(options.data, options.labels, options.label_suffix)
     facts = read_dataset_json(options.data) if options.data.is_dir() else None
+    if of_channels and not cases[0].channel_names and not (facts and facts.channels):
+        facts = replace(facts or LabelFacts({}), channels=tuple(one or "image" for one in of_channels))
     regions = common.regions(options.structure) or (facts.regions if facts and not options.structure else {})
     if not (files or options.objects):
         ignored = options.ignore or stated_ignored(cases, facts)

@@ -19,10 +19,8 @@ Floats = NDArray[np.float32]
 
 # Of `Fit`, for the labels of one image
 _CLEARLY, _AGREES = 1.05, 1.1  # how much more, and how much at least, edges agree with flipped labels that are right
-_BETTER_AWAY, _MORE_AWAY = (
-    0.92,
-    1.2,
-)  # below which `nearest` speaks for another place, and how much edges agree there at least
+_BETTER_AWAY = 0.92  # of `nearest`: below it edges speak for labels some voxels away
+_MORE_AWAY = 1.2  # how much more than usual they agree there at least
 _TELLS = 1.3  # of `ratio`: below it edges tell nothing
 PICTURE_EDGE = {2: 64, 3: 16}
 """Blocks along the longest axis of a small picture of a picture, and of a volume."""

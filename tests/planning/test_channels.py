@@ -150,13 +150,20 @@ def test_a_ct_is_cut_by_its_range_and_the_pet_beside_it_by_its_own_percentiles(v
     assert back.shape[1:] == volume.shape
 
 
-def test_one_file_of_a_ct_and_a_pet_keeps_what_its_channels_are(volumes: Path, tmp_path: Path) -> None:
+def test_one_file_of_a_ct_and_a_pet_keeps_what_its_channels_are(volumes: Path, tmp_path: Path, run: Run) -> None:
     data = shutil.copytree(volumes, tmp_path / "data")
     labels = {"0": "background", "2": "liver", "5": "spleen"}
     (data / "dataset.json").write_text(json.dumps({"modality": {"0": "CT", "1": "PT"}, "labels": labels}))
     write_plan(planned(data, structures={}, modality=None), tmp_path / "made")
     inputs = json.loads((tmp_path / "made/configs/metadata.json").read_text())["network_data_format"]["inputs"]
     assert inputs["image"]["channel_def"] == {"0": "CT", "1": "PT"}
+    (data / "dataset.json").unlink()
+    answer = run(
+        "convert", data, "--to", "nnunet", "--bundle", tmp_path / "made", "--output", tmp_path / "Dataset003_Both"
+    )
+    assert answer.code == 0, answer.err
+    written = json.loads((tmp_path / "Dataset003_Both/dataset.json").read_text())
+    assert written["channel_names"] == {"0": "CT", "1": "PT"}
 
 
 def test_a_second_ct_is_not_taken_for_the_pet(volumes: Path) -> None:

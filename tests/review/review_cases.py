@@ -56,6 +56,20 @@ def deliver(folder: Path, header: Mapping[str, object] | None = None, **changes:
     return Delivered(out / "case_result.json", series, volume, labels)
 
 
+def deliver_counted(folder: Path) -> Delivered:
+    """A result whose label file numbers two objects: the blocks of `lopsided_labels`."""
+    row = {
+        "number": 1,
+        "label": "Nucleus",
+        "channel": 0,
+        "voxels": 26,
+        "volume_ml": 0.1,
+        "mean_probability": 0.9,
+        "objects": 2,
+    }
+    return deliver(folder, structures=[row], wholes=[])
+
+
 def probabilities_of(labels: np.ndarray) -> np.ndarray:
     """Shape (I, J, K, 3): 0.9 for the label of each voxel, but all alike in slice 4."""
     chances = np.full((*labels.shape, 3), 0.05, np.float32)

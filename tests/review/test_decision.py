@@ -11,7 +11,7 @@ import pytest
 from phantoms import lopsided_labels
 from PIL import Image
 from result_phantoms import RESULT, dciodvfy_errors
-from review_cases import VOXELS, Delivered, decision_on, deliver
+from review_cases import VOXELS, Delivered, decision_on, deliver, deliver_counted
 from segmentations import segments
 
 from dicom_io import read_sr
@@ -580,22 +580,8 @@ def test_two_results_of_a_study_are_of_one_subject_and_a_pseudonym_can_be_given(
         store_training_case(correction, case, measured, tmp_path / "train", subject="../x")
 
 
-def counted(folder: Path) -> Delivered:
-    """A result whose label file numbers two objects: the blocks of `lopsided_labels`."""
-    row = {
-        "number": 1,
-        "label": "Nucleus",
-        "channel": 0,
-        "voxels": 26,
-        "volume_ml": 0.1,
-        "mean_probability": 0.9,
-        "objects": 2,
-    }
-    return deliver(folder, structures=[row], wholes=[])
-
-
 def test_an_object_that_was_split_is_a_change_and_objects_keep_their_numbers_in_training(tmp_path: Path) -> None:
-    one, numbers = counted(tmp_path / "delivered"), lopsided_labels().astype(np.uint16)
+    one, numbers = deliver_counted(tmp_path / "delivered"), lopsided_labels().astype(np.uint16)
     case = read_reviewed(one.result, one.volume)
     numbers[3, 1:4, 1:3] = 300
     write_nifti(numbers, case.image, tmp_path / "new.nii.gz")

@@ -16,7 +16,7 @@ from phantoms import lopsided_array, lopsided_labels
 from PIL import Image
 from pypdf import PdfReader
 from result_phantoms import RESULT
-from review_cases import Delivered, deliver, result_document
+from review_cases import Delivered, deliver, deliver_counted, result_document
 
 from dicom_io.coding import NOT_STATED, Segment
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, MapMeaning, write_parametric_map
@@ -588,16 +588,7 @@ def test_a_file_whose_far_corner_lies_elsewhere_is_not_on_the_images_grid() -> N
 
 
 def test_objects_that_touch_are_apart_in_the_viewer_and_in_key_images(tmp_path: Path) -> None:
-    row = {
-        "number": 1,
-        "label": "Nucleus",
-        "channel": 0,
-        "voxels": 26,
-        "volume_ml": 0.1,
-        "mean_probability": 0.9,
-        "objects": 2,
-    }
-    one = deliver(tmp_path, structures=[row], wholes=[])
+    one = deliver_counted(tmp_path)
     numbers = np.zeros(one.volume.shape, np.uint16)
     numbers[1:4, 1:4, 1:3], numbers[4:6, 1:5, 1:3] = 1, 2  # 18 voxels beside 16
     segmentation = Segmentation(one.volume, numbers[None], (Segment(1, "Nucleus", NOT_STATED, NOT_STATED),))
