@@ -43,7 +43,6 @@ from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
 from monai_unet_app.data.case_files import CaseFiles, find_images
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.export import export_bundle
-from monai_unet_app.inference.windows import plan_windows
 from monai_unet_app.pipeline import preprocess, segment_case
 from monai_unet_app.results import write_results
 
@@ -138,7 +137,7 @@ class Cohort:
         engine, windows, seconds = self.bundle.engine(self.run.settings), self.bundle.windows, 0.0
         for case in cases:
             image = preprocess(read_volume(case.image), self.bundle)["image"].as_tensor()
-            plan = plan_windows(tuple(image.shape[1:]), windows.window, windows.overlap)
+            plan = windows.plan(tuple(image.shape[1:]))
             batches = [image[(slice(None), *one.place)][None].contiguous() for one in plan.windows]
             seconds += taken(lambda batches=batches: alone(engine, batches))
         return seconds

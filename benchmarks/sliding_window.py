@@ -43,7 +43,6 @@ from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.engines.exported import ExportedEngine
 from monai_unet_app.inference.engines.runtimes import RUNTIMES, export_files
 from monai_unet_app.inference.predict import predict_rows
-from monai_unet_app.inference.windows import plan_windows
 
 FULL, QUICK = ((160, 144, 128), 96, (32, 64, 128, 256, 320)), ((64, 48, 40), 32, (8, 16, 32))
 SETTINGS = {
@@ -84,7 +83,7 @@ def main() -> int:
                 seconds[name].append(time.perf_counter() - began)
         medians = {name: median(found) for name, found in seconds.items()}
         if options.plot:
-            roofline(medians, bundle, plan_windows(shape, bundle.windows.window, bundle.windows.overlap).count).savefig(
+            roofline(medians, bundle, bundle.windows.plan(shape).count).savefig(
                 options.plot, dpi=110
             )
     return judge(medians, answers, quick=options.quick)
@@ -168,7 +167,7 @@ def made_sides(bundle: Bundle, image: Tensor) -> dict[str, Callable[[], Tensor]]
     """What is compared, by name: each gives logits (C, *spatial), the engine alone those of its last window."""
     network, windows = bundle.network.eval(), bundle.windows
     inferer = SlidingWindowInferer(windows.window, 1, windows.overlap, "gaussian")
-    plan = plan_windows(tuple(image.shape[1:]), windows.window, windows.overlap)
+    plan = windows.plan(tuple(image.shape[1:]))
     sides: dict[str, Callable[[], Tensor]] = {"MONAI": torch.no_grad()(lambda: inferer(image[None], network)[0])}
     if nnunet := nnunet_side(network, windows.window, image):
         sides["nnU-Net"] = nnunet

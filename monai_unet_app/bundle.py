@@ -405,16 +405,15 @@ class Bundle(BundleFiles):
     @cached_property
     def slice_axis(self) -> int | None:
         """Spatial axis along which a 2D network takes a volume slice by slice; None for a network with all axes."""
-        from monai.inferers import SliceInferer
-
-        inferer = self.part("inferer")
-        return int(inferer.spatial_dim) if isinstance(inferer, SliceInferer) else None
+        axis = getattr(self.part("inferer"), "spatial_dim", None)  # of SliceInferer, and of ours
+        return None if axis is None else int(axis)
 
     @cached_property
     def windows(self) -> "WindowSettings":
         """The sliding window, from `inferer`."""
         from monai.inferers import SlidingWindowInferer
 
+        from monai_unet_app.inference.nnunet import WindowInferer
         from monai_unet_app.inference.windows import WindowSettings
 
         inferer = self.part("inferer")
@@ -433,6 +432,7 @@ class Bundle(BundleFiles):
             sigma_scale=float(values["sigma_scale"]),
             padding_mode=str(values["padding_mode"]),
             padding_value=float(values["cval"]),
+            of_nnunet=isinstance(inferer, WindowInferer),
         )
 
     @cached_property

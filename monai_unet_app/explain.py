@@ -126,7 +126,7 @@ def explain_case(case: Case, progress: Progress | None = None) -> Explanation:
     bundle = case.bundle
     # The structures on the grid of the network, a window for each, the map of each window, each map on the source grid
     image, settings, across = preprocess(case.image, bundle)["image"], bundle.windows, bundle.slice_axis
-    plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap)
+    plan = settings.plan(tuple(image.shape[1:]))
     regions = _regions(image, case, plan)
     padded_image = padded(image.as_tensor(), plan, settings)
     shared = _windows(regions, plan, across)

@@ -37,7 +37,6 @@ from monai_unet_app.inference.engines.quantised import QUANTISERS, quantise
 from monai_unet_app.inference.engines.runtimes import RUNTIMES, export_files, imported, made_with
 from monai_unet_app.inference.engines.torch_engine import statistics_of
 from monai_unet_app.inference.predict import padded
-from monai_unet_app.inference.windows import plan_windows
 from monai_unet_app.pipeline import preprocess
 
 SCHEMA_VERSION = "1.0"
@@ -176,7 +175,7 @@ def windows_of(bundle: Bundle, rows: Sequence[Row]) -> tuple[int, list[NDArray[n
     chosen, found = _spread(sorted(rows, key=lambda row: row["id"]), _CASES), list[NDArray[np.float32]]()
     for row in chosen:
         image = preprocess(read_volume(row["image"]), bundle)["image"].as_subclass(Tensor)
-        plan = plan_windows(tuple(image.shape[1:]), bundle.windows.window, bundle.windows.overlap)
+        plan = bundle.windows.plan(tuple(image.shape[1:]))
         whole = padded(image, plan, bundle.windows)
         windows = [whole[(None, slice(None), *window.place)] for window in plan.windows]
         varied = [window for window in windows if window.max() > window.min()]

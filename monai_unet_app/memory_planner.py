@@ -27,7 +27,7 @@ from monai_unet_app.inference.blend import rows_together, sum_bytes
 from monai_unet_app.inference.halo import halo_voxels
 from monai_unet_app.inference.pieces import PIECE_BYTES, piece_sides
 from monai_unet_app.inference.spool import IN_MEMORY_BYTES
-from monai_unet_app.inference.windows import WindowPlan, WindowSettings, plan_windows
+from monai_unet_app.inference.windows import WindowPlan, WindowSettings
 from monai_unet_app.machine_memory import (
     ever_resident_bytes,
     large_blocks_go_back,
@@ -130,7 +130,7 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
         InputRefusedError: The image does not fit, even if every sum of windows that can waits on disk.
         NoRoomError: It would, if other processes left it more memory.
     """
-    plan = plan_windows(work.working, windows.window, windows.overlap)
+    plan = windows.plan(work.working)
     voxels = math.prod(work.source)
     image, prepared = 4.0 * work.image_channels * voxels, 4.0 * work.image_channels * math.prod(plan.padded_shape)
     evidence = _EVIDENCE_BYTES * voxels if _EVIDENCE_BYTES * voxels <= IN_MEMORY_BYTES else 0
@@ -290,7 +290,7 @@ class MemoryPlanner:
     def _measured(self, work: Work, in_memory: int) -> Process:
         """What this process holds beside the image, and what a batch of windows takes, by running one of zeros."""
         settings, engine = self._bundle.windows, self.engine
-        window = plan_windows(work.working, settings.window, settings.overlap).window
+        window = settings.plan(work.working).window
         empty = torch.zeros(settings.batch, _input_channels(self._bundle, work), *window, device=engine.device)
         kept = 0 if self._keep == "evidence" else min(IN_MEMORY_BYTES, 4 * work.channels * math.prod(work.source))
         held = resident_bytes() - in_memory + kept

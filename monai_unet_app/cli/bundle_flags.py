@@ -1,8 +1,9 @@
 """The flags of the verbs about the files of bundles and of this installation."""
 
+from dataclasses import field
 from typing import Annotated, Literal
 
-from monai_unet_app.cli.dataclass_parser import Flag, Options
+from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
 from monai_unet_app.cli.flag_types import FromOne, Place, Seconds, Text
 from monai_unet_app.cli.flags import Cases, Data, Device, Engine
 
@@ -62,6 +63,30 @@ class Upgrade(Options):
     """
 
     bundle: Text
+
+
+class ImportNnunet(Options):
+    """Flags of `bundle import-nnunet`.
+
+    Attributes:
+        results: trained folder of nnU-Net v2, such as nnUNetTrainer__nnUNetPlans__3d_fullres
+        output: folder of the new bundle
+        data: labelled cases that trained it, such as nnUNet_raw/Dataset004_Hippocampus; the bundle then knows what it has seen,
+            and is calibrated on what its networks have not seen
+        splits: splits_final.json of nnU-Net (default: that beside the data, else the names in fold_N/validation)
+        fold: a fold whose network answers, such as 0 or all; several answer with their mean (default: all if it is there,
+            else every fold)
+        checkpoint: name of the file in each fold (default: checkpoint_final.pth)
+        no_mirroring: leave mirror images out; faster, as nnU-Net with --disable_tta
+    """
+
+    results: Annotated[Place, Flag(names=("results",), metavar="RESULTS")]
+    output: Place
+    data: Place | None = None
+    splits: Place | None = None
+    fold: Annotated[list[Text], repeated("FOLD")] = field(default_factory=list)
+    checkpoint: Text = "checkpoint_final.pth"
+    no_mirroring: bool = False
 
 
 class Doctor(Options):

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from monai_unet_app.cli import bundle_flags, common, show
+from monai_unet_app.cli.calibrate_verb import calibrate
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
 from monai_unet_app.cli.dataclass_parser import Options
+from monai_unet_app.cli.flags import Calibrate
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -18,11 +20,39 @@ if TYPE_CHECKING:
 
 
 def bundle(options: Options) -> Answer:
-    """Work on the files of a bundle: export, certify, bench, upgrade.
+    """Work on the files of a bundle: import-nnunet, export, certify, bench, upgrade.
 
     Example: monai-unet bundle upgrade --bundle my_bundle
     """
-    raise UsageError("bundle alone does nothing; export, certify, bench or upgrade is needed; monai-unet bundle --help")
+    raise UsageError(
+        "bundle alone does nothing; import-nnunet, export, certify, bench or upgrade is needed; monai-unet bundle --help"
+    )
+
+
+def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
+    """Make a bundle of networks that nnU-Net v2 has trained; its labels are nnU-Net's own.
+
+    Example: monai-unet bundle import-nnunet RESULTS --data nnUNet_raw/Dataset004_Hippocampus --output my_bundle
+    """
+    if options.splits and not options.data:
+        raise UsageError("--splits says which fold tested a case, and no cases are named; give --data, or leave it out")
+    from monai_unet_app.planning.nnunet_results import Import, bundle_of
+
+    wanted = Import(
+        options.results, options.output, tuple(options.fold), options.checkpoint,
+        mirroring=not options.no_mirroring, data=options.data, splits=options.splits,
+    )  # fmt: skip
+    made = bundle_of(wanted)
+    origin, folder = made.metadata["nnunet"], shlex.quote(str(options.output))
+    several = f"the mean of {len(origin['folds'])} networks" if made.is_ensemble else f"fold {origin['folds'][0]}"
+    show.line(f"imported {origin['trainer']}, {origin['configuration']}, {several}")
+    answer = {"bundle": str(options.output), "nnunet": origin, "cases": len(made.seen), "folds": len(made.folds)}
+    if not made.folds and not any(case.partition == "calibration" for case in made.seen):
+        show.line("it states nothing yet: no cases are known that its networks have not seen")
+        show.line(f"now: monai-unet calibrate --bundle {folder} --data CASES_THAT_IT_HAS_NOT_SEEN")
+        return answer, EXIT_DONE
+    calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data))
+    return answer | {"calibration": calibrated}, code
 
 
 def export(options: bundle_flags.Export) -> Answer:

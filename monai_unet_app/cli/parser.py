@@ -41,7 +41,13 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
 SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     dicom_verbs.pacs: (dicom_verbs.echo, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.send),
     service_verbs.node: (service_verbs.token, service_verbs.commission),
-    bundle_verbs.bundle: (bundle_verbs.export, bundle_verbs.certify, bundle_verbs.bench, bundle_verbs.upgrade),
+    bundle_verbs.bundle: (
+        bundle_verbs.import_nnunet,
+        bundle_verbs.export,
+        bundle_verbs.certify,
+        bundle_verbs.bench,
+        bundle_verbs.upgrade,
+    ),
 }
 """Verbs of two words, such as `pacs send`, under the verb of their first word."""
 OLD_NAMES = {
@@ -96,9 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     for run in chain.from_iterable(GROUPS.values()):
         verb = _verb_parser(subparsers.add_parser, run.__name__, run)
         if run in SECOND_WORDS:
-            second = verb.add_subparsers(metavar="|".join(part.__name__ for part in SECOND_WORDS[run]))
-            for part in SECOND_WORDS[run]:
-                _verb_parser(second.add_parser, part.__name__, part, help=_short(part))
+            words = {part.__name__.replace("_", "-"): part for part in SECOND_WORDS[run]}
+            second = verb.add_subparsers(metavar="|".join(words))
+            for word, part in words.items():
+                _verb_parser(second.add_parser, word, part, help=_short(part))
     return parser
 
 

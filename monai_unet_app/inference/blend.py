@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from monai.data.utils import compute_importance_map
 
+from monai_unet_app.inference.nnunet.window import mean_of_networks, window_weights
 from monai_unet_app.inference.spool import Rows, Spool
 from monai_unet_app.inference.windows import Window, WindowPlan, WindowSettings
 
@@ -21,7 +22,7 @@ MOST_ROWS, MOST_ROW_BYTES = 16, 1 << 26
 
 
 class Blend:
-    """Weighted mean of overlapping window results, as MONAI's SlidingWindowInferer computes it.
+    """Weighted mean of overlapping window results, as MONAI's SlidingWindowInferer or nnU-Net computes it.
 
     The image is divided where windows begin and end along its first two axes. The sums of such a cell exist from the first
     window that touches it to the last one, and those that will be needed last wait on disk where memory does not hold them all:
@@ -31,15 +32,21 @@ class Blend:
         plan: Positions of the windows, in the order in which they are added.
         settings: The form of a window's weights, and how much memory their sums may take.
         device: Device of the sums.
-        channels: Of the results.
+        channels: Of the results: those of all networks whose sums are apart.
+        networks: How many are apart; their mean is given.
     """
 
-    def __init__(self, plan: WindowPlan, settings: WindowSettings, device: torch.device, channels: int) -> None:
+    def __init__(
+        self, plan: WindowPlan, settings: WindowSettings, device: torch.device, channels: int, networks: int = 1
+    ) -> None:
         self.plan, self.device, self.most_bytes, self._spool = plan, device, settings.most_bytes, Spool()
-        self._channels = channels
-        self.window_weight = compute_importance_map(
-            plan.window, mode=settings.mode, sigma_scale=settings.sigma_scale, device=device, dtype=torch.float32
-        )
+        self._channels, self._networks = channels, networks
+        if settings.of_nnunet:
+            self.window_weight = window_weights(plan.window).to(device)
+        else:
+            self.window_weight = compute_importance_map(
+                plan.window, mode=settings.mode, sigma_scale=settings.sigma_scale, device=device, dtype=torch.float32
+            )
         first, stop = plan.inside[0].start, plan.inside[0].stop
         self._edges = _edges(plan, 0, range(first, stop, rows_together(plan, channels))), _edges(plan, 1)
         self._added = 0
@@ -80,12 +87,13 @@ class Blend:
             begin, end = max(first, self._edges[0][row]), min(stop, self._edges[0][row + 1])
             cells = [self._taken((row, column)) for column in range(len(self._edges[1]) - 1)]
             if begin < end:
-                # No weight is 0: the windows cover every voxel, and MONAI clamps the weights of a window to 0.001 or more
+                # No weight is 0: windows cover every voxel; MONAI clamps their weights to 0.001 or more, nnU-Net as it can
                 means = [sums[:-1].div_(sums[-1]) for sums in cells]
                 rows = means[0] if len(means) == 1 else torch.cat(means, 2)
                 own = slice(begin - self._edges[0][row], end - self._edges[0][row])
                 del cells, means
-                yield begin - first, rows[(slice(None), own, *self.plan.inside[1:])]
+                rows = rows[(slice(None), own, *self.plan.inside[1:])]
+                yield begin - first, mean_of_networks(rows, self._networks).float()
 
     def _cells(self, window: Window) -> Iterator[Cell]:
         """The cells that a window touches; each lies inside the window along both axes."""
@@ -100,18 +108,19 @@ class Blend:
         if cell in self._waiting:
             self._held[cell] = self._taken(cell)
         elif cell not in self._held:
-            self._held[cell] = torch.zeros(self._shape(cell), device=self.device)
+            self._held[cell] = torch.zeros(self._shape(cell), device=self.device, dtype=self.window_weight.dtype)
         return self._held[cell]
 
     def _taken(self, cell: Cell) -> torch.Tensor:
         """The sums of a cell, which is forgotten."""
         if cell in self._waiting:
-            return self._spool.take(self._waiting.pop(cell), self._shape(cell)).to(self.device)
+            waiting = self._spool.take(self._waiting.pop(cell), self._shape(cell))
+            return waiting.to(self.device, self.window_weight.dtype)
         return self._held.pop(cell)
 
     def _make_room(self, newest: Cell) -> None:
         """Writes cells to disk until the others take no more memory than allowed, those that will be needed last first."""
-        over = sum(4 * sums.numel() for sums in self._held.values()) - self.most_bytes
+        over = sum(sums.nbytes for sums in self._held.values()) - self.most_bytes
         if over <= 0:
             return
         for cell in sorted(self._held, key=self._next_use, reverse=True):
@@ -119,8 +128,8 @@ class Blend:
                 break
             if cell != newest:  # so that there is always one
                 sums = self._held.pop(cell)
-                over -= 4 * sums.numel()
-                self._waiting[cell] = self._spool.put(sums)
+                over -= sums.nbytes
+                self._waiting[cell] = self._spool.put(sums.float())
 
     def _next_use(self, cell: Cell) -> int:
         """The number of the window that will touch a cell next, or of the last window of its row."""

@@ -21,6 +21,7 @@ from monai.transforms import Compose, Invertd
 from torch import Tensor
 
 from monai_unet_app.inference.halo import halo_voxels
+from monai_unet_app.inference.nnunet import ToSource
 from monai_unet_app.inference.spool import Rows
 from monai_unet_app.inference.thin import OurAverages
 from monai_unet_app.inference.way_back import Box, WayBack, way_back
@@ -32,6 +33,7 @@ PIECE_BYTES = 1 << 26
 _NEGLIGIBLE = 1e-9
 """A probability: a class that has less everywhere in a large result's piece is 0 there, and is not interpolated."""
 
+_LEADS_BACK = (Invertd, ToSource)
 Item = dict[str, MetaTensor]
 
 
@@ -69,17 +71,17 @@ class ResultSteps:
 
     def way_back(self, image: MetaTensor) -> WayBack | None:
         """The way from the grid of a preprocessed image to its source; None if this result must run on the whole image."""
-        inverting = [step for step in self.back if isinstance(step, Invertd)]
+        inverting = [step for step in self.back if isinstance(step, _LEADS_BACK)]
         if not self.named or len(inverting) > 1 or (inverting and self.back[0] is not inverting[0]):
             return None
         if not inverting:
             return WayBack((), tuple(image.shape[1:]))
-        return None if any(inverting[0].nearest_interp) else way_back(image)
+        return None if any(getattr(inverting[0], "nearest_interp", ())) else way_back(image)
 
     @cached_property
     def repair(self) -> Compose:
         """What follows `Invertd` in `back`, and `decide`: both look at one voxel only."""
-        return Compose([*(step for step in self.back if not isinstance(step, Invertd)), *self.decide])
+        return Compose([*(step for step in self.back if not isinstance(step, _LEADS_BACK)), *self.decide])
 
     @property
     def needs_image(self) -> bool:
@@ -142,10 +144,12 @@ def _on_source(
 ) -> Tensor:
     """Shape (C, *box): the probabilities on a box of the source grid, before `repair`."""
     if any(side.stop <= side.start for side in needed):
-        return torch.zeros((store.channels, *shape_of(box)))
+        return torch.full((store.channels, *shape_of(box)), back.fill)
     wide, is_large = widened(needed, halo, back.shape), not any(math.isinf(n) for n in halo)
     probabilities = steps.probabilities(store.box(wide), quick=is_large)[(slice(None), *within(needed, wide))]
-    if not is_large or (there := ~(probabilities.flatten(1).amax(1) < _NEGLIGIBLE)).all():  # so that NaN is there
+    if (
+        not is_large or math.isnan(back.fill) or (there := ~(probabilities.flatten(1).amax(1) < _NEGLIGIBLE)).all()
+    ):  # so that NaN is there
         return back(probabilities, box)
     out = torch.zeros((store.channels, *shape_of(box)), device=probabilities.device)
     if there.any():

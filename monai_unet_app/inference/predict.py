@@ -10,7 +10,7 @@ from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference.blend import Blend, sum_bytes
 from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.spool import Rows
-from monai_unet_app.inference.windows import Window, WindowPlan, WindowSettings, plan_windows
+from monai_unet_app.inference.windows import Window, WindowPlan, WindowSettings
 
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
 OnLayer = Callable[[Tensor], None]  # (what a layer made of a batch)
@@ -39,7 +39,7 @@ def predict_rows(
         InputRefusedError: A logit is infinite or NaN.
     """
     image = image.as_subclass(Tensor)
-    plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap, settings.mirror_axes)
+    plan = settings.plan(tuple(image.shape[1:]))
     padded_image = padded(image, plan, settings)
     blend = None
     for first in range(0, len(plan.windows), settings.batch):
@@ -51,7 +51,8 @@ def predict_rows(
             on_layer(answer.layer)
         if blend is None:
             channels = answer.logits.shape[1]
-            blend = Blend(plan, settings, _place_of_sums(plan, channels, engine.device), channels)
+            place = _place_of_sums(plan, channels, engine.device)
+            blend = Blend(plan, settings, place, channels, answer.networks)
         blend.add(windows, answer.logits.to(blend.device))
         del answer
         if progress is not None:

@@ -9,7 +9,7 @@ import torch
 from monai_unet_app.inference.engines import Engine
 from monai_unet_app.inference.predict import padded
 from monai_unet_app.inference.spool import Rows
-from monai_unet_app.inference.windows import Slices, WindowSettings, plan_windows, within
+from monai_unet_app.inference.windows import Slices, WindowSettings, within
 from monai_unet_app.metrics.outputs import Outputs
 
 MOST_PLACES = 4
@@ -58,7 +58,7 @@ def seam_difference(
     Returns:
         Nothing but zeros if one window holds the image, or no place has foreground.
     """
-    plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap)
+    plan = settings.plan(tuple(image.shape[1:]))
     starts = [sorted({window.place[axis].start for window in plan.windows}) for axis in range(image.ndim - 1)]
     seamed = [len(own) > 1 and size > 1 for own, size in zip(starts, plan.window, strict=True)]
     if not any(seamed):

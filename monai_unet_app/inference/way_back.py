@@ -20,6 +20,7 @@ from monai.transforms.spatial.functional import AFFINE_TOL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_unet_app.inference.nnunet.resampling import Resized
 from monai_unet_app.inference.windows import shape_of
 
 Box = tuple[slice, ...]
@@ -32,7 +33,7 @@ _SHEAR = 1e-5  # voxels: what directions that are rounded to float32 move the en
 
 @dataclass(frozen=True)
 class Moved:
-    """A transform undone: axes swapped, reversed, cropped or padded. Every value stays what it is, and is 0 where none was.
+    """A transform undone: axes swapped, reversed, cropped or padded. Every value stays what it is; where none was, `fill`.
 
     This and `Interpolated` lead from a grid to the grid before it. `needed` is the box of the grid that the values on a box of
     the grid before are made of. A call gives these values, shape (C, *box), from values (C, *held) on the box `needed`.
@@ -43,6 +44,7 @@ class Moved:
         order: For each axis of the grid before, the axis of the grid that it is.
         start: For each axis of the grid before, the position on the grid of its first voxel.
         step: 1, or -1 where the axis runs the other way.
+        fill: The value where nothing is known.
     """
 
     shape: tuple[int, ...]
@@ -50,6 +52,7 @@ class Moved:
     order: tuple[int, ...]
     start: tuple[int, ...]
     step: tuple[int, ...]
+    fill: float = 0.0
 
     def needed(self, box: Box) -> Box:
         sides = [slice(0, 0)] * len(box)
@@ -70,7 +73,7 @@ class Moved:
             ends = (held[own].start, held[own].stop - 1)
             first, last = sorted((end - self.start[axis]) * self.step[axis] - box[axis].start for end in ends)
             inside.append(slice(first, last + 1) if turned.shape[axis + 1] else slice(0, 0))
-        out = values.new_zeros((len(values), *shape_of(box)))
+        out = values.new_full((len(values), *shape_of(box)), self.fill)
         out[(slice(None), *inside)] = turned
         return out
 
@@ -194,8 +197,13 @@ class WayBack:
         shape: Shape of the working grid.
     """
 
-    steps: tuple[Moved | Interpolated, ...]
+    steps: tuple[Moved | Interpolated | Resized, ...]
     shape: tuple[int, ...]
+
+    @property
+    def fill(self) -> float:
+        """The value where the image was cropped: 0 of probabilities, NaN of logits."""
+        return next((step.fill for step in self.steps if isinstance(step, Moved) and step.fill), 0.0)
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -222,8 +230,7 @@ class WayBack:
         for step in reversed(self.steps):
             boxes.append(step.needed(boxes[-1]))
         if any(side.stop <= side.start for one in boxes for side in one):
-            # Where the image was cropped nothing is known
-            return values.new_zeros((len(values), *shape_of(box)))
+            return values.new_full((len(values), *shape_of(box)), self.fill)
         for step in self.steps:
             held = boxes.pop()
             values = step(values, held, boxes[-1])
@@ -239,7 +246,7 @@ def way_back(image: MetaTensor) -> WayBack | None:
     shape, affine = tuple(image.shape[1:]), np.asarray(image.affine, np.float64)
     if len(affine) != len(shape) + 1 and image.applied_operations:
         return None
-    steps: list[Moved | Interpolated] = []
+    steps: list[Moved | Interpolated | Resized] = []
     for operation in reversed(image.applied_operations):
         undo = _UNDO.get(operation["class"])
         step, affine = undo(operation, steps[-1].shape if steps else shape, affine) if undo else (None, affine)
@@ -249,7 +256,7 @@ def way_back(image: MetaTensor) -> WayBack | None:
     return WayBack(tuple(steps), shape)
 
 
-Undone = tuple["Moved | Interpolated | None", Affine]
+Undone = tuple["Moved | Interpolated | Resized | None", Affine]
 
 
 def _undo_orientation(operation: Mapping[str, Any], shape: tuple[int, ...], affine: Affine) -> Undone:
@@ -300,6 +307,18 @@ def _undo_padding(operation: Mapping[str, Any], shape: tuple[int, ...], affine: 
     return _shifted(shape, affine, -_padded(operation))
 
 
+def _undo_nnunet_crop(operation: Mapping[str, Any], shape: tuple[int, ...], affine: Affine) -> Undone:
+    """Logits are NaN where nnU-Net cropped the image."""
+    before, own = tuple(operation["source"]), operation["order"]
+    order = tuple(own.index(axis) for axis in range(len(before)))
+    start = tuple(-operation["box"][axis][0] for axis in order)
+    return Moved(before, shape, order, start, (1,) * len(before), math.nan), np.array(operation["affine"])
+
+
+def _undo_nnunet_resampling(operation: Mapping[str, Any], shape: tuple[int, ...], affine: Affine) -> Undone:
+    return Resized(tuple(operation["cropped"]), shape, tuple(operation["linear"])), affine
+
+
 def _padded(operation: Mapping[str, Any]) -> NDArray[np.int64]:
     """Shape (R, 2): voxels that were padded before and after each axis."""
     return np.array(operation["extra_info"]["padded"][1:], dtype=np.int64)  # the first entry is the channels'
@@ -320,5 +339,7 @@ _UNDO: Mapping[str, Callable[[Mapping[str, Any], tuple[int, ...], Affine], Undon
     "Orientation": _undo_orientation,
     "SpatialResample": _undo_resampling,
     **dict.fromkeys(("Crop", "SpatialCrop", "CenterSpatialCrop", "CropForeground"), _undo_cropping),
+    "nnUNetCrop": _undo_nnunet_crop,
+    "nnUNetResampling": _undo_nnunet_resampling,
     **dict.fromkeys(("Pad", "SpatialPad", "BorderPad", "DivisiblePad"), _undo_padding),
 }

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 
 from monai.data.utils import dense_patch_slices
 
@@ -26,6 +26,7 @@ class WindowSettings:
         mirror_axes: Spatial axes, counted from 0. Logits are the mean over the windows of the image and of its mirror images
             along every combination of these axes.
         most_bytes: Of the sums of windows in memory; the others wait on disk. No value depends on it.
+        of_nnunet: Windows are spread, weighted and summed up as nnU-Net does it, of each network by itself.
     """
 
     window: tuple[int, ...]
@@ -37,6 +38,11 @@ class WindowSettings:
     padding_value: float
     mirror_axes: tuple[int, ...] = ()
     most_bytes: float = math.inf
+    of_nnunet: bool = False
+
+    def plan(self, shape: tuple[int, ...]) -> "WindowPlan":
+        """The windows of an image of this spatial shape. Raises ValueError as `plan_windows`."""
+        return plan_windows(shape, self.window, self.overlap, self.mirror_axes, spread=self.of_nnunet)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class WindowPlan:
         window: Size of every window, in voxels for each spatial axis.
         before: Voxels of padding before each axis.
         padded_shape: The image's shape after padding.
-        step: Voxels from one window to the next along each axis.
+        starts: Where windows begin along each axis of the padded image.
         inside: Position of the original image in the padded image.
         mirror_axes: Spatial axes, counted from 0; every combination of them is a mirror image with windows of its own.
     """
@@ -68,33 +74,40 @@ class WindowPlan:
     window: tuple[int, ...]
     before: tuple[int, ...]
     padded_shape: tuple[int, ...]
-    step: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
     inside: Slices
     mirror_axes: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
         """Number of windows. It takes no memory, however large the image is."""
-        sides = zip(self.padded_shape, self.window, self.step, strict=True)
-        return (1 << len(self.mirror_axes)) * math.prod(1 + math.ceil((p - w) / step) for p, w, step in sides)
+        return (1 << len(self.mirror_axes)) * math.prod(map(len, self.starts))
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:
         """Position of each window in the padded image, in the order of their computation."""
-        # dense_patch_slices moves the last window of an axis back, so that it ends at the border and stays inside
-        places = [tuple(place) for place in dense_patch_slices(self.padded_shape, self.window, self.step)]
+        places = [
+            tuple(slice(start, start + size) for start, size in zip(corner, self.window, strict=True))
+            for corner in product(*self.starts)
+        ]
         windows = [
             Window(_mirrored(place, self.padded_shape, axes), axes)
             for axes in _combinations(self.mirror_axes)
             for place in places
         ]
-        # The order of dense_patch_slices, for all mirror images together: rows are finished early. Sorting is stable.
+        # By the first axis, then the second, and so on, for all mirror images together: rows are finished early. Sorting
+        # is stable.
         windows.sort(key=lambda window: [side.start for side in window.place])
         return tuple(windows)
 
 
 def plan_windows(
-    shape: tuple[int, ...], window: tuple[int, ...], overlap: float, mirror_axes: Sequence[int] = ()
+    shape: tuple[int, ...],
+    window: tuple[int, ...],
+    overlap: float,
+    mirror_axes: Sequence[int] = (),
+    *,
+    spread: bool = False,
 ) -> WindowPlan:
     """The same windows as those of MONAI's SlidingWindowInferer, so that both give the same voxels.
 
@@ -105,6 +118,7 @@ def plan_windows(
         window: Window size; 0 or less takes the whole image along that axis.
         overlap: Share of a window that its neighbour covers too, 0 to less than 1.
         mirror_axes: Spatial axes, counted from 0; every combination of them is a mirror image.
+        spread: Windows stand at even distances, as nnU-Net's, rather than the last one back from its place.
 
     Raises:
         ValueError: Shape and window differ in their number of axes, or the overlap is out of range.
@@ -118,9 +132,25 @@ def plan_windows(
     # As MONAI pads: half on each side, and of an odd number the larger half behind
     before = tuple((p - s) // 2 for s, p in zip(shape, padded, strict=True))
     # As in MONAI's _get_scan_interval; an overlap near 1 still moves on by one voxel
-    step = tuple(w if w == p else max(1, int(w * (1 - overlap))) for w, p in zip(size, padded, strict=True))
+    steps = (w if w == p else max(1, int(w * (1 - overlap))) for w, p in zip(size, padded, strict=True))
+    sides = zip(padded, size, steps, strict=True)
+    starts = tuple(
+        _evenly(n, w, max(1.0, w * (1 - overlap))) if spread else _by_steps(n, w, step) for n, w, step in sides
+    )
     inside = tuple(slice(b, b + s) for b, s in zip(before, shape, strict=True))
-    return WindowPlan(size, before, padded, step, inside, tuple(mirror_axes))
+    return WindowPlan(size, before, padded, starts, inside, tuple(mirror_axes))
+
+
+def _by_steps(length: int, window: int, step: int) -> tuple[int, ...]:
+    """Where windows begin along an axis; MONAI moves the last one back, so that it ends at the border and stays inside."""
+    return tuple(place[0].start for place in dense_patch_slices((length,), (window,), (step,)))
+
+
+def _evenly(length: int, window: int, step: float) -> tuple[int, ...]:
+    """Where windows begin along an axis that they divide evenly, at most a step apart, as nnU-Net places them."""
+    last = length - window
+    count = math.ceil(last / step)
+    return tuple(round(last / count * n) for n in range(count + 1)) if count else (0,)
 
 
 def shape_of(box: Slices) -> tuple[int, ...]:

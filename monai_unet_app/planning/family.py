@@ -207,7 +207,12 @@ def _value(network: KnownNetwork, name: str, allowed: Any, text: str | None) -> 
 
 def yaml_text(value: Any) -> Any:
     """Lists, tuples, mappings and truth values in YAML's flow style, which JSON is; for templates."""
-    return json.dumps(value) if isinstance(value, list | tuple | dict | bool) else value
+    if not isinstance(value, list | tuple | dict | bool):
+        return value
+    # YAML 1.1 takes a number such as 1e-05 for a word; strings are passed over
+    return re.sub(
+        r'"(?:[^"\\]|\\.)*"|\b(\d+)(e[-+]?\d+)', lambda m: f"{m[1]}.0{m[2]}" if m[1] else m[0], json.dumps(value)
+    )
 
 
 def built(block: str, plan: NetworkPlan, outputs: int) -> "nn.Module":

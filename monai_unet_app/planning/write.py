@@ -2,7 +2,7 @@
 
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -31,13 +31,13 @@ def write_plan(plan: BundlePlan, output: Path) -> None:
     Raises:
         UsageError: The folder exists and is not empty: a bundle that somebody may have edited is not replaced.
     """
-    with _whole_folder(output) as partial:
+    with whole_folder(output) as partial:
         _write_bundle(plan, partial, output.name)
 
 
 def write_plans(plans: Mapping[str, BundlePlan], output: Path) -> None:
     """Writes a folder with a bundle for each plan, under its name there, or nothing. Errors as `write_plan`."""
-    with _whole_folder(output) as partial:
+    with whole_folder(output) as partial:
         for name, plan in plans.items():
             _write_bundle(plan, partial / name, f"{output.name}_{name}")
 
@@ -49,7 +49,7 @@ def check_new(output: Path) -> None:
 
 
 @contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
+def whole_folder(output: Path) -> Iterator[Path]:
     """A new folder with a temporary name, which is `output` when the block has ended well."""
     check_new(output)
     partial = output.with_name(f".part-{output.name}")
@@ -80,6 +80,12 @@ def _write_bundle(plan: BundlePlan, root: Path, name: str) -> None:
 
 def rendered(name: str, plan: BundlePlan) -> str:
     """The text of a config."""
+    why = {key: _comment(reason) for key, reason in plan.reasons.items() if reason}
+    return config_text(name, {**plan.values, "why": why})
+
+
+def config_text(name: str, values: Mapping[str, Any]) -> str:
+    """The text of a config by its template."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(__package__), PackageLoader("monai_unet_app.calibration")]),
         trim_blocks=True,
@@ -87,8 +93,7 @@ def rendered(name: str, plan: BundlePlan) -> str:
         undefined=StrictUndefined,
         finalize=yaml_text,
     )
-    why = {key: _comment(reason) for key, reason in plan.reasons.items() if reason}
-    return environment.get_template(f"{name}.yaml").render({**plan.values, "why": why})
+    return environment.get_template(f"{name}.yaml").render(values)
 
 
 def _comment(reason: str) -> str:
@@ -115,10 +120,13 @@ def metadata(name: str, packages: Mapping[str, str]) -> dict[str, Any]:
 
 def segments(plan: BundlePlan, algorithm: str) -> dict[str, Any]:
     """`segments.json`: each structure with the codes that the labels state, else those of its name; one without says so."""
-    items = [
-        _segment(number, plan.stated.get(value) or StatedStructure(name), algorithm)
-        for number, (value, name) in enumerate(plan.structures.items(), 1)
-    ]
+    structures = [plan.stated.get(value) or StatedStructure(name) for value, name in plan.structures.items()]
+    return segments_of(structures, algorithm)
+
+
+def segments_of(structures: Sequence[StatedStructure], algorithm: str) -> dict[str, Any]:
+    """`segments.json` of these structures in the order of their numbers."""
+    items = [_segment(number, structure, algorithm) for number, structure in enumerate(structures, 1)]
     return {"schema_version": "1.2", "segmentAttributes": [items]}
 
 

@@ -32,7 +32,7 @@ _SKIP = "[...document.querySelectorAll('button')].find((one) => one.textContent.
 _INSTANCE = "document.querySelector('[data-cy=\"viewport-overlay-bottom-right\"]')?.textContent.match(/I:(\\d+)/)?.[1]"
 _NOTHING_OVER_THE_IMAGE = (
     "document.head.append(Object.assign(document.createElement('style'), {textContent:"
-    "'.ViewportOrientationMarkers, .viewport-overlay, [role=slider] {visibility: hidden}'}))"
+    "'.ViewportOrientationMarkers, .viewport-overlay, [role=slider], [data-sonner-toaster] {visibility: hidden}'}))"
 )
 CONFIG = {
     "routerBasename": None,
@@ -165,17 +165,20 @@ class Viewer:
         self.tab.wait(f"!!{_INSTANCE}", WAIT_S)
         return int(self.tab.ask(f"{_INSTANCE} ?? 0"))
 
-    def reformatted(self, is_there: Callable[[NDArray[np.uint8]], bool]) -> list[NDArray[np.uint8]]:
-        """The patient's axial, sagittal and coronal plane through the volume's middle, once `is_there` knows them."""
+    def reformatted(
+        self, is_there: Callable[[NDArray[np.uint8]], bool], is_plane: Callable[[NDArray[np.uint8]], bool]
+    ) -> list[NDArray[np.uint8]]:
+        """The patient's axial, sagittal and coronal plane through the volume's middle, once `is_there` knows them together.
+
+        OHIF draws them one after another: `is_plane` knows one that is drawn.
+        """
         self.tab.click('[data-cy="Layout"]')
         self._wait_for('[data-cy="MPR"]')
         self.tab.click('[data-cy="MPR"]')
         self.tab.wait(f"document.querySelectorAll('{CANVAS}').length === 3", WAIT_S)
         self._still('[data-cy="viewport-grid"]', is_there)
-        self.tab.wait("!document.querySelector('[data-sonner-toast]')", WAIT_S)  # says that contours are being prepared
-        self._still('[data-cy="viewport-grid"]', is_there)
         panes = [f'[data-viewportid="mpr-{plane}"]' for plane in ("axial", "sagittal", "coronal")]
-        return [self.tab.picture(pane) for pane in panes]
+        return [self._still(pane, is_plane) for pane in panes]
 
     def _still(self, selector: str, is_there: Callable[[NDArray[np.uint8]], bool]) -> NDArray[np.uint8]:
         """The picture of an element that is there and has not changed for a while."""

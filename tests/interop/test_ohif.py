@@ -174,8 +174,11 @@ def stray(picture: NDArray[np.uint8]) -> int:
 
 
 def planes_of(viewer: Viewer) -> list[NDArray[np.uint8]]:
-    """Pictures of the patient's three planes, once both segments are seen."""
-    return viewer.reformatted(lambda picture: all(painted(picture, number).any() for number in HUES))
+    """Pictures of the patient's three planes, once both segments are seen; the first is in each plane."""
+    return viewer.reformatted(
+        lambda picture: all(painted(picture, number).any() for number in HUES),
+        lambda picture: bool(painted(picture, 1).any()),
+    )
 
 
 # --- the tests --------------------------------------------------------------------------------------------------------

@@ -24,10 +24,12 @@ class Answer:
         logits: Shape (B, C_out, *window), float32, on the engine's device, or on the CPU.
         layer: Shape (B, 2 C), float32, on the CPU: mean, then deviation over the window of each channel of the bundle's
             `feature_layer`; None where the bundle names no layer.
+        networks: How many networks answered apart; the logits of each lie behind those of the one before.
     """
 
     logits: torch.Tensor
     layer: torch.Tensor | None = None
+    networks: int = 1
 
 
 class Source(BundleWithParity, Protocol):

@@ -1,6 +1,7 @@
 """The plain engine: the network as torch runs it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class TorchEngine:
         feature_layer: Name of the submodule whose output, shape (B, C, *spatial), is summed up in each answer; None for none.
         may_leave: A window for which `device` has no memory runs on the CPU.
         precision: float32, or what torch computes convolutions in by itself (autocast): bfloat16 or float16.
+        apart: The networks of an ensemble answer apart, one behind the other.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class TorchEngine:
         *,
         may_leave: bool = False,
         precision: str = "float32",
+        apart: bool = False,
     ) -> None:
         self.network, self.precision = network.eval(), getattr(torch, precision)
         self.device, self.may_leave = device, may_leave
         self.slice_axis = slice_axis
+        self.networks = list(network) if apart and isinstance(network, MeanOfNetworks) else [network]
         self.heads = [
             part
             for part in network.modules()
@@ -82,7 +86,8 @@ class TorchEngine:
             if len(windows) > 1:
                 answers = [self(window) for window in torch.split(windows, 1)]
                 layers = [answer.layer for answer in answers if answer.layer is not None]
-                return Answer(torch.cat([answer.logits for answer in answers]), torch.cat(layers) if layers else None)
+                logits = torch.cat([answer.logits for answer in answers])
+                return Answer(logits, torch.cat(layers) if layers else None, len(self.networks))
             if not self.may_leave:
                 raise InputRefusedError(
                     f"{self.device} has no memory for one window of {' x '.join(map(str, windows.shape[2:]))}; free memory "
@@ -97,7 +102,7 @@ class TorchEngine:
     # Not inference_mode: its tensors could not be changed in place afterwards, and their sums are
     @torch.no_grad()
     def _answer(self, windows: Tensor) -> Answer:
-        return answer_of(self._run, windows, self.slice_axis)
+        return replace(answer_of(self._run, windows, self.slice_axis), networks=len(self.networks))
 
     def _run(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
         seen: list[Tensor] = []
@@ -111,7 +116,7 @@ class TorchEngine:
         fewer_bits = torch.autocast(windows.device.type, self.precision, enabled=self.precision != torch.float32)
         try:
             with fewer_bits:
-                logits: Tensor = self.network(windows)
+                logits = torch.cat([network(windows) for network in self.networks], 1)
         finally:
             for hook in hooks:
                 hook.remove()
