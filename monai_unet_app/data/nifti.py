@@ -2,13 +2,16 @@
 
 import gzip
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 
+from dicom_io.coding import display_rgb
 from dicom_io.errors import UnreadableFileError
 from dicom_io.reading.claims import check_claim
 from dicom_io.volume import Volume
@@ -16,6 +19,7 @@ from monai_unet_app.errors import InputRefusedError
 
 _GZIP = b"\x1f\x8b"
 _LONGEST_HEADER_BYTES = 540  # of NIfTI-2
+_CARET = 30  # code of a header extension, nifti1.h: NIFTI_ECODE_CARET
 
 
 def check_nifti(path: Path, name: str) -> None:
@@ -58,13 +62,33 @@ def not_nifti(name: str, error: Exception) -> InputRefusedError:
     )
 
 
-def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
+def write_nifti(array: NDArray[Any], volume: Volume, path: Path, names: Mapping[int, str] | None = None) -> Path:
     """Writes values on the volume's grid, (I, J, K) or (I, J, K, C), with scanner millimetres (sform code 1).
 
     A sheared grid gets no qform, because NIfTI's quaternion cannot hold shear and some readers prefer the qform to the sform.
+    The `names` of label values go into the header, where `label_table` and Connectome Workbench find them.
     """
-    nibabel.save(nifti_image(array, volume), path)
+    image = nifti_image(array, volume)
+    if names:
+        image.header.extensions.append(Nifti1Extension(_CARET, _table_of(names)))
+    nibabel.save(image, path)
     return path
+
+
+def _table_of(names: Mapping[int, str]) -> bytes:
+    """The label table of these names, with the colours of their numbers.
+
+    Source: CaretExtension of Connectome Workbench, https://www.nitrc.org/projects/caret; TotalSegmentator writes the same.
+    """
+    rows = []
+    for value, name in names.items():
+        red, green, blue = (f"{part / 255:.3f}" for part in display_rgb(value))
+        colour = f'Red="{red}" Green="{green}" Blue="{blue}" Alpha="1"'
+        rows.append(f'<Label Key="{value}" {colour}><![CDATA[{name.replace("]]>", "]] >")}]]></Label>')
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><CaretExtension><VolumeInformation Index="0"><LabelTable>'
+        f"{''.join(rows)}</LabelTable><VolumeType><![CDATA[Label]]></VolumeType></VolumeInformation></CaretExtension>"
+    ).encode()
 
 
 def nifti_image(array: NDArray[Any], volume: Volume) -> nibabel.Nifti1Image:
@@ -79,7 +103,7 @@ def nifti_image(array: NDArray[Any], volume: Volume) -> nibabel.Nifti1Image:
     return image
 
 
-_LABEL = re.compile(rb'<Label Key="(\d{1,5})"[^>]{0,200}>\s*(?:<!\[CDATA\[)?([^<\]]{1,200})')
+_LABEL = re.compile(rb'<Label Key="(\d{1,5})"[^>]{0,200}>\s*(?:<!\[CDATA\[(.{1,260}?)\]\]>|([^<]{1,260}))', re.DOTALL)
 
 
 def label_table(path: Path) -> dict[int, str]:
@@ -94,10 +118,11 @@ def label_table(path: Path) -> dict[int, str]:
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return {}
     header: Any = nibabel.load(path).header
-    texts = [bytes(one.get_content()) for one in header.extensions]
+    # nibabel has no form of its own for Workbench's kind of extension, and 5.2 no `content`
+    texts = [one.content if hasattr(one, "content") else bytes(one.get_content()) for one in header.extensions]
     found = (match for text in texts if b"<LabelTable>" in text for match in _LABEL.finditer(text))
     return {
-        int(number): name.decode("utf-8", "replace").strip()
-        for number, name in map(re.Match.groups, found)
+        int(number): (quoted or plain).decode("utf-8", "replace").strip()
+        for number, quoted, plain in map(re.Match.groups, found)
         if int(number)
     }
