@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from dicom_io.errors import LabelError
 from dicom_io.objects.functional_groups import macro
 from dicom_io.objects.identity import source_headers
-from dicom_io.reading.headers import shown_uid
+from dicom_io.reading.headers import referenced_series, shown_uid
 from dicom_io.volume import Volume
 
 # Scanners write positions with 0.001 to 0.01 mm; an evenly spaced grid fitted to them may be off by the
@@ -185,6 +185,26 @@ def check_frame_of_reference(frame_of_reference_uid: str | None, reference: Volu
         raise LabelError(
             f"the label file has the frame of reference {shown_uid(frame_of_reference_uid)}, the image {own}; the same one is "
             "needed; use the file that was made for this image, or register them first"
+        )
+
+
+def check_source_series(label_object: Dataset, reference: Volume) -> None:
+    """Pass unless a label object refers to series, and the image is none of them.
+
+    Args:
+        label_object: Header of a SEG or RTSTRUCT; one that refers to no series passes.
+        reference: The image; one that is no DICOM passes.
+
+    Raises:
+        LabelError: The image is another series.
+    """
+    named = {uid for uid, _ in referenced_series(label_object) if uid}
+    sources = (reference.provenance, *reference.provenance.others)
+    own = {source.series_instance_uid for source in sources if source.series_instance_uid}
+    if named and own and not named & own:
+        raise LabelError(
+            f"the label file refers to the series {', '.join(map(shown_uid, sorted(named)[:3]))}, and the image is the series "
+            f"{', '.join(map(shown_uid, sorted(own)))}; the series that the labels were made on is needed; name that one"
         )
 
 

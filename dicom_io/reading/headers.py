@@ -6,6 +6,7 @@ a UID.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,26 @@ def is_person_name(text: str) -> bool:
     parts = text.split("^")
     is_plain = text.isprintable() and not set("\\=") & set(text) and len(text) <= LONGEST_NAME
     return is_plain and 2 <= len(parts) <= 5 and all(any(map(str.isalpha, part)) for part in parts[:2])
+
+
+def referenced_series(header: Dataset) -> list[tuple[str, Sequence[Dataset]]]:
+    """The UID of every series that the header refers to, with the instances of that series; of an RTSTRUCT the UIDs alone."""
+    # References stand in the Common Instance Reference Module (PS3.3 C.12.2), in reports in the SR Document General
+    # Module (C.17.2), which names the instances by another sequence, and in a structure set below its frames of
+    # reference (C.8.8.5).
+    rows = list(header.get("ReferencedSeriesSequence") or [])
+    for keyword in ("CurrentRequestedProcedureEvidenceSequence", "StudiesContainingOtherReferencedInstancesSequence"):
+        rows += [row for study in header.get(keyword) or [] for row in study.get("ReferencedSeriesSequence") or []]
+    for frame in header.get("ReferencedFrameOfReferenceSequence") or []:
+        studies = frame.get("RTReferencedStudySequence") or []
+        rows += [row for study in studies for row in study.get("RTReferencedSeriesSequence") or []]
+    return [
+        (
+            str(row.get("SeriesInstanceUID") or ""),
+            row.get("ReferencedInstanceSequence") or row.get("ReferencedSOPSequence") or [],
+        )
+        for row in rows
+    ]
 
 
 def patient_digest(header: Dataset) -> str:

@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError
 from dicom_io.kinds import KIND
+from dicom_io.reading.headers import referenced_series
 from dicom_io.reading.instances import load_dataset
 from dicom_io.sr import CLASSES, MeasurementGroup, read_sr
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files, bundle_folders
@@ -43,7 +44,7 @@ def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
         raise InputRefusedError(str(error)) from error
     maker = _maker(header, path)
     groups, unread = _measurement_groups(header, path)
-    references = _references(header)
+    references = referenced_series(header)
     return {
         "object": {
             "sop_class": header.SOPClassUID.name,
@@ -119,22 +120,6 @@ def _sources(references: Sequence[tuple[str, Sequence[Dataset]]]) -> dict[str, i
     """Series of images -> number of referenced instances."""
     counts = {uid: sum(not _is_segmentation(instance) for instance in instances) for uid, instances in references}
     return {uid: count for uid, count in counts.items() if count}
-
-
-def _references(header: Dataset) -> list[tuple[str, Sequence[Dataset]]]:
-    """The UID of every series that the header refers to, with the instances of that series."""
-    # References stand in the Common Instance Reference Module (PS3.3 C.12.2), in reports in the SR Document General
-    # Module (C.17.2), which names the instances by another sequence.
-    rows = list(header.get("ReferencedSeriesSequence") or [])
-    for keyword in ("CurrentRequestedProcedureEvidenceSequence", "StudiesContainingOtherReferencedInstancesSequence"):
-        rows += [row for study in header.get(keyword) or [] for row in study.get("ReferencedSeriesSequence") or []]
-    return [
-        (
-            str(row.get("SeriesInstanceUID") or ""),
-            row.get("ReferencedInstanceSequence") or row.get("ReferencedSOPSequence") or [],
-        )
-        for row in rows
-    ]
 
 
 def _is_segmentation(instance: Dataset) -> bool:
