@@ -5,17 +5,19 @@ names them in PatientName, PatientID and OtherPatientIDs; a nickname would stay.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from dicom_io.errors import DicomIoError
+from dicom_io.errors import DicomIoError, LabelError
 from dicom_io.reading.instances import READ_ERRORS, Instance, load_dataset
 
 _TITLE = ("SeriesNumber", "SeriesDescription", "ProtocolName", "SeriesTime")
 _OF_THE_PATIENT = ("PatientName", "PatientID", "OtherPatientIDs")
 _LONGEST = 64  # LO: PS3.5 6.2
+_MOST_NAMED = 20  # in a message
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,32 @@ def text_values(header: Dataset, keyword: str) -> list[str]:
         return [" ".join(str(value).split()) for value in values]
     except READ_ERRORS:
         return []
+
+
+def numbers_called(header: Dataset, named: Iterable[tuple[int, str]], names: Sequence[str], what: str) -> list[int]:
+    """The numbers of regions or segments by their names, in the order of `names`.
+
+    Args:
+        header: Names the patient, who is named in no message.
+        named: Number and name of each region or segment.
+        names: Those that are wanted, each once.
+        what: "region" or "segment".
+
+    Raises:
+        LabelError: A name is of none, of several, or wanted twice.
+    """
+    by_name: dict[str, list[int]] = {}
+    for number, name in named:
+        by_name.setdefault(name.strip(), []).append(number)
+    for name in names:
+        numbers = by_name.get(name.strip(), [])
+        if len(numbers) != 1 or names.count(name) > 1:
+            known = ", ".join(without_patient(header, known_name) for known_name in sorted(by_name)[:_MOST_NAMED])
+            raise LabelError(
+                f"{len(numbers)} {what}(s) are called {name!r}, which is requested {names.count(name)} time(s); one {what} "
+                f"for each name is needed; the file has {known}"
+            )
+    return [by_name[name.strip()][0] for name in names]
 
 
 def without_patient(header: Dataset, text: str) -> str:

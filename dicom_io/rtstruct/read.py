@@ -16,11 +16,10 @@ from dicom_io.objects.raster import entangled, filled
 from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, check_patient_space
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_object, refusing
-from dicom_io.reading.titles import without_patient
+from dicom_io.reading.titles import numbers_called
 from dicom_io.rtstruct.parse import closed_contours, without_area, without_repeats
 from dicom_io.volume import Volume, number_type
 
-MOST_NAMED = 20  # regions, in a message
 LEFT_OUT = "points and open lines enclose no voxel and were left out"
 TWICE = "contours that occur a second time were left out"
 CANCELLED = "CLOSEDPLANAR_XOR contours that occur a second time cancel out the first"
@@ -89,8 +88,9 @@ def read_regions(path: Path, reference: Volume, names: Sequence[str] | None = No
     check_patient_space(reference)
     with refusing(path):
         numbers = _numbers(dataset)
-        chosen = numbers if names is None else _called(dataset, names)
-        array = np.zeros((*reference.shape[:3], len(chosen)), dtype=np.uint8)
+        chosen = numbers if names is None else numbers_called(dataset, _named(dataset), names, "region")
+        # A region lies in one piece, so that the system gives memory only where some voxel is set.
+        array = np.zeros((len(chosen), *reference.shape[::-1]), dtype=np.uint8).T
         note_counts: dict[str, Counter[int]] = {}
         for roi, k, inside in _regions(dataset, reference, note_counts, frozenset(chosen)):
             array[:, :, k, chosen.index(roi)][inside.T] = 1
@@ -106,26 +106,15 @@ def region_names(path: Path) -> dict[int, str]:
     """
     dataset = load_object(path, "an RT Structure Set", (RTStructureSetStorage,))
     with refusing(path):
-        named = {
-            int(item.ROINumber): str(item.get("ROIName") or "") for item in dataset.get("StructureSetROISequence") or []
-        }
+        named = dict(_named(dataset))
         return {number: named[number] for number in _numbers(dataset)}
 
 
-def _called(dataset: Dataset, names: Sequence[str]) -> list[int]:
-    """The ROINumbers of regions by their names."""
-    by_name: dict[str, list[int]] = {}
-    for item in dataset.get("StructureSetROISequence") or []:
-        by_name.setdefault(str(item.get("ROIName") or "").strip(), []).append(int(item.ROINumber))
-    for name in names:
-        numbers = by_name.get(name.strip(), [])
-        if len(numbers) != 1 or names.count(name) > 1:
-            known = ", ".join(without_patient(dataset, known_name) for known_name in sorted(by_name)[:MOST_NAMED])
-            raise LabelError(
-                f"{len(numbers)} region(s) are called {name!r}, which is requested {names.count(name)} time(s); one region "
-                f"for each name is needed; the structure set has {known}"
-            )
-    return [by_name[name.strip()][0] for name in names]
+def _named(dataset: Dataset) -> list[tuple[int, str]]:
+    """ROINumber and ROIName of each region, in the order of the file."""
+    return [
+        (int(item.ROINumber), str(item.get("ROIName") or "")) for item in dataset.get("StructureSetROISequence") or []
+    ]
 
 
 def _regions(

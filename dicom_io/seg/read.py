@@ -1,6 +1,6 @@
 """A DICOM Segmentation of any software -> labels or channels on the grid of an image, placed through the patient space."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dicom_io.objects.grid import FrameGrid
 from dicom_io.objects.slice_positions import check_frame_of_reference
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.reading.instances import load_dataset, load_object, refusing
+from dicom_io.reading.titles import numbers_called
 from dicom_io.seg.frames import SegFrame, seg_frames_of
 from dicom_io.volume import Volume, number_type
 
@@ -67,32 +68,42 @@ def _labels(dataset: Dataset, reference: Volume) -> NDArray[Any]:
     return array
 
 
-def read_segments(path: Path, reference: Volume) -> Volume:
+def read_segments(path: Path, reference: Volume, names: Sequence[str] | None = None) -> Volume:
     """The segments of a SEG as channels on the grid of `reference`; they may overlap or be fractions.
 
     Args:
         path: BINARY, LABELMAP or FRACTIONAL segmentation, by whatever software.
         reference: As in `read_seg`.
+        names: SegmentLabels of the segments to read, in the order of the channels; None for all, by their numbers.
 
     Returns:
         `reference` with shape (I, J, K, C): one channel a segment, in increasing SegmentNumber (those of
-        `segment_numbers`). uint8 0 or 1, or for FRACTIONAL float32 from 0 to 1.
+        `segment_numbers`) or as named. uint8 0 or 1, or for FRACTIONAL float32 from 0 to 1.
 
     Raises:
-        UnreadableFileError, LabelError: As `read_seg`, but for overlap and fractions.
+        UnreadableFileError: As `read_seg`.
+        LabelError: As `read_seg`, but for overlap and fractions; or a name is of no segment, or of several.
     """
     dataset = _open(path, reference)
     with refusing(path):
-        return reference.with_array(_channels(dataset, reference))
+        return reference.with_array(_channels(dataset, reference, names))
 
 
-def _channels(dataset: Dataset, reference: Volume) -> NDArray[Any]:
+def _channels(dataset: Dataset, reference: Volume, names: Sequence[str] | None) -> NDArray[Any]:
     segments, steps = _Segments(dataset, reference), float(dataset.get("MaximumFractionalValue") or 255)
-    kind = np.float32 if segments.fractional else np.uint8
-    array = np.zeros((*reference.shape, len(segments.numbers)), dtype=kind)
+    kind, chosen = np.float32 if segments.fractional else np.uint8, list(segments.numbers)
+    if names is not None:
+        labels = ((int(item.SegmentNumber), str(item.get("SegmentLabel") or "")) for item in dataset.SegmentSequence)
+        chosen = numbers_called(dataset, ((number, label) for number, label in labels if number), names, "segment")
+    channels = np.full(segments.numbers[-1] + 1, -1)
+    channels[chosen] = np.arange(len(chosen))
+    # A segment lies in one piece, so that the system gives memory only where some voxel is set.
+    array = np.zeros((len(chosen), *reference.shape[::-1]), dtype=kind).T
     for where, named, stored in segments.laid():
-        channel = np.searchsorted(segments.numbers, named)
-        array[(*where, channel)] = stored / steps if segments.fractional else 1
+        channel = channels[named]
+        wanted = channel >= 0
+        place = (*(axis[wanted] for axis in where), channel[wanted])
+        array[place] = stored[wanted] / steps if segments.fractional else 1
     return array
 
 

@@ -214,18 +214,26 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
 
 
 def regions(options: flags.Regions) -> Answer:
-    """Write regions of a structure set as a label file to train with.
+    """Write the structures of a SEG or RTSTRUCT as label files.
 
     Example: monai-unet regions rtstruct.dcm --image SERIES --roi Liver Tumour --output labels/case_01.nrrd
     """
     from monai_unet_app.convert import label_file
 
     common.check_writable(options.output.parent)
-    rows = label_file(options.structure_set, options.image, options.roi, options.output, common.read_options(options))
-    cells = ([str(row[name]) for name in ("label", "name", "voxels", "overlapped")] for row in rows)
-    show.print_table(("label", show.folded("region"), "voxels", "given to a later region"), cells)
+    made = label_file(options.result, options.image, options.roi, options.output, common.read_options(options))
+    titles = {"label": "label", "name": "structure", "voxels": "voxels", "overlapped": "given to a later structure"}
+    if "file" in made["regions"][0]:
+        titles = {"name": "structure", "voxels": "voxels", "file": "file"}
+    cells = ([str(row[key]) for key in titles] for row in made["regions"])
+    show.print_table(map(show.folded, titles.values()), cells)
+    for note in made["notes"]:
+        show.say(f"note on {options.result.name}: {note}")
+    if made["shared"]:
+        which = "" if "file" in titles else "; the later one counts there"
+        show.say(f"{made['shared']} voxel(s) lie in several structures{which}")
     show.line(f"written: {options.output}")
-    return {"output": str(options.output), "regions": rows}, EXIT_DONE
+    return {"output": str(options.output), **made}, EXIT_DONE
 
 
 def convert(options: flags.Convert) -> Answer:

@@ -205,15 +205,16 @@ class Regions(Reading):
     """Flags of `regions`.
 
     Attributes:
-        structure_set: a structure set from any software
-        image: the series on which the regions were drawn
-        roi: ROIName: the first becomes label 1, and so on; where two overlap, the later one counts
-        output: label file, .nrrd or .mha
+        result: a SEG or RTSTRUCT from any software
+        image: the series that it was made on
+        roi: SegmentLabel or ROIName: the first becomes label 1, and so on; where two overlap, the later one counts (default:
+            all, a SEG with its segment numbers)
+        output: label file, .nii.gz, .nii, .nrrd or .mha; or a folder, which gets a mask file for each structure
     """
 
-    structure_set: Annotated[Place, Flag(names=("structure_set",), metavar="RTSTRUCT")]
+    result: Annotated[Place, Flag(names=("result",), metavar="RESULT")]
     image: Place
-    roi: Annotated[list[str], Flag(metavar="NAME")]
+    roi: Annotated[list[str], Flag(metavar="NAME")] = field(default_factory=list)
     output: Place
 
 
