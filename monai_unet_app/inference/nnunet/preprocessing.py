@@ -163,10 +163,9 @@ def _tensor(values: NDArray[np.float32], source: Tensor, record: Mapping[str, An
     ):
         affine[:, axis] = 0
         affine[to, axis], affine[to, rank] = old / new, start + (old / new - 1) / 2
-    before = source.affine.cpu().numpy() if isinstance(source, MetaTensor) else np.eye(rank + 1)
-    out = MetaTensor(torch.from_numpy(np.ascontiguousarray(values)))
-    if len(before) == rank + 1:
-        out.affine = torch.from_numpy(before @ affine)
+    # A picture has no position in the patient, and MONAI gives it the affine of a volume
+    before = source.affine.cpu().numpy() if isinstance(source, MetaTensor) and rank == 3 else np.eye(rank + 1)
+    out = MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(before @ affine))
     done = list(getattr(source, "applied_operations", []))
     out.applied_operations = [*done, {"class": "nnUNetCrop", **record}, {"class": "nnUNetResampling", **record}]
     return out
