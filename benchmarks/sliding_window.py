@@ -83,9 +83,7 @@ def main() -> int:
                 seconds[name].append(time.perf_counter() - began)
         medians = {name: median(found) for name, found in seconds.items()}
         if options.plot:
-            roofline(medians, bundle, bundle.windows.plan(shape).count).savefig(
-                options.plot, dpi=110
-            )
+            roofline(medians, bundle, bundle.windows.plan(shape).count).savefig(options.plot, dpi=110)
     return judge(medians, answers, quick=options.quick)
 
 

@@ -304,7 +304,11 @@ class Bundle(BundleFiles):
         from monai_unet_app.inference.engines.torch_engine import MeanOfNetworks
 
         network: torch.nn.Module = self.part("network_def")
-        return MeanOfNetworks(network) if isinstance(network, torch.nn.ModuleList) else network
+        if not isinstance(network, torch.nn.ModuleList):
+            return network
+        mean = MeanOfNetworks(network)
+        mean.apart = self.windows.of_nnunet
+        return mean
 
     def engine(self, settings: ResultSettings) -> "Engine":
         """What runs the windows with these settings, made once. Raises UsageError as `choose_engine`."""

@@ -51,7 +51,8 @@ def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
         show.line("it states nothing yet: no cases are known that its networks have not seen")
         show.line(f"now: monai-unet calibrate --bundle {folder} --data CASES_THAT_IT_HAS_NOT_SEEN")
         return answer, EXIT_DONE
-    calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data))
+    # Post-processing would change labels, which are to be those of nnU-Net
+    calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data, tidy="keep"))
     return answer | {"calibration": calibrated}, code
 
 

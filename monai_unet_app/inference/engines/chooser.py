@@ -20,7 +20,6 @@ def torch_engine(bundle: Source, settings: ResultSettings) -> TorchEngine:
     return TorchEngine(
         bundle.network, bundle.device, bundle.slice_axis, bundle.feature_layer,
         may_leave=bundle.may_leave_device, precision=settings.precision,
-        apart=bundle.windows.of_nnunet,
     )  # fmt: skip
 
 

@@ -19,7 +19,12 @@ class MeanOfNetworks(nn.ModuleList):
     """An ensemble: its answer is the mean of those of its networks, which `model.pt` holds one after the other.
 
     In training it gives the answer of each, so that each learns by itself.
+
+    Attributes:
+        apart: Engines ask each network for its answer, and their mean is made of the sums of windows, as nnU-Net makes it.
     """
+
+    apart = False
 
     def forward(self, windows: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, C_out, *window) of windows (B, C_in, *window); in training a list of them."""
@@ -49,7 +54,6 @@ class TorchEngine:
         feature_layer: Name of the submodule whose output, shape (B, C, *spatial), is summed up in each answer; None for none.
         may_leave: A window for which `device` has no memory runs on the CPU.
         precision: float32, or what torch computes convolutions in by itself (autocast): bfloat16 or float16.
-        apart: The networks of an ensemble answer apart, one behind the other.
     """
 
     def __init__(
@@ -61,12 +65,11 @@ class TorchEngine:
         *,
         may_leave: bool = False,
         precision: str = "float32",
-        apart: bool = False,
     ) -> None:
         self.network, self.precision = network.eval(), getattr(torch, precision)
         self.device, self.may_leave = device, may_leave
         self.slice_axis = slice_axis
-        self.networks = list(network) if apart and isinstance(network, MeanOfNetworks) else [network]
+        self.networks = list(network) if isinstance(network, MeanOfNetworks) and network.apart else [network]
         self.heads = [
             part
             for part in network.modules()

@@ -3,7 +3,7 @@
 Names and arguments are those of `architecture` in nnU-Net's plans.json, so that a checkpoint loads without a change.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,31 +20,17 @@ class _Layers:
     """What makes the layers of a network: of 2 or 3 axes, with its normalisation, dropout and nonlinearity.
 
     Args:
-        conv_op: Name of the convolution of torch, which says how many axes there are.
-        conv_bias: Of every convolution but the last ones.
-        norm_op, dropout_op, nonlin: Names in `torch.nn`, or None for none.
-        norm_op_kwargs, dropout_op_kwargs, nonlin_kwargs: Their arguments.
-        nonlin_first: The nonlinearity stands before the normalisation.
+        plan: `arch_kwargs` of plans.json: names in `torch.nn` of the convolution, the normalisation, the dropout and the
+            nonlinearity, or None, with their arguments.
     """
 
-    def __init__(
-        self,
-        conv_op: str,
-        conv_bias: bool = False,
-        norm_op: str | None = None,
-        norm_op_kwargs: Mapping[str, Any] | None = None,
-        dropout_op: str | None = None,
-        dropout_op_kwargs: Mapping[str, Any] | None = None,
-        nonlin: str | None = None,
-        nonlin_kwargs: Mapping[str, Any] | None = None,
-        nonlin_first: bool = False,
-    ) -> None:
-        self.axes = 3 if _name(conv_op) == "Conv3d" else 2
+    def __init__(self, plan: Mapping[str, Any]) -> None:
+        self.axes = 3 if _name(plan["conv_op"]) == "Conv3d" else 2
         self.conv, self.transposed, self.pool = _OF_AXES[self.axes]
-        self.bias, self.nonlin_first = conv_bias, nonlin_first
-        self._norm = norm_op, norm_op_kwargs or {}
-        self._dropout = dropout_op, dropout_op_kwargs or {}
-        self._nonlin = nonlin, nonlin_kwargs or {}
+        self.bias, self.nonlin_first = bool(plan.get("conv_bias")), bool(plan.get("nonlin_first"))
+        self._norm, self._dropout, self._nonlin = (
+            (plan.get(name), plan.get(f"{name}_kwargs") or {}) for name in ("norm_op", "dropout_op", "nonlin")
+        )
 
     def norm(self, channels: int) -> list[tuple[str, nn.Module]]:
         name, arguments = self._norm
@@ -163,13 +149,11 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     """The way up. A checkpoint has the weights of the encoder a second time, under the decoder."""
 
-    def __init__(
-        self, layers: _Layers, encoder: _Encoder, sizes: "_Sizes", counts: Sequence[int], classes: int
-    ) -> None:
+    def __init__(self, layers: _Layers, encoder: _Encoder, sizes: "_Sizes", classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         stages, transposed, heads = [], [], []
-        for number, count in enumerate(counts, 1):
+        for number, count in enumerate(sizes.decoder, 1):
             below, own = sizes.features[-number], sizes.features[-number - 1]
             stride = layers.each(sizes.strides[-number])
             transposed.append(layers.transposed(below, own, stride, stride, bias=layers.bias))  # type: ignore[arg-type]
@@ -189,91 +173,62 @@ class _Decoder(nn.Module):
 
 
 class _Sizes:
-    """Features, kernels and strides of the stages, from the finest down."""
+    """Features, kernels, strides and numbers of blocks of the stages, from the finest down."""
 
-    def __init__(self, stages: int, features: int | Steps, kernels: Any, strides: Any) -> None:
-        self.features, self.kernels, self.strides = (_for_each(value, stages) for value in (features, kernels, strides))
+    def __init__(self, plan: Mapping[str, Any], blocks: str) -> None:
+        count = plan["n_stages"]
+        names = ("features_per_stage", "kernel_sizes", "strides", blocks)
+        self.features, self.kernels, self.strides, self.blocks = (_for_each(plan[name], count) for name in names)
+        self.decoder = _for_each(plan["n_conv_per_stage_decoder"], count - 1)
+
+    def stages(self, layers: _Layers, inputs: int) -> Iterator[tuple[int, tuple[int, int], list[int], list[int]]]:
+        """Of each stage: blocks, channels in and out, kernel and stride."""
+        into = [inputs, *self.features[:-1]]
+        for blocks, *channels, kernel, stride in zip(
+            self.blocks, into, self.features, self.kernels, self.strides, strict=True
+        ):
+            yield blocks, (channels[0], channels[1]), layers.each(kernel), layers.each(stride)
 
 
-class PlainConvUNet(nn.Module):
-    """nnU-Net's U-Net of plain convolutions; arguments as in plans.json.
+class _UNet(nn.Module):
+    """An encoder and a decoder."""
 
-    Windows of shape (B, input_channels, *window) give logits (B, num_classes, *window).
+    encoder: _Encoder
+    decoder: _Decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes, *window), in voxels as the windows (B, input_channels, *window)."""
+        logits: Tensor = self.decoder(self.encoder(x))
+        return logits
+
+
+class PlainConvUNet(_UNet):
+    """nnU-Net's U-Net of plain convolutions.
+
+    Args:
+        input_channels: Of a window.
+        num_classes: Of the logits.
+        plan: `arch_kwargs` of plans.json.
     """
 
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        n_stages: int,
-        features_per_stage: int | Steps,
-        kernel_sizes: Any,
-        strides: Any,
-        n_conv_per_stage: int | Steps,
-        n_conv_per_stage_decoder: int | Steps,
-        **layers: Any,
-    ) -> None:
+    def __init__(self, input_channels: int, num_classes: int, **plan: Any) -> None:
         super().__init__()
-        make, sizes = _Layers(**layers), _Sizes(n_stages, features_per_stage, kernel_sizes, strides)
-        inputs = [input_channels, *sizes.features[:-1]]
-        rows = zip(
-            _for_each(n_conv_per_stage, n_stages), inputs, sizes.features, sizes.kernels, sizes.strides, strict=True
-        )
-        self.encoder = _Encoder(
-            [
-                nn.Sequential(_Stack(make, count, (into, out), make.each(kernel), make.each(stride)))
-                for count, into, out, kernel, stride in rows
-            ]
-        )
-        self.decoder = _Decoder(
-            make, self.encoder, sizes, _for_each(n_conv_per_stage_decoder, n_stages - 1), num_classes
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes, *window), in voxels as the windows (B, input_channels, *window)."""
-        logits: Tensor = self.decoder(self.encoder(x))
-        return logits
+        layers, sizes = _Layers(plan), _Sizes(plan, "n_conv_per_stage")
+        stages = [nn.Sequential(_Stack(layers, *stage)) for stage in sizes.stages(layers, input_channels)]
+        self.encoder = _Encoder(stages)
+        self.decoder = _Decoder(layers, self.encoder, sizes, num_classes)
 
 
-class ResidualEncoderUNet(nn.Module):
-    """nnU-Net's U-Net with a residual encoder; arguments as in plans.json, shapes as of `PlainConvUNet`."""
+class ResidualEncoderUNet(_UNet):
+    """nnU-Net's U-Net with a residual encoder; arguments as of `PlainConvUNet`."""
 
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        n_stages: int,
-        features_per_stage: int | Steps,
-        kernel_sizes: Any,
-        strides: Any,
-        n_blocks_per_stage: int | Steps,
-        n_conv_per_stage_decoder: int | Steps,
-        stem_channels: int | None = None,
-        **layers: Any,
-    ) -> None:
+    def __init__(self, input_channels: int, num_classes: int, **plan: Any) -> None:
         super().__init__()
-        make, sizes = _Layers(**layers), _Sizes(n_stages, features_per_stage, kernel_sizes, strides)
-        first = stem_channels or sizes.features[0]
-        stem = _Stack(make, 1, (input_channels, first), make.each(sizes.kernels[0]), [1] * make.axes)
-        inputs = [first, *sizes.features[:-1]]
-        rows = zip(
-            _for_each(n_blocks_per_stage, n_stages), inputs, sizes.features, sizes.kernels, sizes.strides, strict=True
-        )
-        self.encoder = _Encoder(
-            [
-                _Blocks(make, count, (into, out), make.each(kernel), make.each(stride))
-                for count, into, out, kernel, stride in rows
-            ],
-            stem,
-        )
-        self.decoder = _Decoder(
-            make, self.encoder, sizes, _for_each(n_conv_per_stage_decoder, n_stages - 1), num_classes
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes, *window), in voxels as the windows (B, input_channels, *window)."""
-        logits: Tensor = self.decoder(self.encoder(x))
-        return logits
+        layers, sizes = _Layers(plan), _Sizes(plan, "n_blocks_per_stage")
+        first = plan.get("stem_channels") or sizes.features[0]
+        stem = _Stack(layers, 1, (input_channels, first), layers.each(sizes.kernels[0]), [1] * layers.axes)
+        self.encoder = _Encoder([_Blocks(layers, *stage) for stage in sizes.stages(layers, first)], stem)
+        self.decoder = _Decoder(layers, self.encoder, sizes, num_classes)
 
 
 class Mirrored(nn.Module):

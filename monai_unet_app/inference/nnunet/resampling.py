@@ -1,7 +1,8 @@
 """nnU-Net's resampling: cubic for images, linear for logits, and by the nearest slice along an axis of thick slices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 Box = tuple[slice, ...]
+Knot = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Positions on an axis, and the weights of the values there."""
+
 _THICK = 3  # times the finest spacing: a coarser axis is resampled by itself
 
 
@@ -87,7 +91,8 @@ def _by_slices(values: NDArray[np.float64], shape: tuple[int, ...], kernel: Kern
 class Resized:
     """nnU-Net's resampling of logits, box by box; a step of `way_back.WayBack`.
 
-    Values are interpolated in float64 along one axis after the other, and rounded to half precision, as nnU-Net stores them.
+    Products and sums are those of scipy's `zoom`, in its order, so that rounding to half precision, in which nnU-Net stores
+    logits, gives its values to the bit.
 
     Attributes:
         shape: Shape of the grid before the preprocessing resampled it, in voxels.
@@ -100,42 +105,45 @@ class Resized:
     linear: tuple[bool, ...]
 
     def needed(self, box: Box) -> Box:
-        """The box of the working grid that a box of the grid before is made of."""
-        ends = (self._ends(axis, side) for axis, side in enumerate(box))
-        return tuple(slice(int(low.min()), int(high.max()) + 1) for low, high, _ in ends)
+        """The box of the working grid that a box of the grid before is made of; empty sides: of nothing."""
+        if any(side.stop <= side.start for side in box):
+            return (slice(0, 0),) * len(box)
+        knots = ([place for place, _ in self._knots(axis, side)] for axis, side in enumerate(box))
+        return tuple(slice(int(near[0].min()), int(near[-1].max()) + 1) for near in knots)
 
     def __call__(self, values: Tensor, held: Box, box: Box) -> Tensor:
         """Shape (C, *box), float32, of values (C, *held), logits in any unit."""
         if self.shape == self.size:
             return values
-        first, *middle, last = (self._weights(axis, held[axis], side) for axis, side in enumerate(box))
-        out = values.new_empty((len(values), *(side.stop - side.start for side in box)), device="cpu")
-        for channel, target in zip(
-            values.cpu(), out, strict=True
-        ):  # one at a time, so that what lies between stays small
-            result = channel.double() @ last.T
-            for axis, weights in enumerate(middle, 1):
-                result = torch.matmul(weights, result.movedim(axis, -2)).movedim(-2, axis)
-            mixed = (first @ result.flatten(1)).view_as(target)
-            # By numpy: torch rounds to single precision on the way to half, and then a second time
-            target.copy_(torch.from_numpy(mixed.numpy().astype(np.float16)))
-        return out.to(values.device)
+        knots = [
+            [(place - held[axis].start, weights) for place, weights in self._knots(axis, side)]
+            for axis, side in enumerate(box)
+        ]
+        out = np.empty((len(values), *(side.stop - side.start for side in box)), np.float16)
+        for channel, target in zip(values.cpu().numpy(), out, strict=True):  # one by one, to take little memory
+            target[...] = reduce(np.add, _parts(channel.astype(np.float64), knots))
+        return torch.from_numpy(out.astype(np.float32)).to(values.device)
 
-    def _ends(self, axis: int, side: slice) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """For each position of a side: the two positions on the working grid, and the weight of the second."""
+    def _knots(self, axis: int, side: slice) -> list[Knot]:
+        """Of the positions of a side along an axis: the places on the working grid that have a part in them."""
         last = self.size[axis] - 1
         at = (np.arange(side.start, side.stop) + 0.5) * (self.size[axis] / self.shape[axis]) - 0.5
         if not self.linear[axis]:
-            nearest = np.clip(np.floor(at + 0.5), 0, last).astype(np.int64)
-            return nearest, nearest, np.zeros(len(at))
-        at = np.clip(at, 0, last)
+            return [(np.clip(np.floor(at + 0.5), 0, last).astype(np.int64), np.ones(len(at)))]
         low = np.floor(at).astype(np.int64)
-        return low, np.minimum(low + 1, last), at - low
+        share = at - low
+        first = 1 - share
+        # Beyond the border both are the voxel at the border; a neighbour without a part is not asked for
+        return [(np.clip(low, 0, last), first), (np.clip(low + (share > 0), 0, last), 1 - first)]
 
-    def _weights(self, axis: int, held: slice, side: slice) -> Tensor:
-        """Shape (positions of `side`, positions of `held`): two weights a row, which sum up to 1."""
-        low, high, share = self._ends(axis, side)
-        weights, rows = np.zeros((len(low), held.stop - held.start)), np.arange(len(low))
-        weights[rows, low - held.start] += 1 - share
-        weights[rows, high - held.start] += share
-        return torch.from_numpy(weights)
+
+def _parts(
+    values: NDArray[np.float64], knots: Sequence[Sequence[Knot]], axis: int = 0
+) -> Iterator[NDArray[np.float64]]:
+    """For each combination of places along the axes from this one: the values there times their weights, axis by axis."""
+    if axis == values.ndim:
+        yield values
+        return
+    for place, weights in knots[axis]:
+        part = np.take(values, place, axis) * weights.reshape(-1, *[1] * (values.ndim - 1 - axis))
+        yield from _parts(part, knots, axis + 1)

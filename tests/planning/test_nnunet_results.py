@@ -1,0 +1,223 @@
+"""Trained folders of nnU-Net as bundles: nnU-Net's own labels, what it is known to have seen, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.config import ResultSettings
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.inference.nnunet.resampling import Kernel, Resized, resized
+from monai_unet_app.inference.pieces import pieces
+from monai_unet_app.inference.predict import predict_rows
+from monai_unet_app.pipeline import preprocess, segment_case
+from monai_unet_app.planning.nnunet_results import Import, bundle_of
+
+RESULTS = Path(__file__).resolve().parents[1] / "nnunet_results"
+PLANS = sorted(folder.name for folder in RESULTS.iterdir() if (folder / "plans.json").is_file())
+OTHER_PROCESSOR = 5e-4
+"""Part of the voxels that another processor, with another order of arithmetic in its convolutions, may decide otherwise."""
+
+
+def imported(name: str, output: Path, *, mirroring: bool = False, **more: Any) -> Bundle:
+    return load_bundle(bundle_of(Import(RESULTS / name, output, mirroring=mirroring, **more)).root)
+
+
+def images(name: str, case: str) -> Path | tuple[Path, ...]:
+    files = tuple(sorted((RESULTS / name / "images").glob(f"{case}_*")))
+    return files if len(files) > 1 else files[0]
+
+
+def painted(labels: NDArray[Any], name: str) -> NDArray[Any]:
+    """One label map, shape (I, J, K); of regions as nnU-Net paints them, one over the other."""
+    if labels.ndim == 3:
+        return labels
+    values = json.loads((RESULTS / name / "dataset.json").read_text())["regions_class_order"]
+    out = np.zeros(labels.shape[1:], np.uint8)
+    for mask, value in zip(labels, values, strict=True):
+        out[mask > 0] = value
+    return out
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_labels_are_those_of_nnunet(name: str, tmp_path: Path) -> None:
+    bundle, variant = imported(name, tmp_path / "bundle"), "plain_folds" if name == "plain3d" else "plain"
+    with np.load(RESULTS / name / "expected.npz") as expected:
+        for case in ("test0", "test1"):
+            labels = painted(segment_case(images(name, case), bundle).segmentation.labels, name)
+            wanted = expected[f"{variant}/{case}"]
+            assert (labels != wanted).mean() <= OTHER_PROCESSOR
+            assert set(np.unique(wanted)) == set(range(wanted.max() + 1))
+
+
+@pytest.mark.parametrize(("name", "case"), [("plain2d", "test1"), ("regions3d", "test1")])
+def test_with_mirror_images_too(name: str, case: str, tmp_path: Path) -> None:
+    bundle = imported(name, tmp_path / "bundle", mirroring=True)
+    with np.load(RESULTS / name / "expected.npz") as expected:
+        mirrored, plain = (expected[f"{variant}/{case}"] for variant in ("mirrored", "plain"))
+    labels = painted(segment_case(images(name, case), bundle).segmentation.labels, name)
+    assert (mirrored != plain).mean() > 10 * OTHER_PROCESSOR
+    assert (labels != mirrored).mean() <= OTHER_PROCESSOR
+
+
+@pytest.mark.parametrize("name", ["aniso3d", "channels3d", "plain2d"])
+def test_a_result_in_pieces_is_the_whole_result(name: str, tmp_path: Path) -> None:
+    bundle = imported(name, tmp_path / "bundle")
+    item = preprocess(read_volume(images(name, "test0")), bundle)
+    rows = list(predict_rows(item["image"], bundle.engine(ResultSettings()), bundle.windows))
+    back = bundle.result.way_back(item["image"])
+    assert back is not None
+    (whole,) = pieces(iter(rows), back, bundle.result)
+    parts = list(pieces(iter(rows), back, bundle.result, size=1 << 14))
+    assert len(parts) > 3
+    for part in parts:
+        box = (slice(None), *part.box)
+        assert torch.equal(part.decision, whole.decision[box])
+        torch.testing.assert_close(part.probabilities, whole.probabilities[box], atol=1e-6, rtol=0)
+
+
+def test_outside_of_the_body_is_background_for_certain(tmp_path: Path) -> None:
+    bundle = imported("channels3d", tmp_path / "bundle")
+    case = segment_case(images("channels3d", "test0"), bundle, keep="probabilities")
+    probabilities = np.asarray(case.segmentation.probabilities)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-6)
+    assert (probabilities[0, :3] == 1).all()  # columns of air
+    assert (case.segmentation.labels[:3] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [((9, 23, 31), (7, 29, 40)), ((12, 12, 5), (12, 12, 5)), ((20, 6, 11), (9, 13, 11))]
+)
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_logits_are_resampled_as_scikit_image_resizes_them(
+    old: tuple[int, ...], new: tuple[int, ...], axis: int | None
+) -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(0, 4, (2, *old)).astype(np.float16).astype(np.float32)
+    wanted = resized(values, new, Kernel(1), axis).astype(np.float64)
+    step = Resized(new, old, tuple(at != axis for at in range(3)))
+    box = (slice(1, new[0]), slice(0, new[1] - 2), slice(2, new[2]))
+    held = step.needed(box)
+    found = step(torch.from_numpy(values[(slice(None), *held)]), held, box).numpy()
+    half_step = np.spacing(np.abs(wanted[(slice(None), *box)]).astype(np.float16)).astype(np.float64)
+    assert (np.abs(found - wanted[(slice(None), *box)]) <= 0.51 * half_step).all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "axis"),
+    [((1, 1, 1), (1, 1, 1), None), ((3.6, 0.8, 0.8), (1, 1, 1), 0), ((1, 1, 1), (0.8, 0.8, 3), 2), ((3, 1, 1), (1, 1, 1), None),
+     ((0.2, 1.2, 1.2), (1, 1, 1), None)],
+)  # fmt: skip
+def test_thick_slices_are_resampled_by_themselves(old: Any, new: Any, axis: int | None) -> None:
+    assert Kernel(3).axis(old, new) == axis
+    assert Kernel(3, separate_z=False).axis(old, new) is None
+
+
+def test_a_bundle_knows_what_each_fold_has_seen(tmp_path: Path) -> None:
+    bundle = imported("plain3d", tmp_path / "bundle", data=RESULTS / "plain3d/raw")
+    listed = json.loads((RESULTS / "plain3d/raw/splits_final.json").read_text())
+    assert len(bundle.folds) == len(listed) == 5
+    assert bundle.is_ensemble
+    for fold, known in zip(bundle.folds, listed, strict=True):
+        by_partition: dict[str, set[str]] = {"train": set(), "test": set()}
+        for case in fold.seen:
+            by_partition[case.partition].add(case.id)
+        assert by_partition == {"train": set(known["train"]), "test": set(known["val"])}
+    assert {case.partition for case in bundle.seen} == {"train"}
+
+
+def test_the_names_in_validation_say_the_folds_too(tmp_path: Path) -> None:
+    data = shutil.copytree(RESULTS / "plain3d/raw", tmp_path / "raw")
+    (data / "splits_final.json").rename(tmp_path / "splits_final.json")
+    bundle = imported("plain3d", tmp_path / "one", data=data)
+    other = imported("plain3d", tmp_path / "two", data=data, splits=tmp_path / "splits_final.json")
+    assert [fold.seen for fold in bundle.folds] == [fold.seen for fold in other.folds]
+
+
+def test_a_single_network_is_calibrated_on_what_it_has_not_seen(tmp_path: Path) -> None:
+    bundle = imported("plain3d", tmp_path / "bundle", data=RESULTS / "plain3d/raw", folds=("2",))
+    validated = json.loads((RESULTS / "plain3d/raw/splits_final.json").read_text())[2]["val"]
+    assert {case.id for case in bundle.seen if case.partition == "calibration"} == set(validated)
+    assert bundle.folds == ()
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("/tmp/never"),)
+
+
+def with_plan(**changes: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        plans = json.loads((folder / "plans.json").read_text())
+        plans["configurations"]["3d_fullres"] |= changes
+        (folder / "plans.json").write_text(json.dumps(plans))
+
+    return write
+
+
+def with_checkpoint(**changes: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        file = folder / "fold_all/checkpoint_final.pth"
+        torch.save({**torch.load(file, weights_only=False), **changes}, file)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "plans.json").unlink(), "has no plans.json"),
+        (with_checkpoint(logging=Code()), "holds tensors and numbers only"),
+        (lambda folder: (folder / "fold_all/checkpoint_final.pth").write_bytes(pickle.dumps(Code())), "cannot be used"),
+        (with_checkpoint(trainer_name="nnUNetTrainerBN"), "its trainer is nnUNetTrainerBN"),
+        (with_checkpoint(trainer_name="OtherTrainer"), "its trainer is OtherTrainer"),
+        (with_checkpoint(network_weights={}), "do not fit the network of plans.json"),
+        (with_plan(previous_stage="3d_lowres"), "is a cascade"),
+        (with_plan(resampling_fn_data="other"), "its resampling of data"),
+        (with_plan(normalization_schemes=["Mine"]), "normalisation is Mine"),
+        (with_plan(architecture={"network_class_name": "x.Y"}), "network is x.Y"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(spoil: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(RESULTS / "aniso3d", tmp_path / "results")
+    spoil(folder)
+    with pytest.raises(InputRefusedError, match=words):
+        bundle_of(Import(folder, tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+    assert not Path("/tmp/never").exists()
+
+
+def test_an_absent_fold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"of fold 3; there is 0, 1"):
+        bundle_of(Import(RESULTS / "resenc3d", tmp_path / "bundle", ("3",)))
+
+
+def test_a_subject_in_two_folds_is_refused(tmp_path: Path) -> None:
+    data = shutil.copytree(RESULTS / "plain3d/raw", tmp_path / "raw")
+    splits = (data / "splits_final.json").read_text()
+    # Two hippocampi of one person, as the shipped plan knows; nnU-Net has dealt out cases
+    for old, new in (("case00", "hippocampus_003"), ("case01", "hippocampus_004")):
+        splits = splits.replace(old, new)
+        for file in [*data.glob(f"*/{old}*")]:
+            file.rename(file.with_name(file.name.replace(old, new)))
+    (data / "splits_final.json").write_text(splits)
+    with pytest.raises(InputRefusedError, match="one subject belongs to one fold"):
+        bundle_of(Import(RESULTS / "plain3d", tmp_path / "bundle", data=data))
+
+
+def test_no_checkpoint_is_loaded_with_its_code() -> None:
+    product = Path(__file__).resolve().parents[2] / "monai_unet_app"
+    text = (product / "planning/nnunet_results.py").read_text()
+    assert "weights_only=True" in text
+    assert "weights_only=False" not in text
