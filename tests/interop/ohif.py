@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from orthanc import Orthanc
 
 DIST = Path(__file__).resolve().parents[2] / "build/ohif/dist"
-WAIT_S = 180.0  # no step takes more than some seconds where nothing else runs
+WAIT_S = 90.0  # no step takes more than some seconds where nothing else runs
 STILL_S = 0.5
 TRIES = 4
 CANVAS = ".cornerstone-canvas"
@@ -154,7 +154,8 @@ class Viewer:
         """Shape (rows, columns, 3): the window's view of the instance with this InstanceNumber, once `is_there` knows it."""
         end = time.monotonic() + WAIT_S
         while (shown := self._instance_shown()) != number:
-            assert time.monotonic() < end, f"the viewer shows instance {shown} and does not come to {number}"
+            if time.monotonic() > end:
+                raise TimeoutError(f"the viewer shows instance {shown} and does not come to {number}")
             self.tab.turn_wheel(CANVAS, 100 if number > shown else -100)
             with suppress(TimeoutError):  # OHIF may drop a turn of the wheel while it still loads
                 self.tab.wait(f"({_INSTANCE} ?? '{shown}') !== '{shown}'", WAIT_S / TRIES)

@@ -6,7 +6,7 @@ reference and the order of the pixels. Contours of an RTSTRUCT are laid where th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,11 +84,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(archive, address)
 
 
-@pytest.fixture
-def tab(tmp_path: Path) -> Iterator[browser.Tab]:
-    with browser.browser(tmp_path / "profile") as running:
-        running.size(1200, 800)
-        yield running
+def looked_at(site: Site, study_instance_uid: str, folder: Path, look: Callable[[Viewer], None]) -> None:
+    """Looks at a study in a new browser; once more where OHIF draws nothing, as it does now and then on a busy machine."""
+    for number in (1, 2):
+        with browser.browser(folder / f"profile_{number}") as tab:
+            tab.size(1200, 800)
+            try:
+                look(Viewer(tab, site.address, study_instance_uid))
+                return
+            except TimeoutError:
+                if number == 2:
+                    raise
 
 
 def stored(site: Site, folder: Path, kind: str, beside: int = 0) -> str:
@@ -185,39 +191,39 @@ def planes_of(viewer: Viewer) -> list[NDArray[np.uint8]]:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_result_lies_on_its_structures_in_every_slice_and_plane(
-    kind: str, site: Site, tab: browser.Tab, tmp_path: Path
-) -> None:
-    viewer = Viewer(tab, site.address, stored(site, tmp_path, kind))
-    for k in range(SHAPE[2]):
-        picture, block = picture_of(viewer, k), stairs()[:, :, k]
-        for number in HUES:
-            here = painted(picture, number)
-            assert here.any() == (number in block), f"segment {number}, slice {k}"
-            if number in block:
-                np.testing.assert_allclose(box_mm(here), wanted_mm(block == number), atol=WITHIN_MM)
-                assert kind == "RTSTRUCT" or here.mean() == pytest.approx((block == number).mean(), rel=0.03)
-        assert white(picture).any() == block.any()
-        if block.any():
-            np.testing.assert_allclose(box_mm(white(picture)), wanted_mm(block > 0), atol=IMAGE_WITHIN_MM)
-        assert not (coloured(picture) & ~painted_at_all(picture)).any()
-    planes = planes_of(viewer)
-    Image.fromarray(tab.picture()).save(tmp_path / "planes.png")
-    assert [stray(plane) for plane in planes] == [0, 0, 0]
-    # OHIF draws once more into the viewport of the layout that was left, on a busy machine after it is gone
-    assert [line for line in tab.console if "viewport has been destroyed" not in line] == []
-    assert all(url.startswith((site.address, "data:", "blob:")) for url in tab.requests)
+def test_a_result_lies_on_its_structures_in_every_slice_and_plane(kind: str, site: Site, tmp_path: Path) -> None:
+    def look(viewer: Viewer) -> None:
+        for k in range(SHAPE[2]):
+            picture, block = picture_of(viewer, k), stairs()[:, :, k]
+            for number in HUES:
+                here = painted(picture, number)
+                assert here.any() == (number in block), f"segment {number}, slice {k}"
+                if number in block:
+                    np.testing.assert_allclose(box_mm(here), wanted_mm(block == number), atol=WITHIN_MM)
+                    assert kind == "RTSTRUCT" or here.mean() == pytest.approx((block == number).mean(), rel=0.03)
+            assert white(picture).any() == block.any()
+            if block.any():
+                np.testing.assert_allclose(box_mm(white(picture)), wanted_mm(block > 0), atol=IMAGE_WITHIN_MM)
+            assert not (coloured(picture) & ~painted_at_all(picture)).any()
+        planes = planes_of(viewer)
+        Image.fromarray(viewer.tab.picture()).save(tmp_path / "planes.png")
+        assert [stray(plane) for plane in planes] == [0, 0, 0]
+        # OHIF draws once more into the viewport of the layout that was left, on a busy machine after it is gone
+        assert [line for line in viewer.tab.console if "viewport has been destroyed" not in line] == []
+        assert all(url.startswith((site.address, "data:", "blob:")) for url in viewer.tab.requests)
+
+    looked_at(site, stored(site, tmp_path, kind), tmp_path, look)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_result_10_mm_beside_its_structures_is_seen_there(
-    kind: str, site: Site, tab: browser.Tab, tmp_path: Path
-) -> None:
-    viewer = Viewer(tab, site.address, stored(site, tmp_path, kind, beside=10))
-    picture, block = picture_of(viewer, 6), stairs()[:, :, 6]
-    for number in HUES:
-        moved_mm = box_mm(painted(picture, number)) - wanted_mm(block == number)
-        np.testing.assert_allclose(moved_mm, [0, 0, 10, 10], atol=WITHIN_MM)
-    planes = planes_of(viewer)
-    Image.fromarray(tab.picture()).save(tmp_path / "planes.png")
-    assert min(stray(plane) for plane in planes) > 100
+def test_a_result_10_mm_beside_its_structures_is_seen_there(kind: str, site: Site, tmp_path: Path) -> None:
+    def look(viewer: Viewer) -> None:
+        picture, block = picture_of(viewer, 6), stairs()[:, :, 6]
+        for number in HUES:
+            moved_mm = box_mm(painted(picture, number)) - wanted_mm(block == number)
+            np.testing.assert_allclose(moved_mm, [0, 0, 10, 10], atol=WITHIN_MM)
+        planes = planes_of(viewer)
+        Image.fromarray(viewer.tab.picture()).save(tmp_path / "planes.png")
+        assert min(stray(plane) for plane in planes) > 100
+
+    looked_at(site, stored(site, tmp_path, kind, beside=10), tmp_path, look)
