@@ -39,14 +39,13 @@ faults: $(VENV)/ready
 	$(BIN)/pytest -m faults tests/faults
 
 # the metrics against other packages: some ask for older versions than ours, which are installed in an environment of their own, before
-# the packages of .venv. Of nnU-Net only the check of data sets, without what its networks need
-$(PEERS)/ready: $(VENV)/ready tests/peers/requirements.txt
+# the packages of .venv; nnU-Net without what it asks for and does not import
+$(PEERS)/ready: $(VENV)/ready tests/peers/requirements.txt benchmarks/nnunet.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" > \
 		$$(echo $(PEERS)/lib/python*/site-packages)/packages_of_venv.pth
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH) --requirement tests/peers/requirements.txt
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps nnunetv2==2.8.1 batchgenerators==0.25.5 acvl_utils==0.2.6
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check blosc2==4.14.1
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/nnunet.txt
 	touch $@
 
 peers-test: $(PEERS)/ready

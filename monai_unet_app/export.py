@@ -21,7 +21,7 @@ from monai_unet_app.config import EngineName, Precision, ResultSettings
 from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.errors import BundleError
+from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.inference.engines import answer_of
 from monai_unet_app.inference.engines.certificate import PARITY, export_key, export_sha256, parity_of
 from monai_unet_app.inference.engines.exported import (
@@ -121,9 +121,13 @@ def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Row] = ()) 
             is absent. Empty for an export in float32.
 
     Raises:
-        UsageError: The runtime, or what quantises for it, is not installed.
+        UsageError: The runtime, or what quantises for it, is not installed; or the bundle is of nnU-Net.
         BundleError: The export answers otherwise than torch.
     """
+    if bundle.windows.of_nnunet:
+        raise UsageError(
+            f"{bundle.name} is of nnU-Net, whose labels torch alone gives; other engines differ; leave it to torch"
+        )
     for package in [engine, QUANTISERS[engine]] if rows else [engine]:
         imported(package)
     precision: Precision = "int8" if rows else "float32"

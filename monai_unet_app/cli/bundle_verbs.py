@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def bundle(options: Options) -> Answer:
-    """Work on the files of a bundle: import-nnunet, export, certify, bench, upgrade.
+    """Import, export, certify, bench or upgrade a bundle.
 
     Example: monai-unet bundle upgrade --bundle my_bundle
     """
@@ -47,7 +47,8 @@ def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
     several = f"the mean of {len(origin['folds'])} networks" if made.is_ensemble else f"fold {origin['folds'][0]}"
     show.line(f"imported {origin['trainer']}, {origin['configuration']}, {several}")
     answer = {"bundle": str(options.output), "nnunet": origin, "cases": len(made.seen), "folds": len(made.folds)}
-    if not made.folds and not any(case.partition == "calibration" for case in made.seen):
+    is_unseen = made.folds or any(case.partition == "calibration" for case in made.seen)
+    if not options.data or not is_unseen:
         show.line("it states nothing yet: no cases are known that its networks have not seen")
         show.line(f"now: monai-unet calibrate --bundle {folder} --data CASES_THAT_IT_HAS_NOT_SEEN")
         return answer, EXIT_DONE

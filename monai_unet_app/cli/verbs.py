@@ -109,6 +109,11 @@ def train(options: flags.Train) -> Answer:
             f"needed; give --folds all, or one of them, such as --bundle {next(iter(several.values()))}"
         )
     templates = {name: bundle_files(path) for name, path in several.items()} or {"": bundle_files(options.bundle)}
+    if untaught := [files.name for files in templates.values() if not (files.root / "configs/train.yaml").is_file()]:
+        raise UsageError(
+            f"{', '.join(untaught)} has no configs/train.yaml, as networks of other programs; a bundle that says how it learns "
+            "is needed; make one with monai-unet plan"
+        )
     if not options.data.exists():
         raise InputRefusedError(f"--data {options.data} does not exist; a folder of cases is needed; check the path")
     common.check_writable(options.output)

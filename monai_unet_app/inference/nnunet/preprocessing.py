@@ -100,12 +100,14 @@ class ToSource(MapTransform):
         from monai_unet_app.inference.windows import whole_box
 
         item = dict(data)
-        way = way_back(item[self.orig_keys])
+        image = item[self.orig_keys]
+        way = way_back(image)
         if way is None:
             raise ValueError("a transform of the preprocessing cannot be undone")
+        affine = torch.tensor(image.applied_operations[0]["affine"], dtype=torch.float64)
         for key in self.key_iterator(item):
-            logits = torch.as_tensor(item[key]).as_subclass(Tensor).float()
-            item[key] = way(logits, whole_box(way.source_shape))
+            logits = way(torch.as_tensor(item[key]).as_subclass(Tensor).float(), whole_box(way.source_shape))
+            item[key] = MetaTensor(logits, affine=affine, meta=_without_place(image))
         return item
 
 
@@ -153,6 +155,11 @@ def _normalise(image: NDArray[np.float32], inside: NDArray[np.bool_], rules: Map
         image /= 255.0
 
 
+def _without_place(image: Tensor) -> dict[str, Any]:
+    """The metadata of an image, but for its affine."""
+    return {key: value for key, value in getattr(image, "meta", {}).items() if key != "affine"}
+
+
 def _tensor(values: NDArray[np.float32], source: Tensor, record: Mapping[str, Any]) -> MetaTensor:
     """Values (C, [1,] *working) with their place, and with what was done to the source."""
     order, rank = record["order"], len(record["order"])
@@ -165,7 +172,8 @@ def _tensor(values: NDArray[np.float32], source: Tensor, record: Mapping[str, An
         affine[to, axis], affine[to, rank] = old / new, start + (old / new - 1) / 2
     # A picture has no position in the patient, and MONAI gives it the affine of a volume
     before = source.affine.cpu().numpy() if isinstance(source, MetaTensor) and rank == 3 else np.eye(rank + 1)
-    out = MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(before @ affine))
+    place = torch.from_numpy(before @ affine)
+    out = MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=place, meta=_without_place(source))
     done = list(getattr(source, "applied_operations", []))
     out.applied_operations = [*done, {"class": "nnUNetCrop", **record}, {"class": "nnUNetResampling", **record}]
     return out

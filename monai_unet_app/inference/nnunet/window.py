@@ -60,12 +60,13 @@ class WindowInferer(SlidingWindowInferer):
 
     Args:
         roi_size: Of a window, in voxels, an entry for each axis of the network.
+        overlap: Part of a window that its neighbour covers at least; nnU-Net's `tile_step_size` is the rest.
         spatial_dim: Spatial axis along which a 2D network takes one slice at a time; None for a network with all axes.
     """
 
-    def __init__(self, roi_size: Sequence[int], spatial_dim: int | None = None) -> None:
-        super().__init__(roi_size, 1, 0.5, "gaussian", _SIGMA, "constant", 0.0)
-        self.spatial_dim = spatial_dim
+    def __init__(self, roi_size: Sequence[int], overlap: float = 0.5, spatial_dim: int | None = None) -> None:
+        super().__init__(roi_size, 1, overlap, "gaussian", _SIGMA, "constant", 0.0)
+        self.spatial_dim, self._share = spatial_dim, overlap
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (B, C, *spatial), float32 holding half-precision values, of images (B, C_in, *spatial)."""
@@ -76,7 +77,7 @@ class WindowInferer(SlidingWindowInferer):
         window = list(self.roi_size) if not isinstance(self.roi_size, int) else [self.roi_size]
         if self.spatial_dim is not None:
             window.insert(self.spatial_dim, 1)
-        settings = WindowSettings(tuple(window), 0.5, 1, "gaussian", _SIGMA, "constant", 0.0, of_nnunet=True)
+        settings = WindowSettings(tuple(window), self._share, 1, "gaussian", _SIGMA, "constant", 0.0, of_nnunet=True)
 
         def engine(windows: Tensor) -> Any:
             return answer_of(lambda one: (network(one, *args, **kwargs), None), windows, self.spatial_dim)
