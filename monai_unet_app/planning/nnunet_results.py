@@ -6,6 +6,7 @@ fold_N/checkpoint_final.pth  of which the weights, the trainer's name, the confi
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.planning.write import LICENSE, config_text, metadata, segments_of, whole_folder
 from monai_unet_app.training.ensemble import side_by_side
-from monai_unet_app.training.identity import derived_facts
+from monai_unet_app.training.identity import CARD, card_of, derived_facts
 
 CHECKPOINT = "checkpoint_final.pth"
 PLANS, DATASET = "plans.json", "dataset.json"
@@ -44,9 +45,17 @@ _SCHEMES = (
     "RescaleTo01Normalization",
     "RGBTo01Normalization",
 )
-_OTHER_NETWORKS = ("nnUNetTrainerBN", "nnUNet_Primus")  # trainers that build what plans.json does not say
+_TRAINERS = re.compile(
+    r"nnUNetTrainer(_\d+epochs?(_NoMirroring)?|_DASegOrd0(_NoMirroring)?|_onlyMirror01(_1500ep|_DA5|_DASegOrd0)?|_noDummy2DDA|"
+    r"_probabilisticOversampling(_010|_033)?|_warmup|Adam(1en3|3en4)?|Adan(1en1|1en3|3en4|CosAnneal)?|CosAnneal|"
+    r"VanillaAdam(1en3|3en4)?|Benchmark_5epochs(_noDataLoading)?|CELoss(_5epochs)?|DiceCELoss_noSmooth|DiceLoss|DiceTopK10Loss|"
+    r"Topk10Loss(LS01)?|DA5(Segord0|ord0|_10epochs)?|NoDA|NoDeepSupervision|NoMirroring)?"
+)
+"""Those of nnU-Net 2.8 that build the network which plans.json says."""
+
 _RESAMPLING = "resample_data_or_seg_to_shape"
-_PICTURES = "NaturalImage2DIO"
+_PICTURES, _REORIENTED = "NaturalImage2DIO", "NibabelIOWithReorient"
+_READERS = ("SimpleITKIO", "NibabelIO", _REORIENTED, _PICTURES)
 # What nnU-Net's records of a training hold beside tensors, under the names of numpy 1 and 2
 _NUMBERS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32))]
 _NUMBERS += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -127,10 +136,16 @@ def bundle_of(wanted: Import) -> Bundle:
         InputRefusedError: The folder is not one that nnU-Net v2 trained, holds code, or has parts that are not known here.
         UsageError: The output exists, or a fold is absent.
     """
-    results = read_results(wanted)
+    try:
+        results = read_results(wanted)
+        values = config_values(results, mirroring=wanted.mirroring)
+    except (KeyError, ValueError) as error:  # plans of another version, or no JSON
+        raise InputRefusedError(
+            f"{wanted.results.name}: plans.json or dataset.json cannot be used ({type(error).__name__}: {error}); those of "
+            "nnU-Net 2.5 or later are needed; take the folder as nnU-Net wrote it, or plan and train again"
+        ) from error
     cases = [] if wanted.data is None else find_data(wanted.data)
     plan = _plan(wanted, cases, results) if cases else {}
-    values = config_values(results, mirroring=wanted.mirroring)
     with whole_folder(wanted.output) as root:
         (root / "configs").mkdir()
         (root / "configs/inference.yaml").write_text(config_text("nnunet", values), encoding="utf-8")
@@ -148,13 +163,13 @@ def bundle_of(wanted: Import) -> Bundle:
             root / "configs/segments.json",
         )
         (root / "LICENSE").write_text(LICENSE, encoding="utf-8")
-        stated = metadata(wanted.output.name, {}) | {
-            "changelog": {"0.1.0": "imported from nnU-Net"},
-            "nnunet": _origin(results),
-        }
+        stated = metadata(wanted.output.name, {}) | _facts(results)
         write_json(stated, root / "configs/metadata.json")
         begin_fitted(root)
-        write_json(stated | derived_facts(root), root / "configs/metadata.json")
+        facts = stated | derived_facts(root)
+        write_json(facts, root / "configs/metadata.json")
+        (root / CARD).parent.mkdir()
+        (root / CARD).write_text(card_of(facts, root), encoding="utf-8")
         _write_weights(results, root)
         if cases:
             _write_records(results, root, cases, plan)
@@ -209,14 +224,14 @@ def _checkpoint(file: Path) -> Mapping[str, Any]:
 
 def _check(results: Results, name: str) -> None:
     """Raises InputRefusedError for what is not known here."""
-    plan, trainer = results.configuration, results.first["trainer_name"]
-    names = {name: results.checkpoints[name]["trainer_name"] for name in results.checkpoints}
+    plan, reader = results.configuration, results.plans["image_reader_writer"]
+    trainers = sorted({checkpoint["trainer_name"] for checkpoint in results.checkpoints.values()})
     architecture = plan.get("architecture", {}).get("network_class_name", "of nnU-Net before 2.5")
     reasons = []
-    if not trainer.startswith("nnUNetTrainer") or trainer.startswith(_OTHER_NETWORKS) or len(set(names.values())) > 1:
-        reasons.append(
-            f"its trainer is {', '.join(sorted(set(names.values())))}; nnUNetTrainer or a variant with its network"
-        )
+    if len(trainers) > 1 or not _TRAINERS.fullmatch(trainers[0]):
+        reasons.append(f"its trainer is {', '.join(trainers)}; nnUNetTrainer or a variant of nnU-Net with its network")
+    if reader not in _READERS:
+        reasons.append(f"its images are read by {reader}; one of {', '.join(_READERS)}")
     if plan.get("previous_stage") or "cascade" in results.configuration_name:
         reasons.append(f"{results.configuration_name} is a cascade; a configuration of one network")
     if architecture not in _NETWORKS:
@@ -264,6 +279,7 @@ def config_values(results: Results, *, mirroring: bool) -> dict[str, Any]:
         "pattern": f"*_0000{ending}",
         "label_suffix": "",
         "planar": planar,
+        "reoriented": plans["image_reader_writer"] == _REORIENTED,
         "binary": planar and heads == 2 and not regions,
         "input_rules": _input_rules(names, files, planar=planar, channels=len(schemes)),
         "labels": list(facts.regions) or ["background", *facts.names.values()],
@@ -304,6 +320,20 @@ def _input_rules(names: Sequence[str], files: int, *, planar: bool, channels: in
     if known[0] and not planar:
         rules["modality"] = [known[0]]
     return rules
+
+
+def _facts(results: Results) -> dict[str, Any]:
+    """What metadata.json and the card say of the network before anybody has stated more."""
+    origin = _origin(results)
+    folds = ", ".join(origin["folds"])
+    return {
+        "changelog": {"0.1.0": "imported from nnU-Net"},
+        "nnunet": origin,
+        "description": f"A network that nnU-Net trained ({origin['configuration']}, {origin['trainer']}, fold {folds}) with "
+        "nnU-Net's own preprocessing and windows, so that labels are nnU-Net's. Inference needs monai-unet-app. What it states "
+        "of its results is fitted to cases that the network of a fold has not seen, where such cases were given",
+        "data_source": f"nnU-Net's data set {results.plans['dataset_name']}",
+    }
 
 
 def _origin(results: Results) -> dict[str, Any]:
@@ -362,7 +392,7 @@ def _plan(wanted: Import, cases: Sequence[CaseFiles], results: Results) -> dict[
             "it by --splits (it lies in the folder of nnUNet_preprocessed)"
         )
     with tempfile.TemporaryDirectory() as folder:
-        listed = Path(folder) / "the names in fold_N/validation".replace("/", " ")
+        listed = Path(folder) / "what fold_N holds in validation"
         listed.write_text(json.dumps([{"train": sorted(ids.difference(fold)), "val": fold} for fold in folds]))
         return read_nnunet_folds(listed, subjects_of(cases))
 

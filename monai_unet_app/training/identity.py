@@ -56,7 +56,7 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
     _name_algorithm(root / SEGMENTS, {template.name} | shipped_names, root.resolve().name)
     _forget_description(root)
     (root / CARD).parent.mkdir(exist_ok=True)
-    (root / CARD).write_text(_card(metadata, root), encoding="utf-8")
+    (root / CARD).write_text(card_of(metadata, root), encoding="utf-8")
 
 
 def _is_shipped(file: Path) -> bool:
@@ -143,7 +143,8 @@ def _forget_description(root: Path) -> None:
         return
 
 
-def _card(metadata: Mapping[str, Any], root: Path) -> str:
+def card_of(metadata: Mapping[str, Any], root: Path) -> str:
+    """The text of a new card from these facts and the configs of a bundle."""
     bundle = Bundle(root)
     environment = Environment(loader=PackageLoader(__package__), trim_blocks=True, keep_trailing_newline=True)
     return environment.get_template("card.md").render(

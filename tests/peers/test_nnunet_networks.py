@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,7 @@ RUNS = [
     ("plain3d", (), False),
     ("plain2d", (), True),
     ("aniso3d", (), True),
+    ("aniso3d in RAS", (), False),
     ("channels3d", (), False),
     ("regions3d", (), False),
     ("resenc3d", (), True),
@@ -45,12 +48,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def predictor_of(name: str, folds: tuple[str, ...], *, mirroring: bool) -> peer.nnUNetPredictor:
+def reoriented(name: str, folder: Path) -> Path:
+    """The same results with the reader that turns every image to RAS."""
+    copy = shutil.copytree(RESULTS / name, folder / "results")
+    plans = (copy / "plans.json").read_text()
+    (copy / "plans.json").write_text(plans.replace('"SimpleITKIO"', '"NibabelIOWithReorient"'))
+    return copy
+
+
+def predictor_of(results: Path, folds: tuple[str, ...], *, mirroring: bool) -> peer.nnUNetPredictor:
     predictor = peer.nnUNetPredictor(
         use_mirroring=mirroring, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
     )
-    chosen = folds or tuple(path.name.removeprefix("fold_") for path in sorted((RESULTS / name).glob("fold_*")))
-    predictor.initialize_from_trained_model_folder(str(RESULTS / name), chosen, "checkpoint_final.pth")
+    chosen = folds or tuple(path.name.removeprefix("fold_") for path in sorted(results.glob("fold_*")))
+    predictor.initialize_from_trained_model_folder(str(results), chosen, "checkpoint_final.pth")
     return predictor
 
 
@@ -63,8 +74,10 @@ def on_nnunet_axes(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def test_labels_sums_and_windows_are_those_of_nnunet(
     name: str, folds: tuple[str, ...], mirroring: bool, tmp_path: Path
 ) -> None:
-    predictor = predictor_of(name, folds, mirroring=mirroring)
-    root = bundle_of(Import(RESULTS / name, tmp_path / "bundle", folds, mirroring=mirroring)).root
+    name, is_turned = name.removesuffix(" in RAS"), name.endswith(" in RAS")
+    results = reoriented(name, tmp_path) if is_turned else RESULTS / name
+    predictor = predictor_of(results, folds, mirroring=mirroring)
+    root = bundle_of(Import(results, tmp_path / "bundle", folds, mirroring=mirroring)).root
     bundle, plan = load_bundle(root), predictor.configuration_manager
     preprocessor, ending = plan.preprocessor_class(verbose=False), predictor.dataset_json["file_ending"]
     for case in ("test0", "test1"):
@@ -88,6 +101,9 @@ def test_labels_sums_and_windows_are_those_of_nnunet(
         ).T
         found = segment_case(image, bundle).segmentation.labels
         assert ending in (".png", ".nii.gz")
+        if is_turned:  # on nnU-Net's grid, whose axes run to the right, the front and the top
+            orientation = nibabel.io_orientation(nibabel.load(files[0]).affine)
+            found = nibabel.apply_orientation(found, orientation)
         assert int((painted(found, name) != labels).sum()) == 0
 
 

@@ -191,6 +191,9 @@ def with_checkpoint(**changes: Any) -> Callable[[Path], None]:
     ("spoil", "words"),
     [
         (lambda folder: (folder / "plans.json").unlink(), "has no plans.json"),
+        (lambda folder: (folder / "plans.json").write_text("{"), "cannot be used .JSONDecodeError"),
+        (lambda folder: (folder / "plans.json").write_text('{"configurations": {}}'), "cannot be used .KeyError"),
+        (with_checkpoint(trainer_name="nnUNetTrainerMine"), "its trainer is nnUNetTrainerMine"),
         (with_checkpoint(logging=Code()), "holds tensors and numbers only"),
         (lambda folder: (folder / "fold_all/checkpoint_final.pth").write_bytes(pickle.dumps(Code())), "cannot be used"),
         (with_checkpoint(trainer_name="nnUNetTrainerBN"), "its trainer is nnUNetTrainerBN"),
