@@ -217,9 +217,9 @@ def _kept(statement: Mapping[str, Any]) -> dict[str, Any]:
 
 def _training(bundle: Bundle) -> dict[str, Any]:
     record = bundle.run_record
-    if not record:
+    sessions = record.get("sessions")
+    if not sessions:  # no record, or another program trained the network
         return {}
-    sessions = record["sessions"]
     return {
         "training": {
             "epochs": record["epochs_done"],

@@ -264,6 +264,9 @@ def test_one_command_gives_intervals_out_of_fold_and_changes_no_label(tmp_path: 
     answer = json.loads(capsys.readouterr().out)
     assert answer["folds"] == 5
     assert answer["calibration"]["nll_after"] < answer["calibration"]["nll_before"]
+    measured = ["evaluate", "--bundle", str(output), "--data", str(data), "--folds", "--output", str(tmp_path / "out")]
+    assert main([*measured, "--into-bundle"]) == 0
+    assert "Dice" in (output / "docs/README.md").read_text().partition("<!-- figures -->")[2]
     case = segment_case(images("plain3d", "test1"), load_bundle(output))
     assert case.assessment is not None
     assert case.assessment.confidence is not None
