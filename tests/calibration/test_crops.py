@@ -26,6 +26,7 @@ from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.rules import InputRules, least_shape
 from monai_unet_app.errors import InputRefusedError, NoRoomError
 from monai_unet_app.evaluate.case_selection import Networks
+from monai_unet_app.inference.windows import WindowSettings
 
 AFFINE = np.array([[0.0, 0.8, 0.0, 10.0], [-0.8, 0.0, 0.0, 20.0], [0.0, 0.0, 2.0, -30.0], [0.0, 0.0, 0.0, 1.0]])
 RULES = InputRules(channels=1)
@@ -33,7 +34,7 @@ RULES = InputRules(channels=1)
 
 def bundle_of(rules: InputRules = RULES, window: int = 1) -> Bundle:
     """With windows of so many voxels along each axis, and as little overlap, on the grid of the image."""
-    windows = SimpleNamespace(window=(window,) * (2 if rules.planar else 3), overlap=0.0)
+    windows = WindowSettings((window,) * (2 if rules.planar else 3), 0.0, 1, "gaussian", 0.125, "constant", 0.0)
     return cast(Bundle, SimpleNamespace(windows=windows, rules=rules, grid_spacing=None))
 
 
