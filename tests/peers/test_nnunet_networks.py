@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from trained_by_nnunet import RESULTS, painted
 
-RESULTS = Path(__file__).resolve().parents[1] / "nnunet_results"
 sys.path.append(str(RESULTS.parents[1] / "build/peers"))  # where benchmarks keep nnU-Net
 peer = pytest.importorskip("nnunetv2.inference.predict_from_raw_data")
 
@@ -117,14 +116,3 @@ def window_is_equal(bundle: Bundle, predictor: peer.nnUNetPredictor, data: np.nd
     with torch.inference_mode():
         theirs = predictor._internal_maybe_mirror_and_predict(noise)
         assert float((network(noise) - theirs).abs().max()) <= 1e-5
-
-
-def painted(labels: np.ndarray, name: str) -> np.ndarray:
-    """One label map; of regions as nnU-Net paints them, one over the other."""
-    if labels.ndim == 3:
-        return labels
-    out = np.zeros(labels.shape[1:], np.uint8)
-    values = json.loads((RESULTS / name / "dataset.json").read_text())["regions_class_order"]
-    for mask, value in zip(labels, values, strict=True):
-        out[mask > 0] = value
-    return out

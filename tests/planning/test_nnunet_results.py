@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
+from trained_by_nnunet import RESULTS, painted
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.cli import main
@@ -28,7 +29,6 @@ from monai_unet_app.inference.predict import predict_rows
 from monai_unet_app.pipeline import preprocess, segment_case
 from monai_unet_app.planning.nnunet_results import Import, bundle_of
 
-RESULTS = Path(__file__).resolve().parents[1] / "nnunet_results"
 PLANS = sorted(folder.name for folder in RESULTS.iterdir() if (folder / "plans.json").is_file())
 OTHER_PROCESSOR = 5e-4
 """Part of the voxels that another processor, with another order of arithmetic in its convolutions, may decide otherwise."""
@@ -41,17 +41,6 @@ def imported(name: str, output: Path, *, mirroring: bool = False, **more: Any) -
 def images(name: str, case: str) -> Path | tuple[Path, ...]:
     files = tuple(sorted((RESULTS / name / "images").glob(f"{case}_*")))
     return files if len(files) > 1 else files[0]
-
-
-def painted(labels: NDArray[Any], name: str) -> NDArray[Any]:
-    """One label map, shape (I, J, K); of regions as nnU-Net paints them, one over the other."""
-    if labels.ndim == 3:
-        return labels
-    values = json.loads((RESULTS / name / "dataset.json").read_text())["regions_class_order"]
-    out = np.zeros(labels.shape[1:], np.uint8)
-    for mask, value in zip(labels, values, strict=True):
-        out[mask > 0] = value
-    return out
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -167,7 +156,7 @@ def test_a_single_network_is_calibrated_on_what_it_has_not_seen(tmp_path: Path) 
 
 class Code:
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("/tmp/never"),)
+        return Path.touch, (Path("never"),)
 
 
 def with_plan(**changes: Any) -> Callable[[Path], None]:
@@ -205,13 +194,16 @@ def with_checkpoint(**changes: Any) -> Callable[[Path], None]:
         (with_plan(architecture={"network_class_name": "x.Y"}), "network is x.Y"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(spoil: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+def test_what_is_not_known_is_refused_by_name(
+    spoil: Callable[[Path], None], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(RESULTS / "aniso3d", tmp_path / "results")
     spoil(folder)
     with pytest.raises(InputRefusedError, match=words):
         bundle_of(Import(folder, tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()
-    assert not Path("/tmp/never").exists()
+    assert not (tmp_path / "never").exists()
 
 
 def test_an_absent_fold_is_named(tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ class TorchEngine:
         fewer_bits = torch.autocast(windows.device.type, self.precision, enabled=self.precision != torch.float32)
         try:
             with fewer_bits:
-                logits = torch.cat([network(windows) for network in self.networks], 1)
+                answers = [network(windows) for network in self.networks]
+                logits = answers[0] if len(answers) == 1 else torch.cat(answers, 1)  # joining one would copy it
         finally:
             for hook in hooks:
                 hook.remove()
