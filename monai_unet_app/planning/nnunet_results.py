@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nibabel.orientations import aff2axcodes
 
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration.fitted import begin_fitted, change_fitted
@@ -24,6 +25,7 @@ from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import data_row, nnunet_folds_of, subjects_of
 from monai_unet_app.data.datalist import LabelFacts, modality_of, read_dataset_json
 from monai_unet_app.data.digest import dataset_sha256, seen_entry
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import Partition, SplitCase, read_nnunet_folds
 from monai_unet_app.data.structures import StatedStructure
@@ -146,6 +148,8 @@ def bundle_of(wanted: Import) -> Bundle:
         ) from error
     cases = [] if wanted.data is None else find_data(wanted.data)
     plan = _plan(wanted, cases, results) if cases else {}
+    if cases and not values["planar"]:
+        values["axes"] = values["axes"] or _shared_axes(cases)
     with whole_folder(wanted.output) as root:
         (root / "configs").mkdir()
         (root / "configs/inference.yaml").write_text(config_text("nnunet", values), encoding="utf-8")
@@ -279,7 +283,7 @@ def config_values(results: Results, *, mirroring: bool) -> dict[str, Any]:
         "pattern": f"*_0000{ending}",
         "label_suffix": "",
         "planar": planar,
-        "reoriented": plans["image_reader_writer"] == _REORIENTED,
+        "axes": "RAS" if plans["image_reader_writer"] == _REORIENTED else "",
         "binary": planar and heads == 2 and not regions,
         "input_rules": _input_rules(names, files, planar=planar, channels=len(schemes)),
         "labels": list(facts.regions) or ["background", *facts.names.values()],
@@ -369,6 +373,12 @@ def _write_weights(results: Results, root: Path) -> None:
     if several:
         why = f"the mean of the networks of folds {', '.join(results.delivered)}"
         change_fitted(root, "folds", number=len(delivered), why=why)
+
+
+def _shared_axes(cases: Sequence[CaseFiles]) -> str:
+    """Where the axes of all images point, such as "RAS" or "LPS"; "" where they differ."""
+    found = {"".join(aff2axcodes(read_volume(case.files).affine_ras)) for case in cases}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _plan(wanted: Import, cases: Sequence[CaseFiles], results: Results) -> dict[str, SplitCase]:

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from nibabel.orientations import axcodes2ornt
 from numpy.typing import NDArray
+from phantoms import write_mr_series
 from skimage.transform import resize
 from trained_by_nnunet import RESULTS, painted
 
@@ -145,6 +148,32 @@ def test_the_names_in_validation_say_the_folds_too(tmp_path: Path) -> None:
     bundle = imported("plain3d", tmp_path / "one", data=data)
     other = imported("plain3d", tmp_path / "two", data=data, splits=tmp_path / "splits_final.json")
     assert [fold.seen for fold in bundle.folds] == [fold.seen for fold in other.folds]
+
+
+def as_stored_in(axes: str, file: Path, output: Path) -> nibabel.Nifti1Image:
+    """The same image with its axes in another order, written; `axes` such as "RAS"."""
+    image = nibabel.load(file)
+    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), axcodes2ornt(axes))
+    nibabel.save(image.as_reoriented(turn), output)
+    return nibabel.load(output)
+
+
+def test_an_image_is_turned_as_all_training_images_lay(tmp_path: Path) -> None:
+    data = shutil.copytree(RESULTS / "plain3d/raw", tmp_path / "raw")
+    mixed = imported("plain3d", tmp_path / "mixed", data=data)
+    for file in data.glob("*Tr/*"):
+        as_stored_in("RAS", file, file)
+    bundle = imported("plain3d", tmp_path / "bundle", data=data)
+    image = images("plain3d", "test1")
+    assert isinstance(image, Path)
+    as_stored_in("RAS", image, file := tmp_path / "ras.nii.gz")
+    rows = as_stored_in("LPS", file, tmp_path / "lps.nii.gz")
+    write_mr_series(tmp_path / "series", np.asarray(rows.dataobj), np.diag([-1, -1, 1, 1]) @ rows.affine)
+    as_trained, series = (segment_case(path, bundle).segmentation.labels for path in (file, tmp_path / "series"))
+    np.testing.assert_array_equal(series[::-1, ::-1], as_trained)
+    np.testing.assert_array_equal(segment_case(file, mixed).segmentation.labels, as_trained)  # where none was turned
+    unturned = segment_case(tmp_path / "series", mixed).segmentation.labels[::-1, ::-1]
+    assert (unturned != as_trained).mean() > 1e-3
 
 
 def test_a_single_network_is_calibrated_on_what_it_has_not_seen(tmp_path: Path) -> None:
