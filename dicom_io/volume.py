@@ -239,7 +239,9 @@ class Volume:
                 f"the grids are {turned.shape[:3]} and {reference.shape} voxels, {distance_mm:.2f} mm apart; the same voxels "
                 f"within {tolerance_mm} mm are needed; take the series that the image was made from"
             )
-        return replace(reference, array=np.ascontiguousarray(turned))
+        return replace(
+            reference, array=turned.copy(order="K")
+        )  # an order of memory of its own would take ten times as long
 
 
 def number_type(largest: float) -> type[np.unsignedinteger[Any]]:

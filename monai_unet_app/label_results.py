@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.result_content import ResultContent
 from dicom_io.read import ReadOptions
+from dicom_io.segmentation import Box, Segmentation
 from dicom_io.volume import Volume, corner_indices, number_type
 from monai_unet_app import __version__
 from monai_unet_app.config import applied_repairs
@@ -30,12 +32,14 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
+from monai_unet_app.metrics.boxes import bounding_box
 from monai_unet_app.result_files import publish, size_document, source_document
 
 _OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the series may lie beyond the outermost centres of the labels
 _ALONG = (
     dict.fromkeys("LR", "left to right") | dict.fromkeys("AP", "front to back") | dict.fromkeys("SI", "feet to head")
 )
+_MOST_OVERLAPPING = 2**32  # voxels of masks that share voxels
 NOT_JUDGED = "no quality gate has judged these labels"
 
 
@@ -131,9 +135,8 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
         raise InputRefusedError(
             f"{request.source.name} is no DICOM series; the series that the labels were made of is needed; name its folder"
         )
-    numbers, names, placed = _numbers(request, source)
-    held = np.bincount(numbers.ravel())
-    present = [int(value) for value in np.flatnonzero(held) if value]
+    found = _found(request, source)
+    names, present = found.names, found.present
     if not present:
         raise InputRefusedError(f"{request.labels.name} holds no structure: all its values are 0; nothing was written")
     if without := [str(value) for value in present if value not in names]:
@@ -150,10 +153,8 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
             f"{request.labels.name}: there is no SNOMED CT code for {', '.join(unknown)}; other programs know a structure by "
             "its code; name it as DICOM does, or by a --bundle whose segments.json has codes, or give --uncoded"
         )
-    renumbered = np.zeros(len(held), number_type(len(present)))
-    renumbered[present] = range(1, len(present) + 1)
-    labels = source.with_array(renumbered[numbers])
-    edges, axis = lie_of(source.channel(0).array if source.array.ndim == 4 else source.array, labels.array)
+    labels = source.with_array(found.numbered())
+    edges, axis = lie_of(source.channel(0).array if source.array.ndim == 4 else source.array, found.numbers)
     if edges in ("mirrored", "moved") and not request.looked_at:
         how = "some voxels away" if axis < 0 else f"flipped {_ALONG[nibabel.aff2axcodes(source.affine_ras)[axis]]}"
         raise InputRefusedError(
@@ -162,11 +163,45 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
         )
     document = _written(request, labels, source, info, repairs)
     empty = [name for value, name in names.items() if value not in present]
-    return {"result": document, "empty": empty, "placed": placed, "edges": edges}
+    return {"result": document, "empty": empty, "placed": found.placed, "edges": edges}
 
 
-def _numbers(request: LabelRequest, source: Volume) -> tuple[NDArray[Any], dict[int, str], str]:
-    """Label values on the grid of the source, shape (I, J, K), the name of each value, and how they were placed."""
+@dataclass(frozen=True)
+class _Found:
+    """Labels on the grid of their series.
+
+    Attributes:
+        numbers: Shape (I, J, K): label values; where masks overlap, that of the first.
+        names: The name of each value, also of those without a voxel.
+        placed: How they came onto the grid.
+        overlapping: The box of each mask with its voxels, by its value; empty where none overlap.
+    """
+
+    numbers: NDArray[Any]
+    names: Mapping[int, str]
+    placed: str
+    overlapping: Mapping[int, tuple[Box, NDArray[np.bool_]]] = field(default_factory=dict)
+
+    @cached_property
+    def present(self) -> list[int]:
+        """The values that have voxels."""
+        return sorted(self.overlapping) or [value for value in np.unique(self.numbers).tolist() if value]
+
+    def numbered(self) -> NDArray[Any]:
+        """With the present values as 1, 2, ...: shape (I, J, K), or where they overlap (I, J, K, S) with a channel each."""
+        if not self.overlapping:
+            renumbered = np.zeros(self.present[-1] + 1, number_type(len(self.present)))
+            renumbered[self.present] = range(1, len(self.present) + 1)
+            return renumbered[self.numbers]
+        channels = np.zeros((len(self.present), *self.numbers.shape), np.uint8)
+        for channel, value in zip(channels, self.present, strict=True):
+            box, voxels = self.overlapping[value]
+            channel[box] = voxels
+        return np.moveaxis(channels, 0, -1)
+
+
+def _found(request: LabelRequest, source: Volume) -> _Found:
+    """The labels of a file, or of a folder of masks."""
     if request.labels.is_dir():
         return _of_masks(request.labels, source)
     numbers, placed = _placed(request.labels, source)
@@ -174,33 +209,41 @@ def _numbers(request: LabelRequest, source: Volume) -> tuple[NDArray[Any], dict[
     told = told or label_table(request.labels)
     if not told and (facts := read_dataset_json(request.labels.parent)):
         told = dict(facts.names)
-    return numbers, told, placed
+    return _Found(numbers, told, placed)
 
 
-def _of_masks(folder: Path, source: Volume) -> tuple[NDArray[Any], dict[int, str], str]:
-    """As `_numbers`, of a folder with a mask a structure; the masks are numbered in the order of their names."""
+def _of_masks(folder: Path, source: Volume) -> _Found:
+    """The masks of a folder, one a structure, numbered in the order of their names; they may overlap."""
     files = sorted(file for file in folder.iterdir() if has_ending(file, VOLUME_ENDINGS))
     if not files:
         raise InputRefusedError(
             f"{folder.name} holds no mask; NIfTI, NRRD or MetaImage files are needed, each named as its structure"
         )
-    numbers, names, how = np.zeros(source.shape, number_type(len(files))), dict[int, str](), set[str]()
+    numbers, how, overlap = np.zeros(source.shape, number_type(len(files)), order="F"), set[str](), False
+    masks = dict[int, tuple[Box, NDArray[np.bool_]]]()
     for number, file in enumerate(files, 1):
         mask, placed = _placed(file, source)
-        names[number], inside = case_id(file), mask > 0
-        if mask.max(initial=0) > 1:
-            raise InputRefusedError(
-                f"{file.name} holds values up to {mask.max()}; a mask has 0 and 1; name a label map by itself as --labels"
-            )
-        shared = np.bincount(numbers[inside], minlength=1)[1:]
-        if shared.any():
-            raise InputRefusedError(
-                f"{file.name} shares {int(shared.max())} voxel(s) with {names[int(shared.argmax()) + 1]}; a voxel of one "
-                "structure is needed; write them by several calls"
-            )
-        numbers[inside] = number
         how.add(placed)
-    return numbers, names, "; ".join(sorted(how))
+        if (most := int(mask.max())) > 1:
+            raise InputRefusedError(
+                f"{file.name} holds values up to {most}; a mask has 0 and 1; name a label map by itself as --labels"
+            )
+        if not most:
+            continue
+        box = bounding_box(mask, (0, 0, 0))
+        assert box is not None
+        inside = mask[box] > 0
+        masks[number] = box, inside
+        free = inside & (numbers[box] == 0)
+        overlap = overlap or bool((free != inside).any())
+        numbers[box][free] = number
+    if overlap and len(masks) * numbers.size > _MOST_OVERLAPPING:
+        raise InputRefusedError(
+            f"{len(masks)} masks of {folder.name} overlap, and fill {len(masks) * numbers.size / 1e9:.0f} GB; at most "
+            f"{_MOST_OVERLAPPING / 1e9:.0f} GB are held in memory; write them by several calls"
+        )
+    names = {number: case_id(file) for number, file in enumerate(files, 1)}
+    return _Found(numbers, names, "; ".join(sorted(how)), masks if overlap else {})
 
 
 def _placed(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
@@ -214,12 +257,14 @@ def _placed(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
         )
     labels = read_volume(file)
     array, largest = labels.array, np.iinfo(np.uint16).max
-    if array.ndim != 3 or array.min() < 0 or array.max() > largest or (array != np.rint(array)).any():
+    low, high = float(array.min()), float(array.max())
+    whole = all((plane == np.rint(plane)).all() for plane in array.T)
+    if array.ndim != 3 or low < 0 or high > largest or not whole:
         raise InputRefusedError(
-            f"{file.name} has the shape {array.shape} and values from {array.min():g} to {array.max():g}; one whole number "
+            f"{file.name} has the shape {array.shape} and values from {low:g} to {high:g}; one whole number "
             f"from 0 to {largest} for each voxel is needed; probabilities are no labels"
         )
-    labels = labels.with_array(array.astype(np.uint16))
+    labels = labels.with_array(array.astype(number_type(high)))
     try:
         return labels.on_grid_of(source).array, "on the grid of the series"
     except ValueError:
@@ -296,15 +341,14 @@ def _written(
 
 def _rows(labels: Volume, segments: tuple[Segment, ...]) -> list[dict[str, Any]]:
     """A row for each structure, as `result.json` has it; nothing is known of probabilities."""
-    voxels = np.bincount(labels.array.ravel(), minlength=len(segments) + 1).tolist()
     return [
         {
-            "number": segment.number,
-            "label": segment.label,
-            "channel": segment.number,
-            "voxels": voxels[segment.number],
-            **size_document(labels, voxels[segment.number]),
+            "number": one.number,
+            "label": one.label,
+            "channel": one.channel,
+            "voxels": one.voxels,
+            **size_document(labels, one.voxels),
             "mean_probability": None,
         }
-        for segment in segments
+        for one in Segmentation.of_volume(labels, segments).structures
     ]
