@@ -19,7 +19,7 @@ from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.result_content import ResultContent
 from dicom_io.read import ReadOptions
-from dicom_io.segmentation import Box, Segmentation
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume, corner_indices, number_type
 from monai_unet_app import __version__
 from monai_unet_app.config import applied_repairs
@@ -32,7 +32,7 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
-from monai_unet_app.metrics.boxes import bounding_box
+from monai_unet_app.metrics.boxes import Box, bounding_box
 from monai_unet_app.result_files import publish, size_document, source_document
 
 _OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the series may lie beyond the outermost centres of the labels
