@@ -192,7 +192,8 @@ class _Found:
         if not self.overlapping:
             renumbered = np.zeros(self.present[-1] + 1, number_type(len(self.present)))
             renumbered[self.present] = range(1, len(self.present) + 1)
-            return renumbered[self.numbers]
+            exclusive: NDArray[Any] = renumbered[self.numbers]
+            return exclusive
         channels = np.zeros((len(self.present), *self.numbers.shape), np.uint8)
         for channel, value in zip(channels, self.present, strict=True):
             box, voxels = self.overlapping[value]
