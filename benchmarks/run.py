@@ -198,7 +198,7 @@ BENCHMARKS = (
         "--data {data}/msd_hippocampus --peers {peers}",
         None,
         "msd_hippocampus",
-        note="nnU-Net trains five folds for twelve minutes each on one thread, at half the width of its own plan.",
+        note="nnU-Net trains five folds for ten minutes each on one thread, at a quarter of the width of its own plan.",
     ),
     Benchmark(
         "counted_nuclei",

@@ -48,6 +48,9 @@ _UNPACKED = "monai-unet-bundle-"  # begins the name of the temporary folder of a
 DONOR = "models/donor.json"
 """The weights that the training began with, if not at random, and the cases that had made them."""
 
+RESULTS = "results"
+"""`kind` in metadata.json of a bundle without a network, which says what label files of another program are worth."""
+
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
 
 
@@ -335,7 +338,12 @@ def bundle_files(name: str | Path) -> BundleFiles:
         UsageError: No bundle has this name.
         BundleError: The folder or zip is no bundle, or one of its files is missing.
     """
-    root = _find(str(name))
+    root = bundle_root(str(name))
+    if kind_of(root) == RESULTS:
+        raise BundleError(
+            f"{root.name} says what results of another program are worth, and has no network; a bundle with a network is "
+            "needed; this one goes with monai-unet dicomize --labels ... --bundle"
+        )
     missing = [file for file in NEEDED_FILES if not (root / file).is_file()]
     if missing:
         raise BundleError(f"{root.name} is not a bundle: {', '.join(missing)} missing; see docs/bundles.md")
@@ -344,7 +352,18 @@ def bundle_files(name: str | Path) -> BundleFiles:
     return files
 
 
-def _find(name: str) -> Path:
+def kind_of(root: Path) -> str | None:
+    """`kind` in the metadata of a folder; None for a bundle with a network, and for what is no bundle."""
+    try:
+        metadata = json.loads((root / "configs/metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kind = metadata.get("kind") if isinstance(metadata, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def bundle_root(name: str) -> Path:
+    """The folder that a name, a folder or a zip stands for. Raises UsageError or BundleError as `bundle_files`."""
     path = Path(name)
     if path.is_dir():
         return path.resolve()

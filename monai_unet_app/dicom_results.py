@@ -160,10 +160,7 @@ def _quality(case: Case) -> str:
     source, assessment = case.image.provenance, case.assessment
     texts = [note for note in source.notes if source.incomplete and "incomplete" in note]
     if assessment is not None:
-        bounds = [structure.grade.at_least for structure in assessment.structures if structure.grade]
-        gate = assessment.confidence.gate
-        bound = f", Dice at least {min(bounds):.2f} ({gate.coverage:.0%})" if gate and bounds else ""
-        texts += [(assessment.verdict or "not judged") + bound, *assessment.reasons]
+        texts.append(assessment.sentence)
     return "; ".join([*texts, *_counts(case)])
 
 

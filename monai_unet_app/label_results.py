@@ -1,8 +1,7 @@
 """Label files that another program or a person made, written as DICOM on the series that they belong to."""
 
-import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +16,14 @@ from dicom_io.coding import Segment
 from dicom_io.kinds import KIND, RESULT_KINDS
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.result_content import ResultContent
+from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.read import ReadOptions
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume, corner_indices, number_type
 from monai_unet_app import __version__
+from monai_unet_app.confidence.assessment import Assessment, assess
+from monai_unet_app.confidence.results_bundle import Program, ResultsBundle
+from monai_unet_app.confidence.shift import image_features
 from monai_unet_app.config import applied_repairs
 from monai_unet_app.data.case_files import case_id, first_names
 from monai_unet_app.data.coding import named_segment, totalsegmentator_structures
@@ -33,7 +35,13 @@ from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 from monai_unet_app.metrics.boxes import Box, bounding_box
-from monai_unet_app.result_files import publish, size_document, source_document
+from monai_unet_app.result_files import (
+    assessment_document,
+    publish,
+    size_document,
+    source_document,
+    statements_of,
+)
 
 _OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the series may lie beyond the outermost centres of the labels
 _ALONG = (
@@ -44,17 +52,13 @@ NOT_JUDGED = "no quality gate has judged these labels"
 
 
 @dataclass(frozen=True)
-class Maker:
+class Maker(Program):
     """Who made the labels.
 
     Attributes:
-        name: Of the program, 1 to 64 characters; of the person's program, or "manual".
-        version: Its version, 1 to 64 characters.
         is_manual: A person drew them.
     """
 
-    name: str
-    version: str
     is_manual: bool = False
 
     @classmethod
@@ -75,11 +79,6 @@ class Maker:
             )
         return cls(name.strip(), version)
 
-    @property
-    def sha256(self) -> str:
-        """Hex digest of name and version, in place of that of a bundle."""
-        return hashlib.sha256(f"{self.name}\n{self.version}".encode()).hexdigest()
-
 
 @dataclass(frozen=True)
 class LabelRequest:
@@ -98,6 +97,8 @@ class LabelRequest:
         uncoded: Structures without a SNOMED CT code are written with a private one.
         reading: How to read the series.
         looked_at: Somebody has seen that the labels lie right, whatever the edges of the image say.
+        statements: What labels of this program are worth; it also names the label values. None where nothing is known.
+        deliver_rejected: Objects are also written of labels that `statements` reject.
     """
 
     labels: Path
@@ -111,14 +112,16 @@ class LabelRequest:
     uncoded: bool = False
     reading: ReadOptions = field(default_factory=ReadOptions)
     looked_at: bool = False
+    statements: ResultsBundle | None = None
+    deliver_rejected: bool = False
 
 
 def write_label_results(request: LabelRequest) -> dict[str, Any]:
     """Writes the DICOM objects of labels; all of them or none.
 
     Returns:
-        "result": the content of `<labels>_result.json`; "empty": structures without voxels; "placed": how the labels came onto
-        the slices; "edges": whether edges of the image follow them, a `Lie`.
+        "result": the content of `<labels>_result.json`; "empty": structures without voxels that were left
+        out; "placed": how the labels came onto the slices; "edges": whether edges of the image follow them, a `Lie`.
 
     Raises:
         UsageError: A format needs more than labels.
@@ -136,7 +139,7 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
             f"{request.source.name} is no DICOM series; the series that the labels were made of is needed; name its folder"
         )
     found = _found(request, source)
-    names, present = found.names, found.present
+    names, present, stated = found.names, found.present, request.statements
     if not present:
         raise InputRefusedError(f"{request.labels.name} holds no structure: all its values are 0; nothing was written")
     if without := [str(value) for value in present if value not in names]:
@@ -144,16 +147,14 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
             f"{request.labels.name} holds {len(without)} value(s) without a name ({first_names(without)}); name "
             "each by --structure VALUE=NAME, name a --bundle whose segments.json does, or put nnU-Net's dataset.json beside it"
         )
-    repairs = applied_repairs(request.reading, source.provenance)
+    values = present if stated is None else stated.values
     with refusing_as(request.labels.name):
-        segments = tuple(_segment(number, value, names, request) for number, value in enumerate(present, 1))
-        info = _info(request, segments, repairs)
+        segments = tuple(_segment(number, value, names, request) for number, value in enumerate(values, 1))
     if not request.uncoded and (unknown := [segment.label for segment in segments if not segment.is_coded]):
         raise InputRefusedError(
             f"{request.labels.name}: there is no SNOMED CT code for {', '.join(unknown)}; other programs know a structure by "
             "its code; name it as DICOM does, or by a --bundle whose segments.json has codes, or give --uncoded"
         )
-    labels = source.with_array(found.numbered())
     edges, axis = lie_of(source.channel(0).array if source.array.ndim == 4 else source.array, found.numbers)
     if edges in ("mirrored", "moved") and not request.looked_at:
         how = "some voxels away" if axis < 0 else f"flipped {_ALONG[nibabel.aff2axcodes(source.affine_ras)[axis]]}"
@@ -161,8 +162,8 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
             f"edges of {request.source.name} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
             "or of another image; look at them, and if they lie right, write them with --looked-at"
         )
-    document = _written(request, labels, source, info, repairs)
-    empty = [name for value, name in names.items() if value not in present]
+    document = _written(request, source, Segmentation(source, found.numbered(values), segments))
+    empty = [name for value, name in names.items() if value not in values]
     return {"result": document, "empty": empty, "placed": found.placed, "edges": edges}
 
 
@@ -187,26 +188,30 @@ class _Found:
         """The values that have voxels."""
         return sorted(self.overlapping) or [value for value in np.unique(self.numbers).tolist() if value]
 
-    def numbered(self) -> NDArray[Any]:
-        """With the present values as 1, 2, ...: shape (I, J, K), or where they overlap (I, J, K, S) with a channel each."""
+    def numbered(self, values: Sequence[int]) -> NDArray[Any]:
+        """With these values as 1, 2, ...: shape (I, J, K), or where they overlap (S, I, J, K)."""
         if not self.overlapping:
-            renumbered = np.zeros(self.present[-1] + 1, number_type(len(self.present)))
-            renumbered[self.present] = range(1, len(self.present) + 1)
+            renumbered = np.zeros(max(*values, *self.present) + 1, number_type(len(values)))
+            renumbered[list(values)] = range(1, len(values) + 1)
             exclusive: NDArray[Any] = renumbered[self.numbers]
             return exclusive
-        channels = np.zeros((len(self.present), *self.numbers.shape), np.uint8)
-        for channel, value in zip(channels, self.present, strict=True):
-            box, voxels = self.overlapping[value]
-            channel[box] = voxels
-        return np.moveaxis(channels, 0, -1)
+        channels = np.zeros((len(values), *self.numbers.shape), np.uint8)
+        for channel, value in zip(channels, values, strict=True):
+            if value in self.overlapping:
+                box, voxels = self.overlapping[value]
+                channel[box] = voxels
+        return channels
 
 
 def _found(request: LabelRequest, source: Volume) -> _Found:
     """The labels of a file, or of a folder of masks."""
     if request.labels.is_dir():
         return _of_masks(request.labels, source)
-    numbers, placed = _placed(request.labels, source)
-    told = dict(request.names) or {segment.number: segment.label for segment in request.segments}
+    numbers, placed = placed_labels(request.labels, source)
+    told = dict(request.names)
+    if request.segments:
+        values = request.statements.values if request.statements else range(1, len(request.segments) + 1)
+        told = {value: segment.label for value, segment in zip(values, request.segments, strict=True)}
     told = told or label_table(request.labels)
     if not told and (facts := read_dataset_json(request.labels.parent)):
         told = dict(facts.names)
@@ -223,7 +228,7 @@ def _of_masks(folder: Path, source: Volume) -> _Found:
     numbers, how, overlap = np.zeros(source.shape, number_type(len(files)), order="F"), set[str](), False
     masks = dict[int, tuple[Box, NDArray[np.bool_]]]()
     for number, file in enumerate(files, 1):
-        mask, placed = _placed(file, source)
+        mask, placed = placed_labels(file, source)
         how.add(placed)
         if (most := int(mask.max())) > 1:
             raise InputRefusedError(
@@ -247,7 +252,7 @@ def _of_masks(folder: Path, source: Volume) -> _Found:
     return _Found(numbers, names, "; ".join(sorted(how)), masks if overlap else {})
 
 
-def _placed(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
+def placed_labels(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
     """The whole numbers of a label file on the grid of the source, shape (I, J, K), and how they came there.
 
     Voxels of another grid are found by the affine of the file: each voxel of the source gets the value at the nearest centre.
@@ -284,39 +289,61 @@ def _placed(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
 
 def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRequest) -> Segment:
     """The segment of a label value: that of `segments`, else one with the codes of its name."""
-    known = {segment.number: segment for segment in request.segments}
-    if value in known and not request.labels.is_dir():
-        return replace(known[value], number=number)
+    known = {segment.label: segment for segment in request.segments}
+    if (name := names.get(value)) in known:
+        return replace(known[name], number=number)
     own = totalsegmentator_structures() if request.maker.name.lower() == "totalsegmentator" else {}
     return named_segment(number, own.get(names[value]) or StatedStructure(names[value]))
 
 
-def _info(request: LabelRequest, segments: tuple[Segment, ...], repairs: tuple[str, ...]) -> ResultInfo:
+def _assessed(request: LabelRequest, segmentation: Segmentation) -> Assessment | None:
+    """What the statements say of the labels; None without statements."""
+    if request.statements is None:
+        return None
+    confidence, image = request.statements.confidence_about(request.maker), segmentation.image
+    features = image_features(image.array, image.axis_spacing) if confidence.shift else None
+    assessment = assess(confidence, segmentation, features)
+    return replace(assessment, overridden=request.statements.program.sha256 != request.maker.sha256)
+
+
+def _info(
+    request: LabelRequest, segments: tuple[Segment, ...], repairs: tuple[str, ...], assessment: Assessment | None
+) -> ResultInfo:
     return ResultInfo(
         segments=segments,
         algorithm_name=request.maker.name,
         algorithm_version=request.maker.version,
-        bundle_sha256=request.maker.sha256,
+        bundle_sha256=_digest(request),
         algorithm_type="MANUAL" if request.maker.is_manual else "AUTOMATIC",
-        quality=NOT_JUDGED,
+        quality=assessment.sentence if assessment else NOT_JUDGED,
         settings=(("repairs", ", ".join(repairs)),) if repairs else (),
     )
 
 
-def _written(
-    request: LabelRequest, labels: Volume, source: Volume, info: ResultInfo, repairs: tuple[str, ...]
-) -> dict[str, Any]:
+def _digest(request: LabelRequest) -> str:
+    """Of what, beside the labels, the result follows from: the statements, else who made the labels."""
+    return request.statements.sha256 if request.statements else request.maker.sha256
+
+
+def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) -> dict[str, Any]:
     """Writes the objects and `result.json`, and gives the content of the latter. What an object refers to is written, too."""
     stem, maker = case_id(request.labels), request.maker
     names = {kind.name for kind in RESULT_KINDS if kind.format in request.formats}
     names |= {other for name in names for other in KIND[name].refers_to}
+    repairs, assessment = applied_repairs(request.reading, source.provenance), _assessed(request, segmentation)
+    if assessment is not None and assessment.verdict == "reject" and not request.deliver_rejected:
+        names = set()
+    intervals = {
+        one.number: ends for one in (assessment.structures if assessment else ()) if (ends := one.reportable_interval)
+    }
     request.output.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=request.output, prefix=".partial-") as partial,
         refusing_as(request.labels.name),
     ):
         paths = {kind.name: Path(partial) / f"{stem}_{kind.format}{kind.ending}" for kind in RESULT_KINDS}
-        content = ResultContent(labels, source, info, paths, request.encoding)
+        info, report = _info(request, segmentation.segments, repairs, assessment), ReportFacts(intervals)
+        content = ResultContent(segmentation.label_volume, source, info, paths, request.encoding, report=report)
         files = {}
         for kind in RESULT_KINDS:
             if kind.name in names:
@@ -326,12 +353,12 @@ def _written(
             "schema_version": "1.0",
             "case": stem,
             "software": {"name": "monai-unet-app", "version": __version__},
-            "bundle": {"name": maker.name, "version": maker.version, "sha256": maker.sha256},
+            "bundle": {"name": maker.name, "version": maker.version, "sha256": _digest(request)},
             "settings": {"repairs": list(repairs)} if repairs else {},
             "source": source_document(source, files),
-            "structures": _rows(labels, info.segments),
+            "structures": _rows(segmentation, assessment),
             "wholes": [],
-            "assessment": None,
+            "assessment": assessment_document(assessment),
             "seconds": {},
             "files": files,
         }
@@ -340,7 +367,7 @@ def _written(
     return document
 
 
-def _rows(labels: Volume, segments: tuple[Segment, ...]) -> list[dict[str, Any]]:
+def _rows(segmentation: Segmentation, assessment: Assessment | None) -> list[dict[str, Any]]:
     """A row for each structure, as `result.json` has it; nothing is known of probabilities."""
     return [
         {
@@ -348,8 +375,9 @@ def _rows(labels: Volume, segments: tuple[Segment, ...]) -> list[dict[str, Any]]
             "label": one.label,
             "channel": one.channel,
             "voxels": one.voxels,
-            **size_document(labels, one.voxels),
+            **size_document(segmentation.image, one.voxels),
             "mean_probability": None,
+            **statements_of(segmentation.image, assessment, one.number),
         }
-        for one in Segmentation.of_volume(labels, segments).structures
+        for one in segmentation.structures
     ]

@@ -1,4 +1,4 @@
-"""The files of a result: how they appear all at once, and what `result.json` says of their image."""
+"""The files of a result: how they appear all at once, and what `result.json` says of their image and of what is stated."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any
 from dicom_io.kinds import RESULT_KINDS
 from dicom_io.objects.source_grid import second_opinion_note
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app.confidence.assessment import Assessment
 
 
 def publish(folder: Path, output: Path, case_id: str) -> None:
@@ -84,3 +85,44 @@ def size_document(volume: Volume, voxels: int) -> dict[str, float]:
     pixel_mm = volume.provenance.pixel_mm
     area = {"area_mm2": round(voxels * pixel_mm[0] * pixel_mm[1], 5)} if pixel_mm else {}
     return {"pixels": voxels, **area}
+
+
+def assessment_document(assessment: Assessment | None) -> dict[str, Any] | None:
+    """The bundle's statements about the result as a whole, and why others are missing."""
+    if assessment is None:
+        return None
+    stated = assessment.confidence
+    fine = stated.gate.fine if stated.gate else None
+    return {
+        "verdict": assessment.verdict,
+        "reasons": list(assessment.reasons),
+        "interval_coverage": stated.sizes.coverage if stated.sizes else None,
+        **({"interval_images": "elsewhere"} if stated.is_elsewhere else {}),
+        "dice_coverage": stated.gate.coverage if stated.gate else None,
+        **({"dice_rank_correlation": round(fine.rank_correlation, 4)} if fine else {}),
+        "shift": None if assessment.shift is None else round(assessment.shift, 4),
+        "shift_limit": round(stated.shift.limit, 4) if stated.shift else None,
+        "not_stated": dict(stated.why_not),
+    }
+
+
+def interval_document(volume: Volume, ends: tuple[float, float] | None) -> dict[str, list[float]]:
+    """An interval of a size; nothing where none is stated."""
+    name = "pixels_interval" if volume.planar else "volume_interval_ml"
+    return {name: [round(end, 5) for end in ends]} if ends else {}
+
+
+def statements_of(volume: Volume, assessment: Assessment | None, number: int) -> dict[str, Any]:
+    """The bundle's statements about a structure: size interval, figures of the gate, sides where the image cuts it off."""
+    if assessment is None:
+        return {}
+    structure = assessment.structures[number - 1]
+    grade, cut = structure.grade, structure.cut
+    return {
+        **interval_document(volume, structure.size_interval),
+        **({"objects_interval": list(structure.count_interval)} if structure.count_interval else {}),
+        **({"verdict": structure.verdict} if structure.verdict else {}),
+        **({"predicted_dice": round(grade.dice, 4)} if grade and grade.is_shown else {}),
+        **({"dice_at_least": round(grade.at_least, 4)} if grade else {}),
+        **({"cut_off": list(cut.sides)} if cut else {}),
+    }

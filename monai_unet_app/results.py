@@ -22,7 +22,6 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.statements import Confidence, read_confidence
 from monai_unet_app.config import OutputConfig, ResultSettings
 from monai_unet_app.data.case_files import case_id
@@ -33,7 +32,14 @@ from monai_unet_app.dicom_results import CaseOutput, write_dicom
 from monai_unet_app.errors import UsageError, refusing_as
 from monai_unet_app.gathering import decided
 from monai_unet_app.pipeline import Case, assessed
-from monai_unet_app.result_files import publish, size_document, source_document
+from monai_unet_app.result_files import (
+    assessment_document,
+    interval_document,
+    publish,
+    size_document,
+    source_document,
+    statements_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +130,7 @@ def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, A
         "source": source_document(case.image, files),
         "structures": structure_rows(case),
         "wholes": _whole_rows(case),
-        "assessment": _assessment(case.assessment),
+        "assessment": assessment_document(case.assessment),
         "seconds": dict(case.seconds),
         "files": dict(files),
     }
@@ -135,25 +141,6 @@ def _export_named(case: Case) -> dict[str, str]:
 
     sha256 = export_named(case.bundle, case.settings.engine, case.settings.precision)
     return {} if sha256 is None else {"export_sha256": sha256}
-
-
-def _assessment(assessment: Assessment | None) -> dict[str, Any] | None:
-    """The bundle's statements about the result as a whole, and why others are missing."""
-    if assessment is None:
-        return None
-    stated = assessment.confidence
-    fine = stated.gate.fine if stated.gate else None
-    return {
-        "verdict": assessment.verdict,
-        "reasons": list(assessment.reasons),
-        "interval_coverage": stated.sizes.coverage if stated.sizes else None,
-        **({"interval_images": "elsewhere"} if stated.is_elsewhere else {}),
-        "dice_coverage": stated.gate.coverage if stated.gate else None,
-        **({"dice_rank_correlation": round(fine.rank_correlation, 4)} if fine else {}),
-        "shift": None if assessment.shift is None else round(assessment.shift, 4),
-        "shift_limit": round(stated.shift.limit, 4) if stated.shift else None,
-        "not_stated": dict(stated.why_not),
-    }
 
 
 def structure_rows(case: Case) -> list[dict[str, Any]]:
@@ -169,7 +156,7 @@ def structure_rows(case: Case) -> list[dict[str, Any]]:
             **({"objects": count} if (count := structure.objects) is not None else {}),
             "mean_probability": None if structure.confidence is None else round(structure.confidence, 5),
             **({"threshold": cut} if (cut := thresholds.get(structure.number, 0.5)) != 0.5 else {}),
-            **_statements(case, structure.number),
+            **statements_of(case.image, case.assessment, structure.number),
         }
         for structure in segmentation.structures
     ]
@@ -183,29 +170,8 @@ def _whole_rows(case: Case) -> list[dict[str, Any]]:
     for whole, interval in zip(wholes, intervals, strict=True):
         voxels = sum(structure.voxels for structure in structures if structure.number in whole.numbers)
         row = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
-        rows.append(row | size_document(case.image, voxels) | _interval(case.image, interval))
+        rows.append(row | size_document(case.image, voxels) | interval_document(case.image, interval))
     return rows
-
-
-def _interval(volume: Volume, ends: tuple[float, float] | None) -> dict[str, list[float]]:
-    name = "pixels_interval" if volume.planar else "volume_interval_ml"
-    return {name: [round(end, 5) for end in ends]} if ends else {}
-
-
-def _statements(case: Case, number: int) -> dict[str, Any]:
-    """The bundle's statements about a structure: size interval, figures of the gate, sides where the image cuts it off."""
-    if case.assessment is None:
-        return {}
-    structure = case.assessment.structures[number - 1]
-    grade, cut = structure.grade, structure.cut
-    return {
-        **_interval(case.image, structure.size_interval),
-        **({"objects_interval": list(structure.count_interval)} if structure.count_interval else {}),
-        **({"verdict": structure.verdict} if structure.verdict else {}),
-        **({"predicted_dice": round(grade.dice, 4)} if grade and grade.is_shown else {}),
-        **({"dice_at_least": round(grade.at_least, 4)} if grade else {}),
-        **({"cut_off": list(cut.sides)} if cut else {}),
-    }
 
 
 def _write_files(output: CaseOutput) -> dict[str, str]:

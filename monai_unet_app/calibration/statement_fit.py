@@ -423,14 +423,15 @@ def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Seq
 
 def summary(stated: dict[InferenceSetting, Confidence], bundle: Bundle) -> dict[str, Any]:
     """The fitted statements, for people: widths, thresholds and margins by structure."""
-    return {setting: _summary(confidence, bundle) for setting, confidence in stated.items()}
-
-
-def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
     labels = {segment.number: segment.label for segment in bundle.segments}
+    wholes = {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)}
+    return {setting: summary_of(confidence, labels, wholes) for setting, confidence in stated.items()}
+
+
+def summary_of(confidence: Confidence, labels: Mapping[int, str], wholes: Mapping[int, str] = {}) -> dict[str, Any]:
+    """As `summary`, of one setting: `labels` of structures, and `wholes`, by their numbers."""
     summary: dict[str, Any] = {"not_stated": dict(confidence.why_not)}
     if confidence.sizes:
-        wholes = {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)}
         of_counts = Confidence(confidence.counts) if confidence.counts else None
         statements_of = {"sizes_off": confidence, "sizes_off_elsewhere": confidence.elsewhere, "counts_off": of_counts}
         for key, of in statements_of.items():
@@ -458,7 +459,11 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
         summary["gate"] = {
             "margins_of_dice": [round(m, 4) for m in confidence.gate.margins],
             "results": confidence.gate.samples,
-            **({"rank_correlation": round(fine.rank_correlation, 3)} if (fine := confidence.gate.fine) else {}),
+            **(
+                {"rank_correlation": round(fine.rank_correlation, 3)}
+                if (fine := confidence.gate.fine) and fine.features
+                else {}
+            ),
         }
     if confidence.border:
         parts = {labels[n]: round(limit, 4) for n, limit in confidence.border.limits.items()}

@@ -160,14 +160,15 @@ def dicomize(options: flags.Dicomize) -> Answer:
 
 
 _OF_SOURCE = (
-    "algorithm", "manual", "structure", "format", "seg_encoding", "uncoded", "looked_at", "series", "channels", "time_point",
-    "resample_gaps", "resample_tilt", "accept_incomplete",
+    "algorithm", "manual", "structure", "format", "seg_encoding", "uncoded", "looked_at", "deliver_rejected",
+    "series", "channels", "time_point", "resample_gaps", "resample_tilt", "accept_incomplete",
 )  # fmt: skip
 
 
 def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
     """`dicomize --labels --source`."""
     from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.confidence.results_bundle import results_bundle
     from monai_unet_app.data.case_files import first_names
     from monai_unet_app.label_results import LabelRequest, Maker, write_label_results
 
@@ -179,6 +180,8 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
     if options.bundle and options.structure:
         raise UsageError("--bundle and --structure both say what label values mean; only one is allowed; leave one out")
     common.check_writable(options.output)
+    statements = results_bundle(options.bundle) if options.bundle else None
+    named_by = statements or (bundle_files(options.bundle) if options.bundle else None)
     made = write_label_results(
         LabelRequest(
             options.labels,
@@ -186,19 +189,28 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
             options.output,
             maker,
             common.structures(options.structure),
-            bundle_files(options.bundle).segments if options.bundle else (),
+            named_by.segments if named_by else (),
             tuple(filter(None, (options.format or "seg").split(","))),
             options.seg_encoding or "binary",
             options.uncoded,
             common.read_options(options),
             options.looked_at,
+            statements,
+            options.deliver_rejected,
         )
     )
     result = made["result"]
-    show.print_table(
-        ("number", show.folded("structure"), "size"),
-        ((str(row["number"]), row["label"], show.size(row)) for row in result["structures"]),
-    )
+    judged = result["assessment"] is not None
+    cells = [(str(row["number"]), row["label"], show.size(row)) for row in result["structures"]]
+    if judged:
+        gate = [show.gate(row) for row in result["structures"]]
+        show.print_table(
+            ("number", show.folded("structure"), "size", "gate"),
+            [(*row, one) for row, one in zip(cells, gate, strict=True)],
+        )
+        show.reasons_list([result])
+    else:
+        show.print_table(("number", show.folded("structure"), "size"), cells)
     if made["empty"]:
         show.line(f"{len(made['empty'])} structure(s) without a voxel are not written: {first_names(made['empty'])}")
     checked = (
@@ -206,6 +218,11 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
     )
     show.line(f"labels {made['placed']}; {checked}; a label file does not say of whom it is: look at the result")
     show.wrote(options.output / name for name in (*result["files"].values(), f"{result['case']}_result.json"))
+    if judged and result["assessment"]["verdict"] == "reject":
+        show.line(f"rejected: {'; '.join(result['assessment']['reasons'])}")
+        if not options.deliver_rejected:
+            show.line("only the record was written; --deliver-rejected writes the objects all the same")
+            return made, EXIT_REFUSED
     place = f"{options.output}/{result['case']}_result.json"
     show.line(
         f"next: monai-unet review --result {shlex.quote(place)} --input {shlex.quote(str(source))} --output review"

@@ -182,7 +182,9 @@ class Dicomize(Labels, Reading):
         seg_encoding: %(choices)s: how the SEG of --source stores its frames (default: binary)
         uncoded: write labels of --source although structures have no SNOMED CT code; a private code says so
         looked_at: somebody has seen that the labels lie right on --source; write them although edges of the image disagree
-        bundle: bundle whose segments.json names the label values; needed with --images and labels
+        deliver_rejected: write objects of labels of --source that the statements of --bundle reject
+        bundle: bundle whose segments.json names the label values; needed with --images and labels. One of calibrate --results
+            also judges labels of --source
         output: gets one folder for each case; of --source the objects
         modality: what the images are; CT: values in HU (default: MR)
     """
@@ -196,6 +198,7 @@ class Dicomize(Labels, Reading):
     seg_encoding: Annotated[SegEncoding | None, Flag(metavar="HOW")] = None
     uncoded: bool = False
     looked_at: bool = False
+    deliver_rejected: bool = False
     bundle: str | None = None
     output: Place
     modality: Literal["MR", "CT"] = "MR"
@@ -375,9 +378,20 @@ class Calibrate(Cases, Engine):
         unchecked: keep a fit on fewer than 10 subjects, without the check on subjects that were left out
         coverage: coverage of intervals and bounds (default: 0.9)
         risk: part that a cautious mask may miss (default: 0.1)
+        results: label maps of another program, named as those in --labels; instead of --bundle and a network. --images adds
+            what edges tell
+        algorithm: of --results: the program and its version
+        structure: of --results: name of a label value (default: as a label table or a dataset.json beside the files says)
+        unseen: of --results: you know that the program was not trained on these cases
+        output: of --results: folder of the new bundle, which dicomize --labels takes
     """
 
-    bundle: Text
+    bundle: Text | None = None
+    results: Annotated[Place | None, Flag(metavar="RESULTS")] = None
+    algorithm: Annotated[Text | None, Flag(metavar="'NAME VERSION'")] = None
+    structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
+    unseen: bool = False
+    output: Place | None = None
     partition: Literal["calibration", "test", "all"] | None = None
     folds: bool = False
     form: Literal["keep", "compare", "choose"] = "keep"

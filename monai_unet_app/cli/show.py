@@ -271,15 +271,19 @@ def _dice(row: Mapping[str, Any]) -> str:
     return f"\nDice > {row['dice_at_least']:.2f}" if "dice_at_least" in row else ""
 
 
+def gate(row: Mapping[str, Any]) -> str:
+    """What the quality gate says of a structure, with its Dice below."""
+    return f"{row['verdict']}{_dice(row)}" if "verdict" in row else "-"
+
+
 def structures_table(done: Sequence[dict[str, Any]]) -> None:
     """A row for each structure of each case."""
     rows = []
     for case in done:
         name, seconds = case["case"], f"{sum(case['seconds'].values()):.1f}"
         for row in case["structures"]:
-            gate = f"{row['verdict']}{_dice(row)}" if "verdict" in row else "-"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
-            rows.append((name, row["label"], size(row), inside, gate, seconds))
+            rows.append((name, row["label"], size(row), inside, gate(row), seconds))
         rows += [(name, f"{row['label']}, whole", size(row), "", "", "") for row in case["wholes"]]
     print_table((folded("case"), folded("structure"), "size", "mean p", "gate", "seconds"), rows)
 

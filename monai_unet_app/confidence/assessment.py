@@ -5,7 +5,7 @@ counts an image unlike the training, a structure that is cut off, and a size out
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
@@ -16,7 +16,8 @@ from monai_unet_app.bundle_folder import CONFIDENCE
 from monai_unet_app.errors import BundleError
 
 from .border import BorderCut
-from .features import Features, describe_structures
+from .features import FEATURES, Described, describe_structures
+from .label_features import EDGE_FEATURES, describe_labels
 from .quality import GateVerdict, Grade
 from .statements import Confidence
 
@@ -38,20 +39,23 @@ class SizeAssessment:
         size: Of the mask, mL or pixels.
         size_interval: (low, high) that holds the true size with the stated coverage, in the unit of `size`; None if unknown,
             and for a structure that is cut off, since intervals hold for whole structures.
+        of_probabilities: The interval follows from the probabilities that the mask was cut from; else from the mask itself.
     """
 
     size: float
     size_interval: tuple[float, float] | None
+    of_probabilities: bool
 
     @property
     def is_beside_its_interval(self) -> bool:
         """True if the mask and the probabilities that it was cut from disagree about the size."""
-        return self.size_interval is not None and not self.size_interval[0] <= self.size <= self.size_interval[1]
+        return self.of_probabilities and self.size_interval is not None and self.reportable_interval is None
 
     @property
     def reportable_interval(self) -> tuple[float, float] | None:
         """The interval if the size lies in it: a DICOM report says how far a volume may be off to either side."""
-        return None if self.is_beside_its_interval else self.size_interval
+        ends = self.size_interval
+        return ends if ends and ends[0] <= self.size <= ends[1] else None
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,14 @@ class Assessment:
         return tuple(reasons)
 
     @property
+    def sentence(self) -> str:
+        """In one line: the verdict, the bound of the Dice, and the reasons."""
+        bounds = [structure.grade.at_least for structure in self.structures if structure.grade]
+        gate = self.confidence.gate
+        bound = f", Dice at least {min(bounds):.2f} ({gate.coverage:.0%})" if gate and bounds else ""
+        return "; ".join([(self.verdict or "not judged") + bound, *self.reasons])
+
+    @property
     def _shift_limit(self) -> float:
         return self.confidence.shift.limit if self.confidence.shift else math.inf
 
@@ -192,7 +204,7 @@ def assess(confidence: Confidence, segmentation: Segmentation, image_features: A
     if confidence.shift and shift is not None and shift > confidence.shift.limit:
         confidence = confidence.elsewhere or confidence
     structures = segmentation.structures
-    features = describe_structures(segmentation) if confidence.gate else [None] * len(structures)
+    features = _described(segmentation, confidence)
     assessed = tuple(_assess_structure(confidence, *pair) for pair in zip(structures, features, strict=True))
     wholes = [
         _assess_whole(confidence, number, segmentation, assessed) for number in range(1, len(segmentation.wholes) + 1)
@@ -200,17 +212,35 @@ def assess(confidence: Confidence, segmentation: Segmentation, image_features: A
     return Assessment(confidence, assessed, shift, tuple(wholes))
 
 
-def _assess_structure(confidence: Confidence, structure: Structure, features: Features | None) -> StructureAssessment:
+def _described(segmentation: Segmentation, confidence: Confidence) -> Sequence[Described | None]:
+    """The features of each structure that the gate looks at; None where it looks at none."""
+    gate = confidence.gate
+    if gate is None:
+        return [None] * len(segmentation.structures)
+    if gate.features == FEATURES:
+        return describe_structures(segmentation)
+    return describe_labels(segmentation, edges=gate.features == EDGE_FEATURES)
+
+
+def _expected_size(structure: Structure) -> float:
+    """What intervals of its size are about: the sum of its probabilities, or the size of a mask without any."""
+    return structure.size if structure.evidence is None and structure.probabilities is None else structure.expected_size
+
+
+def _assess_structure(confidence: Confidence, structure: Structure, features: Described | None) -> StructureAssessment:
     number = structure.number
     cut = confidence.border.cut(structure) if confidence.border else None
     sizes = None if cut else confidence.sizes  # intervals hold for whole structures
-    interval = sizes.interval(number, structure.expected_size) if sizes else None
+    interval = sizes.interval(number, _expected_size(structure)) if sizes else None
     grade = confidence.gate.grade(number, features) if confidence.gate else None
     count = structure.objects
     ends = None if count is None or not confidence.counts else confidence.counts.interval(number, count)
     # A whole number lies between the ends exactly if it lies between the whole numbers inside them
     whole_ends = None if ends is None else (math.ceil(ends[0]), math.floor(ends[1]))
-    return StructureAssessment(structure.size, interval, number, structure.label, grade, cut, whole_ends)
+    of_probabilities = structure.evidence is not None or structure.probabilities is not None
+    return StructureAssessment(
+        structure.size, interval, of_probabilities, number, structure.label, grade, cut, whole_ends
+    )
 
 
 def _assess_whole(
@@ -222,6 +252,7 @@ def _assess_whole(
     interval = None
     # A whole is cut off where any of its parts is.
     if confidence.wholes and not any(assessed[n].cut for n in parts):
-        expected = sum(segmentation.structures[n].expected_size for n in parts)
+        expected = sum(_expected_size(segmentation.structures[n]) for n in parts)
         interval = confidence.wholes.interval(number, expected)
-    return WholeAssessment(sum(assessed[n].size for n in parts), interval, whole)
+    of_probabilities = all(assessed[n].of_probabilities for n in parts)
+    return WholeAssessment(sum(assessed[n].size for n in parts), interval, of_probabilities, whole)

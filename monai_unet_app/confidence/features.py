@@ -1,6 +1,6 @@
 """Features of a result that tell good results from bad results without the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,8 +15,16 @@ BAND = 2.0
 """Half width of the band around the predicted surface, in mm; pixels of a picture."""
 
 
+class Described:
+    """Features of one structure of one result, by their names."""
+
+    def values(self, names: Sequence[str]) -> tuple[float, ...]:
+        """The features of these names."""
+        return tuple(getattr(self, name) for name in names)
+
+
 @dataclass(frozen=True)
-class Features:
+class Features(Described):
     """Features of one structure of one result, from its probabilities and its mask; none needs the truth.
 
     Attributes:
@@ -39,12 +47,43 @@ class Features:
     largest_part: float
     border: float
 
-    def values(self, names: Sequence[str]) -> tuple[float, ...]:
-        """The features of these names."""
-        return tuple(getattr(self, name) for name in names)
-
 
 FEATURES = tuple(field.name for field in fields(Features))
+
+
+@dataclass(frozen=True)
+class FeatureFacts:
+    """What it means that a feature lies away from its mean on sound images.
+
+    Attributes:
+        spread: Its least standard deviation: below it a difference means nothing.
+        wrong: The wrong side: -1 less, 1 more, 0 either.
+        words: The reason, with places for the value and for what is usual; empty where another statement has the words.
+    """
+
+    spread: float
+    wrong: int
+    words: str = ""
+
+
+FACTS: Mapping[str, FeatureFacts] = {
+    "confidence": FeatureFacts(0.005, -1, "the structure's mean probability is {}, usually {}"),
+    "band_confidence": FeatureFacts(0.005, -1, "the surface is uncertain: mean confidence next to it {}, usually {}"),
+    "uncertainty": FeatureFacts(0.005, 1, "{} of its size is uncertain, usually {}"),
+    "entropy": FeatureFacts(0.01, 1, "the entropy inside is {}, usually {}"),
+    "log_size": FeatureFacts(0.1, 0, "its size is {}, usually {}"),
+    "roughness": FeatureFacts(0.05, 1, "its outline is rough: {}, usually {}"),
+    "largest_part": FeatureFacts(0.01, -1, "it is in several pieces: the largest has {} of it, usually {}"),
+    "border": FeatureFacts(0.01, 1),
+    "log_share": FeatureFacts(0.1, 0, "its part of all structures is {}, usually {}"),
+    "left": FeatureFacts(0.05, 0, "it lies {} radii of all structures to the left of their middle, usually {}"),
+    "back": FeatureFacts(0.05, 0, "it lies {} radii of all structures behind their middle, usually {}"),
+    "up": FeatureFacts(0.05, 0, "it lies {} radii of all structures above their middle, usually {}"),
+    "agreement": FeatureFacts(0.1, -1, "edges of the image follow its surface less: {}, usually {}"),
+    "nearest": FeatureFacts(0.05, -1, "edges of the image lie elsewhere: {}, usually {}"),
+    "contrast": FeatureFacts(0.1, 0, "its contrast to what is around it is {}, usually {}"),
+}
+"""Of every feature; the words for `border` are those of `BorderCut`."""
 
 
 def describe_structures(segmentation: Segmentation) -> list[Features | None]:
@@ -69,8 +108,6 @@ def _surroundings(held: LabelMap, grid: Volume) -> tuple[float, float]:
 
 
 def _describe(structure: Structure, band_confidence: float, entropy: float) -> Features:
-    # The mask in its box: voxels beyond it are background, as beyond the image
-    mask, voxels = structure.grid.without_flat_axis(structure.mask), structure.voxels
     confidence = structure.confidence
     assert confidence is not None  # it has voxels
     return Features(
@@ -78,13 +115,22 @@ def _describe(structure: Structure, band_confidence: float, entropy: float) -> F
         band_confidence=band_confidence,
         uncertainty=structure.doubtful_part,
         entropy=entropy,
-        log_size=float(np.log(structure.size)),
+        **form_of(structure),
+    )
+
+
+def form_of(structure: Structure) -> dict[str, float]:
+    """What the mask of a structure with voxels looks like: `log_size`, `roughness`, `largest_part`, `border` of `Features`."""
+    # The mask in its box: voxels beyond it are background, as beyond the image
+    mask, voxels = structure.grid.without_flat_axis(structure.mask), structure.voxels
+    return {
+        "log_size": float(np.log(structure.size)),
         # The surface grows with the power 2/3 of the volume (in 2D, 1/2 of the area): the quotient does not depend on
         # the size.
-        roughness=float(np.count_nonzero(border(mask)) / voxels ** (1 - 1 / mask.ndim)),
-        largest_part=largest_component(mask) / voxels,
-        border=float(on_border(structure).sum()),
-    )
+        "roughness": float(np.count_nonzero(border(mask)) / voxels ** (1 - 1 / mask.ndim)),
+        "largest_part": largest_component(mask) / voxels,
+        "border": float(on_border(structure).sum()),
+    }
 
 
 def on_border(structure: Structure) -> NDArray[np.float64]:

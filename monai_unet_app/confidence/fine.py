@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from .conformal import by_structure
-from .features import Features
+from .features import Described
 from .json_document import JsonDocument
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class FineDice(JsonDocument):
             ValueError: Fewer than two of a structure.
         """
         fitted = cls.fitted(sound, features)
+        if not features:  # the mean of each structure, which orders nothing
+            return fitted
         predicted = left_out(sound, lambda others: cls.fitted(others, features).predicted)
         structures, dice = np.array([(sample.structure, sample.dice) for sample in sound]).T
         own = [structures == number for number in fitted.dice]
@@ -92,19 +94,19 @@ class FineDice(JsonDocument):
         """Whether its order is near enough to that of the true Dice."""
         return self.rank_correlation >= WORTH_SHOWING
 
-    def _away(self, structure: int, features: Features) -> Floats:
+    def _away(self, structure: int, features: Described) -> Floats:
         """Shape (F,): how many standard deviations each feature lies from its mean on sound images."""
         away = (np.array(features.values(self.features)) - self.centre[structure]) / self.spread[structure]
         return np.clip(away, -_FARTHEST, _FARTHEST)
 
-    def predicted(self, structure: int, features: Features) -> float:
+    def predicted(self, structure: int, features: Described) -> float:
         """The Dice expected of this structure, 0 to 1."""
         dice = self.dice[structure] + float(self._away(structure, features) @ np.array(self.weights))
         return min(1.0, max(0.0, dice))
 
 
 def left_out(
-    samples: Sequence["Sample"], fit: Callable[[Sequence["Sample"]], Callable[[int, Features], float]]
+    samples: Sequence["Sample"], fit: Callable[[Sequence["Sample"]], Callable[[int, Described], float]]
 ) -> Floats:
     """Shape (N,), 0 to 1: the Dice of each sample that a fit on all other subjects predicts; one number a sample."""
     predicted = np.empty(len(samples))

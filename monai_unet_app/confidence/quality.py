@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .conformal import by_structure, conformal_quantile, subjects_needed
-from .features import FEATURES, Features
+from .features import FACTS, FEATURES, Described
+from .fine import FEATURES as FINE_FEATURES
 from .fine import FineDice, left_out
 from .json_document import JsonDocument
+from .label_features import EDGE_FEATURES, LABEL_FEATURES
 
 SOUND = "sound"
 """The kind of an image as it came; any other kind is the name of a corruption."""
@@ -30,8 +32,6 @@ NEAR = 0.05
 
 _RIDGE = 10.0
 _LEAST_LOGIT = 0.02  # the logarithm of the odds of 0 and 1 is infinite
-_LEAST_SPREAD = (0.005, 0.005, 0.005, 0.01, 0.1, 0.05, 0.01, 0.01)  # of FEATURES: below it a difference means nothing
-_SIZE = FEATURES.index("log_size")
 Floats = NDArray[np.float64]
 GateVerdict = Literal["accept", "review", "reject"]
 
@@ -51,7 +51,7 @@ class Sample:
     subject: str
     kind: str
     structure: int
-    features: Features
+    features: Described
     dice: float
 
 
@@ -88,6 +88,7 @@ class QualityGate(JsonDocument):
         subjects: Number of subjects that it was fitted on.
         samples: Number of results that it was fitted on.
         fine: Predicts the Dice of results of sound images; None in a gate that predicts all by `weights`.
+        features: Names of the features that it looks at.
     """
 
     centre: Mapping[int, tuple[float, ...]]
@@ -98,10 +99,23 @@ class QualityGate(JsonDocument):
     subjects: int
     samples: int
     fine: FineDice | None = None
+    features: tuple[str, ...] = FEATURES
 
     @classmethod
-    def fit(cls, samples: Sequence[Sample], coverage: float = 0.9) -> "QualityGate":
+    def fit(
+        cls,
+        samples: Sequence[Sample],
+        coverage: float = 0.9,
+        features: tuple[str, ...] = FEATURES,
+        fine_features: Sequence[str] = FINE_FEATURES,
+    ) -> "QualityGate":
         """The gate fitted on these results. The bound comes from predictions for subjects left out in turn.
+
+        Args:
+            samples: The results; those of sound images are of kind SOUND.
+            coverage: Of its bound.
+            features: Names of the features that it looks at.
+            fine_features: Of these, those that tell better from worse among sound results.
 
         Raises:
             ValueError: Too few subjects for a bound of this coverage, or a structure that no sound image has twice.
@@ -112,25 +126,26 @@ class QualityGate(JsonDocument):
                 f"{len(subjects)} subject(s); a bound that holds {coverage:.0%} of the time needs {subjects_needed(coverage)}"
             )
         # The error of a prediction must be that for a new subject: on subjects of the fit it would be too small.
-        dice = left_out(samples, lambda others: cls._fitted(others, coverage).predicted_dice)
+        empty = cls({}, {}, (), (1.0, 1.0), coverage, 0, 0, features=features)
+        dice = left_out(samples, lambda others: empty._fitted(others, fine_features).predicted_dice)
         predicted = list(zip(samples, dice.tolist(), strict=True))
-        whole = replace(cls._fitted(samples, coverage), fine=FineDice.fit(_sound(samples)))
+        whole = replace(empty._fitted(samples, fine_features), fine=FineDice.fit(_sound(samples), fine_features))
         # Two margins, since a single margin would be that of the worse kind (decision 18).
         fine, other = (
             _margin([pair for pair in predicted if (pair[1] >= FINE) == is_fine], coverage) for is_fine in (True, False)
         )
         return replace(whole, margins=(fine, other), subjects=len(subjects), samples=len(samples))
 
-    @classmethod
-    def _fitted(cls, samples: Sequence[Sample], coverage: float) -> "QualityGate":
+    def _fitted(self, samples: Sequence[Sample], fine_features: Sequence[str]) -> "QualityGate":
         centre, spread = {}, {}
+        least = [FACTS[name].spread for name in self.features]
         for number, own in by_structure(samples).items():
-            sound = [sample.features.values(FEATURES) for sample in _sound(own)]
+            sound = [sample.features.values(self.features) for sample in _sound(own)]
             if len(sound) < 2:
                 raise ValueError(f"structure {number} is found on {len(sound)} sound image(s); 2 are needed")
             centre[number] = tuple(np.mean(sound, axis=0).tolist())
-            spread[number] = tuple(np.maximum(np.std(sound, axis=0), _LEAST_SPREAD).tolist())
-        gate = cls(centre, spread, (), (1.0, 1.0), coverage, 0, 0, FineDice.fitted(_sound(samples)))
+            spread[number] = tuple(np.maximum(np.std(sound, axis=0), least).tolist())
+        gate = replace(self, centre=centre, spread=spread, fine=FineDice.fitted(_sound(samples), fine_features))
         table = np.array([gate._inputs(s.structure, s.features) for s in samples])
         # The logit of the Dice has no bounds, so a linear model of it cannot predict a Dice outside 0 to 1.
         odds = np.clip([s.dice for s in samples], _LEAST_LOGIT, 1 - _LEAST_LOGIT)
@@ -139,37 +154,40 @@ class QualityGate(JsonDocument):
         weights = np.linalg.solve(table.T @ table + penalty, table.T @ np.log(odds / (1 - odds)))
         return replace(gate, weights=tuple(weights.tolist()))
 
-    def distances(self, structure: int, features: Features) -> Floats:
-        """Shape (F,): how many standard deviations each feature lies from its mean on sound images; sizes on either side."""
-        away = (np.array(features.values(FEATURES)) - self.centre[structure]) / self.spread[structure]
-        away[_SIZE] = abs(away[_SIZE])
-        return away
+    def distances(self, structure: int, features: Described) -> Floats:
+        """Shape (F,): how many standard deviations each feature lies from its mean on sound images.
 
-    def _inputs(self, structure: int, features: Features) -> Floats:
+        Of features whose wrong side is either the absolute number.
+        """
+        away = (np.array(features.values(self.features)) - self.centre[structure]) / self.spread[structure]
+        either = [FACTS[name].wrong == 0 for name in self.features]
+        return np.where(either, np.abs(away), away)
+
+    def _inputs(self, structure: int, features: Described) -> Floats:
         # arcsinh is linear near 0 and logarithmic far away, so that no single distance outweighs all others.
         tamed = np.arcsinh(self.distances(structure, features))
         return np.concatenate([tamed, tamed**2, [1.0]])
 
-    def predicted_dice(self, structure: int, features: Features) -> float:
+    def predicted_dice(self, structure: int, features: Described) -> float:
         """The Dice expected of this structure, 0 to 1."""
         return self._predicted(structure, features)[0]
 
-    def _predicted(self, structure: int, features: Features) -> tuple[float, bool]:
+    def _predicted(self, structure: int, features: Described) -> tuple[float, bool]:
         """The Dice expected of this structure, and whether the number tells better from worse."""
         if self.fine and self.looks_fine(structure, features):
             return self.fine.predicted(structure, features), self.fine.is_worth_showing
         return self._dice_of_any(structure, features), True
 
-    def looks_fine(self, structure: int, features: Features) -> bool:
+    def looks_fine(self, structure: int, features: Described) -> bool:
         """Whether nothing tells the result from those of sound images."""
         usual = self.fine.dice[structure] if self.fine else 1.0
         return self._dice_of_any(structure, features) >= max(FINE, usual - NEAR)
 
-    def _dice_of_any(self, structure: int, features: Features) -> float:
+    def _dice_of_any(self, structure: int, features: Described) -> float:
         """As the gate was shown it, of sound and broken images alike."""
         return float(1 / (1 + np.exp(-self._inputs(structure, features) @ np.array(self.weights))))
 
-    def grade(self, structure: int, features: Features | None) -> Grade:
+    def grade(self, structure: int, features: Described | None) -> Grade:
         """The judgement on one structure of a result. A structure that was not found (None) is to be reviewed."""
         if features is None:
             return Grade(0.0, 0.0, "review", ("nothing was found",))
@@ -180,22 +198,29 @@ class QualityGate(JsonDocument):
         verdict: GateVerdict = "reject" if dice < USELESS else "review"
         return Grade(dice, at_least, verdict, self._reasons(structure, features), is_shown)
 
-    def _reasons(self, structure: int, features: Features) -> tuple[str, ...]:
+    def _reasons(self, structure: int, features: Described) -> tuple[str, ...]:
         """The features that lie farthest on the wrong side, at most three, in words."""
-        away, values, usual = self.distances(structure, features), features.values(FEATURES), self.centre[structure]
-        wrong = [away[n] * sign for n, (_, sign) in enumerate(_WORDS)]
-        worst = sorted(range(len(_WORDS)), key=lambda n: -wrong[n])[:3]
+        values, usual = features.values(self.features), self.centre[structure]
+        away = dict(
+            zip(self.features, zip(self.distances(structure, features), values, usual, strict=True), strict=True)
+        )
+        wrong = {name: away[name][0] * (FACTS[name].wrong or 1) for name in away if FACTS[name].words}
+        worst = sorted(wrong, key=lambda name: -wrong[name])[:3]
         # 2 standard deviations: 1 in 20 sound images lies farther away.
-        return tuple(_WORDS[n][0].format(_text(n, values[n]), _text(n, usual[n])) for n in worst if wrong[n] > 2)
+        return tuple(
+            FACTS[name].words.format(*(_text(name, value) for value in away[name][1:]))
+            for name in worst
+            if wrong[name] > 2
+        )
 
     def document(self) -> dict[str, Any]:
         """The fields, with the names of the features first."""
-        return {"features": list(FEATURES), **super().document()}
+        return {"features": list(self.features), **super().document()}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "QualityGate":
         """As `JsonDocument.from_document`; raises ValueError for a gate of other features, too."""
-        if tuple(document["features"]) != FEATURES:
+        if tuple(document["features"]) not in (FEATURES, LABEL_FEATURES, EDGE_FEATURES):
             raise ValueError(
                 f"the gate has the features {document['features']}; {list(FEATURES)} are needed; calibrate again"
             )
@@ -212,18 +237,6 @@ def _margin(predicted: Sequence[tuple[Sample, float]], coverage: float) -> float
     return min(1.0, max(0.0, conformal_quantile(excesses, [sample.subject for sample, _ in predicted], coverage)))
 
 
-_WORDS: tuple[tuple[str, int], ...] = (
-    ("the structure's mean probability is {}, usually {}", -1),
-    ("the surface is uncertain: mean confidence next to it {}, usually {}", -1),
-    ("{} of its size is uncertain, usually {}", 1),
-    ("the entropy inside is {}, usually {}", 1),
-    ("its size is {}, usually {}", 1),
-    ("its outline is rough: {}, usually {}", 1),
-    ("it is in several pieces: the largest has {} of it, usually {}", -1),
-)
-"""For each feature but `border`, whose words are in `BorderCut`: the reason if it lies on the wrong side, and that side."""
-
-
-def _text(n: int, value: float) -> str:
-    """The value of the feature of this place in `FEATURES`, in words."""
-    return f"{np.exp(value):.3g}" if n == _SIZE else f"{value:.2f}"
+def _text(name: str, value: float) -> str:
+    """The value of a feature, in words."""
+    return f"{np.exp(value):.3g}" if name.startswith("log_") else f"{value:.2f}"

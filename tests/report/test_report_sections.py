@@ -203,7 +203,8 @@ def test_the_gates_verdicts_stand_in_the_head_and_in_their_section():
 
 
 def judged(structure, predicted, verdict):
-    return StructureAssessment(10.0, (8.0, 12.0), structure, "a", Grade(predicted, predicted - 0.1, verdict, ()))
+    grade = Grade(predicted, predicted - 0.1, verdict, ())
+    return StructureAssessment(10.0, (8.0, 12.0), True, structure, "a", grade)
 
 
 def test_what_was_counted_of_real_results_is_what_the_section_tells():

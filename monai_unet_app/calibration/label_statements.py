@@ -1,0 +1,162 @@
+"""Fits statements to label files of another program: sizes, the quality gate, the border rule, and images like those seen."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.segmentation import Segmentation
+from monai_unet_app.calibration.statement_fit import COVERAGE, MOST_CORRUPTED
+from monai_unet_app.confidence import statements
+from monai_unet_app.confidence.border import BorderContact, BorderStatement
+from monai_unet_app.confidence.conformal import subjects_needed
+from monai_unet_app.confidence.features import on_border
+from monai_unet_app.confidence.label_features import EDGE_FEATURES, LABEL_FEATURES, describe_labels
+from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
+from monai_unet_app.confidence.shift import ShiftDetector, image_features
+from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement
+from monai_unet_app.metrics.overlap import dice
+
+SPOILT = ("halved", "moved", "mirrored")
+"""What is done to sound labels, so that the gate knows labels that are wrong."""
+
+_MOVES = (3, 9)  # voxels along each axis, at least and below
+_NO_PROBABILITIES = "label files have no probabilities"
+
+
+@dataclass(frozen=True)
+class LabelCase:
+    """The labels of one image by a program, and by the person whose labels count as true.
+
+    Attributes:
+        subject: The person that the image is of.
+        result: The program's, on their image; its voxels count only where there are `edges`.
+        truth: The true ones, on the same grid.
+    """
+
+    subject: str
+    result: Segmentation
+    truth: Segmentation
+
+
+@dataclass
+class LabelObservations:
+    """What is measured of the cases, to which the statements are fitted.
+
+    Attributes:
+        edges: The images are there; edges and brightness count.
+    """
+
+    edges: bool
+    measured: list[StructureMeasurement] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    touching: list[BorderContact] = field(default_factory=list)
+    images: list[NDArray[np.float64]] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
+
+    def collect(self, cases: Iterable[LabelCase], count: int) -> None:
+        """Measures all cases, `count` of them."""
+        share = max(1, min(len(SPOILT), MOST_CORRUPTED // max(count, 1)))
+        for number, case in enumerate(cases):
+            self._add_sound(case)
+            for n in range(share):
+                kind = SPOILT[(number * share + n) % len(SPOILT)]
+                self.samples += self._samples(case, kind, spoilt(case.result, kind, seed=number))
+
+    def _add_sound(self, case: LabelCase) -> None:
+        image, subject = case.result.image, case.subject
+        pairs = zip(case.result.structures, case.truth.structures, strict=True)
+        self.measured += [
+            StructureMeasurement(subject, own.number, own.size, true.size, image.voxel_size, np.empty(0))
+            for own, true in pairs
+        ]
+        self.samples += self._samples(case, SOUND, case.result)
+        self.touching += [
+            BorderContact(subject, own.number, float(on_border(own).sum()))
+            for own in case.result.structures
+            if own.voxels
+        ]
+        if self.edges:
+            self.images.append(image_features(image.array, image.axis_spacing))
+            self.subjects.append(subject)
+
+    def _samples(self, case: LabelCase, kind: str, result: Segmentation) -> list[Sample]:
+        described = describe_labels(result, edges=self.edges)
+        samples = []
+        for own, true, values in zip(result.structures, case.truth.structures, described, strict=True):
+            if values is not None:
+                box = true.box_with(own)
+                score = dice(true.mask_in(box), own.mask_in(box))
+                samples.append(Sample(case.subject, kind, own.number, values, score))
+        return samples
+
+    def fitted(self, coverage: float = COVERAGE) -> Confidence:
+        """The statements. One that cannot be made is left out with its reason."""
+        why_not = {"risk": f"masks of bounded risk need probabilities; {_NO_PROBABILITIES}"}
+        subjects, sizes = {row.subject for row in self.measured}, None
+        if len(subjects) < subjects_needed(coverage):
+            why_not["sizes"] = f"{len(subjects)} calibration subject(s); {statements.too_few_subjects(coverage)}"
+        else:
+            sizes = SizeStatement.fit(self.measured, coverage)
+        features = EDGE_FEATURES if self.edges else LABEL_FEATURES
+        fits: dict[str, Callable[[], Any]] = {
+            "gate": lambda: QualityGate.fit(self.samples, coverage, features, fine_features=()),
+            "border": lambda: BorderStatement.fit(self.touching),
+        }
+        if self.edges:
+            fits["shift"] = lambda: ShiftDetector.fit(self.images, self.subjects)
+        else:
+            why_not["shift"] = "it was fitted without images"
+        fitted: dict[str, Any] = {}
+        for name, fit in fits.items():
+            try:
+                fitted[name] = fit()
+            except ValueError as error:
+                why_not[name] = str(error)
+        return Confidence(sizes, why_not=why_not, **fitted)
+
+
+def spoilt(result: Segmentation, kind: str, seed: int) -> Segmentation:
+    """The labels with a fault of SPOILT.
+
+    Args:
+        result: The program's labels.
+        kind: halved: of each structure, half its voxels are missing, on one side. moved: all labels lie some voxels away.
+            mirrored: along an axis of the array.
+        seed: Draws the axis, side and distance.
+    """
+    random, labels = np.random.default_rng([seed, SPOILT.index(kind)]), result.labels
+    axes = [axis for axis, length in enumerate(result.image.shape) if length > 1]
+    axis = int(random.choice(axes))
+    if kind == "mirrored":
+        changed = np.flip(labels, axis - 3)
+    elif kind == "moved":
+        steps = [int(random.integers(*_MOVES) * random.choice((-1, 1))) if n in axes else 0 for n in range(3)]
+        changed = moved(labels, steps)
+    else:
+        changed = labels.copy()
+        for structure in result.structures:
+            if structure.voxels:
+                places = np.nonzero(structure.mask)
+                along = places[axis] * random.choice((-1, 1))
+                half = along < np.median(along)
+                inside = tuple(place[half] + side.start for place, side in zip(places, structure.box, strict=True))
+                (changed if result.exclusive else changed[structure.number - 1])[inside] = 0
+    return Segmentation(result.image, changed, result.segments)
+
+
+def moved(labels: NDArray[Any], steps: Iterable[int]) -> NDArray[Any]:
+    """Labels, shape (..., I, J, K), some voxels away along I, J, K; what leaves the grid is lost, what comes in is 0."""
+    out = np.zeros_like(labels)
+    pairs = [_overlap(step, length) for step, length in zip(steps, labels.shape[-3:], strict=True)]
+    (to_i, of_i), (to_j, of_j), (to_k, of_k) = pairs
+    out[..., to_i, to_j, to_k] = labels[..., of_i, of_j, of_k]
+    return out
+
+
+def _overlap(step: int, length: int) -> tuple[slice, slice]:
+    """Where on an axis moved voxels arrive, and where they come from."""
+    step = max(-length, min(length, step))
+    return slice(max(0, step), length + min(0, step)), slice(max(0, -step), length - max(0, step))

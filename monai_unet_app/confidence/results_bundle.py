@@ -1,0 +1,110 @@
+"""A bundle of `kind: results`: what the label files of another program are worth. It has statements and no network."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from monai_unet_app.bundle_folder import CONFIDENCE, RESULTS, BundleFiles, bundle_root, kind_of
+from monai_unet_app.errors import BundleError
+
+from .statements import STATEMENTS, Confidence
+
+SEGMENTS = "configs/segments.json"
+
+
+@dataclass(frozen=True)
+class Program:
+    """Who made label files: a program and its version, or a person.
+
+    Attributes:
+        name: Of the program, 1 to 64 characters; of the person's program, or "manual".
+        version: Its version, 1 to 64 characters.
+    """
+
+    name: str
+    version: str
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of name and version."""
+        return hashlib.sha256(f"{self.name}\n{self.version}".encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+class ResultsBundle(BundleFiles):
+    """Its files."""
+
+    @property
+    def program(self) -> Program:
+        """Whose label files it was fitted to."""
+        stated = self.metadata["program"]
+        return Program(stated["name"], stated["version"])
+
+    @property
+    def values(self) -> list[int]:
+        """The label value of each structure, in the order of their numbers."""
+        return [int(value) for value in self.metadata["structure_values"]]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of the files that its statements are in, and of what they are about."""
+        digest = hashlib.sha256(json.dumps([self.metadata["program"], self.values], sort_keys=True).encode())
+        for name in (SEGMENTS, CONFIDENCE):
+            digest.update((self.root / name).read_bytes())
+        return digest.hexdigest()
+
+    def confidence_about(self, program: Program) -> Confidence:
+        """The statements about label files of a program; none, with the reason, where they were fitted to another.
+
+        Raises:
+            BundleError: Its confidence.json is damaged, or belongs to other structures.
+        """
+        try:
+            document = self.confidence_document
+            entry = (document or {})["settings"]["plain"]
+            if entry["fitted_to"] != self.fitted_to(self.program):
+                raise ValueError("it was fitted to other structures or another program")
+            stated = Confidence.from_document(entry)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"{self.name}: {CONFIDENCE} cannot be used ({error}); copy the bundle again, or make it again by "
+                "monai-unet calibrate --results"
+            ) from error
+        if program.sha256 == self.program.sha256:
+            return stated
+        reason = f"{self.name} was fitted to results of {self.program}, these are of {program}"
+        return Confidence(why_not=dict.fromkeys(STATEMENTS, reason))
+
+    def fitted_to(self, program: Program) -> Mapping[str, str]:
+        """What its statements depend on: the structures with their label values, and the program."""
+        names = json.dumps([list(self.structure_names), self.values])
+        return {SEGMENTS: hashlib.sha256(names.encode()).hexdigest(), "program": program.sha256}
+
+
+def results_bundle(name: str | Path) -> ResultsBundle | None:
+    """The bundle that a name, a folder or a zip stands for, if it is one of results; None for one with a network.
+
+    Raises:
+        UsageError, BundleError: As `bundle_files`.
+    """
+    root = bundle_root(str(name))
+    return ResultsBundle(root) if kind_of(root) == RESULTS else None
+
+
+def metadata_of(program: Program, values: list[int], subjects: int, cases: int) -> dict[str, Any]:
+    """`configs/metadata.json` of a new bundle of results."""
+    return {
+        "version": "0.1.0",
+        "kind": RESULTS,
+        "task": f"what results of {program} are worth",
+        "program": {"name": program.name, "version": program.version},
+        "structure_values": values,
+        "fitted_on": {"subjects": subjects, "cases": cases, "unseen": "as its user said"},
+        "changelog": {"0.1.0": "fitted to label files"},
+    }
