@@ -58,11 +58,12 @@ class LabelObservations:
 
     def collect(self, cases: Iterable[LabelCase], count: int) -> None:
         """Measures all cases, `count` of them."""
-        share = max(1, min(len(SPOILT), MOST_CORRUPTED // max(count, 1)))
+        faults = SPOILT if self.edges else tuple(kind for kind in SPOILT if kind != "moved")  # which only edges tell
+        share = max(1, min(len(faults), MOST_CORRUPTED // max(count, 1)))
         for number, case in enumerate(cases):
             self._add_sound(case)
             for n in range(share):
-                kind = SPOILT[(number * share + n) % len(SPOILT)]
+                kind = faults[(number * share + n) % len(faults)]
                 self.samples += self._samples(case, kind, spoilt(case.result, kind, seed=number))
 
     def _add_sound(self, case: LabelCase) -> None:

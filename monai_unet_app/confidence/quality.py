@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
 
 from .conformal import by_structure, conformal_quantile, subjects_needed
 from .features import FACTS, FEATURES, Described
@@ -31,6 +32,7 @@ NEAR = 0.05
 """A result is taken for one of a sound image if its predicted Dice is no farther below the mean of sound images."""
 
 _RIDGE = 10.0
+_FARTHEST = 3  # features of a label file that also count without their names
 _LEAST_LOGIT = 0.02  # the logarithm of the odds of 0 and 1 is infinite
 Floats = NDArray[np.float64]
 GateVerdict = Literal["accept", "review", "reject"]
@@ -81,7 +83,8 @@ class QualityGate(JsonDocument):
     Attributes:
         centre: Structure number -> mean of each feature on sound images.
         spread: Structure number -> its standard deviation there.
-        weights: Of the distances, of their squares, and a constant; predicts the logit of the Dice.
+        weights: Of the distances, of their squares, and a constant; predicts the logit of the Dice. Of label files: of the
+            distances on the wrong side, of the largest of them, and a constant; none but the constant is above 0.
         margins: The true Dice is at least predicted - margin with the coverage; the first where FINE or more is predicted,
             the second where less is.
         coverage: For instance 0.9.
@@ -151,8 +154,17 @@ class QualityGate(JsonDocument):
         odds = np.clip([s.dice for s in samples], _LEAST_LOGIT, 1 - _LEAST_LOGIT)
         # The ridge leaves the constant alone; otherwise it would pull every prediction towards a Dice of 0.5.
         penalty = np.diag([_RIDGE] * (table.shape[1] - 1) + [0.0])
-        weights = np.linalg.solve(table.T @ table + penalty, table.T @ np.log(odds / (1 - odds)))
+        wanted = np.log(odds / (1 - odds))
+        if self.is_of_labels:
+            weights = _never_above_zero(np.vstack([table, np.sqrt(penalty)]), np.append(wanted, np.zeros(len(penalty))))
+        else:
+            weights = np.linalg.solve(table.T @ table + penalty, table.T @ wanted)
         return replace(gate, weights=tuple(weights.tolist()))
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether it judges label files. It was shown few of the faults that there are: no distance may speak for a result."""
+        return self.features != FEATURES
 
     def distances(self, structure: int, features: Described) -> Floats:
         """Shape (F,): how many standard deviations each feature lies from its mean on sound images.
@@ -165,8 +177,13 @@ class QualityGate(JsonDocument):
 
     def _inputs(self, structure: int, features: Described) -> Floats:
         # arcsinh is linear near 0 and logarithmic far away, so that no single distance outweighs all others.
-        tamed = np.arcsinh(self.distances(structure, features))
-        return np.concatenate([tamed, tamed**2, [1.0]])
+        away = self.distances(structure, features)
+        if not self.is_of_labels:
+            tamed = np.arcsinh(away)
+            return np.concatenate([tamed, tamed**2, [1.0]])
+        wrong = np.arcsinh(np.maximum(away * [FACTS[name].wrong or 1 for name in self.features], 0.0))
+        # Those that lie farthest away, whichever they are: a fault that was never shown moves other features
+        return np.concatenate([wrong, np.sort(wrong)[: -_FARTHEST - 1 : -1], [1.0]])
 
     def predicted_dice(self, structure: int, features: Described) -> float:
         """The Dice expected of this structure, 0 to 1."""
@@ -225,6 +242,12 @@ class QualityGate(JsonDocument):
                 f"the gate has the features {document['features']}; {list(FEATURES)} are needed; calibrate again"
             )
         return super().from_document(document)
+
+
+def _never_above_zero(table: Floats, wanted: Floats) -> Floats:
+    """Shape (F,): the least squares weights of a table (N, F) of which none but the last, a constant, is above 0."""
+    most = np.append(np.zeros(table.shape[1] - 1), np.inf)
+    return np.asarray(lsq_linear(table, wanted, (np.full(table.shape[1], -np.inf), most)).x)
 
 
 def _sound(samples: Sequence[Sample]) -> list[Sample]:

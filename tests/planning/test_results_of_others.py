@@ -1,0 +1,282 @@
+"""Label files of another program: what is stated of them is true of new ones, wrong ones are held back, others are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+from phantoms import oblique_affine, write_mr_series
+from result_phantoms import dciodvfy_errors
+from scipy import ndimage
+from shell import Run, shell
+
+from dicom_io.coding import Segment
+from dicom_io.segmentation import Segmentation
+from dicom_io.volume import LPS_FROM_RAS, Provenance, Volume
+from monai_unet_app.calibration.label_statements import SPOILT, LabelCase, LabelObservations, moved, spoilt
+from monai_unet_app.confidence.assessment import assess
+from monai_unet_app.confidence.label_features import describe_labels
+from monai_unet_app.confidence.results_bundle import results_bundle
+from monai_unet_app.confidence.shift import image_features
+from monai_unet_app.data.schemas import validate
+
+run = pytest.fixture(shell)
+SHAPE, VALUES = (30, 26, 22), {3: "liver", 7: "spleen"}
+AFFINE_RAS = LPS_FROM_RAS @ oblique_affine((1.1, 0.9, 1.3))
+NAMED = [word for value, name in VALUES.items() for word in ("--structure", f"{value}={name}")]
+BY = ("--algorithm", "Segmenter 1.0")
+SUBJECTS = 24
+
+
+def case(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Image, true labels and those of a program, whose masks are some percent too small; label values of VALUES."""
+    random = np.random.default_rng(seed)
+    places = np.indices(SHAPE).transpose(1, 2, 3, 0)
+    truth = np.zeros(SHAPE, np.uint8)
+    for value, middle, radii in ((3, (11, 12, 11), (6, 7, 5)), (7, (21, 15, 9), (4, 4, 5))):
+        away = (places - middle - random.uniform(-1, 1, 3)) / (np.array(radii) * random.uniform(0.92, 1.08))
+        truth[((away**2).sum(-1) < 1) & (truth == 0)] = value
+    image = np.select([truth == 3, truth == 7], [300.0, 420.0], 120.0) + places @ (1.0, 2.0, -1.0)
+    image = ndimage.gaussian_filter(image, 0.7) + random.normal(0, 12, SHAPE)
+    wobble = ndimage.gaussian_filter(random.normal(0, 1, SHAPE), 2) * 12  # of some tenths of a voxel
+    made = np.zeros_like(truth)
+    for value in VALUES:
+        depth = ndimage.distance_transform_edt(truth == value) - ndimage.distance_transform_edt(truth != value)
+        made[depth + wobble > 1.0] = value
+    return image.astype(np.int16), truth, made
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images, labels and results of SUBJECTS people."""
+    root = tmp_path_factory.mktemp("program")
+    for seed in range(SUBJECTS):
+        for folder, array in zip(("images", "labels", "results"), case(seed), strict=True):
+            (root / folder).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, AFFINE_RAS), root / f"{folder}/case{seed:02}.nii.gz")
+    return root
+
+
+def stated(run: Run, folders: Path, output: Path, *words: object) -> Path:
+    files = ("--results", folders / "results", "--labels", folders / "labels", "--output", output)
+    answer = run("calibrate", *files, *BY, *NAMED, "--unseen", *words, "--json")
+    assert answer.code == 0, answer.err
+    return output
+
+
+@pytest.fixture(scope="module")
+def model(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from monai_unet_app.cli import main
+
+    output = tmp_path_factory.mktemp("model") / "segmenter"
+    files = ["--results", "results", "--labels", "labels", "--images", "images"]
+    words = [str(folders / word) if word in ("results", "labels", "images") else word for word in files]
+    assert main(["calibrate", *words, *BY, *NAMED, "--unseen", "--output", str(output)]) == 0
+    return output
+
+
+def on_image(image: NDArray, labels: NDArray, segments: tuple[Segment, ...]) -> Segmentation:
+    numbers = np.select([labels == value for value in VALUES], [1, 2]).astype(np.uint8)
+    return Segmentation(Volume.from_ras(image.astype(np.float32), AFFINE_RAS, Provenance("nifti")), numbers, segments)
+
+
+def test_intervals_hold_the_true_sizes_of_new_people_although_all_masks_are_too_small(model: Path) -> None:
+    bundle = results_bundle(model)
+    assert bundle is not None
+    confidence, held, raw = bundle.confidence_about(bundle.program), [], []
+    for seed in range(100, 140):
+        image, truth, made = case(seed)
+        result, true = (on_image(image, labels, bundle.segments) for labels in (made, truth))
+        assessment = assess(confidence, result, image_features(result.image.array, result.image.axis_spacing))
+        for own, wanted in zip(assessment.structures, true.structures, strict=True):
+            assert own.size_interval is not None
+            held.append(own.size_interval[0] <= wanted.size <= own.size_interval[1])
+            raw.append(own.size < wanted.size)
+    assert np.mean(raw) > 0.9
+    assert np.mean(held) > 0.8
+
+
+def wrong(kind: str, made: NDArray, other: NDArray) -> NDArray:
+    """Labels with a fault that no gate was shown."""
+    if kind == "another person's":
+        return moved(other, (2, -1, 1))
+    if kind == "exchanged":
+        return np.select([made == 3, made == 7], [7, 3]).astype(np.uint8)
+    if kind == "dilated":
+        far, nearest = ndimage.distance_transform_edt(made == 0, return_indices=True)
+        return np.where(far <= 2, made[tuple(nearest)], 0).astype(np.uint8)
+    depth = ndimage.distance_transform_edt(made)
+    return np.where(depth >= np.quantile(depth[made > 0], 6 / 7), made, 0).astype(np.uint8)
+
+
+def test_the_gate_knows_faults_that_it_was_not_shown_and_keeps_sound_results(model: Path) -> None:
+    bundle = results_bundle(model)
+    assert bundle is not None
+    confidence = bundle.confidence_about(bundle.program)
+
+    def predicted(image: NDArray, labels: NDArray) -> tuple[float, str | None]:
+        result = on_image(image, labels, bundle.segments)
+        assessment = assess(confidence, result, image_features(result.image.array, result.image.axis_spacing))
+        return min(one.grade.dice for one in assessment.structures if one.grade), assessment.verdict
+
+    cases = [case(seed) for seed in range(200, 220)]
+    sound = [predicted(image, made) for image, _, made in cases]
+    assert sum(verdict != "accept" for _, verdict in sound) <= 2
+    for kind in ("a seventh", "another person's", "dilated", "exchanged"):
+        spoiled = [predicted(image, wrong(kind, made, cases[n - 1][2]))[0] for n, (image, _, made) in enumerate(cases)]
+        below = np.mean([[good > bad for good, _ in sound] for bad in spoiled])
+        assert below >= 0.9, kind
+
+
+def test_without_images_only_form_and_place_count(run: Run, folders: Path, tmp_path: Path) -> None:
+    bundle = results_bundle(stated(run, folders, tmp_path / "model"))
+    assert bundle is not None
+    confidence = bundle.confidence_about(bundle.program)
+    assert confidence.gate is not None
+    assert "agreement" not in confidence.gate.features
+    assert "without images" in confidence.why_not["shift"]
+    assert "No image was given" in (bundle.root / "docs/README.md").read_text()
+    image, _, made = case(300)
+    sound = assess(confidence, on_image(image, made, bundle.segments), None)
+    exchanged = assess(confidence, on_image(image, wrong("exchanged", made, made), bundle.segments), None)
+    assert (sound.verdict, exchanged.verdict) == ("accept", "reject")
+
+
+def test_new_labels_become_dicom_with_what_is_stated_of_them(run: Run, model: Path, tmp_path: Path) -> None:
+    image, _, made = case(400)
+    write_mr_series(tmp_path / "series", image + 1000, LPS_FROM_RAS @ AFFINE_RAS)
+    files = ("--source", tmp_path / "series", "--bundle", model, "--format", "seg,sr", "--json")
+
+    def written(labels: NDArray, name: str, *by: str) -> tuple[int, dict]:
+        nibabel.save(nibabel.Nifti1Image(labels, AFFINE_RAS), tmp_path / f"{name}.nii.gz")
+        answer = run("dicomize", "--labels", tmp_path / f"{name}.nii.gz", *by, *files, "--output", tmp_path / name)
+        document = json.loads((tmp_path / name / f"{name}_result.json").read_text())
+        validate(document, "result")
+        return answer.code, document
+
+    code, sound = written(made, "sound", *BY)
+    assert (code, sound["assessment"]["verdict"]) == (0, "accept")
+    for row in sound["structures"]:
+        assert row["volume_interval_ml"][0] < row["volume_interval_ml"][1]
+    report = tmp_path / "sound/sound_sr.dcm"
+    assert not dciodvfy_errors(report)
+    assert "accept, Dice at least" in str(pydicom.dcmread(report))
+
+    code, other = written(made, "other", "--algorithm", "Segmenter 1.1")
+    assert (code, other["assessment"]["verdict"]) == (0, "review")
+    assert "was fitted to results of Segmenter 1.0, these are of Segmenter 1.1" in other["assessment"]["reasons"][0]
+    assert "volume_interval_ml" not in other["structures"][0]
+
+    code, bad = written(wrong("exchanged", made, made), "bad", *BY)
+    assert (code, bad["assessment"]["verdict"], bad["files"]) == (3, "reject", {})
+    code, bad = written(wrong("exchanged", made, made), "bad", *BY, "--deliver-rejected")
+    assert (code, sorted(bad["files"])) == (0, ["seg", "sr"])
+
+    code, half = written(np.where(made == 3, made, 0).astype(np.uint8), "half", *BY)
+    assert [row["voxels"] > 0 for row in half["structures"]] == [True, False]
+    assert any("nothing was found" in reason for reason in half["assessment"]["reasons"])
+
+    # What is stated is part of what a result is: other statements, another report
+    plain = ("--source", tmp_path / "series", "--format", "seg,sr", "--output", tmp_path / "plain")
+    assert run("dicomize", "--labels", tmp_path / "sound.nii.gz", *BY, *NAMED, *plain).code == 0
+    with_and_without = [pydicom.dcmread(path).SOPInstanceUID for path in (report, tmp_path / "plain/sound_sr.dcm")]
+    assert len(set(with_and_without)) == 2
+
+
+def test_a_bundle_without_a_network_is_refused_by_what_needs_one(run: Run, model: Path, tmp_path: Path) -> None:
+    for words in (
+        ("predict", "--bundle", model, "--input", tmp_path, "--output", tmp_path / "out"),
+        ("bundle", "export", "--bundle", model, "--to", "openvino"),
+        ("train", "--bundle", model, "--data", tmp_path, "--output", tmp_path / "out"),
+    ):
+        answer = run(*words)
+        assert answer.code != 0
+        assert "has no network" in answer.err
+
+
+def test_what_cannot_be_judged_is_refused_before_work_starts(run: Run, folders: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    for folder in ("labels", "results"):
+        (few / folder).mkdir(parents=True)
+        for seed in range(5):
+            (few / folder / f"case{seed:02}.nii.gz").symlink_to(folders / folder / f"case{seed:02}.nii.gz")
+
+    def refused(root: Path, *words: object) -> tuple[int, str]:
+        files = ("--results", root / "results", "--labels", root / "labels", "--output", tmp_path / "model")
+        answer = run("calibrate", *files, *words)
+        assert not (tmp_path / "model").exists()
+        return answer.code, answer.err
+
+    for words, code, text in (
+        ((*BY, *NAMED, "--unseen"), 3, "5 case(s) of 5 subject(s) are too few"),
+        ((*BY, *NAMED), 2, "say so by --unseen"),
+        ((*NAMED, "--unseen"), 2, "--results needs --algorithm"),
+        ((*BY, "--unseen", "--tta"), 2, "--tta is about a bundle with a network"),
+    ):
+        assert (refused(few, *words)[0], text in refused(few, *words)[1]) == (code, True)
+    code, err = refused(folders, *BY, *NAMED[:2], "--unseen")
+    assert (code, "holds 1 value(s) without a name (7)" in err) == (3, True)
+    code, err = refused(folders, *BY, "--unseen")
+    assert (code, "nothing says what the values in results mean" in err) == (3, True)
+    (few / "results/case03.nii.gz").unlink()
+    code, err = refused(few, *BY, *NAMED, "--unseen")
+    assert (code, "lacks results of 1 of 5 labelled case(s) (case03)" in err) == (3, True)
+
+
+def test_faults_are_what_they_are_called() -> None:
+    image, _, made = case(500)
+    segments = results_segments()
+    result = on_image(image, made, segments)
+    halved = spoilt(result, "halved", 1)
+    for own, before in zip(halved.structures, result.structures, strict=True):
+        assert 0.3 < own.voxels / before.voxels < 0.7
+    mirrored = spoilt(result, "mirrored", 2).labels
+    assert any(np.array_equal(mirrored, np.flip(result.labels, axis)) for axis in range(3))
+    away = np.array(
+        [[np.mean(np.nonzero(labels == 1), axis=1)] for labels in (spoilt(result, "moved", 3).labels, made // 3)]
+    )
+    assert (np.abs(away[0] - away[1]) > 1).all()
+    np.testing.assert_array_equal(moved(np.arange(4.0).reshape(1, 1, 4), (0, 0, -1)).ravel(), [1, 2, 3, 0])
+
+
+def test_features_tell_place_edges_and_brightness() -> None:
+    image, truth, _ = case(600)
+    liver, spleen = describe_labels(on_image(image, truth, results_segments()), edges=True)
+    assert liver is not None
+    assert spleen is not None
+    steps = LPS_FROM_RAS[:3, :3] @ AFFINE_RAS[:3, :3]
+    towards = steps @ (np.mean(np.nonzero(truth == 7), axis=1) - np.mean(np.nonzero(truth == 3), axis=1))
+    between = np.array([spleen.left - liver.left, spleen.back - liver.back, spleen.up - liver.up])
+    np.testing.assert_allclose(between / np.linalg.norm(between), towards / np.linalg.norm(towards), atol=1e-6)
+    assert np.exp(liver.log_share) + np.exp(spleen.log_share) == pytest.approx(1)
+    assert liver.agreement > 1.5
+    assert liver.contrast > 1
+    apart = describe_labels(on_image(image, moved(truth, (4, 4, 4)), results_segments()), edges=True)[0]
+    assert apart is not None
+    assert apart.agreement < liver.agreement / 1.3
+
+
+def results_segments() -> tuple[Segment, ...]:
+    from monai_unet_app.data.coding import named_segment
+    from monai_unet_app.data.structures import StatedStructure
+
+    return tuple(named_segment(n, StatedStructure(name)) for n, name in enumerate(VALUES.values(), 1))
+
+
+@pytest.mark.parametrize(("edges", "faults"), [(True, {*SPOILT}), (False, {*SPOILT} - {"moved"})])
+def test_every_case_is_shown_with_every_fault_that_can_be_seen(edges: bool, faults: set[str]) -> None:
+    observed, segments = LabelObservations(edges), results_segments()
+    people = [f"person {seed}" for seed in range(3)]
+    cases = [
+        [on_image(image, labels, segments) for labels in (made, truth)] for image, truth, made in map(case, range(3))
+    ]
+    observed.collect((LabelCase(person, *pair) for person, pair in zip(people, cases, strict=True)), 3)
+    for person in people:
+        own = [sample for sample in observed.samples if sample.subject == person]
+        assert {sample.kind for sample in own} == {"sound", *faults}
+    assert [row.subject for row in observed.measured] == [person for person in people for _ in segments]
