@@ -10,6 +10,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.validators import program
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_folders
+from monai_unet_app.confidence.results_bundle import results_bundle
 from monai_unet_app.config import resolve_device
 from monai_unet_app.errors import AppError
 from monai_unet_app.training.update import resolve_precision
@@ -54,6 +55,9 @@ def _validator(name: str, package: str) -> Row:
 
 def _bundle(name: str, folder: Path) -> Row:
     try:
+        if stated := results_bundle(folder):
+            _ = stated.confidence_about(stated.program)
+            return _row(name, f"version {stated.version}, sha256 {stated.sha256[:12]}")
         bundle = load_bundle(folder)
         if untrained := bundle.untrained:
             bundle.check_network()

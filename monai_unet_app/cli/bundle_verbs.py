@@ -229,17 +229,19 @@ def doctor(options: bundle_flags.Doctor) -> Answer:
 def _bundles() -> dict[str, Any]:
     """Shows the bundles that a name can stand for, and gives "bundles", a row for each, and "problems", a sentence for each."""
     from monai_unet_app.bundle_folder import bundle_files, bundle_folders
+    from monai_unet_app.confidence.results_bundle import results_bundle
 
-    weights = {True: "yes", False: Text("untrained", "yellow")}
+    weights = {True: "yes", False: Text("untrained", "yellow"), None: "none"}
     rows, problems = [], []
     for name, folder in bundle_folders().items():
         try:
-            bundle = bundle_files(folder)
-            task, untrained = bundle.metadata["task"], bundle.untrained
+            stated = results_bundle(folder)  # which has no weights to lack
+            bundle = stated or bundle_files(folder)
+            task, untrained = bundle.metadata["task"], None if stated else bundle.untrained
         except AppError as error:
             problems.append(f"{name}: {error}")
             continue
-        row = {"name": name, "version": bundle.version, "task": task, "trained": untrained is None}
+        row = {"name": name, "version": bundle.version, "task": task, "trained": None if stated else untrained is None}
         sha256 = None if untrained else bundle.sha256
         rows.append({**row, "sha256": sha256, "untrained": untrained, "folder": str(folder)})
     cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)

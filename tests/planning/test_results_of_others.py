@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -197,6 +198,22 @@ def test_a_bundle_without_a_network_is_refused_by_what_needs_one(run: Run, model
         answer = run(*words)
         assert answer.code != 0
         assert "has no network" in answer.err
+
+
+def test_doctor_lists_it_and_sees_what_is_broken(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "bundles/segmenter")
+    monkeypatch.setenv("MONAI_UNET_BUNDLES", str(tmp_path / "bundles"))
+    listed = {row["name"]: row for row in json.loads(run("doctor", "--json").out)["bundles"]}
+    assert (listed["segmenter"]["task"], listed["segmenter"]["trained"]) == (
+        "what results of Segmenter 1.0 are worth",
+        None,
+    )
+    metadata = tmp_path / "bundles/segmenter/configs/metadata.json"
+    metadata.write_text(metadata.read_text().replace('"version": "1.0"', '"version": "1.1"'))
+    (row,) = [row for row in json.loads(run("doctor", "--json").out)["checks"] if row["what"] == "segmenter"]
+    assert (row["state"], "fitted to other structures or another program" in row["found"]) == ("broken", True)
 
 
 def test_what_cannot_be_judged_is_refused_before_work_starts(run: Run, folders: Path, tmp_path: Path) -> None:
