@@ -64,6 +64,7 @@ class Work:
         channels: Probabilities of a voxel.
         kept: Bytes of a voxel of the result, as `Outputs.result_bytes`.
         halo: Voxels around a voxel that its calibration looks at; infinite where the result is made of the whole image at once.
+        preparing: Bytes that its preprocessing takes beside two copies of the image and its answer.
     """
 
     source: tuple[int, ...]
@@ -72,6 +73,7 @@ class Work:
     channels: int
     kept: int
     halo: float = math.inf
+    preparing: float = 0.0
 
     @property
     def is_small(self) -> bool:
@@ -136,7 +138,7 @@ def memory_plan(work: Work, windows: WindowSettings, process: Process) -> Memory
     evidence = _EVIDENCE_BYTES * voxels if _EVIDENCE_BYTES * voxels <= IN_MEMORY_BYTES else 0
     result = voxels * work.kept + evidence
     # Read and turned; then resampled slab by slab, or, on the grid that it has, copied before it is turned
-    before = 2 * image + (prepared if work.source != work.working else image)
+    before = 2 * image + (prepared if work.source != work.working else image) + work.preparing
     rows, pieces = _rows_and_pieces(work, plan)
     # Windows run and pieces are made in turns
     during = image + prepared + result + rows + max(process.batch, pieces)
@@ -168,6 +170,14 @@ def _rows_and_pieces(work: Work, plan: WindowPlan) -> tuple[float, float]:
     needed = height * max(w / s for s, w in zip(work.source, work.working, strict=True)) + 2 * work.halo + 2
     rows = needed + 3 * rows_together(plan, work.channels)  # those that leave together exist twice for a moment
     return one_row * min(rows, work.working[0]), _PIECE_COPIES * PIECE_BYTES
+
+
+def prepared_shape(shape: tuple[int, ...], affine: NDArray[np.float64], bundle: Bundle) -> tuple[int, ...]:
+    """The shape of an image of a bundle, as `working_shape`; a transform that lays its own grid is asked."""
+    for step in getattr(bundle.preprocessing, "transforms", ()):
+        if hasattr(step, "working_shape"):
+            return tuple(step.working_shape(shape, np.linalg.norm(affine[:3, :3], axis=0)))
+    return working_shape(shape, affine, bundle.grid_spacing)
 
 
 def working_shape(
@@ -236,7 +246,7 @@ class MemoryPlanner:
             InputRefusedError: The image does not fit.
         """
         if np.linalg.matrix_rank(affine[:3, :3]) == 3:  # else the reader refuses it
-            self._plan(shape[:3], working_shape(shape[:3], affine, self._bundle.grid_spacing), math.prod(shape[3:]))
+            self._plan(shape[:3], prepared_shape(shape[:3], affine, self._bundle), math.prod(shape[3:]))
 
     def windows(self, image: "MetaTensor", volume: Volume) -> WindowSettings:
         """The sliding window for a preprocessed image, shape (C, *spatial) in voxels, with what of its sums waits on disk.
@@ -270,7 +280,10 @@ class MemoryPlanner:
         for step in self._result.tidy:
             if hasattr(step, "check_size"):
                 step.check_size(labels, source)
-        work = Work(source, working, channels, labels, self._bundle.outputs.result_bytes(labels))
+        steps = getattr(self._bundle.preprocessing, "transforms", ())
+        preparing = sum(step.extra_bytes(source, working, channels) for step in steps if hasattr(step, "extra_bytes"))
+        kept = self._bundle.outputs.result_bytes(labels)
+        work = Work(source, working, channels, labels, kept, preparing=preparing)
         if work.is_small and self._limit - resident_bytes() > AMPLE_BYTES:
             return None
         if in_pieces and self._result.named:

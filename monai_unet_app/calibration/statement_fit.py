@@ -375,10 +375,10 @@ def _crop_sizes(image: Volume, bundle: Bundle) -> tuple[int, ...]:
 
 def _windows(shape: tuple[int, ...], image: Volume, bundle: Bundle) -> tuple[int, int]:
     """How many windows an image of this shape has, with the voxels of another, and the voxels of each."""
-    from monai_unet_app.memory_planner import working_shape
+    from monai_unet_app.memory_planner import prepared_shape
 
     settings = bundle.windows
-    working = shape[:2] if image.planar else working_shape(shape, image.affine_lps, bundle.grid_spacing)
+    working = shape[:2] if image.planar else prepared_shape(shape, image.affine_lps, bundle)
     plan = settings.plan(working)
     return plan.count, math.prod(plan.window)
 

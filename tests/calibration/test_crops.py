@@ -35,7 +35,7 @@ RULES = InputRules(channels=1)
 def bundle_of(rules: InputRules = RULES, window: int = 1) -> Bundle:
     """With windows of so many voxels along each axis, and as little overlap, on the grid of the image."""
     windows = WindowSettings((window,) * (2 if rules.planar else 3), 0.0, 1, "gaussian", 0.125, "constant", 0.0)
-    return cast(Bundle, SimpleNamespace(windows=windows, rules=rules, grid_spacing=None))
+    return cast(Bundle, SimpleNamespace(windows=windows, rules=rules, grid_spacing=None, preprocessing=None))
 
 
 def large(monkeypatch: pytest.MonkeyPatch, voxels: int = 1000) -> Segmentation:

@@ -21,6 +21,7 @@ from phantoms import write_mr_series
 from skimage.transform import resize
 from trained_by_nnunet import RESULTS, painted
 
+from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.config import ResultSettings
@@ -29,6 +30,8 @@ from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.inference.nnunet.resampling import Kernel, Resized
 from monai_unet_app.inference.pieces import pieces
 from monai_unet_app.inference.predict import predict_rows
+from monai_unet_app.machine_memory import taken_by
+from monai_unet_app.memory_planner import prepared_shape
 from monai_unet_app.pipeline import preprocess, segment_case
 from monai_unet_app.planning.nnunet_results import Import, bundle_of
 
@@ -181,6 +184,19 @@ def test_a_single_network_is_calibrated_on_what_it_has_not_seen(tmp_path: Path) 
     validated = json.loads((RESULTS / "plain3d/raw/splits_final.json").read_text())[2]["val"]
     assert {case.id for case in bundle.seen if case.partition == "calibration"} == set(validated)
     assert bundle.folds == ()
+
+
+@pytest.mark.parametrize("name", ["plain3d", "aniso3d", "plain2d"])
+def test_memory_of_the_preprocessing_is_planned_for(name: str, tmp_path: Path) -> None:
+    bundle, shape, affine = imported(name, tmp_path / "bundle"), (150, 140, 170), np.diag([1.0, 1.2, 1.1, 1.0])
+    values = np.random.default_rng(0).random(shape, np.float32) + 1
+    volume = Volume(values, affine, Provenance("nifti"))
+    (step,) = [step for step in bundle.preprocessing.transforms if hasattr(step, "extra_bytes")]
+    working, made = prepared_shape(shape, affine, bundle), dict[str, Any]()
+    taken = taken_by(lambda: made.update(preprocess(volume, bundle)))
+    assert made["image"].shape[1:] == working
+    planned = step.extra_bytes(shape, working, 1) + volume.array.nbytes + made["image"].nbytes
+    assert 0.4 < taken / planned < 1.25
 
 
 class Code:

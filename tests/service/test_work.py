@@ -21,23 +21,26 @@ import pytest
 from conftest import REPOSITORY
 from nodes import make_study
 from pydicom import Dataset, config, dcmread
+from trained_by_nnunet import RESULTS
 
 from dicom_io.coding import load_segments
 from dicom_io.dicomize import dicomize
 from dicom_io.net.instance_store import InstanceStore
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.read import read_series
-from dicom_io.seg import write_seg
+from dicom_io.seg import read_seg, write_seg
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import memory_planner
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.cli import main
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError
 from monai_unet_app.export import export_bundle
 from monai_unet_app.inference import stored_channels
 from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.pipeline import segment_case
+from monai_unet_app.planning.nnunet_results import Import, bundle_of
 from monai_unet_app.results import write_nifti
 from monai_unet_app.service import work
 from monai_unet_app.service.site_file import Rule, Site, read_site
@@ -109,6 +112,24 @@ def test_a_worker_takes_the_device_that_was_found_before_it(site_file: Path) -> 
     assert not any(bundle.may_leave_device for bundle in Worker(named).bundles.values())
     with pytest.raises(AppError, match="cuda:7"):
         Worker(site, "cuda:7")
+
+
+def test_a_network_of_nnunet_works_in_a_node(tmp_path: Path) -> None:
+    results = shutil.copytree(RESULTS / "plain3d", tmp_path / "results")
+    facts = json.loads((results / "dataset.json").read_text())
+    (results / "dataset.json").write_text(json.dumps({**facts, "labels": {"background": 0, "liver": 1, "spleen": 2}}))
+    bundle = bundle_of(Import(results, tmp_path / "bundle", ("0",), mirroring=False)).root
+    (tmp_path / "site.toml").write_text(SITE.format(bundle=bundle))
+    image = replace(read_volume(RESULTS / "plain3d/images/test1_0000.nii.gz"), provenance=Provenance("nifti"))
+    series = dicomize(image, tmp_path / "in", case_id="one").series_folder
+    study = Path(shutil.copytree(series, tmp_path / "received" / "1.2.3" / "1.2.3.4"))
+    (found,) = Worker(read_site(tmp_path / "site.toml")).answer(task(study, tmp_path / "out"))["results"]
+    assert found["state"] == "sending"
+    (seg,) = (tmp_path / found["folder"] / "binary").glob("*_seg.dcm")
+    volume = read_series(study)
+    own = segment_case(volume, load_bundle(bundle)).segmentation.labels
+    assert set(np.unique(own)) == {0, 1, 2}
+    np.testing.assert_array_equal(read_seg(seg, volume).array, own)
 
 
 @pytest.mark.parametrize("what", ["memory", "disk"])

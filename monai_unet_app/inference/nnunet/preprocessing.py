@@ -5,6 +5,7 @@ to the first and may exchange them (`transpose_forward`); it crops to what is no
 here is nnU-Net's, with its order of axes; of a picture without the axis of one slice that nnU-Net puts before it.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, find_objects
 from torch import Tensor
 
-from monai_unet_app.inference.nnunet.resampling import Kernel, new_shape, resized
+from monai_unet_app.inference.nnunet.resampling import Kernel, new_shape, resized, resizing_bytes
 
 _EPSILON = 1e-8
 _PICTURE_MM = 999.0  # nnU-Net's distance of the slices of a picture
@@ -48,6 +49,22 @@ class Preprocessed(MapTransform):
         self.transpose, self.spacing, self.normalisation = tuple(transpose), tuple(spacing), normalisation
         self.image_kernel, self.logits_kernel = Kernel(**image_kernel), Kernel(**logits_kernel)
 
+    def working_shape(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
+        """The shape of an image (I, J, K), spacing in mm, on the grid of the network; a smaller one where it is cropped."""
+        order = _order(3, self.transpose)
+        old = [float(spacing[axis]) for axis in order]
+        return new_shape([shape[axis] for axis in order], old, self._new_spacing(old))
+
+    def _new_spacing(self, old: Sequence[float]) -> Sequence[float]:
+        """Of the working grid; a 2D configuration keeps the distance of slices."""
+        return (old[0], *self.spacing)[-3:] if len(self.spacing) < 3 else self.spacing
+
+    def extra_bytes(self, source: Sequence[int], working: Sequence[int], channels: int) -> float:
+        """What it takes in memory beside an image, a copy of it and its answer; for the memory planner."""
+        old = [source[axis] for axis in _order(len(working), self.transpose)]
+        copies = math.prod(source) * (4.0 * channels + 2)  # in nnU-Net's order of axes, and what is not 0
+        return copies + (resizing_bytes(old, working) if old != list(working) else 0.0)
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with its image as (C, *working), float32, normalised, and its label map on the same grid."""
         item = dict(data)
@@ -60,7 +77,7 @@ class Preprocessed(MapTransform):
         for channel, rules in zip(cropped, self.normalisation, strict=True):
             _normalise(channel, inside[box], rules)
         old = _spacing(image, order)
-        new = (old[0], *self.spacing)[-3:] if len(self.spacing) < 3 else self.spacing
+        new = self._new_spacing(old)
         shape = new_shape(cropped.shape[1:], old, new)
         values = resized(cropped, shape, self.image_kernel, self.image_kernel.axis(old, new))
         thick = self.logits_kernel.axis(new, old)
@@ -118,9 +135,11 @@ def _order(rank: int, transpose: tuple[int, ...]) -> list[int]:
 
 def _turned(image: Tensor, order: Sequence[int]) -> NDArray[np.float32]:
     """(C, *working axes) of an image (C, *source), a view of nnU-Net's array: the order in memory is part of its sums."""
-    array = torch.as_tensor(image).as_subclass(Tensor).cpu().numpy().astype(np.float32)
+    array = torch.as_tensor(image).as_subclass(Tensor).cpu().numpy()
     rank = array.ndim - 1
-    own = np.ascontiguousarray(array.transpose(0, *range(rank, 0, -1)))
+    own = np.array(
+        array.transpose(0, *range(rank, 0, -1)), np.float32, order="C"
+    )  # a copy, which is normalised in place
     if rank == 2:
         return own[:, None]
     return own.transpose(0, *(rank - axis for axis in order))

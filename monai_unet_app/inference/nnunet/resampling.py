@@ -14,6 +14,7 @@ Box = tuple[slice, ...]
 Knot = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Positions on an axis, and the weights of the values there."""
 
+_SLAB_VOXELS = 1 << 20  # whose positions are in memory at once
 _THICK = 3  # times the finest spacing: a coarser axis is resampled by itself
 
 
@@ -61,11 +62,23 @@ def resized(
     if image.shape[1:] == shape:
         return image
     out = np.empty((len(image), *shape), image.dtype)
-    for channel, target in zip(image.astype(np.float64), out, strict=True):
+    for single, target in zip(image, out, strict=True):
+        channel = single.astype(np.float64)
         target[...] = (
             _spline(channel, shape, kernel.order) if axis is None else _by_slices(channel, shape, kernel, axis)
         )
     return out
+
+
+def resizing_bytes(old: Sequence[int], new: Sequence[int]) -> float:
+    """What `resized` takes in memory beside the image and its answer, from one shape to another.
+
+    A channel, two copies that it works on, and the new one; where an axis is resampled by itself, the copies are what the two
+    others have become.
+    """
+    voxels, resized_voxels = np.prod(old, dtype=float), np.prod(new, dtype=float)
+    between = max(resized_voxels * n / m for n, m in zip(old, new, strict=True))
+    return float(8 * (voxels + resized_voxels + 2 * max(voxels, between)))
 
 
 def _spline(values: NDArray[np.float64], shape: tuple[int, ...], order: int) -> NDArray[np.float64]:
@@ -82,8 +95,11 @@ def _by_slices(values: NDArray[np.float64], shape: tuple[int, ...], kernel: Kern
     if stack.shape == shape:
         return stack
     places = [old / n * (np.arange(n) + 0.5) - 0.5 for old, n in zip(stack.shape, shape, strict=True)]
-    grid = np.array(np.meshgrid(*places, indexing="ij"))
-    out: NDArray[np.float64] = map_coordinates(stack, grid, order=kernel.order_z, mode="nearest")
+    out = np.empty(shape)
+    height = len(out) if kernel.order_z > 1 else 1 + _SLAB_VOXELS * len(out) // out.size  # a spline is fitted only once
+    for start in range(0, len(out), height):
+        grid = np.array(np.meshgrid(places[0][start : start + height], *places[1:], indexing="ij"))
+        out[start : start + height] = map_coordinates(stack, grid, order=kernel.order_z, mode="nearest")
     return out
 
 
