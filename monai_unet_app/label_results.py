@@ -175,30 +175,30 @@ class _Found:
         numbers: Shape (I, J, K): label values; where masks overlap, that of the first.
         names: The name of each value, also of those without a voxel.
         placed: How they came onto the grid.
-        overlapping: The box of each mask with its voxels, by its value; empty where none overlap.
+        masks: The box of each mask with its voxels, by its value, where masks share voxels; else empty.
     """
 
     numbers: NDArray[Any]
     names: Mapping[int, str]
     placed: str
-    overlapping: Mapping[int, tuple[Box, NDArray[np.bool_]]] = field(default_factory=dict)
+    masks: Mapping[int, tuple[Box, NDArray[np.bool_]]] = field(default_factory=dict)
 
     @cached_property
     def present(self) -> list[int]:
         """The values that have voxels."""
-        return sorted(self.overlapping) or [value for value in np.unique(self.numbers).tolist() if value]
+        return sorted(self.masks) or [value for value in np.unique(self.numbers).tolist() if value]
 
     def numbered(self, values: Sequence[int]) -> NDArray[Any]:
         """With these values as 1, 2, ...: shape (I, J, K), or where they overlap (S, I, J, K)."""
-        if not self.overlapping:
+        if not self.masks:
             renumbered = np.zeros(max(*values, *self.present) + 1, number_type(len(values)))
             renumbered[list(values)] = range(1, len(values) + 1)
             exclusive: NDArray[Any] = renumbered[self.numbers]
             return exclusive
         channels = np.zeros((len(values), *self.numbers.shape), np.uint8)
         for channel, value in zip(channels, values, strict=True):
-            if value in self.overlapping:
-                box, voxels = self.overlapping[value]
+            if value in self.masks:
+                box, voxels = self.masks[value]
                 channel[box] = voxels
         return channels
 

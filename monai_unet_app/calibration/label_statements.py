@@ -123,7 +123,7 @@ def spoilt(result: Segmentation, kind: str, seed: int) -> Segmentation:
     """The labels with a fault of SPOILT.
 
     Args:
-        result: The program's labels.
+        result: The program's labels, shape (I, J, K).
         kind: halved: of each structure, half its voxels are missing, on one side. moved: all labels lie some voxels away.
             mirrored: along an axis of the array.
         seed: Draws the axis, side and distance.
@@ -144,7 +144,7 @@ def spoilt(result: Segmentation, kind: str, seed: int) -> Segmentation:
                 along = places[axis] * random.choice((-1, 1))
                 half = along < np.median(along)
                 inside = tuple(place[half] + side.start for place, side in zip(places, structure.box, strict=True))
-                (changed if result.exclusive else changed[structure.number - 1])[inside] = 0
+                changed[inside] = 0
     return Segmentation(result.image, changed, result.segments)
 
 

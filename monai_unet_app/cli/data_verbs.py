@@ -169,7 +169,6 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
     """`dicomize --labels --source`."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.confidence.results_bundle import results_bundle
-    from monai_unet_app.data.case_files import first_names
     from monai_unet_app.label_results import LabelRequest, Maker, write_label_results
 
     if options.labels is None or not options.labels.exists():
@@ -199,6 +198,13 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
             options.deliver_rejected,
         )
     )
+    return made, _show_label_results(made, options, source)
+
+
+def _show_label_results(made: dict[str, Any], options: flags.Dicomize, source: Path) -> int:
+    """Shows what became of the labels, and gives the exit code: of rejected ones nothing but the record was written."""
+    from monai_unet_app.data.case_files import first_names
+
     result = made["result"]
     judged = result["assessment"] is not None
     cells = [(str(row["number"]), row["label"], show.size(row)) for row in result["structures"]]
@@ -222,12 +228,12 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
         show.line(f"rejected: {'; '.join(result['assessment']['reasons'])}")
         if not options.deliver_rejected:
             show.line("only the record was written; --deliver-rejected writes the objects all the same")
-            return made, EXIT_REFUSED
+            return EXIT_REFUSED
     place = f"{options.output}/{result['case']}_result.json"
     show.line(
         f"next: monai-unet review --result {shlex.quote(place)} --input {shlex.quote(str(source))} --output review"
     )
-    return made, EXIT_DONE
+    return EXIT_DONE
 
 
 def regions(options: flags.Regions) -> Answer:
