@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.cli import common, flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
