@@ -182,6 +182,9 @@ def test_new_labels_become_dicom_with_what_is_stated_of_them(run: Run, model: Pa
     assert [row["voxels"] > 0 for row in half["structures"]] == [True, False]
     assert any("nothing was found" in reason for reason in half["assessment"]["reasons"])
 
+    masks = run("dicomize", "--labels", model / "configs", *BY, *files, "--output", tmp_path / "masks")
+    assert (masks.code, "is a folder of masks" in masks.err) == (3, True)
+
     # What is stated is part of what a result is: other statements, another report
     plain = ("--source", tmp_path / "series", "--format", "seg,sr", "--output", tmp_path / "plain")
     assert run("dicomize", "--labels", tmp_path / "sound.nii.gz", *BY, *NAMED, *plain).code == 0
