@@ -207,8 +207,8 @@ def _found(request: LabelRequest, source: Volume) -> _Found:
     """The labels of a file, or of a folder of masks."""
     if request.labels.is_dir() and request.statements:
         raise InputRefusedError(
-            f"{request.labels.name} is a folder of masks, and {request.statements.name} was fitted to label maps; one file with a "
-            "value for each structure is needed; write the masks into one, or leave --bundle out"
+            f"{request.labels.name} is a folder of masks, and {request.statements.name} was fitted to label maps; one file with "
+            "a value for each structure is needed; write the masks into one, or leave --bundle out"
         )
     if request.labels.is_dir():
         return _of_masks(request.labels, source)
