@@ -207,8 +207,8 @@ def _found(request: LabelRequest, source: Volume) -> _Found:
     """The labels of a file, or of a folder of masks."""
     if request.labels.is_dir() and request.statements:
         raise InputRefusedError(
-            f"{request.labels.name} is a folder of masks, and {request.statements.name} was fitted to label maps; one file with "
-            "a value for each structure is needed; write the masks into one, or leave --bundle out"
+            f"{request.labels.name} is a folder of masks, and {request.statements.name} was fitted to label maps; one file "
+            "with a value for each structure is needed; write the masks into one, or leave --bundle out"
         )
     if request.labels.is_dir():
         return _of_masks(request.labels, source)
@@ -285,8 +285,8 @@ def placed_labels(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
     beyond = np.maximum(-corners, corners - last).max(axis=1) - _OUTSIDE  # in voxels of the labels, by axis
     if (beyond > 0).any():
         raise InputRefusedError(
-            f"{file.name} ends {float((beyond * labels.spacing_mm).max()):.1f} mm before the series does; labels of the whole "
-            "series are needed; take those that were made of this series"
+            f"{file.name} ends {float((beyond * labels.spacing_mm).max()):.1f} mm before the image does; labels of the whole "
+            "image are needed; take those that were made of it"
         )
     nearest = affine_transform(labels.array, step[:3, :3], step[:3, 3], source.shape, order=0, mode="nearest")
     return nearest, f"from a grid of {' x '.join(map(str, labels.shape))} voxels, by the nearest centre"

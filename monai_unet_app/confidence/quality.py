@@ -208,6 +208,8 @@ class QualityGate(JsonDocument):
         """The judgement on one structure of a result. A structure that was not found (None) is to be reviewed."""
         if features is None:
             return Grade(0.0, 0.0, "review", ("nothing was found",))
+        if structure not in self.centre:
+            return Grade(0.0, 0.0, "review", ("no result that the gate was fitted to has it",))
         dice, is_shown = self._predicted(structure, features)
         at_least = max(0.0, dice - self.margins[0 if dice >= FINE else 1])
         if dice >= FINE:

@@ -1,5 +1,6 @@
 """Label files of another program and the true ones as a bundle of `kind: results`, which says what such files are worth."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,6 +127,11 @@ def _names(wanted: ResultsOfOthers, result: Path) -> dict[int, str]:
         raise InputRefusedError(
             f"nothing says what the values in {wanted.results.name} mean; name each by --structure VALUE=NAME, or put "
             "nnU-Net's dataset.json beside the files"
+        )
+    if twice := [name for name, number in Counter(found.values()).items() if number > 1]:
+        raise InputRefusedError(
+            f"several values of {wanted.results.name} have the name {first_names(twice)}; one name for each is needed, since "
+            "tables and reports name structures by it; rename one"
         )
     return dict(sorted(found.items()))
 

@@ -243,9 +243,26 @@ def test_what_cannot_be_judged_is_refused_before_work_starts(run: Run, folders: 
     assert (code, "holds 1 value(s) without a name (7)" in err) == (3, True)
     code, err = refused(folders, *BY, "--unseen")
     assert (code, "nothing says what the values in results mean" in err) == (3, True)
+    code, err = refused(folders, *BY, *NAMED, "--structure", "9=liver", "--unseen")
+    assert (code, "several values of results have the name liver" in err) == (3, True)
     (few / "results/case03.nii.gz").unlink()
     code, err = refused(few, *BY, *NAMED, "--unseen")
     assert (code, "lacks results of 1 of 5 labelled case(s) (case03)" in err) == (3, True)
+
+
+def test_a_structure_that_no_result_had_is_to_be_reviewed() -> None:
+    segments, observed = results_segments(), LabelObservations(edges=False)
+    cases = [
+        (on_image(image, np.where(made == 3, made, 0), segments), on_image(image, truth, segments))
+        for image, truth, made in map(case, range(20))
+    ]
+    observed.collect((LabelCase(str(n), *pair) for n, pair in enumerate(cases)), 20)
+    confidence = observed.fitted()
+    image, truth, _ = case(700)
+    structures = assess(confidence, on_image(image, truth, segments), None).structures
+    assert structures[1].grade is not None
+    assert structures[1].grade.verdict == "review"
+    assert "no result that the gate was fitted to has it" in structures[1].reasons
 
 
 def test_faults_are_what_they_are_called() -> None:
