@@ -2,7 +2,7 @@
 
     pip install --no-deps --target build/peers -r benchmarks/nnunet.txt
     python benchmarks/imported_nnunet.py --data ../shared/data/msd_hippocampus   # trains nnU-Net's five folds
-    python benchmarks/results_of_others.py --data ../shared/data/msd_hippocampus
+    python benchmarks/results_of_others.py
 
 nnU-Net's predictor segments the cases that each of its folds has not seen. `monai-unet calibrate --results` fits statements to
 the label files of half of these people. Those of the other half are judged as they are, and spoiled: in the ways that the gate
@@ -28,7 +28,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from claims import judged
-from imported_nnunet import DATA, folds_of
+from imported_nnunet import folds_of
 from measuring import REPOSITORY
 from nnunet_children import DATASET
 from nnunet_labels import ours
@@ -39,8 +39,8 @@ from trained_vs_nnunet import NnUNet
 from dicom_io.segmentation import Segmentation
 from monai_unet_app.calibration.label_statements import SPOILT, spoilt
 from monai_unet_app.confidence.assessment import Assessment, assess
+from monai_unet_app.confidence.label_features import features_of_image
 from monai_unet_app.confidence.results_bundle import ResultsBundle, results_bundle
-from monai_unet_app.confidence.shift import image_features
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.read import read_volume
@@ -57,7 +57,6 @@ LEAST_AREA, MOST_HELD = 0.9, 0.1
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--build", type=Path, default=REPOSITORY / "build/imported_nnunet")
     parser.add_argument("--peers", type=Path, default=REPOSITORY / "build/peers")
     options = parser.parse_args()
@@ -124,7 +123,7 @@ def measured(
         other = list(read.values())[(number + 7) % len(read)][0].labels
         for kind, labels in kinds(result, other, number):
             one = Segmentation(result.image, labels, result.segments)
-            features = image_features(result.image.array, result.image.axis_spacing) if confidence.shift else None
+            features = features_of_image(result.image) if confidence.shift else None
             assessment = assess(confidence, one, features)
             rows.append((kind, people[name], lowest(assessment), assessment.verdict))
             if kind == "sound":

@@ -22,8 +22,8 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume, corner_indices, number_type
 from monai_unet_app import __version__
 from monai_unet_app.confidence.assessment import Assessment, assess
+from monai_unet_app.confidence.label_features import features_of_image
 from monai_unet_app.confidence.results_bundle import Program, ResultsBundle
-from monai_unet_app.confidence.shift import image_features
 from monai_unet_app.config import applied_repairs
 from monai_unet_app.data.case_files import case_id, first_names
 from monai_unet_app.data.coding import named_segment, totalsegmentator_structures
@@ -120,8 +120,9 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
     """Writes the DICOM objects of labels; all of them or none.
 
     Returns:
-        "result": the content of `<labels>_result.json`; "empty": structures without voxels that were left
-        out; "placed": how the labels came onto the slices; "edges": whether edges of the image follow them, a `Lie`.
+        "result": the content of `<labels>_result.json`; "empty": structures without voxels that were left out; "unknown":
+        values that were left out since the statements say nothing of them; "placed": how the labels came onto the slices; "edges":
+        whether edges of the image follow them, a `Lie`.
 
     Raises:
         UsageError: A format needs more than labels.
@@ -142,7 +143,8 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
     names, present, stated = found.names, found.present, request.statements
     if not present:
         raise InputRefusedError(f"{request.labels.name} holds no structure: all its values are 0; nothing was written")
-    if without := [str(value) for value in present if value not in names]:
+    without = [str(value) for value in present if value not in names]
+    if without and not stated:
         raise InputRefusedError(
             f"{request.labels.name} holds {len(without)} value(s) without a name ({first_names(without)}); name "
             "each by --structure VALUE=NAME, name a --bundle whose segments.json does, or put nnU-Net's dataset.json beside it"
@@ -164,7 +166,7 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
         )
     document = _written(request, source, Segmentation(source, found.numbered(values), segments))
     empty = [name for value, name in names.items() if value not in values]
-    return {"result": document, "empty": empty, "placed": found.placed, "edges": edges}
+    return {"result": document, "empty": empty, "unknown": without, "placed": found.placed, "edges": edges}
 
 
 @dataclass(frozen=True)
@@ -191,16 +193,21 @@ class _Found:
     def numbered(self, values: Sequence[int]) -> NDArray[Any]:
         """With these values as 1, 2, ...: shape (I, J, K), or where they overlap (S, I, J, K)."""
         if not self.masks:
-            renumbered = np.zeros(max(*values, *self.present) + 1, number_type(len(values)))
-            renumbered[list(values)] = range(1, len(values) + 1)
-            exclusive: NDArray[Any] = renumbered[self.numbers]
-            return exclusive
+            return numbered(self.numbers, values)
         channels = np.zeros((len(values), *self.numbers.shape), np.uint8)
         for channel, value in zip(channels, values, strict=True):
             if value in self.masks:
                 box, voxels = self.masks[value]
                 channel[box] = voxels
         return channels
+
+
+def numbered(labels: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
+    """Label values, whole numbers of any shape, with these values as 1, 2, ... and all others as 0."""
+    table = np.zeros(max(*values, int(labels.max())) + 1, number_type(len(values)))
+    table[list(values)] = range(1, len(values) + 1)
+    found: NDArray[Any] = table[labels]
+    return found
 
 
 def _found(request: LabelRequest, source: Volume) -> _Found:
@@ -213,10 +220,11 @@ def _found(request: LabelRequest, source: Volume) -> _Found:
     if request.labels.is_dir():
         return _of_masks(request.labels, source)
     numbers, placed = placed_labels(request.labels, source)
-    told = dict(request.names)
-    if request.segments:
-        values = request.statements.values if request.statements else range(1, len(request.segments) + 1)
-        told = {value: segment.label for value, segment in zip(values, request.segments, strict=True)}
+    if stated := request.statements:
+        if request.names or request.segments:
+            raise UsageError(f"{stated.name} says what the label values mean; other names are not possible beside it")
+        return _Found(numbers, dict(zip(stated.values, stated.structure_names, strict=True)), placed)
+    told = dict(request.names) or {segment.number: segment.label for segment in request.segments}
     told = told or label_table(request.labels)
     if not told and (facts := read_dataset_json(request.labels.parent)):
         told = dict(facts.names)
@@ -294,11 +302,16 @@ def placed_labels(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
 
 def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRequest) -> Segment:
     """The segment of a label value: that of `segments`, else one with the codes of its name."""
-    known = {segment.label: segment for segment in request.segments}
-    if (name := names.get(value)) in known:
+    known = {segment.label: segment for segment in (request.statements or request).segments}
+    if (name := names[value]) in known:
         return replace(known[name], number=number)
-    own = totalsegmentator_structures() if request.maker.name.lower() == "totalsegmentator" else {}
-    return named_segment(number, own.get(names[value]) or StatedStructure(names[value]))
+    return named_segment(number, structure_named(name, request.maker))
+
+
+def structure_named(name: str, program: Program) -> StatedStructure:
+    """What a program means by the name of a structure: TotalSegmentator's classes have the codes of its own table."""
+    own = totalsegmentator_structures() if program.name.lower() == "totalsegmentator" else {}
+    return own.get(name) or StatedStructure(name)
 
 
 def _assessed(request: LabelRequest, segmentation: Segmentation) -> Assessment | None:
@@ -306,7 +319,7 @@ def _assessed(request: LabelRequest, segmentation: Segmentation) -> Assessment |
     if request.statements is None:
         return None
     confidence, image = request.statements.confidence_about(request.maker), segmentation.image
-    features = image_features(image.array, image.axis_spacing) if confidence.shift else None
+    features = features_of_image(image) if confidence.shift else None
     assessment = assess(confidence, segmentation, features)
     return replace(assessment, overridden=request.statements.program.sha256 != request.maker.sha256)
 

@@ -174,9 +174,16 @@ def _rows_and_pieces(work: Work, plan: WindowPlan) -> tuple[float, float]:
 
 def prepared_shape(shape: tuple[int, ...], affine: NDArray[np.float64], bundle: Bundle) -> tuple[int, ...]:
     """The shape of an image of a bundle, as `working_shape`; a transform that lays its own grid is asked."""
+    from monai.transforms import Orientationd
+
+    axes, order = nibabel.orientations.io_orientation(affine)[:, 0].astype(int), [0, 1, 2]
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
     for step in getattr(bundle.preprocessing, "transforms", ()):
+        if isinstance(step, Orientationd):  # which of the image's axes each axis then is
+            turned = nibabel.orientations.axcodes2ornt(step.ornt_transform.axcodes)[:, 0].astype(int)
+            order = [axes.tolist().index(to) for to in turned]
         if hasattr(step, "working_shape"):
-            return tuple(step.working_shape(shape, np.linalg.norm(affine[:3, :3], axis=0)))
+            return tuple(step.working_shape([shape[axis] for axis in order], sizes[order]))
     return working_shape(shape, affine, bundle.grid_spacing)
 
 

@@ -99,7 +99,7 @@ def assessment_document(assessment: Assessment | None) -> dict[str, Any] | None:
         "interval_coverage": stated.sizes.coverage if stated.sizes else None,
         **({"interval_images": "elsewhere"} if stated.is_elsewhere else {}),
         "dice_coverage": stated.gate.coverage if stated.gate else None,
-        **({"dice_rank_correlation": round(fine.rank_correlation, 4)} if fine else {}),
+        **({"dice_rank_correlation": round(fine.rank_correlation, 4)} if fine and fine.features else {}),
         "shift": None if assessment.shift is None else round(assessment.shift, 4),
         "shift_limit": round(stated.shift.limit, 4) if stated.shift else None,
         "not_stated": dict(stated.why_not),

@@ -1,8 +1,8 @@
 """Fits statements to label files of another program: sizes, the quality gate, the border rule, and images like those seen."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,21 @@ from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.confidence.features import on_border
-from monai_unet_app.confidence.label_features import EDGE_FEATURES, LABEL_FEATURES, describe_labels
+from monai_unet_app.confidence.label_features import (
+    EDGE_FEATURES,
+    LABEL_FEATURES,
+    describe_labels,
+    features_of_image,
+)
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
-from monai_unet_app.confidence.shift import ShiftDetector, image_features
+from monai_unet_app.confidence.shift import LEAST_SUBJECTS, ShiftDetector
 from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement
 from monai_unet_app.metrics.overlap import dice
 
 SPOILT = ("halved", "moved", "mirrored")
 """What is done to sound labels, so that the gate knows labels that are wrong."""
 
+_Row = TypeVar("_Row", Sample, BorderContact)
 _MOVES = (3, 9)  # voxels along each axis, at least and below
 _NO_PROBABILITIES = "label files have no probabilities"
 
@@ -72,6 +78,7 @@ class LabelObservations:
         self.measured += [
             StructureMeasurement(subject, own.number, own.size, true.size, image.voxel_size, np.empty(0))
             for own, true in pairs
+            if own.voxels or true.voxels  # where both have none there is no size to be wrong about
         ]
         self.samples += self._samples(case, SOUND, case.result)
         self.touching += [
@@ -80,7 +87,7 @@ class LabelObservations:
             if own.voxels
         ]
         if self.edges:
-            self.images.append(image_features(image.array, image.axis_spacing))
+            self.images.append(features_of_image(image))
             self.subjects.append(subject)
 
     def _samples(self, case: LabelCase, kind: str, result: Segmentation) -> list[Sample]:
@@ -103,8 +110,8 @@ class LabelObservations:
             sizes = SizeStatement.fit(self.measured, coverage)
         features = EDGE_FEATURES if self.edges else LABEL_FEATURES
         fits: dict[str, Callable[[], Any]] = {
-            "gate": lambda: QualityGate.fit(self.samples, coverage, features, fine_features=()),
-            "border": lambda: BorderStatement.fit(self.touching),
+            "gate": lambda: QualityGate.fit(self._often(self.samples), coverage, features, fine_features=()),
+            "border": lambda: BorderStatement.fit(self._often(self.touching)),
         }
         if self.edges:
             fits["shift"] = lambda: ShiftDetector.fit(self.images, self.subjects)
@@ -118,13 +125,21 @@ class LabelObservations:
                 why_not[name] = str(error)
         return Confidence(sizes, why_not=why_not, **fitted)
 
+    def _often(self, rows: Sequence[_Row]) -> list[_Row]:
+        """Without the structures that sound results of too few people have: nothing is known of what is usual there."""
+        people: dict[int, set[str]] = {}
+        for contact in self.touching:
+            people.setdefault(contact.structure, set()).add(contact.subject)
+        return [row for row in rows if len(people.get(row.structure, ())) >= LEAST_SUBJECTS]
+
 
 def spoilt(result: Segmentation, kind: str, seed: int) -> Segmentation:
     """The labels with a fault of SPOILT.
 
     Args:
         result: The program's labels, shape (I, J, K).
-        kind: halved: of each structure, half its voxels are missing, on one side. moved: all labels lie some voxels away.
+        kind: halved: of each structure, half its voxels are missing, on one side
+            of its longest axis. moved: all labels lie some voxels away.
             mirrored: along an axis of the array.
         seed: Draws the axis, side and distance.
     """
@@ -141,8 +156,8 @@ def spoilt(result: Segmentation, kind: str, seed: int) -> Segmentation:
         for structure in result.structures:
             if structure.voxels:
                 places = np.nonzero(structure.mask)
-                along = places[axis] * random.choice((-1, 1))
-                half = along < np.median(along)
+                longest = int(np.argmax([np.ptp(place) for place in places]))
+                half = np.argsort(places[longest] * random.choice((-1, 1)), kind="stable")[: structure.voxels // 2]
                 inside = tuple(place[half] + side.start for place, side in zip(places, structure.box, strict=True))
                 changed[inside] = 0
     return Segmentation(result.image, changed, result.segments)

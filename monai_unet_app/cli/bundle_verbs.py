@@ -238,11 +238,11 @@ def _bundles() -> dict[str, Any]:
             stated = results_bundle(folder)  # which has no weights to lack
             bundle = stated or bundle_files(folder)
             task, untrained = bundle.metadata["task"], None if stated else bundle.untrained
+            sha256 = None if untrained else bundle.sha256
         except AppError as error:
             problems.append(f"{name}: {error}")
             continue
         row = {"name": name, "version": bundle.version, "task": task, "trained": None if stated else untrained is None}
-        sha256 = None if untrained else bundle.sha256
         rows.append({**row, "sha256": sha256, "untrained": untrained, "folder": str(folder)})
     cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
     show.print_table(("bundle", "version", "what it does", "weights"), cells)

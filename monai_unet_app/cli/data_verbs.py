@@ -180,7 +180,7 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
         raise UsageError("--bundle and --structure both say what label values mean; only one is allowed; leave one out")
     common.check_writable(options.output)
     statements = results_bundle(options.bundle) if options.bundle else None
-    named_by = statements or (bundle_files(options.bundle) if options.bundle else None)
+    named_by = bundle_files(options.bundle) if options.bundle and statements is None else None
     made = write_label_results(
         LabelRequest(
             options.labels,
@@ -219,6 +219,10 @@ def _show_label_results(made: dict[str, Any], options: flags.Dicomize, source: P
         show.print_table(("number", show.folded("structure"), "size"), cells)
     if made["empty"]:
         show.line(f"{len(made['empty'])} structure(s) without a voxel are not written: {first_names(made['empty'])}")
+    if made["unknown"]:
+        show.line(
+            f"{len(made['unknown'])} value(s) are left out, of which --bundle says nothing: {first_names(made['unknown'])}"
+        )
     checked = (
         "they follow the edges of the image" if made["edges"] == "follow" else "edges of the image could not check them"
     )

@@ -94,6 +94,9 @@ class StructureAssessment(SizeAssessment):
             reasons.append(self.cut.reason)
         if self.is_beside_its_interval:
             reasons.append("its size lies outside the interval that the probabilities give")
+        if self.size_interval and not self.reportable_interval and not self.of_probabilities and self.size:
+            low, high = (end / self.size for end in self.size_interval)
+            reasons.append(f"its true size is {low:.2f} to {high:.2f} times that of the mask")
         return tuple(reasons)
 
 

@@ -110,7 +110,7 @@ def left_out(
 ) -> Floats:
     """Shape (N,), 0 to 1: the Dice of each sample that a fit on all other subjects predicts; one number a sample."""
     predicted = np.empty(len(samples))
-    for subject in {sample.subject for sample in samples}:
+    for subject in sorted({sample.subject for sample in samples}):
         predict = fit([sample for sample in samples if sample.subject != subject])
         for n, sample in enumerate(samples):
             if sample.subject == subject:

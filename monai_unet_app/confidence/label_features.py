@@ -3,14 +3,17 @@
 from dataclasses import dataclass, fields
 
 import numpy as np
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
 from dicom_io.segmentation import Box, Segmentation, Structure
 from dicom_io.volume import Volume
+from monai_unet_app.data.digest import turned_to_ras
 from monai_unet_app.data.sketch import FARTHEST, fit_of
 
 from .features import Described, form_of
+from .shift import image_features
 
 _SHELL = 2  # voxels around a mask that its brightness is compared with
 _NO_EDGES = 1.0  # of `agreement` and `nearest`, where the surface is too small: what a label of another image has
@@ -73,6 +76,15 @@ def describe_labels(segmentation: Segmentation, *, edges: bool) -> list[LabelFea
         else None
         for structure in segmentation.structures
     ]
+
+
+def features_of_image(image: Volume) -> NDArray[np.float64]:
+    """Shape (F,): `shift.image_features` along the axes of the patient: the same of a NIfTI file and of its DICOM series."""
+    array = turned_to_ras(image.array, image)
+    if image.planar:
+        return image_features(array, image.axis_spacing)
+    order = np.argsort(io_orientation(image.affine_ras)[:, 0])
+    return image_features(array, [image.spacing_mm[axis] for axis in order])
 
 
 def _centres(present: list[Structure], grid: Volume) -> NDArray[np.float64]:

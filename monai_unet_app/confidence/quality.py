@@ -209,7 +209,7 @@ class QualityGate(JsonDocument):
         if features is None:
             return Grade(0.0, 0.0, "review", ("nothing was found",))
         if structure not in self.centre:
-            return Grade(0.0, 0.0, "review", ("no result that the gate was fitted to has it",))
+            return Grade(0.0, 0.0, "review", ("too few results that the gate was fitted to have it",))
         dice, is_shown = self._predicted(structure, features)
         at_least = max(0.0, dice - self.margins[0 if dice >= FINE else 1])
         if dice >= FINE:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,24 +41,39 @@ class Program:
 class ResultsBundle(BundleFiles):
     """Its files."""
 
-    @property
+    @cached_property
     def program(self) -> Program:
-        """Whose label files it was fitted to."""
-        stated = self.metadata["program"]
-        return Program(stated["name"], stated["version"])
+        """Whose label files it was fitted to. Raises BundleError if the metadata do not say it."""
+        with self._needed():
+            return Program(self.metadata["program"]["name"], self.metadata["program"]["version"])
 
-    @property
+    @cached_property
     def values(self) -> list[int]:
-        """The label value of each structure, in the order of their numbers."""
-        return [int(value) for value in self.metadata["structure_values"]]
+        """The label value of each structure, in the order of their numbers. Raises BundleError if the metadata lack them."""
+        with self._needed():
+            values = [int(value) for value in self.metadata["structure_values"]]
+            if len(values) != len(self.segments):
+                raise ValueError(f"{len(values)} values of {len(self.segments)} structures")
+            return values
 
     @cached_property
     def sha256(self) -> str:
         """Hex digest of the files that its statements are in, and of what they are about."""
-        digest = hashlib.sha256(json.dumps([self.metadata["program"], self.values], sort_keys=True).encode())
-        for name in (SEGMENTS, CONFIDENCE):
-            digest.update((self.root / name).read_bytes())
+        digest = hashlib.sha256(json.dumps([str(self.program), self.values]).encode())
+        with self._needed():
+            for name in (SEGMENTS, CONFIDENCE):
+                digest.update((self.root / name).read_bytes())
         return digest.hexdigest()
+
+    @contextmanager
+    def _needed(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{self.name} cannot be used ({type(error).__name__}: {error}); the whole folder that monai-unet calibrate "
+                "--results wrote is needed; copy it again"
+            ) from error
 
     def confidence_about(self, program: Program) -> Confidence:
         """The statements about label files of a program; none, with the reason, where they were fitted to another.

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from dicom_io.segmentation import Segmentation
-from dicom_io.volume import Volume, number_type
+from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import CONFIDENCE
 from monai_unet_app.calibration.label_statements import LabelCase, LabelObservations
 from monai_unet_app.calibration.statement_fit import COVERAGE
@@ -17,16 +18,15 @@ from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION
 from monai_unet_app.confidence.results_bundle import Program, ResultsBundle, metadata_of
 from monai_unet_app.confidence.statements import Confidence
-from monai_unet_app.data.case_files import CaseFiles, case_id, find_cases, find_images, first_names
+from monai_unet_app.data.case_files import CaseFiles, find_images, first_names
 from monai_unet_app.data.cases import subjects_of
-from monai_unet_app.data.datalist import read_dataset_json
+from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
 from monai_unet_app.data.nifti import label_table
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import SplitCase
-from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.label_results import placed_labels
+from monai_unet_app.label_results import numbered, placed_labels, structure_named
 from monai_unet_app.planning.write import LICENSE, segments_of, whole_folder
 
 CARD = "docs/README.md"
@@ -54,6 +54,17 @@ class ResultsOfOthers:
     names: Mapping[int, str] = field(default_factory=dict)
     coverage: float = COVERAGE
 
+    @cached_property
+    def facts(self) -> list[LabelFacts]:
+        """What every `dataset.json` beside the files says."""
+        folders = (self.results, self.labels, self.labels.parent)
+        return [facts for folder in folders if (facts := read_dataset_json(folder))]
+
+    @property
+    def ignored(self) -> set[int]:
+        """Values of voxels without a class."""
+        return {facts.ignored for facts in self.facts if facts.ignored is not None}
+
 
 def bundle_of_results(
     wanted: ResultsOfOthers, step: Callable[[str], None] = lambda name: None
@@ -80,11 +91,12 @@ def bundle_of_results(
     with whole_folder(wanted.output) as root:
         (root / "configs").mkdir()
         (root / "docs").mkdir()
-        structures = [StatedStructure(name) for name in names.values()]
+        structures = [structure_named(name, wanted.program) for name in names.values()]
         write_json(segments_of(structures, wanted.program.name), root / "configs/segments.json")
         write_json(metadata_of(wanted.program, list(names), people, len(cases)), root / "configs/metadata.json")
         bundle, observed = ResultsBundle(root), LabelObservations(wanted.images is not None)
-        observed.collect(_measured(cases, files, subjects, bundle, step), len(cases))
+        observed.collect(_measured(cases, files, subjects, bundle, wanted, step), len(cases))
+        _check_true(observed, bundle, wanted)
         stated = observed.fitted(wanted.coverage)
         entry = {**stated.document(), "fitted_to": bundle.fitted_to(wanted.program)}
         document = {
@@ -100,15 +112,28 @@ def bundle_of_results(
 
 
 def labelled_cases(wanted: ResultsOfOthers) -> list[CaseFiles]:
-    """The images with their true labels; the true labels alone where there are no images."""
-    return find_images(wanted.labels) if wanted.images is None else find_cases(wanted.images, wanted.labels)
+    """The true labels with their images; the true labels alone where there are no images.
+
+    Raises:
+        InputRefusedError: A label file has no image. Images without a label do not count.
+    """
+    labels = find_images(wanted.labels)
+    if wanted.images is None:
+        return labels
+    images = {case.id: case for case in find_images(wanted.images)}
+    # nnU-Net numbers the channels of an image; the first shows the edges
+    found = [(label, images.get(label.id) or images.get(f"{label.id}_0000")) for label in labels]
+    if absent := [label.id for label, image in found if image is None]:
+        raise InputRefusedError(
+            f"{wanted.images.name} lacks the image of {len(absent)} of {len(labels)} label file(s) ({first_names(absent)}); "
+            "one with the name of each is needed, or with _0000 behind it; add them, or leave --images out"
+        )
+    return [replace(image, id=label.id, label=label.image) for label, image in found if image is not None]
 
 
 def _results_of(folder: Path, cases: Sequence[CaseFiles]) -> dict[str, Path]:
     """The program's file of each case, in the order of the cases."""
-    there = {
-        case_id(file): file for file in sorted(folder.iterdir()) if has_ending(file, VOLUME_ENDINGS + PICTURE_ENDINGS)
-    }
+    there = {case.id: case.image for case in find_images(folder)}
     if absent := [case.id for case in cases if case.id not in there]:
         raise InputRefusedError(
             f"{folder.name} lacks results of {len(absent)} of {len(cases)} labelled case(s) ({first_names(absent)}); a file "
@@ -120,9 +145,8 @@ def _results_of(folder: Path, cases: Sequence[CaseFiles]) -> dict[str, Path]:
 def _names(wanted: ResultsOfOthers, result: Path) -> dict[int, str]:
     """Label value -> name, by value. Raises InputRefusedError where nothing says them."""
     found = dict(wanted.names) or label_table(result)
-    for folder in (wanted.results, wanted.labels, wanted.labels.parent):
-        if not found and (facts := read_dataset_json(folder)):
-            found = dict(facts.names)
+    for facts in wanted.facts:
+        found = found or dict(facts.names)
     if not found:
         raise InputRefusedError(
             f"nothing says what the values in {wanted.results.name} mean; name each by --structure VALUE=NAME, or put "
@@ -141,27 +165,44 @@ def _measured(
     files: Mapping[str, Path],
     subjects: Mapping[str, str],
     bundle: ResultsBundle,
+    wanted: ResultsOfOthers,
     step: Callable[[str], None],
 ) -> Iterator[LabelCase]:
+    """Reads the cases one by one."""
     for case in cases:
         image = read_volume(case.image)
         label = case.image if case.label is None else case.label
-        result, truth = (_segmentation(file, image, bundle) for file in (files[case.id], label))
+        result, truth = (_segmentation(file, image, bundle, wanted) for file in (files[case.id], label))
         yield LabelCase(subjects[case.id], result, truth)
         step(case.id)
 
 
-def _segmentation(file: Path, image: Volume, bundle: ResultsBundle) -> Segmentation:
-    """The label map of a file on the grid of its image; a value without a name is refused."""
+def _segmentation(file: Path, image: Volume, bundle: ResultsBundle, wanted: ResultsOfOthers) -> Segmentation:
+    """The label map of a file on the grid of its image. Values that nobody has named are refused, or left out on request."""
     numbers, _ = placed_labels(file, image)
-    if unknown := sorted(set(np.unique(numbers).tolist()) - {0, *bundle.values}):
+    values = set(np.unique(numbers).tolist())
+    if wanted.ignored & values:
         raise InputRefusedError(
-            f"{file.name} holds {len(unknown)} value(s) without a name ({first_names(list(map(str, unknown)))}); name each by "
-            "--structure VALUE=NAME"
+            f"{file.name} holds the value that dataset.json calls ignored; cases in which every voxel has a class are needed; "
+            "leave this case out"
         )
-    renumbered = np.zeros(max(bundle.values) + 1, number_type(len(bundle.values)))
-    renumbered[bundle.values] = range(1, len(bundle.values) + 1)
-    return Segmentation(image, renumbered[numbers], bundle.segments)
+    unknown = sorted(values - {0, *bundle.values})
+    if unknown and not wanted.names:
+        raise InputRefusedError(
+            f"{file.name} holds {len(unknown)} value(s) without a name ({first_names(list(map(str, unknown)))}); name those "
+            "that are to be judged by --structure VALUE=NAME; the others are then left out"
+        )
+    return Segmentation(image, numbered(numbers, bundle.values), bundle.segments)
+
+
+def _check_true(observed: LabelObservations, bundle: ResultsBundle, wanted: ResultsOfOthers) -> None:
+    """Raises InputRefusedError for structures that the true labels never have: all their results would count as wrong."""
+    there = {row.structure for row in observed.measured if row.true}
+    if absent := [segment.label for segment in bundle.segments if segment.number not in there]:
+        raise InputRefusedError(
+            f"{wanted.labels.name} holds no voxel of {first_names(absent)} in any case; structures with true labels are "
+            "needed; name those alone by --structure VALUE=NAME"
+        )
 
 
 def _write_splits(cases: Sequence[CaseFiles], subjects: Mapping[str, str], root: Path) -> None:
@@ -199,6 +240,6 @@ def card(wanted: ResultsOfOthers, stated: Confidence, bundle: ResultsBundle, cas
     if wanted.images is None:
         lines += [
             "",
-            "No image was given: labels of another patient, or a little too large or small, look right to it.",
+            "No image was given: labels of another person, and labels that lie some voxels away, look right to it.",
         ]
     return "\n".join([*lines, ""])

@@ -60,10 +60,11 @@ class Preprocessed(MapTransform):
         return (old[0], *self.spacing)[-3:] if len(self.spacing) < 3 else self.spacing
 
     def extra_bytes(self, source: Sequence[int], working: Sequence[int], channels: int) -> float:
-        """What it takes in memory beside an image, a copy of it and its answer; for the memory planner."""
-        old = [source[axis] for axis in _order(len(working), self.transpose)]
+        """About what it takes in memory beside an image, a copy of it and its answer; for the memory planner."""
+        # By length, since the image may have been turned
+        old, new = sorted(source[: len(working)]), sorted(working)
         copies = math.prod(source) * (4.0 * channels + 2)  # in nnU-Net's order of axes, and what is not 0
-        return copies + (resizing_bytes(old, working) if old != list(working) else 0.0)
+        return copies + (resizing_bytes(old, new) if old != new else 0.0)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with its image as (C, *working), float32, normalised, and its label map on the same grid."""
