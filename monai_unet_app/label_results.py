@@ -121,8 +121,8 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
 
     Returns:
         "result": the content of `<labels>_result.json`; "empty": structures without voxels that were left out; "unknown":
-        values that were left out since the statements say nothing of them; "placed": how the labels came onto the slices; "edges":
-        whether edges of the image follow them, a `Lie`.
+        values that were left out since the statements say nothing of them; "placed": how the labels came onto the slices;
+        "edges": whether edges of the image follow them, a `Lie`.
 
     Raises:
         UsageError: A format needs more than labels.
