@@ -5,8 +5,8 @@
 
 nnU-Net gets the cases by `monai-unet convert` without the test cases of --splits, makes its own plan, and trains its five folds
 on the CPU, one thread; of its plan only the batch (2), the patch and the width of the network (a quarter) are edited, so that
-minutes are enough. `monai-unet bundle import-nnunet --data` then makes one calibrated bundle of them. Mirror images are left out
-on both sides, which takes an eighth of the time. Printed are
+minutes are enough. `monai-unet bundle import-nnunet --data` then makes one calibrated bundle of them. Mirror images are left
+out on both sides, which takes an eighth of the time. Printed are
 
 - time of the test cases by nnU-Net's predictor, five folds, and by the bundle (array to labels, both loaded),
   in turns, medians and their ratio, for test cases and for four of them side by side; and the labels that differ,
@@ -110,7 +110,8 @@ def trained_folder(peer: NnUNet) -> Path:
 def imported(peer: NnUNet) -> Path:
     """The calibrated bundle, by one command."""
     bundle, raw = peer.build / "bundle", peer.build / "raw" / DATASET
-    if not bundle.is_dir():
+    if not (bundle / "configs/confidence.json").is_file():  # absent where a calibration was cut short
+        shutil.rmtree(bundle, ignore_errors=True)
         ours("bundle", "import-nnunet", trained_folder(peer), "--data", raw, "--no-mirroring", "--output", bundle)
     return bundle
 

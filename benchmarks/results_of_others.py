@@ -28,7 +28,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from claims import judged
-from imported_nnunet import folds_of
+from imported_nnunet import FOLDS, folds_of, trained_folder
 from measuring import REPOSITORY
 from nnunet_children import DATASET
 from nnunet_labels import ours
@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--peers", type=Path, default=REPOSITORY / "build/peers")
     options = parser.parse_args()
     peer = NnUNet(options.build.resolve(), options.peers.resolve(), "3d_fullres", 1, 0)
-    if not (peer.build / "bundle").is_dir():
+    if not all((trained_folder(peer) / f"fold_{n}/checkpoint_final.pth").is_file() for n in range(FOLDS)):
         print(f"left out: {peer.build} has no trained folds; benchmarks/imported_nnunet.py makes them")
         return 0
     raw, files = peer.build / "raw" / DATASET, predicted(peer)
