@@ -127,22 +127,11 @@ def to_segment(peer: NnUNet) -> Iterator[list[Path]]:
 
 def as_fast(peer: NnUNet, root: Path, images: Sequence[Path], rounds: int) -> bool:
     """Times both from file to labels, in turns, each loaded; True if no label differs and the ratio is small enough."""
-    import torch
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    torch.set_num_threads(peer.threads)
-    predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
-    )
-    predictor.initialize_from_trained_model_folder(
-        str(trained_folder(peer)), tuple(range(FOLDS)), "checkpoint_final.pth"
-    )
+    theirs_of = labels_by_nnunet(peer, tuple(range(FOLDS)))
     bundle = load_bundle(root, "cpu")
 
     def theirs() -> list[NDArray[Any]]:
-        read = [SimpleITKIO().read_images([str(file)]) for file in images]
-        return [predictor.predict_single_npy_array(*image, None, None, False).T for image in read]
+        return [theirs_of(file) for file in images]
 
     def ours_too() -> list[NDArray[Any]]:
         return [segment_case(file, bundle).segmentation.labels for file in images]
@@ -160,6 +149,24 @@ def as_fast(peer: NnUNet, root: Path, images: Sequence[Path], rounds: int) -> bo
     middle, ratio = np.median(seconds, axis=0), float(np.median(seconds[:, 1] / seconds[:, 0]))
     print(f"  nnU-Net {middle[0]:.2f} s, the bundle {middle[1]:.2f} s, {peer.threads} thread(s), {rounds} rounds")
     return judged("time of the bundle / time of nnU-Net", ratio, MOST_TIME, at_most=True) and differing == 0
+
+
+def labels_by_nnunet(peer: NnUNet, folds: tuple[int, ...]) -> Callable[[Path], NDArray[Any]]:
+    """nnU-Net's predictor of these folds, loaded, without mirror images: from an image file to labels (I, J, K)."""
+    import torch
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    torch.set_num_threads(peer.threads)
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    predictor.initialize_from_trained_model_folder(str(trained_folder(peer)), folds, "checkpoint_final.pth")
+
+    def labels_of(file: Path) -> NDArray[Any]:
+        return predictor.predict_single_npy_array(*SimpleITKIO().read_images([str(file)]), None, None, False).T
+
+    return labels_of
 
 
 def timed(run: Callable[[], list[NDArray[Any]]]) -> tuple[float, list[NDArray[Any]]]:
