@@ -239,9 +239,8 @@ class Volume:
                 f"the grids are {turned.shape[:3]} and {reference.shape} voxels, {distance_mm:.2f} mm apart; the same voxels "
                 f"within {tolerance_mm} mm are needed; take the series that the image was made from"
             )
-        return replace(
-            reference, array=turned.copy(order="K")
-        )  # an order of memory of its own would take ten times as long
+        # A copy in the order of its memory; one in another order takes ten times as long
+        return replace(reference, array=turned.copy(order="K"))
 
 
 def number_type(largest: float) -> type[np.unsignedinteger[Any]]:

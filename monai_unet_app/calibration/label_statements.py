@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.segmentation import Segmentation
-from monai_unet_app.calibration.statement_fit import COVERAGE, MOST_CORRUPTED
+from monai_unet_app.calibration.statement_fit import COVERAGE, fit_each, share_of
 from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
@@ -29,7 +29,6 @@ SPOILT = ("halved", "moved", "mirrored")
 
 _Row = TypeVar("_Row", Sample, BorderContact)
 _MOVES = (3, 9)  # voxels along each axis, at least and below
-_NO_PROBABILITIES = "label files have no probabilities"
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,9 @@ class LabelObservations:
     def collect(self, cases: Iterable[LabelCase], count: int) -> None:
         """Measures all cases, `count` of them."""
         faults = SPOILT if self.edges else tuple(kind for kind in SPOILT if kind != "moved")  # which only edges tell
-        share = max(1, min(len(faults), MOST_CORRUPTED // max(count, 1)))
         for number, case in enumerate(cases):
             self._add_sound(case)
-            for n in range(share):
-                kind = faults[(number * share + n) % len(faults)]
+            for kind in share_of(faults, number, count):
                 self.samples += self._samples(case, kind, spoilt(case.result, kind, seed=number))
 
     def _add_sound(self, case: LabelCase) -> None:
@@ -102,7 +99,7 @@ class LabelObservations:
 
     def fitted(self, coverage: float = COVERAGE) -> Confidence:
         """The statements. One that cannot be made is left out with its reason."""
-        why_not = {"risk": f"masks of bounded risk need probabilities; {_NO_PROBABILITIES}"}
+        why_not = {"risk": "masks of bounded risk need probabilities; label files have none"}
         subjects, sizes = {row.subject for row in self.measured}, None
         if len(subjects) < subjects_needed(coverage):
             why_not["sizes"] = f"{len(subjects)} calibration subject(s); {statements.too_few_subjects(coverage)}"
@@ -117,12 +114,7 @@ class LabelObservations:
             fits["shift"] = lambda: ShiftDetector.fit(self.images, self.subjects)
         else:
             why_not["shift"] = "it was fitted without images"
-        fitted: dict[str, Any] = {}
-        for name, fit in fits.items():
-            try:
-                fitted[name] = fit()
-            except ValueError as error:
-                why_not[name] = str(error)
+        fitted = fit_each(fits, why_not)
         return Confidence(sizes, why_not=why_not, **fitted)
 
     def _often(self, rows: Sequence[_Row]) -> list[_Row]:

@@ -223,14 +223,7 @@ class _Observations:
             "shift": lambda: ShiftDetector.fit(self.images, self.subjects),
             "border": lambda: BorderStatement.fit(self.touching),
         }
-        fitted: dict[str, Any] = {}
-        for name, fit in fits.items():
-            try:
-                # A statement that cannot be fitted is left out with its reason; the others are made all the same
-                # (decision 17).
-                fitted[name] = fit()
-            except ValueError as error:
-                why_not[name] = str(error)
+        fitted = fit_each(fits, why_not)
         if sizes and fitted.get("gate"):
             try:
                 fitted |= self._elsewhere(sizes, of_wholes, fitted["gate"])
@@ -264,6 +257,29 @@ class _Observations:
             of_wholes = SizeStatement.fit(statements.measure_wholes(rows, self.bundle.wholes), wholes.coverage)
             stated["wholes_elsewhere"] = of_wholes.not_narrower_than(wholes)
         return stated
+
+
+def fit_each(fits: Mapping[str, Callable[[], Any]], why_not: dict[str, str]) -> dict[str, Any]:
+    """The statements that can be fitted; of the others `why_not` gets the reason, and they are left out (decision 17)."""
+    fitted: dict[str, Any] = {}
+    for name, fit in fits.items():
+        try:
+            fitted[name] = fit()
+        except ValueError as error:
+            why_not[name] = str(error)
+    return fitted
+
+
+def share_of(names: Sequence[str], number: int, cases: int) -> list[str]:
+    """The faults that a case is shown with: all, or as many as MOST_CORRUPTED allows for each; cases take them in turn.
+
+    Args:
+        names: Of the faults.
+        number: Of the case, from 0.
+        cases: Number of cases.
+    """
+    share = max(1, min(len(names), MOST_CORRUPTED // max(cases, 1)))
+    return [names[(number * share + n) % len(names)] for n in range(share)]
 
 
 def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> list[Row]:
@@ -398,10 +414,7 @@ def _corrupted(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[s
         number: Of the case, from 0; cases take the corruptions in turn.
         cases: Number of cases.
     """
-    names = corruptions_of(truth.image)
-    share = max(1, min(len(names), MOST_CORRUPTED // max(cases, 1)))
-    for n in range(share):
-        name = names[(number * share + n) % len(names)]
+    for name in share_of(corruptions_of(truth.image), number, cases):
         # The number of the case is the seed: each case has its own noise and cuts, the same in every run.
         image, moved = corrupted(truth.image, truth.label_volume.array, name, seed=number)
         yield name, _on(image, moved, truth)
