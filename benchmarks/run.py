@@ -162,6 +162,14 @@ BENCHMARKS = (
         "somewhat more often.",
     ),
     Benchmark(
+        "label_files",
+        "Label files of TotalSegmentator as SEG, SR and RTSTRUCT",
+        "--data {data}",
+        None,
+        "totalsegmentator_ct",
+        note="104 labels on 512 x 512 x 300 voxels are ellipsoids on a made-up CT.",
+    ),
+    Benchmark(
         "hippocampus_vs_stock",
         "Our recipe and a plain MONAI script in the same time",
         "--data {data}/msd_hippocampus",

@@ -3,8 +3,9 @@
     python benchmarks/sliding_window.py [--quick] [--rounds 5] [--peers DIR] [--plot FILE]
 
 A DynUNet of 5 levels with 32 to 320 filters answers windows of 96 voxels, half over each other, of a CT of 160 x 144 x 128
-voxels; the weights give regions rather than noise (`full_size.py`). All sides run in turns in one process, with the same
-tensors. "engine alone" answers the same windows, and nothing is put together. Int8 is quantised on the windows of the volume
+voxels; the weights give regions rather than noise (`full_size.py`). All sides run in turns, with the same tensors; MONAI and
+nnU-Net in a process of their own, as their users have them: without the large pages that this package asks torch for. "engine
+alone" answers the same windows, and nothing is put together. Int8 is quantised on the windows of the volume
 itself: its time is that of any other, its agreement is not. --plot draws each side under the roofs of this machine: what a
 product of matrices and a copy reach here in torch. --quick: 3 levels, windows of 32 voxels, 64 x 48 x 40 voxels, no targets
 of time. Exit code 1 if a target is missed.
@@ -13,7 +14,9 @@ of time. Exit code 1 if a target is missed.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -61,9 +64,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--peers", type=Path, default=REPOSITORY / "build/peers", help="folder of packages for nnU-Net")
     options = parser.parse_args()
     sys.path.append(str(options.peers))
+    if options.serve:
+        return serve(options.serve)
     shape, window, filters = QUICK if options.quick else FULL
     print(f"{platform.machine()}, {torch.get_num_threads()} threads; {', '.join(instructions()) or 'no AVX-512'}")
     with tempfile.TemporaryDirectory() as folder:
@@ -73,14 +79,17 @@ def main() -> int:
         nibabel.save(nibabel.Nifti1Image(image[0].numpy(), np.diag([MM, MM, MM, 1.0])), case)
         bundle = made_bundle(Path(folder) / "bundle", Scale(CLASSES, 128, 128, window, filters, 64.0), case)
         image = (image.clamp(-200, 300) + 200) / 500  # as the bundle scales it
-        sides = made_sides(bundle, image)
+        peers = Peers(bundle, image, Path(folder), options.peers)
+        sides = peers.sides | made_sides(bundle, image)
         answers, seconds = {name: run() for name, run in sides.items()}, {name: list[float]() for name in sides}
+        answers |= {name: peers.answer(name) for name in peers.sides}
         print("warm", flush=True)
         for _ in range(options.rounds):
             for name, run in sides.items():
                 began = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - began)
+        peers.end()
         medians = {name: median(found) for name, found in seconds.items()}
         if options.plot:
             roofline(medians, bundle, bundle.windows.plan(shape).count).savefig(options.plot, dpi=110)
@@ -161,14 +170,71 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def made_sides(bundle: Bundle, image: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """What is compared, by name: each gives logits (C, *spatial), the engine alone those of its last window."""
-    network, windows = bundle.network.eval(), bundle.windows
-    inferer = SlidingWindowInferer(windows.window, 1, windows.overlap, "gaussian")
-    plan = windows.plan(tuple(image.shape[1:]))
+class Peers:
+    """MONAI and nnU-Net, in a process of their own.
+
+    Attributes:
+        sides: Name -> a run of it, which ends when the answer is there; `answer` gives that.
+    """
+
+    def __init__(self, bundle: Bundle, image: Tensor, folder: Path, peers: Path) -> None:
+        self.folder = folder
+        torch.save((bundle.network.eval(), image, bundle.windows.window, bundle.windows.overlap), folder / "peers.pt")
+        command = [sys.executable, __file__, "--serve", str(folder), "--peers", str(peers)]
+        usual = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=usual)
+        self.sides = {name: partial(self._ask, name) for name in self._heard().split(",")}
+
+    def _ask(self, word: str) -> Tensor:
+        print(word, file=self.process.stdin, flush=True)
+        self._heard()
+        return torch.empty(0)
+
+    def _heard(self) -> str:
+        line = self.process.stdout.readline().strip()
+        if not line.startswith(HEARD):
+            if self.process.poll() is not None:
+                raise SystemExit("the process of MONAI and nnU-Net ended")
+            return self._heard()  # something that a library printed
+        return line.removeprefix(HEARD)
+
+    def answer(self, name: str) -> Tensor:
+        """What a side answered last."""
+        self._ask(f"keep {name}")
+        return torch.load(self.folder / "answer.pt")
+
+    def end(self) -> None:
+        """Ends the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+HEARD = "peers: "
+
+
+def serve(folder: Path) -> int:
+    """The side of `Peers`: runs what is asked for, a line each."""
+    network, image, window, overlap = torch.load(folder / "peers.pt", weights_only=False)
+    inferer = SlidingWindowInferer(window, 1, overlap, "gaussian")
     sides: dict[str, Callable[[], Tensor]] = {"MONAI": torch.no_grad()(lambda: inferer(image[None], network)[0])}
-    if nnunet := nnunet_side(network, windows.window, image):
+    if nnunet := nnunet_side(network, window, image):
         sides["nnU-Net"] = nnunet
+    last: dict[str, Tensor] = {}
+    print(HEARD + ",".join(sides), flush=True)
+    for line in map(str.strip, sys.stdin):
+        if line.startswith("keep "):
+            torch.save(last[line.removeprefix("keep ")], folder / "answer.pt")
+        else:
+            last[line] = sides[line]()
+        print(HEARD, flush=True)
+    return 0
+
+
+def made_sides(bundle: Bundle, image: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Ours with each engine: each gives logits (C, *spatial), the engine alone those of its last window."""
+    windows = bundle.windows
+    plan = windows.plan(tuple(image.shape[1:]))
+    sides: dict[str, Callable[[], Tensor]] = {}
     for name, settings in SETTINGS.items():
         try:
             engine = engine_of(bundle, settings)

@@ -51,6 +51,9 @@ DONOR = "models/donor.json"
 RESULTS = "results"
 """`kind` in metadata.json of a bundle without a network, which says what label files of another program are worth."""
 
+EXTERNAL = "external"
+"""`kind` of a bundle of results that also says how the program is started."""
+
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
 
 
@@ -339,10 +342,11 @@ def bundle_files(name: str | Path) -> BundleFiles:
         BundleError: The folder or zip is no bundle, or one of its files is missing.
     """
     root = bundle_root(str(name))
-    if kind_of(root) == RESULTS:
+    if kind_of(root) in (RESULTS, EXTERNAL):
+        also = "" if kind_of(root) == RESULTS else ", or with monai-unet predict --bundle ... --trust"
         raise BundleError(
             f"{root.name} says what results of another program are worth, and has no network; a bundle with a network is "
-            "needed; this one goes with monai-unet dicomize --labels ... --bundle"
+            f"needed; this one goes with monai-unet dicomize --labels ... --bundle{also}"
         )
     missing = [file for file in NEEDED_FILES if not (root / file).is_file()]
     if missing:

@@ -32,6 +32,7 @@ def examine() -> list[Row]:
     ]
     rows += [_package(name) for name in CORE]
     rows += [_validator(name, package) for name, package in VALIDATORS.items()]
+    rows.append(_isolation())
     return rows + [_bundle(name, folder) for name, folder in bundle_folders().items()]
 
 
@@ -51,6 +52,17 @@ def _validator(name: str, package: str) -> Row:
     if path is None:
         return _row(name, f"absent; pip install {package}", "note")
     return _row(name, f"{path}{LIMITS.get(name, '')}")
+
+
+def _isolation() -> Row:
+    """How programs end that bundles of `kind: external` start."""
+    if sys.platform != "linux":
+        return _row("external programs", "not started: they need Linux", "note")
+    from monai_unet_app.supervisor import can_isolate
+
+    if can_isolate():
+        return _row("external programs", "in namespaces: without network, and nothing is left of them")
+    return _row("external programs", "no namespaces: children are swept, and network = none does not start", "note")
 
 
 def _bundle(name: str, folder: Path) -> Row:

@@ -10,7 +10,6 @@ from typing import Any
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
 
 from dicom_io.coding import Segment
 from dicom_io.kinds import KIND, RESULT_KINDS
@@ -19,20 +18,20 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.read import ReadOptions
 from dicom_io.segmentation import Segmentation
-from dicom_io.volume import Volume, corner_indices, number_type
+from dicom_io.volume import Volume, number_type
 from monai_unet_app import __version__
-from monai_unet_app.confidence.assessment import Assessment, assess
-from monai_unet_app.confidence.label_features import features_of_image
+from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.results_bundle import Program, ResultsBundle
 from monai_unet_app.config import applied_repairs
 from monai_unet_app.data.case_files import case_id, first_names
-from monai_unet_app.data.coding import named_segment, totalsegmentator_structures
+from monai_unet_app.data.coding import named_segment, structure_named
 from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.nifti import label_table
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.placed_labels import numbered, placed_labels
+from monai_unet_app.data.probability_files import read_probabilities
+from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.sketch import lie_of
-from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 from monai_unet_app.metrics.boxes import Box, bounding_box
 from monai_unet_app.result_files import (
@@ -43,7 +42,6 @@ from monai_unet_app.result_files import (
     statements_of,
 )
 
-_OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the series may lie beyond the outermost centres of the labels
 _ALONG = (
     dict.fromkeys("LR", "left to right") | dict.fromkeys("AP", "front to back") | dict.fromkeys("SI", "feet to head")
 )
@@ -86,7 +84,7 @@ class LabelRequest:
 
     Attributes:
         labels: A label map in NIfTI, NRRD or MetaImage, or a folder with a mask a structure, named as the structure.
-        source: The DICOM series.
+        source: The DICOM series, or its volume.
         output: Gets `<labels>_seg.dcm` and so on.
         maker: Who made the labels.
         names: Label value -> name; empty where `segments`, the file's own label table, a `dataset.json` beside it or the names
@@ -99,10 +97,15 @@ class LabelRequest:
         looked_at: Somebody has seen that the labels lie right, whatever the edges of the image say.
         statements: What labels of this program are worth; it also names the label values. None where nothing is known.
         deliver_rejected: Objects are also written of labels that `statements` reject.
+        stem: Beginning of the names of files; empty for that of `labels`.
+        seconds: What took how long, for result.json.
+        empty_frames: As in `ResultContent`.
+        earlier_sr: The report that the new one replaces.
+        probabilities: The program's, of a label map: nnU-Net's .npz, or a file with channels; None for labels alone.
     """
 
     labels: Path
-    source: Path
+    source: Path | Volume
     output: Path
     maker: Maker
     names: Mapping[int, str] = field(default_factory=dict)
@@ -114,6 +117,16 @@ class LabelRequest:
     looked_at: bool = False
     statements: ResultsBundle | None = None
     deliver_rejected: bool = False
+    stem: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    empty_frames: bool = False
+    earlier_sr: Path | None = None
+    probabilities: Path | None = None
+
+    @property
+    def source_name(self) -> str:
+        """What a message calls the series."""
+        return "the series" if isinstance(self.source, Volume) else self.source.name
 
 
 def write_label_results(request: LabelRequest) -> dict[str, Any]:
@@ -134,10 +147,10 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
         raise UsageError(
             f"--format {','.join(unknown)}: of labels alone {', '.join(possible)} are possible; change --format"
         )
-    source = read_volume(request.source, request.reading)
+    source = request.source if isinstance(request.source, Volume) else read_volume(request.source, request.reading)
     if source.provenance.kind != "dicom":
         raise InputRefusedError(
-            f"{request.source.name} is no DICOM series; the series that the labels were made of is needed; name its folder"
+            f"{request.source_name} is no DICOM series; the series that the labels were made of is needed; name its folder"
         )
     found = _found(request, source)
     names, present, stated = found.names, found.present, request.statements
@@ -161,12 +174,24 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
     if edges in ("mirrored", "moved") and not request.looked_at:
         how = "some voxels away" if axis < 0 else f"flipped {_ALONG[nibabel.aff2axcodes(source.affine_ras)[axis]]}"
         raise InputRefusedError(
-            f"edges of {request.source.name} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
+            f"edges of {request.source_name} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
             "or of another image; look at them, and if they lie right, write them with --looked-at"
         )
-    document = _written(request, source, Segmentation(source, found.numbered(values), segments))
+    made = _with_probabilities(Segmentation(source, found.numbered(values), segments), request)
+    document = _written(request, source, made)
     empty = [name for value, name in names.items() if value not in values]
     return {"result": document, "empty": empty, "unknown": without, "placed": found.placed, "edges": edges}
+
+
+def _with_probabilities(segmentation: Segmentation, request: LabelRequest) -> Segmentation:
+    """The result with its calibrated probabilities, where it has any. Raises InputRefusedError if the statements lack them."""
+    stated, file = request.statements, request.probabilities
+    if stated is None and file is not None:
+        raise UsageError("--probabilities are calibrated by a --bundle that was fitted with probabilities; name it")
+    if file is not None and stated is not None:
+        found = read_probabilities([file], request.labels, segmentation.labels, segmentation.image, stated.values)
+        segmentation = replace(segmentation, probabilities=found)
+    return stated.calibrated(segmentation) if stated else segmentation
 
 
 @dataclass(frozen=True)
@@ -200,14 +225,6 @@ class _Found:
                 box, voxels = self.masks[value]
                 channel[box] = voxels
         return channels
-
-
-def numbered(labels: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
-    """Label values, whole numbers of any shape, with these values as 1, 2, ... and all others as 0."""
-    table = np.zeros(max(*values, int(labels.max())) + 1, number_type(len(values)))
-    table[list(values)] = range(1, len(values) + 1)
-    found: NDArray[Any] = table[labels]
-    return found
 
 
 def _found(request: LabelRequest, source: Volume) -> _Found:
@@ -265,63 +282,12 @@ def _of_masks(folder: Path, source: Volume) -> _Found:
     return _Found(numbers, names, "; ".join(sorted(how)), masks if overlap else {})
 
 
-def placed_labels(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
-    """The whole numbers of a label file on the grid of the source, shape (I, J, K), and how they came there.
-
-    Voxels of another grid are found by the affine of the file: each voxel of the source gets the value at the nearest centre.
-    """
-    if not has_ending(file, VOLUME_ENDINGS + PICTURE_ENDINGS):
-        raise InputRefusedError(
-            f"{file.name} is no label file; NIfTI, NRRD, MetaImage or, for a picture, a grey picture is needed; export it so"
-        )
-    labels = read_volume(file)
-    array, largest = labels.array, np.iinfo(np.uint16).max
-    low, high = float(array.min()), float(array.max())
-    whole = all((plane == np.rint(plane)).all() for plane in array.T)
-    if array.ndim != 3 or low < 0 or high > largest or not whole:
-        raise InputRefusedError(
-            f"{file.name} has the shape {array.shape} and values from {low:g} to {high:g}; one whole number "
-            f"from 0 to {largest} for each voxel is needed; probabilities are no labels"
-        )
-    labels = labels.with_array(array.astype(number_type(high)))
-    try:
-        return labels.on_grid_of(source).array, "on the grid of the series"
-    except ValueError:
-        step = np.linalg.solve(labels.affine_lps, source.affine_lps)  # index of the source -> index of the labels
-    corners = (step @ corner_indices(source.shape))[:3]
-    last = np.reshape(labels.shape, (3, 1)) - 1
-    beyond = np.maximum(-corners, corners - last).max(axis=1) - _OUTSIDE  # in voxels of the labels, by axis
-    if (beyond > 0).any():
-        raise InputRefusedError(
-            f"{file.name} ends {float((beyond * labels.spacing_mm).max()):.1f} mm before the image does; labels of the whole "
-            "image are needed; take those that were made of it"
-        )
-    nearest = affine_transform(labels.array, step[:3, :3], step[:3, 3], source.shape, order=0, mode="nearest")
-    return nearest, f"from a grid of {' x '.join(map(str, labels.shape))} voxels, by the nearest centre"
-
-
 def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRequest) -> Segment:
     """The segment of a label value: that of `segments`, else one with the codes of its name."""
     known = {segment.label: segment for segment in (request.statements or request).segments}
     if (name := names[value]) in known:
         return replace(known[name], number=number)
-    return named_segment(number, structure_named(name, request.maker))
-
-
-def structure_named(name: str, program: Program) -> StatedStructure:
-    """What a program means by the name of a structure: TotalSegmentator's classes have the codes of its own table."""
-    own = totalsegmentator_structures() if program.name.lower() == "totalsegmentator" else {}
-    return own.get(name) or StatedStructure(name)
-
-
-def _assessed(request: LabelRequest, segmentation: Segmentation) -> Assessment | None:
-    """What the statements say of the labels; None without statements."""
-    if request.statements is None:
-        return None
-    confidence, image = request.statements.confidence_about(request.maker), segmentation.image
-    features = features_of_image(image) if confidence.shift else None
-    assessment = assess(confidence, segmentation, features)
-    return replace(assessment, overridden=request.statements.program.sha256 != request.maker.sha256)
+    return named_segment(number, structure_named(name, request.maker.name))
 
 
 def _info(
@@ -345,10 +311,11 @@ def _digest(request: LabelRequest) -> str:
 
 def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) -> dict[str, Any]:
     """Writes the objects and `result.json`, and gives the content of the latter. What an object refers to is written, too."""
-    stem, maker = case_id(request.labels), request.maker
+    stem, maker = request.stem or case_id(request.labels), request.maker
     names = {kind.name for kind in RESULT_KINDS if kind.format in request.formats}
     names |= {other for name in names for other in KIND[name].refers_to}
-    repairs, assessment = applied_repairs(request.reading, source.provenance), _assessed(request, segmentation)
+    repairs, stated = applied_repairs(request.reading, source.provenance), request.statements
+    assessment = stated.assessed(segmentation, maker) if stated else None
     if assessment is not None and assessment.verdict == "reject" and not request.deliver_rejected:
         names = set()
     intervals = {
@@ -360,8 +327,11 @@ def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) 
         refusing_as(request.labels.name),
     ):
         paths = {kind.name: Path(partial) / f"{stem}_{kind.format}{kind.ending}" for kind in RESULT_KINDS}
-        info, report = _info(request, segmentation.segments, repairs, assessment), ReportFacts(intervals)
-        content = ResultContent(segmentation.label_volume, source, info, paths, request.encoding, report=report)
+        info = _info(request, segmentation.segments, repairs, assessment)
+        report = ReportFacts(intervals, earlier=request.earlier_sr)
+        content = ResultContent(
+            segmentation.label_volume, source, info, paths, request.encoding, request.empty_frames, report=report
+        )
         files = {}
         for kind in RESULT_KINDS:
             if kind.name in names:
@@ -377,7 +347,7 @@ def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) 
             "structures": _rows(segmentation, assessment),
             "wholes": [],
             "assessment": assessment_document(assessment),
-            "seconds": {},
+            "seconds": dict(request.seconds),
             "files": files,
         }
         write_json(document, Path(partial) / f"{stem}_result.json", "result")
@@ -386,7 +356,7 @@ def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) 
 
 
 def _rows(segmentation: Segmentation, assessment: Assessment | None) -> list[dict[str, Any]]:
-    """A row for each structure, as `result.json` has it; nothing is known of probabilities."""
+    """A row for each structure, as `result.json` has it."""
     return [
         {
             "number": one.number,
@@ -394,7 +364,9 @@ def _rows(segmentation: Segmentation, assessment: Assessment | None) -> list[dic
             "channel": one.channel,
             "voxels": one.voxels,
             **size_document(segmentation.image, one.voxels),
-            "mean_probability": None,
+            "mean_probability": None
+            if segmentation.known is None or one.confidence is None
+            else round(one.confidence, 5),
             **statements_of(segmentation.image, assessment, one.number),
         }
         for one in segmentation.structures

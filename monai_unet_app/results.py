@@ -252,7 +252,7 @@ def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
     image, labels, segments = segmentation.image, segmentation.drawn, segmentation.segments
     picture = CasePicture.of(case_id, "best", image, np.zeros_like(labels), labels)
     names, colours = [segment.label for segment in segments], [segment.colour for segment in segments]
-    path.write_bytes(png(case_figure(picture, names, colours, legend=True)))
+    path.write_bytes(png(case_figure(picture, names, colours, legend=True), compress_level=1))
     return path
 
 

@@ -78,11 +78,11 @@ def eye_picture(number: int, size: tuple[int, int] = (702, 713)) -> tuple[np.nda
     return np.clip(colour, 0, 255).astype(np.uint8), vessels
 
 
-def drawn_eyes(folder: Path, count: int = 4) -> Path:
+def drawn_eyes(folder: Path, count: int = 4, size: tuple[int, int] = (702, 713)) -> Path:
     """`folder` with pictures and their labels, named as CHASE_DB1 names them."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, count + 1):
-        picture, vessels = eye_picture(number)
+        picture, vessels = eye_picture(number, size)
         Image.fromarray(picture).save(folder / f"eye_{number}.png")
         Image.fromarray(vessels).save(folder / f"eye_{number}_1stHO.png")
     return folder

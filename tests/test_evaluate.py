@@ -27,7 +27,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
 from monai_unet_app.evaluate import EvaluationHandler, LabelledCases, choose_cases, evaluate_cases, evaluation
 from monai_unet_app.evaluate.counted_case import WHOLE_GRID, CountedCase
-from monai_unet_app.evaluate.evaluation import CaseLog, StoredLabels, targets_of
+from monai_unet_app.evaluate.evaluation import CaseLog, ResultsOf, StoredLabels, targets_of
 from monai_unet_app.evaluate.reference import counted_voxels, read_reference
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
@@ -410,8 +410,9 @@ def test_statements_are_held_against_the_voxels_that_count(tiny_bundle: Callable
     p = np.stack([np.where(predicted == n, 0.8, 0.1) for n in range(3)]).astype(np.float32)
     result = Segmentation(volume, predicted, bundle.segments, p)
     stated = Confidence(risk=RiskStatement(0.1, {1: 0.5, 2: None}, 20))
-    log = CaseLog(bundle)
-    counted = CountedCase(row, read_reference(row, volume, bundle), result, bundle, assess(stated, result, None))
+    log = CaseLog(ResultsOf.of(bundle))
+    truth, assessment = read_reference(row, volume, bundle), assess(stated, result, None)
+    counted = CountedCase(row, truth, result, log.results_of.plan, assessment)
     counted.add(WHOLE_GRID, p)
     log.add(counted)
     truth = marked == 1

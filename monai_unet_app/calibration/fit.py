@@ -32,8 +32,8 @@ from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.inference.halo import halo_voxels
+from monai_unet_app.inference.kernels import OurKernels
 from monai_unet_app.inference.spool import Rows, Spool
-from monai_unet_app.inference.thin import OurAverages
 from monai_unet_app.metrics.outputs import Outputs, outputs_of
 
 SCHEMA_VERSION = "1.0"
@@ -204,7 +204,7 @@ def _likelihood(part: Part, pair: _Pair, outputs: Outputs) -> torch.Tensor:
 
 
 def _calibrated(part: Part, calibrate: Calibrate, parameters: Mapping[str, Any]) -> _Pair:
-    with OurAverages():
+    with OurKernels():
         return part.pairs(calibrate(part.logits, parameters))
 
 

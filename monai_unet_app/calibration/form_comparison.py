@@ -20,9 +20,9 @@ from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate.reference import counted_voxels, evaluation_plan, read_reference
 from monai_unet_app.gathering import Gathered
 from monai_unet_app.inference.halo import halo_voxels
+from monai_unet_app.inference.kernels import OurKernels
 from monai_unet_app.inference.pieces import ResultSteps, RowStore
 from monai_unet_app.inference.spool import StoredRows
-from monai_unet_app.inference.thin import OurAverages
 from monai_unet_app.memory_planner import MemoryPlanner
 from monai_unet_app.metrics.boundary import surface_band
 from monai_unet_app.metrics.case_scores import merged
@@ -103,7 +103,7 @@ class FormTrial:
         """The logits (C, *spatial) as the fitted form gives them; unchanged where the fit failed."""
         if self.fitted is None:
             return logits
-        with OurAverages():
+        with OurKernels():
             return self.form.function(logits, self.fitted.parameters)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:

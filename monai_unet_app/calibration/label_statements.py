@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 
 from dicom_io.segmentation import Segmentation
-from monai_unet_app.calibration.statement_fit import COVERAGE, fit_each, share_of
+from monai_unet_app.calibration.statement_fit import COVERAGE, RISK, fit_each, share_of
 from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
@@ -22,6 +23,8 @@ from monai_unet_app.confidence.label_features import (
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 from monai_unet_app.confidence.shift import LEAST_SUBJECTS, ShiftDetector
 from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement
+from monai_unet_app.data.probability_files import tempered
+from monai_unet_app.evaluate.label_folders import LabelCase
 from monai_unet_app.metrics.overlap import dice
 
 SPOILT = ("halved", "moved", "mirrored")
@@ -29,21 +32,7 @@ SPOILT = ("halved", "moved", "mirrored")
 
 _Row = TypeVar("_Row", Sample, BorderContact)
 _MOVES = (3, 9)  # voxels along each axis, at least and below
-
-
-@dataclass(frozen=True)
-class LabelCase:
-    """The labels of one image by a program, and by the person whose labels count as true.
-
-    Attributes:
-        subject: The person that the image is of.
-        result: The program's, on their image; its voxels count only where there are `edges`.
-        truth: The true ones, on the same grid.
-    """
-
-    subject: str
-    result: Segmentation
-    truth: Segmentation
+_MOST_DRAWN, _LOG_TEMPERATURES = 100_000, (-2.0, 2.5)
 
 
 @dataclass
@@ -72,11 +61,17 @@ class LabelObservations:
     def _add_sound(self, case: LabelCase) -> None:
         image, subject = case.result.image, case.subject
         pairs = zip(case.result.structures, case.truth.structures, strict=True)
-        self.measured += [
-            StructureMeasurement(subject, own.number, own.size, true.size, image.voxel_size, np.empty(0))
-            for own, true in pairs
-            if own.voxels or true.voxels  # where both have none there is no size to be wrong about
-        ]
+        if (probabilities := case.result.probabilities) is not None:
+            whole = tuple(slice(0, n) for n in image.shape)
+            self.measured += statements.measure_structures(
+                subject, case.result, case.truth, [(whole, np.asarray(probabilities))]
+            )
+        else:
+            self.measured += [
+                StructureMeasurement(subject, own.number, own.size, true.size, image.voxel_size, np.empty(0))
+                for own, true in pairs
+                if own.voxels or true.voxels  # where both have none there is no size to be wrong about
+            ]
         self.samples += self._samples(case, SOUND, case.result)
         self.touching += [
             BorderContact(subject, own.number, float(on_border(own).sum()))
@@ -99,7 +94,9 @@ class LabelObservations:
 
     def fitted(self, coverage: float = COVERAGE) -> Confidence:
         """The statements. One that cannot be made is left out with its reason."""
-        why_not = {"risk": "masks of bounded risk need probabilities; label files have none"}
+        has_losses = any(row.losses.size for row in self.measured)
+        why_not = {} if has_losses else {"risk": "masks of bounded risk need probabilities; label files have none"}
+        risk = statements.RiskStatement.fit(self.measured, RISK) if has_losses else None
         subjects, sizes = {row.subject for row in self.measured}, None
         if len(subjects) < subjects_needed(coverage):
             why_not["sizes"] = f"{len(subjects)} calibration subject(s); {statements.too_few_subjects(coverage)}"
@@ -115,7 +112,7 @@ class LabelObservations:
         else:
             why_not["shift"] = "it was fitted without images"
         fitted = fit_each(fits, why_not)
-        return Confidence(sizes, why_not=why_not, **fitted)
+        return Confidence(sizes, risk=risk, why_not=why_not, **fitted)
 
     def _often(self, rows: Sequence[_Row]) -> list[_Row]:
         """Without the structures that sound results of too few people have: nothing is known of what is usual there."""
@@ -123,6 +120,29 @@ class LabelObservations:
         for contact in self.touching:
             people.setdefault(contact.structure, set()).add(contact.subject)
         return [row for row in rows if len(people.get(row.structure, ())) >= LEAST_SUBJECTS]
+
+
+def fitted_temperature(cases: Iterable[LabelCase]) -> float:
+    """The temperature with the least negative log likelihood a voxel, a mean over cases.
+
+    Args:
+        cases: With the probabilities of the program as they came. Of a large case some voxels are drawn, evenly.
+    """
+    drawn = []
+    for number, case in enumerate(cases):
+        probabilities = np.asarray(case.result.probabilities).reshape(len(case.truth.segments) + 1, -1)
+        random = np.random.default_rng(number)
+        places = random.choice(probabilities.shape[1], min(_MOST_DRAWN, probabilities.shape[1]), replace=False)
+        drawn.append((probabilities[:, places], case.truth.labels.reshape(-1)[places].astype(np.intp)))
+
+    def loss(log_temperature: float) -> float:
+        parts = []
+        for values, true in drawn:
+            found = np.take_along_axis(tempered(values, float(np.exp(log_temperature))), true[None], 0)
+            parts.append(-float(np.log(found, dtype=np.float64).mean()))
+        return float(np.mean(parts))
+
+    return float(np.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded").x))
 
 
 def spoilt(result: Segmentation, kind: str, seed: int) -> Segmentation:

@@ -4,7 +4,7 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
-from monai_unet_app.cli.flag_types import FromOne, Place, Seconds, Text
+from monai_unet_app.cli.flag_types import Bytes, FromOne, Place, Seconds, Text
 from monai_unet_app.cli.flags import Cases, Data, Device, Engine
 
 
@@ -87,6 +87,30 @@ class ImportNnunet(Options):
     fold: Annotated[list[Text], repeated("FOLD")] = field(default_factory=list)
     checkpoint: Text = "checkpoint_final.pth"
     no_mirroring: bool = False
+
+
+class External(Options):
+    """Flags of `bundle external`.
+
+    Attributes:
+        model: bundle that calibrate --results wrote: what label files of the program are worth
+        command: how the program is started, such as 'TotalSegmentator -i {image} -o {output} --ml'; no shell reads it
+        version_command: prints the version of the program
+        labels: name of the label map that it writes (default: labels.nii.gz)
+        time: it may take for one image, such as 10min
+        memory: it may take, such as 8GB
+        disk: it may write, such as 4GB
+        output: folder of the new bundle
+    """
+
+    model: Annotated[Place, Flag(names=("model",), metavar="MODEL")]
+    command: Text
+    version_command: Text
+    labels: Text = "labels.nii.gz"
+    time: Annotated[Seconds, Flag(metavar="TIME")] = 600.0
+    memory: Annotated[Bytes, Flag(metavar="SIZE")] = 8e9
+    disk: Annotated[Bytes, Flag(metavar="SIZE")] = 4e9
+    output: Place
 
 
 class Doctor(Options):

@@ -1,6 +1,7 @@
 """The verbs about the files of bundles and of this installation: `bundle` and `doctor`."""
 
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ def bundle(options: Options) -> Answer:
     Example: monai-unet bundle upgrade --bundle my_bundle
     """
     raise UsageError(
-        "bundle alone does nothing; import-nnunet, export, certify, bench or upgrade is needed; monai-unet bundle --help"
+        "bundle alone does nothing; import-nnunet, external, export, certify, bench or upgrade is needed; monai-unet bundle "
+        "--help"
     )
 
 
@@ -55,6 +57,41 @@ def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
     # Post-processing would change labels, which are to be those of nnU-Net
     calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data, tidy="keep"))
     return answer | {"calibration": calibrated}, code
+
+
+def external(options: bundle_flags.External) -> Answer:
+    """Make a bundle that starts a program of somebody else; its results get what `calibrate --results` has found of them.
+
+    Example: monai-unet bundle external MODEL --command 'TotalSegmentator -i {image} -o {output} --ml' --version-command
+    'TotalSegmentator --version' --output my_bundle
+    """
+    from monai_unet_app.confidence.results_bundle import results_bundle
+    from monai_unet_app.external import Command, ExternalBundle, write_external
+    from monai_unet_app.planning.write import check_new, whole_folder
+
+    model = results_bundle(options.model)
+    if model is None:
+        raise UsageError(
+            f"{options.model} has a network; a bundle that monai-unet calibrate --results wrote is needed, since a result of a "
+            "program of which nothing is known would go out like a good one"
+        )
+    if model.temperature:
+        raise UsageError(
+            f"{model.name} was fitted to labels with probabilities, and a program that is started gives labels alone; fit it "
+            "without --probabilities"
+        )
+    words, version = (tuple(shlex.split(text)) for text in (options.command, options.version_command))
+    limits = options.time, options.memory / 1e9, options.disk / 1e9
+    command = Command(words, version, options.labels, *limits)
+    check_new(options.output)
+    with whole_folder(options.output) as root:
+        shutil.copytree(model.root, root, dirs_exist_ok=True)
+        write_external(model, command, root)
+    made = ExternalBundle(options.output)
+    show.line(f"written into {options.output}; it starts {command.words[0]} for at most {command.seconds:g} s an image")
+    words = ["--bundle", str(options.output), "--trust", "--input", "SERIES", "--output", "OUT", "--format", "seg,sr"]
+    show.line(f"next: monai-unet predict {shlex.join(words)}")
+    return {"bundle": str(options.output), "sha256": made.sha256, "words": list(command.words)}, EXIT_DONE
 
 
 def export(options: bundle_flags.Export) -> Answer:

@@ -1,6 +1,5 @@
 """`monai-unet calibrate`: fits a bundle's calibration and its statements, and shows both."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import isnan
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, Answer
+from monai_unet_app.cli.results_of_others import calibrate_results, given, with_network
 from monai_unet_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,17 +32,14 @@ def calibrate(options: flags.Calibrate) -> Answer:
     from monai_unet_app.calibration.fitted import begin_fitted
 
     if options.results is not None:
-        return _calibrate_results(options, options.results)
-    if options.bundle is None:
-        raise UsageError("a --bundle with a network, or --results of another program, is needed; give one")
-    if beside := _given(options, _OF_RESULTS):
-        raise UsageError(f"--{beside[0]} is only used with --results; leave it out")
+        return calibrate_results(options, options.results)
+    bundle = with_network(options, "unseen", "output")
     common.check_folds_alone(options)
     own = _own_settings(options)
-    root = common.trained_bundle(options.bundle, by_folds=options.folds).root
-    common.check_bundle_folder(options.bundle, "its models/fitted.json is written")
+    root = common.trained_bundle(bundle, by_folds=options.folds).root
+    common.check_bundle_folder(bundle, "its models/fitted.json is written")
     for folder in ("configs", "models"):
-        common.check_writable(Path(options.bundle) / folder)
+        common.check_writable(Path(bundle) / folder)
     data = common.labelled_cases(options)
     with unchanged_on_failure(root):
         begin_fitted(root)
@@ -50,62 +47,6 @@ def calibrate(options: flags.Calibrate) -> Answer:
     if (root / "models/parity.json").is_file():  # what it found of earlier numbers is no longer true
         common.put_certificate(common.loaded_bundle(root, options.device, by_folds=options.folds))
     return done
-
-
-_OF_RESULTS = ("algorithm", "structure", "unseen", "output")
-_OF_NETWORKS = (
-    "bundle", "data", "label_suffix", "splits", "partition", "tta", "folds", "form", "tidy", "unchecked", "risk", "engine",
-    "precision", "device",
-)  # fmt: skip
-
-
-def _given(options: flags.Calibrate, names: Sequence[str]) -> list[str]:
-    """Those of these flags that differ from their default."""
-    return [name.replace("_", "-") for name in names if getattr(options, name) != getattr(flags.Calibrate, name, [])]
-
-
-def _calibrate_results(options: flags.Calibrate, results: Path) -> Answer:
-    """`calibrate --results`: a bundle that says what label files of another program are worth."""
-    from monai_unet_app.calibration.statement_fit import summary_of
-    from monai_unet_app.label_results import Maker
-    from monai_unet_app.planning.results_of_others import ResultsOfOthers, bundle_of_results, labelled_cases
-
-    if beside := _given(options, _OF_NETWORKS):
-        raise UsageError(f"--{beside[0]} is about a bundle with a network; --results has none; leave it out")
-    if options.labels is None or options.output is None:
-        raise UsageError(
-            "--results needs --labels, the folder of the true label maps, and --output, the new bundle; give both"
-        )
-    if not options.unseen:
-        raise UsageError(
-            "results of cases that trained the program say nothing about new ones; take cases that it has not seen, and say so "
-            "by --unseen, which the card of the bundle repeats"
-        )
-    if options.algorithm is None:
-        raise UsageError(
-            "--results needs --algorithm, the program and its version, such as 'TotalSegmentator 2.18'; give it"
-        )
-    maker = Maker.parse(options.algorithm, manual=False)
-    wanted = ResultsOfOthers(
-        results,
-        options.labels,
-        options.images,
-        maker,
-        options.output,
-        common.structures(options.structure),
-        options.coverage,
-    )
-    with show.Steps("measuring", len(labelled_cases(wanted))) as step:
-        bundle, stated = bundle_of_results(wanted, step)
-    labels = {segment.number: segment.label for segment in bundle.segments}
-    statements = {str(maker): summary_of(stated, labels)}
-    show.statements_table(statements)
-    show.line(f"written into {options.output}")
-    show.line(
-        f"next: monai-unet dicomize --labels LABELS --source SERIES --algorithm {shlex.quote(str(maker))} --bundle "
-        f"{shlex.quote(str(options.output))} --output OUT"
-    )
-    return {"bundle": str(options.output), "sha256": bundle.sha256, "statements": statements}, EXIT_DONE
 
 
 def _own_settings(options: flags.Calibrate) -> "InferenceSetting | None":
@@ -118,7 +59,7 @@ def _own_settings(options: flags.Calibrate) -> "InferenceSetting | None":
             f"{options.engine} in {options.precision} is held against torch whenever it is loaded, so what was fitted holds "
             "for it; leave --engine out, or give --precision bfloat16"
         )
-    beside = _given(options, ("folds", "tta", "form", "tidy"))
+    beside = given(options, ("folds", "tta", "form", "tidy"))
     if settings.own_key and beside:
         raise UsageError(
             f"--precision {options.precision} fits the numbers of the form that the bundle has, for its own network; leave "

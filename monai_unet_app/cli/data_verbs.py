@@ -1,12 +1,12 @@
 """The verbs about data: inspect, convert, dicomize, regions."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from monai_unet_app.cli import common, flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
+from monai_unet_app.cli.results_of_others import show_label_results
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def dicomize(options: flags.Dicomize) -> Answer:
 
 
 _OF_SOURCE = (
-    "algorithm", "manual", "structure", "format", "seg_encoding", "uncoded", "looked_at", "deliver_rejected",
+    "algorithm", "manual", "structure", "probabilities", "format", "seg_encoding", "uncoded", "looked_at", "deliver_rejected",
     "series", "channels", "time_point", "resample_gaps", "resample_tilt", "accept_incomplete",
 )  # fmt: skip
 
@@ -196,48 +196,10 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
             options.looked_at,
             statements,
             options.deliver_rejected,
+            probabilities=options.probabilities,
         )
     )
-    return made, _show_label_results(made, options, source)
-
-
-def _show_label_results(made: dict[str, Any], options: flags.Dicomize, source: Path) -> int:
-    """Shows what became of the labels, and gives the exit code: of rejected ones nothing but the record was written."""
-    from monai_unet_app.data.case_files import first_names
-
-    result = made["result"]
-    judged = result["assessment"] is not None
-    cells = [(str(row["number"]), row["label"], show.size(row)) for row in result["structures"]]
-    if judged:
-        gate = [show.gate(row) for row in result["structures"]]
-        show.print_table(
-            ("number", show.folded("structure"), "size", "gate"),
-            [(*row, one) for row, one in zip(cells, gate, strict=True)],
-        )
-        show.reasons_list([result])
-    else:
-        show.print_table(("number", show.folded("structure"), "size"), cells)
-    if made["empty"]:
-        show.line(f"{len(made['empty'])} structure(s) without a voxel are not written: {first_names(made['empty'])}")
-    if made["unknown"]:
-        show.line(
-            f"{len(made['unknown'])} value(s) are left out, of which --bundle says nothing: {first_names(made['unknown'])}"
-        )
-    checked = (
-        "they follow the edges of the image" if made["edges"] == "follow" else "edges of the image could not check them"
-    )
-    show.line(f"labels {made['placed']}; {checked}; a label file does not say of whom it is: look at the result")
-    show.wrote(options.output / name for name in (*result["files"].values(), f"{result['case']}_result.json"))
-    if judged and result["assessment"]["verdict"] == "reject":
-        show.line(f"rejected: {'; '.join(result['assessment']['reasons'])}")
-        if not options.deliver_rejected:
-            show.line("only the record was written; --deliver-rejected writes the objects all the same")
-            return EXIT_REFUSED
-    place = f"{options.output}/{result['case']}_result.json"
-    show.line(
-        f"next: monai-unet review --result {shlex.quote(place)} --input {shlex.quote(str(source))} --output review"
-    )
-    return EXIT_DONE
+    return made, show_label_results(made, options, source)
 
 
 def regions(options: flags.Regions) -> Answer:

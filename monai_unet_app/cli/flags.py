@@ -183,6 +183,8 @@ class Dicomize(Labels, Reading):
         uncoded: write labels of --source although structures have no SNOMED CT code; a private code says so
         looked_at: somebody has seen that the labels lie right on --source; write them although edges of the image disagree
         deliver_rejected: write objects of labels of --source that the statements of --bundle reject
+        probabilities: of the labels of --source, where --bundle was fitted with probabilities: nnU-Net's .npz, or a file with
+            channels
         bundle: bundle whose segments.json names the label values; needed with --images and labels. One of calibrate --results
             also judges labels of --source
         output: gets one folder for each case; of --source the objects
@@ -199,6 +201,7 @@ class Dicomize(Labels, Reading):
     uncoded: bool = False
     looked_at: bool = False
     deliver_rejected: bool = False
+    probabilities: Annotated[Place | None, Flag(metavar="FILE")] = None
     bundle: str | None = None
     output: Place
     modality: Literal["MR", "CT"] = "MR"
@@ -360,7 +363,24 @@ class Train(Labels, Device, Network):
     tracking: Literal["tensorboard", "mlflow", "none"] | None = None
 
 
-class Calibrate(Cases, Engine):
+class Results(Options):
+    """Label files of another program, which are judged instead of a network.
+
+    Attributes:
+        results: label maps of another program, named as those in --labels; instead of a network. --images adds what edges tell
+        algorithm: of --results: the program and its version
+        structure: of --results: name of a label value (default: as a label table or a dataset.json beside the files says)
+        probabilities: of --results: folder of the program's probabilities, <case>.npz of nnU-Net, <case>.nii.gz with channels,
+            or <case>_<value>.nii.gz
+    """
+
+    results: Annotated[Place | None, Flag(metavar="RESULTS")] = None
+    algorithm: Annotated[Text | None, Flag(metavar="'NAME VERSION'")] = None
+    structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
+    probabilities: Annotated[Place | None, Flag(metavar="FOLDER")] = None
+
+
+class Calibrate(Results, Cases, Engine):
     """Flags of `calibrate`.
 
     Attributes:
@@ -378,18 +398,11 @@ class Calibrate(Cases, Engine):
         unchecked: keep a fit on fewer than 10 subjects, without the check on subjects that were left out
         coverage: coverage of intervals and bounds (default: 0.9)
         risk: part that a cautious mask may miss (default: 0.1)
-        results: label maps of another program, named as those in --labels; instead of --bundle and a network. --images adds
-            what edges tell
-        algorithm: of --results: the program and its version
-        structure: of --results: name of a label value (default: as a label table or a dataset.json beside the files says)
         unseen: of --results: you know that the program was not trained on these cases
         output: of --results: folder of the new bundle, which dicomize --labels takes
     """
 
     bundle: Text | None = None
-    results: Annotated[Place | None, Flag(metavar="RESULTS")] = None
-    algorithm: Annotated[Text | None, Flag(metavar="'NAME VERSION'")] = None
-    structure: Annotated[list[Text], repeated("VALUE=NAME")] = field(default_factory=list)
     unseen: bool = False
     output: Place | None = None
     partition: Literal["calibration", "test", "all"] | None = None
@@ -402,11 +415,11 @@ class Calibrate(Cases, Engine):
     risk: Share = 0.1
 
 
-class Evaluate(Cases, Engine, Cheaper):
+class Evaluate(Results, Cases, Engine, Cheaper):
     """Flags of `evaluate`.
 
     Attributes:
-        bundle: a name, a folder or a zip
+        bundle: a name, a folder or a zip; with --results one that calibrate --results wrote, or none
         partition: which cases of the plan (default: only those that the bundle has not seen)
         folds: all cases but the test cases, each by the network of the fold that tests it
         output: folder for the report
@@ -416,7 +429,7 @@ class Evaluate(Cases, Engine, Cheaper):
         evaluation: with --into-bundle: folder of an evaluation of the bundle; nothing is measured
     """
 
-    bundle: Text
+    bundle: Text | None = None
     partition: Literal["train", "selection", "calibration", "test", "all"] | None = None
     folds: bool = False
     elsewhere: bool = False
@@ -498,6 +511,7 @@ class Predict(Reading, Device, Bits, Cheaper):
             10:45,0:60,5:40; it is background elsewhere
         memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
         resume: leave cases alone whose results of the same image, bundle, engine and flags are in --output
+        trust: with a bundle that starts a program of somebody else: you know who made it, and want the program to be started
     """
 
     bundle: Text
@@ -521,3 +535,4 @@ class Predict(Reading, Device, Bits, Cheaper):
     box: Annotated[BoxSides | None, Flag(metavar="BOX")] = None
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
     resume: bool = False
+    trust: bool = False

@@ -20,6 +20,7 @@ from monai_unet_app.machine_memory import peak_bytes
 
 if TYPE_CHECKING:
     from monai_unet_app.calibration.form_comparison import FormScore
+    from monai_unet_app.evaluate.evaluation import Evaluated
 
 out = Console(emoji=False)  # ":x:" in a file name stays as it is
 err = Console(emoji=False, stderr=True)
@@ -143,6 +144,15 @@ def paragraph(text: str) -> None:
         out.print(f"  {part}", markup=False, highlight=False, soft_wrap=True)
 
 
+def evaluation(done: "Evaluated") -> dict[str, Any]:
+    """Shows what an evaluation has found, and gives the answer of the verb."""
+    metrics_table(done.metrics)
+    wrote(done.files)
+    problems_list(done.problems)
+    files = [str(file) for file in done.files]
+    return {"metrics": dict(done.metrics), "files": files, "problems": list(done.problems)}
+
+
 _SEVERAL = 2.0  # parts of a structure, on average
 
 
@@ -152,12 +162,13 @@ def metrics_table(metrics: Any) -> None:
 
     headings = {key: score.terminal for score in SCORES if score.terminal for key in score.keys if key in metrics}
     rows = [[key, *_mean_cells(metrics[key], "mean")] for key in headings]
-    rows += [[f"{key} (top label)", *_mean_cells(metrics[key], "top_label")] for key in ("ece", "ece_band")]
+    errors = {key: heading for key, heading in {"ece": "ECE", "ece_band": "band"}.items() if key in metrics}
+    rows += [[f"{key} (top label)", *_mean_cells(metrics[key], "top_label")] for key in errors]
     parts = metrics["components"]
     if (parts["truth"]["mean"] or 0) >= _SEVERAL:  # of one part, the quality of parts says what Dice says
         rows.append(["panoptic_quality", *_mean_cells(parts["panoptic_quality"], "mean")])
     print_table((Column(name, no_wrap=True) for name in ("score", "mean", "95 % interval")), rows)
-    headings |= {"ece": "ECE", "ece_band": "band"}
+    headings |= errors
     _classes_table({heading: metrics[key]["per_class"] for key, heading in headings.items()})
     if metrics["dice"]["mean_interval"] is None:
         line("no interval: at least six subjects are needed")

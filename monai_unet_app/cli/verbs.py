@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
 from monai_unet_app.cli.dicom_verbs import destination_of_site
+from monai_unet_app.cli.results_of_others import evaluate_results, given, predict_by_program, with_network
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -211,15 +212,18 @@ def evaluate(options: flags.Evaluate) -> Answer:
     """
     from monai_unet_app.config import PredictConfig, ResultSettings
 
+    if options.results is not None:
+        return evaluate_results(options, options.results)
+    named_bundle = with_network(options)
     if options.evaluation:
-        return _store_evaluation(options.evaluation, options)
+        return _store_evaluation(options.evaluation, named_bundle, options)
     assert options.output  # the parser requires --evaluation or --output
     common.check_folds_alone(options)
     common.check_elsewhere(options)
-    own, data = common.trained_bundle(options.bundle, by_folds=options.folds), common.labelled_cases(options)
+    own, data = common.trained_bundle(named_bundle, by_folds=options.folds), common.labelled_cases(options)
     overrides = common.cheaper(options, own)
     if options.into_bundle:
-        _check_takes_figures(options)
+        _check_takes_figures(named_bundle, options)
     common.check_writable(options.output)
     targets = _targets(options)  # before torch is imported
     from monai_unet_app.evaluate import choose_cases, choose_out_of_fold, evaluate_cases
@@ -243,15 +247,11 @@ def evaluate(options: flags.Evaluate) -> Answer:
             targets=targets,
             each=step.measured,
         )
-    show.metrics_table(evaluated.metrics)
-    show.wrote(evaluated.files)
-    show.problems_list(evaluated.problems)
-    files = [str(file) for file in evaluated.files]
-    answer = {"metrics": dict(evaluated.metrics), "files": files, "problems": list(evaluated.problems)}
+    answer = show.evaluation(evaluated)
     if options.into_bundle:
         stored = _write_into(bundle, read_measured(options.output, bundle))
-        answer |= stored | {"files": files + stored["files"]}
-    elif Path(options.bundle).is_dir():
+        answer |= stored | {"files": answer["files"] + stored["files"]}
+    elif Path(named_bundle).is_dir():
         with suppress(InputRefusedError):
             check_held_out(subjects, chosen.folds, bundle, options.source)
             read_measured(options.output, bundle)
@@ -290,20 +290,20 @@ def _predict_command(bundle: "Bundle", files: str | list[str], options: flags.Ev
     return common.next_command("predict", bundle.root, options, more)
 
 
-def _store_evaluation(evaluation: Path, options: flags.Evaluate) -> Answer:
+def _store_evaluation(evaluation: Path, bundle_name: str, options: flags.Evaluate) -> Answer:
     """Writes the figures of an evaluation that is done into the bundle that it measured."""
     from monai_unet_app.bundle_folder import bundle_files
 
-    given = {entry.name for entry in fields(options) if getattr(options, entry.name) != entry.default}
-    idle = sorted(f"--{name.replace('_', '-')}" for name in given - {"json", "bundle", "evaluation", "into_bundle"})
+    names = {entry.name for entry in fields(options)} - {"json", "bundle", "evaluation", "into_bundle"}
+    idle = sorted(f"--{name}" for name in given(options, sorted(names)))
     if idle or not options.into_bundle:
         raise UsageError(
             f"--evaluation {evaluation} is measured already; it needs --into-bundle, and nothing more than --bundle; "
             + (f"leave {', '.join(idle)} out" if idle else "give --into-bundle")
         )
-    files = bundle_files(options.bundle)
+    files = bundle_files(bundle_name)
     _ = files.sha256  # without any weights there are no figures of it
-    _check_takes_figures(options)
+    _check_takes_figures(bundle_name, options)
     from monai_unet_app.report.card import check_held_out, read_measured
 
     stored = read_measured(evaluation, files)
@@ -312,14 +312,14 @@ def _store_evaluation(evaluation: Path, options: flags.Evaluate) -> Answer:
     return _write_into(bundle, stored), EXIT_DONE
 
 
-def _check_takes_figures(options: flags.Evaluate) -> None:
-    common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")
+def _check_takes_figures(bundle_name: str, options: flags.Evaluate) -> None:
+    common.check_bundle_folder(bundle_name, "its metadata and card are rewritten")
     if options.precision != "float32" or options.overlap is not None or options.fast:
         raise UsageError(
             "--into-bundle writes what a bundle does as it is, in float32; leave it out, or --precision, --overlap and --fast"
         )
     for folder in ("configs", "docs"):
-        common.check_writable(Path(options.bundle) / folder)
+        common.check_writable(Path(bundle_name) / folder)
 
 
 def _write_into(bundle: "Bundle", evaluation: "StoredEvaluation") -> dict[str, Any]:
@@ -345,7 +345,10 @@ def predict(options: flags.Predict) -> Answer:
     from monai_unet_app.cohort import check_flags, predict_cases
     from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
     from monai_unet_app.data.case_files import find_images, named_series
+    from monai_unet_app.external import external_bundle
 
+    if program := external_bundle(options.bundle):
+        return predict_by_program(options, program)
     formats, left_out = _formats(options, planar=False)
     outputs = OutputConfig(**common.set_fields(options, OutputConfig) | formats)
     settings = ResultSettings(tta=options.tta, elsewhere=options.elsewhere, box=options.box)
@@ -353,6 +356,10 @@ def predict(options: flags.Predict) -> Answer:
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; its results would be cases the next time; name another folder"
+        )
+    if options.trust:
+        raise UsageError(
+            f"--trust is about a program that a bundle starts, and {options.bundle} has a network; leave it out"
         )
     own = common.trained_bundle(options.bundle)
     overrides = common.cheaper(options, own)

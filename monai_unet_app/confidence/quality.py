@@ -28,6 +28,9 @@ SOUND = "sound"
 FINE, USELESS = 0.65, 0.5
 """Predicted Dice from which on a result is accepted, and below which it is rejected."""
 
+KEPT = 0.95
+"""Part of the people whose sound label files are accepted, unless a useless Dice is predicted. Gates of networks take FINE."""
+
 NEAR = 0.05
 """A result is taken for one of a sound image if its predicted Dice is no farther below the mean of sound images."""
 
@@ -65,7 +68,7 @@ class Grade:
         dice: Predicted Dice, 0 to 1.
         is_shown: Whether `dice` tells better from worse; where it does not, `at_least` holds all the same.
         at_least: The true Dice is at least this with the gate's coverage.
-        verdict: accept: `dice` is FINE or more; reject: it is below USELESS; review: between.
+        verdict: accept: `dice` is the gate's `accept_from` or more; reject: it is below USELESS; review: between.
         reasons: In words, why the structure is not accepted; empty where it is.
     """
 
@@ -92,6 +95,7 @@ class QualityGate(JsonDocument):
         samples: Number of results that it was fitted on.
         fine: Predicts the Dice of results of sound images; None in a gate that predicts all by `weights`.
         features: Names of the features that it looks at.
+        accept_from: Predicted Dice from which on a label file is accepted; None for FINE.
     """
 
     centre: Mapping[int, tuple[float, ...]]
@@ -103,6 +107,7 @@ class QualityGate(JsonDocument):
     samples: int
     fine: FineDice | None = None
     features: tuple[str, ...] = FEATURES
+    accept_from: float | None = None
 
     @classmethod
     def fit(
@@ -137,7 +142,8 @@ class QualityGate(JsonDocument):
         fine, other = (
             _margin([pair for pair in predicted if (pair[1] >= FINE) == is_fine], coverage) for is_fine in (True, False)
         )
-        return replace(whole, margins=(fine, other), subjects=len(subjects), samples=len(samples))
+        line = _accept_from(predicted) if whole.is_of_labels else None
+        return replace(whole, margins=(fine, other), subjects=len(subjects), samples=len(samples), accept_from=line)
 
     def _fitted(self, samples: Sequence[Sample], fine_features: Sequence[str]) -> "QualityGate":
         centre, spread = {}, {}
@@ -212,7 +218,7 @@ class QualityGate(JsonDocument):
             return Grade(0.0, 0.0, "review", ("too few results that the gate was fitted to have it",))
         dice, is_shown = self._predicted(structure, features)
         at_least = max(0.0, dice - self.margins[0 if dice >= FINE else 1])
-        if dice >= FINE:
+        if dice >= (self.accept_from or FINE):
             return Grade(dice, at_least, "accept", (), is_shown)
         verdict: GateVerdict = "reject" if dice < USELESS else "review"
         return Grade(dice, at_least, verdict, self._reasons(structure, features), is_shown)
@@ -260,6 +266,20 @@ def _margin(predicted: Sequence[tuple[Sample, float]], coverage: float) -> float
     """The most by which predictions for subjects left out were too high, with the coverage; 1 with too few such subjects."""
     excesses = [dice - sample.dice for sample, dice in predicted]
     return min(1.0, max(0.0, conformal_quantile(excesses, [sample.subject for sample, _ in predicted], coverage)))
+
+
+def _accept_from(predicted: Sequence[tuple[Sample, float]]) -> float:
+    """The predicted Dice that the worst structure of a new person's sound result reaches with the probability KEPT.
+
+    Never above FINE or below USELESS. With too few people for KEPT: as many as their number allows, all of them.
+    """
+    worst: dict[str, float] = {}
+    for sample, dice in predicted:
+        if sample.kind == SOUND:
+            worst[sample.subject] = min(dice, worst.get(sample.subject, 1.0))
+    part = min(KEPT, len(worst) / (len(worst) + 1))
+    line = -conformal_quantile([-dice for dice in worst.values()], list(worst), part)
+    return float(np.clip(line, USELESS, FINE))
 
 
 def _text(name: str, value: float) -> str:

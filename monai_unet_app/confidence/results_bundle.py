@@ -4,17 +4,35 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai_unet_app.bundle_folder import CONFIDENCE, RESULTS, BundleFiles, bundle_root, kind_of
-from monai_unet_app.errors import BundleError
+import numpy as np
 
+from dicom_io.segmentation import Segmentation
+from dicom_io.volume import Volume
+from monai_unet_app.bundle_folder import (
+    CONFIDENCE,
+    EXTERNAL,
+    RESULTS,
+    BundleFiles,
+    bundle_root,
+    kind_of,
+)
+from monai_unet_app.data.digest import place_among
+from monai_unet_app.data.probability_files import tempered
+from monai_unet_app.errors import BundleError, InputRefusedError
+
+from .assessment import Assessment, assess
+from .label_features import features_of_image
 from .statements import STATEMENTS, Confidence
 
 SEGMENTS = "configs/segments.json"
+TEMPERATURE = "configs/temperature.json"
+FITTED_ON = "configs/fitted_on.json"
+"""The cases that its statements were fitted to, and the fingerprint of the image of each."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +79,43 @@ class ResultsBundle(BundleFiles):
         """Hex digest of the files that its statements are in, and of what they are about."""
         digest = hashlib.sha256(json.dumps([str(self.program), self.values]).encode())
         with self._needed():
-            for name in (SEGMENTS, CONFIDENCE):
+            for name in self._digested:
                 digest.update((self.root / name).read_bytes())
         return digest.hexdigest()
+
+    @property
+    def _digested(self) -> tuple[str, ...]:
+        return SEGMENTS, CONFIDENCE, *([TEMPERATURE] if (self.root / TEMPERATURE).is_file() else [])
+
+    @cached_property
+    def temperature(self) -> float | None:
+        """By what it divides the logarithms of the program's probabilities; None if it was fitted to labels alone."""
+        if not (self.root / TEMPERATURE).is_file():
+            return None
+        with self._needed():
+            return float(json.loads((self.root / TEMPERATURE).read_text())["temperature"])
+
+    def calibrated(self, segmentation: Segmentation) -> Segmentation:
+        """The result of one image with its probabilities calibrated.
+
+        Raises:
+            InputRefusedError: It has probabilities and the bundle was fitted without, or the other way round.
+        """
+        if (segmentation.probabilities is None) != (self.temperature is None):
+            was, has = ("with", "has none") if self.temperature else ("without", "has them")
+            raise InputRefusedError(
+                f"{self.name} was fitted {was} probabilities, and the result {has}; what is stated holds for the same kind of "
+                f"files; {'give' if self.temperature else 'leave out'} --probabilities"
+            )
+        if segmentation.probabilities is None or self.temperature is None:
+            return segmentation
+        return replace(segmentation, probabilities=tempered(np.asarray(segmentation.probabilities), self.temperature))
+
+    def has_seen(self, image: Volume) -> bool:
+        """Whether it was fitted to a result of this image, mirrored or not. Raises BundleError if its record is damaged."""
+        with self._needed():
+            cases = json.loads((self.root / FITTED_ON).read_text())["cases"].values()
+            return place_among(image, (case["image"] for case in cases)) is not None
 
     @contextmanager
     def _needed(self) -> Iterator[None]:
@@ -97,6 +149,13 @@ class ResultsBundle(BundleFiles):
         reason = f"{self.name} was fitted to results of {self.program}, these are of {program}"
         return Confidence(why_not=dict.fromkeys(STATEMENTS, reason))
 
+    def assessed(self, segmentation: Segmentation, program: Program) -> Assessment:
+        """What is stated of the labels of one image by a program. Raises BundleError as `confidence_about`."""
+        confidence = self.confidence_about(program)
+        features = features_of_image(segmentation.image) if confidence.shift else None
+        assessment = assess(confidence, segmentation, features)
+        return replace(assessment, overridden=program.sha256 != self.program.sha256)
+
     def fitted_to(self, program: Program) -> Mapping[str, str]:
         """What its statements depend on: the structures with their label values, and the program."""
         names = json.dumps([list(self.structure_names), self.values])
@@ -110,7 +169,7 @@ def results_bundle(name: str | Path) -> ResultsBundle | None:
         UsageError, BundleError: As `bundle_files`.
     """
     root = bundle_root(str(name))
-    return ResultsBundle(root) if kind_of(root) == RESULTS else None
+    return ResultsBundle(root) if kind_of(root) in (RESULTS, EXTERNAL) else None
 
 
 def metadata_of(program: Program, values: list[int], subjects: int, cases: int) -> dict[str, Any]:

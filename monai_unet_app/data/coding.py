@@ -81,6 +81,12 @@ def totalsegmentator_structures() -> dict[str, StatedStructure]:
     }
 
 
+def structure_named(name: str, program: str) -> StatedStructure:
+    """What a program means by the name of a structure: TotalSegmentator's classes have the codes of its own table."""
+    own = totalsegmentator_structures() if program.lower() == "totalsegmentator" else {}
+    return own.get(name) or StatedStructure(name)
+
+
 _FURTHER = ("modifier", "region", "region_modifier")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from monai_unet_app.bundle import Bundle, SeenCase, load_bundle
+from monai_unet_app.confidence.results_bundle import ResultsBundle
 from monai_unet_app.data.case_files import CaseFiles, Row, find_data
 from monai_unet_app.data.cases import data_row, subjects_of
 from monai_unet_app.data.read import read_volume
@@ -13,6 +14,8 @@ from monai_unet_app.data.rules import check_channel_names
 from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
+
+from .label_folders import LabelFolders
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,27 @@ def choose_out_of_fold(bundle: Bundle, cases: Sequence[CaseFiles]) -> LabelledCa
     names = ", ".join(str(fold.fold) for fold in bundle.folds)
     note = f"{len(rows)} of {len(cases)} case(s) out of fold: each by the network that has not seen it (folds {names})"
     return LabelledCases(rows, note=note, folds=folds)
+
+
+def choose_results(folders: LabelFolders, model: ResultsBundle | None, *, seen: bool) -> LabelledCases:
+    """Label files to measure. Those of images that `model` was fitted to, and of the same people, are taken on request only.
+
+    Raises:
+        InputRefusedError: No case is left.
+    """
+    fitted = [row["subject"] for row in folders.rows if model and model.has_seen(read_volume(row["image"]))]
+    made_with = {row["id"]: "calibration" for row in folders.rows if row["subject"] in fitted}
+    rows = [row for row in folders.rows if seen or row["id"] not in made_with]
+    note = f"{len(rows)} of {len(folders.rows)} result(s) of {folders.program}"
+    if model and made_with:
+        note += f"; {model.name} was fitted to {len(made_with)} of them" + ("" if seen else ", which are left out")
+    elif model and folders.images is None:
+        note += f"; whether {model.name} was fitted to them is known by the label files alone"
+    elif model:
+        note += f"; {model.name} was fitted to none of them"
+    if not rows:
+        raise InputRefusedError(f"{note}: no case is left; give other cases, or --partition all to take them as well")
+    return LabelledCases(rows, note=note, made_with=made_with if seen else {})
 
 
 def cases_of_partition(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> Sequence[Row]:

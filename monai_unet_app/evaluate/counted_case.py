@@ -1,17 +1,15 @@
-"""One labelled case that is measured while its probabilities come slab by slab."""
+"""One labelled case that is measured while its probabilities, if it has any, come slab by slab."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.segmentation import Segmentation
-from monai_unet_app.bundle import Bundle
 from monai_unet_app.confidence import statement_audit
 from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.data.case_files import Row
 from monai_unet_app.metrics.boxes import Box
 from monai_unet_app.metrics.case_scores import CaseArrays, CaseCounter
-
-from .reference import counted_voxels, evaluation_plan
+from monai_unet_app.metrics.plan import EvaluationPlan
 
 WHOLE_GRID: Box = (slice(None), slice(None), slice(None))
 
@@ -19,12 +17,15 @@ WHOLE_GRID: Box = (slice(None), slice(None), slice(None))
 class CountedCase:
     """A labelled case whose probabilities come slab by slab, each voxel in one slab; `CaseLog.add` takes it when all have come.
 
+    By a plan without probabilities it is complete from the start.
+
     Args:
         row: The case, {"id", "subject", "image", "label"}.
         truth: The reference.
         predicted: The labels on the same image; its probabilities are not read.
-        bundle: The bundle that predicted them.
-        assessment: What the bundle stated about the result; None if nothing is held against the truth.
+        plan: What is measured.
+        assessment: What was stated about the result; None if nothing is held against the truth.
+        counted: Shape (I, J, K): the voxels that count; None for all.
     """
 
     def __init__(
@@ -32,12 +33,12 @@ class CountedCase:
         row: Row,
         truth: Segmentation,
         predicted: Segmentation,
-        bundle: Bundle,
+        plan: EvaluationPlan,
         assessment: Assessment | None = None,
+        counted: NDArray[np.bool_] | None = None,
     ) -> None:
         self.row, self.truth, self.predicted, self.assessment = row, truth, predicted, assessment
-        image = truth.image
-        counted, flat = counted_voxels(row, image, bundle), image.without_flat_axis
+        image, flat = truth.image, truth.image.without_flat_axis
         numbers = truth.objects, predicted.objects
         self.complete = counted is None or bool(counted.all())
         case = CaseArrays(
@@ -51,7 +52,7 @@ class CountedCase:
             valid=None if counted is None else flat(counted),
             objects=None if numbers[0] is None or numbers[1] is None else (flat(numbers[0]), flat(numbers[1])),
         )
-        self.counter = CaseCounter(case, evaluation_plan(bundle))
+        self.counter = CaseCounter(case, plan)
         self.missed = statement_audit.missed_voxels(assessment, case.truth) if assessment else None
 
     def add(

@@ -5,7 +5,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,19 @@ import numpy as np
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
+from dicom_io.coding import Segment
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
+from monai_unet_app.confidence.results_bundle import ResultsBundle
 from monai_unet_app.confidence.statement_audit import Outcome, StructureTruth, missed_parts, summarise_statements
 from monai_unet_app.confidence.statements import read_confidence
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import PredictConfig, ResultSettings
 from monai_unet_app.data.case_files import Row
+from monai_unet_app.data.coding import named_segment, structure_named
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, NoRoomError
 from monai_unet_app.gathering import decided, on_volume
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.pipeline import segment_case, settings_of
 from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases
@@ -31,7 +35,8 @@ from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 from .case_selection import LabelledCases, Networks
 from .counted_case import WHOLE_GRID, CountedCase
 from .inference_cost import InferenceCost
-from .reference import evaluation_plan, read_reference, reference_segmentation
+from .label_folders import LabelFolders
+from .reference import counted_voxels, evaluation_plan, read_reference, reference_segmentation
 
 
 @dataclass(frozen=True)
@@ -84,17 +89,46 @@ class StoredLabels:
         return truth, predicted
 
 
+@dataclass(frozen=True)
+class ResultsOf:
+    """Whose results are measured, and how.
+
+    Attributes:
+        name: Of the bundle, or of another program.
+        version: Its version.
+        sha256: Of what the results, and what is stated of them, follow from.
+        segments: The meaning of the structures, in the order of their numbers.
+        plan: What is measured.
+        targets: Its own; may be empty.
+        settings: What its results were computed with.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    segments: tuple[Segment, ...]
+    plan: EvaluationPlan
+    targets: tuple[Target, ...] = ()
+    settings: ResultSettings = field(default_factory=ResultSettings)
+
+    @classmethod
+    def of(cls, bundle: Bundle, run: PredictConfig | None = None) -> "ResultsOf":
+        """Of the network of a bundle. Raises BundleError as `targets_of`."""
+        plan, settings = evaluation_plan(bundle), settings_of(run or PredictConfig(), bundle)
+        known = bundle.name, bundle.version, bundle.sha256, bundle.segments
+        return cls(*known, plan, targets_of(bundle), settings)
+
+
 class CaseLog:
     """Scores of the cases so far, and the labels of each for the report's pictures.
 
-    `run` is that of the predictions. `targets` are those of a file; None takes the bundle's own targets or, if it has none, the
-    usual targets.
+    `targets` are those of a file; None takes its own targets or, if there are none, the usual targets.
     """
 
-    def __init__(self, bundle: Bundle, targets: Bounds | None = None, run: PredictConfig | None = None) -> None:
-        self.bundle, self.run = bundle, run or PredictConfig()
-        self.targets, self.targets_from = _targets(bundle, targets)
-        self.evaluation = Evaluation(evaluation_plan(bundle))
+    def __init__(self, results_of: ResultsOf, targets: Bounds | None = None) -> None:
+        self.results_of = results_of
+        self.targets, self.targets_from = _targets(results_of, targets)
+        self.evaluation = Evaluation(results_of.plan)
         self.rows: list[Row] = []
         self.labels = StoredLabels()
         self.outcomes: dict[str, Outcome] = {}
@@ -116,7 +150,7 @@ class CaseLog:
     def _statements(self) -> Mapping[str, Any] | None:
         if not self.outcomes:
             return None
-        labels = {segment.number: segment.label for segment in self.bundle.segments}
+        labels = {segment.number: segment.label for segment in self.results_of.segments}
         outcomes = list(self.outcomes.values())
         return summarise_statements(outcomes, outcomes[-1].assessment.confidence, labels)
 
@@ -135,20 +169,20 @@ class CaseLog:
             not_measured: Cases that could not be measured.
             inference: From `InferenceCost.document`, if it was measured.
         """
-        bundle = self.bundle
+        measured = self.results_of
         report = EvaluationReport(
             self.evaluation,
             MeasuredOn(
-                bundle.name,
-                bundle.version,
-                bundle.sha256,
+                measured.name,
+                measured.version,
+                measured.sha256,
                 data.name,
                 dataset_sha256(self.rows),
                 data.note,
                 not_measured,
                 data.seen,
                 data.folds,
-                settings=settings_of(self.run, bundle),
+                settings=measured.settings,
             ),
             pictures=self._pictures(),
             targets=self.targets,
@@ -179,13 +213,15 @@ def targets_of(bundle: Bundle) -> tuple[Target, ...]:
         raise BundleError(f"{bundle.name}: `targets` in metadata.json cannot be used: {error}") from error
 
 
-def _targets(bundle: Bundle, bounds: Bounds | None) -> tuple[tuple[Target, ...], str]:
+def _targets(results_of: ResultsOf, bounds: Bounds | None) -> tuple[tuple[Target, ...], str]:
     """The targets, and where they come from."""
+    plan = results_of.plan
     if bounds is not None:
-        return as_targets(bounds, bundle.structure_names), "the targets given for this evaluation"
-    if own := targets_of(bundle):
-        return own, "the bundle's own"
-    return as_targets(USUAL, bundle.structure_names), "the usual targets; the bundle has no targets of its own"
+        return as_targets(bounds, plan.class_names), "the targets given for this evaluation"
+    if results_of.targets:
+        return results_of.targets, "the bundle's own"
+    usual = {name: ends for name, ends in USUAL.items() if plan.probabilities or name not in ("ece", "ece_band")}
+    return as_targets(usual, plan.class_names), "the usual targets; the bundle has no targets of its own"
 
 
 def evaluate_cases(
@@ -211,9 +247,13 @@ def evaluate_cases(
         InputRefusedError: No case could be measured; or as `read_confidence`.
         NoRoomError: Memory or disk are short for a case.
     """
-    log, problems, networks = CaseLog(bundle, targets, run), dict[str, str](), Networks(bundle, data.folds)
-    if log.run.settings.elsewhere:
-        read_confidence(bundle, settings_of(log.run, bundle))  # raises before an image is read
+    log, problems, networks = (
+        CaseLog(ResultsOf.of(bundle, run), targets),
+        dict[str, str](),
+        Networks(bundle, data.folds),
+    )
+    if log.results_of.settings.elsewhere:
+        read_confidence(bundle, log.results_of.settings)  # raises before an image is read
     cost = InferenceCost()
     for row in data.rows:
         try:
@@ -229,15 +269,81 @@ def evaluate_cases(
             each(row["id"], None)
             continue
         cost.add(row["id"], case)
-        counted = CountedCase(row, truth, case.segmentation, bundle, case.assessment)
+        voxels = counted_voxels(row, volume, bundle)
+        counted = CountedCase(row, truth, case.segmentation, log.results_of.plan, case.assessment, voxels)
         for box, probabilities, uncalibrated in case.second_look():
             counted.add(box, probabilities, uncalibrated)
         each(row["id"], log.add(counted))
+    inference = cost.document(networks.of(log.rows[0])) if log.rows else None
+    return _written(log, data, output, problems, cost.seconds, inference)
+
+
+def evaluate_results(
+    folders: LabelFolders,
+    chosen: LabelledCases,
+    model: ResultsBundle | None,
+    output: Path,
+    *,
+    targets: Bounds | None = None,
+    each: Callable[[str, float | None], None] = lambda case_id, dice: None,
+) -> Evaluated:
+    """Measures the label files of another program, and what is stated of them; cases that cannot be measured are listed.
+
+    Args:
+        folders: The files.
+        chosen: The cases of `folders` to measure.
+        model: What the files are worth; it also says what their values mean. None measures them alone.
+        output: As in `evaluate_cases`.
+        targets: As in `evaluate_cases`.
+        each: As in `evaluate_cases`.
+
+    Raises:
+        InputRefusedError: No case could be measured, or nothing says what the values mean.
+        BundleError: As `ResultsBundle.confidence_about`.
+    """
+    program, problems = folders.program, dict[str, str]()
+    names = dict(zip(model.values, model.structure_names, strict=True)) if model else folders.names()
+    own = tuple(named_segment(n, structure_named(name, program.name)) for n, name in enumerate(names.values(), 1))
+    segments = model.segments if model else own
+    planar = read_volume(chosen.rows[0]["image"]).planar
+    given = folders.probabilities is not None
+    plan = EvaluationPlan(tuple(segment.label for segment in segments), planar=planar, probabilities=given)
+    log = CaseLog(ResultsOf(program.name, program.version, (model or program).sha256, segments, plan), targets)
+    for row in chosen.rows:
+        try:
+            case = folders.read(row, segments, list(names))
+            if case.result.image.planar != planar:
+                raise InputRefusedError(
+                    "one of the images is a picture and another a volume; cases of one kind are needed"
+                )
+            result = model.calibrated(case.result) if model else case.result
+        except InputRefusedError as error:  # as in `evaluate_cases`
+            problems[row["id"]] = str(error)
+            each(row["id"], None)
+            continue
+        assessment = model.assessed(result, program) if model else None
+        counted = CountedCase(row, case.truth, result, plan, assessment)
+        if given:
+            final, raw = (np.asarray(one.probabilities) for one in (result, case.result))
+            counted.add(WHOLE_GRID, final, raw if model else None)
+        each(row["id"], log.add(counted))
+    return _written(log, chosen, output, problems)
+
+
+def _written(
+    log: CaseLog,
+    data: LabelledCases,
+    output: Path,
+    problems: Mapping[str, str],
+    seconds: Mapping[str, float] = {},
+    inference: Mapping[str, Any] | None = None,
+) -> Evaluated:
+    """The files of an evaluation. Raises InputRefusedError if no case was measured."""
     sentences = tuple(f"{case}: {problem}" for case, problem in problems.items())
     if not log.rows:
         raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(sentences))
-    metrics, files = log.write(output, data, tuple(problems), cost.document(networks.of(log.rows[0])))
-    return Evaluated(metrics, files, sentences, cost.seconds, log.outcomes)
+    metrics, files = log.write(output, data, tuple(problems), inference)
+    return Evaluated(metrics, files, sentences, seconds, log.outcomes)
 
 
 class EvaluationHandler:
@@ -261,7 +367,7 @@ class EvaluationHandler:
     ) -> None:
         bundle = load_bundle(bundle_root)
         check_unseen(bundle, cases, [part for part in ("train", "selection", "calibration") if part != partition])
-        self.log = CaseLog(bundle)
+        self.bundle, self.log = bundle, CaseLog(ResultsOf.of(bundle))
         self.data = LabelledCases(cases, data_name, partition)
         self.output = Path(output)
 
@@ -273,7 +379,7 @@ class EvaluationHandler:
     def _add(self, engine: Engine) -> None:
         outputs: Any = engine.state.output
         batch: Any = engine.state.batch
-        bundle = self.log.bundle
+        bundle, plan = self.bundle, self.log.results_of.plan
         for output, inputs in zip(outputs, batch, strict=True):
             # The batch carries no id: the evaluator keeps the order of its data, so the next row belongs to this case.
             row = self.data.rows[len(self.log.rows)]
@@ -282,6 +388,7 @@ class EvaluationHandler:
             numbers, pred, prob = (on_volume(array, volume) for array in channels)
             labels = numbers[0] if len(numbers) == 1 else np.moveaxis(numbers, 0, -1)
             truth = reference_segmentation(labels, volume, bundle)
-            counted = CountedCase(row, truth, decided(volume, prob, pred, bundle), bundle)
+            voxels = counted_voxels(row, volume, bundle)
+            counted = CountedCase(row, truth, decided(volume, prob, pred, bundle), plan, counted=voxels)
             counted.add(WHOLE_GRID, prob)
             self.log.add(counted)

@@ -21,9 +21,9 @@ from monai.transforms import Compose, Invertd
 from torch import Tensor
 
 from monai_unet_app.inference.halo import halo_voxels
+from monai_unet_app.inference.kernels import OurKernels
 from monai_unet_app.inference.nnunet import ToSource
 from monai_unet_app.inference.spool import Rows
-from monai_unet_app.inference.thin import OurAverages
 from monai_unet_app.inference.way_back import Box, WayBack, way_back
 from monai_unet_app.inference.windows import shape_of, whole_box, within
 
@@ -89,8 +89,8 @@ class ResultSteps:
         return any(getattr(step, "needs", ()) for step in self.tidy)
 
     def probabilities(self, logits: Tensor, *, quick: bool = False) -> Tensor:
-        """Probabilities (C, *box) of logits (C, *box) on the working grid, which are used up; `quick` as in `OurAverages`."""
-        with OurAverages(quick=quick):
+        """Probabilities (C, *box) of logits (C, *box) on the working grid, which are used up; `quick` as in `OurKernels`."""
+        with OurKernels(quick=quick):
             return torch.as_tensor(Compose(list(self.probable))({"pred": logits})["pred"]).as_subclass(Tensor)
 
 
@@ -99,7 +99,7 @@ def whole_piece(logits: Tensor, item: Item, steps: ResultSteps, uncalibrated: Re
     outputs = []
     for chosen in (steps, uncalibrated) if uncalibrated else (steps,):
         run = Compose([*chosen.probable, *chosen.back, *chosen.decide])
-        with OurAverages():
+        with OurKernels():
             outputs.append(run({**item, "pred": logits.clone()}))
     raw = torch.as_tensor(outputs[1]["prob"]) if uncalibrated else None
     probabilities, decision = (torch.as_tensor(outputs[0][key]) for key in ("prob", "pred"))
@@ -132,7 +132,8 @@ def pieces(
             _on_source(store, needed, halo, chosen, back, box)
             for chosen in ((steps, uncalibrated) if uncalibrated else (steps,))
         ]
-        output = steps.repair({"pred": probabilities[0]})
+        with OurKernels():
+            output = steps.repair({"pred": probabilities[0]})
         raw = torch.as_tensor(uncalibrated.repair({"pred": probabilities[1]})["prob"]) if uncalibrated else None
         yield Piece(box, torch.as_tensor(output["prob"]), torch.as_tensor(output["pred"]), raw)
         del probabilities, output, raw  # the next windows run before the next piece

@@ -53,7 +53,7 @@ class CaseArrays:
             boolean, one mask for each named class.
         predicted: As `truth`: the labels that were delivered, after post-processing.
         probabilities: Shape (C, I, J, K), 0 to 1, calibrated if the bundle calibrates; the background first if the classes are
-            exclusive. None where a `CaseCounter` is given them slab by slab.
+            exclusive. None where a `CaseCounter` is given them slab by slab, or where there are none.
         spacing: Distance of neighbouring voxels along each axis: mm, or 1 for the pixels of a picture.
         voxel_size: Size of one voxel: millilitres (not the product of the spacing on a sheared grid), or 1 for a pixel.
         uncalibrated: Probabilities before calibration, same shape, or None.
@@ -128,7 +128,7 @@ class CaseScores:
         errors_before: The same before calibration; empty if that was not given.
         pixel_accuracy: Part of the counted voxels whose label is right, 0 to 1. Overlapping labels: part of the right answers
             among the answers for all labels and voxels.
-        expected_sizes: For each named class the sum of its probabilities times the size of a voxel.
+        expected_sizes: For each named class the sum of its probabilities times the size of a voxel; empty without these.
     """
 
     case_id: str
@@ -147,6 +147,10 @@ class CaseScores:
     def ece(self, population: str, row: int = TOP_LABEL) -> float:
         """Calibration error of this case alone in a population of the headlines; NaN where that is empty."""
         return expected_calibration_error(self.bins[population], row)
+
+    def expected_size(self, number: int) -> float:
+        """That of a named class, counted from 0; NaN without probabilities."""
+        return self.expected_sizes[number] if self.expected_sizes else math.nan
 
 
 class CaseCounter:
@@ -209,14 +213,15 @@ class CaseCounter:
 
     def scores(self) -> CaseScores:
         """Every score of the case. Raises ValueError unless each voxel was counted, before calibration all of them or none."""
-        case, plan, needed = self.case, self.plan, math.prod(self.grid)
+        case, plan = self.case, self.plan
+        needed = math.prod(self.grid) if plan.probabilities else 0
         if self._voxels["after"] != needed or self._voxels["before"] not in (0, needed):
             raise ValueError(
                 f"case {case.case_id} has probabilities of {self._voxels['after']} voxels, before calibration of "
                 f"{self._voxels['before']}; {needed} are needed, each voxel in one slab"
             )
         after, before = self.counts["after"], self.counts["before"]
-        probabilities = after[WHOLE].confidence.sum(axis=-1)
+        sums = after[WHOLE].confidence.sum(axis=-1) if plan.probabilities else None
         return CaseScores(
             case.case_id,
             case.subject,
@@ -225,7 +230,9 @@ class CaseCounter:
             _errors(after),
             _errors(before),
             _accuracy(self._truth, self._predicted, self._populations.valid),
-            tuple(case.voxel_size * float(probabilities[plan.row_of(n)]) for n in range(len(plan.class_names))),
+            ()
+            if sums is None
+            else tuple(case.voxel_size * float(sums[plan.row_of(n)]) for n in range(len(plan.class_names))),
         )
 
 

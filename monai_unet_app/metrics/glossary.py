@@ -17,6 +17,8 @@ def score_definitions(plan: EvaluationPlan) -> dict[str, str]:
         if score.definition:
             sentences[score.name] = score.definition
         sentences |= texts["after"].get(score.name, {})
+    if not plan.probabilities:
+        texts["last"] = {"components": texts["last"]["components"]}
     words = texts[plan.outputs.name]
     words |= {"plan": plan, "tolerances": ", ".join(plan.tolerance_names), "finest": f"1/{PARTS * plan.bins}"}
     return {name.format(plan=plan): text.format(**words) for name, text in (sentences | texts["last"]).items()}

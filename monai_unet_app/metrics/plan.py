@@ -42,6 +42,7 @@ class EvaluationPlan:
         centreline: Also take the Dice of centre-lines, for vessels and other thin structures.
         likely_above: Least probability of foreground, 0 to 1, above which a voxel is in the population "likely".
         box_margin: What the population "box" adds on every side to the box of the predicted foreground, in mm (pixels).
+        probabilities: Results have them. Without, as label files are, nothing is said of calibration.
 
     Raises:
         ValueError: A width, tolerance, probability or margin is out of its range, or a tolerance is there twice.
@@ -58,6 +59,7 @@ class EvaluationPlan:
     centreline: bool = False
     likely_above: float = 0.01
     box_margin: float = 10.0
+    probabilities: bool = True
 
     def __post_init__(self) -> None:
         # Names are counted, not numbers: two tolerances that print alike would share a key in the files.
@@ -103,14 +105,14 @@ class EvaluationPlan:
         return f"box_{self.box_margin:g}{self.units.length}"
 
     @property
-    def populations(self) -> tuple[str, str]:
-        """The two populations of the headlines `ece` and `ece_band`: the whole image and the band."""
-        return WHOLE, self.band
+    def populations(self) -> tuple[str, ...]:
+        """The two of the headlines `ece` and `ece_band`: the whole image and the band; none without probabilities."""
+        return (WHOLE, self.band) if self.probabilities else ()
 
     @property
-    def every_population(self) -> tuple[str, str, str, str]:
+    def every_population(self) -> tuple[str, ...]:
         """Names of all populations in which calibration is counted."""
-        return *self.populations, self.likely, self.box
+        return (*self.populations, self.likely, self.box) if self.probabilities else ()
 
     @property
     def channel_names(self) -> tuple[str, ...]:

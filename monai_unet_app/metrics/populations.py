@@ -4,6 +4,7 @@ Labels that are drawn from a model's own probabilities are calibrated by constru
 population here. In the population "truth or prediction" they are not, since it takes in missed voxels because they are missed.
 """
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,22 @@ class Populations:
         foreground: Shape (I, J, K) or (I, J). Valid voxels of any class, as predicted.
         spacing_mm: Distance of neighbouring voxels along each axis; 1 for pictures.
         valid: Same shape: voxels that count, or None for all. No population reaches beyond them.
-
-    Attributes:
-        band: Shape (I, J, K) or (I, J). The band around the predicted surface.
-        box: Same shape. In and around the box of the predicted foreground.
     """
 
     def __init__(self, plan: EvaluationPlan, foreground: Mask, spacing_mm: Spacing, valid: Mask | None = None) -> None:
         self.plan, self.valid = plan, valid
-        # The band has no surface at invalid voxels; the other populations are only cut there.
-        self.band = surface_band(foreground, spacing_mm, plan.band_width, valid=valid)
-        self.box = box_around(foreground, spacing_mm, plan.box_margin)
+        self._foreground, self._spacing_mm = foreground, spacing_mm
+
+    @cached_property
+    def band(self) -> Mask:
+        """Shape (I, J, K) or (I, J), boolean: the band around the predicted surface."""
+        # It has no surface at invalid voxels; the other populations are only cut there.
+        return surface_band(self._foreground, self._spacing_mm, self.plan.band_width, valid=self.valid)
+
+    @cached_property
+    def box(self) -> Mask:
+        """Same shape, boolean: in and around the box of the predicted foreground."""
+        return box_around(self._foreground, self._spacing_mm, self.plan.box_margin)
 
     def within(self, slab: Box, probabilities: NDArray[Any]) -> dict[str, Mask | None]:
         """A mask of the slab for each name of `plan.every_population`; None for every voxel of it.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import reliability, score_registry
 from .bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean, finite_or_none
 from .case_scores import CaseArrays, CaseCounter, CaseScores, Errors, merged
-from .plan import WHOLE, EvaluationPlan
+from .plan import EvaluationPlan
 from .reliability import CALIBRATION_ERRORS, TOP_LABEL, ReliabilityCounts, expected_gap
 from .score_registry import Floats, Read, means_of_rows, score_table
 
@@ -84,14 +84,17 @@ class Evaluation:
         part of any mean. `absent_cases` counts for each class the cases without a voxel of it; these score 1, as two empty
         masks do. If there are any, `present_only` in `dice` is the score without them.
 
-        `ece` and `ece_band` also hold `top_label` (the headline: top label, equal bins, pooled); their `per_class` is one class
-        against the rest, pooled. Intervals are None with fewer than `fewest_subjects` subjects.
+        Without probabilities there is no `ece`, `ece_band` and `calibration`. `ece` and `ece_band` also hold `top_label` (the
+        headline: top label, equal bins, pooled); their `per_class` is one class against the rest, pooled. Intervals are None
+        with fewer than `fewest_subjects` subjects.
         """
         plan, cases, how = self.plan, self.cases, how or Bootstrap()
         summary = _score_summary(plan, cases, how)
         accuracy = bootstrap_mean([case.pixel_accuracy for case in cases], [case.subject for case in cases], how)
         summary["pixel_accuracy"] = {"mean": finite_or_none(accuracy.value), "mean_interval": accuracy.interval}
-        for key, population in (("ece", WHOLE), ("ece_band", plan.band)):
+        if not plan.probabilities:
+            return summary
+        for key, population in zip(("ece", "ece_band"), plan.populations, strict=True):
             summary[key] = _ece_block(population, plan, cases, how)
         summary["calibration"] = _calibration_table(plan, self.counts, [case.errors for case in cases])
         if self.counts_before:

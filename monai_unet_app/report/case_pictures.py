@@ -89,8 +89,8 @@ def error_colours(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDA
     return colours
 
 
-def png(figure: Figure, dpi: int = 130) -> bytes:
-    """The figure as a PNG without metadata: no program, no date."""
+def png(figure: Figure, dpi: int = 130, *, compress_level: int = 4) -> bytes:
+    """The figure as a PNG without metadata: no program, no date. Level 1 takes half the time of 4, and 10 % more bytes."""
     stream = io.BytesIO()
     figure.savefig(
         stream,
@@ -98,7 +98,7 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
         dpi=dpi,
         facecolor=figure.get_facecolor(),
         metadata={"Software": None},
-        pil_kwargs={"compress_level": 4},  # a third of the time of the usual 6, and 4 % more bytes
+        pil_kwargs={"compress_level": compress_level},  # 4: a third of the time of the usual 6, and 4 % more bytes
     )
     return stream.getvalue()
 

@@ -1,6 +1,7 @@
 """Writes an evaluation: metrics.json for machines, cases.csv for tables, report.html and report.pdf for people."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -99,7 +100,8 @@ def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
     """A row for each class of a case, then the row "mean" of the case; an undefined figure is an empty field.
 
     `ece_whole` and `ece_band` are the errors of one class against the rest in the rows of classes, and of the top label in the
-    row "mean". A class without a voxel in any case has no scores here either, and is no part of the means.
+    row "mean"; they and the expected size are empty without probabilities. A class without a voxel in any case has no scores
+    here either, and is no part of the means.
     """
     somewhere = presence(cases, plan).any(axis=0)
     columns = {
@@ -107,7 +109,8 @@ def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
     }
     for side in ("truth", "predicted"):
         columns[f"{side}_size_{plan.units.size}"] = score_table(attrgetter(f"{side}_size"), cases, plan)
-    columns[f"expected_size_{plan.units.size}"] = np.array([case.expected_sizes for case in cases])
+    expected = [[case.expected_size(n) for n in range(len(plan.class_names))] for case in cases]
+    columns[f"expected_size_{plan.units.size}"] = np.array(expected)
     rows: list[Sequence[object]] = [("case", "subject", "class", *columns, "ece_whole", "ece_band")]
     means = np.array([means_of_rows(column) for column in columns.values()])
     for m, case in enumerate(cases):
@@ -118,7 +121,8 @@ def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
 
 
 def _row(case: CaseScores, name: str, scores: list[float], row: int, plan: EvaluationPlan) -> Sequence[object]:
-    return case.case_id, case.subject, name, *scores, *(case.ece(population, row) for population in plan.populations)
+    errors = [case.ece(population, row) for population in plan.populations] or [math.nan, math.nan]
+    return case.case_id, case.subject, name, *scores, *errors
 
 
 def _target_entry(target: Target, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def sections(report: EvaluationReport) -> list[Block]:
         *_all_cases(report),
         *_outlines(report),
         *_components(report),
-        *_calibration(report),
+        *(_calibration(report) if report.plan.probabilities else []),
         *(statement_blocks(report.statements) if report.statements else []),
         *_pictures(report),
         *_case_tables(report),
@@ -133,6 +133,7 @@ def _tiles(report: EvaluationReport) -> tuple[tuple[str, str, str], ...]:
     return tuple(
         (name, number(summary[key][part], digits), between(summary[key][f"{part}_interval"], digits) or "no interval")
         for name, key, part, digits in figures
+        if key in summary
     )
 
 
@@ -140,11 +141,11 @@ def _tiles(report: EvaluationReport) -> tuple[tuple[str, str, str], ...]:
 
 
 def _classes(report: EvaluationReport) -> list[Block]:
-    columns = _columns("classes", report.plan) | {"ece": ("ECE\nwhole", 4), "ece_band": ("ECE\nband", 4)}
-    note = (
-        f"Means over cases; below them the {percent(report.how.level)} interval, drawn by subject. ECE here is one class "
-        "against the rest, pooled over all cases; the figures above show the top label."
-    )
+    columns = _columns("classes", report.plan)
+    note = f"Means over cases; below them the {percent(report.how.level)} interval, drawn by subject."
+    if report.plan.probabilities:
+        columns |= {"ece": ("ECE\nwhole", 4), "ece_band": ("ECE\nband", 4)}
+        note += " ECE here is one class against the rest, pooled over all cases; the figures above show the top label."
     fewest = fewest_subjects(report.how.level)
     if report.subjects < fewest:
         note += (
@@ -386,8 +387,9 @@ def _case_table(cases: Iterable[CaseScores], report: EvaluationReport) -> Table:
         errors = ((case.ece(population), 4) for population in report.plan.populations)
         return case.case_id, case.subject, *(number(*figure) for figure in (*scores, *errors))
 
-    head = ("Case", "Subject", "Dice", "Boundary IoU", f"HD95 {report.plan.units.length}", "ECE whole", "ECE band")
-    return Table(head, tuple(row(case) for case in cases))
+    head = ("Case", "Subject", "Dice", "Boundary IoU", f"HD95 {report.plan.units.length}")
+    errors = ("ECE whole", "ECE band") if report.plan.probabilities else ()
+    return Table((*head, *errors), tuple(row(case) for case in cases))
 
 
 # --- where it comes from

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydicom.datadict import tag_for_keyword
 
@@ -30,10 +30,12 @@ _TEXTS = {
     "organization": "a name",
     "sha256": "the bundle's sha256",
     "export_sha256": "the sha256 of the export",
+    "path": "folders, separated by colons",
+    "home": "a folder",
 }
 """What each key with a text needs, for messages."""
 
-_Section = TypeVar("_Section", "NodeConfig", "HttpConfig", "Rule")
+_Section = TypeVar("_Section", "NodeConfig", "HttpConfig", "ExternalConfig", "Rule")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Rule:
         notice: Destinations that take captures get a notice of a series that was picked and not processed.
         reject_replaced: Reject the earlier version of a result at each destination that has got the later one and takes KO.
         allow_incomplete: Segment the present images of a series that lacks images by its own headers after `incomplete_s`.
+        network: none: a program that the bundle starts does not start where it could reach a network; any: it may.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Rule:
     reject_replaced: bool = True
     allow_incomplete: bool = False
     deliver_ungated: bool = False
+    network: Literal["none", "any"] = "none"
 
     @property
     def settings(self) -> ResultSettings:
@@ -184,6 +188,23 @@ class HttpConfig:
 
 
 @dataclass(frozen=True)
+class ExternalConfig:
+    """What programs find that the bundles of rules start.
+
+    Attributes:
+        path: Folders in which they are looked for, separated by colons.
+        home: Their home folder.
+        threads: They are told to use.
+        environment: Further environment variables.
+    """
+
+    path: str = "/usr/local/bin:/usr/bin:/bin"
+    home: str = "/nonexistent"
+    threads: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Site:
     """A whole site file; `http` is None for a site without an HTTP API."""
 
@@ -192,6 +213,7 @@ class Site:
     rules: tuple[Rule, ...]
     destinations: Mapping[str, Destination] = field(default_factory=dict)
     http: HttpConfig | None = None
+    external: ExternalConfig = field(default_factory=ExternalConfig)
 
     def rule(self, name: str) -> Rule | None:
         """The rule of that name; None if the site has no such rule, or no longer has it."""
@@ -235,6 +257,7 @@ def read_site(path: Path) -> Site:
             ),
             destinations_of(top, path),
             _http(top.part("http"), path.parent),
+            _section(top.part("external") or TomlTable({}, path.name), ExternalConfig, path.parent),
         )
         top.close()
         _check(site)
@@ -360,6 +383,15 @@ def _network(text: str, where: str) -> str:
         ) from error
 
 
+def _environment(table: TomlTable) -> dict[str, str]:
+    variables = table.table("environment") or {}
+    if wrong := [name for name, value in variables.items() if not isinstance(value, str)]:
+        raise UsageError(
+            f"{table.where}: environment has {wrong[0]} = {variables[wrong[0]]!r}; texts are needed; correct it"
+        )
+    return dict(variables)
+
+
 def _audit_key(table: TomlTable, folder: Path) -> Path | None:
     text = table.take("audit_key", str, "a path", "")
     return folder / text if text else None
@@ -408,5 +440,7 @@ _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "channels": _channels,
     "formats": lambda table, _: table.texts("formats", FORMATS) or Rule.formats,
     "destinations": lambda table, _: table.texts("destinations") or (),
+    "network": lambda table, _: _one_of(table, "network", ("none", "any")),
+    "environment": lambda table, _: _environment(table),
 }
 """Keys whose values need other checks than their type: key -> its value in a table, with paths relative to a folder."""

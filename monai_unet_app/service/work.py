@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
+from monai_unet_app.external import ExternalBundle, external_bundle
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
+from monai_unet_app.service.program_rules import ProgramRule, check_program_rule
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.site_file import Rule, Site, read_site
 from monai_unet_app.service.uploads import images_of
@@ -90,12 +92,25 @@ class Worker:
         self.site = site
         limit = _SHARE_OF_LIMIT * site.node.worker_gb * 1e9
         self.runs = {rule.name: PredictConfig(rule.settings, memory_limit=limit) for rule in site.rules}
-        self.bundles = {rule.name: _warm(rule, site.node.device, device) for rule in site.rules}
+        self.programs = {
+            rule.name: ProgramRule(rule, site, bundle, limit)
+            for rule in site.rules
+            if (bundle := external_bundle(rule.bundle))
+        }
+        for rule in site.rules:
+            if program := self.programs.get(rule.name):
+                check_program_rule(rule, site, program.bundle)
+                program.check_program()
+        self.networks = {
+            rule.name: _warm(rule, site.node.device, device) for rule in site.rules if rule.name not in self.programs
+        }
+        own = {name: program.bundle for name, program in self.programs.items()}
+        self.bundles: Mapping[str, Bundle | ExternalBundle] = {**self.networks, **own}
 
     @property
     def device(self) -> str:
         """Of the networks."""
-        return next((str(bundle.device) for bundle in self.bundles.values()), self.site.node.device)
+        return next((str(bundle.device) for bundle in self.networks.values()), self.site.node.device)
 
     def loaded(self) -> dict[str, dict[str, str]]:
         """Rule -> name, version and sha256 of its bundle."""
@@ -155,22 +170,11 @@ class Worker:
         name = f"{rule.name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
         earlier = task.earlier.get(f"{rule.name}/{uid}")
         try:
-            wanted = variants(rule, self.site)
-            fractional = any(profile.seg_encoding == "fractional" for profile in wanted.values())
-            keep: Keep = "probabilities" if rule.probabilities or fractional else "evidence"
-            case = self._segment(_read_volume(rule, uid, series), rule, keep)
-            for variant, profile in wanted.items():
-                _write_case(
-                    case,
-                    name,
-                    folder / name / variant,
-                    formats=rule.formats,
-                    probabilities=rule.probabilities,
-                    uncertainty=True,  # for the review page
-                    seg_encoding=profile.seg_encoding or "binary",
-                    empty_frames=profile.empty_frames,
-                    earlier_sr=earlier / variant / f"{name}_sr.dcm" if earlier else None,
-                )
+            wanted, volume = variants(rule, self.site), _read_volume(rule, uid, series)
+            if program := self.programs.get(rule.name):
+                verdict = program.write(volume, name, folder / name, wanted, earlier)
+            else:
+                verdict = self._write_variants(volume, name, folder / name, rule, wanted, earlier)
         except NoRoomError:
             raise
         except (AppError, DicomIoError) as error:
@@ -178,7 +182,28 @@ class Worker:
                 shutil.rmtree(folder / name)
             result = _not_processed(rule.name, uid, task.readable(error))
             return self._add_notice(result, rule, _parts(series, uid), task, folder / name)
-        return _new_result(rule, uid, task, folder / name, case)
+        return _new_result(rule, uid, task, folder / name, verdict)
+
+    def _write_variants(
+        self, volume: "Volume", name: str, folder: Path, rule: Rule, wanted: Mapping[str, Profile], earlier: Path | None
+    ) -> tuple[str, str]:
+        """Segments a series by the network of a rule, and writes it in each way; gives its verdict as `verdict_of`."""
+        fractional = any(profile.seg_encoding == "fractional" for profile in wanted.values())
+        keep: Keep = "probabilities" if rule.probabilities or fractional else "evidence"
+        case = self._segment(volume, rule, keep)
+        for variant, profile in wanted.items():
+            _write_case(
+                case,
+                name,
+                folder / variant,
+                formats=rule.formats,
+                probabilities=rule.probabilities,
+                uncertainty=True,  # for the review page
+                seg_encoding=profile.seg_encoding or "binary",
+                empty_frames=profile.empty_frames,
+                earlier_sr=earlier / variant / f"{name}_sr.dcm" if earlier else None,
+            )
+        return verdict_of(case)
 
     def _add_notice(
         self, result: NewResult, rule: Rule, parts: Sequence[SeriesRef], task: Task, folder: Path
@@ -212,6 +237,8 @@ class Worker:
         rule = self.site.rule(name)
         if rule is None:
             return _not_processed(name, "", "the site no longer has this rule")
+        if rule.name in self.programs:
+            return _not_processed(name, "", "its bundle starts a program, which takes no image that comes over HTTP")
         try:
             case = self._segment(image, rule)
             _write_case(case, name, folder / name, formats=("nifti",))
@@ -219,13 +246,13 @@ class Worker:
             raise
         except AppError as error:
             return _not_processed(name, "", task.readable(error))
-        return _new_result(rule, "", task, folder / name, case)
+        return _new_result(rule, "", task, folder / name, verdict_of(case))
 
     def _segment(self, source: "Path | Volume", rule: Rule, keep: "Keep" = "evidence") -> "Case":
         # torch comes with this import; the node imports this module too and must stay without it.
         from monai_unet_app.pipeline import segment_case
 
-        return segment_case(source, self.bundles[rule.name], self.runs[rule.name], keep=keep)
+        return segment_case(source, self.networks[rule.name], self.runs[rule.name], keep=keep)
 
 
 def _write_case(case: "Case", name: str, folder: Path, **options: Any) -> None:
@@ -348,9 +375,9 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _new_result(rule: Rule, series: str, task: Task, folder: Path, case: "Case") -> NewResult:
-    """The result of a case that was written to `folder`; `series` is empty for a NIfTI image."""
-    (verdict, reason), name = verdict_of(case), f"{task.output.name}/{folder.name}"
+def _new_result(rule: Rule, series: str, task: Task, folder: Path, judged: tuple[str, str]) -> NewResult:
+    """The result that was written to `folder`, with verdict and reasons; `series` is empty for a NIfTI image."""
+    (verdict, reason), name = judged, f"{task.output.name}/{folder.name}"
     state = state_of(verdict, hold_review=rule.hold_review)
     return NewResult(rule.name, series, name, state, verdict, reason, digest_of(folder))
 
@@ -388,7 +415,10 @@ def check_bundles(site: Site) -> None:
     from monai_unet_app.bundle_folder import bundle_files
 
     for rule in site.rules:
-        _check_rule(rule, bundle_files(rule.bundle))
+        if program := external_bundle(rule.bundle):
+            check_program_rule(rule, site, program)
+        else:
+            _check_rule(rule, bundle_files(rule.bundle))
 
 
 def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
-from phantoms import oblique_affine, write_mr_series
+from other_program import AFFINE_RAS, BY, NAMED, SUBJECTS, VALUES, case, write_cases
+from phantoms import write_mr_series
 from result_phantoms import dciodvfy_errors
 from scipy import ndimage
 from shell import Run, shell
@@ -19,47 +21,21 @@ from shell import Run, shell
 from dicom_io.coding import Segment
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import LPS_FROM_RAS, Provenance, Volume
-from monai_unet_app.calibration.label_statements import SPOILT, LabelCase, LabelObservations, moved, spoilt
+from monai_unet_app.calibration.label_statements import SPOILT, LabelObservations, moved, spoilt
 from monai_unet_app.confidence.assessment import assess
 from monai_unet_app.confidence.label_features import describe_labels, features_of_image
-from monai_unet_app.confidence.results_bundle import results_bundle
+from monai_unet_app.confidence.results_bundle import Program, results_bundle
 from monai_unet_app.data.schemas import validate
+from monai_unet_app.evaluate import LabelFolders, choose_results, evaluate_results
+from monai_unet_app.evaluate.label_folders import LabelCase
 
 run = pytest.fixture(shell)
-SHAPE, VALUES = (30, 26, 22), {3: "liver", 7: "spleen"}
-AFFINE_RAS = LPS_FROM_RAS @ oblique_affine((1.1, 0.9, 1.3))
-NAMED = [word for value, name in VALUES.items() for word in ("--structure", f"{value}={name}")]
-BY = ("--algorithm", "Segmenter 1.0")
-SUBJECTS = 24
-
-
-def case(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image, true labels and those of a program, whose masks are some percent too small; label values of VALUES."""
-    random = np.random.default_rng(seed)
-    places = np.indices(SHAPE).transpose(1, 2, 3, 0)
-    truth = np.zeros(SHAPE, np.uint8)
-    for value, middle, radii in ((3, (11, 12, 11), (6, 7, 5)), (7, (21, 15, 9), (4, 4, 5))):
-        away = (places - middle - random.uniform(-1, 1, 3)) / (np.array(radii) * random.uniform(0.92, 1.08))
-        truth[((away**2).sum(-1) < 1) & (truth == 0)] = value
-    image = np.select([truth == 3, truth == 7], [300.0, 420.0], 120.0) + places @ (1.0, 2.0, -1.0)
-    image = ndimage.gaussian_filter(image, 0.7) + random.normal(0, 12, SHAPE)
-    wobble = ndimage.gaussian_filter(random.normal(0, 1, SHAPE), 2) * 12  # of some tenths of a voxel
-    made = np.zeros_like(truth)
-    for value in VALUES:
-        depth = ndimage.distance_transform_edt(truth == value) - ndimage.distance_transform_edt(truth != value)
-        made[depth + wobble > 1.0] = value
-    return image.astype(np.int16), truth, made
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """images, labels and results of SUBJECTS people."""
-    root = tmp_path_factory.mktemp("program")
-    for seed in range(SUBJECTS):
-        for folder, array in zip(("images", "labels", "results"), case(seed), strict=True):
-            (root / folder).mkdir(exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array, AFFINE_RAS), root / f"{folder}/case{seed:02}.nii.gz")
-    return root
+    return write_cases(tmp_path_factory.mktemp("program"), range(SUBJECTS))
 
 
 def stated(run: Run, folders: Path, output: Path, *words: object) -> Path:
@@ -330,7 +306,7 @@ def test_a_structure_that_no_result_had_is_to_be_reviewed() -> None:
         (on_image(image, np.where(made == 3, made, 0), segments), on_image(image, truth, segments))
         for image, truth, made in map(case, range(20))
     ]
-    observed.collect((LabelCase(str(n), *pair) for n, pair in enumerate(cases)), 20)
+    observed.collect((LabelCase({"subject": str(n)}, *pair) for n, pair in enumerate(cases)), 20)
     confidence = observed.fitted()
     image, truth, _ = case(700)
     structures = assess(confidence, on_image(image, truth, segments), None).structures
@@ -386,8 +362,131 @@ def test_every_case_is_shown_with_every_fault_that_can_be_seen(edges: bool, faul
     cases = [
         [on_image(image, labels, segments) for labels in (made, truth)] for image, truth, made in map(case, range(3))
     ]
-    observed.collect((LabelCase(person, *pair) for person, pair in zip(people, cases, strict=True)), 3)
+    rows = [{"subject": person} for person in people]
+    observed.collect((LabelCase(row, *pair) for row, pair in zip(rows, cases, strict=True)), 3)
     for person in people:
         own = [sample for sample in observed.samples if sample.subject == person]
         assert {sample.kind for sample in own} == {"sound", *faults}
     assert [row.subject for row in observed.measured] == [person for person in people for _ in segments]
+
+
+@pytest.fixture(scope="module")
+def others(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images, labels and results of 16 other people, and of two that the model was fitted to, under other names."""
+    root = write_cases(tmp_path_factory.mktemp("others"), range(400, 416))
+    for known in ("case03", "case07"):
+        for folder in ("images", "labels", "results"):
+            shutil.copy(folders / folder / f"{known}.nii.gz", root / folder / f"again_{known}.nii.gz")
+    return root
+
+
+def overlap(first: NDArray, second: NDArray) -> float:
+    return 2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second))
+
+
+def files_of(root: Path, *, images: bool = True) -> tuple[object, ...]:
+    given = ("--images", root / "images") if images else ()
+    return ("--results", root / "results", "--labels", root / "labels", *given)
+
+
+def test_results_of_others_are_measured_as_those_of_a_network_and_what_is_stated_is_held_against_the_truth(
+    run: Run, model: Path, others: Path, tmp_path: Path
+) -> None:
+    answer = run("evaluate", *files_of(others), "--bundle", model, "--output", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert "16 of 18 result(s) of Segmenter 1.0; segmenter was fitted to 2 of them, which are left out" in answer.err
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    validate(metrics, "metrics")
+    wanted = {
+        name: np.mean([overlap(made == value, truth == value) for _, truth, made in map(case, range(400, 416))])
+        for value, name in ((3, "Liver"), (7, "Spleen"))
+    }
+    assert metrics["dice"]["per_class"] == pytest.approx(wanted)
+    assert metrics["bundle"]["name"] == "Segmenter"
+    assert metrics["data"]["cases"] == 16
+    assert not {"ece", "ece_band", "calibration"} & metrics.keys()
+    assert "ece" not in metrics["definitions"]
+    assert all("ECE" not in target["name"] for target in metrics["targets"])
+    stated = metrics["statements"]
+    assert stated["sizes"]["Liver"]["observed"] >= 0.8
+    assert stated["gate"]
+    assert stated["shift"]["cases"] == 16
+    report = (tmp_path / "out/report.html").read_text()
+    assert "Can the probabilities be trusted?" not in report
+    assert "Worst, median and best case" in report
+    assert "ECE" not in re.sub(r"base64,[^\"]*", "", report)
+    table = (tmp_path / "out/cases.csv").read_text().splitlines()
+    column = table[0].split(",").index("ece_whole")
+    assert {line.split(",")[column] for line in table[1:]} == {""}
+
+
+def test_cases_that_the_model_was_fitted_to_are_measured_on_request_and_said_to_be(
+    run: Run, model: Path, others: Path, tmp_path: Path
+) -> None:
+    words = ("--bundle", model, "--partition", "all", "--output", tmp_path / "out")
+    answer = run("evaluate", *files_of(others), *words)
+    assert answer.code == 0, answer.err
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["data"]["seen"] == {"calibration": 2}
+
+
+def test_results_are_compared_with_others_also_without_anything_fitted(run: Run, others: Path, tmp_path: Path) -> None:
+    worse = tmp_path / "worse"
+    shutil.copytree(others, worse)
+    for file in (worse / "results").iterdir():
+        stored = nibabel.load(file)
+        labels = np.asarray(stored.dataobj)
+        nibabel.save(nibabel.Nifti1Image(np.where(ndimage.binary_erosion(labels > 0), labels, 0), stored.affine), file)
+    for name, root in (("first", others), ("second", worse)):
+        answer = run("evaluate", *files_of(root), *BY, *NAMED, "--output", tmp_path / name)
+        assert answer.code == 0, answer.err
+    answer = run("compare", "--first", tmp_path / "first", "--second", tmp_path / "second", "--json")
+    assert answer.code == 0, answer.err
+    scores = {(row["score"], row["class"]): row for row in json.loads(answer.out)["scores"]}
+    assert scores["dice", "mean"]["word"] == "worse"
+    assert scores["ece_whole", "top label"]["difference"] is None
+    same = ("--first", tmp_path / "first", "--second", tmp_path / "first")
+    gated = run("compare", *same, "--fail-if-worse", "--json")
+    assert json.loads(gated.out)["outcome"] == "undecided"
+
+
+def test_a_result_that_cannot_be_placed_is_listed_and_the_others_are_measured(
+    run: Run, others: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "others"
+    shutil.copytree(others, root)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), AFFINE_RAS), root / "results/case402.nii.gz")
+    answer = run("evaluate", *files_of(root, images=False), *BY, *NAMED, "--output", tmp_path / "out", "--json")
+    assert answer.code == 3
+    about = json.loads((tmp_path / "out/metrics.json").read_text())["data"]
+    assert (about["not_measured"], about["cases"]) == (["case402"], 17)
+    assert "before the image does" in json.loads(answer.out)["problems"][0]
+
+
+def test_another_version_of_the_program_is_measured_and_nothing_is_stated_of_it(
+    model: Path, others: Path, tmp_path: Path
+) -> None:
+    bundle = results_bundle(model)
+    program = Program("Segmenter", "2.0")
+    folders = LabelFolders(others / "results", others / "labels", others / "images", program, VALUES)
+    chosen = choose_results(folders, bundle, seen=False)
+    metrics = evaluate_results(folders, chosen, bundle, tmp_path / "out").metrics
+    assert metrics["dice"]["mean"] > 0.5
+    outcomes = evaluate_results(folders, chosen, bundle, tmp_path / "again").outcomes
+    assert {one.assessment.verdict for one in outcomes.values()} == {"review"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("--folds",), 2, "--folds is about a bundle with a network"),
+        (("--partition", "test"), 2, "--partition test is about a bundle with a network"),
+        (("--bundle", "hippocampus_mri_unet3d"), 2, "is a bundle with a network"),
+        ((), 3, "nothing says what the values in results mean"),
+    ],
+)
+def test_evaluate_refuses_what_label_files_have_not(
+    run: Run, others: Path, tmp_path: Path, words: tuple[str, ...], code: int, text: str
+) -> None:
+    answer = run("evaluate", *files_of(others), *BY, *words, "--output", tmp_path / "out")
+    assert (answer.code, text in answer.err) == (code, True), answer.err
+    assert not (tmp_path / "out").exists()

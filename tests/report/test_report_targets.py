@@ -14,7 +14,7 @@ from small_data import few_examples
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate.evaluation import CaseLog
+from monai_unet_app.evaluate.evaluation import CaseLog, ResultsOf
 from monai_unet_app.report.evaluation_report import Target
 from monai_unet_app.report.targets import OF_ALL_CLASSES, OF_EACH_CLASS, USUAL, as_targets, read_targets
 
@@ -121,9 +121,9 @@ def test_the_verb_refuses_a_bad_file_before_it_measures_anything(tmp_path, capsy
 
 def test_a_file_goes_before_the_bundles_own_targets_and_these_before_the_usual_ones(tiny_bundle):
     root = tiny_bundle()
-    given = CaseLog(load_bundle(root), {"recall": {"at_least": 0.5}})
+    given = CaseLog(ResultsOf.of(load_bundle(root)), {"recall": {"at_least": 0.5}})
     assert [target.path for target in given.targets] == [("recall", "mean")]
-    own = CaseLog(load_bundle(root))
+    own = CaseLog(ResultsOf.of(load_bundle(root)))
     assert [target.path for target in own.targets] == [
         ("dice", "mean"),
         ("ece", "top_label"),
@@ -131,7 +131,7 @@ def test_a_file_goes_before_the_bundles_own_targets_and_these_before_the_usual_o
     ]
     path = root / "configs/metadata.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "targets"}))
-    usual = CaseLog(load_bundle(root))
+    usual = CaseLog(ResultsOf.of(load_bundle(root)))
     assert usual.targets == as_targets(USUAL, ("Anterior hippocampus", "Posterior hippocampus"))
     assert "the bundle has no targets" in usual.targets_from
     assert own.targets_from == "the bundle's own"

@@ -1,4 +1,4 @@
-"""Averages over the neighbourhood of a voxel: of images that are thinner than it, which torch refuses, and quickly."""
+"""What a bundle asks of torch, answered where torch refuses (averages over more voxels than a thin image has) or is slow."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,8 +11,11 @@ from torch.overrides import TorchFunctionMode
 Sizes = int | tuple[int, ...]
 
 
-class OurAverages(TorchFunctionMode):
+class OurKernels(TorchFunctionMode):
     """Within it, `avg_pool3d` without counted padding takes thin images, too: the average is that of the voxels that there are.
+
+    `argmax` over channels gives the same answer in a tenth of the time on the CPU: torch looks at one voxel after the other,
+    and `max`, which also names the first of equal ones, at many.
 
     The calibration of a bundle is an expression of torch alone, which `monai.bundle run` evaluates as well; there torch ends
     with "input image smaller than kernel size".
@@ -29,9 +32,18 @@ class OurAverages(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is not F.avg_pool3d:
-            return func(*args, **(kwargs or {}))
-        return _averages(*args, quick=self.quick, **(kwargs or {}))
+        if func is F.avg_pool3d:
+            return _averages(*args, quick=self.quick, **(kwargs or {}))
+        if func in (torch.argmax, Tensor.argmax):
+            return _argmax(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _argmax(values: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """`torch.argmax`, arguments and all."""
+    if dim is None or type(values) is not Tensor or values.device.type != "cpu":
+        return torch.argmax(values, dim, keepdim)
+    return torch.max(values, dim, keepdim).indices
 
 
 def _averages(

@@ -15,7 +15,7 @@ from small_data import form_of, set_calibration
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.calibration.fit import CalibrationFit
-from monai_unet_app.inference.thin import OurAverages
+from monai_unet_app.inference.kernels import OurKernels
 from monai_unet_app.pipeline import segment_case
 
 each_axis = pytest.mark.parametrize("axis", [0, 1, 2])
@@ -32,7 +32,7 @@ def test_the_average_is_that_of_the_voxels_that_there_are(axis: int, size: int) 
     image = torch.rand(1, 3, *thin_shape(axis, size), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with pytest.raises(RuntimeError, match="smaller than kernel size"):
         F.avg_pool3d(image, 5, 1, 2, count_include_pad=False)
-    with OurAverages():
+    with OurKernels():
         averages = F.avg_pool3d(image, 5, 1, 2, count_include_pad=False)
     near = ndimage.uniform_filter(np.ones(image.shape[2:]), 5, mode="constant")
     expected = [ndimage.uniform_filter(channel.numpy(), 5, mode="constant") / near for channel in image[0]]
@@ -42,10 +42,10 @@ def test_the_average_is_that_of_the_voxels_that_there_are(axis: int, size: int) 
 def test_what_torch_accepts_gets_its_values_to_the_bit() -> None:
     image = torch.rand(1, 2, 5, 9, 6, generator=torch.Generator().manual_seed(2))
     for arguments in ({"count_include_pad": False}, {}, {"ceil_mode": True}):
-        with OurAverages():
+        with OurKernels():
             averages = F.avg_pool3d(image, (5, 3, 3), (1, 2, 1), (2, 1, 1), **arguments)
         assert torch.equal(averages, F.avg_pool3d(image, (5, 3, 3), (1, 2, 1), (2, 1, 1), **arguments))
-    with OurAverages(), pytest.raises(RuntimeError, match="smaller than kernel size"):
+    with OurKernels(), pytest.raises(RuntimeError, match="smaller than kernel size"):
         F.avg_pool3d(image, 7, 1, 3)  # zeros count: another average, and not one of ours
 
 
@@ -88,6 +88,6 @@ def test_quick_averages_are_the_same_to_rounding(shape: tuple[int, ...]) -> None
     wide = F.pad(image, [2] * 6)
     counts = F.pad(torch.ones_like(image), [2] * 6)
     sums = [F.avg_pool3d(values, 5, 1, 0, divisor_override=1) for values in (wide, counts)]
-    with OurAverages(quick=True):
+    with OurKernels(quick=True):
         averages = F.avg_pool3d(image, 5, 1, 2, count_include_pad=False)
     torch.testing.assert_close(averages, sums[0] / sums[1], atol=1e-6, rtol=0)

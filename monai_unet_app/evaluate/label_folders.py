@@ -1,0 +1,181 @@
+"""Folders of label files: those of another program and the true ones, case by case, on the grid of their images."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dicom_io.coding import Segment
+from dicom_io.segmentation import Segmentation
+from dicom_io.volume import Volume
+from monai_unet_app.confidence.results_bundle import Program
+from monai_unet_app.data.case_files import CaseFiles, Row, find_images, first_names
+from monai_unet_app.data.cases import subjects_of
+from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
+from monai_unet_app.data.nifti import label_table
+from monai_unet_app.data.placed_labels import numbered, placed_labels
+from monai_unet_app.data.probability_files import probability_files, read_probabilities
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError
+
+
+@dataclass(frozen=True)
+class LabelCase:
+    """The labels of one image by a program, and by the person whose labels count as true.
+
+    Attributes:
+        row: The case, {"id", "subject", "image", "label"}.
+        result: The program's, on their image; its voxels count only where there are images. With probabilities as they came.
+        truth: The true ones, on the same grid.
+    """
+
+    row: Row
+    result: Segmentation
+    truth: Segmentation
+
+    @property
+    def subject(self) -> str:
+        """The person that the image is of."""
+        return self.row["subject"]
+
+
+@dataclass(frozen=True)
+class LabelFolders:
+    """Label files of a program whose truth is known.
+
+    Attributes:
+        results: Folder of its label maps, named as the images.
+        labels: Folder of the true label maps, with the same names.
+        images: Folder of the images; None where they are not at hand.
+        program: Whose label maps they are.
+        named: Label value -> name; empty where a label table or a `dataset.json` beside the files says it.
+        probabilities: Folder of its probabilities, see `probability_files`; None where it gives none.
+    """
+
+    results: Path
+    labels: Path
+    images: Path | None
+    program: Program
+    named: Mapping[int, str] = field(default_factory=dict)
+    probabilities: Path | None = None
+
+    @cached_property
+    def facts(self) -> list[LabelFacts]:
+        """What every `dataset.json` beside the files says."""
+        folders = (self.results, self.labels, self.labels.parent)
+        return [facts for folder in folders if (facts := read_dataset_json(folder))]
+
+    @cached_property
+    def cases(self) -> list[CaseFiles]:
+        """The true labels with their images; the true labels alone where there are no images.
+
+        Raises:
+            InputRefusedError: A label file has no image or no result. Images without a label do not count.
+        """
+        labels = find_images(self.labels)
+        if absent := [case.id for case in labels if case.id not in self._results]:
+            raise InputRefusedError(
+                f"{self.results.name} lacks results of {len(absent)} of {len(labels)} labelled case(s) "
+                f"({first_names(absent)}); a file with the name of each is needed, since cases in which a program fails count, "
+                "too; add them"
+            )
+        if self.probabilities and (absent := [case.id for case in labels if case.id not in self._probabilities]):
+            raise InputRefusedError(
+                f"{self.probabilities.name} lacks probabilities of {len(absent)} of {len(labels)} labelled case(s) "
+                f"({first_names(absent)}); <case>.npz, <case>.nii.gz or <case>_<value>.nii.gz of each is needed; add them"
+            )
+        if self.images is None:
+            return labels
+        images = {case.id: case for case in find_images(self.images)}
+        # nnU-Net numbers the channels of an image; the first shows the edges
+        found = [(label, images.get(label.id) or images.get(f"{label.id}_0000")) for label in labels]
+        if absent := [label.id for label, image in found if image is None]:
+            raise InputRefusedError(
+                f"{self.images.name} lacks the image of {len(absent)} of {len(labels)} label file(s) ({first_names(absent)}); "
+                "one with the name of each is needed, or with _0000 behind it; add them, or leave --images out"
+            )
+        return [replace(image, id=label.id, label=label.image) for label, image in found if image is not None]
+
+    @cached_property
+    def subjects(self) -> dict[str, str]:
+        """Case id -> the person that it is of."""
+        return subjects_of(self.cases)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The cases as MONAI's data list; "image" is the true label map where there are no images."""
+        return [
+            {
+                "id": case.id,
+                "subject": self.subjects[case.id],
+                "image": str(case.image),
+                "label": str(case.label or case.image),
+            }
+            for case in self.cases
+        ]
+
+    @cached_property
+    def _results(self) -> dict[str, Path]:
+        """The program's file of each case."""
+        return {case.id: case.image for case in find_images(self.results)}
+
+    @cached_property
+    def _probabilities(self) -> dict[str, list[Path]]:
+        return probability_files(self.probabilities) if self.probabilities else {}
+
+    def names(self) -> dict[int, str]:
+        """Label value -> name, by value. Raises InputRefusedError where nothing says them, or a name stands for two."""
+        found = dict(self.named) or label_table(self._results[self.cases[0].id])
+        for facts in self.facts:
+            found = found or dict(facts.names)
+        if not found:
+            raise InputRefusedError(
+                f"nothing says what the values in {self.results.name} mean; name each by --structure VALUE=NAME, or put "
+                "nnU-Net's dataset.json beside the files"
+            )
+        if twice := [name for name, number in Counter(found.values()).items() if number > 1]:
+            raise InputRefusedError(
+                f"several values of {self.results.name} have the name {first_names(twice)}; one name for each is needed, since "
+                "tables and reports name structures by it; rename one"
+            )
+        return dict(sorted(found.items()))
+
+    def read(self, row: Row, segments: tuple[Segment, ...], values: Sequence[int]) -> LabelCase:
+        """One of the cases.
+
+        Args:
+            row: Of `rows`.
+            segments: Of the structures, in the order of their numbers.
+            values: The label value of each.
+
+        Raises:
+            InputRefusedError: A file is no label map of its image, or holds values that are not known.
+        """
+        image, file = read_volume(row["image"]), self._results[row["id"]]
+        result, truth = (self._segmentation(path, image, segments, values) for path in (file, Path(row["label"])))
+        if self.probabilities:
+            found = read_probabilities(self._probabilities[row["id"]], file, result.labels, image, values)
+            result = replace(result, probabilities=found)
+        return LabelCase(row, result, truth)
+
+    def _segmentation(
+        self, file: Path, image: Volume, segments: tuple[Segment, ...], values: Sequence[int]
+    ) -> Segmentation:
+        """The label map of a file on the grid of its image. Values without a name are refused, or left out on request."""
+        numbers, _ = placed_labels(file, image)
+        there = set(np.unique(numbers).tolist())
+        if {facts.ignored for facts in self.facts} & there:
+            raise InputRefusedError(
+                f"{file.name} holds the value that dataset.json calls ignored; cases in which every voxel has a class are "
+                "needed; leave this case out"
+            )
+        unknown = sorted(there - {0, *values})
+        if unknown and not self.named:
+            raise InputRefusedError(
+                f"{file.name} holds {len(unknown)} value(s) without a name ({first_names(list(map(str, unknown)))}); name "
+                "those that are to be judged by --structure VALUE=NAME; the others are then left out"
+            )
+        return Segmentation(image, numbered(numbers, values), segments)
