@@ -412,7 +412,7 @@ def test_statements_are_held_against_the_voxels_that_count(tiny_bundle: Callable
     stated = Confidence(risk=RiskStatement(0.1, {1: 0.5, 2: None}, 20))
     log = CaseLog(ResultsOf.of(bundle))
     truth, assessment = read_reference(row, volume, bundle), assess(stated, result, None)
-    counted = CountedCase(row, truth, result, log.results_of.plan, assessment)
+    counted = CountedCase(row, truth, result, log.results_of.plan, assessment, counted_voxels(row, volume, bundle))
     counted.add(WHOLE_GRID, p)
     log.add(counted)
     truth = marked == 1
