@@ -191,7 +191,7 @@ def _with_probabilities(segmentation: Segmentation, request: LabelRequest) -> Se
     if file is not None and stated is not None:
         found = read_probabilities([file], request.labels, segmentation.labels, segmentation.image, stated.values)
         segmentation = replace(segmentation, probabilities=found)
-    return stated.calibrated(segmentation) if stated else segmentation
+    return stated.calibrated(segmentation, request.maker) if stated else segmentation
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ def calibrate_results(options: flags.Calibrate, results: Path) -> Answer:
     show.line(
         f"next: monai-unet dicomize --labels LABELS --source SERIES --algorithm {shlex.quote(str(folders.program))} --bundle "
         f"{shlex.quote(str(options.output))} --output OUT"
+        + " --probabilities FILE"
+        * (folders.probabilities is not None)
     )
     return {"bundle": str(options.output), "sha256": bundle.sha256, "statements": statements}, EXIT_DONE
 
@@ -112,7 +114,7 @@ def evaluate_results(options: flags.Evaluate, results: Path) -> Answer:
     with show.Steps("evaluating", len(chosen.rows)) as step:
         done = evaluate.evaluate_results(folders, chosen, model, options.output, targets=targets, each=step.measured)
     answer = show.evaluation(done)
-    show.line(f"next: monai-unet compare {shlex.quote(str(options.output))} OTHER_EVALUATION")
+    show.line(f"next: monai-unet compare --first {shlex.quote(str(options.output))} --second OTHER_EVALUATION")
     return answer, EXIT_REFUSED if done.problems else EXIT_DONE
 
 
@@ -155,7 +157,8 @@ def predict_by_program(options: flags.Predict, bundle: "ExternalBundle") -> Answ
     )  # fmt: skip
     options.output.mkdir(parents=True, exist_ok=True)
     check_version(bundle, where, options.output)
-    image = read_volume(options.input, common.read_options(options))
+    reading = common.read_options(options)
+    image = read_volume(options.input, reading)
     show.say(f"{program} is running, for {command.seconds:g} s at most")
     began = time.perf_counter()
     with labels_of(image, bundle, where, options.output) as labels:
@@ -164,7 +167,7 @@ def predict_by_program(options: flags.Predict, bundle: "ExternalBundle") -> Answ
             LabelRequest(
                 labels, image, options.output, Maker(program.name, program.version),
                 formats=tuple(filter(None, (options.format or "seg").split(","))),
-                encoding=options.seg_encoding or "binary", uncoded=options.uncoded, statements=bundle,
+                encoding=options.seg_encoding or "binary", uncoded=options.uncoded, reading=reading, statements=bundle,
                 deliver_rejected=options.deliver_rejected, stem=case_id(options.input), seconds=seconds,
             )
         )  # fmt: skip

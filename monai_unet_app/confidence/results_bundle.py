@@ -95,8 +95,8 @@ class ResultsBundle(BundleFiles):
         with self._needed():
             return float(json.loads((self.root / TEMPERATURE).read_text())["temperature"])
 
-    def calibrated(self, segmentation: Segmentation) -> Segmentation:
-        """The result of one image with its probabilities calibrated.
+    def calibrated(self, segmentation: Segmentation, program: Program) -> Segmentation:
+        """The result of one image by a program, with calibrated probabilities; as it is if it was fitted to another program.
 
         Raises:
             InputRefusedError: It has probabilities and the bundle was fitted without, or the other way round.
@@ -107,15 +107,20 @@ class ResultsBundle(BundleFiles):
                 f"{self.name} was fitted {was} probabilities, and the result {has}; what is stated holds for the same kind of "
                 f"files; {'give' if self.temperature else 'leave out'} --probabilities"
             )
-        if segmentation.probabilities is None or self.temperature is None:
+        is_other = program.sha256 != self.program.sha256
+        if segmentation.probabilities is None or self.temperature is None or is_other:
             return segmentation
         return replace(segmentation, probabilities=tempered(np.asarray(segmentation.probabilities), self.temperature))
 
+    @cached_property
+    def _fingerprints(self) -> list[str]:
+        """Of the images that it was fitted to results of."""
+        with self._needed():
+            return [case["image"] for case in json.loads((self.root / FITTED_ON).read_text())["cases"].values()]
+
     def has_seen(self, image: Volume) -> bool:
         """Whether it was fitted to a result of this image, mirrored or not. Raises BundleError if its record is damaged."""
-        with self._needed():
-            cases = json.loads((self.root / FITTED_ON).read_text())["cases"].values()
-            return place_among(image, (case["image"] for case in cases)) is not None
+        return place_among(image, self._fingerprints) is not None
 
     @contextmanager
     def _needed(self) -> Iterator[None]:

@@ -316,7 +316,7 @@ def evaluate_results(
                 raise InputRefusedError(
                     "one of the images is a picture and another a volume; cases of one kind are needed"
                 )
-            result = model.calibrated(case.result) if model else case.result
+            result = model.calibrated(case.result, program) if model else case.result
         except InputRefusedError as error:  # as in `evaluate_cases`
             problems[row["id"]] = str(error)
             each(row["id"], None)

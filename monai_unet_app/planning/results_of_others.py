@@ -68,7 +68,7 @@ def bundle_of_results(
         def measured() -> Iterator[LabelCase]:
             for case in read():
                 seen[case.row["id"]] = {"subject": case.subject, "image": image_fingerprint(case.result.image)}
-                yield replace(case, result=bundle.calibrated(case.result))
+                yield replace(case, result=bundle.calibrated(case.result, program))
                 step(case.row["id"])
 
         observed = LabelObservations(folders.images is not None)
