@@ -191,7 +191,7 @@ class Peers:
         return torch.empty(0)
 
     def _heard(self) -> str:
-        line = self.process.stdout.readline().strip()
+        line = self.process.stdout.readline().rstrip("\n")
         if not line.startswith(HEARD):
             if self.process.poll() is not None:
                 raise SystemExit("the process of MONAI and nnU-Net ended")

@@ -18,7 +18,7 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.read import ReadOptions
 from dicom_io.segmentation import Segmentation
-from dicom_io.volume import Volume, number_type
+from dicom_io.volume import Volume
 from monai_unet_app import __version__
 from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.results_bundle import Program, ResultsBundle
@@ -27,13 +27,13 @@ from monai_unet_app.data.case_files import case_id, first_names
 from monai_unet_app.data.coding import named_segment, structure_named
 from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.nifti import label_table
-from monai_unet_app.data.placed_labels import numbered, placed_labels
+from monai_unet_app.data.placed_labels import numbered, placed_labels, placed_masks
 from monai_unet_app.data.probability_files import read_probabilities
-from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
-from monai_unet_app.metrics.boxes import Box, bounding_box
+from monai_unet_app.metrics.boxes import Box
 from monai_unet_app.result_files import (
     assessment_document,
     publish,
@@ -45,7 +45,6 @@ from monai_unet_app.result_files import (
 _ALONG = (
     dict.fromkeys("LR", "left to right") | dict.fromkeys("AP", "front to back") | dict.fromkeys("SI", "feet to head")
 )
-_MOST_OVERLAPPING = 2**32  # voxels of masks that share voxels
 NOT_JUDGED = "no quality gate has judged these labels"
 
 
@@ -156,8 +155,7 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
     names, present, stated = found.names, found.present, request.statements
     if not present:
         raise InputRefusedError(f"{request.labels.name} holds no structure: all its values are 0; nothing was written")
-    without = [str(value) for value in present if value not in names]
-    if without and not stated:
+    if not stated and (without := [str(value) for value in present if value not in names]):
         raise InputRefusedError(
             f"{request.labels.name} holds {len(without)} value(s) without a name ({first_names(without)}); name "
             "each by --structure VALUE=NAME, name a --bundle whose segments.json does, or put nnU-Net's dataset.json beside it"
@@ -180,7 +178,7 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
     made = _with_probabilities(Segmentation(source, found.numbered(values), segments), request)
     document = _written(request, source, made)
     empty = [name for value, name in names.items() if value not in values]
-    return {"result": document, "empty": empty, "unknown": without, "placed": found.placed, "edges": edges}
+    return {"result": document, "empty": empty, "unknown": list(found.unknown), "placed": found.placed, "edges": edges}
 
 
 def _with_probabilities(segmentation: Segmentation, request: LabelRequest) -> Segmentation:
@@ -203,12 +201,14 @@ class _Found:
         names: The name of each value, also of those without a voxel.
         placed: How they came onto the grid.
         masks: The box of each mask with its voxels, by its value, where masks share voxels; else empty.
+        unknown: Values, or names of masks, of which the statements say nothing.
     """
 
     numbers: NDArray[Any]
     names: Mapping[int, str]
     placed: str
     masks: Mapping[int, tuple[Box, NDArray[np.bool_]]] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
     @cached_property
     def present(self) -> list[int]:
@@ -229,57 +229,26 @@ class _Found:
 
 def _found(request: LabelRequest, source: Volume) -> _Found:
     """The labels of a file, or of a folder of masks."""
-    if request.labels.is_dir() and request.statements:
-        raise InputRefusedError(
-            f"{request.labels.name} is a folder of masks, and {request.statements.name} was fitted to label maps; one file "
-            "with a value for each structure is needed; write the masks into one, or leave --bundle out"
-        )
+    stated = request.statements
+    if stated and (request.names or request.segments):
+        raise UsageError(f"{stated.name} says what the label values mean; other names are not possible beside it")
     if request.labels.is_dir():
-        return _of_masks(request.labels, source)
+        masks = placed_masks(request.labels, source)
+        if stated is None:
+            return _Found(masks.numbers, masks.names, masks.placed, masks.boxes if masks.overlap else {})
+        numbers, unknown = masks.valued(stated.segments, stated.values, request.maker.name)
+        known = dict(zip(stated.values, stated.structure_names, strict=True))
+        return _Found(numbers, known, masks.placed, unknown=tuple(unknown))
     numbers, placed = placed_labels(request.labels, source)
-    if stated := request.statements:
-        if request.names or request.segments:
-            raise UsageError(f"{stated.name} says what the label values mean; other names are not possible beside it")
-        return _Found(numbers, dict(zip(stated.values, stated.structure_names, strict=True)), placed)
+    if stated:
+        known = dict(zip(stated.values, stated.structure_names, strict=True))
+        others = tuple(str(value) for value in np.unique(numbers).tolist() if value and value not in known)
+        return _Found(numbers, known, placed, unknown=others)
     told = dict(request.names) or {segment.number: segment.label for segment in request.segments}
     told = told or label_table(request.labels)
     if not told and (facts := read_dataset_json(request.labels.parent)):
         told = dict(facts.names)
     return _Found(numbers, told, placed)
-
-
-def _of_masks(folder: Path, source: Volume) -> _Found:
-    """The masks of a folder, one a structure, numbered in the order of their names; they may overlap."""
-    files = sorted(file for file in folder.iterdir() if has_ending(file, VOLUME_ENDINGS))
-    if not files:
-        raise InputRefusedError(
-            f"{folder.name} holds no mask; NIfTI, NRRD or MetaImage files are needed, each named as its structure"
-        )
-    numbers, how, overlap = np.zeros(source.shape, number_type(len(files)), order="F"), set[str](), False
-    masks = dict[int, tuple[Box, NDArray[np.bool_]]]()
-    for number, file in enumerate(files, 1):
-        mask, placed = placed_labels(file, source)
-        how.add(placed)
-        if (most := int(mask.max())) > 1:
-            raise InputRefusedError(
-                f"{file.name} holds values up to {most}; a mask has 0 and 1; name a label map by itself as --labels"
-            )
-        if not most:
-            continue
-        box = bounding_box(mask, (0, 0, 0))
-        assert box is not None
-        inside = mask[box] > 0
-        masks[number] = box, inside
-        free = inside & (numbers[box] == 0)
-        overlap = overlap or bool((free != inside).any())
-        numbers[box][free] = number
-    if overlap and len(masks) * numbers.size > _MOST_OVERLAPPING:
-        raise InputRefusedError(
-            f"{len(masks)} masks of {folder.name} overlap, and fill {len(masks) * numbers.size / 1e9:.0f} GB; at most "
-            f"{_MOST_OVERLAPPING / 1e9:.0f} GB are held in memory; write them by several calls"
-        )
-    names = {number: case_id(file) for number, file in enumerate(files, 1)}
-    return _Found(numbers, names, "; ".join(sorted(how)), masks if overlap else {})
 
 
 def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRequest) -> Segment:

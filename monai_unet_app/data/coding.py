@@ -87,6 +87,11 @@ def structure_named(name: str, program: str) -> StatedStructure:
     return own.get(name) or StatedStructure(name)
 
 
+def named_as(name: str, program: str) -> str:
+    """The SegmentLabel of a structure, by the name that a program gives it."""
+    return named_segment(1, structure_named(name, program)).label
+
+
 _FURTHER = ("modifier", "region", "region_modifier")
 
 

@@ -1,4 +1,8 @@
-"""Folders of label files: those of another program and the true ones, case by case, on the grid of their images."""
+"""Folders of label files: those of another program and the true ones, case by case, on the grid of their images.
+
+A case is a label map, or a folder of masks, as TotalSegmentator writes them: `CASE/liver.nii.gz` or
+`CASE/segmentations/liver.nii.gz`.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,14 +16,16 @@ from dicom_io.coding import Segment
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.confidence.results_bundle import Program
-from monai_unet_app.data.case_files import CaseFiles, Row, find_images, first_names
+from monai_unet_app.data.case_files import CaseFiles, Row, case_id, find_images, first_names
 from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
 from monai_unet_app.data.nifti import label_table
-from monai_unet_app.data.placed_labels import numbered, placed_labels
+from monai_unet_app.data.placed_labels import mask_files, numbered, placed_labels, placed_masks
 from monai_unet_app.data.probability_files import probability_files, read_probabilities
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
+
+_INNER = "segmentations"  # of a case of TotalSegmentator's data set
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class LabelFolders:
     """Label files of a program whose truth is known.
 
     Attributes:
-        results: Folder of its label maps, named as the images.
-        labels: Folder of the true label maps, with the same names.
+        results: Folder of its cases, named as the images.
+        labels: Folder of the true ones, with the same names.
         images: Folder of the images; None where they are not at hand.
         program: Whose label maps they are.
         named: Label value -> name; empty where a label table or a `dataset.json` beside the files says it.
@@ -75,7 +81,7 @@ class LabelFolders:
         Raises:
             InputRefusedError: A label file has no image or no result. Images without a label do not count.
         """
-        labels = find_images(self.labels)
+        labels = [CaseFiles(name, place) for name, place in _cases_in(self.labels).items()]
         if absent := [case.id for case in labels if case.id not in self._results]:
             raise InputRefusedError(
                 f"{self.results.name} lacks results of {len(absent)} of {len(labels)} labelled case(s) "
@@ -111,7 +117,7 @@ class LabelFolders:
             {
                 "id": case.id,
                 "subject": self.subjects[case.id],
-                "image": str(case.image),
+                "image": str(mask_files(case.image)[0] if case.label is None and case.image.is_dir() else case.image),
                 "label": str(case.label or case.image),
             }
             for case in self.cases
@@ -119,8 +125,8 @@ class LabelFolders:
 
     @cached_property
     def _results(self) -> dict[str, Path]:
-        """The program's file of each case."""
-        return {case.id: case.image for case in find_images(self.results)}
+        """The program's file, or folder of masks, of each case."""
+        return _cases_in(self.results)
 
     @cached_property
     def _probabilities(self) -> dict[str, list[Path]]:
@@ -128,7 +134,11 @@ class LabelFolders:
 
     def names(self) -> dict[int, str]:
         """Label value -> name, by value. Raises InputRefusedError where nothing says them, or a name stands for two."""
-        found = dict(self.named) or label_table(self._results[self.cases[0].id])
+        first, found = self._results[self.cases[0].id], dict(self.named)
+        if first.is_dir() and not found:
+            stems = {case_id(file) for case in self.cases for file in mask_files(self._results[case.id])}
+            found = dict(enumerate(sorted(stems), 1))
+        found = found or label_table(first)
         for facts in self.facts:
             found = found or dict(facts.names)
         if not found:
@@ -165,6 +175,9 @@ class LabelFolders:
         self, file: Path, image: Volume, segments: tuple[Segment, ...], values: Sequence[int]
     ) -> Segmentation:
         """The label map of a file on the grid of its image. Values without a name are refused, or left out on request."""
+        if file.is_dir():
+            numbers, _ = placed_masks(file, image).valued(segments, values, self.program.name)
+            return Segmentation(image, numbered(numbers, values), segments)
         numbers, _ = placed_labels(file, image)
         there = set(np.unique(numbers).tolist())
         if {facts.ignored for facts in self.facts} & there:
@@ -179,3 +192,13 @@ class LabelFolders:
                 "those that are to be judged by --structure VALUE=NAME; the others are then left out"
             )
         return Segmentation(image, numbered(numbers, values), segments)
+
+
+def _cases_in(folder: Path) -> dict[str, Path]:
+    """Case id -> its label map, or its folder of masks."""
+    if not folder.is_dir() or mask_files(folder):
+        return {case.id: case.image for case in find_images(folder)}
+    places = {place.name: place for place in sorted(folder.iterdir()) if place.is_dir()}
+    inner = {name: place / _INNER if (place / _INNER).is_dir() else place for name, place in places.items()}
+    masks = {name: place for name, place in inner.items() if mask_files(place)}
+    return masks or {case.id: case.image for case in find_images(folder)}

@@ -161,7 +161,7 @@ def test_new_labels_become_dicom_with_what_is_stated_of_them(run: Run, model: Pa
     assert any("nothing was found" in reason for reason in half["assessment"]["reasons"])
 
     masks = run("dicomize", "--labels", model / "configs", *BY, *files, "--output", tmp_path / "masks")
-    assert (masks.code, "is a folder of masks" in masks.err) == (3, True)
+    assert (masks.code, "holds no mask" in masks.err) == (3, True)
 
     # What is stated is part of what a result is: other statements, another report
     plain = ("--source", tmp_path / "series", "--format", "seg,sr", "--output", tmp_path / "plain")
@@ -490,3 +490,65 @@ def test_evaluate_refuses_what_label_files_have_not(
     answer = run("evaluate", *files_of(others), *BY, *words, "--output", tmp_path / "out")
     assert (answer.code, text in answer.err) == (code, True), answer.err
     assert not (tmp_path / "out").exists()
+
+
+def as_masks(labels: Path, folder: Path, names: dict[int, str] = VALUES) -> None:
+    """A label map as a folder with a mask for each structure."""
+    stored = nibabel.load(labels)
+    folder.mkdir(parents=True)
+    for value, name in names.items():
+        mask = (np.asarray(stored.dataobj) == value).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(mask, stored.affine), folder / f"{name}.nii.gz")
+
+
+def test_folders_of_masks_say_the_same_as_label_maps(run: Run, folders: Path, model: Path, tmp_path: Path) -> None:
+    for file in sorted((folders / "results").iterdir()):
+        as_masks(file, tmp_path / "results" / file.name.removesuffix(".nii.gz"))
+    files = ("--results", tmp_path / "results", "--labels", folders / "labels", "--images", folders / "images")
+    made = run("calibrate", *files, *BY, *NAMED, "--unseen", "--output", tmp_path / "model")
+    assert made.code == 0, made.err
+    both = [results_bundle(root) for root in (model, tmp_path / "model")]
+    assert both[0] is not None
+    assert both[1] is not None
+    assert both[0].sha256 == both[1].sha256
+
+    image, _, labels = case(450)
+    write_mr_series(tmp_path / "series", image + 1000, LPS_FROM_RAS @ AFFINE_RAS)
+    nibabel.save(nibabel.Nifti1Image(labels, AFFINE_RAS), tmp_path / "new.nii.gz")
+    as_masks(tmp_path / "new.nii.gz", tmp_path / "masks/new", VALUES | {1: "kidney_left"})
+    words = ("--source", tmp_path / "series", *BY, "--bundle", model, "--json")
+    rows = []
+    for name, place in (("map", tmp_path / "new.nii.gz"), ("masks", tmp_path / "masks/new")):
+        answer = run("dicomize", "--labels", place, *words, "--output", tmp_path / name)
+        assert answer.code == 0, answer.err
+        told = json.loads(answer.out)
+        rows.append((told["result"]["structures"], told["result"]["assessment"]["verdict"], told["unknown"]))
+    assert rows[0] == rows[1]
+
+
+def test_true_labels_may_be_folders_of_masks_too_and_other_masks_are_said(
+    run: Run, others: Path, tmp_path: Path
+) -> None:
+    for kind in ("results", "labels"):
+        for file in sorted((others / kind).iterdir()):
+            as_masks(file, tmp_path / kind / file.name.removesuffix(".nii.gz") / "segmentations")
+    files = ("--results", tmp_path / "results", "--labels", tmp_path / "labels")
+    answer = run("evaluate", *files, "--images", others / "images", *BY, "--output", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    maps = run("evaluate", *files_of(others), *BY, *NAMED, "--output", tmp_path / "maps")
+    assert maps.code == 0, maps.err
+    found, wanted = (json.loads((tmp_path / name / "metrics.json").read_text())["dice"] for name in ("out", "maps"))
+    assert found == wanted
+    alone = run("evaluate", *files, *BY, "--output", tmp_path / "alone")
+    assert alone.code == 0, alone.err
+
+
+def test_masks_that_share_voxels_have_no_statement(run: Run, model: Path, tmp_path: Path) -> None:
+    image, _, labels = case(451)
+    write_mr_series(tmp_path / "series", image + 1000, LPS_FROM_RAS @ AFFINE_RAS)
+    nibabel.save(nibabel.Nifti1Image(labels, AFFINE_RAS), tmp_path / "new.nii.gz")
+    as_masks(tmp_path / "new.nii.gz", tmp_path / "masks", {3: "liver", 7: "spleen"})
+    shutil.copy(tmp_path / "masks/liver.nii.gz", tmp_path / "masks/spleen.nii.gz")
+    words = ("--source", tmp_path / "series", *BY, "--bundle", model, "--output", tmp_path / "out")
+    answer = run("dicomize", "--labels", tmp_path / "masks", *words)
+    assert (answer.code, "share voxels" in answer.err) == (3, True), answer.err
