@@ -1,6 +1,6 @@
 """How long does one study take, warm and end to end: DICOM in, proven SEG and SR out? A photograph? A slice of 512 x 512?
 
-    python benchmarks/latency.py [--rounds 15] [--engine torch openvino] [--profile]
+    python benchmarks/latency.py [--rounds 15] [--engine torch openvino openvino:bfloat16] [--profile]
 
 - study: an example of a hippocampus as a DICOM series, to SEG and SR, by the shipped 3D bundle;
 - photograph: a made-up photograph of the eye of 999 x 960 pixels, to mask and overlay, by the shipped bundle of the retina;
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from claims import judged
 from PIL import Image
+from sliding_window import instructions
 
 from dicom_io.dicomize import dicomize
 from monai_unet_app.bundle import Bundle, load_bundle
@@ -52,7 +53,8 @@ def main() -> int:
     """Measures, and judges."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--engine", nargs="+", default=["torch", "openvino"])
+    low = ["openvino:bfloat16"] * bool({"avx512_bf16", "amx_bf16"} & set(instructions()))
+    parser.add_argument("--engine", nargs="+", default=["torch", "openvino", *low])
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +116,9 @@ def light_bundle(data: Path, folder: Path) -> Bundle:
 def run(source: Path, bundle: Bundle, formats: Sequence[str], engine: str, folder: Path) -> float:
     """Once, from the file to the proven result. Gives the seconds until the labels are there."""
     began = time.perf_counter()
-    case = segment_case(source, bundle, PredictConfig(ResultSettings(engine=engine)))
+    name, _, precision = engine.partition(":")
+    settings = ResultSettings(engine=name, precision=precision or ResultSettings.precision)
+    case = segment_case(source, bundle, PredictConfig(settings))
     labels = time.perf_counter() - began
     write_results(case, "case", OutputConfig(tuple(formats), deliver_rejected=True), folder)
     return labels

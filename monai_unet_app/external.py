@@ -79,8 +79,8 @@ class ExternalBundle(ResultsBundle):
         with self._needed():
             document = json.loads((self.root / COMMAND).read_text(encoding="utf-8"))
             validate(document, "external")
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
-            return Command(**{name: value for name, value in values.items() if name != "schema_version"})
+            words = {name: tuple(document.pop(name)) for name in ("words", "version_words")}
+            return Command(**words, **{name: value for name, value in document.items() if name != "schema_version"})
 
     @property
     def _digested(self) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ def test_masks_may_overlap(run: Run, series: Volume, tmp_path: Path, monkeypatch
     assert not dciodvfy_errors(seg)
     review = ("--result", tmp_path / "out/masks_result.json", "--input", tmp_path / "series")
     assert run("review", *review, "--output", tmp_path / "review").code == 0
-    monkeypatch.setattr("monai_unet_app.label_results._MOST_OVERLAPPING", 3 * number.size - 1)
+    monkeypatch.setattr("monai_unet_app.data.placed_labels._MOST_OVERLAPPING", 3 * number.size - 1)
     answer = labelled(run, tmp_path, tmp_path / "masks", *BY)
     assert (answer.code, "3 masks of masks overlap" in answer.err) == (3, True)
 

@@ -62,10 +62,8 @@ class LabelObservations:
         image, subject = case.result.image, case.subject
         pairs = zip(case.result.structures, case.truth.structures, strict=True)
         if (probabilities := case.result.probabilities) is not None:
-            whole = tuple(slice(0, n) for n in image.shape)
-            self.measured += statements.measure_structures(
-                subject, case.result, case.truth, [(whole, np.asarray(probabilities))]
-            )
+            whole = (slice(None), slice(None), slice(None)), np.asarray(probabilities)
+            self.measured += statements.measure_structures(subject, case.result, case.truth, [whole])
         else:
             self.measured += [
                 StructureMeasurement(subject, own.number, own.size, true.size, image.voxel_size, np.empty(0))

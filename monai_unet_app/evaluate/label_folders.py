@@ -45,7 +45,7 @@ class LabelCase:
     @property
     def subject(self) -> str:
         """The person that the image is of."""
-        return self.row["subject"]
+        return str(self.row["subject"])
 
 
 @dataclass(frozen=True)
