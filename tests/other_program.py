@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from fake_segmenter import segmented
 from numpy.typing import NDArray
 from phantoms import oblique_affine
 from scipy import ndimage
@@ -16,6 +19,7 @@ from dicom_io.volume import LPS_FROM_RAS
 SHAPE, VALUES = (30, 26, 22), {3: "liver", 7: "spleen"}
 AFFINE_RAS = LPS_FROM_RAS @ oblique_affine((1.1, 0.9, 1.3))
 NAMED = [word for value, name in VALUES.items() for word in ("--structure", f"{value}={name}")]
+PROGRAM = [sys.executable, str(Path(__file__).with_name("fake_segmenter.py"))]
 BY = ("--algorithm", "Segmenter 1.0")
 SUBJECTS = 24
 
@@ -45,3 +49,21 @@ def write_cases(root: Path, seeds: Iterable[int]) -> Path:
             (root / folder).mkdir(exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(array, AFFINE_RAS), root / f"{folder}/case{seed:02}.nii.gz")
     return root
+
+
+def program_bundle(root: Path) -> Path:
+    """A bundle of `kind: external` that starts `fake_segmenter.py`, fitted to its results of 24 people."""
+    from monai_unet_app.cli import main
+
+    for seed in range(24):
+        image, truth, _ = case(seed)
+        for folder, array in (("images", image), ("labels", truth), ("results", segmented(image))):
+            (root / folder).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, AFFINE_RAS), root / f"{folder}/case{seed:02}.nii.gz")
+    files = [word for name in ("results", "labels", "images") for word in (f"--{name}", str(root / name))]
+    assert main(["calibrate", *files, *BY, *NAMED, "--unseen", "--output", str(root / "model")]) == 0
+    started, version = (shlex.join([*PROGRAM, *more]) for more in (("{image}", "{output}"), ("--version",)))
+    words = ["--command", started, "--version-command", version]
+    limits = ["--time", "60s", "--memory", "4GB", "--disk", "50MB"]
+    assert main(["bundle", "external", str(root / "model"), *words, *limits, "--output", str(root / "segmenter")]) == 0
+    return root / "segmenter"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import sys
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from fake_segmenter import segmented
-from other_program import AFFINE_RAS, BY, NAMED, case
+from other_program import AFFINE_RAS, PROGRAM, case, program_bundle
 from phantoms import write_mr_series
 from result_phantoms import dciodvfy_errors
 from shell import Run, shell
@@ -26,7 +23,6 @@ from monai_unet_app.service.site_file import Site, read_site
 from monai_unet_app.service.work import Worker, check_bundles
 
 run = pytest.fixture(shell)
-PROGRAM = [sys.executable, str(REPOSITORY / "tests/fake_segmenter.py")]
 SITE = """
 [node]
 folder = "node"
@@ -52,21 +48,7 @@ ae_title = "PACS"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the program, fitted to its results of 24 people."""
-    from monai_unet_app.cli import main
-
-    root = tmp_path_factory.mktemp("external")
-    for seed in range(24):
-        image, truth, _ = case(seed)
-        for folder, array in (("images", image), ("labels", truth), ("results", segmented(image))):
-            (root / folder).mkdir(exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array, AFFINE_RAS), root / f"{folder}/case{seed:02}.nii.gz")
-    files = [word for name in ("results", "labels", "images") for word in (f"--{name}", str(root / name))]
-    assert main(["calibrate", *files, *BY, *NAMED, "--unseen", "--output", str(root / "model")]) == 0
-    started, version = (shlex.join([*PROGRAM, *more]) for more in (("{image}", "{output}"), ("--version",)))
-    words = ["--command", started, "--version-command", version]
-    limits = ["--time", "60s", "--memory", "4GB", "--disk", "50MB"]
-    assert main(["bundle", "external", str(root / "model"), *words, *limits, "--output", str(root / "segmenter")]) == 0
-    return root / "segmenter"
+    return program_bundle(tmp_path_factory.mktemp("external"))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from processes_of import marked
 
 from monai_unet_app.supervisor import MOST_LOG_BYTES, Ended, NotIsolatedError, Order, can_isolate, supervise
 
@@ -27,19 +28,6 @@ def mark() -> Iterator[str]:
     yield word
     for pid in marked(word):
         os.kill(pid, signal.SIGKILL)
-
-
-def marked(word: str) -> list[int]:
-    """Process ids of those that have a word among their arguments."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if word.encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
