@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import EXTERNAL, bundle_root, kind_of
 from monai_unet_app.confidence.results_bundle import ResultsBundle
@@ -183,7 +185,10 @@ def labels_of(image: Volume, bundle: ExternalBundle, where: Surroundings, folder
         raise InputRefusedError(f"{bundle.program} gets one volume of one channel; the image has another form")
     command = bundle.command
     with _places(folder) as (place, given):
-        source, output = write_nifti(image.array, image, given / "image.nii.gz"), place / command.output
+        with np.errstate(invalid="ignore"):  # of what is too large
+            whole = image.array.astype(np.int16)  # as most scanners store; it compresses in a fraction of the time
+        array = whole if np.array_equal(whole, image.array) else image.array
+        source, output = write_nifti(array, image, given / "image.nii.gz"), place / command.output
         ended, _ = _run(command.told(source, output), where, place, command.seconds, command.memory_gb, command.disk_gb)
         if ended.how == "absent":
             raise AppError(
