@@ -81,8 +81,9 @@ class ExternalBundle(ResultsBundle):
         with self._needed():
             document = json.loads((self.root / COMMAND).read_text(encoding="utf-8"))
             validate(document, "external")
-            words = {name: tuple(document.pop(name)) for name in ("words", "version_words")}
-            return Command(**words, **{name: value for name, value in document.items() if name != "schema_version"})
+            words, version_words = (tuple(document[name]) for name in ("words", "version_words"))
+            limits = {name: document[name] for name in ("output", "seconds", "memory_gb", "disk_gb")}
+            return Command(words, version_words, **limits)
 
     @property
     def _digested(self) -> tuple[str, ...]:
