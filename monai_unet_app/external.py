@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -219,16 +220,19 @@ def _run(
         raise AppError(f"{words[0]} is not started: what watches and ends a program needs Linux; run this on Linux")
     from monai_unet_app.supervisor import NotIsolatedError, Order, supervise
 
-    log = place.parent / "log"
+    log, short = place.parent / "log", Path(tempfile.gettempdir()) / f"external-{token_hex(4)}"
     limits = min(seconds, where.seconds), min(memory_gb * 1e9, where.memory_bytes), disk_gb * 1e9
-    order = Order(tuple(words), str(place), where.variables(place), str(log), *limits, isolated=where.isolated)
+    order = Order(tuple(words), str(place), where.variables(short), str(log), *limits, isolated=where.isolated)
     try:
+        short.symlink_to(place)  # programs make sockets in TMPDIR, whose names have at most 108 characters
         return supervise(order), log.read_text(encoding="utf-8", errors="replace")
     except NotIsolatedError as error:
         raise AppError(
             f"{words[0]} would run without a network of its own, since {error}; the rule asks for network = none; allow user "
             "namespaces on this machine, or write network = any"
         ) from error
+    finally:
+        short.unlink(missing_ok=True)
 
 
 def _why(ended: "Ended") -> str:
