@@ -27,7 +27,7 @@ from full_size import Scale, ct_series
 from measuring import REPOSITORY, measured
 from numpy.typing import NDArray
 
-from dicom_io.dicomize import dicomize
+from dicom_io.dicomize import ConversionOptions, dicomize
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg
 from dicom_io.validators import program
@@ -59,7 +59,7 @@ def example(options: argparse.Namespace, place: Path) -> list[bool]:
     """TotalSegmentator's own files."""
     data = options.data / "totalsegmentator_ct"
     series = dicomize(
-        read_volume(data / "example_ct_sm.nii.gz"), place / "example", case_id="one", modality="CT"
+        read_volume(data / "example_ct_sm.nii.gz"), place / "example", case_id="one", options=ConversionOptions("CT")
     ).series_folder
     stored = nibabel.load(data / "example_seg.nii.gz")  # its label table has the names
     values = np.asarray(stored.dataobj).astype(np.uint8)

@@ -137,15 +137,6 @@ BENCHMARKS = (
         note="Images hardly larger than a window, for which an overlap changes nothing; the bundle has two networks.",
     ),
     Benchmark(
-        "tradeoff_pictures",
-        "Time against quality, of pictures",
-        "--bundle retina_vessel_unet2d --data {data}/chase_db1_2d --label-suffix _1stHO --splits examples/splits.json --grids",
-        None,
-        "chase_db1_2d",
-        file="tradeoff",
-        note="Photographs of the eye, 49 windows each at the overlap of the bundle.",
-    ),
-    Benchmark(
         "tradeoff_folds",
         "Time against quality, by folds",
         "--bundle build/chaos_folds --data {data}/chaos_t2spir_mr --folds --grids 1.5",

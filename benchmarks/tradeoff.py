@@ -1,7 +1,6 @@
 """What do overlap, mirror images, a second network and the grid cost in time, and give in quality?
 
-    python benchmarks/tradeoff.py --bundle NAME --data DIR [--splits FILE | --folds] [--label-suffix END]
-        [--overlaps 0 0.25 0.5 0.75] [--grids 1.5]
+    python benchmarks/tradeoff.py --bundle NAME --data DIR [--splits FILE | --folds] [--overlaps 0 0.25 0.5 0.75] [--grids 1.5]
 
 One bundle, its windows with each overlap, averages over mirror images where it has mirror axes, one of its networks where it
 has several, and its grid made coarser by these factors. Cases are those that the bundle has not seen; with --folds each case
@@ -52,7 +51,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--label-suffix", default="")
     parser.add_argument("--splits", type=Path)
     parser.add_argument("--folds", action="store_true")
     parser.add_argument("--overlaps", type=float, nargs="*", default=[0.0, 0.25, 0.5, 0.75])
@@ -65,7 +63,7 @@ def main() -> None:
         )
         return
     ways = ways_of(options.bundle, options.overlaps, options.grids)
-    usual, cases = ways[USUAL].bundle, find_data(options.data, label_suffix=options.label_suffix)
+    usual, cases = ways[USUAL].bundle, find_data(options.data)
     chosen = choose_out_of_fold(usual, cases) if options.folds else choose_cases(usual, cases, None, options.splits)
     chosen = replace(chosen, name=options.data.name)
     subjects = len({row["subject"] for row in chosen.rows})
