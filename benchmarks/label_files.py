@@ -35,7 +35,7 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app.data.coding import totalsegmentator_structures
 from monai_unet_app.data.read import read_volume
 
-sys.path.append(str(REPOSITORY / "tests"))
+sys.path += [str(REPOSITORY / "tests"), str(REPOSITORY / "tests/dicom_io")]
 
 LABELS, SCALE = 104, Scale()
 MOST_S, MOST_GB, MOST_EXAMPLE_S = 60.0, 2.0, 10.0
