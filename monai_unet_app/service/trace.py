@@ -14,7 +14,6 @@ from dicom_io.reading.headers import referenced_series
 from dicom_io.reading.instances import load_dataset
 from dicom_io.sr import CLASSES, MeasurementGroup, read_sr
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files, bundle_folders
-from monai_unet_app.confidence.results_bundle import results_bundle
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service import audit
@@ -128,6 +127,8 @@ def _is_segmentation(instance: Dataset) -> bool:
 
 
 def _local_bundle(sha256: str) -> dict[str, Any] | None:
+    from monai_unet_app.confidence.results_bundle import results_bundle  # it needs what the node does without
+
     for folder in bundle_folders().values():
         try:
             files = results_bundle(folder) or bundle_files(folder)

@@ -23,9 +23,7 @@ from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
-from monai_unet_app.external import ExternalBundle, external_bundle
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
-from monai_unet_app.service.program_rules import ProgramRule, check_program_rule
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.site_file import Rule, Site, read_site
 from monai_unet_app.service.uploads import images_of
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from dicom_io.volume import Volume
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.bundle_folder import BundleFiles
+    from monai_unet_app.external import ExternalBundle
     from monai_unet_app.gathering import Keep
     from monai_unet_app.pipeline import Case
 
@@ -84,7 +83,10 @@ class Worker:
         Raises:
             AppError: A bundle cannot be loaded, or is not the bundle that the site names.
         """
+        # The node, which stays small, imports this module too
         from monai_unet_app.config import PredictConfig
+        from monai_unet_app.external import external_bundle
+        from monai_unet_app.service.program_rules import ProgramRule, check_program_rule
 
         # `LoadImage` makes all of MONAI's readers, of which this one warns when its codec is not installed. The node reads
         # DICOM by none of them. The module gives this one warning only.
@@ -413,6 +415,8 @@ def check_bundles(site: Site) -> None:
         AppError: A bundle is missing, has another sha256, or lacks a statement (see `check_stated`) or the code of a structure.
     """
     from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.external import external_bundle
+    from monai_unet_app.service.program_rules import check_program_rule
 
     for rule in site.rules:
         if program := external_bundle(rule.bundle):
