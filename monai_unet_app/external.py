@@ -22,7 +22,7 @@ import numpy as np
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import EXTERNAL, bundle_root, kind_of
-from monai_unet_app.confidence.results_bundle import ResultsBundle
+from monai_unet_app.confidence.results_bundle import COMMAND, ResultsBundle
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import validate, write_json
@@ -31,7 +31,6 @@ from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 if TYPE_CHECKING:
     from monai_unet_app.supervisor import Ended
 
-COMMAND = "configs/external.json"
 _VERSION_S, _VERSION_GB = 120.0, 1.0
 _SAID_CHARACTERS = 400  # of what a program printed, in a message of the command line
 
@@ -86,10 +85,6 @@ class ExternalBundle(ResultsBundle):
             limits = {name: document[name] for name in ("output", "seconds", "memory_gb", "disk_gb")}
             return Command(words, version_words, **limits)
 
-    @property
-    def _digested(self) -> tuple[str, ...]:
-        return (*super()._digested, COMMAND)
-
 
 def external_bundle(name: str | Path) -> ExternalBundle | None:
     """The bundle that a name or a folder stands for, if it names a program; None for others.
@@ -101,7 +96,7 @@ def external_bundle(name: str | Path) -> ExternalBundle | None:
     root = bundle_root(str(name))
     if kind_of(root) != EXTERNAL:
         return None
-    if not Path(name).is_dir() and str(name).endswith(".zip"):
+    if Path(name).is_file():
         raise UsageError(
             f"{name} starts a program, and comes in a zip; such a bundle is only taken as a folder; unpack it and read its "
             f"{COMMAND}"

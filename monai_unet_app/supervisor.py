@@ -31,6 +31,7 @@ LOOK_S = 0.5
 """Seconds between two looks at memory and disk."""
 
 MOST_LOG_BYTES = 1 << 20
+_PATIENCE_S = 5.0
 _NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
 _PDEATHSIG, _CHILD_SUBREAPER = 1, 36
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 0x1
@@ -106,9 +107,12 @@ def supervise(order: Order) -> Ended:
         process.stdin.flush()  # it stays open: its end tells the supervisor that this process is gone
         answer = process.stdout.read()
     finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
+        process.stdin.close()  # the supervisor ends all that it has started, and then itself
+        try:
+            process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         process.stdout.close()
     if not answer:
         raise OSError("the supervisor of the program was ended; nothing of its result is used")

@@ -121,6 +121,9 @@ def test_it_is_started_by_trust_alone_and_never_from_a_zip(
     packed = shutil.make_archive(str(tmp_path / "packed"), "zip", bundle.parent, bundle.name)
     answer = run("predict", "--bundle", packed, "--trust", *words)
     assert (answer.code, "comes in a zip" in answer.err) == (2, True), answer.err
+    renamed = Path(packed).rename(tmp_path / "packed.bundle")
+    answer = run("predict", "--bundle", renamed, "--trust", *words)
+    assert (answer.code, not (tmp_path / "out").exists()) == (2, True), answer.err
     answer = run("predict", "--bundle", bundle, "--trust", "--tta", *words)
     assert (answer.code, "--tta is about a bundle with a network" in answer.err) == (2, True)
     answer = run("predict", "--bundle", "hippocampus_mri_unet3d", "--trust", *words)
@@ -212,3 +215,16 @@ def test_a_broken_record_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert found is not None
     with pytest.raises(AppError, match="at seconds: -1"):
         _ = found.command
+
+
+def test_its_digest_is_the_same_at_every_door(
+    run: Run, bundle: Path, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundles/segmenter")
+    monkeypatch.setenv("MONAI_UNET_BUNDLES", str(tmp_path / "bundles"))
+    listed = {row["name"]: row["sha256"] for row in json.loads(run("doctor", "--bundles", "--json").out)["bundles"]}
+    check_bundles(site_of(bundle, tmp_path, more=f'sha256 = "{listed["segmenter"]}"'))
+    words = ("--bundle", "segmenter", "--trust", "--input", series, "--output", tmp_path / "out")
+    assert run("predict", *words).code == 0
+    traced = json.loads(run("trace", tmp_path / "out/series_seg.dcm", "--json").out)
+    assert "segmenter" in json.dumps(traced)

@@ -89,18 +89,8 @@ def external(options: bundle_flags.External) -> Answer:
         write_external(model, command, root)
     made = ExternalBundle(options.output)
     show.line(f"written into {options.output}; it starts {command.words[0]} for at most {command.seconds:g} s an image")
-    following = [
-        "--bundle",
-        str(options.output),
-        "--trust",
-        "--input",
-        "SERIES",
-        "--output",
-        "OUT",
-        "--format",
-        "seg,sr",
-    ]
-    show.line(f"next: monai-unet predict {shlex.join(following)}")
+    place = shlex.quote(str(options.output))
+    show.line(f"next: monai-unet predict --bundle {place} --trust --input SERIES --output OUT --format seg,sr")
     return {"bundle": str(options.output), "sha256": made.sha256, "words": list(command.words)}, EXIT_DONE
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from monai_unet_app.cli import common, flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
-from monai_unet_app.cli.results_of_others import show_label_results
+from monai_unet_app.cli.results_of_others import given, show_label_results
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -128,8 +128,8 @@ def dicomize(options: flags.Dicomize) -> Answer:
         )
     if options.source is not None:
         return _labels_on_a_series(options, options.source)
-    if of_labels := [name for name in _OF_SOURCE if getattr(options, name)]:
-        raise UsageError(f"--{of_labels[0].replace('_', '-')} is only used with --source; give it, or leave that out")
+    if of_labels := given(options, _OF_SOURCE):
+        raise UsageError(f"--{of_labels[0]} is only used with --source; give it, or leave that out")
     assert options.images is not None
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.convert import dicomize_cases

@@ -31,6 +31,9 @@ from .statements import STATEMENTS, Confidence
 
 SEGMENTS = "configs/segments.json"
 TEMPERATURE = "configs/temperature.json"
+COMMAND = "configs/external.json"
+"""How the program is started; only in a bundle of `kind: external`."""
+
 FITTED_ON = "configs/fitted_on.json"
 """The cases that its statements were fitted to, and the fingerprint of the image of each."""
 
@@ -79,13 +82,10 @@ class ResultsBundle(BundleFiles):
         """Hex digest of the files that its statements are in, and of what they are about."""
         digest = hashlib.sha256(json.dumps([str(self.program), self.values]).encode())
         with self._needed():
-            for name in self._digested:
+            more = [name for name in (TEMPERATURE, COMMAND) if (self.root / name).is_file()]
+            for name in (SEGMENTS, CONFIDENCE, *more):
                 digest.update((self.root / name).read_bytes())
         return digest.hexdigest()
-
-    @property
-    def _digested(self) -> tuple[str, ...]:
-        return SEGMENTS, CONFIDENCE, *([TEMPERATURE] if (self.root / TEMPERATURE).is_file() else [])
 
     @cached_property
     def temperature(self) -> float | None:

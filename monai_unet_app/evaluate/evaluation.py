@@ -5,7 +5,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,7 @@ def evaluate_results(
     names = dict(zip(model.values, model.structure_names, strict=True)) if model else folders.names()
     own = tuple(named_segment(n, structure_named(name, program.name)) for n, name in enumerate(names.values(), 1))
     segments = model.segments if model else own
+    folders = replace(folders, named=names) if model else folders  # it knows some values, and others are left out
     planar = read_volume(chosen.rows[0]["image"]).planar
     given = folders.probabilities is not None
     plan = EvaluationPlan(tuple(segment.label for segment in segments), planar=planar, probabilities=given)

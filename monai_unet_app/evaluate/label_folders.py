@@ -134,11 +134,13 @@ class LabelFolders:
 
     def names(self) -> dict[int, str]:
         """Label value -> name, by value. Raises InputRefusedError where nothing says them, or a name stands for two."""
-        first, found = self._results[self.cases[0].id], dict(self.named)
-        if first.is_dir() and not found:
-            stems = {case_id(file) for case in self.cases for file in mask_files(self._results[case.id])}
+        files, found = [self._results[self.cases[0].id], Path(self.rows[0]["label"])], dict(self.named)
+        if all(file.is_dir() for file in files) and not found:
+            stems = {case_id(mask) for case in self.cases for mask in mask_files(self._results[case.id])}
             found = dict(enumerate(sorted(stems), 1))
-        found = found or label_table(first)
+        # Beside folders of masks, the numbers are those of the true label maps
+        for file in files:
+            found = found or ({} if file.is_dir() else label_table(file))
         for facts in self.facts:
             found = found or dict(facts.names)
         if not found:

@@ -552,3 +552,28 @@ def test_masks_that_share_voxels_have_no_statement(run: Run, model: Path, tmp_pa
     words = ("--source", tmp_path / "series", *BY, "--bundle", model, "--output", tmp_path / "out")
     answer = run("dicomize", "--labels", tmp_path / "masks", *words)
     assert (answer.code, "share voxels" in answer.err) == (3, True), answer.err
+
+
+def test_values_that_the_model_does_not_know_are_left_out_where_it_is_measured(
+    run: Run, model: Path, others: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "others"
+    shutil.copytree(others, root)
+    for file in (root / "results").iterdir():
+        stored = nibabel.load(file)
+        labels = np.asarray(stored.dataobj).copy()
+        labels[0, 0, 0] = 99
+        nibabel.save(nibabel.Nifti1Image(labels, stored.affine), file)
+    for name, place in (("plain", others), ("more", root)):
+        answer = run("evaluate", *files_of(place), "--bundle", model, "--output", tmp_path / name)
+        assert answer.code == 0, answer.err
+    plain, more = (json.loads((tmp_path / name / "metrics.json").read_text())["dice"] for name in ("plain", "more"))
+    assert plain == more
+
+
+def test_masks_beside_true_label_maps_take_no_numbers_of_their_own(run: Run, others: Path, tmp_path: Path) -> None:
+    for file in sorted((others / "results").iterdir()):
+        as_masks(file, tmp_path / "results" / file.name.removesuffix(".nii.gz"))
+    files = ("--results", tmp_path / "results", "--labels", others / "labels")
+    answer = run("evaluate", *files, *BY, "--output", tmp_path / "out")
+    assert (answer.code, "nothing says what the values in results mean" in answer.err) == (3, True), answer.err
