@@ -13,6 +13,7 @@ from monai_unet_app.errors import AppError
 from monai_unet_app.external import ExternalBundle, Surroundings, check_version, labels_of
 from monai_unet_app.label_results import LabelRequest, Maker, write_label_results
 from monai_unet_app.service.site_file import Rule, Site
+from monai_unet_app.service.work import check_digest
 
 if TYPE_CHECKING:
     from dicom_io.volume import Volume
@@ -92,11 +93,7 @@ def check_program_rule(rule: Rule, site: Site, bundle: ExternalBundle) -> None:
         AppError: The bundle is another one than the rule names, has no gate or a structure without a code, or the rule asks
             for what only a network has.
     """
-    if rule.sha256 and rule.sha256 != bundle.sha256:
-        raise AppError(
-            f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; "
-            "the bundle that the site has approved is needed; put it back, or approve this bundle in the site file"
-        )
+    check_digest(rule, bundle)
     possible = {kind.format for kind in RESULT_KINDS if kind.from_labels}
     asked = [
         *(f"format {name}" for name in rule.formats if name not in possible),

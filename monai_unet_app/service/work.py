@@ -430,16 +430,21 @@ def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
 
     bundle.check_trained()
     bundle.check_fitted()
-    if rule.sha256 and rule.sha256 != bundle.sha256:
-        raise AppError(
-            f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; "
-            "the bundle that the site has approved is needed; put it back, or approve this bundle in the site file"
-        )
+    check_digest(rule, bundle)
     if rule.export_sha256:
         _check_export(rule, bundle)
     _check_channels(rule, bundle)
     check_stated(rule, bundle)
     check_coded(bundle.name, bundle.segments)
+
+
+def check_digest(rule: Rule, bundle: "BundleFiles") -> None:
+    """Raises AppError if the rule names another bundle."""
+    if rule.sha256 and rule.sha256 != bundle.sha256:
+        raise AppError(
+            f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; "
+            "the bundle that the site has approved is needed; put it back, or approve this bundle in the site file"
+        )
 
 
 def _check_channels(rule: Rule, bundle: "BundleFiles") -> None:
