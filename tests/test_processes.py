@@ -64,8 +64,9 @@ def die(send: Send) -> None:
 def wait_with_a_child(folder: Path, send: Send) -> None:
     """Starts a process of its own, as a loader of batches does, and never ends."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    (folder / "part").write_text(f"{os.getpid()} {child.pid}")
-    (folder / "part").rename(folder / f"pids_{os.getpid()}")
+    part = folder / f"part_{os.getpid()}"  # its twin writes at the same time
+    part.write_text(f"{os.getpid()} {child.pid}")
+    part.rename(folder / f"pids_{os.getpid()}")
     time.sleep(600)
 
 
