@@ -10,15 +10,17 @@ else then. The number of steps is fixed by them; what else runs makes a training
 time that a training really took is in the table. The four with the largest Dice, and all that docs/claims.md compares, are
 trained a second time with another seed, which also draws other windows.
 
-The same command goes on where it was ended: networks are kept in build/networks, figures in docs/networks.json. --jobs trains
-so many at a time, each on one core. --stop-after begins no training after so many minutes. --pages writes the pages from the
-figures alone. Without data it is left out.
+The same command goes on where it was ended: networks are kept in build/networks, figures in docs/networks.json. A machine that
+is faster or slower than the one of the kept figures is refused, until --minutes make it equal; a second seed, and a variant,
+take the steps of the training that they are compared with. --jobs trains so many at a time, each on one core. --stop-after
+begins no training after so many minutes. --pages writes the pages from the figures alone. Without data it is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -38,6 +40,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from measuring import REPOSITORY, environment_of
+from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,6 +70,7 @@ class Training:
         structures: As `--structure` takes them. Only with names a plan mirrors images, and averages over mirror images are
             measured, too.
         field_after: No training: what this other one trained is measured with a conditional random field after it.
+        steps_of: Network whose number of steps it takes; empty for those that its own plan fits into the time.
     """
 
     network: str
@@ -75,6 +79,7 @@ class Training:
     loss: str = ""
     structures: tuple[str, ...] = ()
     field_after: str = ""
+    steps_of: str = ""
 
 
 VARIANTS = {
@@ -84,9 +89,12 @@ VARIANTS = {
         "dynunet",
         loss="{_target_: monai_unet_app.training.losses.Sum, losses: [{_target_: DiceCELoss, to_onehot_y: true, softmax: true, "
         "batch: true}, {_target_: monai_unet_app.training.losses.HardL1ACELoss, softmax: true}]}",
+        steps_of="dynunet",
     ),
-    "segresnet_transposed": Training("segresnet", ("upsample=transposed",)),
-    "dynunet_mirrored": Training("dynunet", structures=("1=Anterior hippocampus", "2=Posterior hippocampus")),
+    "segresnet_transposed": Training("segresnet", ("upsample=transposed",), steps_of="segresnet"),
+    "dynunet_mirrored": Training(
+        "dynunet", structures=("1=Anterior hippocampus", "2=Posterior hippocampus"), steps_of="dynunet"
+    ),
     "dynunet_field": Training("dynunet", field_after="dynunet_mirrored"),
 }
 FIELD = """field:
@@ -112,6 +120,7 @@ class Runner:
     def run_all(self, only: Sequence[str]) -> None:
         """Plans, then trains what is missing; the second seeds last, since the first tell which are the best."""
         self._check_processor()
+        self._check_speed()
         todo = [every for every in wanted(self.figures, only) if self._key(*every) not in self.figures]
         for name, training, _ in todo:
             if not training.field_after:
@@ -137,26 +146,55 @@ class Runner:
                 "machines and not networks; take a processor like that, or begin anew with another --figures and --build"
             )
 
+    def _check_speed(self) -> None:
+        """SystemExit if the first network of the kept figures would be planned with fewer or more steps than it had."""
+        kept = self.figures.get(f"{DEFAULT} 0")
+        if kept is None:
+            return
+        plan = self.build / "plans/.speed"
+        shutil.rmtree(plan, ignore_errors=True)
+        self._plan(plan, Training(DEFAULT), self.minutes)
+        had, has = kept["epochs"] * kept["windows_per_case"], math.prod(_length(plan))
+        if _parameters(plan) != kept["parameters"] or abs(has / had - 1) > 0.15:
+            raise SystemExit(
+                f"{self.kept.name} was begun on a machine of another speed; there {DEFAULT} has {kept['parameters']} weights "
+                f"and sees each case {had} times; here, with --minutes {self.minutes:g}, it would have {_parameters(plan)} and "
+                f"see each {has} times; give other --minutes, so that these agree"
+            )
+
     @staticmethod
     def _key(name: str, _: Training, seed: int) -> str:
         return f"{name} {seed}"
 
     def plan(self, name: str, training: Training) -> Path:
         """The folder of the plan, made if it is not there."""
-        plan = self.build / "plans" / name
+        plan: Path = self.build / "plans" / name
+        if plan.exists():
+            return plan
+        part = plan.with_name(f".part-{name}")
+        like = self.figures.get(f"{training.steps_of or name} 0")
+        # Near the border of two widths the time that a step happens to take decides: what is compared has one width
+        for factor in (1.0, 1.4, 0.7, 2.0) if like else (1.0,):
+            shutil.rmtree(part, ignore_errors=True)
+            self._plan(part, training, self.minutes * factor)
+            if not like or training.values or _parameters(part) == like["parameters"]:
+                break
+        else:
+            raise SystemExit(f"{name}: no plan here has the {like['parameters']} parameters of {self.kept.name}")
+        if like:
+            _with_length(part, like, factor)
+        if training.loss:
+            _with_loss(part / "configs/train.yaml", training.loss)
+        part.rename(plan)
+        return plan
+
+    def _plan(self, folder: Path, training: Training, minutes: float) -> None:
         values = [word for value in training.values for word in ("--network-value", value)]
         values += [word for name in training.structures for word in ("--structure", name)]
-        if not plan.exists():
-            part = plan.with_name(f".part-{name}")
-            shutil.rmtree(part, ignore_errors=True)  # of a plan that was ended
-            self._call(
-                "plan", self.data, "--output", part, "--splits", REPOSITORY / "examples/splits.json", "--device", "cpu",
-                "--time", f"{self.minutes:g}min", "--network", training.network, *values, "--networks", training.networks,
-            )  # fmt: skip
-            if training.loss:
-                _with_loss(part / "configs/train.yaml", training.loss)
-            part.rename(plan)
-        return plan
+        self._call(
+            "plan", self.data, "--output", folder, "--splits", REPOSITORY / "examples/splits.json", "--device", "cpu",
+            "--time", f"{minutes:g}min", "--network", training.network, *values, "--networks", training.networks,
+        )  # fmt: skip
 
     def run(self, name: str, training: Training, seed: int) -> None:
         """Trains and measures one network, if that is not done."""
@@ -203,9 +241,10 @@ class Runner:
         images = {case.id: case.image for case in find_data(self.data)}
         record = json.loads((root / "folds/0/models/run.json").read_text(encoding="utf-8"))
         entry = {
-            "budget_minutes": self.minutes,
+            "budget_minutes": self.figures.get(f"{DEFAULT} 0", {}).get("budget_minutes", self.minutes),
             **json.loads(root.with_suffix(".json").read_text(encoding="utf-8")),
             "epochs": record["settings"]["epochs"],
+            "windows_per_case": _length(root)[1],
             "precision": record["sessions"][-1]["precision"],
             "trained": sum(case["partition"] == "train" for case in record["cases"].values()),
             **_size(root, [images[case] for case in scores["cases"]]),
@@ -232,6 +271,29 @@ class Runner:
             spent.write_text(json.dumps({"memory_gb": memory, "minutes": minutes}))
         if status:
             raise SystemExit(f"failed: {' '.join(command)}")
+
+
+def _length(plan: Path) -> tuple[int, int]:
+    """Epochs, and windows of each case in an epoch."""
+    text = (plan / "configs/train.yaml").read_text(encoding="utf-8")
+    epochs, windows = (re.search(rf"(?m)^ *{key}: (\d+)$", text) for key in ("epochs", "windows_per_case"))
+    assert epochs is not None
+    assert windows is not None
+    return int(epochs[1]), int(windows[1])
+
+
+def _with_length(plan: Path, like: Mapping[str, Any], longer: float) -> None:
+    """Gives a plan the epochs and windows of another training; it was made for a time that is so many times as long."""
+    windows = like.get("windows_per_case") or max(1, round(math.prod(_length(plan)) / longer / like["epochs"]))
+    path = plan / "configs/train.yaml"
+    text = re.sub(r"(?m)^(epochs: )\d+$", rf"\g<1>{like['epochs']}", path.read_text(encoding="utf-8"))
+    path.write_text(re.sub(r"(?m)^( *windows_per_case: )\d+$", rf"\g<1>{windows}", text), encoding="utf-8")
+
+
+def _parameters(plan: Path) -> int:
+    config = ConfigParser.load_config_file(plan / "configs/inference.yaml")
+    network = ConfigParser({**config, "bundle_root": str(plan)}).get_parsed_content("new_network")()
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def _with_loss(path: Path, loss: str) -> None:
