@@ -201,7 +201,9 @@ def _draw(scene: _Scene, k: int) -> drawing.FramedPicture:
     picture = _background(scene, k, size).astype(np.float64)
     plane, style = scene.planes[k], scene.style
     masks = ((segment.drawn_label, segment.rgb, plane.mask(segment.number)) for segment in scene.result.segments)
-    pixels, legend = drawing.with_masks(picture, masks, style.opacity, outline=style.outline)
+    pixels, legend = drawing.with_masks(
+        picture, masks, style.opacity, outline=drawing.OUTLINE if style.outline else 0.0
+    )
     return drawing.framed(pixels, _edge_letters(scene.images, k), [*_captions(scene, k)], legend)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from dicom_io.itk_files import write_itk
 from dicom_io.kinds import RESULT_KINDS
+from dicom_io.objects import drawing
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app import __version__
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from monai_unet_app.inference.predict import Progress
 
 SCHEMA_VERSION = "1.0"
+_LEAST_SIDE, _GAP = 512, 16  # pixels: of a picture's longer side, and between it and its outlines
 _SLICES = 32  # that are turned from our order to that of a NIfTI file at once
 
 
@@ -246,6 +248,9 @@ def write_channels(channels: Iterable[NDArray[Any]], count: int, volume: Volume,
 
 def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
     """The image with the structures outlined in their colours: planes of a volume, or a picture without and with outlines."""
+    if segmentation.image.planar:
+        Image.fromarray(_outlined_picture(segmentation)).save(path, format="png", compress_level=1)
+        return path
     from monai_unet_app.report.case_pictures import case_figure, png
     from monai_unet_app.report.evaluation_report import CasePicture
 
@@ -254,6 +259,24 @@ def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
     names, colours = [segment.label for segment in segments], [segment.colour for segment in segments]
     path.write_bytes(png(case_figure(picture, names, colours, legend=True), compress_level=1))
     return path
+
+
+def _outlined_picture(segmentation: Segmentation) -> drawing.Pixels:
+    """Shape (rows, columns, 3): a picture, and beside it the same with outlines of a pixel; a legend below."""
+    image, segments = segmentation.image, segmentation.segments
+    values = np.moveaxis(image.array[:, :, 0], 0, 1).astype(np.float64)
+    if not image.in_colour:
+        low, high = np.percentile(values, [1, 99.5])  # the extremes would make it dark for a few bright pixels
+        values = np.repeat((values[..., None] - low) / max(high - low, 1e-9) * 255.0, 3, axis=2)
+    pixels = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    across, down = image.axis_spacing[:2]
+    plain = drawing.smooth(pixels, drawing.picture_size(pixels.shape[1::-1], (across, down), _LEAST_SIDE))
+    labels = image.without_flat_axis(segmentation.drawn)
+    masks = labels if labels.dtype == np.bool_ else labels == np.arange(1, len(segments) + 1)[:, None, None]
+    named = [(segment.label, segment.rgb, mask.T) for segment, mask in zip(segments, masks, strict=True)]
+    outlined, legend = drawing.with_masks(plain.astype(np.float64), named, 0.0, outline=1 / 1024)
+    both = np.concatenate([plain, np.zeros((len(plain), _GAP, 3), np.uint8), outlined], axis=1)
+    return drawing.framed(both, None, [], legend).pixels
 
 
 def write_mask_png(segmentation: Segmentation, path: Path) -> Path:

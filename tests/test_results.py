@@ -42,7 +42,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
-from monai_unet_app.results import write_mask_png, write_results
+from monai_unet_app.results import write_mask_png, write_overlay, write_results
 from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
 ALL = ("nifti", "seg", "sr", "rtstruct", "png")
@@ -209,6 +209,36 @@ def test_a_pictures_mask_is_read_back_as_the_labels_it_was_written_from(classes:
     labels[6:8, 4:7] = classes
     write_mask_png(Segmentation(image, labels, segments(*"ab"[:classes])), tmp_path / "mask.png")
     np.testing.assert_array_equal(read_labels(tmp_path / "mask.png", image).array, labels)
+
+
+@pytest.mark.parametrize("colours", [0, 3])
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_the_overlay_of_a_picture_shows_it_plain_and_beside_it_outlined(
+    colours: int, overlapping: bool, tmp_path: Path
+) -> None:
+    shape = (600, 520, 1, colours) if colours else (600, 520, 1)
+    values = np.full(shape, 90.0, np.float32)
+    values[:300] = 30.0  # dark on the left
+    image = Volume(values, np.eye(4), Provenance("image"), planar=True)
+    label = np.zeros((600, 520, 1), np.uint8)
+    label[350:450, 100:160] = 1
+    labels = np.stack([label, np.zeros_like(label)]) if overlapping else label
+    segmentation = Segmentation(image, labels, segments("first", "second"))
+    written = np.asarray(Image.open(write_overlay(segmentation, "case", tmp_path / "overlay.png")))
+    (first, _), (left, right) = segmentation.segments, (30, 90) if colours else (0, 255)
+    rows, columns = np.nonzero(
+        (written == first.rgb).all(axis=-1) & (np.indices(written.shape[:2])[0] < written.shape[0] - 80)
+    )
+    # The picture's place in its frame, from the dark half of the plain picture
+    top, edge = (int(axis.min()) for axis in np.nonzero((written == right).all(axis=-1)))
+    edge -= 300
+    beside = edge + 600 + 16
+    assert (rows.min() - top, rows.max() - top) == (100, 159)
+    assert (columns.min() - beside, columns.max() - beside) == (350, 449)
+    assert len(rows) == 2 * 100 + 2 * 60 - 4  # an outline of a pixel, inside of the mask
+    for begin in (edge, beside):
+        assert (written[top + 10, begin + 10] == left).all()
+        assert (written[top + 130, begin + 400] == right).all()
 
 
 def test_result_json_obeys_its_schema_and_its_volumes_are_voxels_times_their_size(

@@ -12,6 +12,7 @@ from scipy.ndimage import binary_erosion
 RESEARCH_TEXT = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 LEAST_FONT_SIZE = 16
 LEGEND_LINES = 12
+OUTLINE = 1 / 256  # of the longer side: a pixel at 256, 4 at 1024
 PAGE_SIDE, PAGE_EDGE, PAGE_FONT_SIZE = 768, 36, 24
 RESEARCH_RGB, _TEXT_RGB = (255, 220, 0), (225, 225, 225)
 
@@ -97,20 +98,28 @@ def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
     return mask[np.ix_(rows, columns)]
 
 
-def paint(picture: NDArray[np.float64], mask: Mask, colour: Rgb, opacity: float, *, outline: bool) -> None:
-    """Mix `colour` into the picture, shape (rows, columns, 3), where the mask is; its edge in full colour."""
+def paint(picture: NDArray[np.float64], mask: Mask, colour: Rgb, opacity: float, *, outline: float) -> None:
+    """Mix `colour` into the picture, shape (rows, columns, 3), where the mask is; its edge in full colour.
+
+    Args:
+        picture: 0 to 255; painted over.
+        mask: Shape (rows, columns).
+        colour: 0 to 255 each.
+        opacity: 0 to 1.
+        outline: Width of the edge, as a part of the longer side; at least a pixel, unless it is 0.
+    """
     full = np.array(colour, dtype=np.float64)
-    picture[mask] += opacity * (full - picture[mask])
+    if opacity:
+        picture[mask] += opacity * (full - picture[mask])
     if outline:
-        # The outline grows with the picture: 1 pixel at 256, 4 at 1024.
-        width = max(1, round(max(mask.shape) / 256))
+        width = max(1, round(max(mask.shape) * outline))
         # Outside the picture counts as outside the mask, so a mask at the edge has an outline there.
         inner = binary_erosion(mask, structure=np.ones((3, 3), dtype=bool), iterations=width, border_value=0)
         picture[mask & ~inner] = full
 
 
 def with_masks(
-    picture: NDArray[np.float64], masks: Iterable[tuple[str, Rgb, Mask]], opacity: float, *, outline: bool = True
+    picture: NDArray[np.float64], masks: Iterable[tuple[str, Rgb, Mask]], opacity: float, *, outline: float = OUTLINE
 ) -> tuple[Pixels, list[tuple[str, Rgb]]]:
     """The picture with masks painted on it, and a legend of the masks that are not empty.
 
