@@ -18,6 +18,7 @@ import pydicom
 import pytest
 import yaml
 from shell import Answer
+from trained_by_nnunet import RESULTS
 
 from dicom_io.dicomize import dicomize
 from dicom_io.volume import Volume
@@ -28,6 +29,7 @@ from monai_unet_app.deploy.job import ApplicationJob, job_from, result_of
 from monai_unet_app.deploy.settings import Settings, settings_of
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.pipeline import segment_case
+from monai_unet_app.planning.nnunet_results import Import, bundle_of
 
 NAME = "hippocampus_mri_unet3d"
 RunApp = Callable[[Mapping[str, str]], Answer]
@@ -241,6 +243,22 @@ def test_a_case_in_the_input_folder_becomes_the_voxels_of_segment_case(
     wanted = segment_case(tmp_path / "input/crop.nii.gz", load_bundle(tmp_path / "bundles" / NAME)).segmentation.labels
     assert wanted.any()
     np.testing.assert_array_equal(nibabel.load(tmp_path / "output/crop_seg.nii.gz").get_fdata(), wanted)
+
+
+def test_a_network_of_nnunet_gives_nnunets_labels_in_a_package(
+    packaged: dict[str, str], tmp_path: Path, run_app: RunApp
+) -> None:
+    root = tmp_path / "nnunet" / "imported"
+    bundle = bundle_of(Import(RESULTS / "plain3d", root, ("0",), mirroring=False))
+    config = {"bundle": {"name": root.name, "sha256": bundle.sha256}, "segmentation": {"format": ["nifti"]}}
+    (tmp_path / "app.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(RESULTS / "plain3d/images/test1_0000.nii.gz", tmp_path / "input")
+    answer = run_app(packaged | {"HOLOSCAN_MODEL_PATH": str(root.parent)})
+    assert answer.code == 0, answer.err
+    (file,) = (tmp_path / "output").glob("*_seg.nii.gz")
+    wanted = segment_case(RESULTS / "plain3d/images/test1_0000.nii.gz", load_bundle(root)).segmentation.labels
+    assert set(np.unique(wanted)) == {0, 1, 2}
+    np.testing.assert_array_equal(nibabel.load(file).get_fdata(), wanted)
 
 
 def test_mercure_finds_dicom_objects_and_a_result_json(
