@@ -13,7 +13,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from dicom_io.coding import Segment, Whole, uncoded
 from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
-from dicom_io.kinds import KIND, RESULT_KINDS
+from dicom_io.kinds import RESULT_KINDS, write_objects
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
 from dicom_io.objects.labels import Fractions
 from dicom_io.objects.result_content import ReportFacts, ResultContent
@@ -79,16 +79,8 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
         uncertainty=lambda: _on(case.image.with_array(case.uncertainty), source),
         report=ReportFacts(*_intervals_of(segmentation, case), _report_of_this_study(config.earlier_sr, source)),
     )
-    names = {kind.name for kind in RESULT_KINDS if kind.format in config.formats}
-    # An object must not refer to an object that was never written: an SR brings its SEG along
-    names |= {other for name in names for other in KIND[name].refers_to}
     with refusing_as(output.case_id):
-        # In the order of the table: a SEG is written before the objects that refer to it
-        for kind in RESULT_KINDS:
-            if kind.name in names:
-                kind.write_result(content, paths[kind.name])
-                files[kind.format] = paths[kind.name].name
-    return files
+        return files | write_objects(content, config.formats)
 
 
 def check_possible(name: str, formats: Sequence[str]) -> None:
@@ -138,19 +130,14 @@ def _intervals_of(
     segmentation: Segmentation, case: Case
 ) -> tuple[dict[int, tuple[float, float]], dict[Whole, tuple[float, float] | None]]:
     """The intervals of the volumes of segments, and of wholes; of a structure whose objects are segments, of their whole."""
+    stated = case.assessment.reportable_intervals if case.assessment else {}
     if len(segmentation.segments) == len(case.segmentation.segments):
-        return _intervals(case), _wholes(case)
-    return {}, dict.fromkeys(segmentation.wholes, _intervals(case).get(1))
-
-
-def _intervals(case: Case) -> dict[int, tuple[float, float]]:
-    """Structure number -> (low, high) of its volume in mL, if the bundle states an interval that a report can hold."""
-    structures = case.assessment.structures if case.assessment else ()
-    return {structure.number: ends for structure in structures if (ends := structure.reportable_interval)}
+        return stated, _wholes(case)
+    return {}, dict.fromkeys(segmentation.wholes, stated.get(1))
 
 
 def _wholes(case: Case) -> dict[Whole, tuple[float, float] | None]:
-    """Each whole with the interval of its volume in mL, as in `_intervals`; None without an interval."""
+    """Each whole with the interval of its volume in mL; None without an interval."""
     assessed = case.assessment.wholes if case.assessment else ()
     return dict.fromkeys(case.segmentation.wholes) | {part.whole: part.reportable_interval for part in assessed}
 

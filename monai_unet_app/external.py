@@ -27,6 +27,7 @@ from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import validate, write_json
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+from monai_unet_app.label_results import LabelRequest, Maker
 
 if TYPE_CHECKING:
     from monai_unet_app.supervisor import Ended
@@ -165,14 +166,14 @@ def check_version(bundle: ExternalBundle, where: Surroundings, folder: Path) -> 
 
 
 @contextmanager
-def labels_of(image: Volume, bundle: ExternalBundle, where: Surroundings, folder: Path) -> Iterator[Path]:
-    """Runs the program on an image. Inside, the label map that it has written is there.
+def labels_of(image: Volume, bundle: ExternalBundle, where: Surroundings, folder: Path) -> Iterator[LabelRequest]:
+    """Runs the program on an image. Inside, the label map that it has written is there, as a request to write it.
 
     Args:
         image: One channel.
         bundle: Names the program.
         where: Where it runs.
-        folder: Gets a temporary folder.
+        folder: Gets a temporary folder, and what the request writes, if nothing else is said.
 
     Raises:
         InputRefusedError: It broke a limit, failed, or wrote nothing that can be taken.
@@ -194,7 +195,8 @@ def labels_of(image: Volume, bundle: ExternalBundle, where: Surroundings, folder
         if ended.how != "done" or ended.code:
             raise InputRefusedError(f"{bundle.program} gave no result: {_why(ended)}; nothing of it was used")
         _check_output(output, bundle)
-        yield output
+        maker, seconds = Maker(bundle.program.name, bundle.program.version), {"program": ended.seconds}
+        yield LabelRequest(output, image, folder, maker, statements=bundle, seconds=seconds)
 
 
 @contextmanager

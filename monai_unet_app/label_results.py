@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.coding import Segment
-from dicom_io.kinds import KIND, RESULT_KINDS
+from dicom_io.kinds import RESULT_KINDS, write_objects
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.read import ReadOptions
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
-from monai_unet_app import __version__
 from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.results_bundle import Program, ResultsBundle
 from monai_unet_app.config import applied_repairs
@@ -34,13 +33,7 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 from monai_unet_app.metrics.boxes import Box
-from monai_unet_app.result_files import (
-    assessment_document,
-    publish,
-    size_document,
-    source_document,
-    statements_of,
-)
+from monai_unet_app.result_files import publish, result_document
 
 _ALONG = (
     dict.fromkeys("LR", "left to right") | dict.fromkeys("AP", "front to back") | dict.fromkeys("SI", "feet to head")
@@ -280,63 +273,32 @@ def _digest(request: LabelRequest) -> str:
 
 def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) -> dict[str, Any]:
     """Writes the objects and `result.json`, and gives the content of the latter. What an object refers to is written, too."""
-    stem, maker = request.stem or case_id(request.labels), request.maker
-    names = {kind.name for kind in RESULT_KINDS if kind.format in request.formats}
-    names |= {other for name in names for other in KIND[name].refers_to}
+    stem, maker, formats = request.stem or case_id(request.labels), request.maker, request.formats
     repairs, stated = applied_repairs(request.reading, source.provenance), request.statements
     assessment = stated.assessed(segmentation, maker) if stated else None
     if assessment is not None and assessment.verdict == "reject" and not request.deliver_rejected:
-        names = set()
-    intervals = {
-        one.number: ends for one in (assessment.structures if assessment else ()) if (ends := one.reportable_interval)
-    }
+        formats = ()
     request.output.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=request.output, prefix=".partial-") as partial,
         refusing_as(request.labels.name),
     ):
-        paths = {kind.name: Path(partial) / f"{stem}_{kind.format}{kind.ending}" for kind in RESULT_KINDS}
-        info = _info(request, segmentation.segments, repairs, assessment)
-        report = ReportFacts(intervals, earlier=request.earlier_sr)
         content = ResultContent(
-            segmentation.label_volume, source, info, paths, request.encoding, request.empty_frames, report=report
+            segmentation.label_volume,
+            source,
+            _info(request, segmentation.segments, repairs, assessment),
+            {kind.name: Path(partial) / f"{stem}_{kind.format}{kind.ending}" for kind in RESULT_KINDS},
+            request.encoding,
+            request.empty_frames,
+            report=ReportFacts(assessment.reportable_intervals if assessment else {}, earlier=request.earlier_sr),
         )
-        files = {}
-        for kind in RESULT_KINDS:
-            if kind.name in names:
-                kind.write_result(content, paths[kind.name])
-                files[kind.format] = paths[kind.name].name
-        document = {
-            "schema_version": "1.0",
-            "case": stem,
-            "software": {"name": "monai-unet-app", "version": __version__},
+        files = write_objects(content, formats)
+        made = {
             "bundle": {"name": maker.name, "version": maker.version, "sha256": _digest(request)},
             "settings": {"repairs": list(repairs)} if repairs else {},
-            "source": source_document(source, files),
-            "structures": _rows(segmentation, assessment),
-            "wholes": [],
-            "assessment": assessment_document(assessment),
             "seconds": dict(request.seconds),
-            "files": files,
         }
+        document = result_document(stem, made, segmentation, assessment, files)
         write_json(document, Path(partial) / f"{stem}_result.json", "result")
         publish(Path(partial), request.output, stem)
     return document
-
-
-def _rows(segmentation: Segmentation, assessment: Assessment | None) -> list[dict[str, Any]]:
-    """A row for each structure, as `result.json` has it."""
-    return [
-        {
-            "number": one.number,
-            "label": one.label,
-            "channel": one.channel,
-            "voxels": one.voxels,
-            **size_document(segmentation.image, one.voxels),
-            "mean_probability": None
-            if segmentation.known is None or one.confidence is None
-            else round(one.confidence, 5),
-            **statements_of(segmentation.image, assessment, one.number),
-        }
-        for one in segmentation.structures
-    ]

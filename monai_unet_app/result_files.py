@@ -3,14 +3,18 @@
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dicom_io.kinds import RESULT_KINDS
 from dicom_io.objects.source_grid import second_opinion_note
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app import __version__
 from monai_unet_app.confidence.assessment import Assessment
+
+SCHEMA_VERSION = "1.0"
 
 
 def publish(folder: Path, output: Path, case_id: str) -> None:
@@ -41,7 +45,7 @@ def _named_by(record: Path, case_id: str) -> list[Path]:
     return [record.parent / top for top in sorted(tops) if top.startswith(f"{case_id}_")]
 
 
-def source_document(image: Volume, files: Collection[str]) -> dict[str, Any]:
+def _source_document(image: Volume, files: Collection[str]) -> dict[str, Any]:
     """What `result.json` says of the image of a result, of which these formats were written."""
     source = image.provenance
     return {
@@ -87,7 +91,7 @@ def size_document(volume: Volume, voxels: int) -> dict[str, float]:
     return {"pixels": voxels, **area}
 
 
-def assessment_document(assessment: Assessment | None) -> dict[str, Any] | None:
+def _assessment_document(assessment: Assessment | None) -> dict[str, Any] | None:
     """The bundle's statements about the result as a whole, and why others are missing."""
     if assessment is None:
         return None
@@ -106,20 +110,95 @@ def assessment_document(assessment: Assessment | None) -> dict[str, Any] | None:
     }
 
 
-def interval_document(volume: Volume, ends: tuple[float, float] | None) -> dict[str, list[float]]:
+def structure_rows(
+    segmentation: Segmentation, assessment: Assessment | None, thresholds: Sequence[float] = ()
+) -> list[dict[str, Any]]:
+    """A row for each structure: number (label value and SegmentNumber), name, voxels, size, mean probability, statements.
+
+    Args:
+        segmentation: The result.
+        assessment: What is stated of it; None where nothing is.
+        thresholds: At which probability each structure was cut, where that is not 0.5 for all.
+    """
+    cuts = dict(enumerate(thresholds, 1))
+    return [
+        {
+            "number": structure.number,
+            "label": structure.label,
+            "channel": structure.channel,
+            "voxels": structure.voxels,
+            **size_document(segmentation.image, structure.voxels),
+            **({"objects": count} if (count := structure.objects) is not None else {}),
+            "mean_probability": _rounded(structure.confidence) if structure.evidence else None,
+            **({"threshold": cut} if (cut := cuts.get(structure.number, 0.5)) != 0.5 else {}),
+            **_stated_of(segmentation.image, assessment, structure.number),
+        }
+        for structure in segmentation.structures
+    ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)
+
+
+def _whole_rows(segmentation: Segmentation, assessment: Assessment | None) -> list[dict[str, Any]]:
+    """A row for each whole: its label, the numbers of its parts, and the size of the parts together with its interval."""
+    structures, wholes = segmentation.structures, segmentation.wholes
+    intervals = [whole.size_interval for whole in assessment.wholes] if assessment else [None] * len(wholes)
+    rows = []
+    for whole, interval in zip(wholes, intervals, strict=True):
+        voxels = sum(structure.voxels for structure in structures if structure.number in whole.numbers)
+        row = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
+        image = segmentation.image
+        rows.append(row | size_document(image, voxels) | _interval_document(image, interval))
+    return rows
+
+
+def result_document(
+    case_id: str,
+    made: Mapping[str, Any],
+    segmentation: Segmentation,
+    assessment: Assessment | None,
+    files: Mapping[str, str],
+    thresholds: Sequence[float] = (),
+) -> dict[str, Any]:
+    """The content of `result.json`. It has the UIDs of study and series, and nothing that identifies the patient.
+
+    Args:
+        case_id: The beginning of the files' names.
+        made: "bundle", "settings" and "seconds": by what, how, and what took how long.
+        segmentation: The result.
+        assessment: What is stated of it; None where nothing is.
+        files: Format -> name of the file.
+        thresholds: As of `structure_rows`.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "case": case_id,
+        "software": {"name": "monai-unet-app", "version": __version__},
+        **made,
+        "source": _source_document(segmentation.image, files),
+        "structures": structure_rows(segmentation, assessment, thresholds),
+        "wholes": _whole_rows(segmentation, assessment),
+        "assessment": _assessment_document(assessment),
+        "files": dict(files),
+    }
+
+
+def _interval_document(volume: Volume, ends: tuple[float, float] | None) -> dict[str, list[float]]:
     """An interval of a size; nothing where none is stated."""
     name = "pixels_interval" if volume.planar else "volume_interval_ml"
     return {name: [round(end, 5) for end in ends]} if ends else {}
 
 
-def statements_of(volume: Volume, assessment: Assessment | None, number: int) -> dict[str, Any]:
+def _stated_of(volume: Volume, assessment: Assessment | None, number: int) -> dict[str, Any]:
     """The bundle's statements about a structure: size interval, figures of the gate, sides where the image cuts it off."""
     if assessment is None:
         return {}
     structure = assessment.structures[number - 1]
     grade, cut = structure.grade, structure.cut
     return {
-        **interval_document(volume, structure.size_interval),
+        **_interval_document(volume, structure.size_interval),
         **({"objects_interval": list(structure.count_interval)} if structure.count_interval else {}),
         **({"verdict": structure.verdict} if structure.verdict else {}),
         **({"predicted_dice": round(grade.dice, 4)} if grade and grade.is_shown else {}),

@@ -21,7 +21,6 @@ from dicom_io.kinds import RESULT_KINDS
 from dicom_io.objects import drawing
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
-from monai_unet_app import __version__
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.confidence.statements import Confidence, read_confidence
 from monai_unet_app.config import OutputConfig, ResultSettings
@@ -33,21 +32,13 @@ from monai_unet_app.dicom_results import CaseOutput, write_dicom
 from monai_unet_app.errors import UsageError, refusing_as
 from monai_unet_app.gathering import decided
 from monai_unet_app.pipeline import Case, assessed
-from monai_unet_app.result_files import (
-    assessment_document,
-    interval_document,
-    publish,
-    size_document,
-    source_document,
-    statements_of,
-)
+from monai_unet_app.result_files import publish, result_document
 
 if TYPE_CHECKING:
     import torch
 
     from monai_unet_app.inference.predict import Progress
 
-SCHEMA_VERSION = "1.0"
 _LEAST_SIDE, _GAP = 512, 16  # pixels: of a picture's longer side, and between it and its outlines
 _SLICES = 32  # that are turned from our order to that of a NIfTI file at once
 
@@ -109,7 +100,7 @@ def write_results(
         files = {}
         if config.deliver_rejected or not is_rejected(case):
             files = _write_files(output) | _write_explanation(output, progress)
-        document = result_document(output, files) | ({"request_sha256": request} if request else {})
+        document = _document(output, files) | ({"request_sha256": request} if request else {})
         write_json(document, output.file("result.json"), "result")
         publish(output.folder, folder, case_id)
     return document
@@ -120,22 +111,15 @@ def is_rejected(case: Case) -> bool:
     return case.assessment is not None and case.assessment.verdict == "reject"
 
 
-def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `result.json`. It has the UIDs of study and series, and nothing that identifies the patient."""
+def _document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:
+    """The content of `result.json`."""
     case, bundle = output.case, output.case.bundle
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "case": output.case_id,
-        "software": {"name": "monai-unet-app", "version": __version__},
+    made = {
         "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256, **_export_named(case)},
         "settings": case.settings.document(),
-        "source": source_document(case.image, files),
-        "structures": structure_rows(case),
-        "wholes": _whole_rows(case),
-        "assessment": assessment_document(case.assessment),
         "seconds": dict(case.seconds),
-        "files": dict(files),
     }
+    return result_document(output.case_id, made, case.segmentation, case.assessment, files, bundle.thresholds)
 
 
 def _export_named(case: Case) -> dict[str, str]:
@@ -143,37 +127,6 @@ def _export_named(case: Case) -> dict[str, str]:
 
     sha256 = export_named(case.bundle, case.settings.engine, case.settings.precision)
     return {} if sha256 is None else {"export_sha256": sha256}
-
-
-def structure_rows(case: Case) -> list[dict[str, Any]]:
-    """A row for each structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
-    segmentation, thresholds = case.segmentation, dict(enumerate(case.bundle.thresholds, 1))
-    return [
-        {
-            "number": structure.number,
-            "label": structure.label,
-            "channel": structure.channel,
-            "voxels": structure.voxels,
-            **size_document(case.image, structure.voxels),
-            **({"objects": count} if (count := structure.objects) is not None else {}),
-            "mean_probability": None if structure.confidence is None else round(structure.confidence, 5),
-            **({"threshold": cut} if (cut := thresholds.get(structure.number, 0.5)) != 0.5 else {}),
-            **statements_of(case.image, case.assessment, structure.number),
-        }
-        for structure in segmentation.structures
-    ]
-
-
-def _whole_rows(case: Case) -> list[dict[str, Any]]:
-    """A row for each whole: its label, the numbers of its parts, and the size of the parts together with its interval."""
-    structures, wholes = case.segmentation.structures, case.segmentation.wholes
-    intervals = [whole.size_interval for whole in case.assessment.wholes] if case.assessment else [None] * len(wholes)
-    rows = []
-    for whole, interval in zip(wholes, intervals, strict=True):
-        voxels = sum(structure.voxels for structure in structures if structure.number in whole.numbers)
-        row = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
-        rows.append(row | size_document(case.image, voxels) | interval_document(case.image, interval))
-    return rows
 
 
 def _write_files(output: CaseOutput) -> dict[str, str]:

@@ -19,6 +19,7 @@ module as text, and the module is imported when an object is written. So a recei
 imports neither highdicom nor a codec.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -92,6 +93,21 @@ RESULT_KINDS = tuple(kind for kind in BY_SERIES_NUMBER if kind.format)
 FORMATS = tuple(kind.format for kind in RESULT_KINDS)
 
 _BY_SOP_CLASS = {uid: kind for kind in KINDS for uid in kind.sop_classes}
+
+
+def write_objects(content: Any, formats: Iterable[str]) -> dict[str, str]:
+    """Writes the objects of a `ResultContent` in these formats, and those that they refer to: an SR brings its SEG along.
+
+    Returns:
+        Format -> name of the file, in the order in which they were written.
+    """
+    names = {kind.name for kind in RESULT_KINDS if kind.format in formats}
+    names |= {other for name in names for other in KIND[name].refers_to}
+    # In the order of the table: a SEG is written before the objects that refer to it
+    chosen = [kind for kind in RESULT_KINDS if kind.name in names]
+    for kind in chosen:
+        kind.write_result(content, content.paths[kind.name])
+    return {kind.format: content.paths[kind.name].name for kind in chosen}
 
 
 def kind_of_class(sop_class_uid: str) -> Kind | None:

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -139,7 +138,7 @@ def predict_by_program(options: flags.Predict, bundle: "ExternalBundle") -> Answ
     from monai_unet_app.data.case_files import case_id
     from monai_unet_app.data.read import read_volume
     from monai_unet_app.external import Surroundings, check_version, labels_of
-    from monai_unet_app.label_results import LabelRequest, Maker, write_label_results
+    from monai_unet_app.label_results import write_label_results
 
     command, program = bundle.command, bundle.program
     if not options.trust:
@@ -160,17 +159,13 @@ def predict_by_program(options: flags.Predict, bundle: "ExternalBundle") -> Answ
     reading = common.read_options(options)
     image = read_volume(options.input, reading)
     show.say(f"{program} is running, for {command.seconds:g} s at most")
-    began = time.perf_counter()
     with labels_of(image, bundle, where, options.output) as labels:
-        seconds = {"program": round(time.perf_counter() - began, 3)}
-        made = write_label_results(
-            LabelRequest(
-                labels, image, options.output, Maker(program.name, program.version),
-                formats=tuple(filter(None, (options.format or "seg").split(","))),
-                encoding=options.seg_encoding or "binary", uncoded=options.uncoded, reading=reading, statements=bundle,
-                deliver_rejected=options.deliver_rejected, stem=case_id(options.input), seconds=seconds,
-            )
+        request = replace(
+            labels, stem=case_id(options.input), formats=tuple(filter(None, (options.format or "seg").split(","))),
+            encoding=options.seg_encoding or "binary", uncoded=options.uncoded, reading=reading,
+            deliver_rejected=options.deliver_rejected,
         )  # fmt: skip
+        made = write_label_results(request)
     return made, show_label_results(made, options, options.input)
 
 

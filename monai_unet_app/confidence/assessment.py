@@ -130,6 +130,11 @@ class Assessment:
     overridden: bool = False
 
     @property
+    def reportable_intervals(self) -> dict[int, tuple[float, float]]:
+        """Structure number -> (low, high) of its volume in mL, where an interval is stated that a report can hold."""
+        return {one.number: ends for one in self.structures if (ends := one.reportable_interval)}
+
+    @property
     def is_shifted(self) -> bool:
         """True if the image is unlike those that the network learned from."""
         return (self.shift or 0.0) > self._shift_limit

@@ -1,8 +1,7 @@
 """Rules whose bundle starts a program of somebody else: what is checked of them, and how a series becomes a result."""
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from dicom_io.net.destination import Profile
 from monai_unet_app.dicom_results import check_coded
 from monai_unet_app.errors import AppError
 from monai_unet_app.external import ExternalBundle, Surroundings, check_version, labels_of
-from monai_unet_app.label_results import LabelRequest, Maker, write_label_results
+from monai_unet_app.label_results import write_label_results
 from monai_unet_app.service.site_file import Rule, Site
 from monai_unet_app.service.work import check_digest
 
@@ -71,14 +70,12 @@ class ProgramRule:
         Raises:
             AppError: As `labels_of` and `write_label_results`.
         """
-        program, began, made = self.bundle.program, time.perf_counter(), {}
+        made = {}
         with labels_of(image, self.bundle, self.surroundings, folder.parent) as labels:
-            seconds = {"program": round(time.perf_counter() - began, 3)}
             for variant, profile in variants.items():
-                request = LabelRequest(
-                    labels, image, folder / variant, Maker(program.name, program.version), formats=self.rule.formats,
-                    encoding=profile.seg_encoding or "binary", statements=self.bundle, deliver_rejected=True, stem=name,
-                    seconds=seconds, empty_frames=profile.empty_frames,
+                request = replace(
+                    labels, output=folder / variant, stem=name, formats=self.rule.formats, deliver_rejected=True,
+                    encoding=profile.seg_encoding or "binary", empty_frames=profile.empty_frames,
                     earlier_sr=earlier / variant / f"{name}_sr.dcm" if earlier else None,
                 )  # fmt: skip
                 made = write_label_results(request)["result"]

@@ -23,7 +23,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.gathering import tidied
 from monai_unet_app.inference import mean_field_crf, pieces
 from monai_unet_app.pipeline import segment_case
-from monai_unet_app.results import structure_rows
+from monai_unet_app.result_files import structure_rows
 
 SQUARE = np.ones((3, 3, 3), bool)
 
@@ -123,7 +123,9 @@ def test_a_threshold_cuts_alike_box_by_box_and_in_monai_bundle_run(
     )
     np.testing.assert_array_equal(case.segmentation.labels[0, ..., 0], expected)
     assert not np.array_equal(case.segmentation.labels, first.segmentation.labels)
-    assert [row["threshold"] for row in structure_rows(case)] == [cut]
+    assert [row["threshold"] for row in structure_rows(case.segmentation, case.assessment, case.bundle.thresholds)] == [
+        cut
+    ]
     out = by_monai(root, tmp_path / "eyes", tmp_path / "out")
     written = np.asarray(Image.open(out / "eye_1_seg.png")).T > 0
     np.testing.assert_array_equal(written, expected)
