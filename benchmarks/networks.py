@@ -608,8 +608,25 @@ def write_claims(figures: Mapping[str, Any], folder: Path) -> None:
         if not name.endswith("_tta"):
             found = [figures[key]["checkerboard"] if (key := f"{name} {seed}") in figures else "" for seed in (0, 1)]
             boards.append([name, *map(str, found)])
-    text = CLAIMS_PAGE.format(rows=_table(rows), boards=_table(boards))
+    text = CLAIMS_PAGE.format(rows=_table(rows), boards=_table(boards), transfer=_transfer(folder / "transfer.json"))
     (folder / "claims.md").write_text(text, encoding="utf-8")
+
+
+def _transfer(kept: Path) -> str:
+    """A table for each curve of benchmarks/transfer.py."""
+    curves = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    tables = []
+    for curve in curves.values():
+        rows = [["cases that trained", "begins with", "Dice", "gain"], ["---"] * 4]
+        for point in curve["points"]:
+            gain = point["gain"]
+            ends = f"{gain['value']:+.4f} ({gain['interval'][0]:+.4f} to {gain['interval'][1]:+.4f})" if gain else ""
+            low, high = point["interval"]
+            told = f"{point['dice']:.4f} ({low:.4f} to {high:.4f})"
+            rows.append([str(point["cases"]), point["donor"] or "random weights", told, ends])
+        head = f"{curve['data']}, {curve['minutes']} minutes of one core each, measured on {curve['measured']}:"
+        tables.append(f"{head}\n\n{_table(rows)}")
+    return "\n\n".join(tables) or "Not measured yet."
 
 
 CLAIMS_PAGE = """# What the field says of U-Nets, tried
@@ -630,10 +647,17 @@ or less is smooth. On the way up `segresnet`, `light_unet` and `flexible_unet` r
 
 {boards}
 
+## Few cases, and weights that were trained before
+
+It is said that 500 to 2,000 samples suffice with weights that were trained before. No data set of this size is at hand; here is
+what fewer cases say, by `train --learning-curve --from`, which [measures it on yours](how-to/train.md#curve), too. A number is
+trained twice, with the same steps and windows; the gain is that of the weights, paired by case. Written by
+`python benchmarks/transfer.py`.
+
+{transfer}
+
 ## Not tried
 
-- *500 to 2,000 samples suffice with weights that were trained before*: no data set of this size is at hand.
-  `train --learning-curve` [measures it on yours](how-to/train.md#curve).
 - *Averaging over mirror images gives 8 to 12 % more consistency*: it is not said of what. Between an image and its mirror image
   the averaged answers agree by construction.
 """

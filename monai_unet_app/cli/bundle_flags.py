@@ -89,6 +89,20 @@ class ImportNnunet(Options):
     no_mirroring: bool = False
 
 
+class ImportMonai(Options):
+    """Flags of `bundle import-monai`.
+
+    Attributes:
+        source: bundle in the form of MONAI's model zoo: a folder or a zip, with models/model.pt
+        output: folder of the new bundle
+        structure: name of a channel of its answer, such as 1=spleen (default: as its metadata.json says)
+    """
+
+    source: Annotated[Place, Flag(names=("source",), metavar="BUNDLE")]
+    output: Place
+    structure: Annotated[list[Text], repeated("CHANNEL=NAME")] = field(default_factory=list)
+
+
 class External(Options):
     """Flags of `bundle external`.
 

@@ -26,8 +26,8 @@ def bundle(options: Options) -> Answer:
     Example: monai-unet bundle upgrade --bundle my_bundle
     """
     raise UsageError(
-        "bundle alone does nothing; import-nnunet, external, export, certify, bench or upgrade is needed; monai-unet bundle "
-        "--help"
+        "bundle alone does nothing; import-nnunet, import-monai, external, export, certify, bench or upgrade is needed; "
+        "monai-unet bundle --help"
     )
 
 
@@ -57,6 +57,28 @@ def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
     # Post-processing would change labels, which are to be those of nnU-Net
     calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data, tidy="keep"))
     return answer | {"calibration": calibrated}, code
+
+
+def import_monai(options: bundle_flags.ImportMonai) -> Answer:
+    """Make a bundle of one in the form of MONAI's model zoo: its network, preprocessing and windows; no code of it is run.
+
+    Example: monai-unet bundle import-monai spleen_ct_segmentation --output my_bundle
+    """
+    from monai_unet_app.bundle_folder import bundle_root
+    from monai_unet_app.planning.zoo_bundles import ZooBundle, bundle_of_zoo
+
+    zoo = ZooBundle(bundle_root(str(options.source)), common.structures(options.structure, least=0))
+    made, name = bundle_of_zoo(zoo, options.output), zoo.origin["name"]
+    show.line(f"imported {name} {zoo.origin['version']}: {zoo.network_def['_target_']}, {', '.join(zoo.names)}")
+    if zoo.decides_first:
+        show.line(
+            "it decides before it takes labels back to the image; here probabilities go back, so edges are smoother"
+        )
+    show.line("it states nothing yet: no cases are known that its network has not seen")
+    show.line(
+        f"now: monai-unet calibrate --bundle {shlex.quote(str(options.output))} --data CASES_THAT_IT_HAS_NOT_SEEN"
+    )
+    return {"bundle": str(options.output), "imported": zoo.origin, "sha256": made.sha256}, EXIT_DONE
 
 
 def external(options: bundle_flags.External) -> Answer:

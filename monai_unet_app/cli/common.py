@@ -237,12 +237,14 @@ def regions(pairs: list[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def structures(pairs: list[str]) -> dict[int, str]:
-    """Label value -> name, of VALUE=NAME."""
+def structures(pairs: list[str], least: int = 1) -> dict[int, str]:
+    """Label value -> name, of VALUE=NAME. Raises UsageError for values below `least`."""
     named = {}
     for pair in pairs:
         value, sign, name = pair.partition("=")
-        if not (sign and name.strip() and value.isdigit() and int(value)):
-            raise UsageError(f"--structure {pair}: a label value above 0, = and a name are needed, such as 1=liver")
+        if not (sign and name.strip() and value.isdigit() and int(value) >= least):
+            raise UsageError(
+                f"--structure {pair}: a label value above {least - 1}, = and a name are needed, such as 1=liver"
+            )
         named[int(value)] = name.strip()
     return named

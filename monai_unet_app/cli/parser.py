@@ -43,6 +43,7 @@ SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     service_verbs.node: (service_verbs.token, service_verbs.commission),
     bundle_verbs.bundle: (
         bundle_verbs.import_nnunet,
+        bundle_verbs.import_monai,
         bundle_verbs.external,
         bundle_verbs.export,
         bundle_verbs.certify,

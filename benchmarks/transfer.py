@@ -1,0 +1,102 @@
+"""What the weights of another bundle are worth, by the number of cases: docs/transfer.json, which docs/claims.md shows.
+
+    python benchmarks/transfer.py [--data ../shared/data] [--only hippocampus abdomen]
+
+Each curve is planned for the network of a shipped bundle and trained by `train --learning-curve --from`, so each number of
+cases twice: at random, and beginning with the weights of the bundle. Both have the same steps and windows. Gains are paired by
+case, with an interval of 95 % by subject. The same command goes on where it was ended: trainings are kept in build/transfer.
+About an hour of a core for each curve. Without data a curve is left out. `benchmarks/networks.py --pages` writes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from measuring import REPOSITORY, environment_of
+
+from dicom_io.files import replace_when_whole
+
+FIGURES = REPOSITORY / "docs/transfer.json"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Trainings on few cases and on more.
+
+    Attributes:
+        data: Folder of the data set.
+        donor: Shipped bundle whose network is planned, and whose weights half of the trainings begin with.
+        numbers: Of cases that train.
+        folds: Whose cases are measured.
+        minutes: Of a training, as planned for one core.
+        splits: Which cases are left alone; those of a plan where it is None.
+    """
+
+    data: str
+    donor: str
+    numbers: tuple[int, ...]
+    folds: tuple[int, ...]
+    minutes: int
+    splits: Path | None = None
+
+
+CURVES = {
+    "hippocampus": Curve(
+        "msd_hippocampus", "abdomen_mr_unet3d", (20, 50, 118), (0,), 10, REPOSITORY / "examples/splits.json"
+    ),
+    "abdomen": Curve("chaos_t2spir_mr", "hippocampus_mri_unet3d", (4, 8), (0, 1, 2, 3, 4), 5),
+}
+
+
+def main() -> int:
+    """Trains what is missing, and keeps the points."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared/data")
+    parser.add_argument("--build", type=Path, default=REPOSITORY / "build/transfer")
+    parser.add_argument("--only", nargs="+", default=list(CURVES), choices=CURVES)
+    options = parser.parse_args()
+    for name in options.only:
+        curve, data = CURVES[name], options.data / CURVES[name].data
+        if not data.exists():
+            print(f"left out: {data} does not exist")
+            continue
+        answer = trained(curve, data, options.build / name)
+        kept = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+        kept[name] = {"data": curve.data, "donor": curve.donor, "minutes": curve.minutes, **answer}
+        with replace_when_whole(FIGURES) as part:
+            part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def trained(curve: Curve, data: Path, build: Path) -> dict[str, object]:
+    """What a curve was measured on, and its points as `train --learning-curve` gives them."""
+    plan, splits = build / "plan", ["--splits", curve.splits] if curve.splits else []
+    if not plan.exists():
+        _call("plan", data, "--output", plan, "--network", curve.donor, "--time", f"{curve.minutes}min", *splits)
+    answer = _call(
+        "train", "--bundle", plan, "--data", data, "--output", build / "curve", "--folds", *curve.folds, "--from", curve.donor,
+        "--learning-curve", ",".join(map(str, curve.numbers)), "--tracking", "none", *splits,
+    )  # fmt: skip
+    line = next(line for line in (build / "curve/learning_curve.md").read_text().splitlines() if " case(s) of " in line)
+    return {"measured": line.partition(",")[0], "points": answer["points"]}
+
+
+def _call(*words: object) -> dict[str, object]:
+    """The answer of one command on one core. SystemExit if it fails."""
+    command = [sys.executable, "-m", "monai_unet_app", *map(str, words), "--device", "cpu", "--json"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment_of(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""Bundles in the form of MONAI's model zoo: their own labels, nothing of them run, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.networks import nets
+from numpy.typing import NDArray
+from phantoms import oblique_affine
+from scipy import ndimage
+
+from dicom_io.dicomize import ConversionOptions, dicomize
+from dicom_io.volume import LPS_FROM_RAS
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.cli import main
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.pipeline import segment_case
+from monai_unet_app.planning.zoo_bundles import Config, ZooBundle, bundle_of_zoo
+
+NETWORK = {
+    "_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": "$@classes + 1", "channels": [4, 8, 8],
+    "strides": [2, 2], "num_res_units": 1, "norm": "batch",
+}  # fmt: skip
+CONFIG: dict[str, Any] = {
+    "imports": ["$import glob", "$import numpy"],
+    "bundle_root": ".",
+    "image_key": "image",
+    "classes": 2,
+    "highres": True,
+    "pixdim": "$[1.5, 1.5, 2.0] if @highres else [3.0, 3.0, 3.0]",
+    "dataset_dir": "/data",
+    "output_dir": "$@bundle_root + '/eval'",
+    "datalist": "$list(sorted(glob.glob(@dataset_dir + '/*.nii.gz')))",
+    "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+    "network_def": NETWORK,
+    "network": "$@network_def.to(@device)",
+    "preprocessing": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "LoadImaged", "keys": "@image_key"},
+            {"_target_": "EnsureChannelFirstd", "keys": "@image_key"},
+            {"_target_": "Orientationd", "keys": "@image_key", "axcodes": "RAS"},
+            {"_target_": "Spacingd", "keys": "@image_key", "pixdim": "@pixdim", "mode": "bilinear"},
+            {
+                "_target_": "ScaleIntensityRanged", "keys": "@image_key", "a_min": -57, "a_max": 164, "b_min": 0, "b_max": 1,
+                "clip": True,
+            },
+            {"_target_": "EnsureTyped", "keys": "@image_key"},
+        ],
+    },
+    "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in @datalist]", "transform": "@preprocessing"},
+    "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
+    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "sw_batch_size": 2, "overlap": 0.5},
+    "postprocessing": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+            {
+                "_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "@image_key",
+                "nearest_interp": False, "to_tensor": True,
+            },
+            {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+            {
+                "_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg",
+                "output_dtype": "$numpy.uint8", "separate_folder": False,
+            },
+        ],
+    },
+    "evaluator": {
+        "_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader", "network": "@network",
+        "inferer": "@inferer", "postprocessing": "@postprocessing",
+    },
+    "checkpointloader": {
+        "_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'", "load_dict": {"model": "@network"},
+    },
+    "initialize": ["$@checkpointloader(@evaluator)"],
+    "run": ["$@evaluator.run()"],
+}  # fmt: skip
+METADATA: dict[str, Any] = {
+    "version": "0.5.9",
+    "authors": "somebody",
+    "network_data_format": {
+        "inputs": {"image": {"modality": "CT", "num_channels": 1}},
+        "outputs": {"pred": {"channel_def": {"0": "background", "1": "liver", "2": "spleen"}}},
+    },
+}
+Changed = Callable[..., Path]
+
+
+def trained() -> torch.nn.Module:
+    """A network with random weights, each of whose classes wins somewhere in an image of blobs."""
+    torch.manual_seed(2)
+    plain = {key: value for key, value in NETWORK.items() if key != "_target_"} | {"out_channels": 3}
+    network = nets.UNet(**plain).eval()
+    image = torch.as_tensor(((blobs() + 57.0) / 221.0).clip(0, 1), dtype=torch.float32)[None, None, :24, :28, :20]
+    last = next(weight for name, weight in reversed(list(network.named_parameters())) if weight.shape == (3,))
+    with torch.no_grad():
+        last -= network(image).mean(dim=(0, 2, 3, 4))
+    return network
+
+
+def blobs() -> NDArray[np.int16]:
+    """Shape (25, 31, 22), from -200 to 300."""
+    smooth = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=(25, 31, 22)), 2)
+    return (smooth / np.ptp(smooth) * 500 + 50).astype(np.int16)
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Changed:
+    """Writes a bundle in the form of the zoo, with some entries of its config changed."""
+
+    def write(name: str = "abdomen_ct", metadata: dict[str, Any] = METADATA, **changes: Any) -> Path:
+        root, config = tmp_path / name, json.loads(json.dumps(CONFIG)) | changes
+        for folder in ("configs", "models"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / "configs/inference.json").write_text(json.dumps(config))
+        (root / "configs/metadata.json").write_text(json.dumps(metadata))
+        torch.save(trained().state_dict(), root / "models/model.pt")
+        return root
+
+    return write
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with an image that lies obliquely."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    nibabel.save(nibabel.Nifti1Image(blobs(), LPS_FROM_RAS @ oblique_affine((1.1, 0.9, 2.3))), folder / "case.nii.gz")
+    return folder
+
+
+def labels_of_monai(root: Path, data: Path, output: Path) -> Any:
+    """What MONAI itself makes of the one image, by the bundle's own config."""
+    workflow: Any = ConfigWorkflow(
+        str(root / "configs/inference.json"), str(root / "configs/metadata.json"), logging_file=False, workflow_type="infer",
+        bundle_root=str(root), dataset_dir=str(data), output_dir=str(output),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI warns of the defaults that bundles of the zoo were written for
+        workflow.initialize()
+        workflow.run()
+    (file,) = output.rglob("*_seg.nii.gz")
+    return np.asarray(nibabel.load(file).dataobj)
+
+
+@pytest.mark.parametrize("overlap", [{}, {"overlap": 0.25, "mode": "gaussian", "padding_mode": "replicate"}])
+def test_labels_are_those_that_monai_gives(zoo: Changed, images: Path, overlap: dict[str, Any], tmp_path: Path) -> None:
+    root = zoo(inferer=CONFIG["inferer"] | overlap)
+    wanted = labels_of_monai(root, images, tmp_path / "monai")
+    assert set(np.unique(wanted)) == {0, 1, 2}
+    bundle = bundle_of_zoo(ZooBundle(root), tmp_path / "ours")
+    found = segment_case(images / "case.nii.gz", load_bundle(bundle.root)).segmentation.labels
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_dicom_series_gets_the_labels_of_its_nifti_file(zoo: Changed, images: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(bundle_of_zoo(ZooBundle(zoo()), tmp_path / "ours").root)
+    volume = read_volume(images / "case.nii.gz")
+    series = dicomize(volume, tmp_path / "dicom", case_id="case", options=ConversionOptions("CT")).series_folder
+    found = segment_case(series, bundle).segmentation
+    wanted = segment_case(images / "case.nii.gz", bundle).segmentation
+    assert set(np.unique(wanted.labels)) == {0, 1, 2}
+    on_file = found.label_volume.on_grid_of(wanted.label_volume).array
+    assert (on_file != wanted.labels).mean() < 1e-3  # places in DICOM have decimals
+    assert [segment.label for segment in found.segments] == ["Liver", "Spleen"]
+    assert all(segment.is_coded for segment in found.segments)
+
+
+def test_monai_runs_the_new_bundle_with_the_same_labels(zoo: Changed, images: Path, tmp_path: Path) -> None:
+    bundle = bundle_of_zoo(ZooBundle(zoo()), tmp_path / "ours")
+    overrides = {"dataset_dir": str(images), "output_dir": str(tmp_path / "run"), "device": "cpu"}
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+    command += [word for name, value in overrides.items() for word in (f"--{name}", value)]
+    subprocess.run(command, cwd=bundle.root, check=True, capture_output=True)
+    own = segment_case(images / "case.nii.gz", load_bundle(bundle.root)).segmentation.labels
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "run/case_seg.nii.gz").get_fdata(), own)
+
+
+def named(*channels: str) -> dict[str, Any]:
+    """METADATA with other names of the channels of the answer."""
+    answer = {"channel_def": {str(number): name for number, name in enumerate(channels)}}
+    return METADATA | {"network_data_format": {"outputs": {"pred": answer}}}
+
+
+def changed_step(name: str, place: str = "preprocessing", **values: Any) -> dict[str, Any]:
+    """A Compose of CONFIG in which one transform has other values; without values it is left out."""
+    entries = json.loads(json.dumps(CONFIG[place]["transforms"]))
+    kept = [entry | values if entry["_target_"] == name else entry for entry in entries]
+    return {**CONFIG[place], "transforms": kept if values else [e for e in kept if e["_target_"] != name]}
+
+
+def test_overlapping_structures_a_largest_part_and_the_place_of_the_decision(zoo: Changed, tmp_path: Path) -> None:
+    activation, inversion, decision, save = CONFIG["postprocessing"]["transforms"]
+    largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [2]}
+    first = [activation, decision, largest, inversion, save]
+    made = bundle_of_zoo(
+        ZooBundle(root := zoo(postprocessing={"_target_": "Compose", "transforms": first})), tmp_path / "one"
+    )
+    assert ZooBundle(root).decides_first
+    fitted = json.loads((made.root / "models/fitted.json").read_text())
+    assert [(step["step"], step["structures"]) for step in fitted["tidy"]["steps"]] == [("largest", [2])]
+    single = [
+        activation | {"softmax": False, "sigmoid": True},
+        inversion,
+        {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
+    ]
+    names = named("left lung", "right lung", "lesion")
+    root = zoo(postprocessing={"_target_": "Compose", "transforms": single}, metadata=names)
+    made = load_bundle(bundle_of_zoo(ZooBundle(root), tmp_path / "other").root)
+    assert [segment.label for segment in made.segments] == ["Left lung", "Right lung", "Lesion"]
+
+
+def test_the_command_takes_a_zip_and_says_what_it_found(
+    zoo: Changed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = zoo(metadata={"version": "1.2"})
+    shutil.make_archive(str(tmp_path / "packed"), "zip", root.parent, root.name)
+    words = ["bundle", "import-monai", str(tmp_path / "packed.zip"), "--output", str(tmp_path / "ours")]
+    assert main(words) == 3
+    assert "does not name each channel of its answer" in capsys.readouterr().err
+    names = [word for name in ("0=background", "1=liver", "2=spleen") for word in ("--structure", name)]
+    assert main([*words, *names]) == 0
+    said = capsys.readouterr().out
+    assert "imported abdomen_ct 1.2: UNet, background, liver, spleen" in said
+    assert "calibrate --bundle" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network_def": NETWORK | {"_target_": "scripts.net.Own"}}, r"abdomen_ct is scripts\.net\.Own; one of MONAI's"),
+        ({"network_def": "$torch.load('model.pt')"}, "one of MONAI's, with plain arguments"),
+        ({"network_def": NETWORK | {"channels": [4, 8, 16]}}, r"models/model\.pt cannot be used \(Error.* in loading state"),
+        ({"pixdim": "$__import__('os').getcwd()"}, r"no plain value; code of a bundle is not run here"),
+        ({"inferer": {"_target_": "SimpleInferer"}}, "SlidingWindowInferer or SliceInferer is needed"),
+        ({"preprocessing": changed_step("Orientationd")}, "DICOM lies otherwise than NIfTI"),
+        ({"preprocessing": changed_step("Spacingd", mode="nearest")}, "resamples by nearest; bilinear"),
+        ({"preprocessing": changed_step("ScaleIntensityRanged", _target_="scripts.Own")}, r"has scripts\.Own; some of Load"),
+        ({"postprocessing": changed_step("AsDiscreted", "postprocessing", argmax=False, threshold=0.3)}, "neither by argmax"),
+        ({"image_key": "@other", "other": "@image_key", "inferer": "@image_key"}, "refers to itself"),
+        ({"metadata": named("background", "liver")}, "answers with 3 channels, and 2 have a name"),
+    ],
+)  # fmt: skip
+def test_what_needs_code_or_is_not_known_is_refused_in_words(
+    zoo: Changed, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputRefusedError, match=message):
+        bundle_of_zoo(ZooBundle(zoo(**changes)), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_weights_that_hold_code_are_not_read(zoo: Changed, tmp_path: Path) -> None:
+    root = zoo()
+    torch.save({"model": Path("a"), "run": print}, root / "models/model.pt")
+    with pytest.raises(InputRefusedError, match="without code, are needed"):
+        bundle_of_zoo(ZooBundle(root), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("$[1.5, 2] if @fine else [3.0]", [1.5, 2]),
+        ("$@sizes#1 + len(@sizes)", 6),
+        ("$@nested::deep[0] / 2 - 1", 1.5),
+        ("$not @fine or 'a' == 'b'", False),
+        ("$monai.utils.CommonKeys.IMAGE", "image"),
+        ("@sizes", [2, 3, 4]),
+    ],
+)
+def test_expressions_that_say_a_plain_value_count(text: str, value: Any) -> None:
+    config = Config({"fine": True, "sizes": [2, 3, 4], "nested": {"deep": [5, 6]}, "asked": text}, "inference.json")
+    assert config.value("asked") == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$__import__('os').system('true')", "$(1).__class__", "$[n for n in [1]]", "$lambda: 1", "$9 ** 9 ** 9",
+        "$[0] * 999999999", "$open('/etc/passwd')", "$f'{1}'", "$print(1)", "$eval('1')", "$1 +", "$len(__builtins__)",
+        "$@absent + 1", "$1 / 0",
+    ],
+)  # fmt: skip
+def test_expressions_that_do_more_are_refused(text: str) -> None:
+    with pytest.raises(InputRefusedError, match=r"no plain value|does not say absent"):
+        Config({"asked": text}, "inference.json").value("asked")
