@@ -2,8 +2,8 @@
 
     python benchmarks/transfer.py [--data ../shared/data] [--only hippocampus abdomen]
 
-Each curve is planned for the network of a shipped bundle and trained by `train --learning-curve --from`, so each number of
-cases twice: at random, and beginning with the weights of the bundle. Both have the same steps and windows. Gains are paired by
+Each curve is planned for the network of another bundle and trained by `train --learning-curve --from`, so each number of
+cases twice: at random, and beginning with the weights of that bundle: the shipped hippocampus, or a training on CHAOS. Both have the same steps and windows. Gains are paired by
 case, with an interval of 95 % by subject. The same command goes on where it was ended: trainings are kept in build/transfer.
 About an hour of a core for each curve. Without data a curve is left out. `benchmarks/networks.py --pages` writes the page.
 """
@@ -30,7 +30,8 @@ class Curve:
 
     Attributes:
         data: Folder of the data set.
-        donor: Shipped bundle whose network is planned, and whose weights half of the trainings begin with.
+        donor: Shipped bundle, or data set that one is trained on first, whose network is planned, and whose weights half of the
+            trainings begin with.
         numbers: Of cases that train.
         folds: Whose cases are measured.
         minutes: Of a training, as planned for one core.
@@ -47,7 +48,7 @@ class Curve:
 
 CURVES = {
     "hippocampus": Curve(
-        "msd_hippocampus", "abdomen_mr_unet3d", (20, 50, 118), (0,), 10, REPOSITORY / "examples/splits.json"
+        "msd_hippocampus", "chaos_t2spir_mr", (20, 50, 118), (0,), 10, REPOSITORY / "examples/splits.json"
     ),
     "abdomen": Curve("chaos_t2spir_mr", "hippocampus_mri_unet3d", (4, 8), (0, 1, 2, 3, 4), 5),
 }
@@ -76,10 +77,16 @@ def main() -> int:
 def trained(curve: Curve, data: Path, build: Path) -> dict[str, object]:
     """What a curve was measured on, and its points as `train --learning-curve` gives them."""
     plan, splits = build / "plan", ["--splits", curve.splits] if curve.splits else []
+    donor: str | Path = curve.donor
+    if (others := data.parent / curve.donor).is_dir():
+        donor = build / "donor"
+        if not (build / "donor_plan").exists():
+            _call("plan", others, "--output", build / "donor_plan", "--time", "20min")
+        _call("train", "--bundle", build / "donor_plan", "--data", others, "--output", donor, "--tracking", "none")
     if not plan.exists():
-        _call("plan", data, "--output", plan, "--network", curve.donor, "--time", f"{curve.minutes}min", *splits)
+        _call("plan", data, "--output", plan, "--network", donor, "--time", f"{curve.minutes}min", *splits)
     answer = _call(
-        "train", "--bundle", plan, "--data", data, "--output", build / "curve", "--folds", *curve.folds, "--from", curve.donor,
+        "train", "--bundle", plan, "--data", data, "--output", build / "curve", "--folds", *curve.folds, "--from", donor,
         "--learning-curve", ",".join(map(str, curve.numbers)), "--tracking", "none", *splits,
     )  # fmt: skip
     line = next(line for line in (build / "curve/learning_curve.md").read_text().splitlines() if " case(s) of " in line)

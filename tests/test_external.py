@@ -19,8 +19,9 @@ from dicom_io.volume import LPS_FROM_RAS
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.external import Command, ExternalBundle, Surroundings, check_version, external_bundle
+from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import Site, read_site
-from monai_unet_app.service.work import Worker, check_bundles
+from monai_unet_app.service.work import Worker
 
 run = pytest.fixture(shell)
 SITE = """

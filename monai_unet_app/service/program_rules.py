@@ -1,18 +1,14 @@
-"""Rules whose bundle starts a program of somebody else: what is checked of them, and how a series becomes a result."""
+"""Rules whose bundle starts a program of somebody else: how a series becomes a result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dicom_io.kinds import RESULT_KINDS
 from dicom_io.net.destination import Profile
-from monai_unet_app.dicom_results import check_coded
-from monai_unet_app.errors import AppError
 from monai_unet_app.external import ExternalBundle, Surroundings, check_version, labels_of
 from monai_unet_app.label_results import write_label_results
 from monai_unet_app.service.site_file import Rule, Site
-from monai_unet_app.service.work import check_digest
 
 if TYPE_CHECKING:
     from dicom_io.volume import Volume
@@ -81,40 +77,3 @@ class ProgramRule:
                 made = write_label_results(request)["result"]
         assessment = made["assessment"] or {}
         return assessment.get("verdict") or "", "; ".join(assessment.get("reasons", ()))
-
-
-def check_program_rule(rule: Rule, site: Site, bundle: ExternalBundle) -> None:
-    """Checks all that can be known before the program is started.
-
-    Raises:
-        AppError: The bundle is another one than the rule names, has no gate or a structure without a code, or the rule asks
-            for what only a network has.
-    """
-    check_digest(rule, bundle)
-    possible = {kind.format for kind in RESULT_KINDS if kind.from_labels}
-    asked = [
-        *(f"format {name}" for name in rule.formats if name not in possible),
-        *(name for name in ("tta", "elsewhere", "probabilities") if getattr(rule, name)),
-        *(["engine"] if rule.engine != "torch" else []),
-        *(["channels"] if rule.channels else []),
-    ]
-    fractional = [name for name in rule.destinations if site.destinations[name].profile.seg_encoding == "fractional"]
-    asked += [f"the SEG of {name}" for name in fractional]
-    if asked:
-        raise AppError(
-            f"rule {rule.name} asks for {', '.join(asked)}, and {bundle.name} starts a program that gives labels alone; leave "
-            "that out"
-        )
-    if bundle.command.seconds >= site.node.job_s:
-        raise AppError(
-            f"rule {rule.name}: {bundle.name} gives its program {bundle.command.seconds:g} s, and job_s is "
-            f"{site.node.job_s:g}; the program must end before its job does; raise job_s"
-        )
-    check_coded(bundle.name, bundle.segments)
-    stated = bundle.confidence_about(bundle.program)
-    if stated.gate is None and not rule.deliver_ungated:
-        raise AppError(
-            f"rule {rule.name}: {bundle.name} has no quality gate ({stated.why_not.get('gate', 'none')}); without a gate, "
-            "failures would be delivered like good results; fit it to more subjects, or write deliver_ungated = true into the "
-            "rule"
-        )

@@ -25,13 +25,13 @@ from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
 from monai_unet_app.service.rows import NewResult, state_of
+from monai_unet_app.service.rule_checks import check_bundles, check_program_rule, check_rule
 from monai_unet_app.service.site_file import Rule, Site, read_site
 from monai_unet_app.service.uploads import images_of
 
 if TYPE_CHECKING:
     from dicom_io.volume import Volume
     from monai_unet_app.bundle import Bundle
-    from monai_unet_app.bundle_folder import BundleFiles
     from monai_unet_app.external import ExternalBundle
     from monai_unet_app.gathering import Keep
     from monai_unet_app.pipeline import Case
@@ -86,7 +86,7 @@ class Worker:
         # The node, which stays small, imports this module too
         from monai_unet_app.config import PredictConfig
         from monai_unet_app.external import external_bundle
-        from monai_unet_app.service.program_rules import ProgramRule, check_program_rule
+        from monai_unet_app.service.program_rules import ProgramRule
 
         # `LoadImage` makes all of MONAI's readers, of which this one warns when its codec is not installed. The node reads
         # DICOM by none of them. The module gives this one warning only.
@@ -407,97 +407,6 @@ def _describe(series: SeriesRef, rules: Sequence[Rule]) -> str:
     return f"{kind} ({'; '.join(f'{rule.name} wants ' + ' and '.join(misfits(rule, series)) for rule in rules)})"
 
 
-def check_bundles(site: Site) -> None:
-    """Checks that each rule's bundle is there, is the one that the rule names, states enough and has codes; loads no network.
-
-    Raises:
-        UntrainedError: A bundle has no weights.
-        AppError: A bundle is missing, has another sha256, or lacks a statement (see `check_stated`) or the code of a structure.
-    """
-    from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.external import external_bundle
-    from monai_unet_app.service.program_rules import check_program_rule
-
-    for rule in site.rules:
-        if program := external_bundle(rule.bundle):
-            check_program_rule(rule, site, program)
-        else:
-            _check_rule(rule, bundle_files(rule.bundle))
-
-
-def _check_rule(rule: Rule, bundle: "BundleFiles") -> None:
-    from monai_unet_app.dicom_results import check_coded
-
-    bundle.check_trained()
-    bundle.check_fitted()
-    check_digest(rule, bundle)
-    if rule.export_sha256:
-        _check_export(rule, bundle)
-    _check_channels(rule, bundle)
-    check_stated(rule, bundle)
-    check_coded(bundle.name, bundle.segments)
-
-
-def check_digest(rule: Rule, bundle: "BundleFiles") -> None:
-    """Raises AppError if the rule names another bundle."""
-    if rule.sha256 and rule.sha256 != bundle.sha256:
-        raise AppError(
-            f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; "
-            "the bundle that the site has approved is needed; put it back, or approve this bundle in the site file"
-        )
-
-
-def _check_channels(rule: Rule, bundle: "BundleFiles") -> None:
-    """A rule names the channels of its bundle after the first, in their order: that is the order in which they are read."""
-    needed = bundle.channel_names[1:]
-    if tuple(rule.channels) != needed:
-        raise AppError(
-            f"rule {rule.name} has patterns for the channels {', '.join(rule.channels) or 'none'} beside match; "
-            f"{', '.join(needed) or 'none'}, in this order, are what {bundle.name} takes after its first; write channels so"
-        )
-
-
-def _check_export(rule: Rule, bundle: "BundleFiles") -> None:
-    from monai_unet_app.inference.engines.certificate import export_named
-
-    found = export_named(bundle, rule.engine, rule.precision) or "none"
-    if found != rule.export_sha256:
-        raise AppError(
-            f"rule {rule.name} names an export of sha256 {rule.export_sha256[:12]}..., {bundle.name} has {found[:12]} for "
-            f"{rule.engine} in {rule.precision}; the export that the site has approved is needed; put it back, or approve "
-            "this one in the site file"
-        )
-
-
-def check_stated(rule: Rule, bundle: "BundleFiles") -> None:
-    """Checks that the bundle states what the rule needs.
-
-    That is a quality gate, unless the rule says `deliver_ungated = true`, and wider intervals, if it says `elsewhere = true`.
-
-    Raises:
-        AppError: There is no gate or no such interval, or the bundle's statements cannot be used.
-    """
-    from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.confidence.statements import read_confidence
-
-    if rule.deliver_ungated and not rule.elsewhere:
-        return
-    settings = rule.settings
-    if rule.tta and not load_bundle(bundle.root).mirror_axes:
-        settings = replace(settings, tta=False)
-    try:
-        stated = read_confidence(bundle, settings)
-    except InputRefusedError as error:
-        raise AppError(f"rule {rule.name}: {error}") from error
-    if stated.gate is None and not rule.deliver_ungated:
-        how, flag = ("with tta = true", " with --tta") if rule.tta else ("as its rule requires it", "")
-        raise AppError(
-            f"rule {rule.name}: {bundle.name} run {how} has no quality gate ({stated.why_not.get('gate', 'none')}); "
-            f"without a gate, failures would be delivered like good results; calibrate the bundle{flag} on enough subjects, or "
-            "write deliver_ungated = true into the rule to deliver results that no quality gate has judged"
-        )
-
-
 def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
     """The loaded bundle of a rule, whose network has run once, on the site's device or on what was found for it before."""
     import torch
@@ -506,7 +415,7 @@ def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
     from monai_unet_app.inference.engines.chooser import check_device
 
     bundle = replace(load_bundle(rule.bundle, found or device), may_leave_device=device == "auto")
-    _check_rule(rule, bundle)
+    check_rule(rule, bundle)
     check_device(rule.settings, bundle.device.type)
     # Zeros of one window: the first run of a network is slow, and no study has to wait for it.
     bundle.engine(rule.settings)(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))

@@ -18,8 +18,8 @@ from monai_unet_app.calibration.fitted import begin_fitted, change_fitted
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.deploy.package import render_package
 from monai_unet_app.errors import BundleError
+from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import read_site
-from monai_unet_app.service.work import check_bundles
 
 EARLIER = Path(__file__).parent / "earlier"
 SITE = """

@@ -22,8 +22,8 @@ from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.data.splits import FOLDS, read_splits
 from monai_unet_app.doctor import examine
 from monai_unet_app.errors import UntrainedError
+from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import read_site
-from monai_unet_app.service.work import check_bundles
 from monai_unet_app.training.identity import forget_template
 
 run = pytest.fixture(shell)

@@ -30,8 +30,8 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.export import export_bundle, windows_of
 from monai_unet_app.inference.engines.certificate import PARITY, certified, export_named
 from monai_unet_app.inference.engines.chooser import with_engine
+from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import read_site
-from monai_unet_app.service.work import check_bundles
 
 run = pytest.fixture(shell)
 VOLUMES, SLICES = "hippocampus_mri_unet3d", "hippocampus_mri_unet2d"

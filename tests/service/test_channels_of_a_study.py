@@ -24,8 +24,9 @@ from monai_unet_app.deploy.picking import pick
 from monai_unet_app.deploy.settings import Settings
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.pipeline import segment_case
+from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import read_site
-from monai_unet_app.service.work import Worker, check_bundles
+from monai_unet_app.service.work import Worker
 
 SITE = """
 [node]
