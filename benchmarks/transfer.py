@@ -3,9 +3,10 @@
     python benchmarks/transfer.py [--data ../shared/data] [--only hippocampus abdomen]
 
 Each curve is planned for the network of another bundle and trained by `train --learning-curve --from`, so each number of
-cases twice: at random, and beginning with the weights of that bundle: the shipped hippocampus, or a training on CHAOS. Both have the same steps and windows. Gains are paired by
-case, with an interval of 95 % by subject. The same command goes on where it was ended: trainings are kept in build/transfer.
-About an hour of a core for each curve. Without data a curve is left out. `benchmarks/networks.py --pages` writes the page.
+cases twice: at random, and beginning with the weights of that bundle: the shipped hippocampus, or a training on CHAOS. Both
+have the same steps and windows. Gains are paired by case, with an interval of 95 % by subject. The same command goes on where
+it was ended: trainings are kept in build/transfer. About two hours of a core for each curve. Without data a curve is left
+out. `benchmarks/networks.py --pages` writes the page.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monai_unet_app.cli import common, flags, inspect_tables, show
+from monai_unet_app.cli import common, data_flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
 from monai_unet_app.cli.results_of_others import given, show_label_results
 from monai_unet_app.errors import InputRefusedError, UsageError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from monai_unet_app.data.strict import Place
 
 
-def inspect(options: flags.Inspect) -> Answer:
+def inspect(options: data_flags.Inspect) -> Answer:
     """Describe a data set, and list everything that is wrong with it.
 
     Example: monai-unet inspect DATA
@@ -85,7 +85,7 @@ def _differences(
 
 
 def _find_to_inspect(
-    options: flags.Inspect, reading: "ReadOptions", channels: tuple[str, ...], *, has_series: bool
+    options: data_flags.Inspect, reading: "ReadOptions", channels: tuple[str, ...], *, has_series: bool
 ) -> "tuple[list[CaseFiles], list[str]]":
     """The cases, and the problems of the whole folder. A problem is raised only if there is nothing else to show."""
     from monai_unet_app.data.case_files import named_series
@@ -99,7 +99,9 @@ def _find_to_inspect(
         return [], [str(error)]
 
 
-def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[dict[str, Place] | None, list[str]]":
+def _strict_places(
+    options: data_flags.Inspect, cases: "list[CaseFiles]"
+) -> "tuple[dict[str, Place] | None, list[str]]":
     """Where the plan that `train` would take puts each case, None without --strict; and what is wrong with that plan."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
@@ -117,7 +119,7 @@ def _strict_places(options: flags.Inspect, cases: "list[CaseFiles]") -> "tuple[d
         return {}, [str(error)] if told else []
 
 
-def dicomize(options: flags.Dicomize) -> Answer:
+def dicomize(options: data_flags.Dicomize) -> Answer:
     """Write NIfTI as DICOM series, or any program's labels as SEG and SR.
 
     Example: monai-unet dicomize --labels LABELS --source SERIES --algorithm 'TotalSegmentator 2.18' --output OUT
@@ -165,7 +167,7 @@ _OF_SOURCE = (
 )  # fmt: skip
 
 
-def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
+def _labels_on_a_series(options: data_flags.Dicomize, source: Path) -> Answer:
     """`dicomize --labels --source`."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.confidence.results_bundle import results_bundle
@@ -202,7 +204,7 @@ def _labels_on_a_series(options: flags.Dicomize, source: Path) -> Answer:
     return made, show_label_results(made, options, source)
 
 
-def regions(options: flags.Regions) -> Answer:
+def regions(options: data_flags.Regions) -> Answer:
     """Write the structures of a SEG or RTSTRUCT as label files.
 
     Example: monai-unet regions rtstruct.dcm --image SERIES --roi Liver Tumour --output labels/case_01.nrrd
@@ -225,7 +227,7 @@ def regions(options: flags.Regions) -> Answer:
     return {"output": str(options.output), **made}, EXIT_DONE
 
 
-def convert(options: flags.Convert) -> Answer:
+def convert(options: data_flags.Convert) -> Answer:
     """Write labelled cases as a raw folder of nnU-Net; with their positions and the folds of a plan.
 
     Example: monai-unet convert DATA --to nnunet --output nnUNet_raw/Dataset101_Liver

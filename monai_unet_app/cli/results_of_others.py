@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli import common, data_flags, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
 from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.errors import UsageError
@@ -169,7 +169,7 @@ def predict_by_program(options: flags.Predict, bundle: "ExternalBundle") -> Answ
     return made, show_label_results(made, options, options.input)
 
 
-def show_label_results(made: dict[str, Any], options: flags.Dicomize | flags.Predict, source: Path) -> int:
+def show_label_results(made: dict[str, Any], options: data_flags.Dicomize | flags.Predict, source: Path) -> int:
     """Shows what became of the labels, and gives the exit code: of rejected ones nothing but the record was written."""
     from monai_unet_app.data.case_files import first_names
 
