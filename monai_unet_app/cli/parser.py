@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
         verb = _verb_parser(subparsers.add_parser, run.__name__, run)
         if run in SECOND_WORDS:
             words = {part.__name__.replace("_", "-"): part for part in SECOND_WORDS[run]}
-            second = verb.add_subparsers(metavar="|".join(words))
+            second = verb.add_subparsers(title="one of", metavar="VERB")
             for word, part in words.items():
                 _verb_parser(second.add_parser, word, part, help=_short(part))
     return parser
