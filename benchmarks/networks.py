@@ -134,6 +134,11 @@ class Runner:
             if failed:
                 raise SystemExit("\n".join(failed))
 
+    @property
+    def _budget(self) -> float:
+        """Minutes of a training on the machine of the first figures."""
+        return float(self.figures.get(f"{DEFAULT} 0", {}).get("budget_minutes", self.minutes))
+
     def _check_processor(self) -> None:
         """SystemExit if the kept figures are of a processor that trains in another precision, whose plans are others."""
         own, kept = (
@@ -241,10 +246,11 @@ class Runner:
         images = {case.id: case.image for case in find_data(self.data)}
         record = json.loads((root / "folds/0/models/run.json").read_text(encoding="utf-8"))
         entry = {
-            "budget_minutes": self.figures.get(f"{DEFAULT} 0", {}).get("budget_minutes", self.minutes),
+            "budget_minutes": self._budget,
             **json.loads(root.with_suffix(".json").read_text(encoding="utf-8")),
             "epochs": record["settings"]["epochs"],
             "windows_per_case": _length(root)[1],
+            "pace": round(self.minutes / self._budget, 3),
             "precision": record["sessions"][-1]["precision"],
             "trained": sum(case["partition"] == "train" for case in record["cases"].values()),
             **_size(root, [images[case] for case in scores["cases"]]),
@@ -438,10 +444,15 @@ def _row(name: str, entry: Mapping[str, Any], base: Mapping[str, Any]) -> list[s
         f"{entry['parameters'] / 1e6:.2f}",
         f"{entry['gflops']:.1f}",
         " × ".join(map(str, entry["window"])),
-        f"{1000 * entry['window_s']:.0f}",
+        f"{1000 * _there(entry, 'window_s'):.0f}",
         f"{entry['memory_gb']:.1f}",
-        f"{entry['minutes']:.1f}",
+        f"{_there(entry, 'minutes'):.1f}",
     ]
+
+
+def _there(entry: Mapping[str, Any], key: str) -> float:
+    """A time as the machine of the first figures takes it: another machine has as many steps in `pace` times the minutes."""
+    return float(entry[key]) / float(entry.get("pace", 1.0))
 
 
 def _apart(name: str, entry: Mapping[str, Any], base: Mapping[str, Any]) -> str:
@@ -475,7 +486,7 @@ def _plot(entries: Mapping[str, Mapping[str, Any]]) -> Figure:
     axis = figure.subplots()
     for name, entry in entries.items():
         subjects, scores = zip(*(case[:2] for case in entry["cases"].values()), strict=True)
-        dice, place = bootstrap_mean(scores, subjects, Bootstrap()), 1000 * entry["window_s"]
+        dice, place = bootstrap_mean(scores, subjects, Bootstrap()), 1000 * _there(entry, "window_s")
         axis.errorbar(place, dice.value, [[dice.value - dice.low], [dice.high - dice.value]], fmt="o", ms=5, lw=1)
         axis.annotate(name, (place, dice.value), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axis.set(xscale="log", xlabel="milliseconds a window, one core", ylabel="Dice on cases out of fold, 95 % interval")
@@ -489,6 +500,9 @@ Each for {minutes:g} minutes of one core on hippocampi in MRI: planned by `plan 
 {trained} cases of four folds, measured on {cases} cases of {people} people of the fifth, which no training has seen. The test
 cases of `examples/splits.json` take no part. `make networks` writes this page from `networks.json`, which has the scores
 of every case.
+
+Times are those of the machine of the first trainings; a later machine, on which the same steps take another time, trained for
+as many steps, and its times are converted by that.
 
 Differences are to `{default}`, which a plan takes by itself, paired by case; intervals of 95 % by subject. Where an interval
 holds 0, these cases and this training show no difference. Other data, or hours on a GPU, may give another order.
