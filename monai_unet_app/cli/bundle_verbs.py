@@ -69,11 +69,11 @@ def import_monai(options: bundle_flags.ImportMonai) -> Answer:
 
     zoo = ZooBundle(bundle_root(str(options.source)), common.structures(options.structure, least=0))
     made, name = bundle_of_zoo(zoo, options.output), zoo.origin["name"]
-    show.line(f"imported {name} {zoo.origin['version']}: {zoo.network_def['_target_']}, {', '.join(zoo.names)}")
-    if zoo.decides_first:
-        show.line(
-            "it decides before it takes labels back to the image; here probabilities go back, so edges are smoother"
-        )
+    show.line(
+        f"imported {name} {zoo.origin['version']}: {zoo.parts['network_def']['_target_']}, {', '.join(zoo.names)}"
+    )
+    if zoo.differs:
+        show.line(f"{zoo.differs}; here probabilities go back, so edges differ by parts of a voxel")
     show.line("it states nothing yet: no cases are known that its network has not seen")
     show.line(
         f"now: monai-unet calibrate --bundle {shlex.quote(str(options.output))} --data CASES_THAT_IT_HAS_NOT_SEEN"

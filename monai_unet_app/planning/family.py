@@ -211,7 +211,9 @@ def yaml_text(value: Any) -> Any:
         return value
     # YAML 1.1 takes a number such as 1e-05 for a word; strings are passed over
     return re.sub(
-        r'"(?:[^"\\]|\\.)*"|\b(\d+)(e[-+]?\d+)', lambda m: f"{m[1]}.0{m[2]}" if m[1] else m[0], json.dumps(value)
+        r'"(?:[^"\\]|\\.)*"|(?<![\d.])(\d+)(e[-+]?\d+)',
+        lambda m: f"{m[1]}.0{m[2]}" if m[1] else m[0],
+        json.dumps(value),
     )
 
 

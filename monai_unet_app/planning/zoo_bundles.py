@@ -1,13 +1,13 @@
 """A bundle in the form of MONAI's model zoo as one of ours: the same network, preprocessing and windows.
 
-Its configs are read as data. An expression counts where it says a plain value, such as `$[1.5, 1.5, 2.0] if @fine else
-[3.0, 3.0, 3.0]`; nothing else in them is run, neither now nor later. What needs code runs as a program, see `bundle external`.
+Its configs are read as data, see `zoo_config`; nothing in them is run, neither now nor later. `zoo.schema.json` says what is
+taken: all else could change a label. What needs code runs as a program of its own, see `bundle external`.
 """
 
-import ast
 import inspect
-import json
+import math
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,92 +15,41 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import monai
 import torch
-import yaml
-from monai.bundle import ConfigParser
 from monai.networks import nets
 
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration.fitted import begin_fitted, change_fitted
 from monai_unet_app.data.datalist import modality_of
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import validate, write_json
 from monai_unet_app.data.structures import StatedStructure
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.planning.family import layer_line, yaml_text
 from monai_unet_app.planning.write import LICENSE, config_text, metadata, segments_of, whole_folder
+from monai_unet_app.planning.zoo_config import Config, checked_text, read_config
 from monai_unet_app.training.identity import CARD, REQUIRED, card_of, derived_facts
 
 WEIGHTS = "models/model.pt"
 _READING = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CastToTyped", "ToTensord")
 """What our own reader does, or what changes no value."""
 
-_INTENSITIES = (
-    "ScaleIntensityd", "ScaleIntensityRanged", "ScaleIntensityRangePercentilesd", "NormalizeIntensityd", "ShiftIntensityd",
-    "ThresholdIntensityd",
-)  # fmt: skip
-_DECIDING = ("Activationsd", "AsDiscreted", "Invertd", "SaveImaged", "KeepLargestConnectedComponentd")
-_SLIDING = ("overlap", "mode", "sigma_scale", "padding_mode", "cval")
+_SAYS_NOTHING = {
+    "_target_", "_disabled_", "_desc_", "keys", "transform", "orig_keys", "reader", "image_only", "ensure_channel_first",
+    "simple_keys", "expanduser", "strict_check", "channel_dim", "data_type", "device", "wrap_sequence", "track_meta",
+    "to_tensor", "meta_keys", "orig_meta_keys", "meta_key_postfix", "allow_missing_keys", "lazy", "sw_batch_size", "sw_device",
+    "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps", "buffer_dim",
+}  # fmt: skip
+_WIRED = {
+    "network": r"\$?@network_def(\.to\(@device\))?",
+    "evaluator::network": r"\$?@network(_def)?",
+    "evaluator::inferer": r"\$?@inferer",
+    "evaluator::postprocessing": r"\$?@postprocessing",
+    "dataset::transform": r"\$?@preprocessing",
+}
+_FLOAT32 = re.compile(r"\$?((torch|np|numpy)\.)?float32")
 _GONE = {"SwinUNETR": "img_size"}  # an argument of older versions of MONAI, which says nothing of the weights
-_PLAIN = (
-    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.Dict, ast.Subscript, ast.Slice, ast.IfExp,
-    ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Call, ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.USub,
-    ast.Not, ast.And, ast.Or, ast.cmpop,
-)  # fmt: skip
-_MOST_FOLLOWED = 50  # references, one behind the other
-_KNOWN = {function.__name__: function for function in (len, list, tuple, int, float, str)}
-_KEYS = {"monai.utils.CommonKeys.IMAGE": "'image'", "monai.utils.CommonKeys.PRED": "'pred'"}
-_REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")
-
-
-class Config:
-    """A config of a bundle, whose values are made plain without running code."""
-
-    def __init__(self, document: Any, name: str) -> None:
-        self._document, self.name = document, name
-
-    def entry(self, place: str, followed: int = 0) -> Any:
-        """What stands at an id, such as "inferer::overlap"; references are followed, expressions stay."""
-        found = self._document
-        if followed > _MOST_FOLLOWED:
-            raise InputRefusedError(f"{self.name}: {place} refers to itself; a config that MONAI can read is needed")
-        for part in re.split(r"#|::", place):
-            try:
-                found = found[int(part) if isinstance(found, list) else part]
-            except (LookupError, TypeError, ValueError) as error:
-                raise InputRefusedError(f"{self.name} does not say {place}; a bundle that says it is needed") from error
-            if isinstance(found, str) and _REFERENCE.fullmatch(found.removeprefix("$")):
-                found = self.entry(found.removeprefix("$")[1:], followed + 1)
-        return found
-
-    def value(self, place: str) -> Any:
-        """The plain value at an id. Raises InputRefusedError where it is code or not there."""
-        return self.plain(self.entry(place))
-
-    def plain(self, entry: Any) -> Any:
-        """An entry with what its references and expressions stand for."""
-        if isinstance(entry, dict):
-            return {key: self.plain(one) for key, one in entry.items()}
-        if isinstance(entry, list):
-            return [self.plain(one) for one in entry]
-        if not isinstance(entry, str) or entry[:1] not in ("$", "@"):
-            return entry
-        text = entry.removeprefix("$")
-        try:
-            for key, value in _KEYS.items():
-                text = text.replace(key, value)
-            places = dict.fromkeys(_REFERENCE.findall(text))
-            names = {place: f"value_{number}" for number, place in enumerate(places)}
-            tree = ast.parse(_REFERENCE.sub(lambda found: names[found[1]], text), mode="eval")
-            values = _KNOWN | {name: self.value(place) for place, name in names.items()}
-            for node in ast.walk(tree):
-                if not isinstance(node, _PLAIN) or (isinstance(node, ast.Name) and node.id not in values):
-                    raise SyntaxError("it is code")
-            return eval(compile(tree, self.name, "eval"), {"__builtins__": {}}, values)
-        except (SyntaxError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise InputRefusedError(
-                f"{self.name} says {entry[:120]!r}, which is no plain value; code of a bundle is not run here; write the value "
-                "in its place, or run the bundle as a program (monai-unet bundle external)"
-            ) from error
+_MOST_WINDOW = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -116,157 +65,209 @@ class ZooBundle:
     named: Mapping[int, str] = field(default_factory=dict)
 
     @cached_property
+    def origin(self) -> dict[str, str]:
+        """Its name and version."""
+        texts = {"name": self.root.name, "version": str(self.metadata.get("version", "not stated"))}
+        return {key: re.sub(r"[^\w .-]", "_", text)[:64] for key, text in texts.items()}
+
+    @cached_property
     def metadata(self) -> dict[str, Any]:
         """`configs/metadata.json`."""
-        return _read(self.root / "configs/metadata.json")
+        return _mapping(read_config(self.root / "configs/metadata.json"))
 
     @cached_property
     def config(self) -> Config:
-        """`configs/inference.json` or `.yaml`."""
-        for ending in ("json", "yaml", "yml"):
-            if (path := self.root / f"configs/inference.{ending}").is_file():
-                return Config(_read(path), path.name)
-        raise InputRefusedError(
-            f"{self.root.name} has no configs/inference.json or .yaml; a bundle that has one is needed"
-        )
+        """`configs/inference.json` or `.yaml`. Raises InputRefusedError if it does not join its parts as they are named."""
+        files = [self.root / f"configs/inference.{ending}" for ending in ("json", "yaml", "yml")]
+        if (path := next((file for file in files if file.is_file()), None)) is None:
+            raise InputRefusedError("the bundle has no configs/inference.json or .yaml; one that has it is needed")
+        config = Config(_mapping(read_config(path)), path.name)
+        for place, usual in _WIRED.items():
+            said = config.raw(place)
+            if said is not None and not (isinstance(said, str) and re.fullmatch(usual, said)):
+                raise InputRefusedError(
+                    f"{path.name} says {str(said)[:80]} at {place}; a bundle that joins its own parts is needed"
+                )
+        return config
 
     @cached_property
-    def network_def(self) -> dict[str, Any]:
-        """The network: a class of `monai.networks.nets` and its arguments."""
-        entry = self.config.entry("network_def")
-        said = entry if isinstance(entry, dict) else {"_target_": entry}
-        name = str(said.get("_target_", "")).removeprefix("monai.networks.nets.")
-        kind = getattr(nets, name, None) if name.isidentifier() else None
-        if kind is None or "_target_" in json.dumps([value for key, value in said.items() if key != "_target_"]):
-            raise InputRefusedError(
-                f"the network of {self.root.name} is {name or 'not told'}; one of MONAI's, with plain arguments, is needed; "
-                "run the bundle as a program (monai-unet bundle external)"
-            )
-        taken = inspect.signature(kind).parameters
-        return {
-            key: self.config.plain(value)
-            for key, value in (said | {"_target_": name}).items()
-            if key in taken or key != _GONE.get(name)
+    def parts(self) -> dict[str, Any]:
+        """Network, transforms, inferer and names as plain values, as `zoo.schema.json` has them."""
+        config = self.config
+        parts: dict[str, Any] = {
+            "network_def": self._plain(_mapping(config.entry("network_def")), "monai.networks.nets"),
+            "preprocessing": self._transforms("preprocessing", "image"),
+            "inferer": self._plain(_mapping(config.entry("inferer")), "monai.inferers"),
+            "postprocessing": self._transforms("postprocessing", "pred"),
+            "names": self._names(),
         }
+        try:
+            validate(parts, "zoo")
+        except InputRefusedError as error:
+            remedy = "take it out if the result may do without it, or run the bundle as a program (monai-unet bundle external)"
+            raise InputRefusedError(f"{error}; {remedy}") from error
+        network = parts["network_def"]
+        if (old := _GONE.get(network["_target_"], "")) not in inspect.signature(
+            getattr(nets, network["_target_"])
+        ).parameters:
+            network.pop(old, None)
+        return parts
 
-    def transforms(self, place: str, known: Sequence[str]) -> list[dict[str, Any]]:
-        """The entries of a Compose by MONAI's plain names, in their order; InputRefusedError for others than those known."""
+    def _plain(self, entry: Mapping[str, Any], home: str) -> dict[str, Any]:
+        """An entry with the name of its class in MONAI, and its arguments as plain values, without those that say nothing."""
+        place, _, name = str(entry.get("_target_", "")).rpartition(".")
+        kept = {
+            key: self.config.plain(value)
+            for key, value in entry.items()
+            if key not in _SAYS_NOTHING
+            and not (key == "dtype" and isinstance(value, str) and _FLOAT32.fullmatch(value))
+        }
+        return {"_target_": name if place == "" or place.startswith(home) else f"{place}.{name}", **kept}
+
+    def _transforms(self, place: str, key: str) -> list[dict[str, Any]]:
         entries = [
-            {**entry, "_target_": str(entry["_target_"]).removeprefix("monai.transforms.")}
-            for entry in self.config.entry(f"{place}::transforms")
+            one
+            for one in self.config.entries(f"{place}::transforms")
+            if not str(one["_target_"]).endswith("SaveImaged")
         ]
-        if others := [entry["_target_"] for entry in entries if entry["_target_"] not in known]:
+        for entry in entries:
+            if self.config.plain(entry.get("keys")) not in (key, [key]):
+                raise InputRefusedError(
+                    f"{place} has {entry['_target_']} for {str(entry.get('keys'))[:60]}; {key} alone is taken"
+                )
+        return [self._plain(entry, "monai.transforms") for entry in entries]
+
+    def _names(self) -> list[str]:
+        formats = _mapping(self.metadata.get("network_data_format") or {})
+        names = _numbered(_mapping(_mapping(formats.get("outputs") or {}).get("pred") or {}).get("channel_def")) | dict(
+            self.named
+        )
+        if not names or sorted(names) != list(range(len(names))):
             raise InputRefusedError(
-                f"{place} of {self.root.name} has {', '.join(others)}; some of {', '.join(known)} are possible; take the "
-                "others out if the result may do without them, or run the bundle as a program (monai-unet bundle external)"
+                "configs/metadata.json does not name each channel of the answer (channel_def of pred); name each by "
+                "--structure CHANNEL=NAME, the background as channel 0"
             )
-        return entries
+        return [names[number].strip() for number in sorted(names)]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the channels of its answer, in their order."""
+        return list(self.parts["names"])
 
     @cached_property
-    def steps(self) -> list[dict[str, Any]]:
-        """What it does to an image before the network, in our reader's terms."""
-        steps = []
-        for entry in self.transforms("preprocessing", (*_READING, "Orientationd", "Spacingd", *_INTENSITIES)):
-            name, plain = (
-                entry["_target_"],
-                {key: value for key, value in entry.items() if key not in ("_target_", "keys")},
-            )
-            if name in _READING:
-                continue
-            plain = {key: self.config.plain(value) for key, value in plain.items()}
-            if name in _INTENSITIES:
-                steps.append({"_target_": name, "keys": "image", **plain})
-                continue
-            modes = {"mode": ["bilinear", "nearest"]} if name == "Spacingd" else {"labels": None}
-            if name == "Spacingd" and _one(plain.get("mode", "bilinear")) not in ("bilinear", 1):
-                raise InputRefusedError(f"{self.root.name} resamples by {plain['mode']}; bilinear is needed")
-            both = {"_target_": name, "keys": ["image", "label"], **plain, **modes, "allow_missing_keys": True}
-            steps.append(both)
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """What it does to an image before the network, by name, in our reader's terms."""
+        steps = {}
+        for entry in self.parts["preprocessing"]:
+            name, values = entry["_target_"], {key: value for key, value in entry.items() if key != "_target_"}
+            placing: dict[str, dict[str, Any]] = {
+                "Spacingd": {"mode": ["bilinear", "nearest"]}, "Orientationd": {"labels": None},
+            }  # fmt: skip
+            more = placing.get(name)
+            keys = {"keys": ["image", "label"], "allow_missing_keys": True} if more else {"keys": "image"}
+            if name in steps:
+                raise InputRefusedError(f"preprocessing has {name} twice; once is taken")
+            if name not in _READING:
+                steps[name] = {"_target_": name, **keys, **values, **(more or {})}
         return steps
 
     @cached_property
     def sliding(self) -> dict[str, Any]:
         """Its windows: "window", "slice_axis", and how they are laid and weighted, with MONAI's defaults."""
-        said = self.config.entry("inferer")
-        name = str(said["_target_"]).rpartition(".")[2]
-        if name not in ("SlidingWindowInferer", "SliceInferer"):
+        said, axes = dict(self.parts["inferer"]), int(self.parts["network_def"].get("spatial_dims", 3))
+        sliced, size, axis = said.pop("_target_") == "SliceInferer", said.pop("roi_size"), said.pop("spatial_dim", 0)
+        window = size if isinstance(size, list) else [size] * axes
+        if len(window) != axes or math.prod(window) > _MOST_WINDOW or (sliced and axes != 2):
             raise InputRefusedError(
-                f"the inferer of {self.root.name} is {name}; SlidingWindowInferer or SliceInferer is needed"
+                f"the inferer has windows of {size} for a network of {axes} axes; windows that fit it are needed"
             )
-        found = {"overlap": 0.25, "mode": "constant", "sigma_scale": 0.125, "padding_mode": "constant", "cval": 0.0}
-        found |= {key: self.config.plain(said[key]) for key in _SLIDING if key in said}
-        axes = int(self.network_def.get("spatial_dims", 3))
-        size = self.config.plain(said["roi_size"])
-        window = [size] * axes if isinstance(size, int) else list(size)
-        slice_axis = self.config.plain(said.get("spatial_dim", 0)) if name == "SliceInferer" else None
-        return found | {"window": window, "slice_axis": slice_axis}
+        usual = {"overlap": 0.25, "mode": "constant", "sigma_scale": 0.125, "padding_mode": "constant", "cval": 0.0}
+        return usual | said | {"window": window, "slice_axis": axis if sliced else None}
 
     @cached_property
+    def deciding(self) -> dict[str, dict[str, Any]]:
+        """The transforms behind the network, by name, in their order."""
+        found = {
+            entry["_target_"]: {key: _one(value) for key, value in entry.items()}
+            for entry in self.parts["postprocessing"]
+        }
+        activation, decision = found.get("Activationsd", {}), found.get("AsDiscreted", {})
+        softmax, sigmoid = activation.get("softmax", False), activation.get("sigmoid", False)
+        argmax = decision.get("argmax", False)
+        wins = argmax and decision.get("threshold") is None and not sigmoid and (softmax or not activation)
+        alone = not argmax and decision.get("threshold") == 0.5 and sigmoid and not softmax
+        order = " ".join(found)
+        usual = r"(Activationsd )?(Invertd )?AsDiscreted( Keep\w+)?|(Activationsd )?AsDiscreted( Keep\w+)? Invertd"
+        if len(found) < len(self.parts["postprocessing"]) or not re.fullmatch(usual, order) or not (wins or alone):
+            raise InputRefusedError(
+                "the postprocessing is not softmax and argmax, or sigmoid and 0.5, each once, with Invertd before or behind, "
+                "and at most one KeepLargestConnectedComponentd behind the decision; this is needed"
+            )
+        return found
+
+    @property
     def has_background(self) -> bool:
-        """Whether one class of all wins at a voxel, by argmax; else each channel decides by itself, by sigmoid at 0.5."""
-        entries = {entry["_target_"]: entry for entry in self.transforms("postprocessing", _DECIDING)}
-        decided, activation = entries.get("AsDiscreted", {}), entries.get("Activationsd", {})
-        if self.config.plain(decided.get("argmax", False)) is True:
-            return True
-        if (
-            self.config.plain(decided.get("threshold")) != 0.5
-            or self.config.plain(activation.get("sigmoid")) is not True
-        ):
-            raise InputRefusedError(
-                f"{self.root.name} decides neither by argmax nor by sigmoid at 0.5; one of these is needed"
-            )
-        return False
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Of the channels of its answer, in their order."""
-        stated = (
-            self.metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {}).get("channel_def") or {}
-        )
-        names = {int(channel): str(name) for channel, name in stated.items()} | dict(self.named)
-        if sorted(names) != list(range(len(names))) or len(names) < 1 + self.has_background:
-            raise InputRefusedError(
-                f"configs/metadata.json of {self.root.name} does not name each channel of its answer (channel_def of pred); "
-                "name each by --structure CHANNEL=NAME, the background as channel 0"
-            )
-        return [names[number] for number in sorted(names)]
-
-    @cached_property
-    def image(self) -> Mapping[str, Any]:
-        """What its metadata say of the image."""
-        return dict(self.metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}))
+        """Whether one class of all wins at a voxel; else each channel decides by itself."""
+        return bool(self.deciding["AsDiscreted"].get("argmax", False))
 
     @property
-    def origin(self) -> dict[str, str]:
-        """Its name and version."""
-        return {"name": self.root.name, "version": str(self.metadata.get("version", "not stated"))}
-
-    @property
-    def decides_first(self) -> bool:
-        """Whether it takes labels back to the grid of the image, by the nearest voxel; we take probabilities back."""
-        order = [entry["_target_"] for entry in self.transforms("postprocessing", _DECIDING)]
-        return "Invertd" in order and order.index("AsDiscreted") < order.index("Invertd")
+    def differs(self) -> str:
+        """Why labels differ at edges from those that MONAI gives with the bundle; empty where they are equal."""
+        order = list(self.deciding)
+        if "Invertd" not in order:
+            return "it leaves its result on the grid of the network"
+        if order[-1] == "Invertd" or self.deciding["Invertd"].get("nearest_interp", True):
+            return "it takes its result back to the image by the nearest voxel"
+        return "" if "Activationsd" in order else "it takes logits back to the image"
 
     @cached_property
     def largest(self) -> list[int]:
-        """The structures of which only the largest part stays."""
-        kept = [
-            one for one in self.transforms("postprocessing", _DECIDING) if one["_target_"].startswith("KeepLargest")
+        """The structures of which only the largest part stays, from 1."""
+        if "KeepLargestConnectedComponentd" not in self.deciding:
+            return []
+        # MONAI counts channels from 0, and in a label map the values themselves
+        labels = range(1 if self.has_background else 0, len(self.names))
+        said = self.deciding["KeepLargestConnectedComponentd"].get("applied_labels")
+        chosen = list(labels) if said is None else said if isinstance(said, list) else [said]
+        if not set(chosen) <= set(labels):
+            raise InputRefusedError(f"KeepLargestConnectedComponentd is for {chosen}; labels of structures are needed")
+        return [label + 1 - labels.start for label in chosen]
+
+    @cached_property
+    def weights(self) -> Path:
+        """The file that its config loads."""
+        found = [
+            self.config.entry(place) for place in ("checkpointloader", "handlers") if self.config.raw(place) is not None
         ]
-        return [number for one in kept for number in self.config.plain(one.get("applied_labels") or [])]
+        entries = [
+            entry for one in found for entry in (one if isinstance(one, list) else [one]) if isinstance(entry, dict)
+        ]
+        loaders = [entry for entry in entries if str(entry.get("_target_")).endswith("CheckpointLoader")]
+        names = {str(self.config.plain(loader.get("load_path", WEIGHTS))).rpartition("/")[2] for loader in loaders}
+        if len(names) > 1:
+            raise InputRefusedError(
+                f"{self.config.name} loads {', '.join(sorted(names))}; one file of weights is needed"
+            )
+        return self.root / "models" / (names.pop() if names else "model.pt")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputRefusedError(
+            f"the bundle says {str(value)[:60]!r} where names with values are needed; see the form of MONAI's zoo"
+        )
+    return value
+
+
+def _numbered(value: Any) -> dict[int, str]:
+    """Number -> text, of what metadata say of channels."""
+    return {
+        int(key): name for key, name in _mapping(value or {}).items() if str(key).isdigit() and isinstance(name, str)
+    }
 
 
 def _one(value: Any) -> Any:
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(ConfigParser.load_config_file(path))  # reads; what it says is evaluated elsewhere
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputRefusedError(
-            f"{path.name} cannot be read ({error}); a whole bundle is needed; copy it again"
-        ) from error
+    return value[0] if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], int) else value
 
 
 def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
@@ -279,10 +280,10 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
     values = config_values(zoo)
     network, state = _trained(zoo)
     layer, channels = _deepest(network, [int(values["channels"]), *zoo.sliding["window"]])
-    if channels != len(zoo.names):
+    if channels != len(zoo.names) or channels < 1 + zoo.has_background:
         raise InputRefusedError(
-            f"the network of {zoo.root.name} answers with {channels} channels, and {len(zoo.names)} have a name "
-            f"({', '.join(zoo.names)}); name each by --structure CHANNEL=NAME"
+            f"the network answers with {channels} channels, and {len(zoo.names)} have a name ({', '.join(zoo.names)}); name "
+            "each by --structure CHANNEL=NAME"
         )
     values["feature_layer"] = layer_line(layer)
     with whole_folder(output) as root:
@@ -298,7 +299,10 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
         licence = zoo.root / "LICENSE"
         (root / "LICENSE").write_text(licence.read_text("utf-8") if licence.is_file() else LICENSE, encoding="utf-8")
         torch.save(state, root / WEIGHTS)
-        stated = metadata(output.name, {}) | {key: zoo.metadata[key] for key in REQUIRED if key in zoo.metadata}
+        said = {key: text for key in REQUIRED if isinstance(text := zoo.metadata.get(key), str)}
+        stated = metadata(output.name, {}) | {
+            key: checked_text(text, f"metadata.json, {key},") for key, text in said.items()
+        }
         stated |= {"changelog": {"0.1.0": "imported from a MONAI bundle"}, "imported": zoo.origin}
         write_json(stated, root / "configs/metadata.json")
         begin_fitted(root)
@@ -308,28 +312,36 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
         facts = stated | derived_facts(root)
         write_json(facts, root / "configs/metadata.json")
         (root / CARD).write_text(card_of(facts, root), encoding="utf-8")
+        made = Bundle(root)
+        try:
+            _ = made.network, made.windows, made.preprocessing, made.result
+        except (BundleError, TypeError, ValueError) as error:
+            raise InputRefusedError(
+                f"the parts of the bundle do not fit together ({_first_line(error)}); see the form of MONAI's zoo"
+            ) from error
     return Bundle(output)
 
 
 def config_values(zoo: ZooBundle) -> dict[str, Any]:
     """What the templates of the configs need."""
-    channels, modality = int(zoo.image.get("num_channels", 1)), modality_of(str(zoo.image.get("modality", "")))
-    axes, sliding = int(zoo.network_def.get("spatial_dims", 3)), zoo.sliding
-    planar, placed = axes == 2 and sliding["slice_axis"] is None, {step["_target_"]: step for step in zoo.steps}
-    if not planar and "Orientationd" not in placed:
+    inputs = _mapping(_mapping(zoo.metadata.get("network_data_format") or {}).get("inputs") or {})
+    image = _mapping(inputs.get("image") or {})
+    channels, modality = zoo.parts["network_def"].get("in_channels", 1), modality_of(str(image.get("modality", "")))
+    planar = len(zoo.sliding["window"]) == 2 and zoo.sliding["slice_axis"] is None
+    if planar and {"Orientationd", "Spacingd"} & set(zoo.steps):
+        raise InputRefusedError("the bundle turns or resamples pictures; they are taken as they are; take that out")
+    if not planar and "Orientationd" not in zoo.steps:
         raise InputRefusedError(
-            f"{zoo.root.name} takes images as they lie in their file, and DICOM lies otherwise than NIfTI; write the axes of "
-            "its training images as Orientationd into its preprocessing"
+            "the bundle takes images as they lie in their file, and DICOM lies otherwise than NIfTI; write the axes of its "
+            "training images as Orientationd into its preprocessing"
         )
-    files = 1 if planar else channels
-    named = {int(number): str(name) for number, name in (zoo.image.get("channel_def") or {}).items()}
-    rules: dict[str, Any] = {
-        "channels": [named.get(n, f"channel_{n}") for n in range(files)] if files > 1 else channels
-    }
+    files, named = 1 if planar else channels, _numbered(image.get("channel_def"))
+    names = [re.sub(r"[^\w .-]", "_", named.get(number, f"channel_{number}"))[:64] for number in range(files)]
+    rules: dict[str, Any] = {"channels": names if files > 1 else channels}
     rules |= {"planar": True} if planar else {"modality": [modality]} if modality else {}
     return {
-        "image_words": f"images of {zoo.root.name}",
-        "structure_words": "its structures",
+        "image_words": "images",
+        "structure_words": "the structures of a MONAI bundle",
         "why": defaultdict(str),
         "pattern": "*.png" if planar else "*_0000.nii.gz" if files > 1 else "*.nii.gz",
         "input_rules": rules,
@@ -341,35 +353,51 @@ def config_values(zoo: ZooBundle) -> dict[str, Any]:
         "label_suffix": "",
         "outputs": "exclusive" if zoo.has_background else "overlapping",
         "mirror_axes": [],
-        "spacing_mm": placed.get("Spacingd", {}).get("pixdim"),
+        "spacing_mm": zoo.steps.get("Spacingd", {}).get("pixdim"),
         "files": files,
         "channels": channels,
-        "steps": "".join(f"- {yaml_text(step)}\n" for step in zoo.steps),
-        "new_network": f"new_network: {yaml_text(zoo.network_def | {'_mode_': 'callable'})}\n",
+        "steps": "".join(f"- {yaml_text(step)}\n" for step in zoo.steps.values()),
+        "new_network": f"new_network: {yaml_text(zoo.parts['network_def'] | {'_mode_': 'callable'})}\n",
         "networks": 1,
         "windows_at_once": 4,
-        **sliding,
+        **zoo.sliding,
     }
 
 
 def _trained(zoo: ZooBundle) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """The network with its weights, and these alone."""
-    path = zoo.root / WEIGHTS
-    arguments = {key: value for key, value in zoo.network_def.items() if key != "_target_"}
+    arguments, path = dict(zoo.parts["network_def"]), zoo.weights
+    kind = getattr(nets, arguments.pop("_target_"))
     try:
-        network: torch.nn.Module = getattr(nets, zoo.network_def["_target_"])(**arguments)
+        # Shapes alone: what its arguments ask for may not fit into memory. SwinUNETR reads numbers from a tensor
+        with torch.device("cpu" if kind is nets.SwinUNETR else "meta"):
+            wanted = {name: weight.shape for name, weight in kind(**arguments).state_dict().items()}
+    except Exception as error:  # whatever a class of MONAI makes of arguments that it cannot take
+        raise InputRefusedError(
+            f"MONAI {monai.__version__} cannot build its {kind.__name__} ({_first_line(error)})"
+        ) from error
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("it is compressed, which torch never does")
         found = torch.load(path, map_location="cpu", weights_only=True)
         state = next((found[key] for key in ("model", "state_dict", "net") if isinstance(found.get(key), dict)), found)
+        if {name: weight.shape for name, weight in state.items()} != wanted:
+            odd = sorted(set(wanted) ^ set(state))
+            raise ValueError(f"it is of another network: {odd[0] if odd else 'shapes differ'}")
+        network: torch.nn.Module = kind(**arguments)
         network.load_state_dict(state)
-    except (
-        Exception
-    ) as error:  # pickle, zip, key, type and shape errors all mean that these are not the weights of this network
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    except Exception as error:  # pickle, zip, key, type and shape errors: these are not the weights of this network
         raise InputRefusedError(
-            f"{zoo.root.name}: {WEIGHTS} cannot be used ({reason}); the weights of the network that configs/inference names, "
+            f"models/{path.name} cannot be used ({_first_line(error)}); the weights of the network in {zoo.config.name}, "
             "without code, are needed; python -m monai.bundle download brings them (a model.ts is a program, and is not read)"
         ) from error
     return network.eval(), network.state_dict()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _deepest(network: torch.nn.Module, shape: Sequence[int]) -> tuple[str, int]:
@@ -385,6 +413,12 @@ def _deepest(network: torch.nn.Module, shape: Sequence[int]) -> tuple[str, int]:
 
     for name, module in network.named_modules():
         module.register_forward_hook(lambda _, __, answer, name=name: look(name, answer))
-    with torch.inference_mode():
-        answer = network(torch.zeros(1, *shape))
-    return layer, int(answer.shape[1])
+    try:
+        with torch.inference_mode():
+            answer = network(torch.zeros(1, *shape))
+        return layer, int(answer.shape[1])
+    except (RuntimeError, ValueError, AttributeError) as error:
+        size = " x ".join(map(str, shape[1:]))
+        raise InputRefusedError(
+            f"the network takes no window of {size} ({_first_line(error)}); roi_size must fit it"
+        ) from error

@@ -370,3 +370,8 @@ def test_a_network_that_a_bundle_says_takes_no_values() -> None:
 def test_the_network_of_a_2d_bundle_is_refused_for_windows_of_3d(tmp_path: Path) -> None:
     with pytest.raises(InputRefusedError, match="its windows have 2 axes, and those of this plan have 3"):
         planned(tilted_volumes(tmp_path / "data"), "hippocampus_mri_unet2d", "3d", tmp_path / "plan")
+
+
+def test_numbers_of_a_template_are_numbers_for_yaml() -> None:
+    values = [1.5e-05, 1e-05, -2.25e-07, 1e22, 3, {"a": 7e-09, "b": "1e-5"}]
+    assert yaml.safe_load(yaml_text(values)) == values

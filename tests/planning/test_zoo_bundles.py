@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from dicom_io.volume import LPS_FROM_RAS
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.planning.zoo_bundles import Config, ZooBundle, bundle_of_zoo
 
@@ -190,6 +191,10 @@ def test_monai_runs_the_new_bundle_with_the_same_labels(zoo: Changed, images: Pa
     np.testing.assert_array_equal(nibabel.load(tmp_path / "run/case_seg.nii.gz").get_fdata(), own)
 
 
+def compose(*transforms: dict[str, Any]) -> dict[str, Any]:
+    return {"_target_": "Compose", "transforms": list(transforms)}
+
+
 def named(*channels: str) -> dict[str, Any]:
     """METADATA with other names of the channels of the answer."""
     answer = {"channel_def": {str(number): name for number, name in enumerate(channels)}}
@@ -206,20 +211,17 @@ def changed_step(name: str, place: str = "preprocessing", **values: Any) -> dict
 def test_overlapping_structures_a_largest_part_and_the_place_of_the_decision(zoo: Changed, tmp_path: Path) -> None:
     activation, inversion, decision, save = CONFIG["postprocessing"]["transforms"]
     largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [2]}
-    first = [activation, decision, largest, inversion, save]
-    made = bundle_of_zoo(
-        ZooBundle(root := zoo(postprocessing={"_target_": "Compose", "transforms": first})), tmp_path / "one"
-    )
-    assert ZooBundle(root).decides_first
+    root = zoo(postprocessing=compose(activation, decision, largest, inversion, save))
+    made = bundle_of_zoo(ZooBundle(root), tmp_path / "one")
+    assert "nearest voxel" in ZooBundle(root).differs
     fitted = json.loads((made.root / "models/fitted.json").read_text())
     assert [(step["step"], step["structures"]) for step in fitted["tidy"]["steps"]] == [("largest", [2])]
-    single = [
-        activation | {"softmax": False, "sigmoid": True},
-        inversion,
-        {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
-    ]
-    names = named("left lung", "right lung", "lesion")
-    root = zoo(postprocessing={"_target_": "Compose", "transforms": single}, metadata=names)
+    single = (
+        activation | {"softmax": False, "sigmoid": True}, inversion, decision | {"argmax": False, "threshold": 0.5},
+    )  # fmt: skip
+    every = {"_target_": "KeepLargestConnectedComponentd", "keys": ["pred"]}
+    root = zoo(postprocessing=compose(*single, every), metadata=named("left lung", "right lung", "lesion"))
+    assert (ZooBundle(root).largest, ZooBundle(root).differs) == ([1, 2, 3], "")
     made = load_bundle(bundle_of_zoo(ZooBundle(root), tmp_path / "other").root)
     assert [segment.label for segment in made.segments] == ["Left lung", "Right lung", "Lesion"]
 
@@ -231,7 +233,7 @@ def test_the_command_takes_a_zip_and_says_what_it_found(
     shutil.make_archive(str(tmp_path / "packed"), "zip", root.parent, root.name)
     words = ["bundle", "import-monai", str(tmp_path / "packed.zip"), "--output", str(tmp_path / "ours")]
     assert main(words) == 3
-    assert "does not name each channel of its answer" in capsys.readouterr().err
+    assert "does not name each channel of the answer" in capsys.readouterr().err
     names = [word for name in ("0=background", "1=liver", "2=spleen") for word in ("--structure", name)]
     assert main([*words, *names]) == 0
     said = capsys.readouterr().out
@@ -239,20 +241,52 @@ def test_the_command_takes_a_zip_and_says_what_it_found(
     assert "calibrate --bundle" in said
 
 
+PRE, POST = "preprocessing", "postprocessing"
+LOADS = CONFIG["checkpointloader"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network_def": NETWORK | {"_target_": "scripts.net.Own"}}, r"abdomen_ct is scripts\.net\.Own; one of MONAI's"),
-        ({"network_def": "$torch.load('model.pt')"}, "one of MONAI's, with plain arguments"),
-        ({"network_def": NETWORK | {"channels": [4, 8, 16]}}, r"models/model\.pt cannot be used \(Error.* in loading state"),
+        ({"network_def": NETWORK | {"_target_": "scripts.net.Own"}}, r"_target_: 'scripts\.net\.Own' is not one of"),
+        ({"network_def": NETWORK | {"_target_": "HoVerNet"}}, "'HoVerNet' is not one of"),
+        ({"network_def": "$torch.load('model.pt')"}, "where names with values are needed"),
+        ({"network_def": NETWORK | {"channels": [4, 8, 16]}}, r"models/model\.pt cannot be used \(it is of another network"),
+        ({"network_def": NETWORK | {"dimensions": 3}}, r"MONAI .* cannot build its UNet \(.*dimensions"),
+        ({"network_def": NETWORK | {"num_res_units": 10**7}}, "network_def/num_res_units"),
+        ({"network": "$torch.nn.Sequential(@network_def)"}, "joins its own parts is needed"),
         ({"pixdim": "$__import__('os').getcwd()"}, r"no plain value; code of a bundle is not run here"),
-        ({"inferer": {"_target_": "SimpleInferer"}}, "SlidingWindowInferer or SliceInferer is needed"),
-        ({"preprocessing": changed_step("Orientationd")}, "DICOM lies otherwise than NIfTI"),
-        ({"preprocessing": changed_step("Spacingd", mode="nearest")}, "resamples by nearest; bilinear"),
-        ({"preprocessing": changed_step("ScaleIntensityRanged", _target_="scripts.Own")}, r"has scripts\.Own; some of Load"),
-        ({"postprocessing": changed_step("AsDiscreted", "postprocessing", argmax=False, threshold=0.3)}, "neither by argmax"),
+        ({"pixdim": [1.5, 1.5]}, "preprocessing/3/pixdim"),
+        ({"inferer": {"_target_": "SimpleInferer"}}, "'SimpleInferer' is not one of .* bundle external"),
+        ({"inferer": CONFIG["inferer"] | {"_target_": "scripts.SlidingWindowInferer"}}, "SlidingWindowInferer' is not"),
+        ({"inferer": CONFIG["inferer"] | {"roi_size": [4096, 4096, 4096]}}, "windows of .* for a network of 3 axes"),
+        ({"inferer": CONFIG["inferer"] | {"roi_size": [13, 16, 16]}}, "takes no window of 13 x 16 x 16"),
+        ({"inferer": CONFIG["inferer"] | {"overlap": [0.25, 0.5, 0.5]}}, "inferer/overlap"),
+        ({"inferer": None}, "where names with values are needed"),
+        ({PRE: changed_step("Orientationd")}, "DICOM lies otherwise than NIfTI"),
+        ({PRE: changed_step("Orientationd", labels=[["R", "L"], ["A", "P"], ["S", "I"]])}, "'labels' was unexpected"),
+        ({PRE: changed_step("Orientationd", _disabled_=True)}, "DICOM lies otherwise than NIfTI"),
+        ({PRE: changed_step("Spacingd", mode="nearest")}, "preprocessing/3/mode"),
+        ({PRE: changed_step("Spacingd", padding_mode="zeros")}, "preprocessing/3/padding_mode"),
+        ({PRE: changed_step("ScaleIntensityRanged", _target_="scripts.Own")}, r"'scripts\.Own' is not one of"),
+        ({PRE: changed_step("ScaleIntensityRanged", keys="other")}, "for other; image alone is taken"),
+        ({PRE: changed_step("LoadImaged", dtype="uint8")}, "'dtype' was unexpected"),
+        ({PRE: changed_step("EnsureTyped", dtype="$torch.int16")}, "no plain value"),
+        ({PRE: {"_target_": "Compose", "transforms": None}}, "is no list"),
+        ({PRE: {"_target_": "Compose", "transforms": [{}]}}, "an entry without _target_"),
+        ({POST: changed_step("AsDiscreted", POST, argmax=False, threshold=0.3)}, "postprocessing/2/threshold"),
+        ({POST: changed_step("AsDiscreted", POST, _disabled_=True)}, "is not softmax and argmax, or sigmoid"),
+        ({POST: changed_step("Activationsd", POST, softmax=False, sigmoid=True)}, "is not softmax and argmax, or sigmoid"),
+        ({POST: compose(*[CONFIG[POST]["transforms"][n] for n in (0, 0, 1, 2)])}, "each once"),
+        ({POST: compose(*[CONFIG[POST]["transforms"][n] for n in (1, 0, 2)])}, "each once"),
         ({"image_key": "@other", "other": "@image_key", "inferer": "@image_key"}, "refers to itself"),
+        ({"handlers": [LOADS | {"load_path": "models/best.pt"}]}, "loads best.pt, model.pt; one file"),
+        ({"checkpointloader": LOADS | {"load_path": "models/best.pt"}}, r"models/best\.pt cannot be used"),
         ({"metadata": named("background", "liver")}, "answers with 3 channels, and 2 have a name"),
+        ({"metadata": named("background", "liver", "liver")}, "names"),
+        ({"metadata": named("background", "liver", "lobe #1")}, "names/2"),
+        ({"metadata": {"network_data_format": None}}, "does not name each channel"),
+        ({"metadata": {"network_data_format": []}}, "does not name each channel"),
     ],
 )  # fmt: skip
 def test_what_needs_code_or_is_not_known_is_refused_in_words(
@@ -261,6 +295,111 @@ def test_what_needs_code_or_is_not_known_is_refused_in_words(
     with pytest.raises(InputRefusedError, match=message):
         bundle_of_zoo(ZooBundle(zoo(**changes)), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_what_is_said_otherwise_and_means_the_same_is_taken(zoo: Changed, tmp_path: Path) -> None:
+    first, second = CONFIG[PRE]["transforms"][:2], CONFIG[PRE]["transforms"][2:]
+    root = zoo(
+        preprocessing={"_target_": "Compose", "transforms": "$@load + @rest"}, load=first, rest=["@turn", *second[1:]],
+        turn=second[0] | {"_target_": "monai.transforms.Orientationd"},
+        network_def=NETWORK | {"_target_": "monai.networks.nets.unet.UNet"},
+        inferer=CONFIG["inferer"] | {"_target_": "monai.inferers.SlidingWindowInferer", "roi_size": 16, "progress": True},
+        checkpointloader=LOADS | {"load_path": "$@bundle_root + '/models/best.pt'"},
+    )  # fmt: skip
+    (root / "models/model.pt").rename(root / "models/best.pt")
+    usual = ZooBundle(zoo("usual"))
+    assert bundle_of_zoo(ZooBundle(root), tmp_path / "ours")
+    assert (ZooBundle(root).steps, ZooBundle(root).sliding) == (usual.steps, usual.sliding)
+
+
+@pytest.mark.parametrize("place", [PRE, POST])
+def test_pictures_are_taken_as_they_are(zoo: Changed, tmp_path: Path, place: str) -> None:
+    network = NETWORK | {"spatial_dims": 2, "in_channels": 3}
+    root = zoo(network_def=network, inferer=CONFIG["inferer"] | {"roi_size": [16, 16]})
+    with pytest.raises(InputRefusedError, match="turns or resamples pictures"):
+        bundle_of_zoo(ZooBundle(root), tmp_path / "ours")
+
+
+HOSTILE = (
+    "channel name", "description", "authors", "version", "macro in metadata", "input channel", "argument", "requires", "mode",
+    "text in an expression", "macro", "behind a reference", "behind an expression", "mode of windows", "padding", "spacing",
+    "axis", "folder",
+)  # fmt: skip
+
+
+def hostile(canary: Path) -> dict[str, dict[str, Any]]:
+    """Changes of a bundle in each of which something would touch a file, if anything of it were evaluated."""
+    code = f"$__import__('pathlib').Path({str(canary)!r}).touch()"
+    call = {"_target_": "pathlib.Path.touch", "self": f"$__import__('pathlib').Path({str(canary)!r})"}
+    other = canary.with_name("other.yaml")
+    other.write_text(json.dumps({"a": code}))
+    intensity = "ScaleIntensityRanged"
+    return {
+        "channel name": {"metadata": named("background", "liver", code)},
+        "description": {"metadata": METADATA | {"description": code}},
+        "authors": {"metadata": METADATA | {"authors": f" {code}"}},
+        "version": {"metadata": METADATA | {"version": code}},
+        "macro in metadata": {"metadata": METADATA | {"task": f"%{other}::a"}},
+        "input channel": {
+            "metadata": METADATA
+            | {
+                "network_data_format": METADATA["network_data_format"]
+                | {"inputs": {"image": {"channel_def": {"0": code}}}}
+            },
+        },
+        "argument": {PRE: changed_step(intensity, a_min=call)},
+        "requires": {PRE: changed_step(intensity, _requires_=call)},
+        "mode": {PRE: changed_step(intensity, _mode_="debug")},
+        "text in an expression": {PRE: changed_step(intensity, a_min=f"${code!r}")},
+        "macro": {PRE: changed_step(intensity, a_min=f"%{other}::a")},
+        "behind a reference": {"network_def": NETWORK | {"bias": "@evil"}, "evil": call},
+        "behind an expression": {"network_def": NETWORK | {"bias": "$@evil"}, "evil": call},
+        "mode of windows": {"inferer": CONFIG["inferer"] | {"mode": f'constant\n  sw_device: "{code}"'}},
+        "padding": {"inferer": CONFIG["inferer"] | {"padding_mode": f'constant\nignore_label: "{code}"'}},
+        "spacing": {"pixdim": f'1.5\nignore_label: "{code}"'},
+        "axis": {"inferer": CONFIG["inferer"] | {"spatial_dim": f'0\nignore_label: "{code}"'}},
+        "folder": {"name": f'x\nignore_label: "{code.replace("/", chr(92) + "x2f")}"\n#'[:200]},
+    }
+
+
+@pytest.mark.parametrize("change", HOSTILE)
+def test_nothing_of_a_bundle_is_run_at_import_or_later(zoo: Changed, tmp_path: Path, change: str) -> None:
+    canary = tmp_path / "ran"
+    root = zoo(**hostile(canary)[change])
+    try:
+        made = load_bundle(bundle_of_zoo(ZooBundle(root), tmp_path / "ours").root)
+    except (InputRefusedError, BundleError):
+        assert not (tmp_path / "ours").exists()
+    else:
+        _ = made.network, made.preprocessing, made.result, made.windows, made.rules, made.ignore_label, made.file_values
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        {f"d{n}": f"$@d{n + 1} + @d{n + 1}" for n in range(40)} | {"d40": "abcdefgh"},
+        {f"d{n}": [f"@d{n + 1}", f"@d{n + 1}"] for n in range(40)} | {"d40": 1},
+        {f"d{n}": f"$[@d{n + 1}, @d{n + 1}]" for n in range(40)} | {"d40": 1},
+        {"d0": "$" + "-" * 20_000 + "1"},
+    ],
+)
+def test_a_config_that_grows_when_it_is_read_is_refused(levels: dict[str, Any]) -> None:
+    with pytest.raises(InputRefusedError, match=r"no plain value|more than 20000 values|a plain text"):
+        Config(levels, "inference.json").value("d0")
+
+
+def test_compressed_weights_are_refused_before_they_fill_the_memory(zoo: Changed, tmp_path: Path) -> None:
+    root = zoo()
+    with (
+        zipfile.ZipFile(root / "models/model.pt") as stored,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for member in stored.namelist():
+            small.writestr(member, stored.read(member))
+    (tmp_path / "small.pt").replace(root / "models/model.pt")
+    with pytest.raises(InputRefusedError, match="it is compressed"):
+        bundle_of_zoo(ZooBundle(root), tmp_path / "ours")
 
 
 def test_weights_that_hold_code_are_not_read(zoo: Changed, tmp_path: Path) -> None:
