@@ -95,6 +95,7 @@ class ZooBundle:
         """Network, transforms, inferer and names as plain values, as `zoo.schema.json` has them."""
         config = self.config
         parts: dict[str, Any] = {
+            "schema_version": "1.0",
             "network_def": self._plain(_mapping(config.entry("network_def")), "monai.networks.nets"),
             "preprocessing": self._transforms("preprocessing", "image"),
             "inferer": self._plain(_mapping(config.entry("inferer")), "monai.inferers"),

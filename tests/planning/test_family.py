@@ -23,7 +23,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.inference.network_check import Demands, check_network
 from monai_unet_app.planning import family
 from monai_unet_app.planning.decisions import PlanConfig
-from monai_unet_app.planning.family import NetworkChoice, built, known, names, written
+from monai_unet_app.planning.family import NetworkChoice, built, known, names, written, yaml_text
 from monai_unet_app.planning.network import NetworkPlan, plan_network
 from monai_unet_app.planning.speed import memory_beside
 from monai_unet_app.planning.write import write_plan
