@@ -6,24 +6,23 @@ A bundle of `kind: external` says how it is started, within which limits, and wh
 
 import json
 import os
-import stat
 import string
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import EXTERNAL, bundle_root, kind_of
+from monai_unet_app.confidence.json_document import JsonDocument
 from monai_unet_app.confidence.results_bundle import COMMAND, ResultsBundle
 from monai_unet_app.data.nifti import write_nifti
+from monai_unet_app.data.nnunet_folder import smallest
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import validate, write_json
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
@@ -37,7 +36,7 @@ _SAID_CHARACTERS = 400  # of what a program printed, in a message of the command
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(JsonDocument):
     """How a program is started; nothing of it goes through a shell.
 
     Attributes:
@@ -82,9 +81,7 @@ class ExternalBundle(ResultsBundle):
         with self._needed():
             document = json.loads((self.root / COMMAND).read_text(encoding="utf-8"))
             validate(document, "external")
-            words, version_words = (tuple(document[name]) for name in ("words", "version_words"))
-            limits = {name: document[name] for name in ("output", "seconds", "memory_gb", "disk_gb")}
-            return Command(words, version_words, **limits)
+            return Command.from_document(document)
 
 
 def external_bundle(name: str | Path) -> ExternalBundle | None:
@@ -109,8 +106,7 @@ def write_external(model: ResultsBundle, command: Command, root: Path) -> None:
     """Makes `root`, a copy of the folder of `model`, a bundle of `kind: external`."""
     metadata = {**model.metadata, "kind": EXTERNAL, "task": f"results of {model.program}, with what they are worth"}
     write_json(metadata, root / "configs/metadata.json")
-    words = {"words": list(command.words), "version_words": list(command.version_words)}
-    write_json({"schema_version": "1.0", **asdict(command), **words}, root / COMMAND, "external")
+    write_json({"schema_version": "1.0", **command.document()}, root / COMMAND, "external")
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,6 @@ class Surroundings:
         threads: It is told to use.
         environment: Further variables.
         memory_bytes: It may take with its caller, whatever the bundle says.
-        seconds: It may take, whatever the bundle says.
         isolated: It does not start where it could reach a network.
     """
 
@@ -132,7 +127,6 @@ class Surroundings:
     threads: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_bytes: float = float("inf")
-    seconds: float = float("inf")
     isolated: bool = False
 
     def variables(self, folder: Path) -> dict[str, str]:
@@ -183,10 +177,8 @@ def labels_of(image: Volume, bundle: ExternalBundle, where: Surroundings, folder
         raise InputRefusedError(f"{bundle.program} gets one volume of one channel; the image has another form")
     command = bundle.command
     with _places(folder) as (place, given):
-        with np.errstate(invalid="ignore"):  # of what is too large
-            whole = image.array.astype(np.int16)  # as most scanners store; it compresses in a fraction of the time
-        array = whole if np.array_equal(whole, image.array) else image.array
-        source, output = write_nifti(array, image, given / "image.nii.gz"), place / command.output
+        # 16 bits, as most scanners store: they are compressed in a fraction of the time
+        source, output = write_nifti(smallest(image.array), image, given / "image.nii.gz"), place / command.output
         ended, _ = _run(command.told(source, output), where, place, command.seconds, command.memory_gb, command.disk_gb)
         if ended.how == "absent":
             raise AppError(
@@ -218,7 +210,7 @@ def _run(
     from monai_unet_app.supervisor import NotIsolatedError, Order, supervise
 
     log, short = place.parent / "log", Path(tempfile.gettempdir()) / f"external-{token_hex(4)}"
-    limits = min(seconds, where.seconds), min(memory_gb * 1e9, where.memory_bytes), disk_gb * 1e9
+    limits = seconds, min(memory_gb * 1e9, where.memory_bytes), disk_gb * 1e9
     order = Order(tuple(words), str(place), where.variables(short), str(log), *limits, isolated=where.isolated)
     try:
         short.symlink_to(place)  # programs make sockets in TMPDIR, whose names have at most 108 characters
@@ -245,11 +237,7 @@ def _why(ended: "Ended") -> str:
 
 def _check_output(output: Path, bundle: ExternalBundle) -> None:
     """Refuses what is no plain file: a link could lead to any file of this machine."""
-    try:
-        mode = output.lstat().st_mode
-    except OSError as error:
-        raise InputRefusedError(
-            f"{bundle.program} has written no {output.name}; it is needed; nothing was used"
-        ) from error
-    if not stat.S_ISREG(mode):
+    if not os.path.lexists(output):
+        raise InputRefusedError(f"{bundle.program} has written no {output.name}; it is needed; nothing was used")
+    if output.is_symlink() or not output.is_file():
         raise InputRefusedError(f"{output.name} of {bundle.program} is a link or no plain file; nothing was used")

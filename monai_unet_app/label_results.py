@@ -1,15 +1,12 @@
 """Label files that another program or a person made, written as DICOM on the series that they belong to."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import nibabel
-import numpy as np
-from numpy.typing import NDArray
 
 from dicom_io.coding import Segment
 from dicom_io.kinds import RESULT_KINDS, write_objects
@@ -19,20 +16,18 @@ from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.read import ReadOptions
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
-from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.results_bundle import Program, ResultsBundle
 from monai_unet_app.config import applied_repairs
 from monai_unet_app.data.case_files import case_id, first_names
 from monai_unet_app.data.coding import named_segment, structure_named
 from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.nifti import label_table
-from monai_unet_app.data.placed_labels import numbered, placed_labels, placed_masks
+from monai_unet_app.data.placed_labels import PlacedLabels, placed_labels
 from monai_unet_app.data.probability_files import read_probabilities
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.sketch import lie_of
 from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
-from monai_unet_app.metrics.boxes import Box
 from monai_unet_app.result_files import publish, result_document
 
 _ALONG = (
@@ -115,11 +110,6 @@ class LabelRequest:
     earlier_sr: Path | None = None
     probabilities: Path | None = None
 
-    @property
-    def source_name(self) -> str:
-        """What a message calls the series."""
-        return "the series" if isinstance(self.source, Volume) else self.source.name
-
 
 def write_label_results(request: LabelRequest) -> dict[str, Any]:
     """Writes the DICOM objects of labels; all of them or none.
@@ -139,39 +129,40 @@ def write_label_results(request: LabelRequest) -> dict[str, Any]:
         raise UsageError(
             f"--format {','.join(unknown)}: of labels alone {', '.join(possible)} are possible; change --format"
         )
-    source = request.source if isinstance(request.source, Volume) else read_volume(request.source, request.reading)
+    series = request.source.name if isinstance(request.source, Path) else "the series"
+    source = read_volume(request.source, request.reading) if isinstance(request.source, Path) else request.source
     if source.provenance.kind != "dicom":
         raise InputRefusedError(
-            f"{request.source_name} is no DICOM series; the series that the labels were made of is needed; name its folder"
+            f"{series} is no DICOM series; the series that the labels were made of is needed; name its folder"
         )
-    found = _found(request, source)
-    names, present, stated = found.names, found.present, request.statements
-    if not present:
+    found, names, unknown = _found(request, source)
+    stated, values = request.statements, found.present
+    if not values:
         raise InputRefusedError(f"{request.labels.name} holds no structure: all its values are 0; nothing was written")
-    if not stated and (without := [str(value) for value in present if value not in names]):
+    if not stated and (without := [str(value) for value in values if value not in names]):
         raise InputRefusedError(
             f"{request.labels.name} holds {len(without)} value(s) without a name ({first_names(without)}); name "
             "each by --structure VALUE=NAME, name a --bundle whose segments.json does, or put nnU-Net's dataset.json beside it"
         )
-    values = present if stated is None else stated.values
+    values = values if stated is None else stated.values
     with refusing_as(request.labels.name):
         segments = tuple(_segment(number, value, names, request) for number, value in enumerate(values, 1))
-    if not request.uncoded and (unknown := [segment.label for segment in segments if not segment.is_coded]):
+    if not request.uncoded and (uncoded := [segment.label for segment in segments if not segment.is_coded]):
         raise InputRefusedError(
-            f"{request.labels.name}: there is no SNOMED CT code for {', '.join(unknown)}; other programs know a structure by "
+            f"{request.labels.name}: there is no SNOMED CT code for {', '.join(uncoded)}; other programs know a structure by "
             "its code; name it as DICOM does, or by a --bundle whose segments.json has codes, or give --uncoded"
         )
-    edges, axis = lie_of(source.channel(0).array if source.array.ndim == 4 else source.array, found.numbers)
+    edges, axis = lie_of(source.channel(0).array, found.numbers)
     if edges in ("mirrored", "moved") and not request.looked_at:
         how = "some voxels away" if axis < 0 else f"flipped {_ALONG[nibabel.aff2axcodes(source.affine_ras)[axis]]}"
         raise InputRefusedError(
-            f"edges of {request.source_name} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
+            f"edges of {series} agree better with {request.labels.name} {how}; the labels may be mirrored, moved "
             "or of another image; look at them, and if they lie right, write them with --looked-at"
         )
     made = _with_probabilities(Segmentation(source, found.numbered(values), segments), request)
     document = _written(request, source, made)
     empty = [name for value, name in names.items() if value not in values]
-    return {"result": document, "empty": empty, "unknown": list(found.unknown), "placed": found.placed, "edges": edges}
+    return {"result": document, "empty": empty, "unknown": unknown, "placed": found.placed, "edges": edges}
 
 
 def _with_probabilities(segmentation: Segmentation, request: LabelRequest) -> Segmentation:
@@ -185,63 +176,20 @@ def _with_probabilities(segmentation: Segmentation, request: LabelRequest) -> Se
     return stated.calibrated(segmentation, request.maker) if stated else segmentation
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Labels on the grid of their series.
-
-    Attributes:
-        numbers: Shape (I, J, K): label values; where masks overlap, that of the first.
-        names: The name of each value, also of those without a voxel.
-        placed: How they came onto the grid.
-        masks: The box of each mask with its voxels, by its value, where masks share voxels; else empty.
-        unknown: Values, or names of masks, of which the statements say nothing.
-    """
-
-    numbers: NDArray[Any]
-    names: Mapping[int, str]
-    placed: str
-    masks: Mapping[int, tuple[Box, NDArray[np.bool_]]] = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
-
-    @cached_property
-    def present(self) -> list[int]:
-        """The values that have voxels."""
-        return sorted(self.masks) or [value for value in np.unique(self.numbers).tolist() if value]
-
-    def numbered(self, values: Sequence[int]) -> NDArray[Any]:
-        """With these values as 1, 2, ...: shape (I, J, K), or where they overlap (S, I, J, K)."""
-        if not self.masks:
-            return numbered(self.numbers, values)
-        channels = np.zeros((len(values), *self.numbers.shape), np.uint8)
-        for channel, value in zip(channels, values, strict=True):
-            if value in self.masks:
-                box, voxels = self.masks[value]
-                channel[box] = voxels
-        return channels
-
-
-def _found(request: LabelRequest, source: Volume) -> _Found:
-    """The labels of a file, or of a folder of masks."""
+def _found(request: LabelRequest, source: Volume) -> tuple[PlacedLabels, Mapping[int, str], list[str]]:
+    """The labels; the name of each value, also of those without a voxel; and what has voxels and the statements do not name."""
     stated = request.statements
     if stated and (request.names or request.segments):
         raise UsageError(f"{stated.name} says what the label values mean; other names are not possible beside it")
-    if request.labels.is_dir():
-        masks = placed_masks(request.labels, source)
-        if stated is None:
-            return _Found(masks.numbers, masks.names, masks.placed, masks.boxes if masks.overlap else {})
-        numbers, unknown = masks.valued(stated.segments, stated.values, request.maker.name)
-        known = dict(zip(stated.values, stated.structure_names, strict=True))
-        return _Found(numbers, known, masks.placed, unknown=tuple(unknown))
-    numbers, placed = placed_labels(request.labels, source)
+    found = placed_labels(request.labels, source)
     if stated:
-        known = dict(zip(stated.values, stated.structure_names, strict=True))
-        others = tuple(str(value) for value in np.unique(numbers).tolist() if value and value not in known)
-        return _Found(numbers, known, placed, unknown=others)
-    told = dict(request.names) or {segment.number: segment.label for segment in request.segments}
+        found, unknown = found.known(stated.segments, stated.values, request.maker.name)
+        return found, dict(zip(stated.values, stated.structure_names, strict=True)), unknown
+    told = found.names or request.names or {segment.number: segment.label for segment in request.segments}
     told = told or label_table(request.labels)
     if not told and (facts := read_dataset_json(request.labels.parent)):
-        told = dict(facts.names)
-    return _Found(numbers, told, placed)
+        told = facts.names
+    return found, told, []
 
 
 def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRequest) -> Segment:
@@ -252,25 +200,6 @@ def _segment(number: int, value: int, names: Mapping[int, str], request: LabelRe
     return named_segment(number, structure_named(name, request.maker.name))
 
 
-def _info(
-    request: LabelRequest, segments: tuple[Segment, ...], repairs: tuple[str, ...], assessment: Assessment | None
-) -> ResultInfo:
-    return ResultInfo(
-        segments=segments,
-        algorithm_name=request.maker.name,
-        algorithm_version=request.maker.version,
-        bundle_sha256=_digest(request),
-        algorithm_type="MANUAL" if request.maker.is_manual else "AUTOMATIC",
-        quality=assessment.sentence if assessment else NOT_JUDGED,
-        settings=(("repairs", ", ".join(repairs)),) if repairs else (),
-    )
-
-
-def _digest(request: LabelRequest) -> str:
-    """Of what, beside the labels, the result follows from: the statements, else who made the labels."""
-    return request.statements.sha256 if request.statements else request.maker.sha256
-
-
 def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) -> dict[str, Any]:
     """Writes the objects and `result.json`, and gives the content of the latter. What an object refers to is written, too."""
     stem, maker, formats = request.stem or case_id(request.labels), request.maker, request.formats
@@ -278,6 +207,7 @@ def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) 
     assessment = stated.assessed(segmentation, maker) if stated else None
     if assessment is not None and assessment.verdict == "reject" and not request.deliver_rejected:
         formats = ()
+    digest = (stated or maker).sha256  # of what, beside the labels, the result follows from
     request.output.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=request.output, prefix=".partial-") as partial,
@@ -286,7 +216,15 @@ def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) 
         content = ResultContent(
             segmentation.label_volume,
             source,
-            _info(request, segmentation.segments, repairs, assessment),
+            ResultInfo(
+                segmentation.segments,
+                maker.name,
+                maker.version,
+                digest,
+                settings=(("repairs", ", ".join(repairs)),) if repairs else (),
+                algorithm_type="MANUAL" if maker.is_manual else "AUTOMATIC",
+                quality=assessment.sentence if assessment else NOT_JUDGED,
+            ),
             {kind.name: Path(partial) / f"{stem}_{kind.format}{kind.ending}" for kind in RESULT_KINDS},
             request.encoding,
             request.empty_frames,
@@ -294,7 +232,7 @@ def _written(request: LabelRequest, source: Volume, segmentation: Segmentation) 
         )
         files = write_objects(content, formats)
         made = {
-            "bundle": {"name": maker.name, "version": maker.version, "sha256": _digest(request)},
+            "bundle": {"name": maker.name, "version": maker.version, "sha256": digest},
             "settings": {"repairs": list(repairs)} if repairs else {},
             "seconds": dict(request.seconds),
         }

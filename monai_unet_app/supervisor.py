@@ -103,7 +103,7 @@ def supervise(order: Order) -> Ended:
     assert process.stdin
     assert process.stdout
     try:
-        process.stdin.write(json.dumps({**asdict(order), "parent": os.getpid()}).encode() + b"\n")
+        process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
         process.stdin.flush()  # it stays open: its end tells the supervisor that this process is gone
         answer = process.stdout.read()
     finally:
@@ -132,17 +132,15 @@ def main() -> None:
     if sys.argv[1:]:
         sys.exit(not _isolate())
     _libc.prctl(_PDEATHSIG, signal.SIGKILL)
-    order = json.loads(sys.stdin.readline())
-    parent = order.pop("parent")
-    answer = _Supervisor(Order(**order), parent).run()
+    answer = _Supervisor(Order(**json.loads(sys.stdin.readline()))).run()
     os.write(1, json.dumps(answer).encode())
 
 
 class _Supervisor:
     """Starts one program, watches it and its descendants, and ends them all."""
 
-    def __init__(self, order: Order, parent: int) -> None:
-        self.order, self.parent = order, parent
+    def __init__(self, order: Order) -> None:
+        self.order, self.parent = order, os.getppid()
         self.memory = self.disk = self.printed = 0
 
     def run(self) -> dict[str, object]:
@@ -229,33 +227,20 @@ def _first_process(order: Order, output: int) -> None:
     code = _ABSENT
     try:
         _libc.prctl(_PDEATHSIG, signal.SIGKILL)
-        program = os.fork()
-        if program == 0:
-            _become(order, output)
+        program = subprocess.Popen(
+            order.words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=order.folder, env=order.environment,
+            umask=0o077, start_new_session=True,
+        )  # fmt: skip
         os.close(output)
         pid, status = 0, 0
-        while pid != program:
+        while pid != program.pid:
             pid, status = os.wait()
         ended = os.waitstatus_to_exitcode(status)
         code = ended if ended >= 0 else 128 - ended
+    except OSError as error:
+        os.write(output, f"{error}\n".encode())
     finally:
         os._exit(code)
-
-
-def _become(order: Order, output: int) -> None:
-    try:
-        os.setsid()
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, number in ((nothing, 0), (output, 1), (output, 2)):
-            os.dup2(source, number)
-        os.closerange(3, 256)
-        os.chdir(order.folder)
-        os.umask(0o077)
-        os.execvpe(order.words[0], list(order.words), dict(order.environment))
-    except OSError as error:
-        os.write(2, f"{error}\n".encode())
-    finally:
-        os._exit(_ABSENT)
 
 
 def _end_all(first: int) -> None:

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from dicom_io.segmentation import Segmentation
-from monai_unet_app.calibration.statement_fit import COVERAGE, RISK, fit_each, share_of
+from monai_unet_app.calibration.statement_fit import COVERAGE, RISK, contacts_of, fit_each, samples_of, share_of
 from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
-from monai_unet_app.confidence.features import on_border
 from monai_unet_app.confidence.label_features import (
     EDGE_FEATURES,
     LABEL_FEATURES,
@@ -25,7 +24,6 @@ from monai_unet_app.confidence.shift import LEAST_SUBJECTS, ShiftDetector
 from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement
 from monai_unet_app.data.probability_files import tempered
 from monai_unet_app.evaluate.label_folders import LabelCase
-from monai_unet_app.metrics.overlap import dice
 
 SPOILT = ("halved", "moved", "mirrored")
 """What is done to sound labels, so that the gate knows labels that are wrong."""
@@ -71,24 +69,13 @@ class LabelObservations:
                 if own.voxels or true.voxels  # where both have none there is no size to be wrong about
             ]
         self.samples += self._samples(case, SOUND, case.result)
-        self.touching += [
-            BorderContact(subject, own.number, float(on_border(own).sum()))
-            for own in case.result.structures
-            if own.voxels
-        ]
+        self.touching += contacts_of(subject, case.result)
         if self.edges:
             self.images.append(features_of_image(image))
             self.subjects.append(subject)
 
     def _samples(self, case: LabelCase, kind: str, result: Segmentation) -> list[Sample]:
-        described = describe_labels(result, edges=self.edges)
-        samples = []
-        for own, true, values in zip(result.structures, case.truth.structures, described, strict=True):
-            if values is not None:
-                box = true.box_with(own)
-                score = dice(true.mask_in(box), own.mask_in(box))
-                samples.append(Sample(case.subject, kind, own.number, values, score))
-        return samples
+        return samples_of(case.subject, kind, result, case.truth, describe_labels(result, edges=self.edges))
 
     def fitted(self, coverage: float = COVERAGE) -> Confidence:
         """The statements. One that cannot be made is left out with its reason."""
@@ -175,14 +162,7 @@ def spoilt(result: Segmentation, kind: str, seed: int) -> Segmentation:
 
 def moved(labels: NDArray[Any], steps: Iterable[int]) -> NDArray[Any]:
     """Labels, shape (..., I, J, K), some voxels away along I, J, K; what leaves the grid is lost, what comes in is 0."""
-    out = np.zeros_like(labels)
-    pairs = [_overlap(step, length) for step, length in zip(steps, labels.shape[-3:], strict=True)]
-    (to_i, of_i), (to_j, of_j), (to_k, of_k) = pairs
-    out[..., to_i, to_j, to_k] = labels[..., of_i, of_j, of_k]
-    return out
-
-
-def _overlap(step: int, length: int) -> tuple[slice, slice]:
-    """Where on an axis moved voxels arrive, and where they come from."""
-    step = max(-length, min(length, step))
-    return slice(max(0, step), length + min(0, step)), slice(max(0, -step), length - max(0, step))
+    sides = [(max(0, step), max(0, -step)) for step in steps]
+    wide = np.pad(labels, [*[(0, 0)] * (labels.ndim - 3), *sides])
+    i, j, k = (slice(after, after + length) for (_, after), length in zip(sides, labels.shape[-3:], strict=True))
+    return wide[..., i, j, k]

@@ -30,7 +30,7 @@ from monai_unet_app.calibration.corruptions import (
 from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
-from monai_unet_app.confidence.features import describe_structures, on_border
+from monai_unet_app.confidence.features import Described, describe_structures, on_border
 from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, fitted_to
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 from monai_unet_app.confidence.shift import ShiftDetector
@@ -161,12 +161,8 @@ class _Observations:
         pieces = finished(logits.rows, logits.item, logits.result)
         slabs = ((on_grid(piece.box), on_volume(piece.probabilities, case.image)) for piece in pieces)
         self.measured += statements.measure_structures(subject, case.segmentation, truth, slabs)
-        self.samples += _samples(subject, SOUND, case, truth)
-        self.touching += [
-            BorderContact(subject, structure.number, float(on_border(structure).sum()))
-            for structure in case.segmentation.structures
-            if structure.voxels
-        ]
+        self.samples += samples_of(subject, SOUND, case.segmentation, truth, describe_structures(case.segmentation))
+        self.touching += contacts_of(subject, case.segmentation)
 
     def _usual(self, subject: str, case: Case) -> None:
         """Lets an image count as usual."""
@@ -190,7 +186,7 @@ class _Observations:
         """Adds the samples of a crop or of a corrupted image; `moved` is the truth on it. Of a `whole` image the sizes, too."""
         try:
             # Features of such an image must not count as usual.
-            result = segment_case(moved.image, self.networks.of(row), self.run, fitting=True)
+            result = segment_case(moved.image, self.networks.of(row), self.run, fitting=True).segmentation
         except NoRoomError:  # what a machine has free decides nothing that a bundle states
             raise
         except InputRefusedError:  # an image that is refused needs no gate
@@ -198,10 +194,11 @@ class _Observations:
         pairs = zip(truth.structures, moved.structures, strict=True)
         lost = [before.voxels - after.voxels for before, after in pairs]
         is_smaller = moved.image.shape != truth.image.shape  # the part that was cut away is missing in the result
-        samples = _samples(row["subject"], kind, result, moved, lost if is_smaller else ())
+        features = describe_structures(result)
+        samples = samples_of(row["subject"], kind, result, moved, features, lost if is_smaller else ())
         self.samples += samples
         if whole and not is_smaller:
-            measured = statements.measure_structures(row["subject"], result.segmentation, moved, slabs=())
+            measured = statements.measure_structures(row["subject"], result, moved, slabs=())
             self.changed.append((measured, samples))
 
     def fitted(self, config: StatementConfig) -> Confidence:
@@ -420,13 +417,23 @@ def _corrupted(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[s
         yield name, _on(image, moved, truth)
 
 
-def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()) -> list[Sample]:
-    """A sample for each structure with voxels; `lost`: voxels of each structure that lie outside the image."""
-    structures, features = case.segmentation.structures, describe_structures(case.segmentation)
-    samples = []
-    for structure, values, true, n in zip(
-        structures, features, truth.structures, lost or [0] * len(structures), strict=True
-    ):
+def contacts_of(subject: str, result: Segmentation) -> list[BorderContact]:
+    """How far each structure with voxels lies on the border of the image."""
+    present = [structure for structure in result.structures if structure.voxels]
+    return [BorderContact(subject, structure.number, float(on_border(structure).sum())) for structure in present]
+
+
+def samples_of(
+    subject: str,
+    kind: str,
+    result: Segmentation,
+    truth: Segmentation,
+    features: Sequence[Described | None],
+    lost: Sequence[int] = (),
+) -> list[Sample]:
+    """A sample for each structure that has features; `lost`: voxels of each structure that lie outside the image."""
+    samples, lost = [], lost or [0] * len(features)
+    for structure, values, true, n in zip(result.structures, features, truth.structures, lost, strict=True):
         if values is not None:
             box = true.box_with(structure)
             true_dice = dice_of_whole(true.mask_in(box), structure.mask_in(box), n)

@@ -40,11 +40,8 @@ def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
         raise UsageError("--splits says which fold tested a case, and no cases are named; give --data, or leave it out")
     from monai_unet_app.planning.nnunet_results import Import, bundle_of
 
-    wanted = Import(
-        options.results, options.output, tuple(options.fold), options.checkpoint,
-        mirroring=not options.no_mirroring, data=options.data, splits=options.splits,
-    )  # fmt: skip
-    made = bundle_of(wanted)
+    told, folds = common.set_fields(options, Import), tuple(options.fold)
+    made = bundle_of(Import(**told, folds=folds, mirroring=not options.no_mirroring))
     origin, folder = made.metadata["nnunet"], shlex.quote(str(options.output))
     several = f"the mean of {len(origin['folds'])} networks" if made.is_ensemble else f"fold {origin['folds'][0]}"
     show.line(f"imported {origin['trainer']}, {origin['configuration']}, {several}")
@@ -89,7 +86,7 @@ def external(options: bundle_flags.External) -> Answer:
     """
     from monai_unet_app.confidence.results_bundle import results_bundle
     from monai_unet_app.external import Command, ExternalBundle, write_external
-    from monai_unet_app.planning.write import check_new, whole_folder
+    from monai_unet_app.planning.write import whole_folder
 
     model = results_bundle(options.model)
     if model is None:
@@ -105,7 +102,6 @@ def external(options: bundle_flags.External) -> Answer:
     words, version = (tuple(shlex.split(text)) for text in (options.command, options.version_command))
     limits = options.time, options.memory / 1e9, options.disk / 1e9
     command = Command(words, version, options.labels, *limits)
-    check_new(options.output)
     with whole_folder(options.output) as root:
         shutil.copytree(model.root, root, dirs_exist_ok=True)
         write_external(model, command, root)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from monai_unet_app.cli import common, data_flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
-from monai_unet_app.cli.results_of_others import given, show_label_results
+from monai_unet_app.cli.results_of_others import given, write_labels
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _labels_on_a_series(options: data_flags.Dicomize, source: Path) -> Answer:
     """`dicomize --labels --source`."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.confidence.results_bundle import results_bundle
-    from monai_unet_app.label_results import LabelRequest, Maker, write_label_results
+    from monai_unet_app.label_results import LabelRequest, Maker
 
     if options.labels is None or not options.labels.exists():
         raise UsageError("--source needs --labels, a label file or a folder of masks that exists; check the path")
@@ -182,26 +182,10 @@ def _labels_on_a_series(options: data_flags.Dicomize, source: Path) -> Answer:
         raise UsageError("--bundle and --structure both say what label values mean; only one is allowed; leave one out")
     common.check_writable(options.output)
     statements = results_bundle(options.bundle) if options.bundle else None
-    named_by = bundle_files(options.bundle) if options.bundle and statements is None else None
-    made = write_label_results(
-        LabelRequest(
-            options.labels,
-            source,
-            options.output,
-            maker,
-            common.structures(options.structure),
-            named_by.segments if named_by else (),
-            tuple(filter(None, (options.format or "seg").split(","))),
-            options.seg_encoding or "binary",
-            options.uncoded,
-            common.read_options(options),
-            options.looked_at,
-            statements,
-            options.deliver_rejected,
-            probabilities=options.probabilities,
-        )
-    )
-    return made, show_label_results(made, options, source)
+    segments = bundle_files(options.bundle).segments if options.bundle and statements is None else ()
+    told, named = common.set_fields(options, LabelRequest), common.structures(options.structure)
+    request = LabelRequest(**told, maker=maker, names=named, segments=segments, statements=statements)
+    return write_labels(request, options, source)
 
 
 def regions(options: data_flags.Regions) -> Answer:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from monai_unet_app.cli import common, data_flags, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from monai_unet_app.confidence.results_bundle import ResultsBundle
     from monai_unet_app.evaluate import LabelFolders
     from monai_unet_app.external import ExternalBundle
+    from monai_unet_app.label_results import LabelRequest
 
 _OF_RESULTS = ("algorithm", "structure", "probabilities")
 _OF_FOLDERS = ("labels", "images", "results", *_OF_RESULTS, "output", "json")
@@ -138,7 +139,6 @@ def predict_by_program(options: flags.Predict, bundle: "ExternalBundle") -> Answ
     from monai_unet_app.data.case_files import case_id
     from monai_unet_app.data.read import read_volume
     from monai_unet_app.external import Surroundings, check_version, labels_of
-    from monai_unet_app.label_results import write_label_results
 
     command, program = bundle.command, bundle.program
     if not options.trust:
@@ -156,35 +156,29 @@ def predict_by_program(options: flags.Predict, bundle: "ExternalBundle") -> Answ
     )  # fmt: skip
     options.output.mkdir(parents=True, exist_ok=True)
     check_version(bundle, where, options.output)
-    reading = common.read_options(options)
-    image = read_volume(options.input, reading)
+    image = read_volume(options.input, common.read_options(options))
     show.say(f"{program} is running, for {command.seconds:g} s at most")
     with labels_of(image, bundle, where, options.output) as labels:
-        request = replace(
-            labels, stem=case_id(options.input), formats=tuple(filter(None, (options.format or "seg").split(","))),
-            encoding=options.seg_encoding or "binary", uncoded=options.uncoded, reading=reading,
-            deliver_rejected=options.deliver_rejected,
-        )  # fmt: skip
-        made = write_label_results(request)
-    return made, show_label_results(made, options, options.input)
+        return write_labels(replace(labels, stem=case_id(options.input)), options, options.input)
 
 
-def show_label_results(made: dict[str, Any], options: data_flags.Dicomize | flags.Predict, source: Path) -> int:
-    """Shows what became of the labels, and gives the exit code: of rejected ones nothing but the record was written."""
+def write_labels(request: "LabelRequest", options: data_flags.Dicomize | flags.Predict, source: Path) -> Answer:
+    """Writes labels in the form that the flags ask for, and shows them; of rejected ones nothing but the record is written."""
     from monai_unet_app.data.case_files import first_names
+    from monai_unet_app.label_results import write_label_results
 
-    result = made["result"]
-    judged = result["assessment"] is not None
-    cells = [(str(row["number"]), row["label"], show.size(row)) for row in result["structures"]]
-    if judged:
-        gate = [show.gate(row) for row in result["structures"]]
-        show.print_table(
-            ("number", show.folded("structure"), "size", "gate"),
-            [(*row, one) for row, one in zip(cells, gate, strict=True)],
-        )
-        show.reasons_list([result])
-    else:
-        show.print_table(("number", show.folded("structure"), "size"), cells)
+    request = replace(
+        request, formats=tuple(filter(None, (options.format or "seg").split(","))), uncoded=options.uncoded,
+        encoding=options.seg_encoding or "binary", reading=common.read_options(options),
+        deliver_rejected=options.deliver_rejected,
+    )  # fmt: skip
+    made = write_label_results(request)
+    result, judged = made["result"], made["result"]["assessment"] is not None
+    gates = [[show.gate(row)] if judged else [] for row in result["structures"]]
+    cells = [(row["number"], row["label"], show.size(row)) for row in result["structures"]]
+    rows = ((*own, *gate) for own, gate in zip(cells, gates, strict=True))
+    show.print_table(("number", show.folded("structure"), "size", *(["gate"] if judged else [])), rows)
+    show.reasons_list([result])
     if made["empty"]:
         show.line(f"{len(made['empty'])} structure(s) without a voxel are not written: {first_names(made['empty'])}")
     if made["unknown"]:
@@ -200,9 +194,9 @@ def show_label_results(made: dict[str, Any], options: data_flags.Dicomize | flag
         show.line(f"rejected: {'; '.join(result['assessment']['reasons'])}")
         if not options.deliver_rejected:
             show.line("only the record was written; --deliver-rejected writes the objects all the same")
-            return EXIT_REFUSED
+            return made, EXIT_REFUSED
     place = f"{options.output}/{result['case']}_result.json"
     show.line(
         f"next: monai-unet review --result {shlex.quote(place)} --input {shlex.quote(str(source))} --output review"
     )
-    return EXIT_DONE
+    return made, EXIT_DONE

@@ -7,10 +7,10 @@ from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
-from dicom_io.segmentation import Box, Segmentation, Structure
+from dicom_io.segmentation import Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import turned_to_ras
-from monai_unet_app.data.sketch import FARTHEST, fit_of
+from monai_unet_app.data.sketch import FARTHEST, Fit, fit_of
 
 from .features import Described, form_of
 from .shift import image_features
@@ -90,26 +90,23 @@ def features_of_image(image: Volume) -> NDArray[np.float64]:
 def _centres(present: list[Structure], grid: Volume) -> NDArray[np.float64]:
     """Shape (S, 3): where each structure is beside the others, in units of the radius of all."""
     steps = grid.affine_lps[:3, :3] if grid.has_patient_space else np.diag([*grid.axis_spacing, 1.0][:3])
-    voxels, means, squares = [], [], 0.0
-    for structure in present:
-        mask = structure.mask
-        places = (steps @ (np.array(np.nonzero(mask)) + [[side.start] for side in structure.box])).T
-        voxels.append(len(places))
-        means.append(places.mean(axis=0))
-        squares += float((places**2).sum())
     if not present:
         return np.empty((0, 3))
+    # One structure at a time, since the places of all voxels would fill the memory
+    places = ((steps @ (np.array(np.nonzero(one.mask)) + [[side.start] for side in one.box])).T for one in present)
+    voxels, means, squares = map(np.array, zip(*((len(p), p.mean(axis=0), (p**2).sum()) for p in places), strict=True))
     middle = np.average(means, axis=0, weights=voxels)
-    radius = np.sqrt(max(squares / sum(voxels) - float(middle @ middle), 0.0))
-    return np.asarray((np.array(means) - middle) / max(float(radius), _TINY))
+    radius = np.sqrt(max(squares.sum() / voxels.sum() - float(middle @ middle), 0.0))
+    return np.asarray((means - middle) / max(float(radius), _TINY))
 
 
 def _edges(structure: Structure, grid: Volume) -> dict[str, float]:
     """What the image says of the surface and of the inside of a structure with voxels."""
-    box = _around(structure, FARTHEST + 3)
-    channel = grid.array if grid.array.ndim == 3 else grid.array[..., 0]
-    image, mask = np.asarray(channel[box], dtype=np.float32), structure.mask_in(box)
-    fit = fit_of(image, mask)
+    margin = FARTHEST + 3
+    i, j, k = (slice(max(0, side.start - margin), side.stop + margin) for side in structure.box)
+    image = np.asarray(grid.channel(0).array[i, j, k], dtype=np.float32)
+    mask = structure.mask_in((i, j, k))
+    fit = fit_of(image, mask) or Fit(_NO_EDGES, _NO_EDGES)
     near = binary_dilation(mask, iterations=_SHELL) & ~mask
     inside, outside = image[mask], image[near]
     contrast = 0.0
@@ -118,11 +115,4 @@ def _edges(structure: Structure, grid: Volume) -> dict[str, float]:
             float(np.sqrt((inside.var() + outside.var()) / 2)), _TINY * max(1.0, float(np.abs(inside).max()))
         )
         contrast = float(inside.mean() - outside.mean()) / deviation
-    ratio, nearest = (fit.ratio, fit.nearest) if fit else (_NO_EDGES, _NO_EDGES)
-    return {"agreement": ratio, "nearest": nearest, "contrast": contrast}
-
-
-def _around(structure: Structure, margin: int) -> Box:
-    sides = zip(structure.box, structure.grid.shape, strict=True)
-    i, j, k = (slice(max(0, side.start - margin), min(size, side.stop + margin)) for side, size in sides)
-    return i, j, k
+    return {"agreement": fit.ratio, "nearest": fit.nearest, "contrast": contrast}

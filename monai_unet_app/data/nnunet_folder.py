@@ -332,7 +332,7 @@ def _write_case(case: CaseFiles, folder: Path, end: str, numbering: _Numbering) 
         _copy(case.image, first)
     else:
         for number, channel in enumerate(image.channels):
-            write_nifti(_smallest(channel), image, images / f"{case.id}_{number:04}.nii.gz")
+            write_nifti(smallest(channel), image, images / f"{case.id}_{number:04}.nii.gz")
     target = labels / f"{case.id}.nii.gz"
     same_grid = np.array_equal(label.affine_lps.astype(np.float32), image.affine_lps.astype(np.float32))
     if same_grid and _is_plain_nifti(case.label) and np.array_equal(numbers, label.array):
@@ -362,7 +362,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(plain, packed)
 
 
-def _smallest(array: NDArray[np.float32]) -> NDArray[Any]:
+def smallest(array: NDArray[np.float32]) -> NDArray[Any]:
     """The same values in 16 bits, if these hold them exactly."""
     fits = array.min() >= _INT16.min and array.max() <= _INT16.max and np.array_equal(array, np.rint(array))
     return array.astype(np.int16) if fits else array

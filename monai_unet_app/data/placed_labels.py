@@ -1,7 +1,7 @@
 """Label maps of any program, on the grid of the image that they belong to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,57 +21,70 @@ _MOST_OVERLAPPING = 2**32  # voxels of masks that share voxels
 _OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the image may lie beyond the outermost centres of the labels
 
 
-def numbered(labels: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
-    """Label values, whole numbers of any shape, with these values as 1, 2, ... and all others as 0."""
-    table = np.zeros(max(*values, int(labels.max())) + 1, number_type(len(values)))
-    table[list(values)] = range(1, len(values) + 1)
-    found: NDArray[Any] = table[labels]
-    return found
-
-
 @dataclass(frozen=True)
-class PlacedMasks:
-    """The masks of a folder, one a structure, on the grid of an image.
+class PlacedLabels:
+    """A label map, or the masks of a folder, one a structure, on the grid of an image.
 
     Attributes:
-        numbers: Shape (I, J, K): 1, 2, ... in the order of their names; where masks overlap, the number of the first.
-        names: The name of each, also of those without a voxel: of the file without its ending.
+        numbers: Shape (I, J, K): label values; of masks 1, 2, ... in the order of their names, where they overlap that of the
+            first.
+        present: The values that have voxels, rising.
         placed: How they came onto the grid.
-        boxes: The box of each mask with its voxels, by its number.
-        overlap: Masks share voxels.
+        names: Of masks: the name of each, also of those without a voxel: of the file without its ending.
+        boxes: Of masks that share voxels: the box of each with its voxels, by its number.
     """
 
     numbers: NDArray[Any]
-    names: Mapping[int, str]
+    present: Sequence[int]
     placed: str
-    boxes: Mapping[int, tuple[Box, NDArray[np.bool_]]]
-    overlap: bool
+    names: Mapping[int, str] = field(default_factory=dict)
+    boxes: Mapping[int, tuple[Box, NDArray[np.bool_]]] = field(default_factory=dict)
 
-    def valued(
+    def numbered(self, values: Sequence[int]) -> NDArray[Any]:
+        """With these values as 1, 2, ... and all others as 0: shape (I, J, K), or where masks overlap (S, I, J, K)."""
+        if not self.boxes:
+            table = np.zeros(max([*values, *self.present]) + 1, number_type(len(values)))
+            table[list(values)] = range(1, len(values) + 1)
+            return np.asarray(table[self.numbers])
+        channels = np.zeros((len(values), *self.numbers.shape), np.uint8)
+        for channel, value in zip(channels, values, strict=True):
+            box, voxels = self.boxes[value]
+            channel[box] = voxels
+        return channels
+
+    def known(
         self, segments: Sequence[Segment], values: Sequence[int], program: str
-    ) -> tuple[NDArray[Any], list[str]]:
-        """The masks of these segments as one label map, shape (I, J, K), with these label values; and names of other masks.
+    ) -> tuple["PlacedLabels", list[str]]:
+        """As a label map of these segments with these values; and values, or names of masks, that are of none of them.
 
         Raises:
             InputRefusedError: Masks share voxels.
         """
-        if self.overlap:
+        if self.boxes:
             raise InputRefusedError(
                 f"masks of {', '.join(list(self.names.values())[:3])} and so on share voxels; statements are about structures "
                 "that exclude each other; leave some out"
             )
+        if not self.names:
+            return self, [str(value) for value in self.present if value not in values]
         by_label = {segment.label: value for segment, value in zip(segments, values, strict=True)}
-        found = {number: by_label.get(named_as(name, program)) for number, name in self.names.items()}
-        table = np.zeros(max(self.names) + 1, number_type(max(values)))
-        for number, value in found.items():
-            table[number] = value or 0
-        unknown = [self.names[number] for number, value in found.items() if value is None and number in self.boxes]
-        numbers: NDArray[Any] = table[self.numbers]
-        return numbers, unknown
+        found = {number: by_label.get(named_as(name, program), 0) for number, name in self.names.items()}
+        table = np.zeros(max(found) + 1, number_type(max(values)))
+        table[list(found)] = list(found.values())
+        own = sorted(found[number] for number in self.present if found[number])
+        unknown = [self.names[number] for number in self.present if not found[number]]
+        return PlacedLabels(table[self.numbers], own, self.placed), unknown
 
 
-def placed_masks(folder: Path, source: Volume) -> PlacedMasks:
-    """The masks of a folder: NIfTI, NRRD or MetaImage with 0 and 1, each named as its structure; they may overlap."""
+def placed_labels(place: Path, source: Volume) -> PlacedLabels:
+    """The labels of a file, or of a folder of masks: NIfTI, NRRD or MetaImage with 0 and 1, each named as its structure."""
+    if place.is_dir():
+        return _placed_masks(place, source)
+    numbers, placed = _on_grid(place, source)
+    return PlacedLabels(numbers, [value for value in np.unique(numbers).tolist() if value], placed)
+
+
+def _placed_masks(folder: Path, source: Volume) -> PlacedLabels:
     files = mask_files(folder)
     if not files:
         raise InputRefusedError(
@@ -80,7 +93,7 @@ def placed_masks(folder: Path, source: Volume) -> PlacedMasks:
     numbers, how, overlap = np.zeros(source.shape, number_type(len(files)), order="F"), set[str](), False
     boxes = dict[int, tuple[Box, NDArray[np.bool_]]]()
     for number, file in enumerate(files, 1):
-        mask, placed = placed_labels(file, source)
+        mask, placed = _on_grid(file, source)
         how.add(placed)
         if (most := int(mask.max())) > 1:
             raise InputRefusedError(
@@ -101,7 +114,7 @@ def placed_masks(folder: Path, source: Volume) -> PlacedMasks:
             f"{_MOST_OVERLAPPING / 1e9:.0f} GB are held in memory; write them by several calls"
         )
     names = {number: case_id(file) for number, file in enumerate(files, 1)}
-    return PlacedMasks(numbers, names, "; ".join(sorted(how)), boxes, overlap)
+    return PlacedLabels(numbers, list(boxes), "; ".join(sorted(how)), names, boxes if overlap else {})
 
 
 def mask_files(folder: Path) -> list[Path]:
@@ -109,7 +122,7 @@ def mask_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if has_ending(file, VOLUME_ENDINGS))
 
 
-def placed_labels(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
+def _on_grid(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
     """The whole numbers of a label file on the grid of the source, shape (I, J, K), and how they came there.
 
     Voxels of another grid are found by the affine of the file: each voxel of the source gets the value at the nearest centre.

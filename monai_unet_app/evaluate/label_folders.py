@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from dicom_io.coding import Segment
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
@@ -20,7 +18,7 @@ from monai_unet_app.data.case_files import CaseFiles, Row, case_id, find_images,
 from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
 from monai_unet_app.data.nifti import label_table
-from monai_unet_app.data.placed_labels import mask_files, numbered, placed_labels, placed_masks
+from monai_unet_app.data.placed_labels import mask_files, placed_labels
 from monai_unet_app.data.probability_files import probability_files, read_probabilities
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
@@ -177,23 +175,20 @@ class LabelFolders:
         self, file: Path, image: Volume, segments: tuple[Segment, ...], values: Sequence[int]
     ) -> Segmentation:
         """The label map of a file on the grid of its image. Values without a name are refused, or left out on request."""
-        if file.is_dir():
-            numbers, _ = placed_masks(file, image).valued(segments, values, self.program.name)
-            return Segmentation(image, numbered(numbers, values), segments)
-        numbers, _ = placed_labels(file, image)
-        there = set(np.unique(numbers).tolist())
-        if {facts.ignored for facts in self.facts} & there:
+        found = placed_labels(file, image)
+        is_map = not found.names
+        if is_map and {facts.ignored for facts in self.facts} & set(found.present):
             raise InputRefusedError(
                 f"{file.name} holds the value that dataset.json calls ignored; cases in which every voxel has a class are "
                 "needed; leave this case out"
             )
-        unknown = sorted(there - {0, *values})
-        if unknown and not self.named:
+        known, unknown = found.known(segments, values, self.program.name)
+        if is_map and unknown and not self.named:
             raise InputRefusedError(
-                f"{file.name} holds {len(unknown)} value(s) without a name ({first_names(list(map(str, unknown)))}); name "
+                f"{file.name} holds {len(unknown)} value(s) without a name ({first_names(unknown)}); name "
                 "those that are to be judged by --structure VALUE=NAME; the others are then left out"
             )
-        return Segmentation(image, numbered(numbers, values), segments)
+        return Segmentation(image, known.numbered(values), segments)
 
 
 def _cases_in(folder: Path) -> dict[str, Path]:

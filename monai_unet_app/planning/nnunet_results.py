@@ -20,7 +20,7 @@ import torch
 from nibabel.orientations import aff2axcodes
 
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.calibration.fitted import begin_fitted, change_fitted
+from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import data_row, nnunet_folds_of, subjects_of
 from monai_unet_app.data.datalist import LabelFacts, modality_of, read_dataset_json
@@ -30,9 +30,9 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import Partition, SplitCase, read_nnunet_folds
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.planning.write import LICENSE, config_text, metadata, segments_of, whole_folder
+from monai_unet_app.planning.write import OF_OTHERS, metadata, whole_folder, write_files
 from monai_unet_app.training.ensemble import side_by_side
-from monai_unet_app.training.identity import CARD, card_of, derived_facts
+from monai_unet_app.training.identity import write_card
 
 CHECKPOINT = "checkpoint_final.pth"
 PLANS, DATASET = "plans.json", "dataset.json"
@@ -151,29 +151,11 @@ def bundle_of(wanted: Import) -> Bundle:
     if cases and not values["planar"]:
         values["axes"] = values["axes"] or _shared_axes(cases)
     with whole_folder(wanted.output) as root:
-        (root / "configs").mkdir()
-        (root / "configs/inference.yaml").write_text(config_text("nnunet", values), encoding="utf-8")
-        for overlay in (
-            "calibrate",
-            "evaluate",
-            *([] if values["planar"] or values["files"] > 1 else ["inference_dicom"]),
-        ):
-            (root / "configs" / f"{overlay}.yaml").write_text(config_text(overlay, values), encoding="utf-8")
+        structures = [StatedStructure(name) for name in results.facts.regions or results.facts.names.values()]
+        stated = metadata(wanted.output.name, {}) | _facts(results)
+        write_card(write_files(root, values, structures, stated, OF_OTHERS), root)
         for name in (PLANS, DATASET):
             shutil.copyfile(wanted.results / name, root / "configs" / f"nnunet_{name}")
-        structures = list(results.facts.regions) or list(results.facts.names.values())
-        write_json(
-            segments_of([StatedStructure(name) for name in structures], wanted.output.name),
-            root / "configs/segments.json",
-        )
-        (root / "LICENSE").write_text(LICENSE, encoding="utf-8")
-        stated = metadata(wanted.output.name, {}) | _facts(results)
-        write_json(stated, root / "configs/metadata.json")
-        begin_fitted(root)
-        facts = stated | derived_facts(root)
-        write_json(facts, root / "configs/metadata.json")
-        (root / CARD).parent.mkdir()
-        (root / CARD).write_text(card_of(facts, root), encoding="utf-8")
         _write_weights(results, root)
         if cases:
             _write_records(results, root, cases, plan)
@@ -278,6 +260,7 @@ def config_values(results: Results, *, mirroring: bool) -> dict[str, Any]:
     ]
     ending = str(results.dataset.get("file_ending", ".nii.gz"))
     return {
+        "template": "nnunet",
         "configuration": results.configuration_name,
         "trainer": results.first["trainer_name"],
         "pattern": f"*_0000{ending}",

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
 
 from monai_unet_app.bundle_folder import CONFIDENCE
 from monai_unet_app.calibration.label_statements import LabelObservations, fitted_temperature
@@ -99,34 +100,11 @@ def _check_true(observed: LabelObservations, bundle: ResultsBundle, folders: Lab
 
 def card(folders: LabelFolders, stated: Confidence, bundle: ResultsBundle, coverage: float) -> str:
     """The card of the bundle: what it states, of what it was made, and what it cannot know."""
-    people = bundle.metadata["fitted_on"]["subjects"]
-    lines = [
-        f"# What results of {folders.program} are worth",
-        "",
-        f"Statements about label files of {folders.program}, fitted to {len(folders.cases)} results of {people} subjects whose "
-        "true labels are known. There is no network here. Whether the program was trained on these cases is not "
-        "known here; whoever made this bundle said that it was not.",
-        "",
-        "| structure | value in the files | true size / size of the mask |",
-        "|---|---|---|",
-    ]
-    for number, (name, value) in enumerate(zip(bundle.structure_names, bundle.values, strict=True), 1):
-        ratios = stated.sizes.log_ratios.get(number) if stated.sizes else None
-        text = "not stated" if ratios is None else " to ".join(f"{np.exp(ratio):.2f}" for ratio in ratios)
-        lines.append(f"| {name} | {value} | {text} |")
-    lines += [
-        "",
-        f"Intervals and bounds hold for {coverage:.0%} of subjects like these, and for no other version of the program.",
-    ]
-    lines += [f"- {name}: not stated: {reason}" for name, reason in stated.why_not.items()]
-    if stated.gate:
-        lines += ["", f"The quality gate looks at {', '.join(stated.gate.features)}."]
-    if bundle.temperature:
-        divided = f"The logarithms of the program's probabilities are divided by {bundle.temperature:.3g}"
-        lines += ["", f"{divided}, which was fitted on these cases."]
-    if folders.images is None:
-        lines += [
-            "",
-            "No image was given: labels of another person, and labels that lie some voxels away, look right to it.",
-        ]
-    return "\n".join([*lines, ""])
+    ratios = stated.sizes.log_ratios if stated.sizes else {}
+    known = [ratios.get(number) or () for number in range(1, len(bundle.values) + 1)]
+    texts = [" to ".join(f"{np.exp(ratio):.2f}" for ratio in ends) or "not stated" for ends in known]
+    rows = zip(bundle.structure_names, bundle.values, texts, strict=True)
+    environment = Environment(loader=PackageLoader(__package__), trim_blocks=True, keep_trailing_newline=True)
+    return environment.get_template("results_card.md").render(
+        folders=folders, stated=stated, bundle=bundle, rows=rows, coverage=f"{coverage:.0%}"
+    )

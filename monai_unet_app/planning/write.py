@@ -21,6 +21,9 @@ from monai_unet_app.planning.plan import BundlePlan
 from monai_unet_app.training.identity import NOT_STATED, REQUIRED, derived_facts
 
 CONFIGS = ("inference", "train", "multi_gpu_train", "calibrate", "evaluate", "inference_dicom")
+OF_OTHERS = ("inference", "calibrate", "evaluate", "inference_dicom")
+"""Configs of a network that others have trained."""
+
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 LICENSE = "No licence is stated for this bundle. Its owner must write the licence here before giving the bundle away.\n"
 
@@ -63,29 +66,48 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 def _write_bundle(plan: BundlePlan, root: Path, name: str) -> None:
     """The files of a bundle of this name."""
-    (root / "configs").mkdir(parents=True)
-    for config in CONFIGS:
-        # Its reader gives one series
-        if not (config == "inference_dicom" and (plan.values["planar"] or plan.values["files"] > 1)):
-            (root / "configs" / f"{config}.yaml").write_text(rendered(config, plan), encoding="utf-8")
-    (root / "LICENSE").write_text(LICENSE, encoding="utf-8")
-    write_json(segments(plan, name), root / "configs/segments.json")
+    # Each structure with the codes that the labels state, else those of its name; one without says so
+    structures = [plan.stated.get(value) or StatedStructure(name) for value, name in plan.structures.items()]
+    why = {key: _comment(reason) for key, reason in plan.reasons.items() if reason}
+    write_files(root, {**plan.values, "why": why}, structures, metadata(name, plan.values["packages"]), CONFIGS)
     write_json(plan.fingerprint.as_dict(), root / "configs/fingerprint.json")
     write_json(plan.splits, root / "configs/splits.json", "splits")
-    stated = metadata(name, plan.values["packages"])
+
+
+def write_files(
+    root: Path,
+    values: Mapping[str, Any],
+    structures: Sequence[StatedStructure],
+    stated: Mapping[str, Any],
+    configs: Sequence[str],
+    licence: str = LICENSE,
+) -> dict[str, Any]:
+    """Configs, licence, `segments.json`, a first `fitted.json` and metadata of a bundle; gives the metadata.
+
+    Args:
+        root: Its folder.
+        values: Of the templates; "template" names that of `inference.yaml` if it is another.
+        structures: In the order of their numbers.
+        stated: From `metadata`, with what else is known; what follows from the configs is added.
+        configs: Names; without `inference_dicom` where the images are no single series, which its reader gives.
+        licence: Its text.
+    """
+    (root / "configs").mkdir(parents=True)
+    for name in configs:
+        if name != "inference_dicom" or not (values["planar"] or values["files"] > 1):
+            (root / f"configs/{name}.yaml").write_text(_config_text(name, values), encoding="utf-8")
+    (root / "LICENSE").write_text(licence, encoding="utf-8")
+    write_json(segments_of(structures, stated["name"]), root / "configs/segments.json")
     write_json(stated, root / "configs/metadata.json")
     begin_fitted(root)
-    write_json(stated | derived_facts(root), root / "configs/metadata.json")
+    facts = {**stated, **derived_facts(root)}
+    write_json(facts, root / "configs/metadata.json")
+    return facts
 
 
-def rendered(name: str, plan: BundlePlan) -> str:
-    """The text of a config."""
-    why = {key: _comment(reason) for key, reason in plan.reasons.items() if reason}
-    return config_text(name, {**plan.values, "why": why})
-
-
-def config_text(name: str, values: Mapping[str, Any]) -> str:
+def _config_text(name: str, values: Mapping[str, Any]) -> str:
     """The text of a config by its template."""
+    template = values.get("template", name) if name == "inference" else name
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(__package__), PackageLoader("monai_unet_app.calibration")]),
         trim_blocks=True,
@@ -93,7 +115,7 @@ def config_text(name: str, values: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         finalize=yaml_text,
     )
-    return environment.get_template(f"{name}.yaml").render(values)
+    return environment.get_template(f"{template}.yaml").render(values)
 
 
 def _comment(reason: str) -> str:
@@ -116,12 +138,6 @@ def metadata(name: str, packages: Mapping[str, str]) -> dict[str, Any]:
         **dict.fromkeys(REQUIRED, NOT_STATED),
         "intended_use": "Research. Not a medical device; not for diagnosis.",
     }
-
-
-def segments(plan: BundlePlan, algorithm: str) -> dict[str, Any]:
-    """`segments.json`: each structure with the codes that the labels state, else those of its name; one without says so."""
-    structures = [plan.stated.get(value) or StatedStructure(name) for value, name in plan.structures.items()]
-    return segments_of(structures, algorithm)
 
 
 def segments_of(structures: Sequence[StatedStructure], algorithm: str) -> dict[str, Any]:

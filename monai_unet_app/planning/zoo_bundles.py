@@ -4,7 +4,6 @@ Its configs are read as data, see `zoo_config`; nothing in them is run, neither 
 taken: all else could change a label. What needs code runs as a program of its own, see `bundle external`.
 """
 
-import inspect
 import math
 import re
 import zipfile
@@ -20,15 +19,15 @@ import torch
 from monai.networks import nets
 
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.calibration.fitted import begin_fitted, change_fitted
+from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.datalist import modality_of
-from monai_unet_app.data.schemas import validate, write_json
+from monai_unet_app.data.schemas import validate
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.planning.family import layer_line, yaml_text
-from monai_unet_app.planning.write import LICENSE, config_text, metadata, segments_of, whole_folder
+from monai_unet_app.planning.write import LICENSE, OF_OTHERS, metadata, whole_folder, write_files
 from monai_unet_app.planning.zoo_config import Config, checked_text, read_config
-from monai_unet_app.training.identity import CARD, REQUIRED, card_of, derived_facts
+from monai_unet_app.training.identity import REQUIRED, write_card
 
 WEIGHTS = "models/model.pt"
 _READING = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CastToTyped", "ToTensord")
@@ -48,7 +47,6 @@ _WIRED = {
     "dataset::transform": r"\$?@preprocessing",
 }
 _FLOAT32 = re.compile(r"\$?((torch|np|numpy)\.)?float32")
-_GONE = {"SwinUNETR": "img_size"}  # an argument of older versions of MONAI, which says nothing of the weights
 _MOST_WINDOW = 1 << 24
 
 
@@ -107,11 +105,8 @@ class ZooBundle:
         except InputRefusedError as error:
             remedy = "take it out if the result may do without it, or run the bundle as a program (monai-unet bundle external)"
             raise InputRefusedError(f"{error}; {remedy}") from error
-        network = parts["network_def"]
-        if (old := _GONE.get(network["_target_"], "")) not in inspect.signature(
-            getattr(nets, network["_target_"])
-        ).parameters:
-            network.pop(old, None)
+        if (network := parts["network_def"])["_target_"] == "SwinUNETR":
+            network.pop("img_size", None)  # of older versions of MONAI; it says nothing of the weights
         return parts
 
     def _plain(self, entry: Mapping[str, Any], home: str) -> dict[str, Any]:
@@ -288,31 +283,20 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
         )
     values["feature_layer"] = layer_line(layer)
     with whole_folder(output) as root:
-        for folder in ("configs", "models", "docs"):
-            (root / folder).mkdir()
-        overlays = ["calibrate", "evaluate", *([] if values["planar"] or values["files"] > 1 else ["inference_dicom"])]
-        for name in ("inference", *overlays):
-            (root / f"configs/{name}.yaml").write_text(config_text(name, values), encoding="utf-8")
-        structures = zoo.names[1:] if zoo.has_background else zoo.names
-        write_json(
-            segments_of([StatedStructure(name) for name in structures], output.name), root / "configs/segments.json"
-        )
+        structures = [StatedStructure(name) for name in zoo.names[zoo.has_background :]]
         licence = zoo.root / "LICENSE"
-        (root / "LICENSE").write_text(licence.read_text("utf-8") if licence.is_file() else LICENSE, encoding="utf-8")
-        torch.save(state, root / WEIGHTS)
+        terms = licence.read_text("utf-8") if licence.is_file() else LICENSE
         said = {key: text for key in REQUIRED if isinstance(text := zoo.metadata.get(key), str)}
         stated = metadata(output.name, {}) | {
             key: checked_text(text, f"metadata.json, {key},") for key, text in said.items()
         }
         stated |= {"changelog": {"0.1.0": "imported from a MONAI bundle"}, "imported": zoo.origin}
-        write_json(stated, root / "configs/metadata.json")
-        begin_fitted(root)
+        facts = write_files(root, values, structures, stated, OF_OTHERS, terms)
+        torch.save(state, root / WEIGHTS)
         if zoo.largest:
             step = {"step": "largest", "structures": zoo.largest, "why": "as the imported bundle does"}
             change_fitted(root, "tidy", steps=[step], why="as the imported bundle does")
-        facts = stated | derived_facts(root)
-        write_json(facts, root / "configs/metadata.json")
-        (root / CARD).write_text(card_of(facts, root), encoding="utf-8")
+        write_card(facts, root)
         made = Bundle(root)
         try:
             _ = made.network, made.windows, made.preprocessing, made.result

@@ -33,15 +33,8 @@ class ProgramRule:
     @property
     def surroundings(self) -> Surroundings:
         """Where the program runs."""
-        external = self.site.external
-        return Surroundings(
-            external.path,
-            external.home,
-            external.threads,
-            external.environment,
-            self.memory_bytes,
-            isolated=self.rule.network == "none",
-        )
+        isolated = self.rule.network == "none"
+        return Surroundings(**vars(self.site.external), memory_bytes=self.memory_bytes, isolated=isolated)
 
     def check_program(self) -> None:
         """Raises AppError if the program is not there or is of another version than the one that was fitted."""

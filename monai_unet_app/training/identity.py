@@ -55,8 +55,7 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
     shipped_names = {folder.name for folder in _shipped_bundles()}
     _name_algorithm(root / SEGMENTS, {template.name} | shipped_names, root.resolve().name)
     _forget_description(root)
-    (root / CARD).parent.mkdir(exist_ok=True)
-    (root / CARD).write_text(card_of(metadata, root), encoding="utf-8")
+    write_card(metadata, root)
 
 
 def _is_shipped(file: Path) -> bool:
@@ -143,14 +142,16 @@ def _forget_description(root: Path) -> None:
         return
 
 
-def card_of(metadata: Mapping[str, Any], root: Path) -> str:
-    """The text of a new card from these facts and the configs of a bundle."""
+def write_card(metadata: Mapping[str, Any], root: Path) -> None:
+    """Writes a new card from these facts and the configs of a bundle."""
     bundle = Bundle(root)
     environment = Environment(loader=PackageLoader(__package__), trim_blocks=True, keep_trailing_newline=True)
-    return environment.get_template("card.md").render(
+    text = environment.get_template("card.md").render(
         metadata=metadata,
         rules=bundle.rules,
         segments=bundle.segments,
         licence="see `docs/data_license.txt`" if (root / LICENSE_OF_DATA).is_file() else NOT_STATED,
         not_stated=NOT_STATED,
     )
+    (root / CARD).parent.mkdir(exist_ok=True)
+    (root / CARD).write_text(text, encoding="utf-8")

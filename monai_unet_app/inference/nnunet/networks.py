@@ -3,7 +3,9 @@
 Names and arguments are those of `architecture` in nnU-Net's plans.json, so that a checkpoint loads without a change.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -28,21 +30,12 @@ class _Layers:
         self.axes = 3 if _name(plan["conv_op"]) == "Conv3d" else 2
         self.conv, self.transposed, self.pool = _OF_AXES[self.axes]
         self.bias, self.nonlin_first = bool(plan.get("conv_bias")), bool(plan.get("nonlin_first"))
-        self._norm, self._dropout, self._nonlin = (
-            (plan.get(name), plan.get(f"{name}_kwargs") or {}) for name in ("norm_op", "dropout_op", "nonlin")
-        )
+        self._plan = plan
 
-    def norm(self, channels: int) -> list[tuple[str, nn.Module]]:
-        name, arguments = self._norm
-        return [("norm", getattr(nn, _name(name))(channels, **arguments))] if name else []
-
-    def dropout(self) -> list[tuple[str, nn.Module]]:
-        name, arguments = self._dropout
-        return [("dropout", getattr(nn, _name(name))(**arguments))] if name else []
-
-    def nonlin(self) -> list[tuple[str, nn.Module]]:
-        name, arguments = self._nonlin
-        return [("nonlin", getattr(nn, _name(name))(**arguments))] if name else []
+    def part(self, key: str, *channels: int) -> list[tuple[str, nn.Module]]:
+        """The layer that the plan names at "norm_op", "dropout_op" or "nonlin", with its name among the weights; or none."""
+        name, arguments = self._plan.get(key), self._plan.get(f"{key}_kwargs") or {}
+        return [(key.removesuffix("_op"), getattr(nn, _name(name))(*channels, **arguments))] if name else []
 
     def each(self, value: int | Steps) -> list[int]:
         """A number for each axis."""
@@ -58,13 +51,9 @@ class _Conv(nn.Module):
         super().__init__()
         bias = layers.bias and kind != "skip"
         conv = layers.conv(*channels, kernel, stride, [(n - 1) // 2 for n in kernel], bias=bias)  # type: ignore[arg-type]
-        after = [] if kind else layers.dropout()
-        after += layers.norm(channels[1])
-        last = [] if kind else layers.nonlin()
-        if layers.nonlin_first and last and layers.norm(channels[1]):
-            after[-1:] = [*last, after[-1]]
-            last = []
-        parts = [("conv", conv), *after, *last]
+        dropout, nonlin = ([], []) if kind else (layers.part("dropout_op"), layers.part("nonlin"))
+        norm = layers.part("norm_op", channels[1])
+        parts = [("conv", conv), *dropout, *([*nonlin, *norm] if layers.nonlin_first else [*norm, *nonlin])]
         for name, part in parts:
             self.add_module(name, part)
         self.all_modules = nn.Sequential(*(part for _, part in parts))
@@ -74,20 +63,11 @@ class _Conv(nn.Module):
         return out
 
 
-class _Stack(nn.Module):
+def _stack(layers: _Layers, count: int, channels: tuple[int, int], kernel: Steps, stride: Steps) -> nn.Sequential:
     """Convolutions one after the other; the first has the stride."""
-
-    def __init__(self, layers: _Layers, count: int, channels: tuple[int, int], kernel: Steps, stride: Steps) -> None:
-        super().__init__()
-        inputs = [channels[0], *[channels[1]] * (count - 1)]
-        strides = [stride, *[[1] * layers.axes] * (count - 1)]
-        self.convs = nn.Sequential(
-            *(_Conv(layers, (n, channels[1]), kernel, step) for n, step in zip(inputs, strides, strict=True))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.convs(x)
-        return out
+    ones, same = [1] * layers.axes, (channels[1], channels[1])
+    others = (_Conv(layers, same, kernel, ones) for _ in range(count - 1))
+    return nn.Sequential(OrderedDict(convs=nn.Sequential(_Conv(layers, channels, kernel, stride), *others)))
 
 
 class _Residual(nn.Module):
@@ -97,7 +77,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.conv1 = _Conv(layers, channels, kernel, stride)
         self.conv2 = _Conv(layers, (channels[1], channels[1]), kernel, [1] * layers.axes, kind="second")
-        self.nonlin2 = nn.Sequential() if not (last := layers.nonlin()) else last[0][1]
+        self.nonlin2 = nn.Sequential() if not (last := layers.part("nonlin")) else last[0][1]
         ones, skip = [1] * layers.axes, list[nn.Module]()
         if max(stride) > 1:
             skip.append(layers.pool(stride, stride))  # type: ignore[arg-type]
@@ -113,19 +93,11 @@ class _Residual(nn.Module):
         return done
 
 
-class _Blocks(nn.Module):
+def _blocks(layers: _Layers, count: int, channels: tuple[int, int], kernel: Steps, stride: Steps) -> nn.Sequential:
     """Residual blocks one after the other; the first has the stride."""
-
-    def __init__(self, layers: _Layers, count: int, channels: tuple[int, int], kernel: Steps, stride: Steps) -> None:
-        super().__init__()
-        first = _Residual(layers, channels, kernel, stride)
-        ones = [1] * layers.axes
-        others = (_Residual(layers, (channels[1], channels[1]), kernel, ones) for _ in range(count - 1))
-        self.blocks = nn.Sequential(first, *others)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.blocks(x)
-        return out
+    ones, same = [1] * layers.axes, (channels[1], channels[1])
+    others = (_Residual(layers, same, kernel, ones) for _ in range(count - 1))
+    return nn.Sequential(OrderedDict(blocks=nn.Sequential(_Residual(layers, channels, kernel, stride), *others)))
 
 
 class _Encoder(nn.Module):
@@ -133,12 +105,10 @@ class _Encoder(nn.Module):
 
     def __init__(self, stages: Sequence[nn.Module], stem: nn.Module | None = None) -> None:
         super().__init__()
-        self.stem = stem
-        self.stages = nn.Sequential(*stages)
+        self.stem, self.stages = stem or nn.Identity(), nn.Sequential(*stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        if self.stem is not None:
-            x = self.stem(x)
+        x = self.stem(x)
         left = []
         for stage in self.stages:
             x = stage(x)
@@ -152,17 +122,14 @@ class _Decoder(nn.Module):
     def __init__(self, layers: _Layers, encoder: _Encoder, sizes: "_Sizes", classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        stages, transposed, heads = [], [], []
+        self.stages, self.transpconvs, self.seg_layers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for number, count in enumerate(sizes.decoder, 1):
             below, own = sizes.features[-number], sizes.features[-number - 1]
             stride = layers.each(sizes.strides[-number])
-            transposed.append(layers.transposed(below, own, stride, stride, bias=layers.bias))  # type: ignore[arg-type]
+            self.transpconvs.append(layers.transposed(below, own, stride, stride, bias=layers.bias))  # type: ignore[arg-type]
             kernel = layers.each(sizes.kernels[-number - 1])
-            stages.append(_Stack(layers, count, (2 * own, own), kernel, [1] * layers.axes))
-            heads.append(layers.conv(own, classes, 1, 1, 0, bias=True))
-        self.stages = nn.ModuleList(stages)
-        self.transpconvs = nn.ModuleList(transposed)
-        self.seg_layers = nn.ModuleList(heads)
+            self.stages.append(_stack(layers, count, (2 * own, own), kernel, [1] * layers.axes))
+            self.seg_layers.append(layers.conv(own, classes, 1, 1, 0, bias=True))
 
     def forward(self, left: Sequence[Tensor]) -> Tensor:
         x = left[-1]
@@ -183,11 +150,10 @@ class _Sizes:
 
     def stages(self, layers: _Layers, inputs: int) -> Iterator[tuple[int, tuple[int, int], list[int], list[int]]]:
         """Of each stage: blocks, channels in and out, kernel and stride."""
-        into = [inputs, *self.features[:-1]]
-        for blocks, *channels, kernel, stride in zip(
-            self.blocks, into, self.features, self.kernels, self.strides, strict=True
-        ):
-            yield blocks, (channels[0], channels[1]), layers.each(kernel), layers.each(stride)
+        stages = zip(self.blocks, pairwise([inputs, *self.features]), self.kernels, self.strides, strict=True)
+        return (
+            (count, channels, layers.each(kernel), layers.each(stride)) for count, channels, kernel, stride in stages
+        )
 
 
 class _UNet(nn.Module):
@@ -214,7 +180,7 @@ class PlainConvUNet(_UNet):
     def __init__(self, input_channels: int, num_classes: int, **plan: Any) -> None:
         super().__init__()
         layers, sizes = _Layers(plan), _Sizes(plan, "n_conv_per_stage")
-        stages = [nn.Sequential(_Stack(layers, *stage)) for stage in sizes.stages(layers, input_channels)]
+        stages = [nn.Sequential(_stack(layers, *stage)) for stage in sizes.stages(layers, input_channels)]
         self.encoder = _Encoder(stages)
         self.decoder = _Decoder(layers, self.encoder, sizes, num_classes)
 
@@ -226,8 +192,8 @@ class ResidualEncoderUNet(_UNet):
         super().__init__()
         layers, sizes = _Layers(plan), _Sizes(plan, "n_blocks_per_stage")
         first = plan.get("stem_channels") or sizes.features[0]
-        stem = _Stack(layers, 1, (input_channels, first), layers.each(sizes.kernels[0]), [1] * layers.axes)
-        self.encoder = _Encoder([_Blocks(layers, *stage) for stage in sizes.stages(layers, first)], stem)
+        stem = _stack(layers, 1, (input_channels, first), layers.each(sizes.kernels[0]), [1] * layers.axes)
+        self.encoder = _Encoder([_blocks(layers, *stage) for stage in sizes.stages(layers, first)], stem)
         self.decoder = _Decoder(layers, self.encoder, sizes, num_classes)
 
 
@@ -243,7 +209,7 @@ class Mirrored(nn.Module):
         super().__init__()
         self.network = network
         places = [axis + 2 for axis in axes]
-        self._flips = [[at for n, at in enumerate(places) if bits >> n & 1] for bits in _by_count(len(places))]
+        self._flips = [flip for count in range(1, len(places) + 1) for flip in combinations(places, count)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C, *window), in voxels as the windows (B, C_in, *window)."""
@@ -252,12 +218,6 @@ class Mirrored(nn.Module):
             total += torch.flip(self.network(torch.flip(x, flip)), flip)
         total /= len(self._flips) + 1
         return total
-
-
-def _by_count(axes: int) -> list[int]:
-    """Every combination but the empty one, as bits: single axes first, then pairs, each in the order of their axes."""
-    every = [[n for n in range(axes) if bits >> n & 1] for bits in range(1, 1 << axes)]
-    return [sum(1 << n for n in one) for one in sorted(every, key=lambda one: (len(one), one))]
 
 
 def _for_each(value: Any, stages: int) -> list[Any]:
