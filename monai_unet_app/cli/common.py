@@ -1,5 +1,6 @@
 """Parts that several verbs share: exit codes, objects made from flags, and checks before work starts."""
 
+import re
 import shlex
 import tempfile
 import textwrap
@@ -242,7 +243,7 @@ def structures(pairs: list[str], least: int = 1) -> dict[int, str]:
     named = {}
     for pair in pairs:
         value, sign, name = pair.partition("=")
-        if not (sign and name.strip() and value.isdigit() and int(value) >= least):
+        if not (sign and name.strip() and re.fullmatch(r"[0-9]{1,9}", value) and int(value) >= least):
             raise UsageError(
                 f"--structure {pair}: a label value above {least - 1}, = and a name are needed, such as 1=liver"
             )

@@ -5,6 +5,7 @@ taken: all else could change a label. What needs code runs as a program of its o
 """
 
 import math
+import pickletools
 import re
 import zipfile
 from collections import defaultdict
@@ -23,10 +24,10 @@ from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.datalist import modality_of
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.data.structures import StatedStructure
-from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.planning.family import layer_line, yaml_text
 from monai_unet_app.planning.write import LICENSE, OF_OTHERS, metadata, whole_folder, write_files
-from monai_unet_app.planning.zoo_config import Config, checked_text, read_config
+from monai_unet_app.planning.zoo_config import Config, checked_text, plain_file, read_config, shown
 from monai_unet_app.training.identity import REQUIRED, write_card
 
 WEIGHTS = "models/model.pt"
@@ -34,20 +35,37 @@ _READING = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CastToTyped", "
 """What our own reader does, or what changes no value."""
 
 _SAYS_NOTHING = {
-    "_target_", "_disabled_", "_desc_", "keys", "transform", "orig_keys", "reader", "image_only", "ensure_channel_first",
-    "simple_keys", "expanduser", "strict_check", "channel_dim", "data_type", "device", "wrap_sequence", "track_meta",
-    "to_tensor", "meta_keys", "orig_meta_keys", "meta_key_postfix", "allow_missing_keys", "lazy", "sw_batch_size", "sw_device",
-    "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps", "buffer_dim",
+    "_target_", "_desc_", "keys", "image_only", "ensure_channel_first", "simple_keys", "expanduser", "strict_check",
+    "data_type", "device", "wrap_sequence", "track_meta", "to_tensor", "meta_keys", "orig_meta_keys", "meta_key_postfix",
+    "allow_missing_keys", "sw_batch_size", "sw_device", "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps",
+    "buffer_dim",
 }  # fmt: skip
 _WIRED = {
-    "network": r"\$?@network_def(\.to\(@device\))?",
     "evaluator::network": r"\$?@network(_def)?",
     "evaluator::inferer": r"\$?@inferer",
     "evaluator::postprocessing": r"\$?@postprocessing",
+    "evaluator::val_data_loader": r"\$?@dataloader",
+    "dataloader::dataset": r"\$?@dataset",
     "dataset::transform": r"\$?@preprocessing",
 }
+"""How a config joins its parts; otherwise MONAI would run something else than they say."""
+
+_OF_EVALUATOR = {
+    "_target_", "_desc_", "device", "amp", "val_handlers", "key_val_metric", "additional_metrics",
+    "val_data_loader", "network", "inferer", "postprocessing",
+}  # fmt: skip
+_NETWORK = re.compile(r"\$?@network_def(\.to\(@device\))?")
+_RUN = re.compile(
+    r"\$import \w+|\$?@evaluator\.run\(\)|\$monai\.utils\.set_determinism\((seed=)?\d+\)|"
+    r"\$@(checkpointloader|handlers#\d+)\(@evaluator\)( if @load_pretrain else None)?|"
+    r"\$setattr\(torch\.backends\.cudnn, 'benchmark', (True|False)\)"
+)
+"""Lines of `initialize` and `run` that change no result."""
+
 _FLOAT32 = re.compile(r"\$?((torch|np|numpy)\.)?float32")
 _MOST_WINDOW = 1 << 24
+_TENSORS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
+"""What a file of weights may name: nothing else is needed for tensors by their names."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +89,30 @@ class ZooBundle:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """`configs/metadata.json`."""
-        return _mapping(read_config(self.root / "configs/metadata.json"))
+        return read_config(self.root / "configs/metadata.json")
 
     @cached_property
     def config(self) -> Config:
-        """`configs/inference.json` or `.yaml`. Raises InputRefusedError if it does not join its parts as they are named."""
+        """`configs/inference.json` or `.yaml`. Raises InputRefusedError if MONAI would run something else than it says."""
         files = [self.root / f"configs/inference.{ending}" for ending in ("json", "yaml", "yml")]
         if (path := next((file for file in files if file.is_file()), None)) is None:
             raise InputRefusedError("the bundle has no configs/inference.json or .yaml; one that has it is needed")
-        config = Config(_mapping(read_config(path)), path.name)
+        config = Config(read_config(path), path.name)
         for place, usual in _WIRED.items():
-            said = config.raw(place)
-            if said is not None and not (isinstance(said, str) and re.fullmatch(usual, said)):
-                raise InputRefusedError(
-                    f"{path.name} says {str(said)[:80]} at {place}; a bundle that joins its own parts is needed"
-                )
+            first, second = place.split("::")
+            joined = _mapping(config.entry(first)).get(second)
+            if not (isinstance(joined, str) and re.fullmatch(usual, joined)):
+                raise config.refusal(f"{shown(joined)} at {place}; a bundle that joins its own parts is needed")
+        network = config.raw("network")
+        lines = [line for name in ("initialize", "run", "inference", "evaluating") for line in config.raw(name) or ()]
+        odd = [
+            one
+            for one in (network, *lines)
+            if one is not None and not (isinstance(one, str) and (_NETWORK if one is network else _RUN).fullmatch(one))
+        ]
+        odd += sorted(set(_mapping(config.entry("evaluator"))) - _OF_EVALUATOR)
+        if odd:
+            raise config.refusal(f"{shown(odd[0])}, which could change what its parts say; leave it out")
         return config
 
     @cached_property
@@ -111,27 +138,36 @@ class ZooBundle:
 
     def _plain(self, entry: Mapping[str, Any], home: str) -> dict[str, Any]:
         """An entry with the name of its class in MONAI, and its arguments as plain values, without those that say nothing."""
-        place, _, name = str(entry.get("_target_", "")).rpartition(".")
+        place, _, name = str(entry.get("_target_", ""))[:200].rpartition(".")
         kept = {
             key: self.config.plain(value)
             for key, value in entry.items()
             if key not in _SAYS_NOTHING
             and not (key == "dtype" and isinstance(value, str) and _FLOAT32.fullmatch(value))
+            and not (key == "transform" and value in ("@preprocessing", "$@preprocessing"))
         }
         return {"_target_": name if place == "" or place.startswith(home) else f"{place}.{name}", **kept}
 
     def _transforms(self, place: str, key: str) -> list[dict[str, Any]]:
+        around = _mapping(self.config.entry(place))
+        if around.get("_target_") not in ("Compose", "monai.transforms.Compose") or set(around) - {
+            "_target_",
+            "_desc_",
+            "transforms",
+        }:
+            raise self.config.refusal(f"more than a Compose of transforms at {place}; that alone is taken")
         entries = [
-            one
-            for one in self.config.entries(f"{place}::transforms")
-            if not str(one["_target_"]).endswith("SaveImaged")
+            one for one in self.config.entries(f"{place}::transforms") if not one["_target_"].endswith("SaveImaged")
         ]
         for entry in entries:
             if self.config.plain(entry.get("keys")) not in (key, [key]):
-                raise InputRefusedError(
-                    f"{place} has {entry['_target_']} for {str(entry.get('keys'))[:60]}; {key} alone is taken"
+                raise self.config.refusal(
+                    f"{entry['_target_'][:60]} for {shown(entry.get('keys'))} at {place}; {key} alone is taken"
                 )
-        return [self._plain(entry, "monai.transforms") for entry in entries]
+        return [
+            self._plain({name: one for name, one in entry.items() if name != "_disabled_"}, "monai.transforms")
+            for entry in entries
+        ]
 
     def _names(self) -> list[str]:
         formats = _mapping(self.metadata.get("network_data_format") or {})
@@ -143,7 +179,12 @@ class ZooBundle:
                 "configs/metadata.json does not name each channel of the answer (channel_def of pred); name each by "
                 "--structure CHANNEL=NAME, the background as channel 0"
             )
-        return [names[number].strip() for number in sorted(names)]
+        texts = [names[number].strip() for number in sorted(names)]
+        if any(ord(character) > 0xFFFF for text in texts for character in text):
+            raise InputRefusedError(
+                "names of channels have characters that YAML files of MONAI cannot hold; name them otherwise"
+            )
+        return texts
 
     @property
     def names(self) -> list[str]:
@@ -221,49 +262,59 @@ class ZooBundle:
         """The structures of which only the largest part stays, from 1."""
         if "KeepLargestConnectedComponentd" not in self.deciding:
             return []
-        # MONAI counts channels from 0, and in a label map the values themselves
-        labels = range(1 if self.has_background else 0, len(self.names))
+        # In a label map MONAI counts values; where each channel has a mask, channels from 0, of which it leaves out the first
+        # where none are named
+        in_map = self.has_background or len(self.names) == 1
+        count = len(self.names) - self.has_background
+        possible = range(1, count + 1) if in_map else range(count)
         said = self.deciding["KeepLargestConnectedComponentd"].get("applied_labels")
-        chosen = list(labels) if said is None else said if isinstance(said, list) else [said]
-        if not set(chosen) <= set(labels):
+        chosen = list(possible[0 if in_map else 1 :]) if said is None else said if isinstance(said, list) else [said]
+        if not set(chosen) <= set(possible):
             raise InputRefusedError(f"KeepLargestConnectedComponentd is for {chosen}; labels of structures are needed")
-        return [label + 1 - labels.start for label in chosen]
+        return sorted({label + 1 - possible.start for label in chosen})
 
     @cached_property
-    def weights(self) -> Path:
-        """The file that its config loads."""
-        found = [
-            self.config.entry(place) for place in ("checkpointloader", "handlers") if self.config.raw(place) is not None
+    def weights(self) -> tuple[Path, str]:
+        """The file that its config loads, and under which key the weights stand in it, if they are not all of it."""
+        places = [
+            self.config.raw("checkpointloader"),
+            self.config.raw("handlers"),
+            _mapping(self.config.entry("evaluator")).get("val_handlers"),
         ]
         entries = [
-            entry for one in found for entry in (one if isinstance(one, list) else [one]) if isinstance(entry, dict)
+            entry for one in places for entry in (one if isinstance(one, list) else [one]) if isinstance(entry, dict)
         ]
-        loaders = [entry for entry in entries if str(entry.get("_target_")).endswith("CheckpointLoader")]
-        names = {str(self.config.plain(loader.get("load_path", WEIGHTS))).rpartition("/")[2] for loader in loaders}
-        if len(names) > 1:
-            raise InputRefusedError(
-                f"{self.config.name} loads {', '.join(sorted(names))}; one file of weights is needed"
-            )
-        return self.root / "models" / (names.pop() if names else "model.pt")
+        loaders = [entry for entry in entries if str(entry.get("_target_"))[:200].endswith("CheckpointLoader")]
+        found = {
+            (str(self.config.plain(one.get("load_path"))), *_mapping(one.get("load_dict"))) for one in loaders
+        } or {(WEIGHTS, "model")}
+        root = str(self.config.plain(self.config.raw("bundle_root") or "."))
+        path, *keys = found.pop()
+        if (
+            found
+            or len(keys) != 1
+            or not re.fullmatch(r"models/[\w.-]+", path := path.removeprefix(f"{root}/").removeprefix("./"))
+        ):
+            raise self.config.refusal(f"{path[:80]!r} and so on where it loads weights; one file in models/ is needed")
+        return self.root / path, keys[0]
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputRefusedError(
-            f"the bundle says {str(value)[:60]!r} where names with values are needed; see the form of MONAI's zoo"
+            f"the bundle says {shown(value)} where names with values are needed; see the form of MONAI's zoo"
         )
     return value
 
 
 def _numbered(value: Any) -> dict[int, str]:
     """Number -> text, of what metadata say of channels."""
-    return {
-        int(key): name for key, name in _mapping(value or {}).items() if str(key).isdigit() and isinstance(name, str)
-    }
+    found = _mapping(value or {}).items()
+    return {int(key): name for key, name in found if re.fullmatch(r"[0-9]{1,4}", str(key)) and isinstance(name, str)}
 
 
 def _one(value: Any) -> Any:
-    return value[0] if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], int) else value
+    return value[0] if isinstance(value, list) and len(value) == 1 and type(value[0]) is not int else value
 
 
 def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
@@ -273,6 +324,17 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
         InputRefusedError: The bundle needs code of its own, has parts that are not known here, or weights of another network.
         UsageError: The output exists.
     """
+    try:
+        return _written(zoo, output)
+    except AppError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise InputRefusedError(
+            f"the bundle cannot be taken ({_first_line(error)}); one in the form of MONAI's zoo, which MONAI runs, is needed"
+        ) from error
+
+
+def _written(zoo: ZooBundle, output: Path) -> Bundle:
     values = config_values(zoo)
     network, state = _trained(zoo)
     layer, channels = _deepest(network, [int(values["channels"]), *zoo.sliding["window"]])
@@ -285,7 +347,7 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
     with whole_folder(output) as root:
         structures = [StatedStructure(name) for name in zoo.names[zoo.has_background :]]
         licence = zoo.root / "LICENSE"
-        terms = licence.read_text("utf-8") if licence.is_file() else LICENSE
+        terms = plain_file(licence).read_text("utf-8", errors="replace") if licence.exists() else LICENSE
         said = {key: text for key in REQUIRED if isinstance(text := zoo.metadata.get(key), str)}
         stated = metadata(output.name, {}) | {
             key: checked_text(text, f"metadata.json, {key},") for key, text in said.items()
@@ -298,12 +360,7 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
             change_fitted(root, "tidy", steps=[step], why="as the imported bundle does")
         write_card(facts, root)
         made = Bundle(root)
-        try:
-            _ = made.network, made.windows, made.preprocessing, made.result
-        except (BundleError, TypeError, ValueError) as error:
-            raise InputRefusedError(
-                f"the parts of the bundle do not fit together ({_first_line(error)}); see the form of MONAI's zoo"
-            ) from error
+        _ = made.network, made.windows, made.preprocessing, made.result
     return Bundle(output)
 
 
@@ -322,6 +379,7 @@ def config_values(zoo: ZooBundle) -> dict[str, Any]:
         )
     files, named = 1 if planar else channels, _numbered(image.get("channel_def"))
     names = [re.sub(r"[^\w .-]", "_", named.get(number, f"channel_{number}"))[:64] for number in range(files)]
+    names = names if len(set(names)) == files else [f"channel_{number}" for number in range(files)]
     rules: dict[str, Any] = {"channels": names if files > 1 else channels}
     rules |= {"planar": True} if planar else {"modality": [modality]} if modality else {}
     return {
@@ -350,35 +408,50 @@ def config_values(zoo: ZooBundle) -> dict[str, Any]:
 
 
 def _trained(zoo: ZooBundle) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """The network with its weights, and these alone."""
-    arguments, path = dict(zoo.parts["network_def"]), zoo.weights
+    """The network without weights, as shapes alone, and its weights."""
+    arguments, (path, key) = dict(zoo.parts["network_def"]), zoo.weights
     kind = getattr(nets, arguments.pop("_target_"))
     try:
-        # Shapes alone: what its arguments ask for may not fit into memory. SwinUNETR reads numbers from a tensor
+        # What its arguments ask for may not fit into memory. SwinUNETR reads numbers from a tensor
         with torch.device("cpu" if kind is nets.SwinUNETR else "meta"):
-            wanted = {name: weight.shape for name, weight in kind(**arguments).state_dict().items()}
+            network: torch.nn.Module = kind(**arguments).to("meta")
     except Exception as error:  # whatever a class of MONAI makes of arguments that it cannot take
         raise InputRefusedError(
             f"MONAI {monai.__version__} cannot build its {kind.__name__} ({_first_line(error)})"
         ) from error
+    wanted = {name: weight.shape for name, weight in network.state_dict().items()}
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise ValueError("it is compressed, which torch never does")
+        _check_file(plain_file(path, math.inf), sum(math.prod(shape) for shape in wanted.values()))
         found = torch.load(path, map_location="cpu", weights_only=True)
-        state = next((found[key] for key in ("model", "state_dict", "net") if isinstance(found.get(key), dict)), found)
+        state = found[key] if isinstance(found.get(key), dict) else found
         if {name: weight.shape for name, weight in state.items()} != wanted:
             odd = sorted(set(wanted) ^ set(state))
             raise ValueError(f"it is of another network: {odd[0] if odd else 'shapes differ'}")
-        network: torch.nn.Module = kind(**arguments)
-        network.load_state_dict(state)
     except Exception as error:  # pickle, zip, key, type and shape errors: these are not the weights of this network
         raise InputRefusedError(
             f"models/{path.name} cannot be used ({_first_line(error)}); the weights of the network in {zoo.config.name}, "
             "without code, are needed; python -m monai.bundle download brings them (a model.ts is a program, and is not read)"
         ) from error
-    return network.eval(), network.state_dict()
+    floats = {name: weight.float() if weight.is_floating_point() else weight for name, weight in state.items()}
+    return network.eval(), {name: weight.contiguous().clone() for name, weight in floats.items()}
+
+
+def _check_file(path: Path, weights: int) -> None:
+    """Raises ValueError for a file that names more than tensors, or would become much larger in memory."""
+    with zipfile.ZipFile(path) as archive:
+        if (
+            any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+            or path.stat().st_size < weights
+        ):
+            raise ValueError("it is smaller than its weights")
+        (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        named = [
+            str(argument)
+            for code, argument, _ in pickletools.genops(archive.read(pickled))
+            if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")
+        ]
+    if odd := [name for name in named if not _TENSORS.fullmatch(name)]:
+        raise ValueError(f"it names {odd[0][:60]}")
 
 
 def _first_line(error: Exception) -> str:
@@ -400,9 +473,9 @@ def _deepest(network: torch.nn.Module, shape: Sequence[int]) -> tuple[str, int]:
         module.register_forward_hook(lambda _, __, answer, name=name: look(name, answer))
     try:
         with torch.inference_mode():
-            answer = network(torch.zeros(1, *shape))
+            answer = network(torch.zeros(1, *shape, device="meta"))
         return layer, int(answer.shape[1])
-    except (RuntimeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever a network makes of a window that it cannot take
         size = " x ".join(map(str, shape[1:]))
         raise InputRefusedError(
             f"the network takes no window of {size} ({_first_line(error)}); roi_size must fit it"
