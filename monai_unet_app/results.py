@@ -217,11 +217,11 @@ def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
 def _outlined_picture(segmentation: Segmentation) -> drawing.Pixels:
     """Shape (rows, columns, 3): a picture, and beside it the same with outlines of a pixel; a legend below."""
     image, segments = segmentation.image, segmentation.segments
-    values = np.moveaxis(image.array[:, :, 0], 0, 1).astype(np.float64)
-    if not image.in_colour:
-        low, high = np.percentile(values, [1, 99.5])  # the extremes would make it dark for a few bright pixels
-        values = np.repeat((values[..., None] - low) / max(high - low, 1e-9) * 255.0, 3, axis=2)
-    pixels = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    values = np.moveaxis(image.array.reshape(*image.shape[:2], -1), 0, 1)
+    shown = drawing.grey_or_colour(values / 255.0 if values.shape[-1] == 3 else values)
+    pixels = np.rint(255.0 * np.broadcast_to(shown.reshape(*shown.shape[:2], -1), (*shown.shape[:2], 3))).astype(
+        np.uint8
+    )
     across, down = image.axis_spacing[:2]
     plain = drawing.smooth(pixels, drawing.picture_size(pixels.shape[1::-1], (across, down), _LEAST_SIDE))
     labels = image.without_flat_axis(segmentation.drawn)

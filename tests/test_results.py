@@ -211,7 +211,7 @@ def test_a_pictures_mask_is_read_back_as_the_labels_it_was_written_from(classes:
     np.testing.assert_array_equal(read_labels(tmp_path / "mask.png", image).array, labels)
 
 
-@pytest.mark.parametrize("colours", [0, 3])
+@pytest.mark.parametrize("colours", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_the_overlay_of_a_picture_shows_it_plain_and_beside_it_outlined(
     colours: int, overlapping: bool, tmp_path: Path
@@ -225,7 +225,7 @@ def test_the_overlay_of_a_picture_shows_it_plain_and_beside_it_outlined(
     labels = np.stack([label, np.zeros_like(label)]) if overlapping else label
     segmentation = Segmentation(image, labels, segments("first", "second"))
     written = np.asarray(Image.open(write_overlay(segmentation, "case", tmp_path / "overlay.png")))
-    (first, _), (left, right) = segmentation.segments, (30, 90) if colours else (0, 255)
+    (first, _), (left, right) = segmentation.segments, (30, 90) if colours == 3 else (0, 255)
     rows, columns = np.nonzero(
         (written == first.rgb).all(axis=-1) & (np.indices(written.shape[:2])[0] < written.shape[0] - 80)
     )

@@ -83,6 +83,19 @@ def picture_size(shape: tuple[int, int], pixel: tuple[float, float], least_side:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
+def grey_or_colour(image: NDArray[Any]) -> NDArray[Any]:
+    """Shape (rows, columns, C) as it is drawn, 0 to 1: three channels are colours, of others the first is grey.
+
+    Grey is stretched from percentile 1 to 99.5; colours are 0 to 1, or 0 to 255 in uint8.
+    """
+    if image.shape[-1] == 3:
+        return np.asarray(np.clip(image / 255.0 if image.dtype == np.uint8 else image, 0, 1))
+    plain = np.nan_to_num(image[..., 0].astype(np.float64))
+    # Percentiles instead of the extremes: a few very bright voxels would make the rest of the image dark.
+    low, high = np.percentile(plain, [1, 99.5])
+    return np.asarray(np.clip((plain - low) / max(high - low, 1e-9), 0, 1))
+
+
 def smooth(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """Values (rows, columns) as float32, or RGB of 8 bits, at (width, height), linearly interpolated."""
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))

@@ -15,6 +15,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 
 from dicom_io.coding import DISPLAY_COLOURS
+from dicom_io.objects import drawing
 from monai_unet_app.metrics.boxes import bounding_box
 from monai_unet_app.metrics.outputs import label_map
 
@@ -286,7 +287,7 @@ def _draw_name(figure: Figure, row: int, name: str, colour: str) -> None:
 def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool) -> None:
     # The extent is in mm, so pixels of thick slices are drawn as tall as they are.
     width, height = plane.size_mm
-    image = _grey_or_colour(plane.image)
+    image = drawing.grey_or_colour(plane.image)
     axis.imshow(
         _dimmed(image) if plane.errors else image,
         cmap="gray",
@@ -347,13 +348,3 @@ def _round_length(most: float) -> float:
     power = 10.0 ** np.floor(np.log10(most))
     # The slack is for rounding: 0.2 must fit into 0.2.
     return float(max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
-
-
-def _grey_or_colour(image: NDArray[Any]) -> NDArray[Any]:
-    """(rows, columns, 1 or 3) as matplotlib draws it, 0 to 1; grey is stretched, percentile 1 to 99.5."""
-    if image.shape[-1] == 3:
-        return np.asarray(np.clip(image / 255.0 if image.dtype == np.uint8 else image, 0, 1))
-    plain = np.nan_to_num(image[..., 0].astype(np.float64))
-    # Percentiles instead of the extremes: a few very bright voxels would make the rest of the image dark.
-    low, high = np.percentile(plain, [1, 99.5])
-    return np.asarray(np.clip((plain - low) / max(high - low, 1e-9), 0, 1))
