@@ -244,8 +244,7 @@ def structures(pairs: list[str], least: int = 1) -> dict[int, str]:
     for pair in pairs:
         value, sign, name = pair.partition("=")
         if not (sign and name.strip() and re.fullmatch(r"[0-9]{1,9}", value) and int(value) >= least):
-            raise UsageError(
-                f"--structure {pair}: a label value above {least - 1}, = and a name are needed, such as 1=liver"
-            )
+            number = "label value above 0" if least else "channel from 0 on"
+            raise UsageError(f"--structure {pair}: a {number}, = and a name are needed, such as 1=liver")
         named[int(value)] = name.strip()
     return named

@@ -26,7 +26,7 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.planning.family import layer_line, yaml_text
-from monai_unet_app.planning.write import LICENSE, OF_OTHERS, metadata, whole_folder, write_files
+from monai_unet_app.planning.write import LICENSE, OF_OTHERS, check_new, metadata, whole_folder, write_files
 from monai_unet_app.planning.zoo_config import Config, checked_text, plain_file, read_config, shown
 from monai_unet_app.training.identity import REQUIRED, write_card
 
@@ -335,6 +335,7 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
 
 
 def _written(zoo: ZooBundle, output: Path) -> Bundle:
+    check_new(output)
     values = config_values(zoo)
     network, state = _trained(zoo)
     layer, channels = _deepest(network, [int(values["channels"]), *zoo.sliding["window"]])
