@@ -60,8 +60,8 @@ def test_its_labels_come_back_through_the_supervisor(tmp_path: Path) -> None:
     wanted = np.asarray(nibabel.load(tmp_path / "alone/labels.nii.gz").dataobj)
     assert wanted.any()
     (tmp_path / "place").mkdir()
-    with labels_of(read_volume(image), bundle, where, tmp_path / "place") as file:
-        found = nibabel.load(file)
+    with labels_of(read_volume(image), bundle, where, tmp_path / "place") as request:
+        found = nibabel.load(request.labels)
         placed = nibabel.apply_orientation(
             np.asarray(found.dataobj),
             nibabel.orientations.ornt_transform(
