@@ -80,10 +80,11 @@ def trained(curve: Curve, data: Path, build: Path) -> dict[str, object]:
     plan, splits = build / "plan", ["--splits", curve.splits] if curve.splits else []
     donor: str | Path = curve.donor
     if (others := data.parent / curve.donor).is_dir():
-        donor = build / "donor"
+        donor, all_train = build / "donor", ["--splits", _splits(others, build / "donor_splits.json")]
         if not (build / "donor_plan").exists():
-            _call("plan", others, "--output", build / "donor_plan", "--time", "20min")
-        _call("train", "--bundle", build / "donor_plan", "--data", others, "--output", donor, "--tracking", "none")
+            _call("plan", others, "--output", build / "donor_plan", "--time", "20min", *all_train)
+        plan_and_data = ["--bundle", build / "donor_plan", "--data", others]
+        _call("train", *plan_and_data, "--output", donor, "--tracking", "none", *all_train)
     if not plan.exists():
         _call("plan", data, "--output", plan, "--network", donor, "--time", f"{curve.minutes}min", *splits)
     answer = _call(
@@ -92,6 +93,18 @@ def trained(curve: Curve, data: Path, build: Path) -> dict[str, object]:
     )  # fmt: skip
     line = next(line for line in (build / "curve/learning_curve.md").read_text().splitlines() if " case(s) of " in line)
     return {"measured": line.partition(",")[0], "points": answer["points"]}
+
+
+def _splits(data: Path, path: Path) -> Path:
+    """Splits by which every seventh case selects the model and all others train: a donor needs nothing else."""
+    names = sorted(image.name.removesuffix(".nii.gz") for image in (data / "images").iterdir())
+    cases = [
+        {"id": name, "subject": name, "partition": "train" if n % 7 else "selection", "fold": n % 5}
+        for n, name in enumerate(names)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema_version": "1.0", "datasets": {data.name: {"cases": cases}}}))
+    return path
 
 
 def _call(*words: object) -> dict[str, object]:

@@ -201,7 +201,7 @@ def _stated_of(volume: Volume, assessment: Assessment | None, number: int) -> di
         **_interval_document(volume, structure.size_interval),
         **({"objects_interval": list(structure.count_interval)} if structure.count_interval else {}),
         **({"verdict": structure.verdict} if structure.verdict else {}),
-        **({"predicted_dice": round(grade.dice, 4)} if grade and grade.is_shown else {}),
+        **({"predicted_dice" if grade.is_shown else "typical_dice": round(grade.dice, 4)} if grade else {}),
         **({"dice_at_least": round(grade.at_least, 4)} if grade else {}),
         **({"cut_off": list(cut.sides)} if cut else {}),
     }

@@ -19,6 +19,7 @@ from monai_unet_app.cli import (
     comparison_verbs,
     data_verbs,
     dicom_verbs,
+    lifecycle_verbs,
     service_verbs,
     show,
     verbs,
@@ -40,7 +41,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
 }  # fmt: skip
 SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     dicom_verbs.pacs: (dicom_verbs.echo, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.send),
-    service_verbs.node: (service_verbs.token, service_verbs.commission),
+    service_verbs.node: (service_verbs.token, service_verbs.commission, lifecycle_verbs.drift),
     bundle_verbs.bundle: (
         bundle_verbs.import_nnunet,
         bundle_verbs.import_monai,

@@ -26,7 +26,7 @@ class Token(Options):
 
     Attributes:
         name: the holder of the token, named in the audit trail
-        roles: comma-separated: metrics, submit, read, reviewer, admin
+        roles: comma-separated: metrics, submit, read, reviewer, approver, admin
         days: days for which the token is valid (default: 365)
     """
 
@@ -64,6 +64,22 @@ class Commission(Options):
     header: Annotated[list[Text], repeated("RULE.KEYWORD=VALUE")] = field(default_factory=list)
     limit_min: float = 10.0
     verify: Annotated[Place | None, Flag(metavar="JSON")] = None
+
+
+class WatchDrift(Options):
+    """Flags of `node drift`.
+
+    Attributes:
+        config: the site's file; its node may be running
+        rule: only this rule (default: all)
+        output: HTML file for a page with plots
+        propose: also show which results a reference of so many would have; POST /rules/RULE/reference freezes it
+    """
+
+    config: Place
+    rule: Text | None = None
+    output: Annotated[Place | None, Flag(metavar="HTML")] = None
+    propose: int | None = None
 
 
 class Trace(Options):

@@ -117,7 +117,7 @@ def tolerance_figure(summary: Mapping[str, Any], plan: EvaluationPlan, palette: 
         if n >= len(names):
             axis.set_visible(False)
             continue
-        _style(axis, palette)
+        style_axis(axis, palette)
         axis.set_title(names[n], color=palette.ink, fontsize=11, loc="left", pad=6, parse_math=False)
         _draw_tolerances(axis, names[n], summary, plan, palette)
     for axis in axes[:, 0]:
@@ -138,7 +138,7 @@ def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette 
     """
     figure = Figure(figsize=(5.2, 3.3), layout="constrained")
     axis = figure.subplots()
-    _style(axis, palette)
+    style_axis(axis, palette)
     coverage, risk = 100 * np.asarray(curve["coverage"]), np.asarray(curve["risk"])
     without_order = "all results: as of any part,\nif the order told nothing"
     axis.axhline(risk[-1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1, label=without_order)
@@ -165,7 +165,7 @@ def curve_figure(
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=palette.ground)
     axis = figure.subplots()
-    _style(axis, palette)
+    style_axis(axis, palette)
     for (name, points), colour, marker in zip(curves.items(), (palette.first, palette.second), "os", strict=False):
         places, values = [place for place, _ in points], [value.value for _, value in points]
         axis.plot(places, values, color=colour, lw=1.6, marker=marker, ms=5, label=name, zorder=3)
@@ -190,7 +190,7 @@ def distribution_figure(
     axes = figure.subplots(1, 2, sharey=True)
     headings = {"dice": "Dice", "boundary_iou": f"Boundary IoU, {plan.boundary_width:g} {plan.units.length}"}
     for axis, (score, heading) in zip(axes, headings.items(), strict=True):
-        _style(axis, palette)
+        style_axis(axis, palette)
         for n, name in enumerate(plan.class_names[:rows]):
             if name in undefined:
                 axis.text(
@@ -243,7 +243,7 @@ def svg(figure: Figure, label: str) -> str:
 def _draw_reliability(
     axis: Axes, counts: ReliabilityCounts, before: ReliabilityCounts | None, palette: Palette
 ) -> None:
-    _style(axis, palette)
+    style_axis(axis, palette)
     axis.plot([0, 1], [0, 1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1)
     lines = []
     if before is not None:
@@ -280,7 +280,7 @@ def _draw_curve(
 
 def _draw_histogram(axis: Axes, counts: ReliabilityCounts, palette: Palette) -> None:
     """Share of the decisions in each bin, on a logarithmic scale: nearly all of a volume is sure background."""
-    _style(axis, palette)
+    style_axis(axis, palette)
     share = counts.count[0] / max(1, counts.decisions)
     edges = np.linspace(0, 1, counts.bins + 1)
     axis.bar(edges[:-1], share, width=np.diff(edges) * 0.88, align="edge", color=palette.first, alpha=0.75)
@@ -348,7 +348,7 @@ def _spread_out(number: int) -> NDArray[np.float64]:
     return np.asarray(2 * np.mod(np.arange(number) * 0.6180339887498949, 1.0) - 1)
 
 
-def _style(axis: Axes, palette: Palette) -> None:
+def style_axis(axis: Axes, palette: Palette) -> None:
     axis.set_facecolor("none")
     axis.tick_params(colors=palette.muted, labelcolor=palette.muted, labelsize=10, length=0)
     for side, spine in axis.spines.items():

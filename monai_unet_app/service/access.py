@@ -40,17 +40,24 @@ def needs(*roles: Role) -> Callable[[Request], Holder]:
     return checked_holder
 
 
-def decides(request: Request) -> Holder:
-    """A dependency: the holder of the token if they are a reviewer with a person's name, else 403."""
-    holder = needs("reviewer")(request)
-    if not holder.may_decide:
-        raise HTTPException(
-            403,
-            f"only a person may decide; {holder.name} is not a person's name; a token with a name such as Rossi^Anna and "
-            "the role reviewer is needed; monai-unet node token makes it",
-        )
-    return holder
+def decides(role: Role) -> Callable[[Request], Holder]:
+    """A dependency: the holder of the token if they have this role and a person's name, else 403."""
 
+    def checked_person(request: Request) -> Holder:
+        holder = needs(role)(request)
+        if not holder.decides_as(role):
+            raise HTTPException(
+                403,
+                f"only a person may decide; {holder.name} is not a person's name; a token with a name such as Rossi^Anna and "
+                f"the role {role} is needed; monai-unet node token makes it",
+            )
+        return holder
+
+    return checked_person
+
+
+Watcher = Annotated[Holder, Depends(needs("metrics", "read", "approver", "admin"))]
+"""Sees what is said of rules and bundles, which names no study."""
 
 Submitter = Annotated[Holder, Depends(needs("submit"))]
 Reader = Annotated[Holder, Depends(needs("read"))]
@@ -58,8 +65,11 @@ Onlooker = Annotated[Holder, Depends(needs("read", "admin"))]
 """Sees the state of studies and results, which names no patient, and opens none of their files."""
 
 Reviewer = Annotated[Holder, Depends(needs("reviewer"))]
-Decider = Annotated[Holder, Depends(decides)]
+Decider = Annotated[Holder, Depends(decides("reviewer"))]
 """Decides about results: a reviewer whose token has a person's name."""
+
+Approver = Annotated[Holder, Depends(decides("approver"))]
+"""Decides about models: an approver whose token has a person's name."""
 
 Admin = Annotated[Holder, Depends(needs("admin"))]
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from monai_unet_app.errors import AppError, InputRefusedError
+
 Message = dict[str, Any]
 READY: Message = {"ready": True}
 HEARTBEAT: Message = {"beat": True}
@@ -36,7 +38,32 @@ _OFFLINE = {
 }
 """Environment variables that keep libraries from sending data to their makers."""
 
+_REFUSED = 3  # exit code of a verb
 _logger = logging.getLogger(__name__)
+
+
+def run_verb(words: Sequence[str], longest_s: float, fine: Sequence[int] = (0,)) -> str:
+    """The output of `monai-unet` with these words, in a process of its own.
+
+    Args:
+        words: Verb and flags.
+        longest_s: Seconds that it may take.
+        fine: Exit codes after which its output counts.
+
+    Raises:
+        InputRefusedError: It refused its input; the message is its own.
+        AppError: It failed, or took too long.
+    """
+    env = {**os.environ, "COLUMNS": "10000"}  # a path that is wrapped could not be recognised in a message
+    command = [sys.executable, "-m", "monai_unet_app", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=longest_s, env=env, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise AppError(f"{words[0]} took more than {longest_s:g} s; try again when the node is less busy") from error
+    if done.returncode not in fine:
+        message = " ".join(done.stderr.split())[-400:]
+        raise (InputRefusedError if done.returncode == _REFUSED else AppError)(message or f"{words[0]} failed")
+    return done.stdout
 
 
 class Child:

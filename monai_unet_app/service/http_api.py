@@ -24,6 +24,7 @@ from monai_unet_app import __version__
 from monai_unet_app.data.schemas import schema
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service import access
+from monai_unet_app.service.approvals import drift_of, freeze_reference
 from monai_unet_app.service.audit import TrailError
 from monai_unet_app.service.guard import MOST_TEXT_BYTES, TRAIL_FAULT, BoundedRoute, Guard, is_json
 from monai_unet_app.service.hints import Hints
@@ -107,6 +108,7 @@ def serve(node: Node, config: HttpConfig) -> HttpServer:
     _add_reviews(app, node)
     _add_decisions(app, node)
     _add_repairs(app, node)
+    _add_models(app, node)
     return HttpServer(app, config)
 
 
@@ -318,7 +320,7 @@ def _add_decisions(app: FastAPI, node: Node) -> None:
     )
     def decision_so_far(number: Number, holder: access.Reviewer) -> dict[str, Any]:
         stands = standing(node, _result(node, number))
-        return {"who": holder.name, **stands, "open": stands["open"] and holder.may_decide}
+        return {"who": holder.name, **stands, "open": stands["open"] and holder.decides_as("reviewer")}
 
     @app.post("/results/{number}/verdict", include_in_schema=False)
     @app.post(
@@ -370,6 +372,24 @@ def _add_repairs(app: FastAPI, node: Node) -> None:
     @app.post("/deliveries/{number}/retry", summary="A dead delivery is tried again")
     def retry_delivery(number: Number, request: Request, holder: access.Admin) -> Response:
         return _retry(request, node, "delivery", number, holder.name)
+
+
+def _add_models(app: FastAPI, node: Node) -> None:
+    @app.get("/rules/drift", summary="Whether anything has changed since the references were frozen, for each rule")
+    def drift(holder: access.Watcher) -> list[dict[str, Any]]:
+        with _errors_as_answers(node):
+            return drift_of(node)
+
+    @app.post("/rules/{rule}/reference", summary="The first accepted results become what later ones are held against")
+    def reference(
+        rule: str,
+        holder: access.Approver,
+        results: Annotated[
+            int, Body(embed=True, ge=1, le=100_000, description="how many of the first accepted results")
+        ] = 60,
+    ) -> dict[str, Any]:
+        with _errors_as_answers(node):
+            return freeze_reference(node, rule, results, holder.name)
 
 
 def _retry(request: Request, node: Node, kind: Literal["job", "delivery"], number: int, person: str) -> Response:

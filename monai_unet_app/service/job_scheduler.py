@@ -141,7 +141,7 @@ class JobScheduler:
         self._node.audit.write(
             "result", study=job.study, version=job.version, job=job.id, result=recorded.id, series=new.series,
             rule=new.rule, state=recorded.state, verdict=new.verdict, reason=new.reason, digest=new.digest,
-            folder=new.folder, destinations=new.destinations, worker=worker,
+            folder=new.folder, destinations=new.destinations, worker=worker, **({"observed": new.observed} if new.observed else {}),
         )  # fmt: skip
         why = f": {new.reason}" if new.reason else ""
         _logger.info("study %s: result %s of rule %s is %s%s", job.study, recorded.id, new.rule, recorded.state, why)

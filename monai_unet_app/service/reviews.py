@@ -1,10 +1,7 @@
 """Reviews of a node's results; `monai-unet review`, in a process of its own, makes the pages and applies the decisions."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dicom_io.kinds import RESULT_KINDS
 from monai_unet_app.data.schemas import write_new_json
-from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.service.child_processes import run_verb
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.result_versions import destinations_with, earlier_versions
 from monai_unet_app.service.rows import DECIDABLE, FOLLOW_UPS, HELD_BACK, DecidedError, Decision, DecisionKind, Result
@@ -35,8 +34,6 @@ _FOLLOWING: dict[str, tuple[str, set[str]]] = {
 
 TRAINING = "training"
 """Folder of the node for corrected cases."""
-
-_REFUSED = 3  # exit code
 
 
 def page_of(node: Node, result: Result) -> Path:
@@ -169,6 +166,8 @@ class _Application:
         destinations = node.site.destinations_for(result)
         decision = Decision(result.id, kind, self.reviewer, record["applied_at"])
         facts = {"who": self.reviewer, "study": result.study, "result": result.id, "decision": kind}
+        if correction := record["correction"]:
+            facts["dice"] = round(fmean(row["dice"] for row in correction["structures"]), 5)
         with node.queue.transaction():
             node.queue.record_if_undecided(decision)
             if kind != "accepted" and earlier_versions(node.queue, result) != list(self.earlier):
@@ -401,15 +400,4 @@ def _bundle(node: Node, result: Result) -> str:
 
 def _run(options: list[str]) -> str:
     """The output of `monai-unet review` with these options."""
-    command = [sys.executable, "-m", "monai_unet_app", "review", *options]
-    env = {**os.environ, "COLUMNS": "10000"}  # a path that is wrapped could not be recognised in a message
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, env=env, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise AppError(f"the review took more than {PAGE_S:g} s; try again when the node is less busy") from error
-    if done.returncode:
-        message = " ".join(done.stderr.split())[-400:]
-        raise (InputRefusedError if done.returncode == _REFUSED else AppError)(
-            message or "the review could not be made"
-        )
-    return done.stdout
+    return run_verb(["review", *options], PAGE_S)

@@ -33,9 +33,9 @@ Words that are used for one thing each:
 - Callers and instances that the node does not take are *turned away*.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 from monai_unet_app.errors import AppError
 
@@ -144,6 +144,7 @@ class NewResult:
         verdict: Of the quality gate; empty without a gate.
         digest: sha256 of the files in the folder, see `work.digest_of`.
         destinations: Names of the destinations that get it, at once or after a reviewer's decision.
+        observed: As of `service.observed`, with the sha256 of the "bundle"; for the audit trail only.
     """
 
     rule: str
@@ -154,6 +155,7 @@ class NewResult:
     reason: str
     digest: str
     destinations: Sequence[str] = ()
+    observed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

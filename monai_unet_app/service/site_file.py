@@ -58,6 +58,8 @@ class Rule:
         elsewhere: The images are not from where the bundle was calibrated: intervals are wider.
         hold_review: Hold results with the verdict "review" until a reviewer accepts or releases them; otherwise they are
             delivered, and say so themselves. Results with the verdict "reject" are always held back.
+        review_share: Part of the accepted results that are drawn at random and held for a reviewer, from 0 to 1, so that the
+            Dice of those that nobody sees can be told.
         probabilities: Keep the probabilities of all classes beside the result; they are large.
         deliver_ungated: Deliver results without a verdict if the bundle has no quality gate for this rule; without this setting
             such a rule does not start.
@@ -81,6 +83,7 @@ class Rule:
     tta: bool = False
     elsewhere: bool = False
     hold_review: bool = True
+    review_share: float = 0.0
     probabilities: bool = False
     notice: bool = False
     reject_replaced: bool = True
@@ -413,6 +416,13 @@ def _number(table: TomlTable, key: str, default: float, least: float | None = No
     return value
 
 
+def _share(table: TomlTable, key: str) -> float:
+    value = float(table.take(key, (int, float), "a number", 0.0))
+    if not 0 <= value <= 1:
+        raise UsageError(f"{table.where}: {key} is {value:g}; 0 to 1 is needed; correct it")
+    return value
+
+
 def _one_of(table: TomlTable, key: str, names: tuple[str, ...]) -> str:
     name = str(table.take(key, str, f"one of {', '.join(names)}", names[0]))
     if name not in names:
@@ -436,6 +446,7 @@ _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "bundle": _bundle,
     "engine": lambda table, _: _one_of(table, "engine", get_args(EngineName)),
     "precision": lambda table, _: _one_of(table, "precision", get_args(Precision)),
+    "review_share": lambda table, _: _share(table, "review_share"),
     "match": _patterns,
     "channels": _channels,
     "formats": lambda table, _: table.texts("formats", FORMATS) or Rule.formats,

@@ -20,10 +20,11 @@ from typing import Literal, get_args
 from dicom_io.reading.headers import LONGEST_NAME, is_person_name
 from monai_unet_app.errors import UsageError
 
-Role = Literal["metrics", "submit", "read", "reviewer", "admin"]
+Role = Literal["metrics", "submit", "read", "reviewer", "approver", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """metrics: only metrics. submit: sends studies. read: released results. reviewer: also held-back results, and decides on
-them. admin: repairs, and sees the state of all results, but opens no file that names a patient.
+them. approver: decides about models, and sees what is said of rules. admin: repairs, and sees the state of all results, but
+opens no file that names a patient.
 """
 _LINE = re.compile(
     r"(?P<name>[\w.@^'-]+(?: [\w.@^'-]+)*)\s+(?P<roles>[a-z,]+)\s+(?P<digest>[0-9a-f]{64})"
@@ -55,23 +56,23 @@ class Holder:
         """Whether the holder has one of these roles. A reviewer may read; no other role includes another."""
         return bool(self.roles & set(roles)) or ("read" in roles and "reviewer" in self.roles)
 
-    @property
-    def may_decide(self) -> bool:
-        """Whether the holder may verify, release or refuse a result: only a reviewer with a person's name may."""
-        return "reviewer" in self.roles and is_person_name(self.name)
+    def decides_as(self, role: Role) -> bool:
+        """Whether the holder has a role in which a person decides; only a holder with a person's name decides."""
+        return role in self.roles and is_person_name(self.name)
 
 
 def new_token(name: str, roles: list[str], days: int = DAYS) -> tuple[str, str]:
     """A new token, and the line for the file of tokens, valid for so many days from today.
 
     Raises:
-        UsageError: The name cannot stand in the file, a role is unknown, a reviewer has no person's name, or the number of days
-            is out of range.
+        UsageError: The name cannot stand in the file, a role is unknown, a reviewer or approver has no person's name, or the
+            number of days is out of range.
     """
-    if "reviewer" in roles and not is_person_name(name):
+    deciding = [role for role in ("reviewer", "approver") if role in roles]
+    if deciding and not is_person_name(name):
         raise UsageError(
-            f"the reviewer's name is {name!r}; Family^Given is needed, such as Rossi^Anna, because it is written into verified "
-            "reports; give the person's name"
+            f"the {deciding[0]}'s name is {name!r}; Family^Given is needed, such as Rossi^Anna, because it is written into "
+            "reports and records; give the person's name"
         )
     if not 1 <= days <= _MOST_DAYS:
         raise UsageError(f"days is {days}; 1 to {_MOST_DAYS} is needed; for a longer time, make a new token later")

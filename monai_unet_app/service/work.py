@@ -6,6 +6,7 @@ Torch and MONAI live here and not in the node, which stays small and outlives th
 """
 
 import hashlib
+import json
 import logging
 import shutil
 import sys
@@ -24,6 +25,7 @@ from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
+from monai_unet_app.service.observed import observed
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.rule_checks import check_bundles, check_program_rule, check_rule
 from monai_unet_app.service.site_file import Rule, Site, read_site
@@ -184,7 +186,7 @@ class Worker:
                 shutil.rmtree(folder / name)
             result = _not_processed(rule.name, uid, task.readable(error))
             return self._add_notice(result, rule, _parts(series, uid), task, folder / name)
-        return _new_result(rule, uid, task, folder / name, verdict)
+        return self._new_result(rule, uid, task, folder / name, verdict, volume)
 
     def _write_variants(
         self, volume: "Volume", name: str, folder: Path, rule: Rule, wanted: Mapping[str, Profile], earlier: Path | None
@@ -248,7 +250,21 @@ class Worker:
             raise
         except AppError as error:
             return _not_processed(name, "", task.readable(error))
-        return _new_result(rule, "", task, folder / name, verdict_of(case))
+        return self._new_result(rule, "", task, folder / name, verdict_of(case), case.image)
+
+    def _new_result(
+        self, rule: Rule, series: str, task: Task, folder: Path, judged: tuple[str, str], image: "Volume"
+    ) -> NewResult:
+        """The result that was written to `folder`, with verdict and reasons; `series` is empty for a NIfTI image."""
+        (verdict, reason), name = judged, f"{task.output.name}/{folder.name}"
+        digest, state = digest_of(folder), state_of(verdict, hold_review=rule.hold_review)
+        document = json.loads(next(folder.rglob("*_result.json")).read_text(encoding="utf-8"))
+        files = image.provenance.files if series else ()
+        seen = {"bundle": self.bundles[rule.name].sha256, **observed(image, next(iter(files), None), document)}
+        # By the digest, so that a result which is made again is drawn again
+        if verdict == "accept" and int(digest[:8], 16) < rule.review_share * 16**8:
+            state, reason, seen["drawn"] = "held", "drawn at random for review", rule.review_share
+        return NewResult(rule.name, series, name, state, verdict, reason, digest, observed=seen)
 
     def _segment(self, source: "Path | Volume", rule: Rule, keep: "Keep" = "evidence") -> "Case":
         # torch comes with this import; the node imports this module too and must stay without it.
@@ -375,13 +391,6 @@ def digest_of(folder: Path) -> str:
         digest.update(f"{path.relative_to(folder)}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _new_result(rule: Rule, series: str, task: Task, folder: Path, judged: tuple[str, str]) -> NewResult:
-    """The result that was written to `folder`, with verdict and reasons; `series` is empty for a NIfTI image."""
-    (verdict, reason), name = judged, f"{task.output.name}/{folder.name}"
-    state = state_of(verdict, hold_review=rule.hold_review)
-    return NewResult(rule.name, series, name, state, verdict, reason, digest_of(folder))
 
 
 def verdict_of(case: "Case") -> tuple[str, str]:

@@ -22,7 +22,9 @@ from monai_unet_app.service.node import Node
 from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import new_token
 
-ROLES = ("metrics", "submit", "read", "reviewer", "admin")
+ROLES = ("metrics", "submit", "read", "reviewer", "approver", "admin")
+PERSONS = {"reviewer": "Rossi^Anna", "approver": "Bianchi^Eva"}
+"""Who decides; other tokens are named by their role."""
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Site:
 @contextmanager
 def opened(folder: Path, *, node: str = "", **http: Any) -> Iterator[Site]:
     """A node with a fake worker and its HTTP server; `node`: lines of the site file, `http`: of `HttpConfig`."""
-    made = {role: new_token("Rossi^Anna" if role == "reviewer" else role, [role]) for role in ROLES}
+    made = {role: new_token(PERSONS.get(role, role), [role]) for role in ROLES}
     (folder / "tokens").write_text("# who may what\n" + "".join(line + "\n" for _, line in made.values()))
     config = HttpConfig(folder / "tokens", **{"port": 0, "most_upload_gb": 0.01, **http})
     tokens = {role: token for role, (token, _) in made.items()}

@@ -301,11 +301,11 @@ def test_a_decision_is_known_to_a_node_that_lost_its_memory(tmp_path: Path) -> N
 def test_no_reviewer_without_a_persons_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["node", "token", "--name", name, "--roles", "read,reviewer"]) == 2
     assert "Family^Given is needed" in capsys.readouterr().err
-    assert not Holder(name, frozenset({"reviewer", "admin"})).may_decide
+    assert not Holder(name, frozenset({"reviewer", "admin"})).decides_as("reviewer")
 
 
 @pytest.mark.parametrize(
     ("roles", "decides"), [({"reviewer"}, True), ({"admin"}, False), ({"admin", "reviewer"}, True), ({"read"}, False)]
 )
 def test_only_the_role_of_a_reviewer_decides(roles: set[str], decides: bool) -> None:
-    assert Holder("Rossi^Anna", frozenset(roles)).may_decide is decides
+    assert Holder("Rossi^Anna", frozenset(roles)).decides_as("reviewer") is decides

@@ -115,6 +115,42 @@ def test_a_worker_takes_the_device_that_was_found_before_it(site_file: Path) -> 
         Worker(site, "cuda:7")
 
 
+def test_what_is_watched_of_a_result_names_scanner_image_and_structures(site_file: Path, study: Path) -> None:
+    for path in study.glob("*.dcm"):
+        header = dcmread(path)
+        header.Manufacturer, header.SliceThickness, header.ProtocolName = "ACME", "1.0000", "hippo of J. Doe"
+        header.save_as(path)
+    output = study.parents[2] / "results/1-1"
+    (result,) = Worker(read_site(site_file)).work(work.Task.parse(task(study, output)))["results"]
+    seen = result["observed"]
+    assert seen["bundle"] == bundle_files(read_site(site_file).rules[0].bundle).sha256
+    protocol = hashlib.sha256(b"hippo of J. Doe").hexdigest()[:8]
+    assert (
+        seen["words"] | {"Manufacturer": "ACME", "SliceThickness": "1", "ProtocolName": f"#{protocol}"} == seen["words"]
+    )
+    document = json.loads(next(output.rglob("*_result.json")).read_text())
+    for row in document["structures"]:
+        assert seen["numbers"][f"{row['label']}: size"] == pytest.approx(row["volume_ml"], rel=1e-4)
+    assert seen["numbers"]["finest spacing"] == pytest.approx(min(document["source"]["spacing"]))
+    assert {"brightness", "contrast", "sharpness foot to head", "evenness left to right"} <= set(seen["numbers"])
+    assert "Doe" not in json.dumps(seen)
+
+
+@pytest.mark.parametrize(("share", "state"), [(0.0, "sending"), (1.0, "held")])
+def test_a_share_of_the_accepted_results_is_drawn_for_review(
+    share: float, state: str, site_file: Path, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site_file.write_text(
+        site_file.read_text().replace("deliver_ungated = true", f"deliver_ungated = true\nreview_share = {share}")
+    )
+    monkeypatch.setattr(work, "verdict_of", lambda case: ("accept", ""))
+    (result,) = Worker(read_site(site_file)).work(work.Task.parse(task(study, study.parents[2] / "results/1-1")))[
+        "results"
+    ]
+    assert (result["state"], result["observed"].get("drawn")) == (state, share or None)
+    assert result["reason"] == ("drawn at random for review" if share else "")
+
+
 def test_a_network_of_nnunet_works_in_a_node(tmp_path: Path) -> None:
     results = shutil.copytree(RESULTS / "plain3d", tmp_path / "results")
     facts = json.loads((results / "dataset.json").read_text())
