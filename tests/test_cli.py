@@ -42,7 +42,7 @@ GROUPS = {
     "model": ["demo", "plan", "train", "calibrate", "evaluate", "compare", "subgroups", "bundle"],
     "result": ["predict", "review", "trace"],
     "DICOM": ["pacs", "deidentify"],
-    "node": ["node", "package", "doctor"],
+    "node": ["node", "registry", "doctor"],
 }
 VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
 TWO_WORDS = ["pacs echo", "pacs find", "pacs fetch", "pacs send", "node token", "node commission", "bundle upgrade"]

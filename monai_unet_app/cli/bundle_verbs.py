@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def bundle(options: Options) -> Answer:
-    """Import, export, certify, bench or upgrade a bundle.
+    """Import, export, certify, bench, upgrade or package a bundle.
 
     Example: monai-unet bundle upgrade --bundle my_bundle
     """
     raise UsageError(
-        "bundle alone does nothing; import-nnunet, import-monai, external, export, certify, bench or upgrade is needed; "
-        "monai-unet bundle --help"
+        "bundle alone does nothing; import-nnunet, import-monai, external, export, certify, bench, upgrade or package is "
+        "needed; monai-unet bundle --help"
     )
 
 

@@ -147,17 +147,26 @@ def _evaluate_missing(
 
 def _margins(options: flags.Compare) -> dict[str, float]:
     """Of --margin: "0.01" for every figure, or "dice=0.01,ece_band=0.002" for some. Checks what goes with --fail-if-worse."""
-    from monai_unet_app.comparison.release_gate import GATED_SCORES
-
     text = options.margin
     if options.fail_if_worse and options.partition == "all":
         raise UsageError(
             "--fail-if-worse judges on cases that neither bundle has seen, and --partition all takes others too; leave one out"
         )
+    if text is not None and not options.fail_if_worse:
+        raise UsageError(f"--margin {text} is of use with --fail-if-worse only; give --fail-if-worse, or leave it out")
+    return margins_of(text)
+
+
+def margins_of(text: str | None) -> dict[str, float]:
+    """Score -> tolerated loss, of a text such as "0.01" or "dice=0.01,ece_band=0.002"; {} of None.
+
+    Raises:
+        UsageError: The text is not one of these.
+    """
+    from monai_unet_app.comparison.release_gate import GATED_SCORES
+
     if text is None:
         return {}
-    if not options.fail_if_worse:
-        raise UsageError(f"--margin {text} is of use with --fail-if-worse only; give --fail-if-worse, or leave it out")
     try:
         if "=" not in text:
             return dict.fromkeys(GATED_SCORES, float(text))

@@ -1,11 +1,158 @@
-"""The verbs of a model's life: node drift."""
+"""The verbs of a model's life: registry and its second words, node drift."""
 
-from monai_unet_app.cli import service_flags, show
+from getpass import getpass
+
+from monai_unet_app.cli import lifecycle_flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
+from monai_unet_app.cli.comparison_verbs import margins_of
+from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.errors import UsageError
 
 
-def drift(options: service_flags.WatchDrift) -> Answer:
+def registry(options: Options) -> Answer:
+    """Keep versions of models, and say which is in use: add, list, show, promote, rollback, export.
+
+    Example: monai-unet registry list
+    """
+    raise UsageError(
+        "registry alone does nothing; add, list, show, promote, rollback or export is needed; monai-unet registry --help"
+    )
+
+
+def add(options: lifecycle_flags.RegistryAdd) -> Answer:
+    """Register a bundle as the next version of a model.
+
+    Example: monai-unet registry add --bundle my_bundle --evaluation OUT
+    """
+    from monai_unet_app.bundle_folder import bundle_root
+    from monai_unet_app.lifecycle.registry import open_registry
+
+    name = options.name or bundle_root(options.bundle).resolve().name
+    with open_registry(options.registry, options.uri or "") as opened:
+        version = opened.add(options.bundle, name, options.evaluation, options.key)
+        looks = max(opened.looks(name).values(), default=0)
+    show.line(f"{name} version {version.number}: sha256 {version.sha256}")
+    if looks > 1:
+        show.line(
+            f"{looks} versions were measured on the same test cases: each look makes the best of them look better"
+        )
+    return {**version.document(), "looks": looks}, EXIT_DONE
+
+
+def list_versions(options: lifecycle_flags.RegistryList) -> Answer:
+    """List the versions of models; which is champion, challenger, archived.
+
+    Example: monai-unet registry list --name hippocampus
+    """
+    from monai_unet_app.lifecycle.registry import open_registry
+
+    with open_registry(options.registry, options.uri or "") as opened:
+        versions = opened.versions(options.name or "")
+        looks = {name: opened.looks(name) for name in {one.model for one in versions}}
+    rows = [
+        (
+            one.model,
+            str(one.number),
+            ", ".join(one.aliases),
+            str(one.facts["version"]),
+            one.sha256[:12],
+            _dice(one.facts),
+        )
+        for one in versions
+    ]
+    show.print_table(("model", "version", "alias", "bundle", "sha256", "Dice"), rows)
+    return {"versions": [one.document() for one in versions], "looks": looks}, EXIT_DONE
+
+
+def _dice(facts: "dict[str, object] | object") -> str:
+    measured = facts["measured"] if isinstance(facts, dict) else {}
+    dice = measured.get("dice") if isinstance(measured, dict) else None
+    value = dice.get("mean") if isinstance(dice, dict) else dice
+    return f"{value:.3f}" if isinstance(value, float) else "–"
+
+
+def show_version(options: lifecycle_flags.RegistryShow) -> Answer:
+    """Show what is known of a version, and what was done with the model.
+
+    Example: monai-unet registry show --name hippocampus --version champion
+    """
+    from monai_unet_app.lifecycle.registry import open_registry
+
+    with open_registry(options.registry, options.uri or "") as opened:
+        version, history = opened.version(options.name, options.version), opened.history(options.name)
+    show.line(f"{version.model} version {version.number} ({', '.join(version.aliases) or 'no alias'})")
+    for key, value in {"sha256": version.sha256, **version.facts}.items():
+        show.line(f"  {key}: {value}")
+    for line in history:
+        show.line("  " + ", ".join(f"{value}" for value in line.values()))
+    return {**version.document(), "history": history}, EXIT_DONE
+
+
+def promote(options: lifecycle_flags.RegistryPromote) -> Answer:
+    """Make a version champion or challenger, if it passes the release gate or for a written reason.
+
+    Example: monai-unet registry promote --name hippocampus --version 2 --tokens tokens --margin 0.01
+    """
+    from monai_unet_app.lifecycle.registry import open_registry
+
+    who = _approver(options)
+    with open_registry(options.registry, options.uri or "") as opened:
+        margins = margins_of(options.margin)
+        outcome = opened.promote(options.name, options.version, options.to, who, margins, options.reason or "")
+        version = opened.version(options.name, options.to)
+    show.line(f"{options.name} version {version.number} is {options.to}{f': {outcome.reason}' if outcome else ''}")
+    return {**version.document(), "gate": outcome.as_dict() if outcome else None}, EXIT_DONE
+
+
+def rollback(options: lifecycle_flags.Approved) -> Answer:
+    """Make the champion before the champion again.
+
+    Example: monai-unet registry rollback --name hippocampus --tokens tokens --reason 'misses small structures'
+    """
+    from monai_unet_app.lifecycle.registry import open_registry
+
+    who = _approver(options)
+    if not options.reason:
+        raise UsageError("--reason is missing; why the champion is replaced is needed, for the audit trail")
+    with open_registry(options.registry, options.uri or "") as opened:
+        version = opened.roll_back(options.name, who, options.reason)
+    show.line(f"{options.name} version {version.number} is champion again")
+    return version.document(), EXIT_DONE
+
+
+def export_version(options: lifecycle_flags.RegistryExport) -> Answer:
+    """Write the bundle of a version into a folder; its sha256 is checked.
+
+    Example: monai-unet registry export --name hippocampus --output MODELS
+    """
+    from monai_unet_app.lifecycle.registry import open_registry
+
+    with open_registry(options.registry, options.uri or "") as opened:
+        folder = opened.export(options.name, options.version, options.output, options.public_key)
+        version = opened.version(options.name, options.version)
+    show.line(f"version {version.number} of {options.name} is {folder}")
+    return {**version.document(), "folder": str(folder)}, EXIT_DONE
+
+
+def _approver(options: lifecycle_flags.Approved) -> str:
+    """Name of the person whose token was given. Raises UsageError if it is not an approver's."""
+    from monai_unet_app.service.tokens import Tokens
+
+    tokens = Tokens(options.tokens)
+    try:
+        token = options.token_file.read_text(encoding="utf-8") if options.token_file else getpass("approver's token: ")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"no token could be read ({error}); the approver's is needed; give --token-file") from error
+    holder = tokens.holder_of(token.strip())
+    if holder is None or holder.is_expired or not holder.decides_as("approver"):
+        who = "the token is unknown" if holder is None else f"the token of {holder.name} is not valid for that"
+        raise UsageError(
+            f"{who}; a token with the role approver and a person's name is needed; monai-unet node token makes it"
+        )
+    return holder.name
+
+
+def drift(options: lifecycle_flags.WatchDrift) -> Answer:
     """Say what has changed in what a node sees, since when and with which scanner. Exit code 1 after an alarm.
 
     Example: monai-unet node drift --config site.toml --output drift.html

@@ -8,10 +8,10 @@ from monai_unet_app.cli.common import Answer
 from monai_unet_app.cli.dataclass_parser import Flag, Options
 from monai_unet_app.cli.dicom_verbs import echo, fetch, find, send
 from monai_unet_app.cli.flag_types import Place, Text
-from monai_unet_app.cli.service_verbs import commission, token
+from monai_unet_app.cli.service_verbs import commission, package, token
 from monai_unet_app.errors import UsageError
 
-__all__ = ["audit", "bundles", "commission", "echo", "fetch", "find", "gate", "report", "send", "token"]
+__all__ = ["audit", "bundles", "commission", "echo", "fetch", "find", "gate", "package", "report", "send", "token"]
 
 
 class Audit(Options):

@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     ),
     "result": (verbs.predict, service_verbs.review, service_verbs.trace),
     "DICOM": (dicom_verbs.pacs, dicom_verbs.deidentify),
-    "node": (service_verbs.node, service_verbs.package, bundle_verbs.doctor),
+    "node": (service_verbs.node, lifecycle_verbs.registry, bundle_verbs.doctor),
 }  # fmt: skip
 SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     dicom_verbs.pacs: (dicom_verbs.echo, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.send),
@@ -50,6 +50,15 @@ SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
         bundle_verbs.certify,
         bundle_verbs.bench,
         bundle_verbs.upgrade,
+        service_verbs.package,
+    ),
+    lifecycle_verbs.registry: (
+        lifecycle_verbs.add,
+        lifecycle_verbs.list_versions,
+        lifecycle_verbs.show_version,
+        lifecycle_verbs.promote,
+        lifecycle_verbs.rollback,
+        lifecycle_verbs.export_version,
     ),
 }
 """Verbs of two words, such as `pacs send`, under the verb of their first word."""
@@ -64,6 +73,7 @@ OLD_NAMES = {
     "bundles": "doctor --bundles",
     "report": "evaluate --into-bundle",
     "gate": "compare --fail-if-worse",
+    "package": "bundle package",
 }
 """Old name, a function of `old_names` -> new form."""
 
@@ -105,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     for run in chain.from_iterable(GROUPS.values()):
         verb = _verb_parser(subparsers.add_parser, run.__name__, run)
         if run in SECOND_WORDS:
-            words = {part.__name__.replace("_", "-"): part for part in SECOND_WORDS[run]}
+            words = {_word(part): part for part in SECOND_WORDS[run]}
             second = verb.add_subparsers(title="one of", metavar="VERB")
             for word, part in words.items():
                 _verb_parser(second.add_parser, word, part, help=_short(part))
@@ -121,6 +131,11 @@ class _Parser(argparse.ArgumentParser):
         if self.more_help:
             self.epilog, self.more_help = f"{self.more_help()}\n\n{self.epilog}", None
         return super().format_help()
+
+
+def _word(run: Verb) -> str:
+    """The second word of a verb: the name of its function, without what keeps it from being a name of Python's own."""
+    return run.__name__.removesuffix("_versions").removesuffix("_version").replace("_", "-")
 
 
 def _short(run: Verb) -> str:

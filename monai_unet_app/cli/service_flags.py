@@ -66,22 +66,6 @@ class Commission(Options):
     verify: Annotated[Place | None, Flag(metavar="JSON")] = None
 
 
-class WatchDrift(Options):
-    """Flags of `node drift`.
-
-    Attributes:
-        config: the site's file; its node may be running
-        rule: only this rule (default: all)
-        output: HTML file for a page with plots
-        propose: also show which results a reference of so many would have; POST /rules/RULE/reference freezes it
-    """
-
-    config: Place
-    rule: Text | None = None
-    output: Annotated[Place | None, Flag(metavar="HTML")] = None
-    propose: int | None = None
-
-
 class Trace(Options):
     """Flags of `trace`.
 

@@ -337,7 +337,7 @@ def _apply_decision(decision: Path, options: service_flags.Review) -> Answer:
 def package(options: service_flags.Package) -> Answer:
     """Render a bundle as a package for MONAI Deploy and mercure; a MONAI application package (MAP).
 
-    Example: monai-unet package --bundle hippocampus_mri_unet3d --output PACKAGE
+    Example: monai-unet bundle package --bundle hippocampus_mri_unet3d --output PACKAGE
     """
     from monai_unet_app.deploy.package import Resources, render_package, usual_settings
     from monai_unet_app.deploy.settings import Settings

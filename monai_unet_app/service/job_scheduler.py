@@ -137,11 +137,12 @@ class JobScheduler:
         node.deliveries.forget_remade(job.study)
 
     def _report_result(self, job: Job, recorded: Result, new: NewResult, worker: int) -> None:
+        observed = {"observed": new.observed} if new.observed else {}
         # The reason is the worker's: a reason that a person wrote may name a patient, and is in `decisions` only.
         self._node.audit.write(
             "result", study=job.study, version=job.version, job=job.id, result=recorded.id, series=new.series,
             rule=new.rule, state=recorded.state, verdict=new.verdict, reason=new.reason, digest=new.digest,
-            folder=new.folder, destinations=new.destinations, worker=worker, **({"observed": new.observed} if new.observed else {}),
+            folder=new.folder, destinations=new.destinations, worker=worker, **observed,
         )  # fmt: skip
         why = f": {new.reason}" if new.reason else ""
         _logger.info("study %s: result %s of rule %s is %s%s", job.study, recorded.id, new.rule, recorded.state, why)

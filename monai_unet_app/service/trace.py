@@ -133,13 +133,13 @@ def _local_bundle(sha256: str) -> dict[str, Any] | None:
         try:
             files = results_bundle(folder) or bundle_files(folder)
             if files.sha256 == sha256:
-                return _bundle_facts(files)
+                return bundle_facts(files)
         except (AppError, OSError):
             continue  # a damaged bundle is not the one that made the result
     return None
 
 
-def _bundle_facts(files: BundleFiles) -> dict[str, Any]:
+def bundle_facts(files: BundleFiles) -> dict[str, Any]:
     run, report = _json(files.root / "models/run.json"), files.root / "models" / CALIBRATION_RECORD
     return {
         "name": files.name,
