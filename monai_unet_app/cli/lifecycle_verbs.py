@@ -10,7 +10,7 @@ from monai_unet_app.errors import UsageError
 
 
 def registry(options: Options) -> Answer:
-    """Keep versions of models, and say which is in use: add, list, show, promote, rollback, export.
+    """Keep versions of models, and say which is in use; add, list, show, promote, rollback, export.
 
     Example: monai-unet registry list
     """

@@ -33,6 +33,7 @@ def node(options: service_flags.RunNode) -> Answer:
     if options.config is None:
         raise UsageError("--config is missing; the site's file is needed; give --config site.toml")
     from monai_unet_app.machine_memory import keep_small
+    from monai_unet_app.service.models import ask_registry, with_models
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.site_file import read_site
     from monai_unet_app.service.stop_signal import StopSignal
@@ -40,9 +41,11 @@ def node(options: service_flags.RunNode) -> Answer:
     # malloc must be set before the first thread starts.
     keep_small()
     site = read_site(options.config)
-    _check_bundles(site.path)
     os.umask(0o077)  # its files are patient data
     _log()
+    ask_registry(site)
+    _check_bundles(site.path)
+    site = with_models(site)
     stop = StopSignal(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: its terminal was closed
     with Node(site, new_key=options.new_audit_key) as running, _http_server(running):
         show.line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
@@ -214,9 +217,10 @@ def commission(options: service_flags.Commission) -> Answer:
     if options.config is None:
         raise UsageError("--config is missing; the site's file is needed, or --verify and a report")
     from monai_unet_app.service.commission import commission as run_checks
+    from monai_unet_app.service.models import with_models
     from monai_unet_app.service.site_file import read_site
 
-    site, settings = read_site(options.config), _commissioning(options)
+    site, settings = with_models(read_site(options.config)), _commissioning(options)
     # The key is read before the checks, which take minutes, and not only when the report is signed.
     key = site_key(options.key, options.holder)
     show.say(f"this takes {options.limit_min:g} min at most")

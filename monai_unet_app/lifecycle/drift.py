@@ -13,7 +13,7 @@ import bisect
 import zlib
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,7 +30,7 @@ _POWERS = (0.5, 0.8)
 _HISTOGRAMS = ((15, 4), (40, 8))  # ranks that are remembered, and bins
 _SMOOTHING = 2.0  # studies in each bin before the first
 _LEAST_KINDS = 10  # texts that are numbers count as numbers if the reference has more different ones
-_MOST_TOLD = 0.01  # probability of naming a tag or number that has nothing to do with it, over all that are tried
+_MOST_TOLD = 0.01  # probability of naming a tag that has nothing to do with it; the same for a number
 _BOOTSTRAP = 200
 
 
@@ -42,7 +42,8 @@ class Change:
         name: Its name; of a word its DICOM keyword.
         before, since: Of a number its medians; of a word the shares of studies that have `word`.
         word: The value that is more frequent; empty for a number.
-        p: Probability of as large a difference by chance, by Fisher's or Mann and Whitney's test, times the number tried.
+        p: Probability of as large a difference by chance, by Fisher's or Mann and Whitney's test, times the number of words or
+            of numbers that were tried.
     """
 
     name: str
@@ -190,7 +191,7 @@ def _new_words(values: Values, reference: int, alarm: int) -> list[int]:
 
 def _changes(quantities: Mapping[str, Values], since: int, alarm: int) -> tuple[Change, ...]:
     """What is different from one study to another from all before."""
-    words, numbers = list[Change](), list[Change]()
+    words, numbers = list[Change](), list[Change]()  # corrected for their own number each: a site asks for the tag
     for name, values in quantities.items():
         before, after = values[:since], values[since : alarm + 1]
         if any(isinstance(value, str) for value in values):
@@ -198,8 +199,7 @@ def _changes(quantities: Mapping[str, Values], since: int, alarm: int) -> tuple[
         elif (old := _present(before)).size and (new := _present(after)).size:
             p = float(stats.mannwhitneyu(old, new).pvalue)
             numbers.append(Change(name, float(np.median(old)), float(np.median(new)), p))
-    tried = len(words) + len(numbers)
-    told = [Change(one.name, one.before, one.since, one.p * tried, one.word) for one in (*words, *numbers)]
+    told = [replace(one, p=one.p * len(kind)) for kind in (words, numbers) for one in kind]
     clear = [one for one in told if one.p < _MOST_TOLD]
     return tuple(sorted(clear, key=lambda one: (not one.word, one.p)))
 
@@ -250,7 +250,7 @@ def compare_windows(quantities: Mapping[str, Values], reference: int, last: int 
         else:
             edges, bins = np.quantile(np.array(old, float), np.linspace(0, 1, 6)[1:-1]), 5
             first, second = (np.searchsorted(edges, np.array(part, float)).tolist() for part in (old, new))
-            p = float(stats.ks_2samp(old, new).pvalue)
+            p = float(stats.ks_2samp(old, new, method="asymp").pvalue)
         tests.append(WindowTest(name, _psi(first, second, bins), _psi_interval(first, second, bins), p))
     return tests
 

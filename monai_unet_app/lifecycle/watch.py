@@ -219,12 +219,15 @@ def reference_of(rule: RuleWatch, studies: int) -> dict[str, Any]:
     return {"rule": rule.rule, "bundle": accepted[0].bundle, "results": [one.number for one in accepted[:studies]]}
 
 
+_VERDICT, _VERDICTS = "verdict (0 accept, 1 review, 2 reject)", {"accept": 0.0, "review": 1.0, "reject": 2.0}
+
+
 def quantities_of(seen: Sequence[Seen]) -> dict[str, Values]:
     """Name -> value of each result; a tag that an image does not have is an empty word."""
     words = dict.fromkeys(name for one in seen for name in one.words)
     numbers = dict.fromkeys(name for one in seen for name in one.numbers)
-    verdicts: dict[str, Values] = {"verdict": [one.verdict or "none" for one in seen]}
     tags: dict[str, Values] = {name: [one.words.get(name, "") for one in seen] for name in words}
+    verdicts: dict[str, Values] = {_VERDICT: [_VERDICTS.get(one.verdict) for one in seen]}
     return tags | verdicts | {name: [one.numbers.get(name) for one in seen] for name in numbers}
 
 
@@ -239,9 +242,18 @@ def _expected(seen: Sequence[Seen]) -> ExpectedDice | None:
 
 
 def _found(seen: Seen, predicted: float) -> float | None:
-    """Dice with the mask that a reviewer left; one that was accepted is as good as predicted, one that was not useless."""
-    if not seen.decision or not seen.chance:
-        return None
-    if seen.decision in _SENT:
+    """Dice with the mask that a reviewer left; None where none saw it."""
+    return dice_found(seen.decision, seen.dice, predicted) if seen.decision and seen.chance else None
+
+
+def dice_found(decision: str, corrected: float | None, predicted: float) -> float:
+    """What a person's decision says of the Dice of a result.
+
+    Args:
+        decision: As of `rows.DecisionKind`. An accepted result is as good as predicted, a rejected one useless.
+        corrected: Dice with the correction; None without one.
+        predicted: By the quality gate.
+    """
+    if decision in _SENT:
         return predicted
-    return min(predicted, USELESS) if seen.dice is None else seen.dice
+    return min(predicted, USELESS) if corrected is None else corrected

@@ -42,6 +42,7 @@ from monai_unet_app.service.delivery_scheduler import DeliveryScheduler
 from monai_unet_app.service.health import Health
 from monai_unet_app.service.job_scheduler import JobScheduler
 from monai_unet_app.service.lost_results import LostResults
+from monai_unet_app.service.models import resolved
 from monai_unet_app.service.node_metrics import Durations
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.restore import restore
@@ -127,7 +128,9 @@ class Node:
         self.senders = WorkerPool(SENDER, args, max(1, min(4, len(self.site.destinations))), silent_s)
         self.commitments.__enter__()
         self._thread.start()
-        self.audit.write("started", port=self.provider.port)
+        # Which versions the rules mean from now on
+        models = {"models": known} if (known := resolved(self.site)) else {}
+        self.audit.write("started", port=self.provider.port, **models)
         return self
 
     def __exit__(self, *exc: object) -> None:

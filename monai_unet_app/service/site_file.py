@@ -32,10 +32,11 @@ _TEXTS = {
     "export_sha256": "the sha256 of the export",
     "path": "folders, separated by colons",
     "home": "a folder",
+    "uri": "the address of an MLflow server",
 }
 """What each key with a text needs, for messages."""
 
-_Section = TypeVar("_Section", "NodeConfig", "HttpConfig", "ExternalConfig", "Rule")
+_Section = TypeVar("_Section", "NodeConfig", "HttpConfig", "ExternalConfig", "RegistryConfig", "Rule")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Rule:
 
     Attributes:
         name: Name of the rule; letters, digits, _ and -.
-        bundle: Name or folder of the bundle.
+        bundle: Name or folder of the bundle; or registry:MODEL@ALIAS, a model of the site's registry.
         match: DICOM keyword -> pattern that the value must contain, regardless of case; all patterns must match.
         channels: Name of each further channel of the bundle -> patterns as of `match` for its series, which lies in the study
             and the frame of reference of the first.
@@ -208,8 +209,23 @@ class ExternalConfig:
 
 
 @dataclass(frozen=True)
+class RegistryConfig:
+    """The registry of models that rules name.
+
+    Attributes:
+        folder: Holds its audit trail, and without `uri` its models.
+        uri: Address of an MLflow server; empty for a database in the folder.
+        public_key: Only bundles that this key has signed are taken; None: signatures are not asked for.
+    """
+
+    folder: Path
+    uri: str = ""
+    public_key: Path | None = None
+
+
+@dataclass(frozen=True)
 class Site:
-    """A whole site file; `http` is None for a site without an HTTP API."""
+    """A whole site file; `http` is None for a site without an HTTP API, `registry` for one without a registry."""
 
     path: Path
     node: NodeConfig
@@ -217,6 +233,7 @@ class Site:
     destinations: Mapping[str, Destination] = field(default_factory=dict)
     http: HttpConfig | None = None
     external: ExternalConfig = field(default_factory=ExternalConfig)
+    registry: RegistryConfig | None = None
 
     def rule(self, name: str) -> Rule | None:
         """The rule of that name; None if the site has no such rule, or no longer has it."""
@@ -261,6 +278,7 @@ def read_site(path: Path) -> Site:
             destinations_of(top, path),
             _http(top.part("http"), path.parent),
             _section(top.part("external") or TomlTable({}, path.name), ExternalConfig, path.parent),
+            _section(registry, RegistryConfig, path.parent) if (registry := top.part("registry")) else None,
         )
         top.close()
         _check(site)
@@ -431,7 +449,8 @@ def _one_of(table: TomlTable, key: str, names: tuple[str, ...]) -> str:
 
 
 _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
-    "folder": lambda table, folder: folder / table.take("folder", str, "a folder for studies and results", must=True),
+    "folder": lambda table, folder: folder / table.take("folder", str, "a folder", must=True),
+    "public_key": lambda table, folder: folder / key if (key := table.take("public_key", str, "a file", "")) else None,
     "tokens": lambda table, folder: folder / table.take("tokens", str, "a file of tokens", must=True),
     "audit_key": _audit_key,
     "ae_title": lambda table, _: checked_ae_title(

@@ -25,6 +25,7 @@ from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
+from monai_unet_app.service.models import with_models
 from monai_unet_app.service.observed import observed
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.rule_checks import check_bundles, check_program_rule, check_rule
@@ -443,9 +444,9 @@ def main() -> None:
     """
     site, others = read_site(Path(sys.argv[1])), sys.argv[2:]
     if "--check" not in others:
-        serve(lambda: _prepare(site, others[1] if others[:1] == ["--device"] else None))
+        serve(lambda: _prepare(with_models(site), others[1] if others[:1] == ["--device"] else None))
     try:
-        check_bundles(site)
+        check_bundles(with_models(site))
     except UntrainedError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(UNTRAINED)

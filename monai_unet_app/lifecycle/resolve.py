@@ -1,0 +1,67 @@
+"""Asks the registry which versions the rules of a site mean, and keeps verified copies in the node's folder.
+
+    python -m monai_unet_app.lifecycle.resolve SITE.toml
+
+In a process of its own, since MLflow is large. Exit code 0: every name has a copy; stderr says if the registry was away.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dicom_io.files import replace_when_whole
+from monai_unet_app.bundle_folder import BundleFiles
+from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.lifecycle.registry import Registry, open_registry
+from monai_unet_app.service.models import model_and_version, names_of, resolved, resolved_file
+from monai_unet_app.service.site_file import Site, read_site
+
+
+def resolve(site: Site) -> str:
+    """Writes `resolved.json`; gives what went wrong if the copies of before stay, else an empty text.
+
+    Raises:
+        AppError: A name has no copy, and the registry does not answer or refuses it.
+    """
+    known = resolved(site)
+    try:
+        if site.registry is None:
+            raise UsageError(
+                f"{site.path.name} has no table [registry], which a rule needs; add it with the key folder"
+            )
+        with open_registry(site.registry.folder, site.registry.uri) as registry:
+            new = {name: _copied(site, registry, name) for name in names_of(site)}
+    except AppError as error:
+        if set(names_of(site)) - set(known):
+            raise
+        return f"the registry was not asked ({error}); the node goes on with the models that it has"
+    file = resolved_file(site)
+    with replace_when_whole(file, sync=True) as part:
+        part.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    return ""
+
+
+def _copied(site: Site, registry: Registry, name: str) -> dict[str, Any]:
+    model, which = model_and_version(name)
+    version = registry.version(model, which)
+    place = site.node.folder / "models" / version.sha256
+    target = place / str(version.facts["name"])
+    if not target.is_dir() or BundleFiles(target).sha256 != version.sha256:
+        assert site.registry is not None
+        registry.export(model, str(version.number), place, site.registry.public_key)
+    return {"folder": str(target.relative_to(site.node.folder)), "sha256": version.sha256, "version": version.number}
+
+
+def main() -> None:
+    """Writes what went wrong to stderr; exit code 1 if there is no copy of a model."""
+    try:
+        site = read_site(Path(sys.argv[1]))
+        (site.node.folder / "models").mkdir(parents=True, exist_ok=True)
+        sys.stderr.write(resolve(site))
+    except AppError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The bundles of rules that name a model of a registry: verified copies in the node's folder, `models/<sha256>/<name>`.
+
+A process of its own asks the registry (`monai_unet_app.lifecycle.resolve`), and writes `models/resolved.json`. If the registry
+is away the node goes on with its copies, whose sha256 is checked again, and says so.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monai_unet_app.bundle_folder import BundleFiles
+from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.service.site_file import Site
+
+PREFIX = "registry:"
+"""Begins the `bundle` of such a rule: registry:MODEL@ALIAS or registry:MODEL@NUMBER."""
+
+_logger = logging.getLogger(__name__)
+
+
+def names_of(site: Site) -> list[str]:
+    """The models that rules of a site name, each once."""
+    return list(dict.fromkeys(rule.bundle for rule in site.rules if rule.bundle.startswith(PREFIX)))
+
+
+def model_and_version(name: str) -> tuple[str, str]:
+    """Model, and number or alias of its version. Raises UsageError if the name has another form."""
+    model, at, which = name.removeprefix(PREFIX).partition("@")
+    if not (model and at and which):
+        raise UsageError(f"the bundle is {name!r}; registry:MODEL@ALIAS is needed, such as registry:liver@champion")
+    return model, which
+
+
+def resolved_file(site: Site) -> Path:
+    """Says which copy each name stands for."""
+    return site.node.folder / "models/resolved.json"
+
+
+def resolved(site: Site) -> dict[str, dict[str, Any]]:
+    """Name -> "folder" (below the node's), "sha256" and "version" of its copy, as it was when the registry was last asked."""
+    file = resolved_file(site)
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    except ValueError as error:
+        raise UsageError(
+            f"{file} is damaged ({error}); remove it, and start the node while the registry answers"
+        ) from error
+
+
+def ask_registry(site: Site) -> None:
+    """Brings the copies up to date in a process of its own, if a rule needs one.
+
+    Raises:
+        UsageError: The registry does not answer, or refuses, and there is no copy of a model.
+    """
+    if not names_of(site):
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "monai_unet_app.lifecycle.resolve", str(site.path)],
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    said = " ".join(done.stderr.split())[-600:]
+    if done.returncode:
+        raise UsageError(said or "the registry could not be asked")
+    if said:
+        _logger.warning("%s", said)
+
+
+def with_models(site: Site) -> Site:
+    """The site with the verified copies in the place of names.
+
+    Raises:
+        UsageError: There is no copy of a model.
+        AppError: A copy is not what was registered.
+    """
+    if not names_of(site):
+        return site
+    known = resolved(site)
+    rules = []
+    for rule in site.rules:
+        if rule.bundle.startswith(PREFIX):
+            if rule.bundle not in known:
+                raise UsageError(
+                    f"rule {rule.name}: there is no copy of {rule.bundle} in {resolved_file(site).parent}; start the node while "
+                    "its registry answers"
+                )
+            folder, sha256 = site.node.folder / known[rule.bundle]["folder"], known[rule.bundle]["sha256"]
+            rule = replace(rule, bundle=str(folder), sha256=rule.sha256 or sha256)
+            if (found := BundleFiles(folder).sha256) != sha256:
+                raise AppError(
+                    f"rule {rule.name}: {folder} has sha256 {found[:16]}, {sha256[:16]} was registered; somebody has changed it; "
+                    "remove the folder, and start the node while its registry answers"
+                )
+        rules.append(rule)
+    return replace(site, rules=tuple(rules))

@@ -1,0 +1,100 @@
+"""A rule may name a model of a registry: the node has a verified copy, and goes on with it when the registry is away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sqlalchemy")
+
+from monai_unet_app.bundle_folder import bundle_files
+from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.lifecycle.registry import open_registry
+from monai_unet_app.lifecycle.resolve import resolve
+from monai_unet_app.service.models import ask_registry, resolved, with_models
+from monai_unet_app.service.site_file import Site, read_site
+
+SITE = """
+[node]
+folder = "node"
+[registry]
+folder = "registry"
+[[rules]]
+name = "hippocampus"
+bundle = "registry:hippocampus@champion"
+match = {Modality = "MR"}
+"""
+
+
+@pytest.fixture
+def site(tiny_bundle: Callable[[], Path], tmp_path: Path) -> Site:
+    """A site whose rule names the champion, version 1 of 2."""
+    root = tiny_bundle()
+    with open_registry(tmp_path / "registry") as registry:
+        registry.add(root, "hippocampus")
+        config = root / "configs/inference.yaml"
+        config.write_text(config.read_text() + "# version 2\n")
+        registry.add(root, "hippocampus")
+        registry.promote("hippocampus", "1", "champion", "Bianchi^Eva", {}, "the first")
+    (tmp_path / "site.toml").write_text(SITE)
+    (tmp_path / "node/models").mkdir(parents=True)
+    return read_site(tmp_path / "site.toml")
+
+
+def test_the_champion_is_copied_and_held_to_its_sha256(site: Site, tmp_path: Path) -> None:
+    ask_registry(site)
+    (rule,) = with_models(site).rules
+    first = bundle_files(rule.bundle)
+    assert (first.sha256, first.name) == (rule.sha256, "hippocampus_mri_unet3d")
+    assert resolved(site)["registry:hippocampus@champion"]["version"] == 1
+    with open_registry(tmp_path / "registry") as registry:
+        registry.promote("hippocampus", "2", "champion", "Bianchi^Eva", {}, "better")
+    assert with_models(site).rules[0].sha256 == first.sha256  # until the registry is asked again
+    assert resolve(site) == ""
+    assert with_models(site).rules[0].sha256 == bundle_files(tmp_path / "bundles/hippocampus_mri_unet3d").sha256
+
+
+def test_the_node_goes_on_with_its_copy_when_the_registry_is_away(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve(site)
+    before = with_models(site).rules
+    (tmp_path / "registry").rename(tmp_path / "gone")
+    with caplog.at_level(logging.WARNING):
+        ask_registry(site)
+    assert "the node goes on with the models that it has" in caplog.text
+    assert with_models(site).rules == before
+
+
+def test_a_copy_that_was_changed_is_not_used_and_made_again(site: Site) -> None:
+    resolve(site)
+    (rule,) = with_models(site).rules
+    config = Path(rule.bundle) / "configs/inference.yaml"
+    config.write_text(config.read_text() + "# changed\n")
+    with pytest.raises(AppError, match="somebody has changed it"):
+        with_models(site)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda text: text.replace("@champion", "@challenger"), "hippocampus has no version 'challenger'"),
+        (lambda text: text.replace("hippocampus@", "spleen@"), "the registry does not have it"),
+        (lambda text: text.replace("@champion", ""), "registry:MODEL@ALIAS is needed"),
+        (lambda text: text.replace('[registry]\nfolder = "registry"\n', ""), "has no table [registry]"),
+    ],
+)
+def test_a_model_that_is_not_there_keeps_the_node_from_starting(
+    edit: Callable[[str], str], says: str, site: Site
+) -> None:
+    site.path.write_text(edit(site.path.read_text()))
+    with pytest.raises(UsageError, match="there is no copy of"):
+        with_models(read_site(site.path))
+    with pytest.raises(AppError) as refused:
+        resolve(read_site(site.path))
+    assert says in str(refused.value)
+    with pytest.raises(UsageError):
+        ask_registry(read_site(site.path))
