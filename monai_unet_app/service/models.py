@@ -85,15 +85,15 @@ def with_models(site: Site) -> Site:
         if rule.bundle.startswith(PREFIX):
             if rule.bundle not in known:
                 raise UsageError(
-                    f"rule {rule.name}: there is no copy of {rule.bundle} in {resolved_file(site).parent}; start the node while "
-                    "its registry answers"
+                    f"rule {rule.name}: there is no copy of {rule.bundle} in {resolved_file(site).parent}; start the node "
+                    "while its registry answers"
                 )
             folder, sha256 = site.node.folder / known[rule.bundle]["folder"], known[rule.bundle]["sha256"]
             rule = replace(rule, bundle=str(folder), sha256=rule.sha256 or sha256)
             if (found := BundleFiles(folder).sha256) != sha256:
                 raise AppError(
-                    f"rule {rule.name}: {folder} has sha256 {found[:16]}, {sha256[:16]} was registered; somebody has changed it; "
-                    "remove the folder, and start the node while its registry answers"
+                    f"rule {rule.name}: {folder} has sha256 {found[:16]}, {sha256[:16]} was registered; somebody has changed "
+                    "it; remove the folder, and start the node while its registry answers"
                 )
         rules.append(rule)
     return replace(site, rules=tuple(rules))
