@@ -43,7 +43,7 @@ class Change:
         before, since: Of a number its medians; of a word the shares of studies that have `word`.
         word: The value that is more frequent; empty for a number.
         p: Probability of as large a difference by chance, by Fisher's or Mann and Whitney's test, times the number of words or
-            of numbers that were tried.
+            of numbers, and of beginnings, that were tried.
     """
 
     name: str
@@ -105,8 +105,8 @@ def find_drift(quantities: Mapping[str, Values], reference: int) -> Drift:
         if scores[study] >= ALARM:
             winner, alarm = int(np.argmax(sums)), reference + study
             quantity = [name for name, rows in bets.items() for _ in rows][winner]
-            begins = [_began(known[quantity], reference, alarm), *_new_words(known[quantity], reference, alarm)]
-            tried = [(_changes(known, since, alarm), since) for since in begins]
+            begins = [_began(known[quantity], reference, alarm), *_new_words(known, reference, alarm)]
+            tried = [(_changes(known, since, alarm, len(begins)), since) for since in begins]
             changes, since = min(tried, key=lambda one: min((change.p for change in one[0]), default=1.0))
             return Drift(scores[: study + 1], alarm, since, quantity, changes)
     return Drift(scores)
@@ -183,14 +183,17 @@ def _began(values: Values, reference: int, alarm: int) -> int:
     return int(studies[splits[np.argmax(z)]])
 
 
-def _new_words(values: Values, reference: int, alarm: int) -> list[int]:
+def _new_words(quantities: Mapping[str, Values], reference: int, alarm: int) -> set[int]:
     """Index of the first study of each word that the reference does not have."""
-    new = {value for value in values[reference : alarm + 1] if isinstance(value, str)} - set(values[:reference])
-    return [values.index(word) for word in sorted(new)]
+    first = set()
+    for values in quantities.values():
+        new = {value for value in values[reference : alarm + 1] if isinstance(value, str)} - set(values[:reference])
+        first |= {values.index(word) for word in new}
+    return first
 
 
-def _changes(quantities: Mapping[str, Values], since: int, alarm: int) -> tuple[Change, ...]:
-    """What is different from one study to another from all before."""
+def _changes(quantities: Mapping[str, Values], since: int, alarm: int, splits: int) -> tuple[Change, ...]:
+    """What is different from one study to another from all before; it is one of so many splits that are tried."""
     words, numbers = list[Change](), list[Change]()  # corrected for their own number each: a site asks for the tag
     for name, values in quantities.items():
         before, after = values[:since], values[since : alarm + 1]
@@ -199,7 +202,7 @@ def _changes(quantities: Mapping[str, Values], since: int, alarm: int) -> tuple[
         elif (old := _present(before)).size and (new := _present(after)).size:
             p = float(stats.mannwhitneyu(old, new).pvalue)
             numbers.append(Change(name, float(np.median(old)), float(np.median(new)), p))
-    told = [replace(one, p=one.p * len(kind)) for kind in (words, numbers) for one in kind]
+    told = [replace(one, p=one.p * len(kind) * splits) for kind in (words, numbers) for one in kind]
     clear = [one for one in told if one.p < _MOST_TOLD]
     return tuple(sorted(clear, key=lambda one: (not one.word, one.p)))
 
