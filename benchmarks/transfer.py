@@ -51,7 +51,7 @@ CURVES = {
     "hippocampus": Curve(
         "msd_hippocampus", "chaos_t2spir_mr", (20, 50, 118), (0,), 10, REPOSITORY / "examples/splits.json"
     ),
-    "abdomen": Curve("chaos_t2spir_mr", "hippocampus_mri_unet3d", (4,), (0, 1, 2, 3, 4), 3),
+    "abdomen": Curve("chaos_t2spir_mr", "hippocampus_mri_unet3d", (4,), (0, 1, 2), 3),
 }
 
 

@@ -45,7 +45,16 @@ GROUPS = {
     "node": ["node", "registry", "doctor"],
 }
 VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
-TWO_WORDS = ["pacs echo", "pacs find", "pacs fetch", "pacs send", "node token", "node commission", "bundle upgrade"]
+TWO_WORDS = [
+    "pacs echo",
+    "pacs find",
+    "pacs fetch",
+    "pacs send",
+    "node token",
+    "node commission",
+    "bundle upgrade",
+    "registry add",
+]
 SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}
 
 

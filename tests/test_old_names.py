@@ -29,6 +29,10 @@ OLD_AND_NEW = {
     "commission": ("commission --verify absent.json", "node commission --verify absent.json"),
     "audit": ("audit verify --key audit.key audit.jsonl", "trace --audit audit.jsonl --key audit.key"),
     "bundles": ("bundles", "doctor --bundles"),
+    "package": (
+        "package --bundle hippocampus_mri_unet2d --output out",
+        "bundle package --bundle hippocampus_mri_unet2d --output out",
+    ),
     "report": ("report --evaluation measured --bundle bundle", "evaluate --evaluation measured --bundle bundle --into-bundle"),
     "gate": (
         "gate --evaluation worse --against-evaluation good --margin dice=0.01 --output out",

@@ -113,6 +113,7 @@ def _score_figure(scores: Sequence[float] | np.ndarray, palette: Palette) -> Fig
     axis.semilogy(np.arange(1, len(scores) + 1), np.maximum(scores, 0.1), color=palette.first, lw=1.6)
     axis.axhline(ALARM, color=palette.second, lw=1.2, ls="--")
     axis.set_ylabel("score", color=palette.ink)
+    axis.set_xlabel("result after the reference", color=palette.ink)
     return figure
 
 
