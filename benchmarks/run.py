@@ -222,8 +222,8 @@ BENCHMARKS = (
         "--data {data}/msd_hippocampus",
         None,
         "msd_hippocampus",
-        note="Real images and numbers; tags and changes are planted. Which bets are placed, and how wide the bias of an expected "
-        "Dice is, was chosen on training cases.",
+        note="Real images and numbers; tags and changes are planted. Which bets are placed, and how wide the bias of an "
+        "expected Dice is, was chosen on training cases.",
     ),
     Benchmark(
         "counted_nuclei",

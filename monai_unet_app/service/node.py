@@ -39,6 +39,7 @@ from monai_unet_app.service.audit import AuditTrail, TrailError
 from monai_unet_app.service.commitment_store import Commitments
 from monai_unet_app.service.dead_letters import DeadLetters
 from monai_unet_app.service.delivery_scheduler import DeliveryScheduler
+from monai_unet_app.service.drift_watch import DriftWatch
 from monai_unet_app.service.health import Health
 from monai_unet_app.service.job_scheduler import JobScheduler
 from monai_unet_app.service.lost_results import LostResults
@@ -106,6 +107,7 @@ class Node:
         self.lost_results = LostResults(self.queue, self.audit, self.received_folder, self.results_folder)
         self.health, self.arrivals = Health(self), Arrivals()
         self.jobs, self.deliveries, self.retention = JobScheduler(self), DeliveryScheduler(self), Retention(self)
+        self.drift = DriftWatch(self)
         self.durations = Durations()
         self.instances_stored = self.instances_turned_away = self.callers_turned_away = 0
         self.last_turned_away: deque[tuple[float, str]] = deque(maxlen=_LAST_TURNED_AWAY)
@@ -281,6 +283,7 @@ class Node:
         self.jobs.start_jobs()
         self.deliveries.start_deliveries()
         self.retention.run()
+        self.drift.run()
 
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self.folder).free

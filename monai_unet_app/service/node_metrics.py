@@ -78,7 +78,7 @@ class _NodeCollector(Collector):
         self.node = node
 
     def collect(self) -> "Iterator[Metric]":
-        for part in (self._work, self._waiting, self._destinations, self._machine, self._versions):
+        for part in (self._work, self._waiting, self._destinations, self._machine, self._versions, self._drift):
             yield from part()
 
     def _work(self) -> "Iterator[Metric]":
@@ -143,6 +143,16 @@ class _NodeCollector(Collector):
         for rule, facts in self.node.bundles().items():
             bundles.add_metric([rule], facts)
         yield bundles
+
+    def _drift(self) -> "Iterator[Metric]":
+        """Of rules with a reference, once an hour; a rule without one has no series."""
+        known = {rule["rule"]: rule for rule in self.node.drift.rules if rule["reference"]}
+        drifted = {name: float(rule["state"] == "drift") for name, rule in known.items()}
+        scores = {name: float(rule["score"] or 0.0) for name, rule in known.items()}
+        dice = {name: rule["expected_dice"]["mean"] for name, rule in known.items() if rule["expected_dice"]}
+        yield _gauge("monai_unet_drift", "1 if what a rule sees has drifted from its reference", "rule", drifted)
+        yield _gauge("monai_unet_drift_score", "score of the drift test of a rule; 1000 is an alarm", "rule", scores)
+        yield _gauge("monai_unet_expected_dice", "expected mean Dice of the last 30 results of a rule", "rule", dice)
 
 
 def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Gauge:

@@ -51,6 +51,11 @@ def test_an_alarm_is_an_answer_and_no_failure(site: Site) -> None:
         site.node.audit.write("result", result=n, rule=rule, observed=seen, **about)
     (state,) = site.ask("GET", "/rules/drift", "approver").json()
     assert state["state"] == "drift"
+    assert f'monai_unet_drift{{rule="{rule}"}}' not in site.ask("GET", "/metrics", "metrics").text
+    site.node.drift.ask()  # which it does once an hour
+    figures = site.ask("GET", "/metrics", "metrics").text
+    assert f'monai_unet_drift{{rule="{rule}"}} 1.0' in figures
+    assert f'monai_unet_drift_score{{rule="{rule}"}}' in figures
     assert "Manufacturer is B in 100% of the studies, 0% before" in state["sentence"]
 
 
