@@ -24,10 +24,13 @@ def add(options: lifecycle_flags.RegistryAdd) -> Answer:
 
     Example: monai-unet registry add --bundle my_bundle --evaluation OUT
     """
-    from monai_unet_app.bundle_folder import bundle_root
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.confidence.results_bundle import results_bundle
     from monai_unet_app.lifecycle.registry import open_registry
 
-    name = options.name or bundle_root(options.bundle).resolve().name
+    files = results_bundle(options.bundle) or bundle_files(options.bundle)
+    _ = files.sha256  # a bundle without weights is refused before a registry is made
+    name = options.name or files.name
     with open_registry(options.registry, options.uri or "") as opened:
         version = opened.add(options.bundle, name, options.evaluation, options.key)
         looks = max(opened.looks(name).values(), default=0)
