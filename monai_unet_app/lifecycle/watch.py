@@ -74,14 +74,14 @@ def read_trail(trail: Path) -> dict[str, _RuleTrail]:
         raise InputRefusedError(f"{trail} does not exist; the audit trail of a node is needed; start the node once")
     rules: dict[str, _RuleTrail] = {}
     places: dict[int, tuple[str, int]] = {}
-    known: dict[tuple[str, ...], None] = {}
+    known: set[tuple[str, ...]] = set()
     for line in entries(trail):
         event = line.get("event")
         if event == "result" and (seen := line.get("observed")):
             key = (line["rule"], line["study"], line["series"], seen["bundle"])
             rule = rules.setdefault(line["rule"], _RuleTrail())
             if key not in known:
-                known[key] = None
+                known.add(key)
                 places[line["result"]] = line["rule"], len(rule.seen)
                 about = (line["result"], line["study"], line["time"], seen["bundle"], line["verdict"])
                 rule.seen.append(Seen(*about, seen["words"], seen["numbers"], chance=_chance(line)))
@@ -116,6 +116,7 @@ class RuleWatch:
         drift: What the studies after the reference look like; None without a reference.
         windows: The last studies against the reference, the least likely first.
         expected: The mean Dice of the last studies; None where the bundle predicts no Dice.
+        others: Later results by another bundle, which are held against nothing.
     """
 
     rule: str
@@ -126,6 +127,7 @@ class RuleWatch:
     drift: Drift | None = None
     windows: Sequence[WindowTest] = ()
     expected: ExpectedDice | None = None
+    others: int = 0
 
     @property
     def state(self) -> str:
@@ -139,7 +141,9 @@ class RuleWatch:
             return f"no reference is frozen; {self.accepted} result(s) could be in it, {LEAST_REFERENCE} are needed"
         after = len(self.seen) - self.reference
         if self.drift.alarm is None or self.drift.since is None:
-            return f"steady: {after} result(s) after a reference of {self.reference}"
+            steady = f"steady: {after} result(s) after a reference of {self.reference}"
+            more = f"; {self.others} later one(s) are of another bundle, for which a new reference is needed"
+            return steady + (more if self.others else "")
         since, alarm = self.seen[self.drift.since], self.seen[self.drift.alarm]
         told = "; ".join(change.sentence for change in self.drift.changes[:_MOST_NAMED])
         return (
@@ -193,15 +197,16 @@ def _watched(rule: str, known: _RuleTrail) -> RuleWatch:
     bundle = frozen["bundle"] if frozen else last[0].bundle if last else ""
     own = [one for one in known.seen if one.bundle == bundle]
     accepted = [one for one in own if one.is_accepted]
-    if frozen is None:
-        return RuleWatch(rule, own, len(accepted), expected=_expected(own[-LAST:]))
-    numbers = set(frozen["results"])
+    numbers = set(frozen["results"]) if frozen else set()
     reference = [one for one in own if one.number in numbers]
+    if frozen is None or len(reference) < LEAST_REFERENCE:  # a trail that lost its beginning has lost the reference
+        return RuleWatch(rule, own, len(accepted), expected=_expected(own[-LAST:]))
     own = reference + [one for one in own if one.number > max(numbers)]
     quantities, size = quantities_of(own), len(reference)
     drift = find_drift(quantities, size)
     windows = sorted(compare_windows(quantities, size, LAST), key=lambda test: test.p)
-    return RuleWatch(rule, own, len(accepted), size, frozen, drift, windows, _expected(own[size:][-LAST:]))
+    others = sum(one.bundle != bundle and one.number > max(numbers) for one in known.seen)
+    return RuleWatch(rule, own, len(accepted), size, frozen, drift, windows, _expected(own[size:][-LAST:]), others)
 
 
 def reference_of(rule: RuleWatch, studies: int) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def observed(image: "Volume", file: Path | None, document: Mapping[str, Any]) ->
         document: The `result.json` of the result.
     """
     numbers = _of_image(image) | _of_result(document)
-    return {"words": _words(file), "numbers": {name: float(f"{value:.5g}") for name, value in numbers.items()}}
+    told = {name: float(f"{value:.5g}") for name, value in numbers.items() if math.isfinite(value)}
+    return {"words": _words(file), "numbers": told}
 
 
 def _words(file: Path | None) -> dict[str, str]:

@@ -102,6 +102,9 @@ def test_a_reference_has_the_first_results_that_were_accepted(trail: Callable[..
     assert frozen(path, 30)["results"] == [n for n in range(1, 33) if n not in (3, 7)]
     # what another bundle made is not held against it
     path = trail(*lines, again, frozen(path, 30), other, *(result(n) for n in range(70, 75)))
+    assert watched(path).sentence.endswith(
+        "; 1 later one(s) are of another bundle, for which a new reference is needed"
+    )
     assert [one.number for one in watched(path).seen[30:]] == [*range(33, 60), *range(70, 75)]
 
 
