@@ -637,10 +637,21 @@ def _transfer(kept: Path) -> str:
             ends = f"{gain['value']:+.4f} ({gain['interval'][0]:+.4f} to {gain['interval'][1]:+.4f})" if gain else ""
             low, high = point["interval"]
             told = f"{point['dice']:.4f} ({low:.4f} to {high:.4f})"
-            rows.append([str(point["cases"]), point["donor"] or "random weights", told, ends])
+            rows.append(
+                [
+                    str(point["cases"]),
+                    f"weights of {curve['donor']}" if point["donor"] else "random weights",
+                    told,
+                    ends,
+                ]
+            )
         head = f"{curve['data']}, {curve['minutes']} minutes of one core each, measured on {curve['measured']}:"
         tables.append(f"{head}\n\n{_table(rows)}")
-    return "\n\n".join(tables) or "Not measured yet."
+    gains = [point["gain"]["interval"] for curve in curves.values() for point in curve["points"] if point["gain"]]
+    above = sum(low > 0 for low, _ in gains)
+    said = f"The weights of another anatomy gave a better Dice in {above} of {len(gains)} comparisons"
+    below = sum(high < 0 for _, high in gains)
+    return "\n\n".join([*tables, f"{said}, a worse one in {below}."] if tables else ["Not measured yet."])
 
 
 CLAIMS_PAGE = """# What the field says of U-Nets, tried
