@@ -288,6 +288,11 @@ class _Run:
                     f"the quality gate says {verdict} ({why}), so the node would hold the result back; name a usual image "
                     f"with --example {rule.name}=PATH"
                 )
+            if verdict == "accept" and rule.review_share:
+                raise AppError(
+                    f"rule {rule.name} has review_share = {rule.review_share:g}, so the result may be drawn for a reviewer and "
+                    "never arrive; set it to 0 while the site is commissioned"
+                )
             self.sent[rule.name].expected[axes] = case.segmentation.label_volume
         return StepResult(f"{len(self._axes(rule))} result(s) to compare with")
 
