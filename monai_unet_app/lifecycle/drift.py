@@ -10,6 +10,7 @@ Science 36 (2021), for conformal ranks and Shiryaev-Roberts sums of bets.
 """
 
 import bisect
+import math
 import zlib
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -116,12 +117,20 @@ def _typed(values: Values, reference: int) -> Values:
     """Words that are numbers, as echo times are, as numbers where the reference has many different ones."""
     if not any(isinstance(value, str) for value in values):
         return values
+    numbers = [_number(value) for value in values]
+    # By the reference alone: what later studies have must not change what was said before
+    told = [number for value, number in zip(values[:reference], numbers, strict=False) if value]
+    if None not in told and len(set(told)) > _LEAST_KINDS:
+        return numbers
+    return ["" if value is None else str(value) for value in values]
+
+
+def _number(value: float | str | None) -> float | None:
     try:
-        numbers = [None if value is None else float(value) for value in values]
+        number = float(value or "")
     except ValueError:
-        numbers = []
-    many = len(set(numbers[:reference]) - {None}) > _LEAST_KINDS
-    return numbers if many else ["" if value is None else str(value) for value in values]
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _is_known(values: Values, reference: int) -> bool:

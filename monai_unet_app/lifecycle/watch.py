@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dicom_io.reading.acquisition import KEYWORDS
 from monai_unet_app.confidence.quality import USELESS
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.lifecycle.drift import LEAST_REFERENCE, Drift, Values, WindowTest, compare_windows, find_drift
@@ -228,10 +229,12 @@ _VERDICT, _VERDICTS = "verdict (0 accept, 1 review, 2 reject)", {"accept": 0.0, 
 
 
 def quantities_of(seen: Sequence[Seen]) -> dict[str, Values]:
-    """Name -> value of each result; a tag that an image does not have is an empty word."""
-    words = dict.fromkeys(name for one in seen for name in one.words)
+    """Name -> value of each result; a tag that an image does not have is an empty word.
+
+    All tags are there, also those that no image has yet: the score of a result must not change with what comes later.
+    """
     numbers = dict.fromkeys(name for one in seen for name in one.numbers)
-    tags: dict[str, Values] = {name: [one.words.get(name, "") for one in seen] for name in words}
+    tags: dict[str, Values] = {name: [one.words.get(name, "") for one in seen] for name in KEYWORDS}
     verdicts: dict[str, Values] = {_VERDICT: [_VERDICTS.get(one.verdict) for one in seen]}
     return tags | verdicts | {name: [one.numbers.get(name) for one in seen] for name in numbers}
 

@@ -112,6 +112,14 @@ def test_texts_that_are_many_numbers_count_as_numbers() -> None:
     assert found.changes[0].word == ""
 
 
+def test_a_text_that_is_no_number_later_changes_nothing_that_was_said_before() -> None:
+    chance = np.random.default_rng(0)
+    times: list[float | str | None] = [f"{value:.4g}" for value in chance.normal(90, 2, 150)]
+    before = find_drift({"EchoTime": times[:100]}, REFERENCE).scores
+    times[120], times[121] = "90\\100", ""
+    assert np.array_equal(find_drift({"EchoTime": times}, REFERENCE).scores[:40], before)
+
+
 def test_too_few_studies_are_no_reference() -> None:
     with pytest.raises(ValueError, match="29 studies; at least 30"):
         find_drift(seen(100, 0), 29)

@@ -131,6 +131,26 @@ def test_a_scanner_that_came_is_found_dated_and_named(trail: Callable[..., Path]
     assert "1.2.61" not in text + json.dumps(document)
 
 
+def test_an_alarm_does_not_go_when_later_images_have_a_tag_that_none_had(trail: Callable[..., Path]) -> None:
+    lines = [result(n) for n in range(1, 61)]
+    lines = [*lines, frozen(trail(*lines)), *(result(n, scanner="B") for n in range(61, 80))]
+    alarm = watched(trail(*lines)).document()
+    later = [result(n) for n in range(80, 100)]
+    for line in later:
+        line["observed"]["words"] |= {"KVP": "120", "FilterType": "none"}
+        line["observed"]["numbers"]["new"] = 1.0
+    assert watched(trail(*lines, *later)).document()["alarm"] == alarm["alarm"]
+    assert alarm["alarm"] is not None
+    scores = [find_scores(trail(*lines[:n])) for n in (70, 75)]
+    assert scores[1][: len(scores[0])] == scores[0]
+
+
+def find_scores(path: Path) -> list[float]:
+    found = watched(path).drift
+    assert found is not None
+    return found.scores.tolist()
+
+
 def test_every_state_has_a_page(trail: Callable[..., Path], tmp_path: Path) -> None:
     lines = [result(n) for n in range(1, 100)]
     without = watched(trail(*lines))
