@@ -134,7 +134,8 @@ def _number(value: float | str | None) -> float | None:
 
 
 def _is_known(values: Values, reference: int) -> bool:
-    return sum(value is not None for value in values[:reference]) >= LEAST_REFERENCE
+    # By the reference alone; a tag that it never has is no bet, and is told when something else has drifted
+    return any(values[:reference]) and sum(value is not None for value in values[:reference]) >= LEAST_REFERENCE
 
 
 def _bets(name: str, values: Values, reference: int) -> Floats:
