@@ -135,7 +135,8 @@ def _number(value: float | str | None) -> float | None:
 
 def _is_known(values: Values, reference: int) -> bool:
     # By the reference alone; a tag that it never has is no bet, and is told when something else has drifted
-    return any(values[:reference]) and sum(value is not None for value in values[:reference]) >= LEAST_REFERENCE
+    present = [value for value in values[:reference] if value is not None]
+    return len(present) >= LEAST_REFERENCE and any(value != "" for value in present)
 
 
 def _bets(name: str, values: Values, reference: int) -> Floats:
