@@ -175,7 +175,7 @@ class Registry:
                 f"version {version.number} of {model} is the champion already; there is nothing to do"
             )
         if not reason:
-            outcome = self._judged(champion, version, margins)
+            outcome = self.judged(champion, version, margins)
         facts = {"model": model, "version": version.number, "bundle": version.sha256, "alias": alias, "who": who}
         before = champion.number if champion else None
         gated = outcome.as_dict() if outcome else None
@@ -188,8 +188,8 @@ class Registry:
             self._client.set_registered_model_alias(model, alias, str(version.number))
         return outcome
 
-    def _judged(self, champion: Version | None, version: Version, margins: Mapping[str, float]) -> ReleaseOutcome:
-        """The gate's outcome, which has passed."""
+    def judged(self, champion: Version | None, version: Version, margins: Mapping[str, float]) -> ReleaseOutcome:
+        """The gate's outcome, which has passed. Raises InputRefusedError as `promote`."""
         model = version.model
         if champion is None:
             raise InputRefusedError(

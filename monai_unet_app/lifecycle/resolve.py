@@ -7,15 +7,18 @@ In a process of its own, since MLflow is large. Exit code 0: every name has a co
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dicom_io.files import replace_when_whole
-from monai_unet_app.bundle_folder import BundleFiles
-from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.bundle_folder import BundleFiles, bundle_files
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.lifecycle.registry import Registry, open_registry
 from monai_unet_app.service.models import model_and_version, names_of, resolved, resolved_file
-from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.rule_checks import check_rule
+from monai_unet_app.service.site_file import Rule, Site, read_site
 
 
 def resolve(site: Site) -> str:
@@ -32,6 +35,9 @@ def resolve(site: Site) -> str:
             )
         with open_registry(site.registry.folder, site.registry.uri) as registry:
             new = {name: _copied(site, registry, name) for name in names_of(site)}
+            for rule in site.rules:
+                if rule.challenger:
+                    new[rule.challenger] = _challenger(site, registry, rule, new[rule.bundle])
     except AppError as error:
         if set(names_of(site)) - set(known):
             raise
@@ -51,6 +57,33 @@ def _copied(site: Site, registry: Registry, name: str) -> dict[str, Any]:
         assert site.registry is not None
         registry.export(model, str(version.number), place, site.registry.public_key)
     return {"folder": str(target.relative_to(site.node.folder)), "sha256": version.sha256, "version": version.number}
+
+
+def _challenger(site: Site, registry: Registry, rule: Rule, champion: Mapping[str, Any]) -> dict[str, Any]:
+    """The copy of a rule's challenger, and what the release gate says of it; or why it is not tried, under "why_not"."""
+    try:
+        found = _copied(site, registry, rule.challenger)
+        bundle = bundle_files(site.node.folder / found["folder"])
+        check_rule(replace(rule, bundle=str(bundle.root), sha256=found["sha256"]), bundle)
+        _check_same_structures(bundle, bundle_files(site.node.folder / champion["folder"]))
+    except AppError as error:
+        return {"why_not": str(error)}
+    one, other = (registry.version(*model_and_version(name)) for name in (rule.bundle, rule.challenger))
+    assert site.registry is not None
+    try:
+        why, passed = registry.judged(one, other, site.registry.margins).reason, True
+    except AppError as error:
+        why, passed = str(error), False
+    return {**found, "gate": {"passed": passed, "why": why}}
+
+
+def _check_same_structures(challenger: BundleFiles, champion: BundleFiles) -> None:
+    ours, theirs = ([segment.label for segment in bundle.segments] for bundle in (challenger, champion))
+    if ours != theirs:
+        raise InputRefusedError(
+            f"{challenger.name} segments {', '.join(ours)}, the champion {', '.join(theirs)}; the same structures in the same "
+            "order are needed; give the alias challenger to another version"
+        )
 
 
 def main() -> None:

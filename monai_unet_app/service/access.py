@@ -71,6 +71,9 @@ Decider = Annotated[Holder, Depends(decides("reviewer"))]
 Approver = Annotated[Holder, Depends(decides("approver"))]
 """Decides about models: an approver whose token has a person's name."""
 
+Stopper = Annotated[Holder, Depends(needs("approver", "admin"))]
+"""May end what is tried."""
+
 Admin = Annotated[Holder, Depends(needs("admin"))]
 
 

@@ -6,10 +6,12 @@ task has a limit as well.
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -39,6 +41,7 @@ _OFFLINE = {
 """Environment variables that keep libraries from sending data to their makers."""
 
 _REFUSED = 3  # exit code of a verb
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _logger = logging.getLogger(__name__)
 
 
@@ -90,6 +93,7 @@ class Child:
         self.task: Any = None
         self._since, self._inbox = time.monotonic(), inbox
         self._asked, self._unanswered, self._cpu_s = 0.0, 0, 0.0
+        self._stopped: float | None = None
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *args],
             stdin=subprocess.PIPE,
@@ -136,6 +140,24 @@ class Child:
     def end_task(self) -> None:
         """Notes that the process has answered."""
         self.task, self._since = None, time.monotonic()
+
+    def stop(self) -> None:
+        """Lets the process stand still until `go_on`; it is neither silent nor slow meanwhile."""
+        if self._stopped is None and self.exit_code is None:
+            os.kill(self.pid, signal.SIGSTOP)
+            self._stopped = time.monotonic()
+
+    def go_on(self) -> None:
+        """Lets a process that stands still go on."""
+        if self._stopped is not None and self.exit_code is None:
+            self._since += time.monotonic() - self._stopped
+            self._unanswered, self._stopped = 0, None
+            os.kill(self.pid, signal.SIGCONT)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it stands still."""
+        return self._stopped is not None
 
     def ask_heartbeat(self) -> None:
         """Asks for a heart-beat, if the last request is long enough ago."""
@@ -204,6 +226,12 @@ def _cpu_s(pid: int) -> float:
     except (OSError, ValueError, IndexError):
         return 0.0
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def end_with_parent() -> None:
+    """Lets the kernel end this process when its parent is gone (Linux): one that stands still does not see its input end."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def serve(prepare: Callable[[], tuple[Callable[[Message], Message], Message]]) -> NoReturn:

@@ -20,6 +20,11 @@ _COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state !
 """Results that the quality gate has judged, or that have no gate."""
 
 
+_LATER_COLUMNS = (
+    ("deliveries", "since", "REAL"),
+    ("jobs", "plan", "TEXT NOT NULL DEFAULT ''"),
+    ("results", "bundle", "TEXT NOT NULL DEFAULT ''"),
+)
 _READ_S = 2.0
 """How long a query waits for a file that another process keeps from being read."""
 
@@ -61,8 +66,9 @@ class Database:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(SCHEMA)
-            if "since" not in {row["name"] for row in self._db.execute("PRAGMA table_info(deliveries)")}:
-                self._db.execute("ALTER TABLE deliveries ADD COLUMN since REAL")  # a file of an earlier version
+            for table, column, kind in _LATER_COLUMNS:  # which a file of an earlier version lacks
+                if column not in {row["name"] for row in self._db.execute(f"PRAGMA table_info({table})")}:
+                    self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
             self._db.execute(f"INSERT INTO totals {_COUNTED} AND NOT EXISTS (SELECT 1 FROM totals) GROUP BY verdict")
             self._db.execute("INSERT OR IGNORE INTO clock VALUES (1, ?)", (time.time(),))
             (self._begun_s,) = self._db.execute("SELECT seconds FROM clock").fetchone()

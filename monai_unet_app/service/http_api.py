@@ -391,6 +391,32 @@ def _add_models(app: FastAPI, node: Node) -> None:
         with _errors_as_answers(node):
             return freeze_reference(node, rule, results, holder.name)
 
+    @app.get("/rules/challengers", summary="What is tried beside the champion of each rule, and what was found of it")
+    def challengers(holder: access.Watcher) -> list[dict[str, Any]]:
+        return node.challengers.state()
+
+    @app.post("/models", summary="The registry is asked again; studies to come get the models that it names")
+    def models(holder: access.Approver) -> dict[str, Any]:
+        with _errors_as_answers(node):
+            return {"changed": node.challengers.ask_registry(holder.name)}
+
+    @app.post(
+        "/rules/{rule}/canary", summary="The challenger's results go out for a share of the patients; 0: for none"
+    )
+    def canary(
+        rule: str,
+        holder: access.Approver,
+        share: Annotated[float, Body(ge=0, le=1)],
+        reason: Annotated[str, Body(max_length=500), AfterValidator(_printable)] = "",
+    ) -> dict[str, Any]:
+        with _errors_as_answers(node):
+            return asdict(node.in_loop(lambda: node.challengers.set_share(rule, share, holder.name, reason)))
+
+    @app.post("/rules/{rule}/rollback", summary="Ends the challenger: from the answer on no result of it is sent")
+    def rollback(rule: str, holder: access.Stopper, reason: Reason) -> dict[str, Any]:
+        with _errors_as_answers(node):
+            return asdict(node.in_loop(lambda: node.challengers.roll_back(rule, reason, holder.name)))
+
 
 def _retry(request: Request, node: Node, kind: Literal["job", "delivery"], number: int, person: str) -> Response:
     if not node.retry(kind, number, person):

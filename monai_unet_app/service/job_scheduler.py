@@ -47,26 +47,33 @@ class JobScheduler:
                 node.arrivals.mark_recorded(study, count)
             if not node.arrivals.is_complete(study, node.config.stable_s):
                 continue
-            with node.queue.transaction():
-                # Line and rows in one transaction: a lost database can be made anew from the trail (decision 0021).
-                job = node.queue.complete_study(study)
-                total = node.queue.instances(study)
-                node.audit.write("complete", study=study, version=job.version, job=job.id, instances=total)
-            _logger.info("study %s: complete, version %s of %s instance(s), job %s", study, job.version, total, job.id)
+            job = self.queue_study(study)
             if node.arrivals.is_declared(study):
                 self._declared.add(job.id)
             node.arrivals.remove(study)
 
-    def start_jobs(self) -> None:
-        """Gives waiting jobs to idle workers."""
-        idle = self._node.workers.idle()
-        if not idle:
-            return
+    def queue_study(self, study: str) -> Job:
+        """Makes a job of a study that is complete; its bundles are fixed from now on."""
+        node, plan = self._node, self._node.challengers.plan(study)
+        with node.queue.transaction():
+            # Line and rows in one transaction: a lost database can be made anew from the trail (decision 0021).
+            job = node.queue.complete_study(study, plan)
+            total, planned = node.queue.instances(study), {"plan": plan} if plan else {}
+            node.audit.write("complete", study=study, version=job.version, job=job.id, instances=total, **planned)
+        _logger.info("study %s: complete, version %s of %s instance(s), job %s", study, job.version, total, job.id)
+        return job
+
+    def due(self) -> list[Job]:
+        """Jobs that a worker could begin now, in their order."""
         now = time.monotonic()
         due = [job for job in self._node.queue.queued_jobs() if now >= self._not_before.get(job.id, 0.0)]
         # A job that failed waits behind those that waited then, and before those that came later
-        due.sort(key=lambda job: (self._behind.get(job.id, job.id), job.id in self._behind))
-        for child, job in zip(idle, due, strict=False):
+        return sorted(due, key=lambda job: (self._behind.get(job.id, job.id), job.id in self._behind))
+
+    def start_jobs(self) -> None:
+        """Gives waiting jobs to idle workers."""
+        idle = self._node.workers.idle()
+        for child, job in zip(idle, self.due() if idle else (), strict=False):
             started = self._node.queue.start_job(job.id)
             child.start_task(started, self._task(started))
 
@@ -77,6 +84,7 @@ class JobScheduler:
             "study": str(node.received_folder / job.study),
             "output": str(node.results_folder / self.output_name(job)),
             "waited": job.id in self._declared or node.queue.quiet_s(job.study) >= node.config.incomplete_s,
+            "models": job.bundles,
             "earlier": {
                 f"{result.rule}/{result.series}": str(node.result_folder(result))
                 for result in node.queue.last_delivered(job.study, job.id)
@@ -91,14 +99,18 @@ class JobScheduler:
 
     def handle_answer(self, child: Child, job: Job, message: Message | None) -> None:
         """Records what a worker has answered, see `work.Worker.answer`; None: the worker has ended."""
-        if message is None:
+        now = self._node.queue.job(job.id)
+        if now and now.plan != job.plan:  # its challenger was rolled back meanwhile
+            self._node.queue.requeue_job(job.id, "its bundle was rolled back", counts=False)
+        elif message is None:
             # A study that took too much memory would take it again, and keep others waiting for as long
             self._retry_or_give_up(job, child.why_ended, may_retry=not child.was_too_large)
         elif "results" in message:
             self._node.durations.add("work", message["seconds"])
-            self._record_results(
-                job, [self._addressed(NewResult(**fields)) for fields in message["results"]], child.pid
-            )
+            results = [self._addressed(NewResult(**fields)) for fields in message["results"]]
+            refused = [one.reason for one in results if one.state == "not processed" and one.rule in job.bundles]
+            if not (refused and self._node.challengers.take_over(job, refused[0])):
+                self._record_results(job, results, child.pid)
         elif "incomplete" in message:
             self._wait_for_images(job, message["incomplete"])
         elif "wait" in message:
@@ -163,6 +175,8 @@ class JobScheduler:
             node.queue.requeue_job(job.id, reason)
             return
         self._behind.pop(job.id, None)
+        if node.challengers.take_over(job, reason):
+            return
         with node.queue.transaction():
             node.queue.give_up_job(job.id, reason)
             node.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)

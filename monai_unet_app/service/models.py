@@ -23,8 +23,24 @@ _logger = logging.getLogger(__name__)
 
 
 def names_of(site: Site) -> list[str]:
-    """The models that rules of a site name, each once."""
+    """The models that rules of a site name as their bundles, each once."""
     return list(dict.fromkeys(rule.bundle for rule in site.rules if rule.bundle.startswith(PREFIX)))
+
+
+def copy_of(site: Site, sha256: str) -> Path:
+    """The copy of a bundle in the node's folder.
+
+    Raises:
+        AppError: There is none, or somebody has changed it.
+    """
+    place = site.node.folder / "models" / sha256
+    folder = next(place.glob("*/"), place / "none")
+    if not folder.is_dir() or BundleFiles(folder).sha256 != sha256:
+        raise AppError(
+            f"{place} has no bundle of sha256 {sha256[:16]}, which a study was planned for; put the folder back from a copy, "
+            "or start the node while its registry answers"
+        )
+    return folder
 
 
 def model_and_version(name: str) -> tuple[str, str]:
@@ -41,7 +57,10 @@ def resolved_file(site: Site) -> Path:
 
 
 def resolved(site: Site) -> dict[str, dict[str, Any]]:
-    """Name -> "folder" (below the node's), "sha256" and "version" of its copy, as it was when the registry was last asked."""
+    """Name -> "folder" (below the node's), "sha256" and "version" of its copy, as it was when the registry was last asked.
+
+    Of a challenger also the "gate": whether it has "passed", and "why"; or only "why_not": why it is not tried.
+    """
     file = resolved_file(site)
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}

@@ -24,9 +24,11 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Literal
+from queue import SimpleQueue
+from typing import IO, Any, Literal, TypeVar
 
 from dicom_io.net.availability import Availability, availability_service
 from dicom_io.net.instance_store import INCOMING, InstanceStore, Stored
@@ -36,6 +38,7 @@ from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.machine_memory import resident_bytes
 from monai_unet_app.service.arrivals import Arrivals
 from monai_unet_app.service.audit import AuditTrail, TrailError
+from monai_unet_app.service.challengers import Challengers
 from monai_unet_app.service.commitment_store import Commitments
 from monai_unet_app.service.dead_letters import DeadLetters
 from monai_unet_app.service.delivery_scheduler import DeliveryScheduler
@@ -49,6 +52,7 @@ from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.restore import restore
 from monai_unet_app.service.retention import Retention
 from monai_unet_app.service.rows import Job, Result
+from monai_unet_app.service.shadows import Shadows
 from monai_unet_app.service.site_file import Site
 from monai_unet_app.service.uploads import IMAGES
 from monai_unet_app.service.worker_pool import WorkerPool
@@ -56,6 +60,9 @@ from monai_unet_app.service.worker_pool import WorkerPool
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
 _ROUND_S = 0.05
 _LAST_TURNED_AWAY = 10
+_IN_LOOP_S = 60.0  # a round of the loop takes less
+
+_Answer = TypeVar("_Answer")
 
 _logger = logging.getLogger(__name__)
 
@@ -107,12 +114,13 @@ class Node:
         self.lost_results = LostResults(self.queue, self.audit, self.received_folder, self.results_folder)
         self.health, self.arrivals = Health(self), Arrivals()
         self.jobs, self.deliveries, self.retention = JobScheduler(self), DeliveryScheduler(self), Retention(self)
-        self.drift = DriftWatch(self)
+        self.challengers, self.shadows, self.drift = Challengers(self), Shadows(self, worker), DriftWatch(self)
         self.durations = Durations()
         self.instances_stored = self.instances_turned_away = self.callers_turned_away = 0
         self.last_turned_away: deque[tuple[float, str]] = deque(maxlen=_LAST_TURNED_AWAY)
         self.decision_locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="node")
+        self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._why_full = ""
 
     def __enter__(self) -> "Node":
@@ -121,6 +129,7 @@ class Node:
             shutil.rmtree(unfinished, ignore_errors=True)  # no sender was told that these are stored
         for study in self.queue.reconcile(dict(_instances(self.received_folder))):
             self.arrivals.add(study, 0)
+        self.challengers.assign_models()
         self._check_disk()
         self.commitments = Commitments(self.store, self.site, self.queue)
         self.provider = self._provider()
@@ -141,7 +150,7 @@ class Node:
         self.commitments.__exit__(*exc)
         self._stop.set()
         self._thread.join()
-        for pool in (self.workers, self.senders):
+        for pool in (self.workers, self.senders, self.shadows.pool):
             pool.end(patience_s=2.0)
         try:
             self.audit.write_or_keep("stopped")
@@ -192,7 +201,7 @@ class Node:
     def memory_bytes(self) -> dict[str, int]:
         """Resident memory of the node and of its children."""
         sizes = {"node": resident_bytes(os.getpid())}
-        for name, pool in (("worker", self.workers), ("sender", self.senders)):
+        for name, pool in (("worker", self.workers), ("sender", self.senders), ("shadow", self.shadows.pool)):
             sizes |= {f"{name} {n}": resident_bytes(child.pid) for n, child in enumerate(pool.children, start=1)}
         return sizes
 
@@ -270,18 +279,36 @@ class Node:
             else:
                 self.health.end_round()
 
+    def in_loop(self, work: Callable[[], _Answer]) -> _Answer:
+        """What `work` gives, done in the loop's thread between two rounds: no job or delivery starts meanwhile."""
+        if threading.current_thread() is self._thread:
+            return work()
+        answer: Future[_Answer] = Future()
+        self._asked.put((work, answer))
+        return answer.result(_IN_LOOP_S)
+
+    def _do_asked(self) -> None:
+        while not self._asked.empty():
+            work, answer = self._asked.get()
+            try:
+                answer.set_result(work())
+            except BaseException as error:  # it is the caller's
+                answer.set_exception(error)
+
     def _do_round(self) -> None:
+        self._do_asked()
         self.health.check()
         self._check_disk()
         self.jobs.queue_complete_studies()
         # Before `watch`: a child that has just answered must not be killed for the time of its task.
-        self._handle_answers()
+        self.handle_answers()
         self.workers.watch(self.config.job_s, self.config.worker_gb * 1e9)
         self.senders.watch(self.config.job_s)
         for pool in (self.workers, self.senders):
             pool.start_missing()
         self.jobs.start_jobs()
         self.deliveries.start_deliveries()
+        self.shadows.run()
         self.retention.run()
         self.drift.run()
 
@@ -289,7 +316,7 @@ class Node:
         free = shutil.disk_usage(self.folder).free
         self._why_full = "" if free >= self.config.least_free_gb * 1e9 else "the node's disk is full"
 
-    def _handle_answers(self) -> None:
+    def handle_answers(self) -> None:
         """Records what children have answered; an answer that cannot be recorded, on a full disk say, is read again later."""
         for pool, part in ((self.workers, self.jobs), (self.senders, self.deliveries)):
             for child, message in pool.messages():

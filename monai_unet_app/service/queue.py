@@ -82,13 +82,14 @@ class Queue(Database):
                 )  # fmt: skip
         return changed
 
-    def complete_study(self, study: str) -> Job:
-        """The new job of a study that is complete for now."""
+    def complete_study(self, study: str, plan: str = "") -> Job:
+        """The new job of a study that is complete for now; `plan` as in `Job`."""
         with self.transaction():
             self.change("UPDATE studies SET state = 'complete', version = version + 1 WHERE uid = ?", study)
             self.change(
-                "INSERT INTO jobs (study, version, state, created) SELECT uid, version, 'queued', ? FROM studies WHERE uid = ?",
-                time.time(), study,
+                "INSERT INTO jobs (study, version, state, created, plan) SELECT uid, version, 'queued', ?, ? FROM studies "
+                "WHERE uid = ?",
+                time.time(), plan, study,
             )  # fmt: skip
             # An older version that no worker has begun gives nothing that this version does not give.
             self.change(
@@ -96,7 +97,9 @@ class Queue(Database):
                 "AND version < (SELECT version FROM studies WHERE uid = ?)",
                 self.now_s(), study, study,
             )  # fmt: skip
-            return self.jobs_of(study)[-1]
+            job = self.jobs_of(study)[-1]
+            self._plan_shadow(job)
+            return job
 
     def instances(self, study: str) -> int:
         """Number of recorded instances of a study."""
@@ -166,6 +169,21 @@ class Queue(Database):
     def jobs(self, states: Sequence[JobState], limit: int = 100, *, oldest_first: bool = False) -> list[Job]:
         """Jobs in these states, the newest first or the oldest first; no states: jobs in any state."""
         return self.select(Job, _in_states("jobs", states, oldest_first), limit)
+
+    def replan_job(self, number: int, plan: str) -> None:
+        """Lets a job wait again, with all its tries, for the bundles of another plan."""
+        query = "UPDATE jobs SET state = 'queued', attempts = 0, reason = '', plan = ? WHERE id = ?"
+        with self.transaction():
+            self.change(query, plan, number)
+            self._plan_shadow(self.select(Job, _JOB, number)[0])
+
+    def _plan_shadow(self, job: Job) -> None:
+        """Lets the shadow of a job wait, if its plan has one; the shadow of an earlier version of the study is dropped."""
+        self.change(
+            "DELETE FROM shadows WHERE state = 'waiting' AND job IN (SELECT id FROM jobs WHERE study = ?)", job.study
+        )
+        if job.shadows:
+            self.change("INSERT INTO shadows (job, state) VALUES (?, 'waiting')", job.id)
 
     def jobs_of(self, study: str) -> list[Job]:
         """Jobs of all versions of a study, the first version first."""
@@ -453,5 +471,6 @@ class Queue(Database):
             for table in ("deliveries", "decisions"):
                 self.change(f"DELETE FROM {table} WHERE result IN (SELECT id FROM results WHERE study = ?)", study)
             self.change("DELETE FROM remade WHERE job IN (SELECT id FROM jobs WHERE study = ?)", study)
+            self.change("DELETE FROM shadows WHERE job IN (SELECT id FROM jobs WHERE study = ?)", study)
             for table, key in (("results", "study"), ("jobs", "study"), ("studies", "uid")):
                 self.change(f"DELETE FROM {table} WHERE {key} = ?", study)

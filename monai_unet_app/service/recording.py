@@ -50,8 +50,8 @@ def insert_result(database: Database, job: int, study: str, new: NewResult, same
     done = None if new.state in UNFINISHED else database.now_s()
     with database.transaction() as db:
         inserted = db.execute(
-            "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
-            "VALUES (:job, :study, :rule, :series, :folder, :state, :verdict, :reason, :digest, :created, :done)",
+            "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done, bundle) "
+            "VALUES (:job, :study, :rule, :series, :folder, :state, :verdict, :reason, :digest, :created, :done, :bundle)",
             {**vars(new), "job": job, "study": study, "created": time.time(), "done": done},
         )
     number = inserted.lastrowid or 0

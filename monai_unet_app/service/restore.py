@@ -10,9 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from monai_unet_app.service import slots
 from monai_unet_app.service.audit import entries
 from monai_unet_app.service.queue import Queue
-from monai_unet_app.service.rows import FOLLOW_UPS, SENDING_DECISIONS, Decision, DecisionKind, Delivery, NewResult
+from monai_unet_app.service.rows import (
+    FOLLOW_UPS,
+    SENDING_DECISIONS,
+    Decision,
+    DecisionKind,
+    Delivery,
+    NewResult,
+    ResultState,
+)
 
 Line = dict[str, Any]
 _NUMBER_KEYS = {"complete": "job", "result": "result", **dict.fromkeys(FOLLOW_UPS, "result")}
@@ -52,15 +61,17 @@ def _complete(queue: Queue, line: Line) -> None:
     # The line has the number of all instances, and `record_instances` adds to what is recorded.
     queue.record_instances(line["study"], line["instances"] - queue.instances(line["study"]))
     queue.set_next_number("jobs", line["job"])
-    queue.complete_study(line["study"])
+    queue.complete_study(line["study"], line.get("plan", ""))
 
 
 def _result(queue: Queue, line: Line) -> None:
     queue.set_next_number("results", line["result"])
     facts = {key: line[key] for key in ("rule", "series", "folder", "verdict", "digest", "destinations")}
     had_all = line["destinations"] and line["state"] == "delivered"  # every destination had the same bytes already
-    reason = line.get("reason", "")  # absent in lines of earlier versions
-    queue.finish_job(line["job"], [NewResult(**facts, state="sending" if had_all else line["state"], reason=reason)])
+    # Both absent in lines of earlier versions
+    reason, bundle = line.get("reason", ""), line.get("observed", {}).get("bundle", "")
+    state: ResultState = "sending" if had_all else line["state"]
+    queue.finish_job(line["job"], [NewResult(**facts, state=state, reason=reason, bundle=bundle)])
 
 
 def _follow_up(queue: Queue, line: Line) -> None:
@@ -105,6 +116,13 @@ def _retried(queue: Queue, line: Line) -> None:
         queue.retry_delivery(delivery.id)
 
 
+def _rolled_back(queue: Queue, line: Line) -> None:
+    for result, destination in line["cut_off"]:
+        for delivery in _deliveries(queue, {"result": result, "destination": destination}):
+            queue.close_delivery(delivery.id, "delivered")
+    slots.roll_back(queue, line["rule"], line["reason"])
+
+
 def _deliveries(queue: Queue, line: Line) -> list[Delivery]:
     """The delivery that a line is about; empty for a line about a job."""
     deliveries = queue.deliveries_of(line["result"]) if "result" in line else []
@@ -119,6 +137,11 @@ _EVENTS: dict[str, Callable[[Queue, Line], None]] = {
     "delivered": _delivered,
     "dead letter": _dead_letter,
     "retried": _retried,
+    "assigned": lambda queue, line: slots.assign(queue, line["rule"], line["champion"], line["challenger"]),
+    "share": lambda queue, line: slots.set_share(queue, line["rule"], line["share"]),
+    "taken over": lambda queue, line: queue.replan_job(line["job"], line["plan"]),
+    "compared": lambda queue, line: slots.add_comparisons(queue, line["job"], line["compared"]),
+    "rolled back": _rolled_back,
     "forgotten": lambda queue, line: queue.forget(line["study"]),
     "decision forgotten": lambda queue, line: queue.forget_decision(line["result"], line["decision"]),
 }

@@ -33,6 +33,7 @@ Words that are used for one thing each:
 - Callers and instances that the node does not take are *turned away*.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -83,11 +84,18 @@ CREATE TABLE IF NOT EXISTS studies (
 CREATE TABLE IF NOT EXISTS jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', created REAL NOT NULL, done REAL,
-    UNIQUE (study, version));
+    plan TEXT NOT NULL DEFAULT '', UNIQUE (study, version));
 CREATE TABLE IF NOT EXISTS results (
     id INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER NOT NULL, study TEXT NOT NULL, rule TEXT NOT NULL, series TEXT NOT NULL,
     folder TEXT NOT NULL, state TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL, digest TEXT NOT NULL,
-    created REAL NOT NULL, done REAL);
+    created REAL NOT NULL, done REAL, bundle TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS slots (
+    rule TEXT PRIMARY KEY, champion TEXT NOT NULL, challenger TEXT NOT NULL, share REAL NOT NULL, withdrawn TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS shadows (
+    job INTEGER PRIMARY KEY, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS comparisons (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, rule TEXT NOT NULL, champion TEXT NOT NULL, challenger TEXT NOT NULL,
+    facts TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS deliveries (
     id INTEGER PRIMARY KEY AUTOINCREMENT, result INTEGER NOT NULL, destination TEXT NOT NULL, state TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', created REAL NOT NULL, done REAL,
@@ -123,6 +131,9 @@ class Job:
         version: Counts from 1 how often the study became complete.
         attempts: How often a worker has begun it.
         created: Seconds since 1970.
+        plan: JSON: name of each rule whose bundles were fixed when the job was made -> sha256 of its "champion" and its
+            "challenger" ("" for none), and the "slot" of these two that makes the result. The other one segments the study once
+            more when it is delivered; what it makes is compared, and never sent.
     """
 
     id: int
@@ -132,6 +143,60 @@ class Job:
     attempts: int
     reason: str
     created: float
+    plan: str = ""
+
+    @property
+    def plans(self) -> dict[str, dict[str, str]]:
+        """The plan, read."""
+        return dict(json.loads(self.plan or "{}"))
+
+    @property
+    def bundles(self) -> dict[str, str]:
+        """Rule -> sha256 of the bundle that makes its result."""
+        return {rule: plan[plan["slot"]] for rule, plan in self.plans.items()}
+
+    @property
+    def shadows(self) -> dict[str, str]:
+        """Rule -> sha256 of the bundle whose result is only compared; a rule without a challenger is left out."""
+        return {rule: plan[other_slot(plan["slot"])] for rule, plan in self.plans.items() if plan["challenger"]}
+
+
+def other_slot(slot: str) -> str:
+    """The slot beside this one."""
+    return "challenger" if slot == "champion" else "champion"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The bundles of a rule.
+
+    Attributes:
+        champion: sha256 of the bundle in use.
+        challenger: Of the one that is tried beside it; empty: none.
+        share: Part of the patients whose results are the challenger's.
+        withdrawn: Why the challenger was rolled back; empty while it is tried.
+    """
+
+    rule: str
+    champion: str
+    challenger: str
+    share: float
+    withdrawn: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a challenger is tried."""
+        return bool(self.challenger) and not self.withdrawn
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A job whose study is segmented once more, by the other bundle of its rules: waiting, done or dead."""
+
+    job: int
+    state: Literal["waiting", "done", "dead"]
+    attempts: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -145,6 +210,7 @@ class NewResult:
         digest: sha256 of the files in the folder, see `work.digest_of`.
         destinations: Names of the destinations that get it, at once or after a reviewer's decision.
         observed: As of `service.observed`, with the sha256 of the "bundle"; for the audit trail only.
+        bundle: sha256 of the bundle that made it; empty for a notice.
     """
 
     rule: str
@@ -156,6 +222,7 @@ class NewResult:
     digest: str
     destinations: Sequence[str] = ()
     observed: Mapping[str, Any] = field(default_factory=dict)
+    bundle: str = ""
 
 
 @dataclass(frozen=True)
@@ -222,7 +289,7 @@ class DecidedError(AppError):
     """A decision about the result was taken already, or the result has changed since the person looked at it."""
 
 
-Row = TypeVar("Row", Job, Result, Delivery, Decision)
+Row = TypeVar("Row", Job, Result, Delivery, Decision, Slot, Shadow)
 """The classes of the objects that `Database.select` makes of rows."""
 
 

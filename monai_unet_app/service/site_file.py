@@ -33,6 +33,7 @@ _TEXTS = {
     "path": "folders, separated by colons",
     "home": "a folder",
     "uri": "the address of an MLflow server",
+    "challenger": "a model of the registry, registry:MODEL@challenger",
 }
 """What each key with a text needs, for messages."""
 
@@ -67,6 +68,10 @@ class Rule:
         notice: Destinations that take captures get a notice of a series that was picked and not processed.
         reject_replaced: Reject the earlier version of a result at each destination that has got the later one and takes KO.
         allow_incomplete: Segment the present images of a series that lacks images by its own headers after `incomplete_s`.
+        challenger: registry:MODEL@challenger, a model that is tried beside `bundle`; empty: none.
+        canary: The most of the patients, from 0 to 1, whose results an approver may let the challenger make.
+        least_agreement: Dice of the structure that agrees least, below which results of champion and challenger disagree.
+        most_slower: How many times as much processor time as the champion the challenger may take.
         network: none: a program that the bundle starts does not start where it could reach a network; any: it may.
     """
 
@@ -90,6 +95,10 @@ class Rule:
     reject_replaced: bool = True
     allow_incomplete: bool = False
     deliver_ungated: bool = False
+    challenger: str = ""
+    canary: float = 0.0
+    least_agreement: float = 0.7
+    most_slower: float = 2.0
     network: Literal["none", "any"] = "none"
 
     @property
@@ -216,11 +225,13 @@ class RegistryConfig:
         folder: Holds its audit trail, and without `uri` its models.
         uri: Address of an MLflow server; empty for a database in the folder.
         public_key: Only bundles that this key has signed are taken; None: signatures are not asked for.
+        margins: Tolerated loss of each score of the release gate, which a challenger passes before its results go out.
     """
 
     folder: Path
     uri: str = ""
     public_key: Path | None = None
+    margins: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -308,12 +319,29 @@ def _check(site: Site) -> None:
                 f"{rule.export_sha256[:12] or 'is missing'}; it is needed for another engine than torch, and only there; "
                 "monai-unet bundle export prints it"
             )
+        _check_challenger(rule, site.path.name)
         if rule.notice and not site.noticed(rule):
             raise UsageError(
                 f"{site.path.name}: rule {rule.name} has notice = true, and sends to "
                 f"{', '.join(rule.destinations) or 'no destination'}; a destination that takes SC is needed; add SC to the "
                 "objects of its profile, or leave notice out"
             )
+
+
+def _check_challenger(rule: Rule, file: str) -> None:
+    if rule.canary and not rule.challenger:
+        raise UsageError(
+            f"{file}: rule {rule.name} has canary = {rule.canary:g} and no challenger; write challenger = "
+            '"registry:MODEL@challenger", or leave canary out'
+        )
+    names = (rule.bundle, rule.challenger)
+    is_possible = all(name.startswith("registry:") for name in names) and not rule.sha256 and rule.engine == "torch"
+    if rule.challenger and not is_possible:
+        raise UsageError(
+            f"{file}: rule {rule.name} has the challenger {rule.challenger}; bundle and challenger must both be models of the "
+            "registry, registry:MODEL@ALIAS, on the engine torch, and without the key sha256, which would admit one bundle "
+            "only; correct the rule"
+        )
 
 
 def _section(table: TomlTable, config: type[_Section], folder: Path) -> _Section:
@@ -413,6 +441,18 @@ def _environment(table: TomlTable) -> dict[str, str]:
     return dict(variables)
 
 
+def _margins(table: TomlTable) -> dict[str, float]:
+    margins = table.table("margins") or {}
+    if wrong := [
+        name for name, value in margins.items() if isinstance(value, bool) or not isinstance(value, int | float)
+    ]:
+        raise UsageError(
+            f"{table.where}: margins has {wrong[0]} = {margins[wrong[0]]!r}; a number for each score is needed, such as "
+            "dice = 0.01; correct it"
+        )
+    return {name: float(value) for name, value in margins.items()}
+
+
 def _audit_key(table: TomlTable, folder: Path) -> Path | None:
     text = table.take("audit_key", str, "a path", "")
     return folder / text if text else None
@@ -434,8 +474,8 @@ def _number(table: TomlTable, key: str, default: float, least: float | None = No
     return value
 
 
-def _share(table: TomlTable, key: str) -> float:
-    value = float(table.take(key, (int, float), "a number", 0.0))
+def _share(table: TomlTable, key: str, default: float = 0.0) -> float:
+    value = float(table.take(key, (int, float), "a number", default))
     if not 0 <= value <= 1:
         raise UsageError(f"{table.where}: {key} is {value:g}; 0 to 1 is needed; correct it")
     return value
@@ -466,6 +506,9 @@ _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "engine": lambda table, _: _one_of(table, "engine", get_args(EngineName)),
     "precision": lambda table, _: _one_of(table, "precision", get_args(Precision)),
     "review_share": lambda table, _: _share(table, "review_share"),
+    "canary": lambda table, _: _share(table, "canary"),
+    "least_agreement": lambda table, _: _share(table, "least_agreement", Rule.least_agreement),
+    "margins": lambda table, _: _margins(table),
     "match": _patterns,
     "channels": _channels,
     "formats": lambda table, _: table.texts("formats", FORMATS) or Rule.formats,

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dicom_io.errors import DicomIoError
 from dicom_io.net.destination import Destination, Profile
@@ -24,8 +24,9 @@ from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
-from monai_unet_app.service.child_processes import PARTIAL, Message, serve
-from monai_unet_app.service.models import with_models
+from monai_unet_app.service.child_processes import PARTIAL, Message, end_with_parent, serve
+from monai_unet_app.service.comparing import CPU, compared
+from monai_unet_app.service.models import copy_of, with_models
 from monai_unet_app.service.observed import observed
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.rule_checks import check_bundles, check_program_rule, check_rule
@@ -60,7 +61,7 @@ class Task:
     study: Path
     output: Path
     earlier: dict[str, Path]
-    waited: bool = True
+    waited: bool
 
     @classmethod
     def parse(cls, message: Message) -> "Task":
@@ -74,7 +75,7 @@ class Task:
 
 
 class Worker:
-    """Loaded bundles, and the segmentation of studies by them."""
+    """Loaded bundles, and the segmentation of studies by them: those of the rules, or those that a task was planned for."""
 
     def __init__(self, site: Site, device: str | None = None) -> None:
         """Loads every bundle of the site and runs its network once.
@@ -109,6 +110,8 @@ class Worker:
         self.networks = {
             rule.name: _warm(rule, site.node.device, device) for rule in site.rules if rule.name not in self.programs
         }
+        self._planned: Mapping[str, str] = {}
+        self._others: dict[str, Bundle] = {}
         own = {name: program.bundle for name, program in self.programs.items()}
         self.bundles: Mapping[str, Bundle | ExternalBundle] = {**self.networks, **own}
 
@@ -123,7 +126,7 @@ class Worker:
         return {rule: {key: getattr(bundle, key) for key in keys} for rule, bundle in self.bundles.items()}
 
     def answer(self, message: Message) -> Message:
-        """The answer to a task; never raises.
+        """The answer to a task; never raises. A task with "slots" is a shadow's, see `comparing.compared`.
 
         Returns:
             {"results": [...], "seconds": ...}, each result with the fields of `NewResult`; {"broken": why} after a fault;
@@ -131,7 +134,10 @@ class Worker:
             series lacks should be waited for.
         """
         begin = time.perf_counter()
+        self._planned = message.get("models", {})
         try:
+            if "slots" in message:
+                return compared(self, message)
             return {**self.work(Task.parse(message)), "seconds": round(time.perf_counter() - begin, 3)}
         except NoRoomError as error:
             return {"wait": f"there is no room for it: {error}"}
@@ -175,7 +181,7 @@ class Worker:
         name = f"{rule.name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
         earlier = task.earlier.get(f"{rule.name}/{uid}")
         try:
-            wanted, volume = variants(rule, self.site), _read_volume(rule, uid, series)
+            wanted, volume = variants(rule, self.site), read_picked(rule, uid, series)
             if program := self.programs.get(rule.name):
                 verdict = program.write(volume, name, folder / name, wanted, earlier)
             else:
@@ -195,7 +201,7 @@ class Worker:
         """Segments a series by the network of a rule, and writes it in each way; gives its verdict as `verdict_of`."""
         fractional = any(profile.seg_encoding == "fractional" for profile in wanted.values())
         keep: Keep = "probabilities" if rule.probabilities or fractional else "evidence"
-        case = self._segment(volume, rule, keep)
+        case = self.segment(volume, rule, keep)
         for variant, profile in wanted.items():
             _write_case(
                 case,
@@ -231,8 +237,9 @@ class Worker:
         from dicom_io.capture import write_notice
         from dicom_io.objects.identity import ResultInfo
 
-        bundle, images = self.bundles[rule.name], [part for part in parts if part.kind == "image"]
+        images = [part for part in parts if part.kind == "image"]
         about = f"rule {rule.name}, {sum(part.frame_count for part in images)} image(s) had come"
+        bundle = self.bundles[rule.name]
         made_by = ResultInfo(bundle.segments, bundle.name, bundle.version, bundle.sha256)
         write_notice([file for part in images for file in part.files], reason, path, made_by, about=about)
 
@@ -245,7 +252,7 @@ class Worker:
         if rule.name in self.programs:
             return _not_processed(name, "", "its bundle starts a program, which takes no image that comes over HTTP")
         try:
-            case = self._segment(image, rule)
+            case = self.segment(image, rule)
             _write_case(case, name, folder / name, formats=("nifti",))
         except NoRoomError:
             raise
@@ -261,17 +268,35 @@ class Worker:
         digest, state = digest_of(folder), state_of(verdict, hold_review=rule.hold_review)
         document = json.loads(next(folder.rglob("*_result.json")).read_text(encoding="utf-8"))
         files = image.provenance.files if series else ()
-        seen = {"bundle": self.bundles[rule.name].sha256, **observed(image, next(iter(files), None), document)}
+        bundle = self.bundle_of(rule).sha256
+        seen = {"bundle": bundle, **observed(image, next(iter(files), None), document)}
         # By the digest, so that a result which is made again is drawn again
         if verdict == "accept" and int(digest[:8], 16) < rule.review_share * 16**8:
             state, reason, seen["drawn"] = "held", "drawn at random for review", rule.review_share
-        return NewResult(rule.name, series, name, state, verdict, reason, digest, observed=seen)
+        return NewResult(rule.name, series, name, state, verdict, reason, digest, observed=seen, bundle=bundle)
 
-    def _segment(self, source: "Path | Volume", rule: Rule, keep: "Keep" = "evidence") -> "Case":
+    def bundle_of(self, rule: Rule) -> "Bundle | ExternalBundle":
+        """The bundle that the present task was planned for, else that of the rule; one beside it is kept for each rule."""
+        wanted, own = self._planned.get(rule.name), self.bundles[rule.name]
+        if wanted in (None, own.sha256):
+            return own
+        if rule.name not in self._others or self._others[rule.name].sha256 != wanted:
+            self._others.pop(rule.name, None)  # before the next is loaded: there is memory for two
+            folder = copy_of(self.site, str(wanted))
+            planned = replace(rule, bundle=str(folder), sha256=str(wanted))
+            self._others[rule.name] = _warm(planned, self.site.node.device, self.device)
+        return self._others[rule.name]
+
+    def segment(self, source: "Path | Volume", rule: Rule, keep: "Keep" = "evidence") -> "Case":
+        """The case of an image by the bundle of a rule, with its processor time among the `seconds`."""
         # torch comes with this import; the node imports this module too and must stay without it.
         from monai_unet_app.pipeline import segment_case
 
-        return segment_case(source, self.networks[rule.name], self.runs[rule.name], keep=keep)
+        bundle = self.bundle_of(rule)
+        assert rule.name in self.networks
+        begin = time.process_time()
+        case = segment_case(source, cast("Bundle", bundle), self.runs[rule.name], keep=keep)
+        return replace(case, seconds={**case.seconds, CPU: round(time.process_time() - begin, 3)})
 
 
 def _write_case(case: "Case", name: str, folder: Path, **options: Any) -> None:
@@ -282,7 +307,7 @@ def _write_case(case: "Case", name: str, folder: Path, **options: Any) -> None:
     write_results(case, name, OutputConfig(deliver_rejected=True, **options), folder)
 
 
-def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
+def read_picked(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
     """The voxels of a series, or of one for each channel. Others are read too only if they show that it lacks nothing."""
     from dicom_io.channels import read_channels
     from dicom_io.read import read_series
@@ -444,6 +469,9 @@ def main() -> None:
     """
     site, others = read_site(Path(sys.argv[1])), sys.argv[2:]
     if "--check" not in others:
+        if "--shadow" in others:
+            others.remove("--shadow")
+            end_with_parent()
         serve(lambda: _prepare(with_models(site), others[1] if others[:1] == ["--device"] else None))
     try:
         check_bundles(with_models(site))

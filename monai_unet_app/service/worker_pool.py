@@ -72,6 +72,8 @@ class WorkerPool:
             most_bytes: Resident memory that a child may have.
         """
         for child in self.children:
+            if child.is_stopped:
+                continue
             child.ask_heartbeat()
             longest_s = longest_task_s if child.is_ready else max(longest_task_s, _LONGEST_START_S)
             if child.exit_code is not None:

@@ -5,7 +5,8 @@
 What it does is told by the patient's comments of an instance, or by `descrip` of a NIfTI image: "crash" dies, "hang" sleeps,
 "slow" sleeps for a while, "grind" computes for a while without letting any other thread run, "eat" takes memory, "nothing"
 finds nothing to segment, "refuse" refuses with a notice, "drift" writes other bytes each time,
-"review" and "reject" are that verdict of the quality gate; anything else is delivered.
+"review" and "reject" are that verdict of the quality gate; anything else is delivered. "cannot" refuses where the bundle is
+a challenger's (its sha256 begins with c), "dies" dies there, and a shadow finds it worse where the wish is "worse".
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -31,12 +33,17 @@ from monai_unet_app.service.work import digest_of
 def segment(site: Site, message: Message) -> Message:
     """The answer to a task, as that of `service.work`."""
     begin = time.perf_counter()
+    if "slots" in message:
+        return _compared(site, message)
     output = Path(message["output"])
     for image in images_of(Path(message["study"])):
         return {"results": [_image_result(site, image, output)], "seconds": 0.0}
     files = sorted(Path(message["study"]).rglob("*.dcm"))
     headers = [dcmread(path) for path in files]
     wish = {str(one.get("PatientComments") or "") for one in headers}
+    bundle = message.get("models", {}).get(site.rules[0].name, "")
+    if bundle.startswith("c"):
+        wish |= {"refuse"} if "cannot" in wish else {"crash"} if "dies" in wish else set()
     _misbehave(wish)
     told = max(int(one.get("ImagesInAcquisition") or 0) for one in headers)
     lacks = f"{told - len(headers)} of {told} images did not come" if told > len(headers) else ""
@@ -49,13 +56,27 @@ def segment(site: Site, message: Message) -> Message:
         why = {"reason": "no series fits a rule"}
         return {"results": [_result(rule.name, series, "", "not processed", "") | why], "seconds": 0.0}
     folder = output / f"{rule.name}_one"
+    shutil.rmtree(output, ignore_errors=True)
     (folder / "binary").mkdir(parents=True)
-    _write(headers, folder / "binary" / "one_sc.dcm", f" {output.name}" if "drift" in wish else "")
+    more = f" {output.name}" if "drift" in wish else ""
+    _write(headers, folder / "binary" / "one_sc.dcm", more + (f" by {bundle[:8]}" if bundle else ""))
     verdict = next((one for one in ("review", "reject") if one in wish), "")
     state = "not processed" if "refuse" in wish else state_of(verdict, hold_review=rule.hold_review)
     found = _result(rule.name, series, f"{output.name}/{folder.name}", state, digest_of(folder), verdict)
-    found["reason"] = lacks or (f"the gate says {verdict}" if verdict else "")
+    found["reason"] = lacks or (f"the gate says {verdict}" if verdict else "cannot" if "cannot" in wish else "")
+    if bundle:
+        found |= {"bundle": bundle, "observed": {"bundle": bundle}}
     return {"results": [found], "seconds": time.perf_counter() - begin}
+
+
+def _compared(site: Site, message: Message) -> Message:
+    """What a shadow finds: the challenger is as good, or worse by the wish of the study."""
+    headers = [dcmread(path) for path in sorted(Path(message["study"]).rglob("*.dcm"))]
+    wish = {str(one.get("PatientComments") or "") for one in headers}
+    _misbehave(wish & {"crash", "slow shadow"})
+    pair = {"fault": ["", ""], "verdict": ["accept", "accept"], "agreement": 0.9, "seconds": [1.0, 1.0]}
+    dice = [0.9, 0.7] if "worse" in wish else [0.9, 0.9]
+    return {"compared": {site.rules[0].name: {**pair, "dice": dice, "results": sorted(message["results"])}}}
 
 
 def _misbehave(wish: set[str]) -> None:
@@ -63,7 +84,7 @@ def _misbehave(wish: set[str]) -> None:
         os.kill(os.getpid(), 9)
     if "hang" in wish:
         time.sleep(3600)
-    if "slow" in wish:
+    if "slow" in wish or "slow shadow" in wish:
         time.sleep(5)
     if "grind" in wish:
         sum(range(400_000_000))  # C code that keeps the interpreter's lock
@@ -103,7 +124,7 @@ def _result(rule: str, series: str, folder: str, state: str, digest: str, verdic
 
 def _write(headers: list[Dataset], path: Path, more: str = "") -> None:
     uids = sorted(str(one.SOPInstanceUID) for one in headers)
-    number = int(hashlib.sha256("".join(uids).encode()).hexdigest()[:30], 16)
+    number = int(hashlib.sha256("".join([*uids, more.partition(" by ")[2]]).encode()).hexdigest()[:30], 16)
     made = Dataset()
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

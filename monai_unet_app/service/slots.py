@@ -1,0 +1,151 @@
+"""The slots of rules in the database: champion, challenger, what both made of the same studies, and the way back.
+
+A study's bundles are fixed when its job is made. A rollback ends what the challenger made and no destination has: those results
+are superseded, and their studies wait for the champion. Each function is replayed by `service.restore` from a line of the
+audit trail, so it depends on rows and arguments alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from monai_unet_app.service.database import Database
+from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.rows import UNFINISHED, Job, Result, Shadow, Slot, sql_list
+
+MOST_TRIES = 2
+"""Of a shadow; one that fails as often counts as a fault of its bundle."""
+
+_MADE = "rule = ? AND bundle = ?"
+_VERIFIED = (
+    "verdict = 'verified' AND EXISTS (SELECT 1 FROM results m WHERE m.job = r.job AND m.series = r.series "
+    "AND m.rule = ? AND m.bundle = ?)"
+)
+"""Follow-ups of the results that a bundle made for a rule."""
+
+_SENT = "EXISTS (SELECT 1 FROM deliveries d WHERE d.result = r.id AND d.state = 'delivered')"
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """What a rollback found.
+
+    Attributes:
+        sent: Numbers of the challenger's results that a destination has.
+        ended: Numbers of those that were superseded; some may be among `sent`, where another destination waited.
+        studies: Those of which the champion must make a result.
+    """
+
+    sent: list[int]
+    ended: list[int]
+    studies: list[str]
+
+
+def slots(database: Database) -> dict[str, Slot]:
+    """The slot of each rule that names a model of a registry."""
+    return {slot.rule: slot for slot in database.select(Slot, "SELECT * FROM slots ORDER BY rule")}
+
+
+def assign(database: Database, rule: str, champion: str, challenger: str) -> None:
+    """Gives a rule its bundles; a new challenger begins with no share."""
+    database.change("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, 0, '')", rule, champion, challenger)
+
+
+def set_share(database: Database, rule: str, share: float) -> None:
+    """Gives the challenger's results to a share of the patients; one that was rolled back is tried from the beginning."""
+    with database.transaction():
+        database.change(
+            "DELETE FROM comparisons WHERE EXISTS (SELECT 1 FROM slots s WHERE s.rule = ? AND s.withdrawn != '' AND "
+            "s.rule = comparisons.rule AND s.champion = comparisons.champion AND s.challenger = comparisons.challenger)",
+            rule,
+        )
+        database.change("UPDATE slots SET share = ?, withdrawn = '' WHERE rule = ?", share, rule)
+
+
+def roll_back(queue: Queue, rule: str, why: str) -> RolledBack:
+    """Ends the challenger of a rule.
+
+    Args:
+        queue: The node's.
+        rule: It has a challenger.
+        why: In words.
+    """
+    with queue.transaction():
+        slot = slots(queue)[rule]
+        made = (rule, slot.challenger)
+        mine = f"(SELECT id FROM results r WHERE ({_MADE}) OR ({_VERIFIED}))"
+        sent = queue.column(f"SELECT id FROM results r WHERE {_MADE} AND {_SENT} ORDER BY id", *made)
+        ended = queue.select(
+            Result, f"SELECT * FROM results WHERE id IN {mine} AND state IN {sql_list((*UNFINISHED, 'dead'))} ORDER BY id",
+            *made, *made,
+        )  # fmt: skip
+        for result in ended:
+            queue.change("UPDATE results SET state = 'superseded', done = ? WHERE id = ?", queue.now_s(), result.id)
+            queue.change("DELETE FROM deliveries WHERE result = ? AND state IN ('pending', 'dead')", result.id)
+        queue.change("UPDATE slots SET share = 0, withdrawn = ? WHERE rule = ?", why, rule)
+        for job in queue.select(Job, "SELECT * FROM jobs WHERE plan != '' AND state IN ('queued', 'working', 'dead')"):
+            if job.plans.get(rule, {}).get("challenger") == slot.challenger:
+                queue.change("UPDATE jobs SET plan = ? WHERE id = ?", champion_only(job, rule, slot.champion), job.id)
+                queue.change("DELETE FROM shadows WHERE job = ?", job.id)
+        # A shadow of either bundle is of no use any more; those of other rules of the same study are given up with it
+        queue.change(
+            "DELETE FROM shadows WHERE state = 'waiting' AND job IN "
+            "(SELECT id FROM jobs WHERE plan != '' AND json_extract(plan, '$.' || json_quote(?) || '.challenger') = ?)",
+            *made,
+        )  # fmt: skip
+        return RolledBack(sent, [one.id for one in ended], list(dict.fromkeys(one.study for one in ended)))
+
+
+def champion_only(job: Job, rule: str, champion: str) -> str:
+    """The plan of a job, with the champion for a rule and without a shadow of it."""
+    return json.dumps({**job.plans, rule: {"champion": champion, "challenger": "", "slot": "champion"}})
+
+
+def next_shadow(database: Database) -> Shadow | None:
+    """The oldest shadow whose study is segmented and of which no delivery waits; None if there is none."""
+    found = database.select(
+        Shadow,
+        "SELECT s.* FROM shadows s JOIN jobs j ON j.id = s.job WHERE s.state = 'waiting' AND j.state = 'done' AND NOT EXISTS "
+        "(SELECT 1 FROM results r JOIN deliveries d ON d.result = r.id WHERE r.job = j.id AND d.state = 'pending') "
+        "ORDER BY s.attempts, s.job LIMIT 1",
+    )
+    return next(iter(found), None)
+
+
+def count_try(database: Database, job: int, reason: str) -> Shadow | None:
+    """Counts a try of a shadow that failed, and gives it, dead after the last; None if it is no longer wanted."""
+    with database.transaction():
+        database.change(
+            "UPDATE shadows SET attempts = attempts + 1, reason = ?, state = CASE WHEN attempts + 1 < ? THEN 'waiting' ELSE "
+            "'dead' END WHERE job = ?",
+            reason, MOST_TRIES, job,
+        )  # fmt: skip
+        return next(iter(database.select(Shadow, "SELECT * FROM shadows WHERE job = ?", job)), None)
+
+
+def add_comparisons(database: Database, job: int, compared: Mapping[str, Mapping[str, Any]]) -> None:
+    """Records what champion and challenger made of a study, and ends its shadow.
+
+    Args:
+        database: The node's.
+        job: Number of the job.
+        compared: Rule -> the comparison, see `evidence_against.ways`, with the sha256 of "champion" and "challenger".
+    """
+    with database.transaction():
+        for rule, facts in compared.items():
+            query = "INSERT INTO comparisons (rule, champion, challenger, facts) VALUES (?, ?, ?, ?)"
+            database.change(query, rule, facts["champion"], facts["challenger"], json.dumps(facts))
+        database.change("UPDATE shadows SET state = 'done' WHERE job = ? AND state = 'waiting'", job)
+
+
+def comparisons(database: Database, slot: Slot) -> list[dict[str, Any]]:
+    """What was found of the challenger of a slot beside this champion, the first study first."""
+    query = "SELECT facts FROM comparisons WHERE rule = ? AND champion = ? AND challenger = ? ORDER BY id"
+    return [json.loads(text) for text in database.column(query, slot.rule, slot.champion, slot.challenger)]
+
+
+def results_of(database: Database, slot: Slot) -> list[Result]:
+    """The challenger's results that a destination has: a site may want to look at them."""
+    query = f"SELECT * FROM results r WHERE {_MADE} AND {_SENT} ORDER BY id"
+    return database.select(Result, query, slot.rule, slot.challenger)
