@@ -95,6 +95,7 @@ def combined(series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "dice": [fmean(one[side] for one in dice) for side in (0, 1)] if all(dice) else None,
         "agreement": min(agreement, default=None),
         "seconds": [round(sum(one[side] for one in seconds), 3) for side in (0, 1)] if seconds else None,
+        "sizes": [one.get("sizes", {}) for one in series],
     }
 
 

@@ -37,7 +37,7 @@ def copy_of(site: Site, sha256: str) -> Path:
     folder = next(place.glob("*/"), place / "none")
     if not folder.is_dir() or BundleFiles(folder).sha256 != sha256:
         raise AppError(
-            f"{place} has no bundle of sha256 {sha256[:16]}, which a study was planned for; put the folder back from a copy, "
+            f"models/{sha256} of the node has no bundle of that sha256, which a study was planned for; put the folder back, "
             "or start the node while its registry answers"
         )
     return folder

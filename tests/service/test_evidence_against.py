@@ -87,6 +87,6 @@ def test_series_of_one_study_count_once() -> None:
     )
     assert both == {
         "fault": ["", "why"], "verdict": ["accept", "reject"], "dice": [pytest.approx(0.8), pytest.approx(0.85)],
-        "agreement": 0.8, "seconds": [1.0, 1.1],
+        "agreement": 0.8, "seconds": [1.0, 1.1], "sizes": [{}, {}],
     }  # fmt: skip
     assert combined([{**study(), "dice": None}])["dice"] is None

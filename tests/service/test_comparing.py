@@ -1,0 +1,155 @@
+"""What a shadow finds of a study by real bundles, and which challengers of a registry are tried at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sqlalchemy")
+
+from dicom_io.dicomize import dicomize
+from dicom_io.read import read_series
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.errors import AppError
+from monai_unet_app.lifecycle.registry import open_registry
+from monai_unet_app.lifecycle.resolve import resolve
+from monai_unet_app.pipeline import segment_case
+from monai_unet_app.service.models import copy_of, resolved, with_models
+from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.work import Worker
+
+SITE = """
+[node]
+folder = "node"
+[registry]
+folder = "registry"
+[[rules]]
+name = "hippocampus"
+bundle = "registry:hippocampus@champion"
+challenger = "registry:hippocampus@challenger"
+canary = 0.2
+deliver_ungated = true
+match = {Modality = "MR"}
+"""
+
+
+@pytest.fixture
+def site(tiny_bundle: Callable[[], Path], tmp_path: Path) -> Site:
+    """A site with a champion, and a challenger with other weights."""
+    root = tiny_bundle()
+    with open_registry(tmp_path / "registry") as registry:
+        registry.add(root, "hippocampus")
+        weights = torch.load(root / "models/model.pt", weights_only=True)
+        generator = torch.Generator().manual_seed(5)
+        changed = {
+            key: value + 0.05 * value.std() * torch.randn(value.shape, generator=generator)
+            if value.numel() > 1
+            else value
+            for key, value in weights.items()
+        }
+        torch.save(changed, root / "models/model.pt")
+        registry.add(root, "hippocampus")
+        registry.promote("hippocampus", "1", "champion", "Bianchi^Eva", {}, "the first")
+        registry.promote("hippocampus", "2", "challenger", "Bianchi^Eva", {}, "to be tried")
+    (tmp_path / "site.toml").write_text(SITE)
+    (tmp_path / "node/models").mkdir(parents=True)
+    return read_site(tmp_path / "site.toml")
+
+
+@pytest.fixture
+def study(crop: Volume, tmp_path: Path) -> Path:
+    """A study as the node keeps it."""
+    series = dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path / "in", case_id="one").series_folder
+    return Path(shutil.copytree(series, tmp_path / "received" / "1.2.3" / "1.2.3.4")).parent
+
+
+def test_the_shadow_tells_how_far_both_bundles_agree(site: Site, study: Path, tmp_path: Path) -> None:
+    assert resolve(site) == ""
+    known = resolved(site)
+    champion, challenger = (known[f"registry:hippocampus@{alias}"]["sha256"] for alias in ("champion", "challenger"))
+    gate = known["registry:hippocampus@challenger"]["gate"]
+    assert (gate["passed"], gate["why"].partition(";")[0]) == (
+        False,
+        "no margin for boundary_iou, dice, ece_band, ece_whole",
+    )
+    worker, volume = Worker(with_models(site)), read_series(study)
+    masks = [
+        segment_case(volume, load_bundle(copy_of(site, one), "cpu")).segmentation.label_volume.array
+        for one in (champion, challenger)
+    ]
+    expected = min(
+        2 * np.sum((masks[0] == n) & (masks[1] == n)) / (np.sum(masks[0] == n) + np.sum(masks[1] == n)) for n in (1, 2)
+    )
+    assert 0.2 < expected < 0.999
+    for main, other in (("champion", "challenger"), ("challenger", "champion")):
+        sha256 = {"champion": champion, "challenger": challenger}
+        task = {"study": str(study), "output": str(tmp_path / f"results/{main}"), "earlier": {}}
+        done = worker.answer({**task, "models": {"hippocampus": sha256[main]}})
+        (result,) = done["results"]
+        assert result["bundle"] == result["observed"]["bundle"] == sha256[main]
+        folder = tmp_path / "results" / result["folder"]
+        before = sorted(tmp_path.rglob("*"))
+        found = worker.answer(
+            {
+                "study": str(study),
+                "models": {"hippocampus": sha256[other]},
+                "slots": {"hippocampus": other},
+                "results": {f"hippocampus/{result['series']}": str(folder)},
+            }
+        )["compared"]["hippocampus"]
+        assert sorted(tmp_path.rglob("*")) == before  # it writes nothing
+        assert found["agreement"] == pytest.approx(expected, abs=1e-4)
+        assert found["fault"] == ["", ""]
+        assert all(0 < seconds < 60 for seconds in found["seconds"])
+        document = json.loads(next(folder.rglob("*_result.json")).read_text())
+        at = ("champion", "challenger").index(main)
+        for row in document["structures"]:
+            assert found["sizes"][0][row["label"]][at] == row["volume_ml"]
+
+
+def test_a_bundle_that_cannot_be_loaded_is_a_fault_of_its_slot(site: Site, study: Path, tmp_path: Path) -> None:
+    resolve(site)
+    sha256 = resolved(site)["registry:hippocampus@challenger"]["sha256"]
+    worker = Worker(with_models(site))
+    (result,) = worker.answer({"study": str(study), "output": str(tmp_path / "results/1-1"), "earlier": {}})["results"]
+    weights = copy_of(site, sha256) / "models/model.pt"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(AppError, match="has no bundle of that sha256"):
+        copy_of(site, sha256)
+    found = worker.answer(
+        {
+            "study": str(study),
+            "models": {"hippocampus": sha256},
+            "slots": {"hippocampus": "challenger"},
+            "results": {f"hippocampus/{result['series']}": str(tmp_path / "results" / result["folder"])},
+        }
+    )["compared"]["hippocampus"]
+    assert found["fault"][0] == ""
+    assert "which a study was planned for" in found["fault"][1]
+    assert str(tmp_path) not in found["fault"][1]
+
+
+def test_a_challenger_that_does_not_fit_is_left_out_and_the_champion_goes_on(
+    site: Site, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    other = tiny_bundle("retina_vessel_unet2d")
+    with open_registry(tmp_path / "registry") as registry:
+        number = registry.add(other, "hippocampus").number
+        registry.promote("hippocampus", str(number), "challenger", "Bianchi^Eva", {}, "another organ")
+    assert resolve(site) == ""
+    assert (
+        "the same structures in the same order are needed"
+        in resolved(site)["registry:hippocampus@challenger"]["why_not"]
+    )
+    assert with_models(site).rules[0].sha256 == resolved(site)["registry:hippocampus@champion"]["sha256"]
+    site.path.write_text(SITE.replace("@challenger", "@archived"))
+    assert resolve(read_site(site.path)) == ""
+    assert "has no version 'archived'" in resolved(site)["registry:hippocampus@archived"]["why_not"]
