@@ -112,7 +112,8 @@ def _comparison(champion: _Side, challenger: _Side) -> dict[str, Any]:
     agreement, both = None, (champion.segmentation, challenger.segmentation)
     if both[0] and both[1]:
         pairs = zip(both[0].structures, both[1].structures, strict=True)
-        agreement = round(min(dice(one.mask, other.mask) for one, other in pairs), 4)
+        boxes = ((one, other, one.box_with(other)) for one, other in pairs)
+        agreement = round(min(dice(one.mask_in(box), other.mask_in(box)) for one, other, box in boxes), 4)
     sides = (champion, challenger)
     whole = all(side.dice is not None for side in sides)
     return {

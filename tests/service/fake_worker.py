@@ -23,7 +23,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from monai_unet_app.service.child_processes import Message, serve
+from monai_unet_app.service.child_processes import Message, end_with_parent, serve
 from monai_unet_app.service.rows import state_of
 from monai_unet_app.service.site_file import Site, read_site
 from monai_unet_app.service.uploads import images_of
@@ -73,7 +73,7 @@ def _compared(site: Site, message: Message) -> Message:
     """What a shadow finds: the challenger is as good, or worse by the wish of the study."""
     headers = [dcmread(path) for path in sorted(Path(message["study"]).rglob("*.dcm"))]
     wish = {str(one.get("PatientComments") or "") for one in headers}
-    _misbehave(wish & {"crash", "slow shadow"})
+    _misbehave(wish & {"crash", "slow shadow", "brief shadow"})
     pair = {"fault": ["", ""], "verdict": ["accept", "accept"], "agreement": 0.9, "seconds": [1.0, 1.0]}
     dice = [0.9, 0.7] if "worse" in wish else [0.9, 0.9]
     return {"compared": {site.rules[0].name: {**pair, "dice": dice, "results": sorted(message["results"])}}}
@@ -84,6 +84,8 @@ def _misbehave(wish: set[str]) -> None:
         os.kill(os.getpid(), 9)
     if "hang" in wish:
         time.sleep(3600)
+    if "brief shadow" in wish:
+        time.sleep(0.3)
     if "slow" in wish or "slow shadow" in wish:
         time.sleep(5)
     if "grind" in wish:
@@ -140,6 +142,8 @@ def _write(headers: list[Dataset], path: Path, more: str = "") -> None:
 
 
 if __name__ == "__main__":
+    if "--shadow" in sys.argv:
+        end_with_parent()
     read = read_site(Path(sys.argv[1]))
     loaded = {rule.name: {"name": rule.bundle, "version": "0", "sha256": "0" * 64} for rule in read.rules}
     serve(lambda: (lambda message: segment(read, message), {"bundles": loaded}))

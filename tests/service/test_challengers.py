@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from nodes import make_study, pacs, running, store, study_of, wait_until, write_site
-from pydicom import dcmread
+from challenged import CHALLENGER, CHAMPION, NEXT, arrived, challenged_site, name_models, study_by
+from nodes import pacs, running, store, study_of, wait_until
 
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service import slots
 from monai_unet_app.service.audit import entries
 from monai_unet_app.service.node import Node
 
-CHAMPION, CHALLENGER, NEXT = "a" * 64, "c" * 64, "b" * 64
-RULE = """challenger = "registry:liver@challenger"
-canary = 0.5
-formats = ["sc"]
-"""
 TABLES = ("studies", "jobs", "results", "slots", "shadows", "comparisons")
-
-
-def site(folder: Path, port: int, rule: str = RULE, node: str = "") -> Path:
-    """A site whose registry has named a champion and a challenger that has passed the release gate."""
-    path = write_site(folder, port, rule=rule, node=node)
-    text = path.read_text().replace('bundle = "none"', 'bundle = "registry:liver@champion"')
-    path.write_text(text + '[registry]\nfolder = "registry"\n')
-    name_models(folder, CHAMPION, CHALLENGER)
-    return path
-
-
-def name_models(folder: Path, champion: str, challenger: str, *, passed: bool = True) -> None:
-    """As the process that asks the registry writes it."""
-    known: dict[str, Any] = {
-        "registry:liver@champion": {"folder": f"models/{champion}/x", "sha256": champion, "version": 1}
-    }
-    known["registry:liver@challenger"] = {
-        "folder": f"models/{challenger}/x", "sha256": challenger, "version": 2, "gate": {"passed": passed, "why": "so"},
-    }  # fmt: skip
-    (folder / "node/models").mkdir(parents=True, exist_ok=True)
-    (folder / "node/models/resolved.json").write_text(json.dumps(known))
-
-
-def study_by(folder: Path, patient: str, wish: str = "") -> Path:
-    """A study of a patient."""
-    make_study(folder, 2, wish=wish)
-    for path in folder.glob("*.dcm"):
-        one = dcmread(path)
-        one.PatientID = patient
-        one.save_as(path)
-    return folder
 
 
 def send_studies(node: Node, folder: Path, patients: Sequence[str], wish: str = "") -> list[str]:
@@ -65,17 +27,12 @@ def send_studies(node: Node, folder: Path, patients: Sequence[str], wish: str = 
     return [str(study_of(one)) for one in folders]
 
 
-def arrived(folder: Path) -> Counter[str]:
-    """How many objects of each bundle a destination has, by the beginning of its sha256."""
-    return Counter(dcmread(path).ImageComments.partition(" by ")[2][:1] for path in folder.rglob("*.dcm"))
-
-
 def compared(node: Node) -> int:
     return sum(rule["studies"] for rule in node.challengers.state())
 
 
 def test_a_shadow_compares_after_the_delivery_and_sends_nothing(tmp_path: Path) -> None:
-    with pacs(tmp_path / "pacs") as peer, running(site(tmp_path, peer.port)) as node:
+    with pacs(tmp_path / "pacs") as peer, running(challenged_site(tmp_path, peer.port)) as node:
         send_studies(node, tmp_path, ["1", "2", "3"])
         wait_until(lambda: compared(node) == 3)
         (state,) = node.challengers.state()
@@ -91,7 +48,7 @@ def test_a_shadow_compares_after_the_delivery_and_sends_nothing(tmp_path: Path) 
 
 def test_a_patient_keeps_a_side_and_a_larger_share_only_adds_patients(tmp_path: Path) -> None:
     patients = [str(number) for number in range(40)]
-    with pacs(tmp_path / "pacs") as peer, running(site(tmp_path, peer.port)) as node:
+    with pacs(tmp_path / "pacs") as peer, running(challenged_site(tmp_path, peer.port)) as node:
 
         def sides(share: float) -> set[str]:
             node.in_loop(lambda: node.challengers.set_share("any", share, "Bianchi^Eva", ""))
@@ -110,12 +67,12 @@ def test_a_patient_keeps_a_side_and_a_larger_share_only_adds_patients(tmp_path: 
         assert made == expected
         assert len(node.challengers.state()[0]["sent"]) == sum(one == CHALLENGER for one in made.values())
     assert arrived(tmp_path / "pacs") == Counter(one[0] for one in expected.values())
-    with running(site(tmp_path, 1)) as again:  # the key of the sides outlives the node
+    with running(challenged_site(tmp_path, 1)) as again:  # the key of the sides outlives the node
         assert {one for one in patients if again.challengers._side("any", f"\0{one}") < 0.5} == half
 
 
 def test_a_challenger_that_is_worse_is_rolled_back_and_the_champion_goes_on(tmp_path: Path) -> None:
-    with pacs(tmp_path / "pacs") as peer, running(site(tmp_path, peer.port)) as node:
+    with pacs(tmp_path / "pacs") as peer, running(challenged_site(tmp_path, peer.port)) as node:
         node.in_loop(lambda: node.challengers.set_share("any", 0.5, "Bianchi^Eva", ""))
         send_studies(node, tmp_path, [str(n) for n in range(24)], "worse")
         wait_until(lambda: node.challengers.state()[0]["withdrawn"], 60)
@@ -135,7 +92,7 @@ def test_a_challenger_that_is_worse_is_rolled_back_and_the_champion_goes_on(tmp_
 
 
 def test_after_a_rollback_no_result_of_the_challenger_starts_and_the_champion_makes_them(tmp_path: Path) -> None:
-    path = site(tmp_path, 1)  # nobody listens there
+    path = challenged_site(tmp_path, 1)  # nobody listens there
     with running(path) as node:
         node.in_loop(lambda: node.challengers.set_share("any", 0.5, "Bianchi^Eva", ""))
         studies = send_studies(node, tmp_path, [str(n) for n in range(8)])
@@ -162,7 +119,7 @@ def test_after_a_rollback_no_result_of_the_challenger_starts_and_the_champion_ma
 
 @pytest.mark.parametrize("wish", ["cannot", "dies"])
 def test_the_champion_takes_over_what_the_challenger_cannot_do(wish: str, tmp_path: Path) -> None:
-    with pacs(tmp_path / "pacs") as peer, running(site(tmp_path, peer.port)) as node:
+    with pacs(tmp_path / "pacs") as peer, running(challenged_site(tmp_path, peer.port)) as node:
         node.in_loop(lambda: node.challengers.set_share("any", 0.5, "Bianchi^Eva", ""))
         patients = [one for one in map(str, range(20)) if node.challengers._side("any", f"\0{one}") < 0.5][:2]
         studies = send_studies(node, tmp_path, patients, wish)
@@ -193,7 +150,7 @@ def rows(node: Node) -> dict[str, list[tuple[object, ...]]]:
 
 def test_a_lost_database_is_made_anew_in_the_middle_of_a_canary(tmp_path: Path) -> None:
     with pacs(tmp_path / "pacs") as peer:
-        path = site(tmp_path, peer.port)
+        path = challenged_site(tmp_path, peer.port)
         with running(path) as node:
             node.in_loop(lambda: node.challengers.set_share("any", 0.5, "Bianchi^Eva", ""))
             send_studies(node, tmp_path, [str(n) for n in range(6)])
@@ -216,7 +173,7 @@ def test_a_lost_database_is_made_anew_in_the_middle_of_a_canary(tmp_path: Path) 
 
 
 def test_a_shadow_stands_still_while_a_study_waits_for_the_champion(tmp_path: Path) -> None:
-    with pacs(tmp_path / "pacs") as peer, running(site(tmp_path, peer.port)) as node:
+    with pacs(tmp_path / "pacs") as peer, running(challenged_site(tmp_path, peer.port)) as node:
         send_studies(node, tmp_path, ["1"], "slow shadow")
         wait_until(lambda: node.shadows.pool.tasks())
         send_studies(node, tmp_path, ["2"], "slow")
@@ -231,7 +188,7 @@ def test_a_shadow_stands_still_while_a_study_waits_for_the_champion(tmp_path: Pa
 
 
 def test_new_models_are_taken_without_a_new_start_and_a_promoted_challenger_is_the_champion(tmp_path: Path) -> None:
-    with pacs(tmp_path / "pacs") as peer, running(site(tmp_path, peer.port)) as node:
+    with pacs(tmp_path / "pacs") as peer, running(challenged_site(tmp_path, peer.port)) as node:
         send_studies(node, tmp_path, ["1"])
         wait_until(lambda: compared(node) == 1)
         name_models(tmp_path, CHALLENGER, CHALLENGER)
@@ -246,7 +203,7 @@ def test_new_models_are_taken_without_a_new_start_and_a_promoted_challenger_is_t
 
 
 def test_a_share_needs_the_site_the_gate_or_a_reason(tmp_path: Path) -> None:
-    with running(site(tmp_path, 1)) as node:
+    with running(challenged_site(tmp_path, 1)) as node:
         with pytest.raises(InputRefusedError, match=r"permits a share of 0\.5 at most, 0\.6 is asked for"):
             node.challengers.set_share("any", 0.6, "Bianchi^Eva", "")
         with pytest.raises(InputRefusedError, match="the site has no rule 'spleen'; one of any is needed"):

@@ -153,3 +153,23 @@ def test_a_challenger_that_does_not_fit_is_left_out_and_the_champion_goes_on(
     site.path.write_text(SITE.replace("@challenger", "@archived"))
     assert resolve(read_site(site.path)) == ""
     assert "has no version 'archived'" in resolved(site)["registry:hippocampus@archived"]["why_not"]
+
+
+def test_structures_that_lie_in_different_boxes_are_compared_on_the_whole_grid(crop: Volume) -> None:
+    from dicom_io.segmentation import Segmentation
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.service.comparing import _comparison, _Side
+    from monai_unet_app.shipped import shipped
+
+    segments = bundle_files(shipped("bundles") / "hippocampus_mri_unet3d").segments
+    sides = []
+    for start in (2, 5):  # cubes of 10 x 4 x 4 and 4 x 4 x 4 voxels, moved by 3 along the first axis
+        labels = np.zeros(crop.array.shape, np.uint8)
+        labels[start : start + 10, 3:7, 3:7] = 1
+        labels[start : start + 4, 20:24, 8:12] = 2
+        sides.append(_Side(segmentation=Segmentation.of_numbers(crop, labels, segments, exclusive=True)))
+    found = _comparison(*sides)
+    assert found["agreement"] == pytest.approx(2 * 1 / (4 + 4))  # the smaller one agrees least: 1 of 4 layers
+    empty = _Side(segmentation=Segmentation.of_numbers(crop, np.zeros_like(labels), segments, exclusive=True))
+    assert (_comparison(empty, empty)["agreement"], _comparison(sides[0], empty)["agreement"]) == (1.0, 0.0)
+    assert _comparison(sides[0], _Side())["agreement"] is None
