@@ -45,6 +45,7 @@ class ExpectedDice:
         low, high: Interval that holds the true mean with `COVERAGE`.
         results: How many there are.
         reviewed: How many of them a reviewer has seen.
+        bias: How much better they are than the gate predicts, as far as reviewers tell.
     """
 
     mean: float
@@ -52,6 +53,7 @@ class ExpectedDice:
     high: float
     results: int
     reviewed: int
+    bias: float = 0.0
 
 
 def expected_dice(graded: Sequence[Graded]) -> ExpectedDice | None:
@@ -71,4 +73,4 @@ def expected_dice(graded: Sequence[Graded]) -> ExpectedDice | None:
         bias, of_bias = found * BIAS**2 / (BIAS**2 + of_found), 1 / (1 / BIAS**2 + 1 / of_found)
     spread = np.sqrt(of_bias + predicted.var() / len(graded)) * stats.norm.ppf((1 + COVERAGE) / 2)
     mean = float(np.clip(predicted.mean() + bias, 0, 1))
-    return ExpectedDice(mean, max(0.0, mean - spread), min(1.0, mean + spread), len(graded), len(seen))
+    return ExpectedDice(mean, max(0.0, mean - spread), min(1.0, mean + spread), len(graded), len(seen), bias)

@@ -29,6 +29,7 @@ from monai_unet_app.service.audit import TrailError
 from monai_unet_app.service.guard import MOST_TEXT_BYTES, TRAIL_FAULT, BoundedRoute, Guard, is_json
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.http_body import copy_upload, is_form, mask_ending, opened_form, receive_file, scratch_file
+from monai_unet_app.service.maintenance import declare_maintenance
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.node_metrics import exposition
 from monai_unet_app.service.pages import SOON_S, ReviewPages
@@ -416,6 +417,17 @@ def _add_models(app: FastAPI, node: Node) -> None:
     def rollback(rule: str, holder: access.Stopper, reason: Reason) -> dict[str, Any]:
         with _errors_as_answers(node):
             return asdict(node.in_loop(lambda: node.challengers.roll_back(rule, reason, holder.name)))
+
+    @app.post("/maintenance", summary="Alerts that maintenance explains are not sent for so long; 0 ends it")
+    def maintenance(
+        holder: access.Admin,
+        minutes: Annotated[float, Body(ge=0, le=7 * 24 * 60)],
+        reason: Reason,
+    ) -> dict[str, str]:
+        with _errors_as_answers(node):
+            until = declare_maintenance(node.folder, minutes).isoformat(timespec="seconds")
+            node.audit.write("maintenance", until=until, who=holder.name, reason=reason)
+            return {"until": until}
 
 
 def _retry(request: Request, node: Node, kind: Literal["job", "delivery"], number: int, person: str) -> Response:

@@ -149,6 +149,7 @@ class JobScheduler:
         node.deliveries.forget_remade(job.study)
 
     def _report_result(self, job: Job, recorded: Result, new: NewResult, worker: int) -> None:
+        self._node.figures.add(new, job, self._node.bundles().get(new.rule, {}))
         observed = {"observed": new.observed} if new.observed else {}
         # The reason is the worker's: a reason that a person wrote may name a patient, and is in `decisions` only.
         self._node.audit.write(

@@ -50,6 +50,7 @@ from monai_unet_app.service.models import resolved
 from monai_unet_app.service.node_metrics import Durations
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.restore import restore
+from monai_unet_app.service.result_figures import ResultFigures
 from monai_unet_app.service.retention import Retention
 from monai_unet_app.service.rows import Job, Result
 from monai_unet_app.service.shadows import Shadows
@@ -72,6 +73,7 @@ class Node:
 
     Attributes:
         durations: How long the stages took: "work", "deliver" and "total" (complete until delivered).
+        figures: Of the results of each bundle.
         instances_stored: How many instances were stored since the node began.
         instances_turned_away: How many instances were not stored.
         callers_turned_away: How many callers were not let in.
@@ -115,7 +117,7 @@ class Node:
         self.health, self.arrivals = Health(self), Arrivals()
         self.jobs, self.deliveries, self.retention = JobScheduler(self), DeliveryScheduler(self), Retention(self)
         self.challengers, self.shadows, self.drift = Challengers(self), Shadows(self, worker), DriftWatch(self)
-        self.durations = Durations()
+        self.durations, self.figures = Durations(), ResultFigures()
         self.instances_stored = self.instances_turned_away = self.callers_turned_away = 0
         self.last_turned_away: deque[tuple[float, str]] = deque(maxlen=_LAST_TURNED_AWAY)
         self.decision_locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)

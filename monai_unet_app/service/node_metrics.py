@@ -15,6 +15,7 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from monai_unet_app import __version__
+from monai_unet_app.service.maintenance import maintenance_until
 from monai_unet_app.service.rows import FOLLOW_UPS, DeliveryState, JobState, ResultState
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ class _NodeCollector(Collector):
         self.node = node
 
     def collect(self) -> "Iterator[Metric]":
-        for part in (self._work, self._waiting, self._destinations, self._machine, self._versions, self._drift):
+        for part in (
+            self._work, self._waiting, self._destinations, self._machine, self._versions, self._drift, self._challengers,
+            self.node.figures.collect,
+        ):  # fmt: skip
             yield from part()
 
     def _work(self) -> "Iterator[Metric]":
@@ -135,6 +139,9 @@ class _NodeCollector(Collector):
         yield Gauge("monai_unet_disk_free_bytes", "free on the disk of the node's folder", value=disk.free)
         text = "with less free disk nothing is received (least_free_gb)"
         yield Gauge("monai_unet_disk_least_free_bytes", text, value=least_free)
+        yield Gauge("monai_unet_time_seconds", "the node's time of day, in seconds since 1970", value=time.time())
+        text = "end of the maintenance that was declared, in seconds since 1970; 0: none was"
+        yield Gauge("monai_unet_maintenance_until_seconds", text, value=maintenance_until(node.folder))
 
     def _versions(self) -> "Iterator[Metric]":
         versions = {"version": __version__, "python": platform.python_version()}
@@ -149,10 +156,24 @@ class _NodeCollector(Collector):
         known = {rule["rule"]: rule for rule in self.node.drift.rules if rule["reference"]}
         drifted = {name: float(rule["state"] == "drift") for name, rule in known.items()}
         scores = {name: float(rule["score"] or 0.0) for name, rule in known.items()}
-        dice = {name: rule["expected_dice"]["mean"] for name, rule in known.items() if rule["expected_dice"]}
+        expected = {name: rule["expected_dice"] for name, rule in known.items() if rule["expected_dice"]}
+        dice, bias = ({name: one[key] for name, one in expected.items()} for key in ("mean", "bias"))
         yield _gauge("monai_unet_drift", "1 if what a rule sees has drifted from its reference", "rule", drifted)
         yield _gauge("monai_unet_drift_score", "score of the drift test of a rule; 1000 is an alarm", "rule", scores)
         yield _gauge("monai_unet_expected_dice", "expected mean Dice of the last 30 results of a rule", "rule", dice)
+        text = "how much better reviewers find the results of a rule than the quality gate predicts, in Dice"
+        yield _gauge("monai_unet_dice_bias", text, "rule", bias)
+
+    def _challengers(self) -> "Iterator[Metric]":
+        """Of rules with a challenger."""
+        states = {one["rule"]: one for one in self.node.challengers.state()}
+        for key, text in (
+            ("share", "part of the patients whose results are the challenger's"),
+            ("score", "evidence that the challenger is worse; 100 rolls it back"),
+        ):
+            yield _gauge(f"monai_unet_challenger_{key}", text, "rule", {rule: one[key] for rule, one in states.items()})
+        withdrawn = {rule: float(bool(one["withdrawn"])) for rule, one in states.items()}
+        yield _gauge("monai_unet_challenger_rolled_back", "1 after a challenger was rolled back", "rule", withdrawn)
 
 
 def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Gauge:

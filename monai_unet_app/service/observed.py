@@ -17,13 +17,16 @@ from dicom_io.reading.instances import load_dataset
 PREDICTED = "predicted Dice"
 """End of the name of each predicted Dice."""
 
+CONFIDENCE = "confidence"
+"""End of the name of the mean probability in each structure."""
+
 FROZEN = "reference frozen"
 """Event of the audit trail: an approver has frozen the results of a rule that later ones are held against."""
 
 _OF_STRUCTURES = {
     "volume_ml": "size",
     "pixels": "size",
-    "mean_probability": "confidence",
+    "mean_probability": CONFIDENCE,
     "predicted_dice": PREDICTED,
     "typical_dice": PREDICTED,
     "dice_at_least": "Dice at least",

@@ -268,12 +268,17 @@ class Worker:
         digest, state = digest_of(folder), state_of(verdict, hold_review=rule.hold_review)
         document = json.loads(next(folder.rglob("*_result.json")).read_text(encoding="utf-8"))
         files = image.provenance.files if series else ()
-        bundle = self.bundle_of(rule).sha256
-        seen = {"bundle": bundle, **observed(image, next(iter(files), None), document)}
+        bundle = self.bundle_of(rule)
+        seen: dict[str, Any] = {
+            "bundle": bundle.sha256,
+            "model": {"name": bundle.name, "version": bundle.version},
+            "processor_s": document["seconds"].get(CPU, 0.0),
+            **observed(image, next(iter(files), None), document),
+        }
         # By the digest, so that a result which is made again is drawn again
         if verdict == "accept" and int(digest[:8], 16) < rule.review_share * 16**8:
             state, reason, seen["drawn"] = "held", "drawn at random for review", rule.review_share
-        return NewResult(rule.name, series, name, state, verdict, reason, digest, observed=seen, bundle=bundle)
+        return NewResult(rule.name, series, name, state, verdict, reason, digest, observed=seen, bundle=bundle.sha256)
 
     def bundle_of(self, rule: Rule) -> "Bundle | ExternalBundle":
         """The bundle that the present task was planned for, else that of the rule; one beside it is kept for each rule."""

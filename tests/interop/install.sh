@@ -53,10 +53,16 @@ install_packages() (
     fi
 )
 
+mkdir -p "$build"
+exec 9> "$build/install.lock"
+flock 9 # another suite may be installing
+
 packages=""
 test -x /usr/sbin/Orthanc || packages="$packages orthanc"
 test -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so || packages="$packages orthanc-dicomweb"
 test -x /usr/bin/storescu || packages="$packages dcmtk"
+test -x /usr/bin/promtool || packages="$packages prometheus"
+test -x /usr/bin/amtool || packages="$packages prometheus-alertmanager"
 test -x /usr/bin/chromium || packages="$packages chromium"
 command -v gcc > /dev/null || packages="$packages gcc libc6-dev"
 has_ohif || command -v npm > /dev/null || packages="$packages npm"
