@@ -153,9 +153,9 @@ def only_champion(node: Node) -> bool:
 
 
 def capacity_s(node: Node, studies: Sequence[Path]) -> float:
-    """Seconds that a study takes when the node is never idle."""
-    deliver(node, studies)
+    """Seconds that a study takes when others wait behind it."""
     begin = time.monotonic()
+    deliver(node, studies)
     wait(lambda: only_champion(node))
     return (time.monotonic() - begin) / len(studies)
 

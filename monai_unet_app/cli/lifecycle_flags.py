@@ -23,6 +23,36 @@ class WatchDrift(Options):
     propose: int | None = None
 
 
+class MakePostmortem(Options):
+    """Flags of `node postmortem`.
+
+    Attributes:
+        config: the site's file; its node may be running
+        case: StudyInstanceUID of a study that the node has got
+        between: two versions of the rule's model, by number or alias; or two bundles
+        rule: whose model it is (default: the only rule)
+        output: HTML file for the page (default: postmortem.html)
+    """
+
+    config: Place
+    case: Text
+    between: list[Text]
+    rule: Text | None = None
+    output: Annotated[Place, Flag(metavar="HTML")] = Path("postmortem.html")
+
+
+class FillChecklist(Options):
+    """Flags of `node checklist`.
+
+    Attributes:
+        config: the site's file; its node may be running
+        kind: before the first study, in daily use, or when something went wrong (default: pre-production)
+    """
+
+    config: Place
+    kind: Literal["pre-production", "production", "incident"] = "pre-production"
+
+
 class InRegistry(Options):
     """Flags of every verb of `registry`.
 

@@ -1,4 +1,4 @@
-"""The verbs of a model's life: registry and its second words, node drift."""
+"""The verbs of a model's life: registry and its second words, node drift, node postmortem, node checklist."""
 
 from getpass import getpass
 
@@ -186,3 +186,42 @@ def drift(options: lifecycle_flags.WatchDrift) -> Answer:
         write_drift_page(rules, options.output)
         show.wrote([options.output])
     return {"rules": documents}, EXIT_FAILED if any(rule.state == "drift" for rule in rules) else EXIT_DONE
+
+
+def postmortem(options: lifecycle_flags.MakePostmortem) -> Answer:
+    """Say what differs between two versions, what both make of a study, and where the second is worse.
+
+    Example: monai-unet node postmortem --config site.toml --case UID --between 1 2
+    """
+    if len(options.between) != 2:
+        raise UsageError(f"--between has {len(options.between)} words; two versions are needed, such as --between 1 2")
+    from monai_unet_app.lifecycle import postmortem as found_by
+    from monai_unet_app.lifecycle.postmortem_page import write_postmortem
+    from monai_unet_app.service.site_file import read_site
+
+    first, second = options.between
+    site = read_site(options.config)
+    with found_by.postmortem(site, options.case, (first, second), options.rule or "", show.say) as found:
+        write_postmortem(found, options.output)
+        document = found.document()
+    rows = [(name, *pair) for name, pair in document["differences"].items()]
+    show.print_table(("what differs", "first", "second"), rows)
+    show.paragraph(found.sentence)
+    show.wrote([options.output])
+    return document, EXIT_DONE
+
+
+def checklist(options: lifecycle_flags.FillChecklist) -> Answer:
+    """Fill in a check-list: what can be measured is, the rest is asked. Exit code 1 if something is missing.
+
+    Example: monai-unet node checklist --config site.toml --kind production
+    """
+    from monai_unet_app.lifecycle.checklist import checklist as items_of
+    from monai_unet_app.service.site_file import read_site
+
+    items = items_of(read_site(options.config), options.kind)
+    marks = {"done": "yes", "missing": "NO", "ask": "[ ]"}
+    show.print_table(("", options.kind, "found"), [(marks[one.state], one.text, one.found) for one in items])
+    missing = sum(one.state == "missing" for one in items)
+    show.line(f"{missing} missing, {sum(one.state == 'ask' for one in items)} for a person to say")
+    return {"items": [vars(one) for one in items]}, EXIT_FAILED if missing else EXIT_DONE

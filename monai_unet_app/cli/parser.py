@@ -41,7 +41,13 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
 }  # fmt: skip
 SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     dicom_verbs.pacs: (dicom_verbs.echo, dicom_verbs.find, dicom_verbs.fetch, dicom_verbs.send),
-    service_verbs.node: (service_verbs.token, service_verbs.commission, lifecycle_verbs.drift),
+    service_verbs.node: (
+        service_verbs.token,
+        service_verbs.commission,
+        lifecycle_verbs.drift,
+        lifecycle_verbs.postmortem,
+        lifecycle_verbs.checklist,
+    ),
     bundle_verbs.bundle: (
         bundle_verbs.import_nnunet,
         bundle_verbs.import_monai,

@@ -63,7 +63,7 @@ def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
         "groups": [_group_facts(group) for group in groups],
         "groups_unread": unread,
         "bundle": _local_bundle(maker["sha256"]),
-        "audit": _audit_lines(trail, str(header.StudyInstanceUID)) if trail else None,
+        "audit": audit_lines(trail, str(header.StudyInstanceUID)) if trail else None,
     }
 
 
@@ -180,6 +180,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _audit_lines(trail: Path, study: str) -> list[dict[str, Any]]:
+def audit_lines(trail: Path, study: str) -> list[dict[str, Any]]:
+    """The lines of a trail about a study. Raises InputRefusedError if the trail was tampered with."""
     audit.verify(trail)
     return [line for line in audit.entries(trail) if line.get("study") == study or study in (line.get("studies") or ())]
