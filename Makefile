@@ -23,10 +23,10 @@ demo: $(VENV)/ready
 
 # as many processes as there are cores, torch with one thread in each; the tests of a file stay together, so that they share what they make
 test: $(VENV)/ready
-	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not interop and not faults and not deploy and not mlops"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not interop and not faults and not deploy and not mlops and not game_day"
 
 test-slow: $(VENV)/ready
-	$(BIN)/pytest -n auto --dist worksteal -m "slow and not interop and not faults and not deploy and not mlops"
+	$(BIN)/pytest -n auto --dist worksteal -m "slow and not interop and not faults and not deploy and not mlops and not game_day"
 
 # the round trip through Orthanc and dcmtk, OHIF and the review page in Chromium; installs them if they are absent (root, Debian)
 interop: $(VENV)/ready
@@ -38,6 +38,11 @@ mlops-test: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement ops/requirements.txt
 	$(BIN)/pytest -m mlops tests/mlops
+
+# failures played against a live node: do the alerts fire, do their runbooks help, is nothing lost?
+game-day: $(VENV)/ready
+	tests/interop/install.sh
+	$(BIN)/pytest -m game_day tests/mlops
 
 # a node whose parts are killed, whose disk is filled and whose PACS goes away; some minutes (FAULT_ROUNDS kills of a stand-in for the
 # worker, 100; REAL_FAULT_ROUNDS with the real worker, 10; REAL_SOAK_MINUTES of studies through the real worker, 0)

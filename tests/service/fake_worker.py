@@ -65,7 +65,8 @@ def segment(site: Site, message: Message) -> Message:
     found = _result(rule.name, series, f"{output.name}/{folder.name}", state, digest_of(folder), verdict)
     found["reason"] = lacks or (f"the gate says {verdict}" if verdict else "cannot" if "cannot" in wish else "")
     if bundle:
-        found |= {"bundle": bundle, "observed": {"bundle": bundle}}
+        words = {"ManufacturerModelName": str(headers[0].get("ManufacturerModelName", ""))}
+        found |= {"bundle": bundle, "observed": {"bundle": bundle, "words": words, "numbers": {}}}
     return {"results": [found], "seconds": time.perf_counter() - begin}
 
 
