@@ -55,11 +55,13 @@ def verb(*words: object, fine: Sequence[int] = (0,)) -> str:
 
 def trained(folder: Path, number: int, epochs: int) -> tuple[Path, Path]:
     """A version and its evaluation."""
-    data, bundle, evaluation = shipped("examples"), folder / f"v{number}" / BUNDLE, folder / f"evaluation_{number}"
+    data, splits = shipped("examples") / "msd_hippocampus", shipped("examples") / "splits.json"
+    bundle, evaluation = folder / f"v{number}" / BUNDLE, folder / f"evaluation_{number}"
+    words = ("--data", data, "--device", "cpu")
     if not evaluation.exists():
-        verb("train", "--bundle", BUNDLE, "--data", data, "--output", bundle, "--epochs", epochs, "--device", "cpu")
-        verb("calibrate", "--bundle", bundle, "--data", data, "--device", "cpu")
-        verb("evaluate", "--bundle", bundle, "--data", data, "--output", evaluation, "--device", "cpu")
+        verb("train", "--bundle", BUNDLE, *words, "--splits", splits, "--output", bundle, "--epochs", epochs)
+        verb("calibrate", "--bundle", bundle, *words)
+        verb("evaluate", "--bundle", bundle, *words, "--output", evaluation)
     return bundle, evaluation
 
 

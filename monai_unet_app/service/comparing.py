@@ -59,7 +59,7 @@ def compared(worker: "Worker", message: Message) -> Message:
             uid: Path(folder)
             for key, folder in message["results"].items()
             for name, _, uid in [key.partition("/")]
-            if name == rule.name and uid
+            if name == rule.name and uid and any(Path(folder).rglob("*_result.json"))  # else its files are lost
         }
         pairs = [_pair(worker, rule, series, uid, folder) for uid, folder in folders.items()]
         if pairs:

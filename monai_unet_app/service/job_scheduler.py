@@ -100,7 +100,7 @@ class JobScheduler:
     def handle_answer(self, child: Child, job: Job, message: Message | None) -> None:
         """Records what a worker has answered, see `work.Worker.answer`; None: the worker has ended."""
         now = self._node.queue.job(job.id)
-        if now and now.plan != job.plan:  # its challenger was rolled back meanwhile
+        if now and now.bundles != job.bundles:  # its challenger was rolled back meanwhile
             self._node.queue.requeue_job(job.id, "its bundle was rolled back", counts=False)
         elif message is None:
             # A study that took too much memory would take it again, and keep others waiting for as long

@@ -5,6 +5,7 @@ file. What it finds beside the delivered result is a line of the audit trail; it
 """
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from monai_unet_app.service import slots
@@ -16,6 +17,7 @@ from monai_unet_app.service.worker_pool import WorkerPool
 if TYPE_CHECKING:
     from monai_unet_app.service.node import Node
 
+_RETRY_S = 30.0
 _logger = logging.getLogger(__name__)
 
 
@@ -24,8 +26,7 @@ class Shadows:
 
     def __init__(self, node: "Node", worker: str) -> None:
         """No process is started yet; `worker` is the module that it will run."""
-        self._node = node
-        config = node.config
+        self._node, self._not_before, config = node, 0.0, node.config
         self.pool = WorkerPool(worker, [str(node.site.path), "--shadow"], 0, config.silent_s)
 
     def run(self) -> None:
@@ -35,9 +36,10 @@ class Shadows:
             if child.task is not None:
                 self._handle_answer(child.task, message, child.why_ended if message is None else "")
             child.end_task()
-        waits = slots.next_shadow(node.queue)
+        waits = slots.next_shadow(node.queue) if time.monotonic() >= self._not_before else None
         pool.count = 1 if waits or pool.children else 0
-        if not pool.count:
+        if not (pool.count and any(slot.is_open for slot in slots.slots(node.queue).values())):
+            pool.end(patience_s=0.0)  # its memory is of use elsewhere
             return
         if node.workers.tasks() or node.jobs.due():
             for child in pool.children:
@@ -68,9 +70,13 @@ class Shadows:
 
     def _handle_answer(self, job: Job, message: Message | None, why_ended: str) -> None:
         node = self._node
-        found = (message or {}).get("compared")
+        answer = message or {}
+        found = answer.get("compared")
+        if "wait" in answer:  # no memory or disk: nobody's fault
+            self._not_before = time.monotonic() + _RETRY_S
+            return
         if found is None:
-            reason = why_ended or str((message or {}).get("broken") or (message or {}).get("wait"))
+            reason = why_ended or str(answer.get("broken"))
             tried = slots.count_try(node.queue, job.id, reason)
             if tried is None or tried.state != "dead":
                 return

@@ -49,7 +49,18 @@ def slots(database: Database) -> dict[str, Slot]:
 
 def assign(database: Database, rule: str, champion: str, challenger: str) -> None:
     """Gives a rule its bundles; a new challenger begins with no share."""
-    database.change("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, 0, '')", rule, champion, challenger)
+    with database.transaction():
+        database.change("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, 0, '')", rule, champion, challenger)
+        _drop_shadows(database, rule)
+
+
+def _drop_shadows(database: Database, rule: str) -> None:
+    """Gives up the shadows that wait: the bundles of their rule have changed. Other rules of the same study lose theirs too."""
+    database.change(
+        "DELETE FROM shadows WHERE state = 'waiting' AND job IN "
+        "(SELECT id FROM jobs WHERE plan != '' AND json_extract(plan, '$.' || json_quote(?)) IS NOT NULL)",
+        rule,
+    )
 
 
 def set_share(database: Database, rule: str, share: float) -> None:
@@ -88,12 +99,7 @@ def roll_back(queue: Queue, rule: str, why: str) -> RolledBack:
             if job.plans.get(rule, {}).get("challenger") == slot.challenger:
                 queue.change("UPDATE jobs SET plan = ? WHERE id = ?", champion_only(job, rule, slot.champion), job.id)
                 queue.change("DELETE FROM shadows WHERE job = ?", job.id)
-        # A shadow of either bundle is of no use any more; those of other rules of the same study are given up with it
-        queue.change(
-            "DELETE FROM shadows WHERE state = 'waiting' AND job IN "
-            "(SELECT id FROM jobs WHERE plan != '' AND json_extract(plan, '$.' || json_quote(?) || '.challenger') = ?)",
-            *made,
-        )  # fmt: skip
+        _drop_shadows(queue, rule)
         return RolledBack(sent, [one.id for one in ended], list(dict.fromkeys(one.study for one in ended)))
 
 
