@@ -45,7 +45,7 @@ def node(options: service_flags.RunNode) -> Answer:
     _log()
     ask_registry(site)
     _check_bundles(site.path)
-    site = with_models(site)
+    with_models(site)  # its copies are what was registered; the node goes on with the names, whose meaning may change
     stop = StopSignal(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: its terminal was closed
     with Node(site, new_key=options.new_audit_key) as running, _http_server(running):
         show.line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
