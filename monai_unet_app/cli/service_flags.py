@@ -14,10 +14,12 @@ class RunNode(Options):
 
     Attributes:
         config: the site's file: [node], [[rules]], [destinations.NAME]
+        otlp: address for OpenTelemetry spans of the stages, such as http://127.0.0.1:4318/v1/traces (default: none)
         new_audit_key: make a new key, because the key of the audit trail is lost, and record that in the trail
     """
 
     config: Place | None = None
+    otlp: Text | None = None
     new_audit_key: bool = False
 
 

@@ -36,6 +36,7 @@ def node(options: service_flags.RunNode) -> Answer:
     from monai_unet_app.service.models import ask_registry, with_models
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.site_file import read_site
+    from monai_unet_app.service.spans import Spans
     from monai_unet_app.service.stop_signal import StopSignal
 
     # malloc must be set before the first thread starts.
@@ -45,9 +46,11 @@ def node(options: service_flags.RunNode) -> Answer:
     _log()
     ask_registry(site)
     _check_bundles(site.path)
+    spans = Spans(options.otlp) if options.otlp else None
     with_models(site)  # its copies are what was registered; the node goes on with the names, whose meaning may change
     stop = StopSignal(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: its terminal was closed
     with Node(site, new_key=options.new_audit_key) as running, _http_server(running):
+        running.durations.spans = spans
         show.line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
         for rule in site.rules:
             conditions = ", ".join(f"{keyword} ~ {pattern.pattern}" for keyword, pattern in rule.match.items())
@@ -56,6 +59,8 @@ def node(options: service_flags.RunNode) -> Answer:
             show.line(f"  status page: http{'s' if site.http.tls else ''}://{site.http.host}:{site.http.port}/")
         _wait(running, stop)
         counts = running.queue.counts()
+    if spans is not None:
+        spans.close()
     return counts, EXIT_DONE
 
 

@@ -111,7 +111,7 @@ class DeliveryScheduler:
         node, count, result = self._node, message["delivered"], self._node.queue.result(delivery.result)
         self._outages.pop(delivery.destination, None)
         self.last_delivered[delivery.destination] = time.time()
-        node.durations.add("deliver", message["seconds"])
+        node.durations.add("deliver", message["seconds"], destination=delivery.destination)
         # A kill before the commit below makes the node send the same bytes under the same UIDs once more (decision
         # 0004): the archive gets no second result.
         with node.queue.transaction():
@@ -130,7 +130,7 @@ class DeliveryScheduler:
                 self._record_note(delivery, result, message, rejected)
         job = node.queue.job(result.job) if result else None
         if job is not None:
-            node.durations.add("total", max(0.0, time.time() - job.created))
+            node.durations.add("total", max(0.0, time.time() - job.created), job=job.id)
         _logger.info("result %s: delivered to %s, %s object(s)", delivery.result, delivery.destination, count)
 
     def _to_be_rejected(self, delivery: Delivery, result: Result) -> list[Result]:

@@ -106,7 +106,7 @@ class JobScheduler:
             # A study that took too much memory would take it again, and keep others waiting for as long
             self._retry_or_give_up(job, child.why_ended, may_retry=not child.was_too_large)
         elif "results" in message:
-            self._node.durations.add("work", message["seconds"])
+            self._node.durations.add("work", message["seconds"], job=job.id)
             results = [self._addressed(NewResult(**fields)) for fields in message["results"]]
             refused = [one.reason for one in results if one.state == "not processed" and one.rule in job.bundles]
             if not (refused and self._node.challengers.take_over(job, refused[0])):

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from monai_unet_app import __version__
 from monai_unet_app.service.maintenance import maintenance_until
 from monai_unet_app.service.rows import FOLLOW_UPS, DeliveryState, JobState, ResultState
+from monai_unet_app.service.spans import Spans
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -52,13 +53,16 @@ class Durations:
             buckets=_BUCKETS_S,
             labelnames=["stage"],
         )
+        self.spans: Spans | None = None
         self.ended: dict[str, float] = {}  # stage -> when it was last done, in seconds since 1970
         # Each stage is exposed from the start, at 0: Prometheus sees no increase in a series whose first value is 1.
         for stage in self.last:
             self.histogram.labels(stage)
 
-    def add(self, stage: str, seconds: float) -> None:
-        """Adds a duration."""
+    def add(self, stage: str, seconds: float, **about: str | int) -> None:
+        """Adds a duration; `about`: attributes of its span, if spans are asked for."""
+        if self.spans is not None:
+            self.spans.add(stage, seconds, about)
         self.last[stage].append(seconds)
         self.ended[stage] = time.time()
         self.histogram.labels(stage).observe(seconds)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import torch
+from nodes import wait_until
+from ports import free_ports
 
 pytest.importorskip("sqlalchemy")
 
 from dicom_io.dicomize import dicomize
+from dicom_io.net.destination import parse_destination
+from dicom_io.net.exchange import send
 from dicom_io.read import read_series
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import load_bundle
@@ -24,6 +33,7 @@ from monai_unet_app.lifecycle.resolve import resolve
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.service.models import copy_of, resolved, with_models
 from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.tokens import new_token
 from monai_unet_app.service.work import Worker
 
 SITE = """
@@ -173,3 +183,36 @@ def test_structures_that_lie_in_different_boxes_are_compared_on_the_whole_grid(c
     empty = _Side(segmentation=Segmentation.of_numbers(crop, np.zeros_like(labels), segments, exclusive=True))
     assert (_comparison(empty, empty)["agreement"], _comparison(sides[0], empty)["agreement"]) == (1.0, 0.0)
     assert _comparison(sides[0], _Side())["agreement"] is None
+
+
+@pytest.mark.slow
+def test_the_command_line_tries_a_challenger_of_the_registry(site: Site, study: Path, tmp_path: Path) -> None:
+    port, http = free_ports(2)
+    token, line = new_token("Bianchi^Eva", ["approver"])
+    (tmp_path / "tokens").write_text(line + "\n")
+    text = SITE.replace('folder = "node"', f'folder = "node"\nport = {port}\nstable_s = 0.5')
+    site.path.write_text(text + f'[http]\nport = {http}\ntokens = "tokens"\n')
+    command = [sys.executable, "-m", "monai_unet_app", "node", "--config", str(site.path)]
+
+    def challengers() -> list[dict[str, Any]]:
+        with contextlib.suppress(requests.ConnectionError):
+            headers = {"Authorization": f"Bearer {token}"}
+            answer = requests.get(f"http://127.0.0.1:{http}/rules/challengers", headers=headers, timeout=30)
+            return list(answer.json())
+        return []
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
+        try:
+            wait_until(challengers, 120)
+            known = resolved(site)
+            (state,) = challengers()
+            assert (state["champion"], state["challenger"]) == tuple(
+                known[f"registry:hippocampus@{alias}"]["sha256"] for alias in ("champion", "challenger")
+            )
+            outcomes = send(parse_destination(f"MONAIUNET@127.0.0.1:{port}"), sorted(study.rglob("*.dcm")))
+            assert all(one.state == "sent" for one in outcomes)
+            wait_until(lambda: challengers()[0]["studies"] == 1, 180)
+            assert 0.2 < challengers()[0]["last"][0]["agreement"] < 0.999
+        finally:
+            node.terminate()
+            node.wait(60)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +19,7 @@ from monai_unet_app import __version__
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.node_metrics import exposition
 from monai_unet_app.service.rows import DeliveryState, JobState, ResultState
+from monai_unet_app.service.spans import Spans
 from monai_unet_app.service.work import Worker
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
@@ -92,3 +96,42 @@ def test_a_worker_says_which_bundles_it_has_loaded(tmp_path: Path) -> None:
         assert found == {
             (("name", "none"), ("rule", "any"), ("sha256", "0" * 64), ("version", "0")): 1.0  # as the fake worker says
         }
+
+
+def test_spans_of_the_stages_reach_a_collector_and_name_no_study(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    bodies: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with (
+        pacs(tmp_path / "pacs") as peer,
+        ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server,
+        running(write_site(tmp_path, peer.port)) as node,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        spans = node.durations.spans = Spans(f"http://127.0.0.1:{server.server_address[1]}/v1/traces")
+        study = make_study(tmp_path / "study")
+        store(node, study)
+        wait_until(lambda: len(node.durations.last["total"]) == 1)
+        spans.close()
+        server.shutdown()
+        seconds = {stage: times[0] for stage, times in node.durations.last.items()}
+    found = {
+        span.name: (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
+        for body in bodies
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    }
+    assert found == pytest.approx(seconds, abs=1e-3)
+    assert study_of(study).encode() not in b"".join(bodies)
