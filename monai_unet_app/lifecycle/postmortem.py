@@ -196,7 +196,7 @@ def _differences(first: BundleFiles, second: BundleFiles) -> dict[str, tuple[str
 
 def _only_in(pair: tuple[str, str]) -> tuple[str, str]:
     """Cases that only one of two lists has."""
-    cases = [one.split() for one in pair]
+    cases = [one.split() if one != "none" else [] for one in pair]
     mine = [[case for case in cases[n] if case not in set(cases[1 - n])] for n in (0, 1)]
     first, second = (
         f"{len(all_of)} cases, only here: {len(own)} ({', '.join(own[:_MOST_NAMED])}{', ...' if own[_MOST_NAMED:] else ''})"

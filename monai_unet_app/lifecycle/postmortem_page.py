@@ -1,5 +1,6 @@
 """The page of a post-mortem: what differs, what both versions make of the study, where the second is worse, what was done."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from monai_unet_app.report.blocks import Block, Conclusion, Heading, Lines, Pict
 from monai_unet_app.report.html import environment, render, report_style
 
 _MOST_LINES, _MOST_ROWS, _LONGEST = 400, 20, 160
+_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 _COLOURS = ("#0072b2", "#d55e00")
 
 
@@ -60,6 +62,7 @@ def write_postmortem(found: Postmortem, path: Path) -> None:
 
 
 def _short(text: str) -> str:
+    text = _DIGEST.sub(lambda found: found[0][:16] + "...", text)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
 
@@ -84,7 +87,11 @@ def _of_replay(replay: Replay) -> list[Block]:
         verdicts = tuple((case.assessment.verdict if case.assessment else None) or "none" for case in cases)
         blocks.append(Table(("size", "first", "second"), (*rows, ("verdict", *verdicts))))
         blocks.append(
-            Picture(lambda: _figure(cases), "both results", "The plane with most of both: first blue, second orange.")
+            Picture(
+                lambda: _figure(cases),
+                "both results",
+                "The plane with most of both: first blue, second orange and dashed.",
+            )
         )
     return blocks
 
@@ -98,8 +105,8 @@ def _figure(cases: list[Case]) -> Figure:
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axis = figure.subplots()
     axis.imshow(image[:, :, plane].T, cmap="gray", origin="lower")
-    for mask, colour in zip(masks, _COLOURS, strict=True):
+    for mask, colour, line in zip(masks, _COLOURS, ("solid", "dashed"), strict=True):
         if mask[:, :, plane].any():
-            axis.contour(mask[:, :, plane].T, levels=[0.5], colors=colour, linewidths=1.4)
+            axis.contour(mask[:, :, plane].T, levels=[0.5], colors=colour, linewidths=1.4, linestyles=line)
     axis.set_axis_off()
     return figure
