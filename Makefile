@@ -39,6 +39,11 @@ mlops-test: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement ops/requirements.txt
 	$(BIN)/pytest -m mlops tests/mlops
 
+# a model's life with real parts, from the first training to drift, and the pictures of docs/how-to/life-cycle.md; half an hour
+life-cycle-demo: $(VENV)/ready
+	tests/interop/install.sh
+	$(BIN)/python benchmarks/life_cycle_demo.py
+
 # failures played against a live node: do the alerts fire, do their runbooks help, is nothing lost?
 game-day: $(VENV)/ready
 	tests/interop/install.sh

@@ -226,6 +226,13 @@ BENCHMARKS = (
         "expected Dice is, was chosen on training cases.",
     ),
     Benchmark(
+        "challengers",
+        "A challenger beside the champion: what it costs, the way back, and how soon one that is worse is found",
+        "",
+        None,
+        note="Shipped bundles, example cases, a real registry and Orthanc.",
+    ),
+    Benchmark(
         "counted_nuclei",
         "Nuclei told apart by learnt middles, and by a watershed of the distance alone",
         "--data {data}/dsb2018_nuclei_2d",
