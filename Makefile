@@ -9,7 +9,7 @@ PEERS := .venv-peers
 DEPLOY := .venv-deploy
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow interop faults deploy-test peers-test benchmarks gpu-test performance check format networks bundles dist clean
+.PHONY: demo test test-slow interop mlops-test game-day life-cycle-demo faults deploy-test peers-test benchmarks gpu-test performance check format networks bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
