@@ -201,9 +201,7 @@ def shadow(folder: Path, counting: Counting, options: argparse.Namespace) -> boo
             wait(lambda: quiet(node))
             late[is_on].append(float(np.quantile(list(node.durations.last["total"])[before:], 0.95)))
         (compared,) = node.queue.column("SELECT count(*) FROM comparisons")
-        shadows = len(
-            objects_of(node, both["registry:hippocampus@challenger"]["sha256"]) & {uid for _, uid in counting.came}
-        )
+        shadows = len(objects_of(node, both["challenger of hippocampus"]["sha256"]) & {uid for _, uid in counting.came})
     on, off = float(np.median(late[True])), float(np.median(late[False]))
     print(f"  {compared} studies compared; 95 % with a shadow {on:.2f} s, without {off:.2f} s")
     print(f"  rounds with {np.round(late[True], 2).tolist()}, without {np.round(late[False], 2).tolist()}")

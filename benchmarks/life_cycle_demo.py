@@ -55,7 +55,8 @@ def verb(*words: object, fine: Sequence[int] = (0,)) -> str:
 
 def trained(folder: Path, number: int, epochs: int) -> tuple[Path, Path]:
     """A version and its evaluation."""
-    data, splits = shipped("examples") / "msd_hippocampus", shipped("examples") / "splits.json"
+    data, splits = shipped("examples") / "msd_hippocampus", folder / "splits.json"
+    splits.write_text(json.dumps(more_to_calibrate(json.loads((shipped("examples") / "splits.json").read_text()))))
     bundle, evaluation = folder / f"v{number}" / BUNDLE, folder / f"evaluation_{number}"
     words = ("--data", data, "--device", "cpu")
     if not evaluation.exists():
@@ -63,6 +64,15 @@ def trained(folder: Path, number: int, epochs: int) -> tuple[Path, Path]:
         verb("calibrate", "--bundle", bundle, *words)
         verb("evaluate", "--bundle", bundle, *words, "--output", evaluation)
     return bundle, evaluation
+
+
+def more_to_calibrate(plan: dict[str, Any]) -> dict[str, Any]:
+    """The split of the examples, with one fold of the cases that train moved to calibration: a gate needs nine subjects."""
+    for case in plan["datasets"]["msd_hippocampus"]["cases"]:
+        if case["partition"] == "train" and case.get("fold") == 0:
+            case["partition"] = "calibration"
+            del case["fold"]
+    return plan
 
 
 def spoiled(bundle: Path, target: Path) -> Path:

@@ -15,8 +15,9 @@ from typing import Any
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+from monai_unet_app.external import external_bundle
 from monai_unet_app.lifecycle.registry import Registry, open_registry
-from monai_unet_app.service.models import model_and_version, names_of, resolved, resolved_file
+from monai_unet_app.service.models import challenger_key, model_and_version, names_of, resolved, resolved_file
 from monai_unet_app.service.rule_checks import check_rule
 from monai_unet_app.service.site_file import Rule, Site, read_site
 
@@ -36,8 +37,10 @@ def resolve(site: Site) -> str:
         with open_registry(site.registry.folder, site.registry.uri) as registry:
             new = {name: _copied(site, registry, name) for name in names_of(site)}
             for rule in site.rules:
+                if rule.bundle in new:
+                    new[rule.bundle] |= _checked(site, rule, new[rule.bundle])
                 if rule.challenger:
-                    new[rule.challenger] = _challenger(site, registry, rule, new[rule.bundle])
+                    new[challenger_key(rule)] = _challenger(site, registry, rule, new[rule.bundle])
     except AppError as error:
         if set(names_of(site)) - set(known):
             raise
@@ -59,12 +62,22 @@ def _copied(site: Site, registry: Registry, name: str) -> dict[str, Any]:
     return {"folder": str(target.relative_to(site.node.folder)), "sha256": version.sha256, "version": version.number}
 
 
+def _checked(site: Site, rule: Rule, found: Mapping[str, Any]) -> dict[str, bool]:
+    """{"program": True} of a bundle that starts one. Raises AppError if a network's bundle lacks what the rule needs."""
+    folder = site.node.folder / found["folder"]
+    if external_bundle(str(folder)):
+        return {"program": True}
+    check_rule(replace(rule, bundle=str(folder), sha256=rule.sha256 or found["sha256"]), bundle_files(folder))
+    return {}
+
+
 def _challenger(site: Site, registry: Registry, rule: Rule, champion: Mapping[str, Any]) -> dict[str, Any]:
     """The copy of a rule's challenger, and what the release gate says of it; or why it is not tried, under "why_not"."""
     try:
         found = _copied(site, registry, rule.challenger)
+        if _checked(site, rule, found):
+            raise InputRefusedError("it starts a program, and a challenger must be a network; register one")
         bundle = bundle_files(site.node.folder / found["folder"])
-        check_rule(replace(rule, bundle=str(bundle.root), sha256=found["sha256"]), bundle)
         _check_same_structures(bundle, bundle_files(site.node.folder / champion["folder"]))
     except AppError as error:
         return {"why_not": str(error)}

@@ -10,7 +10,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service import slots
 from monai_unet_app.service.evidence_against import ALARM, Limits, score, ways
 from monai_unet_app.service.hints import Hints
-from monai_unet_app.service.models import ask_registry, resolved
+from monai_unet_app.service.models import PREFIX, ask_registry, challenger_key, resolved
 from monai_unet_app.service.rows import Job, Slot
 from monai_unet_app.service.site_file import Rule
 
@@ -54,9 +54,12 @@ class Challengers:
         node, known, before = self._node, resolved(self._node.site), slots.slots(self._node.queue)
         changed = []
         for rule in node.site.rules:
-            if rule.bundle not in known:
+            if rule.bundle not in known or known[rule.bundle].get("program"):
                 continue
-            champion, other = known[rule.bundle]["sha256"], known.get(rule.challenger, {})
+            champion, other = known[rule.bundle]["sha256"], known.get(challenger_key(rule), {})
+            if rule.sha256 not in ("", champion):
+                _logger.warning("rule %s admits one sha256 only, and the registry names another bundle", rule.name)
+                continue
             challenger = other.get("sha256", "")
             if other.get("why_not"):
                 _logger.warning("rule %s: its challenger is not tried: %s", rule.name, other["why_not"])
@@ -89,7 +92,8 @@ class Challengers:
     def _slots(self) -> dict[str, Slot]:
         """Those of the rules that the site has."""
         known = slots.slots(self._node.queue)
-        return {rule: slot for rule, slot in known.items() if self._node.site.rule(rule)}
+        rules = {rule.name for rule in self._node.site.rules if rule.bundle.startswith(PREFIX)}
+        return {name: slot for name, slot in known.items() if name in rules}
 
     def _patient(self, study: str) -> str:
         """Who the patient of a study is; empty for an image without a DICOM header."""
@@ -126,7 +130,7 @@ class Challengers:
             InputRefusedError: There is no challenger, the site does not permit the share, or a reason is needed.
         """
         node, config, slot = self._node, self._rule(rule), self._slot(rule)
-        gate = resolved(node.site).get(config.challenger, {}).get("gate", {})
+        gate = resolved(node.site).get(challenger_key(config), {}).get("gate", {})
         if share > config.canary:
             raise InputRefusedError(
                 f"rule {rule} permits a share of {config.canary:g} at most, {share:g} is asked for; the key canary of the site "
@@ -167,12 +171,10 @@ class Challengers:
             )
         cut_off = self._end_sending(slot)
         with node.queue.transaction():
+            done = slots.roll_back(node.queue, rule, why)
             for result, destination in cut_off:
                 # Some of its objects may be there: the champion's result is to replace them
-                for delivery in node.queue.deliveries_of(result):
-                    if delivery.destination == destination:
-                        node.queue.close_delivery(delivery.id, "delivered")
-            done = slots.roll_back(node.queue, rule, why)
+                node.queue.add_delivered(result, destination)
             node.audit.write(
                 "rolled back", rule=rule, bundle=slot.challenger, reason=why, who=who, cut_off=cut_off, **asdict(done)
             )
@@ -183,7 +185,9 @@ class Challengers:
         return done
 
     def _is_waiting(self, study: str) -> bool:
-        return self._node.queue.jobs_of(study)[-1].state in ("queued", "working")
+        """Whether its last job will make a result; one that makes lost results again would not take another bundle's."""
+        job = self._node.queue.jobs_of(study)[-1]
+        return job.state in ("queued", "working") and not self._node.queue.times_remade(job.id)
 
     def _end_sending(self, slot: Slot) -> list[tuple[int, str]]:
         """Waits a little for results of the challenger that are being sent, then ends their senders; gives those cut off."""
@@ -200,32 +204,52 @@ class Challengers:
         return cut_off
 
     def _is_of(self, slot: Slot) -> Callable[[int], bool]:
-        """Whether a number is that of a result that the challenger made, or of what followed from it."""
+        """Whether a number is that of a result that the challenger made, or of its verified report."""
+        made = {(result.job, result.series) for result in slots.made_by(self._node.queue, slot)}
 
         def is_of(number: int) -> bool:
             result = self._node.queue.result(number)
-            job = self._node.queue.job(result.job) if result else None
-            return bool(result and job and result.rule == slot.rule and job.bundles.get(slot.rule) == slot.challenger)
+            if result is None or result.rule != slot.rule or result.verdict in ("corrected", "rejection note"):
+                return False
+            return (result.job, result.series) in made
 
         return is_of
 
-    def take_over(self, job: Job, reason: str) -> bool:
+    def take_over(self, job: Job, reasons: Mapping[str, str]) -> bool:
         """Lets the champion segment a study that the challenger cannot; False if no challenger was at it.
 
         Args:
             job: The challenger has failed at it, or refused a series.
-            reason: What it said.
+            reasons: Rule -> what was said.
         """
-        failed = {rule: plan for rule, plan in job.plans.items() if plan["slot"] == "challenger"}
+        failed = {rule: plan for rule, plan in job.plans.items() if plan["slot"] == "challenger" and rule in reasons}
         for rule, plan in failed.items():
-            job = replace(job, plan=slots.champion_only(job, rule, plan["champion"]))
+            more = {"failed": plan["challenger"], "reason": reasons[rule]}
+            job = replace(job, plan=slots.champion_only(job, rule, plan["champion"], **more))
         if failed:
             node = self._node
             with node.queue.transaction():
                 node.queue.replan_job(job.id, job.plan)
-                node.audit.write("taken over", study=job.study, job=job.id, plan=job.plan, reason=reason)
-            self.record(job, {rule: {**plan, **fault("challenger", reason)} for rule, plan in failed.items()})
+                node.audit.write("taken over", study=job.study, job=job.id, plan=job.plan)
         return bool(failed)
+
+    def record_faults(self, job: Job, made: Collection[str], gave_up: str = "") -> None:
+        """Records which bundle could not do a study, once it is known what became of the job.
+
+        Args:
+            job: It is done, or given up.
+            made: Rules of which the champion has made a result: a challenger that failed at it before is worse.
+            gave_up: Why the job was given up by champions, which is taken for their fault.
+        """
+        found = {}
+        for rule, plan in job.plans.items():
+            if rule in made and plan.get("failed"):
+                pair = {"champion": plan["champion"], "challenger": plan["failed"]}
+                found[rule] = {**pair, **fault("challenger", plan["reason"])}
+            elif gave_up and plan["challenger"]:
+                found[rule] = {**plan, **fault("champion", gave_up)}
+        if found:
+            self.record(job, found)
 
     # what is found
 
@@ -233,7 +257,7 @@ class Challengers:
         """Records what champion and challenger made of a study, see `slots.add_comparisons`; rolls back one that is worse."""
         node, now = self._node, self._slots()
         with node.queue.transaction():
-            slots.add_comparisons(node.queue, job.id, compared)
+            slots.add_comparisons(node.queue, job.id, job.study, compared)
             node.audit.write("compared", study=job.study, job=job.id, compared=compared)
         for rule in compared.keys() & now.keys():
             found = self._ways(now[rule])
@@ -256,7 +280,7 @@ class Challengers:
                         "score": round(score(said), 4),
                         "alarm": ALARM,
                         "ways": [asdict(way) for way in said],
-                        "sent": [result.id for result in slots.results_of(self._node.queue, slot)],
+                        "sent": [result.id for result in slots.made_by(self._node.queue, slot, sent=True)],
                         "last": compared[-20:],
                     }
                 )

@@ -51,47 +51,54 @@ def compared(worker: "Worker", message: Message) -> Message:
     Args:
         worker: Segments by the bundles that the message names.
         message: "study": folder of its instances; "slots": rule -> slot of the bundle that segments it once more; "results":
-            "rule/series" -> folder of what was delivered.
+            "rule/series" -> folder of what was delivered; empty where it was not processed.
     """
     series, found = survey_files(files_below(Path(message["study"]))).series, {}
     for rule in worker.site.rules:
         folders = {
-            uid: Path(folder)
+            uid: Path(folder) if folder else None
             for key, folder in message["results"].items()
             for name, _, uid in [key.partition("/")]
-            if name == rule.name and uid and any(Path(folder).rglob("*_result.json"))  # else its files are lost
+            if name == rule.name and uid
         }
-        pairs = [_pair(worker, rule, series, uid, folder) for uid, folder in folders.items()]
+        pairs = [pair for uid, folder in folders.items() if (pair := _pair(worker, rule, series, uid, folder))]
         if pairs:
             is_challenger = message["slots"][rule.name] == "challenger"
             found[rule.name] = combined([_comparison(*(pair if is_challenger else pair[::-1])) for pair in pairs])
     return {"compared": found}
 
 
-def _pair(worker: "Worker", rule: "Rule", series: Sequence[SeriesRef], uid: str, folder: Path) -> tuple[_Side, _Side]:
-    """What was delivered of a series, and what the other bundle makes of it."""
+def _pair(
+    worker: "Worker", rule: "Rule", series: Sequence[SeriesRef], uid: str, folder: Path | None
+) -> tuple[_Side, _Side] | None:
+    """What was delivered of a series, and what the other bundle makes of it; None where that is no matter of the bundles."""
     from monai_unet_app.result_files import result_document
     from monai_unet_app.service.work import read_picked
 
+    delivered = _Side(fault="not processed")
     try:
-        volume, bundle = read_picked(rule, uid, series), worker.bundle_of(rule)
-        delivered = _delivered(folder, volume, bundle.segments)
+        volume = read_picked(rule, uid, series)
+        if folder:
+            delivered = _delivered(folder, volume, worker.bundles[rule.name].segments)
+    except (AppError, DicomIoError, StopIteration):  # images for no bundle, or files of the result that are lost
+        return None
+    try:
         case = worker.segment(volume, rule)
     except (AppError, DicomIoError) as error:
-        return _delivered(folder), _Side(fault=without_folders(str(error), folder, folder.parent))
+        return delivered, _Side(fault=without_folders(str(error), worker.site.node.folder))
     made = {"bundle": {}, "settings": {}, "seconds": dict(case.seconds)}
     document = result_document("", made, case.segmentation, case.assessment, {})
     return delivered, _side(document, case.segmentation)
 
 
-def _delivered(folder: Path, volume: "Volume | None" = None, segments: "Sequence[Segment]" = ()) -> _Side:
-    """A result that was written; with its labels where a volume is given, and they were written."""
+def _delivered(folder: Path, volume: "Volume", segments: "Sequence[Segment]") -> _Side:
+    """A result that was written; with its labels where they were written."""
     from monai_unet_app.review.reviewed_case import labels_file, read_segmentation
 
     file = next(folder.rglob("*_result.json"))
     document = json.loads(file.read_text(encoding="utf-8"))
-    labels = labels_file(file, document) if volume else None
-    return _side(document, read_segmentation(labels, volume, document, segments) if labels and volume else None)
+    labels = labels_file(file, document)
+    return _side(document, read_segmentation(labels, volume, document, segments) if labels else None)
 
 
 def _side(document: Mapping[str, Any], segmentation: "Segmentation | None" = None) -> _Side:

@@ -80,8 +80,9 @@ class DeliveryScheduler:
 
     def handle_answer(self, child: Child, delivery: Delivery, message: Message | None) -> None:
         """Records what a sender has answered, see `deliver.answer`; None: the sender has ended."""
-        if not any(one.id == delivery.id for one in self._node.queue.deliveries_of(delivery.result)):
-            return  # the result was superseded or refused meanwhile
+        is_wanted = any(one.id == delivery.id for one in self._node.queue.deliveries_of(delivery.result))
+        if not (is_wanted or "delivered" in (message or {})):
+            return  # the result was superseded or refused meanwhile, and nothing of it is known to have arrived
         if message is None:
             self._record_failure(delivery, child.why_ended)
         elif "lost" in message:

@@ -108,9 +108,10 @@ class JobScheduler:
         elif "results" in message:
             self._node.durations.add("work", message["seconds"], job=job.id)
             results = [self._addressed(NewResult(**fields)) for fields in message["results"]]
-            refused = [one.reason for one in results if one.state == "not processed" and one.rule in job.bundles]
-            if not (refused and self._node.challengers.take_over(job, refused[0])):
+            refused = {one.rule: one.reason for one in results if one.state == "not processed"}
+            if not self._node.challengers.take_over(job, refused):
                 self._record_results(job, results, child.pid)
+                self._node.challengers.record_faults(job, {one.rule for one in results} - refused.keys())
         elif "incomplete" in message:
             self._wait_for_images(job, message["incomplete"])
         elif "wait" in message:
@@ -176,11 +177,12 @@ class JobScheduler:
             node.queue.requeue_job(job.id, reason)
             return
         self._behind.pop(job.id, None)
-        if node.challengers.take_over(job, reason):
+        if node.challengers.take_over(job, dict.fromkeys(job.plans, reason)):
             return
         with node.queue.transaction():
             node.queue.give_up_job(job.id, reason)
             node.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)
             node.dead_letters.write(job, reason)
         node.deliveries.forget_remade(job.study)
+        node.challengers.record_faults(job, (), reason)
         _logger.warning("dead letter: study %s, job %s: %s", job.study, job.id, reason)

@@ -74,7 +74,9 @@ class LostResults:
             The remade results that may be recorded; and number -> reason of each result that stays lost.
         """
         before = {
-            (old.rule, old.series): old for old in self._queue.results_of(job.id) if old.verdict not in FOLLOW_UPS
+            (old.rule, old.series): old
+            for old in self._queue.results_of(job.id)
+            if old.verdict not in FOLLOW_UPS and old.state != "superseded"
         }
         after = {(new.rule, new.series): new for new in remade}
         different = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.errors import AppError, UsageError
-from monai_unet_app.service.site_file import Site
+from monai_unet_app.service.site_file import Rule, Site
 
 PREFIX = "registry:"
 """Begins the `bundle` of such a rule: registry:MODEL@ALIAS or registry:MODEL@NUMBER."""
@@ -25,6 +25,11 @@ _logger = logging.getLogger(__name__)
 def names_of(site: Site) -> list[str]:
     """The models that rules of a site name as their bundles, each once."""
     return list(dict.fromkeys(rule.bundle for rule in site.rules if rule.bundle.startswith(PREFIX)))
+
+
+def challenger_key(rule: Rule) -> str:
+    """Key of the challenger of a rule in `resolved`: two rules may hold the same model against different champions."""
+    return f"challenger of {rule.name}"
 
 
 def copy_of(site: Site, sha256: str) -> Path:
@@ -59,7 +64,8 @@ def resolved_file(site: Site) -> Path:
 def resolved(site: Site) -> dict[str, dict[str, Any]]:
     """Name -> "folder" (below the node's), "sha256" and "version" of its copy, as it was when the registry was last asked.
 
-    Of a challenger also the "gate": whether it has "passed", and "why"; or only "why_not": why it is not tried.
+    "program" of a bundle that starts one. Of a challenger, see `challenger_key`, also the "gate": whether it has "passed", and
+    "why"; or only "why_not": why it is not tried.
     """
     file = resolved_file(site)
     try:

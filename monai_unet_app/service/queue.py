@@ -175,6 +175,7 @@ class Queue(Database):
         query = "UPDATE jobs SET state = 'queued', attempts = 0, reason = '', plan = ? WHERE id = ?"
         with self.transaction():
             self.change(query, plan, number)
+            self.change("DELETE FROM remade WHERE job = ?", number)  # it is no longer to give the bytes of before
             self._plan_shadow(self.select(Job, _JOB, number)[0])
 
     def _plan_shadow(self, job: Job) -> None:
@@ -183,7 +184,7 @@ class Queue(Database):
             "DELETE FROM shadows WHERE state = 'waiting' AND job IN (SELECT id FROM jobs WHERE study = ?)", job.study
         )
         if job.shadows:
-            self.change("INSERT INTO shadows (job, state) VALUES (?, 'waiting')", job.id)
+            self.change("INSERT OR REPLACE INTO shadows (job, state) VALUES (?, 'waiting')", job.id)
 
     def jobs_of(self, study: str) -> list[Job]:
         """Jobs of all versions of a study, the first version first."""

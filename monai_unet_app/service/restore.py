@@ -117,10 +117,9 @@ def _retried(queue: Queue, line: Line) -> None:
 
 
 def _rolled_back(queue: Queue, line: Line) -> None:
-    for result, destination in line["cut_off"]:
-        for delivery in _deliveries(queue, {"result": result, "destination": destination}):
-            queue.close_delivery(delivery.id, "delivered")
     slots.roll_back(queue, line["rule"], line["reason"])
+    for result, destination in line["cut_off"]:
+        queue.add_delivered(result, destination)
 
 
 def _deliveries(queue: Queue, line: Line) -> list[Delivery]:
@@ -140,7 +139,7 @@ _EVENTS: dict[str, Callable[[Queue, Line], None]] = {
     "assigned": lambda queue, line: slots.assign(queue, line["rule"], line["champion"], line["challenger"]),
     "share": lambda queue, line: slots.set_share(queue, line["rule"], line["share"]),
     "taken over": lambda queue, line: queue.replan_job(line["job"], line["plan"]),
-    "compared": lambda queue, line: slots.add_comparisons(queue, line["job"], line["compared"]),
+    "compared": lambda queue, line: slots.add_comparisons(queue, line["job"], line["study"], line["compared"]),
     "rolled back": _rolled_back,
     "forgotten": lambda queue, line: queue.forget(line["study"]),
     "decision forgotten": lambda queue, line: queue.forget_decision(line["result"], line["decision"]),

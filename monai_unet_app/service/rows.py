@@ -95,7 +95,10 @@ CREATE TABLE IF NOT EXISTS shadows (
     job INTEGER PRIMARY KEY, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS comparisons (
     id INTEGER PRIMARY KEY AUTOINCREMENT, rule TEXT NOT NULL, champion TEXT NOT NULL, challenger TEXT NOT NULL,
-    facts TEXT NOT NULL);
+    study TEXT NOT NULL, facts TEXT NOT NULL, UNIQUE (rule, champion, challenger, study));
+CREATE TABLE IF NOT EXISTS withdrawn (
+    rule TEXT NOT NULL, champion TEXT NOT NULL, challenger TEXT NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (rule, champion, challenger));
 CREATE TABLE IF NOT EXISTS deliveries (
     id INTEGER PRIMARY KEY AUTOINCREMENT, result INTEGER NOT NULL, destination TEXT NOT NULL, state TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', created REAL NOT NULL, done REAL,
@@ -133,7 +136,8 @@ class Job:
         created: Seconds since 1970.
         plan: JSON: name of each rule whose bundles were fixed when the job was made -> sha256 of its "champion" and its
             "challenger" ("" for none), and the "slot" of these two that makes the result. The other one segments the study once
-            more when it is delivered; what it makes is compared, and never sent.
+            more when it is delivered; what it makes is compared, and never sent. A challenger that could not make it is its
+            "failed", for the "reason".
     """
 
     id: int

@@ -62,9 +62,11 @@ class Shadows:
             "models": job.shadows,
             "slots": {rule: other_slot(plan["slot"]) for rule, plan in job.plans.items()},
             "results": {
-                f"{result.rule}/{result.series}": str(node.result_folder(result))
+                f"{result.rule}/{result.series}": ""
+                if result.state == "not processed"
+                else str(node.result_folder(result))
                 for result in node.queue.results_of(job.id)
-                if result.rule in job.shadows and result.state != "not processed" and result.verdict not in FOLLOW_UPS
+                if result.rule in job.shadows and result.verdict not in FOLLOW_UPS
             },
         }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from monai_unet_app.service.database import Database
 from monai_unet_app.service.queue import Queue
-from monai_unet_app.service.rows import UNFINISHED, Job, Result, Shadow, Slot, sql_list
+from monai_unet_app.service.rows import FOLLOW_UPS, UNFINISHED, Job, Result, Shadow, Slot, sql_list
 
 MOST_TRIES = 2
 """Of a shadow; one that fails as often counts as a fault of its bundle."""
@@ -20,7 +20,7 @@ MOST_TRIES = 2
 _MADE = "rule = ? AND bundle = ?"
 _VERIFIED = (
     "verdict = 'verified' AND EXISTS (SELECT 1 FROM results m WHERE m.job = r.job AND m.series = r.series "
-    "AND m.rule = ? AND m.bundle = ?)"
+    "AND m.rule = r.rule AND m.rule = ? AND m.bundle = ?)"
 )
 """Follow-ups of the results that a bundle made for a rule."""
 
@@ -48,9 +48,12 @@ def slots(database: Database) -> dict[str, Slot]:
 
 
 def assign(database: Database, rule: str, champion: str, challenger: str) -> None:
-    """Gives a rule its bundles; a new challenger begins with no share."""
+    """Gives a rule its bundles; a challenger begins with no share, and one that was rolled back stays so."""
+    pair = (rule, champion, challenger)
+    query = "SELECT reason FROM withdrawn WHERE rule = ? AND champion = ? AND challenger = ?"
     with database.transaction():
-        database.change("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, 0, '')", rule, champion, challenger)
+        why = "".join(database.column(query, *pair))
+        database.change("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, 0, ?)", *pair, why)
         _drop_shadows(database, rule)
 
 
@@ -66,11 +69,11 @@ def _drop_shadows(database: Database, rule: str) -> None:
 def set_share(database: Database, rule: str, share: float) -> None:
     """Gives the challenger's results to a share of the patients; one that was rolled back is tried from the beginning."""
     with database.transaction():
-        database.change(
-            "DELETE FROM comparisons WHERE EXISTS (SELECT 1 FROM slots s WHERE s.rule = ? AND s.withdrawn != '' AND "
-            "s.rule = comparisons.rule AND s.champion = comparisons.champion AND s.challenger = comparisons.challenger)",
-            rule,
-        )
+        slot = slots(database)[rule]
+        if slot.withdrawn:
+            for table in ("comparisons", "withdrawn"):
+                query = f"DELETE FROM {table} WHERE rule = ? AND champion = ? AND challenger = ?"
+                database.change(query, rule, slot.champion, slot.challenger)
         database.change("UPDATE slots SET share = ?, withdrawn = '' WHERE rule = ?", share, rule)
 
 
@@ -95,17 +98,21 @@ def roll_back(queue: Queue, rule: str, why: str) -> RolledBack:
             queue.change("UPDATE results SET state = 'superseded', done = ? WHERE id = ?", queue.now_s(), result.id)
             queue.change("DELETE FROM deliveries WHERE result = ? AND state IN ('pending', 'dead')", result.id)
         queue.change("UPDATE slots SET share = 0, withdrawn = ? WHERE rule = ?", why, rule)
-        for job in queue.select(Job, "SELECT * FROM jobs WHERE plan != '' AND state IN ('queued', 'working', 'dead')"):
+        query = "INSERT OR REPLACE INTO withdrawn VALUES (?, ?, ?, ?)"
+        queue.change(query, rule, slot.champion, slot.challenger, why)
+        # Also those that are done: files of theirs that are lost are not made again by the challenger
+        for job in queue.select(Job, "SELECT * FROM jobs WHERE plan != ''"):
             if job.plans.get(rule, {}).get("challenger") == slot.challenger:
                 queue.change("UPDATE jobs SET plan = ? WHERE id = ?", champion_only(job, rule, slot.champion), job.id)
                 queue.change("DELETE FROM shadows WHERE job = ?", job.id)
         _drop_shadows(queue, rule)
-        return RolledBack(sent, [one.id for one in ended], list(dict.fromkeys(one.study for one in ended)))
+        studies = dict.fromkeys(one.study for one in ended if one.verdict not in FOLLOW_UPS)
+        return RolledBack(sent, [one.id for one in ended], list(studies))
 
 
-def champion_only(job: Job, rule: str, champion: str) -> str:
-    """The plan of a job, with the champion for a rule and without a shadow of it."""
-    return json.dumps({**job.plans, rule: {"champion": champion, "challenger": "", "slot": "champion"}})
+def champion_only(job: Job, rule: str, champion: str, **more: str) -> str:
+    """The plan of a job, with the champion for a rule and without a shadow of it; `more` stands in the plan, too."""
+    return json.dumps({**job.plans, rule: {"champion": champion, "challenger": "", "slot": "champion", **more}})
 
 
 def next_shadow(database: Database) -> Shadow | None:
@@ -114,6 +121,7 @@ def next_shadow(database: Database) -> Shadow | None:
         Shadow,
         "SELECT s.* FROM shadows s JOIN jobs j ON j.id = s.job WHERE s.state = 'waiting' AND j.state = 'done' AND NOT EXISTS "
         "(SELECT 1 FROM results r JOIN deliveries d ON d.result = r.id WHERE r.job = j.id AND d.state = 'pending') "
+        "AND EXISTS (SELECT 1 FROM studies WHERE uid = j.study AND state = 'complete') "
         "ORDER BY s.attempts, s.job LIMIT 1",
     )
     return next(iter(found), None)
@@ -124,24 +132,27 @@ def count_try(database: Database, job: int, reason: str) -> Shadow | None:
     with database.transaction():
         database.change(
             "UPDATE shadows SET attempts = attempts + 1, reason = ?, state = CASE WHEN attempts + 1 < ? THEN 'waiting' ELSE "
-            "'dead' END WHERE job = ?",
+            "'dead' END WHERE job = ? AND state = 'waiting'",
             reason, MOST_TRIES, job,
         )  # fmt: skip
         return next(iter(database.select(Shadow, "SELECT * FROM shadows WHERE job = ?", job)), None)
 
 
-def add_comparisons(database: Database, job: int, compared: Mapping[str, Mapping[str, Any]]) -> None:
-    """Records what champion and challenger made of a study, and ends its shadow.
+def add_comparisons(database: Database, job: int, study: str, compared: Mapping[str, Mapping[str, Any]]) -> None:
+    """Records what champion and challenger made of a study, once for both, and ends its shadow.
 
     Args:
         database: The node's.
         job: Number of the job.
+        study: StudyInstanceUID.
         compared: Rule -> the comparison, see `evidence_against.ways`, with the sha256 of "champion" and "challenger".
     """
     with database.transaction():
         for rule, facts in compared.items():
-            query = "INSERT INTO comparisons (rule, champion, challenger, facts) VALUES (?, ?, ?, ?)"
-            database.change(query, rule, facts["champion"], facts["challenger"], json.dumps(facts))
+            query = (
+                "INSERT OR IGNORE INTO comparisons (rule, champion, challenger, study, facts) VALUES (?, ?, ?, ?, ?)"
+            )
+            database.change(query, rule, facts["champion"], facts["challenger"], study, json.dumps(facts))
         database.change("UPDATE shadows SET state = 'done' WHERE job = ? AND state = 'waiting'", job)
 
 
@@ -151,7 +162,7 @@ def comparisons(database: Database, slot: Slot) -> list[dict[str, Any]]:
     return [json.loads(text) for text in database.column(query, slot.rule, slot.champion, slot.challenger)]
 
 
-def results_of(database: Database, slot: Slot) -> list[Result]:
-    """The challenger's results that a destination has: a site may want to look at them."""
-    query = f"SELECT * FROM results r WHERE {_MADE} AND {_SENT} ORDER BY id"
+def made_by(database: Database, slot: Slot, *, sent: bool = False) -> list[Result]:
+    """The challenger's results; `sent`: those that a destination has, which a site may want to look at."""
+    query = f"SELECT * FROM results r WHERE {_MADE} {f'AND {_SENT}' if sent else ''} ORDER BY id"
     return database.select(Result, query, slot.rule, slot.challenger)

@@ -30,7 +30,7 @@ def name_models(folder: Path, champion: str, challenger: str, *, passed: bool = 
     """As the process that asks the registry writes it."""
     known: dict[str, Any] = {
         "registry:liver@champion": {"folder": f"models/{champion}/x", "sha256": champion, "version": 1},
-        "registry:liver@challenger": {
+        "challenger of any": {
             "folder": f"models/{challenger}/x", "sha256": challenger, "version": 2, "gate": {"passed": passed, "why": "so"},
         },
     }  # fmt: skip

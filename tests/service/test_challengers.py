@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from challenged import CHALLENGER, CHAMPION, NEXT, arrived, challenged_site, name_models, study_by
+from challenged import CHALLENGER, CHAMPION, NEXT, RULE, arrived, challenged_site, name_models, study_by
 from nodes import pacs, running, store, study_of, wait_until
+from pydicom import dcmread
 
+from dicom_io.net.instance_store import InstanceStore, Stored
+from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service import slots
 from monai_unet_app.service.audit import entries
 from monai_unet_app.service.node import Node
+from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.rows import NewResult
 
 TABLES = ("studies", "jobs", "results", "slots", "shadows", "comparisons")
 
@@ -217,3 +224,80 @@ def test_a_share_needs_the_site_the_gate_or_a_reason(tmp_path: Path) -> None:
         node.in_loop(lambda: node.challengers.roll_back("any", "enough", "Bianchi^Eva"))
         with pytest.raises(InputRefusedError, match="was rolled back already"):
             node.in_loop(lambda: node.challengers.roll_back("any", "enough", "Bianchi^Eva"))
+
+
+def test_a_result_that_is_cut_off_by_a_rollback_is_made_by_the_champion(tmp_path: Path) -> None:
+    came = []
+
+    def hang(stored: Stored) -> None:
+        came.append(stored)
+        time.sleep(8 if len(came) == 1 else 0)  # longer than a rollback waits
+
+    store_of = InstanceStore(tmp_path / "pacs", stored=hang)
+    with Provider(store_of, Listen("PACS", port=0)) as peer, running(challenged_site(tmp_path, peer.port)) as node:
+        node.in_loop(lambda: node.challengers.set_share("any", 0.5, "Bianchi^Eva", ""))
+        patient = next(one for one in map(str, range(20)) if node.challengers._side("any", f"\0{one}") < 0.5)
+        (study,) = send_studies(node, tmp_path, [patient])
+        wait_until(node.senders.tasks)
+        begin = time.monotonic()
+        done = node.in_loop(lambda: node.challengers.roll_back("any", "enough", "Bianchi^Eva"))
+        assert time.monotonic() - begin < 5
+        assert done.studies == [study]
+        (line,) = [line for line in entries(node.audit.path) if line["event"] == "rolled back"]
+        assert [destination for _, destination in line["cut_off"]] == ["pacs"]
+        wait_until(lambda: len(node.queue.jobs_of(study)) == 2)
+        # What may have arrived is known, so that the champion's result replaces it
+        assert [result.id for result in node.queue.last_delivered(study)] == done.ended
+        again = node.queue.jobs_of(study)[-1].id
+        wait_until(lambda: [one.state for one in node.queue.results_of(again)] == ["delivered", "delivered"], 60)
+        assert [one.verdict for one in node.queue.results_of(again)] == ["", "rejection note"]
+    found = [dcmread(path) for path in (tmp_path / "pacs").rglob("*.dcm")]
+    assert sorted(str(one.get("ImageComments", "note")).partition(" by ")[2][:1] for one in found) == ["", "a", "c"]
+
+
+def test_a_challenger_that_was_rolled_back_stays_so_when_its_alias_goes_and_comes(tmp_path: Path) -> None:
+    with running(challenged_site(tmp_path, 1)) as node:
+        node.in_loop(lambda: node.challengers.roll_back("any", "enough", "Bianchi^Eva"))
+        for challenger in (NEXT, CHALLENGER):
+            name_models(tmp_path, CHAMPION, challenger)
+            node.in_loop(lambda: node.challengers.assign_models("Bianchi^Eva"))
+        assert node.challengers.state()[0]["withdrawn"] == "enough"
+
+
+def test_a_rule_that_leaves_the_registry_is_planned_no_more(tmp_path: Path) -> None:
+    path = challenged_site(tmp_path, 1)
+    with running(path) as node:
+        assert "champion" in node.challengers.plan("1.2.3")
+    text = path.read_text().replace(RULE, "").replace('"registry:liver@champion"', '"none"')
+    path.write_text(text)
+    with running(path) as node:
+        assert node.challengers.plan("1.2.3") == ""
+        assert node.challengers.state() == []
+
+
+def test_a_study_that_no_bundle_can_do_is_nobodys_fault(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(challenged_site(tmp_path, peer.port)) as node:
+        node.in_loop(lambda: node.challengers.set_share("any", 0.5, "Bianchi^Eva", ""))
+        send_studies(node, tmp_path, [str(n) for n in range(6)], "refuse")
+        wait_until(lambda: node.queue.counts()["results"].get("not processed") == 6, 60)
+        wait_until(lambda: slots.next_shadow(node.queue) is None, 60)
+        assert not any(any(one["fault"]) for one in node.challengers.state()[0]["last"])
+
+
+def test_reports_of_other_rules_on_the_same_series_stay(tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "node.sqlite")
+    slots.assign(queue, "liver", CHAMPION, CHALLENGER)
+    queue.record_instances("1.2", 1)
+    plan = {"champion": CHAMPION, "challenger": CHALLENGER, "slot": "challenger"}
+    job = queue.complete_study("1.2", json.dumps({"liver": plan}))
+    both = [
+        NewResult(rule, "1.2.3", f"1-1/{rule}", "sending", "accept", "", rule, ("pacs",), bundle=bundle)
+        for rule, bundle in (("liver", CHALLENGER), ("spleen", CHAMPION))
+    ]
+    liver, spleen = queue.finish_job(job.id, both)
+    reports = [queue.add_follow_up(one, "verified", "f", "d", ("pacs",)) for one in (liver, spleen)]
+    done = slots.roll_back(queue, "liver", "enough")
+    assert (done.ended, done.studies) == ([liver.id, reports[0]], ["1.2"])
+    states = {one: queue.result(one) for one in (spleen.id, reports[1])}
+    assert [one.state for one in states.values() if one] == ["sending", "sending"]
+    queue.close()

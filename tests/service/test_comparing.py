@@ -84,8 +84,10 @@ def study(crop: Volume, tmp_path: Path) -> Path:
 def test_the_shadow_tells_how_far_both_bundles_agree(site: Site, study: Path, tmp_path: Path) -> None:
     assert resolve(site) == ""
     known = resolved(site)
-    champion, challenger = (known[f"registry:hippocampus@{alias}"]["sha256"] for alias in ("champion", "challenger"))
-    gate = known["registry:hippocampus@challenger"]["gate"]
+    champion, challenger = (
+        known[key]["sha256"] for key in ("registry:hippocampus@champion", "challenger of hippocampus")
+    )
+    gate = known["challenger of hippocampus"]["gate"]
     assert (gate["passed"], gate["why"].partition(";")[0]) == (
         False,
         "no margin for boundary_iou, dice, ece_band, ece_whole",
@@ -127,7 +129,7 @@ def test_the_shadow_tells_how_far_both_bundles_agree(site: Site, study: Path, tm
 
 def test_a_bundle_that_cannot_be_loaded_is_a_fault_of_its_slot(site: Site, study: Path, tmp_path: Path) -> None:
     resolve(site)
-    sha256 = resolved(site)["registry:hippocampus@challenger"]["sha256"]
+    sha256 = resolved(site)["challenger of hippocampus"]["sha256"]
     worker = Worker(with_models(site))
     (result,) = worker.answer({"study": str(study), "output": str(tmp_path / "results/1-1"), "earlier": {}})["results"]
     weights = copy_of(site, sha256) / "models/model.pt"
@@ -155,14 +157,11 @@ def test_a_challenger_that_does_not_fit_is_left_out_and_the_champion_goes_on(
         number = registry.add(other, "hippocampus").number
         registry.promote("hippocampus", str(number), "challenger", "Bianchi^Eva", {}, "another organ")
     assert resolve(site) == ""
-    assert (
-        "the same structures in the same order are needed"
-        in resolved(site)["registry:hippocampus@challenger"]["why_not"]
-    )
+    assert "the same structures in the same order are needed" in resolved(site)["challenger of hippocampus"]["why_not"]
     assert with_models(site).rules[0].sha256 == resolved(site)["registry:hippocampus@champion"]["sha256"]
     site.path.write_text(SITE.replace("@challenger", "@archived"))
     assert resolve(read_site(site.path)) == ""
-    assert "has no version 'archived'" in resolved(site)["registry:hippocampus@archived"]["why_not"]
+    assert "has no version 'archived'" in resolved(site)["challenger of hippocampus"]["why_not"]
 
 
 def test_structures_that_lie_in_different_boxes_are_compared_on_the_whole_grid(crop: Volume) -> None:
@@ -207,7 +206,7 @@ def test_the_command_line_tries_a_challenger_of_the_registry(site: Site, study: 
             known = resolved(site)
             (state,) = challengers()
             assert (state["champion"], state["challenger"]) == tuple(
-                known[f"registry:hippocampus@{alias}"]["sha256"] for alias in ("champion", "challenger")
+                known[key]["sha256"] for key in ("registry:hippocampus@champion", "challenger of hippocampus")
             )
             outcomes = send(parse_destination(f"MONAIUNET@127.0.0.1:{port}"), sorted(study.rglob("*.dcm")))
             assert all(one.state == "sent" for one in outcomes)
