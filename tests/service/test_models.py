@@ -25,6 +25,7 @@ folder = "registry"
 [[rules]]
 name = "hippocampus"
 bundle = "registry:hippocampus@champion"
+deliver_ungated = true
 match = {Modality = "MR"}
 """
 

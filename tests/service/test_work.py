@@ -234,7 +234,7 @@ def test_a_reason_calls_a_broken_file_by_its_name_alone(
     def broken(*words: object) -> None:
         raise AppError(f"{file} is broken; fetch it again")
 
-    monkeypatch.setattr(worker, "_segment", broken)
+    monkeypatch.setattr(worker, "segment", broken)
     (found,) = worker.answer(task(study, tmp_path / "results" / "1-1"))["results"]
     assert (found["state"], found["reason"]) == ("not processed", f"{file.name} is broken; fetch it again")
 
@@ -435,9 +435,9 @@ def test_the_quality_gate_holds_a_result_back_whatever_way_its_image_came(
     kind: str,
 ) -> None:  # fmt: skip
     worker = Worker(read_site(site_file))
-    segment, write = worker._segment, work._write_case
+    segment, write = worker.segment, work._write_case
     said = SimpleNamespace(verdict=verdict, reasons=(f"a reason to {verdict}",))
-    monkeypatch.setattr(worker, "_segment", lambda *words: replace(segment(*words), assessment=said))
+    monkeypatch.setattr(worker, "segment", lambda *words: replace(segment(*words), assessment=said))
     monkeypatch.setattr(
         work, "_write_case", lambda case, *words, **what: write(replace(case, assessment=None), *words, **what)
     )
