@@ -245,7 +245,10 @@ def main() -> None:
     for name, interval, kind in (("rules_test.yml", "1m", False), ("rules_long_test.yml", "10m", True)):
         of_kind = [one for one in ALERTS if is_long(one.at) == kind]
         tests = [test_of(one, fires=fires) for one in of_kind for fires in (True, False)]
-        files[name] = {"rule_files": ["rules.yml"], "evaluation_interval": interval, "tests": tests}
+        # Else promtool takes the groups in any order, and an alert may find no recorded value of its moment
+        order = [group["name"] for group in files["rules.yml"]["groups"]]
+        head = {"rule_files": ["rules.yml"], "evaluation_interval": interval, "group_eval_order": order}
+        files[name] = {**head, "tests": tests}
     for name, content in files.items():
         text = yaml.safe_dump(content, sort_keys=False, width=200)
         (output / name).write_text(f"# Written by make_alerts.py; do not edit.\n{text}")
