@@ -59,10 +59,11 @@ class Seen:
 
 @dataclass
 class _RuleTrail:
-    """The results of a rule, and the last line that froze its reference."""
+    """The results of a rule, the last line that froze its reference, and the sha256 of its champion, where it has one."""
 
     seen: list[Seen] = field(default_factory=list)
     frozen: Mapping[str, Any] | None = None
+    champion: str = ""
 
 
 def read_trail(trail: Path) -> dict[str, _RuleTrail]:
@@ -89,6 +90,8 @@ def read_trail(trail: Path) -> dict[str, _RuleTrail]:
         elif event in _DECISIONS and line["result"] in places:
             name, place = places[line["result"]]
             rules[name].seen[place] = _decided(rules[name].seen[place], line)
+        elif event == "assigned":
+            rules.setdefault(line["rule"], _RuleTrail()).champion = line["champion"]
         elif event == FROZEN:
             rules.setdefault(line["rule"], _RuleTrail()).frozen = line
     return rules
@@ -110,7 +113,8 @@ class RuleWatch:
 
     Attributes:
         rule: Its name.
-        seen: Its results by the bundle of the last one, or of the reference; the oldest first, those of the reference first.
+        seen: Its results by the bundle of the reference, else by its champion or the bundle of the last one; the oldest first,
+            those of the reference first.
         accepted: How many of them may be in a reference.
         reference: How many of them are the reference; 0 while none is frozen.
         frozen: The line of the trail that froze it.
@@ -195,7 +199,8 @@ def watch(trail: Path, rules: Sequence[str]) -> list[RuleWatch]:
 
 def _watched(rule: str, known: _RuleTrail) -> RuleWatch:
     frozen, last = known.frozen, known.seen[-1:]
-    bundle = frozen["bundle"] if frozen else last[0].bundle if last else ""
+    # The last result may be a challenger's
+    bundle = frozen["bundle"] if frozen else known.champion or (last[0].bundle if last else "")
     own = [one for one in known.seen if one.bundle == bundle]
     accepted = [one for one in own if one.is_accepted]
     numbers = set(frozen["results"]) if frozen else set()

@@ -193,3 +193,13 @@ def test_the_verb_says_which_rules_and_refuses_others(
     assert "--rule is spleen; one of liver is needed" in capsys.readouterr().err
     assert main(["node", "drift", "--config", site, "--propose", "50"]) == 2
     assert "--propose needs --rule" in capsys.readouterr().err
+
+
+def test_without_a_reference_the_results_are_the_champions_though_a_challenger_made_the_last(
+    trail: Callable[..., Path],
+) -> None:
+    assigned = {"event": "assigned", "rule": "liver", "champion": "one", "challenger": "two"}
+    lines = [result(n, bundle="two" if n % 2 else "one") for n in range(1, 82)]
+    (found,) = watch(trail(assigned, *lines), ["liver"])
+    assert {one.bundle for one in found.seen} == {"one"}
+    assert reference_of(found, 40)["bundle"] == "one"
