@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dicom_io.files import replace_when_whole
-from monai_unet_app import report
 from monai_unet_app.lifecycle.drift import ALARM, Values
 from monai_unet_app.lifecycle.expected_dice import COVERAGE
 from monai_unet_app.lifecycle.watch import LAST, RuleWatch, quantities_of
 from monai_unet_app.report.blocks import Block, Cell, Chart, Conclusion, Heading, Table, Text, Tiles, Title
 from monai_unet_app.report.charts import Palette, style_axis
-from monai_unet_app.report.html import environment, render, report_style
+from monai_unet_app.report.html import page
 
 _MOST_ROWS = 12
 
@@ -25,14 +23,9 @@ def write_drift_page(rules: Sequence[RuleWatch], path: Path) -> None:
     blocks: list[Block] = [Title("Drift"), _conclusion(rules)]
     for rule in rules:
         blocks += _blocks(rule)
-    page = (
-        environment(report.__name__)
-        .get_template("report.html")
-        .render(title="Drift", style=Markup(report_style()), content=Markup("\n".join(map(render, blocks))))
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_when_whole(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page("Drift", blocks), encoding="utf-8")
 
 
 def _conclusion(rules: Sequence[RuleWatch]) -> Conclusion:

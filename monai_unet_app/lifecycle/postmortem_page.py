@@ -5,15 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dicom_io.files import replace_when_whole
-from monai_unet_app import report
 from monai_unet_app.lifecycle.postmortem import Postmortem, Replay
 from monai_unet_app.pipeline import Case
 from monai_unet_app.report.blocks import Block, Conclusion, Heading, Lines, Picture, Table, Text, Title
-from monai_unet_app.report.html import environment, render, report_style
+from monai_unet_app.report.html import page
 
 _MOST_LINES, _MOST_ROWS, _LONGEST = 400, 20, 160
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
@@ -51,14 +49,9 @@ def write_postmortem(found: Postmortem, path: Path) -> None:
     blocks.append(Heading("What was done with the study"))
     events = tuple((str(line["time"])[:19], str(line["event"]), _short(_facts(line))) for line in found.lines)
     blocks.append(Table(("time", "event", "facts"), events, words=3))
-    page = (
-        environment(report.__name__)
-        .get_template("report.html")
-        .render(title=title, style=Markup(report_style()), content=Markup("\n".join(map(render, blocks))))
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_when_whole(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page(title, blocks), encoding="utf-8")
 
 
 def _short(text: str) -> str:

@@ -3,6 +3,7 @@
 The page loads nothing (its own policy forbids it), runs no script, and holds no path and no identity except the names of cases.
 """
 
+from collections.abc import Iterable
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -20,13 +21,14 @@ from .sections import sections
 
 def render_html(report: EvaluationReport) -> str:
     """The whole report as the text of one HTML file."""
+    return page(f"Evaluation of {report.measured_on.bundle_name}", sections(report))
+
+
+def page(title: str, blocks: Iterable[Block]) -> str:
+    """Blocks as the text of one HTML file."""
     template = environment(__package__).get_template("report.html")
-    return template.render(
-        title=f"Evaluation of {report.measured_on.bundle_name}",
-        # Style and blocks are markup of this package; the templates have escaped every text in the blocks.
-        style=Markup(report_style()),
-        content=Markup("\n".join(map(render, sections(report)))),
-    )
+    # Style and blocks are markup of this package; the templates have escaped every text in the blocks.
+    return template.render(title=title, style=Markup(report_style()), content=Markup("\n".join(map(render, blocks))))
 
 
 def report_style() -> str:

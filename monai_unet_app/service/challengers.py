@@ -10,7 +10,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dicom_io.files import replace_when_whole
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service import slots
-from monai_unet_app.service.evidence_against import ALARM, Limits, score, ways
+from monai_unet_app.service.evidence_against import ALARM, Limits, Way, score, ways
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.models import PREFIX, ask_registry, challenger_key, resolved
 from monai_unet_app.service.rows import Job, Slot
@@ -191,29 +191,17 @@ class Challengers:
 
     def _end_sending(self, slot: Slot) -> list[tuple[int, str]]:
         """Waits a little for results of the challenger that are being sent, then ends their senders; gives those cut off."""
-        node, mine, cut_off = self._node, self._is_of(slot), []
+        node, mine, cut_off = self._node, slots.numbers_of(self._node.queue, slot), []
         until = time.monotonic() + _IN_FLIGHT_S
-        while time.monotonic() < until and any(mine(delivery.result) for delivery in node.senders.tasks()):
+        while time.monotonic() < until and any(delivery.result in mine for delivery in node.senders.tasks()):
             node.handle_answers()
             time.sleep(0.02)
         for child in list(node.senders.children):
-            if child.task is not None and mine(child.task.result):
+            if child.task is not None and child.task.result in mine:
                 cut_off.append((child.task.result, child.task.destination))
                 child.kill("the result was rolled back")
                 child.end_task()
         return cut_off
-
-    def _is_of(self, slot: Slot) -> Callable[[int], bool]:
-        """Whether a number is that of a result that the challenger made, or of its verified report."""
-        made = {(result.job, result.series) for result in slots.made_by(self._node.queue, slot)}
-
-        def is_of(number: int) -> bool:
-            result = self._node.queue.result(number)
-            if result is None or result.rule != slot.rule or result.verdict in ("corrected", "rejection note"):
-                return False
-            return (result.job, result.series) in made
-
-        return is_of
 
     def take_over(self, job: Job, reasons: Mapping[str, str]) -> bool:
         """Lets the champion segment a study that the challenger cannot; False if no challenger was at it.
@@ -260,7 +248,7 @@ class Challengers:
             slots.add_comparisons(node.queue, job.id, job.study, compared)
             node.audit.write("compared", study=job.study, job=job.id, compared=compared)
         for rule in compared.keys() & now.keys():
-            found = self._ways(now[rule])
+            found = self._ways(rule, slots.comparisons(node.queue, now[rule]))
             if now[rule].is_open and score(found) >= ALARM:
                 worst = max(found, key=lambda way: way.score)
                 self.roll_back(rule, f"{worst.name}: worse in {worst.worse} of {worst.studies} studies")
@@ -270,8 +258,8 @@ class Challengers:
         found = []
         for slot in self._slots().values():
             if slot.challenger:
-                said = self._ways(slot)
                 compared = slots.comparisons(self._node.queue, slot)
+                said = self._ways(slot.rule, compared)
                 found.append(
                     {
                         **asdict(slot),
@@ -286,9 +274,9 @@ class Challengers:
                 )
         return found
 
-    def _ways(self, slot: Slot) -> Any:
-        rule = self._rule(slot.rule)
-        return ways(slots.comparisons(self._node.queue, slot), Limits(rule.least_agreement, rule.most_slower))
+    def _ways(self, name: str, compared: Sequence[Mapping[str, Any]]) -> tuple[Way, ...]:
+        rule = self._rule(name)
+        return ways(compared, Limits(rule.least_agreement, rule.most_slower))
 
     def _slot(self, rule: str) -> Slot:
         """The slot of a rule. Raises InputRefusedError if it has no challenger."""

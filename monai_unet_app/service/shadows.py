@@ -36,10 +36,12 @@ class Shadows:
             if child.task is not None:
                 self._handle_answer(child.task, message, child.why_ended if message is None else "")
             child.end_task()
+        if not any(slot.is_open for slot in slots.slots(node.queue).values()):
+            pool.end(patience_s=0.0)  # its memory is of use elsewhere
+            return
         waits = slots.next_shadow(node.queue) if time.monotonic() >= self._not_before else None
         pool.count = 1 if waits or pool.children else 0
-        if not (pool.count and any(slot.is_open for slot in slots.slots(node.queue).values())):
-            pool.end(patience_s=0.0)  # its memory is of use elsewhere
+        if not pool.count:
             return
         if node.workers.tasks() or node.jobs.due():
             for child in pool.children:

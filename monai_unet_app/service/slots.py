@@ -88,11 +88,12 @@ def roll_back(queue: Queue, rule: str, why: str) -> RolledBack:
     with queue.transaction():
         slot = slots(queue)[rule]
         made = (rule, slot.challenger)
-        mine = f"(SELECT id FROM results r WHERE ({_MADE}) OR ({_VERIFIED}))"
+        mine = sorted(numbers_of(queue, slot))
         sent = queue.column(f"SELECT id FROM results r WHERE {_MADE} AND {_SENT} ORDER BY id", *made)
         ended = queue.select(
-            Result, f"SELECT * FROM results WHERE id IN {mine} AND state IN {sql_list((*UNFINISHED, 'dead'))} ORDER BY id",
-            *made, *made,
+            Result, f"SELECT * FROM results WHERE id IN (SELECT value FROM json_each(?)) AND state IN "
+            f"{sql_list((*UNFINISHED, 'dead'))} ORDER BY id",
+            json.dumps(mine),
         )  # fmt: skip
         for result in ended:
             queue.change("UPDATE results SET state = 'superseded', done = ? WHERE id = ?", queue.now_s(), result.id)
@@ -160,6 +161,12 @@ def comparisons(database: Database, slot: Slot) -> list[dict[str, Any]]:
     """What was found of the challenger of a slot beside this champion, the first study first."""
     query = "SELECT facts FROM comparisons WHERE rule = ? AND champion = ? AND challenger = ? ORDER BY id"
     return [json.loads(text) for text in database.column(query, slot.rule, slot.champion, slot.challenger)]
+
+
+def numbers_of(database: Database, slot: Slot) -> set[int]:
+    """Numbers of the challenger's results and of their verified reports: what a rollback ends."""
+    made = (slot.rule, slot.challenger)
+    return set(database.column(f"SELECT id FROM results r WHERE ({_MADE}) OR ({_VERIFIED})", *made, *made))
 
 
 def made_by(database: Database, slot: Slot, *, sent: bool = False) -> list[Result]:
