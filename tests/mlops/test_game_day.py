@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from conftest import REPOSITORY
 from nodes import pacs, study_of, wait_until
 from ports import free_ports
 from pydicom import dcmread
+from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from dicom_io.net.destination import parse_destination
 from dicom_io.net.exchange import send
@@ -33,7 +35,7 @@ from monai_unet_app.service.tokens import new_token
 
 pytestmark = pytest.mark.game_day
 OPS, HERE = REPOSITORY / "ops", Path(__file__).parent
-LONG_S = 120.0
+LONG_S = 300.0  # on a busy machine
 
 
 @dataclass
@@ -74,10 +76,20 @@ class Ward:
         """Whether somebody was told of an alert, or that it is over."""
         return (receiver, status, f"MonaiUnet{alert}") in self.told
 
-    def is_delivered(self) -> bool:
-        """Whether the archive has a result of every study, and no study has two."""
-        found = [str(dcmread(path).StudyInstanceUID) for path in (self.folder / "pacs").rglob("*.dcm")]
-        return sorted(set(found)) == sorted(self.sent) and len(found) == len(self.sent)
+    def all_delivered(self) -> None:
+        """Waits until the archive has a result of every study, and one only that no rejection note names."""
+
+        def found() -> Counter[str]:
+            count: Counter[str] = Counter()
+            for path in (self.folder / "pacs").rglob("*.dcm"):
+                one = dcmread(path, stop_before_pixels=True)
+                count[str(one.StudyInstanceUID)] += -1 if one.SOPClassUID == KeyObjectSelectionDocumentStorage else 1
+            return count
+
+        end = time.monotonic() + LONG_S
+        while (there := found()) != Counter(self.sent) and time.monotonic() < end:
+            time.sleep(0.5)
+        assert there == Counter(self.sent)
 
 
 def servers(ward: Ward, port: int) -> ThreadingHTTPServer:
@@ -119,7 +131,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
     (folder / "tokens").write_text("\n".join(lines) + "\n")
     (folder / "metrics_token").write_text(tokens["metrics"])
     site = challenged_site(folder, archive, node=f"port = {port}")
-    site.write_text(site.read_text() + f'[http]\nport = {http}\ntokens = "tokens"\n')
+    site.write_text(site.read_text().replace("stable_s = 0.3", "stable_s = 1.5") + f'[http]\nport = {http}\ntokens = "tokens"\n')
     subprocess.run([sys.executable, OPS / "make_alerts.py", "--game-day", "--output", folder], check=True)
     document = yaml.safe_load((OPS / "prometheus.yml").read_text())
     document["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -157,7 +169,7 @@ def test_the_pacs_goes_away(ward: Ward) -> None:
     ward.send("1")
     wait_until(lambda: ward.hears("page", "firing", "DestinationAway"), LONG_S)
     with pacs(ward.folder / "pacs", ward.pacs_port):  # as the runbook says: call them; nothing needs to be sent again
-        wait_until(ward.is_delivered, LONG_S)
+        ward.all_delivered()
         wait_until(lambda: ward.hears("page", "resolved", "DestinationAway"), LONG_S)
 
 
@@ -168,7 +180,7 @@ def test_the_disk_is_slow(ward: Ward) -> None:
             ward.send(str(n))
         wait_until(lambda: ward.hears("page", "firing", "LateFast"), LONG_S)
         (ward.folder / "slow").unlink()  # the runbook: look at the disk
-        wait_until(ward.is_delivered, LONG_S)
+        ward.all_delivered()
         wait_until(lambda: ward.hears("page", "resolved", "LateFast"), LONG_S)
 
 
@@ -177,7 +189,7 @@ def test_the_clock_jumps(ward: Ward) -> None:
         (ward.folder / "clock").touch()
         wait_until(lambda: ward.hears("page", "firing", "ClockJump"), LONG_S)
         ward.send("1")
-        wait_until(ward.is_delivered, LONG_S)  # waiting is measured by a clock that cannot be set
+        ward.all_delivered()  # waiting is measured by a clock that cannot be set
         (ward.folder / "clock").unlink()  # the runbook: mend the clock
         wait_until(lambda: ward.hears("page", "resolved", "ClockJump"), LONG_S)
 
@@ -191,7 +203,7 @@ def test_nobody_is_called_during_maintenance(ward: Ward) -> None:
     assert "MonaiUnetDestinationAway" not in [alert for _, status, alert in ward.told[before:] if status == "firing"]
     ward.ask("POST", "/maintenance", "admin", json={"minutes": 0, "reason": "game day"})
     with pacs(ward.folder / "pacs", ward.pacs_port):
-        wait_until(ward.is_delivered, LONG_S)
+        ward.all_delivered()
 
 
 def test_a_challenger_is_bad(ward: Ward) -> None:
@@ -204,7 +216,7 @@ def test_a_challenger_is_bad(ward: Ward) -> None:
         wait_until(lambda: ward.hears("ticket", "firing", "ChallengerRolledBack"), LONG_S)
         (state,) = ward.ask("GET", "/rules/challengers", "approver")
         assert state["withdrawn"].startswith("predicted Dice: worse in")
-        wait_until(ward.is_delivered, LONG_S)
+        ward.all_delivered()
         sent = arrived(ward.folder / "pacs")["b"]
         assert len(state["sent"]) == sent  # the runbook: these are listed
 
@@ -213,7 +225,7 @@ def test_a_scanner_drifts(ward: Ward) -> None:
     with pacs(ward.folder / "pacs", ward.pacs_port):
         for n in range(34):
             ward.send(str(n))
-        wait_until(ward.is_delivered, LONG_S)
+        ward.all_delivered()
         ward.ask("POST", "/rules/any/reference", "approver", json={"results": 30})
         for n in range(24):
             ward.send(str(n), scanner="B")
@@ -223,4 +235,4 @@ def test_a_scanner_drifts(ward: Ward) -> None:
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         assert said.returncode == 1
         assert "ManufacturerModelName is B in 100% of the studies, 0% before" in " ".join(said.stdout.split())
-        wait_until(ward.is_delivered, LONG_S)
+        ward.all_delivered()
