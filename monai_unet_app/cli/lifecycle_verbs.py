@@ -1,12 +1,17 @@
 """The verbs of a model's life: registry and its second words, node drift, node postmortem, node checklist."""
 
+from contextlib import AbstractContextManager
 from getpass import getpass
+from typing import TYPE_CHECKING
 
 from monai_unet_app.cli import lifecycle_flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
 from monai_unet_app.cli.comparison_verbs import margins_of
 from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.errors import UsageError
+
+if TYPE_CHECKING:
+    from monai_unet_app.lifecycle.registry import Registry
 
 
 def registry(options: Options) -> Answer:
@@ -19,6 +24,12 @@ def registry(options: Options) -> Answer:
     )
 
 
+def _opened(options: lifecycle_flags.InRegistry) -> "AbstractContextManager[Registry]":
+    from monai_unet_app.lifecycle.registry import open_registry
+
+    return open_registry(options.registry, options.uri or "")
+
+
 def add(options: lifecycle_flags.RegistryAdd) -> Answer:
     """Register a bundle as the next version of a model.
 
@@ -26,12 +37,11 @@ def add(options: lifecycle_flags.RegistryAdd) -> Answer:
     """
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.confidence.results_bundle import results_bundle
-    from monai_unet_app.lifecycle.registry import open_registry
 
     files = results_bundle(options.bundle) or bundle_files(options.bundle)
     _ = files.sha256  # a bundle without weights is refused before a registry is made
     name = options.name or files.name
-    with open_registry(options.registry, options.uri or "") as opened:
+    with _opened(options) as opened:
         version = opened.add(options.bundle, name, options.evaluation, options.key)
         looks = max(opened.looks(name).values(), default=0)
     show.line(f"{name} version {version.number}: sha256 {version.sha256}")
@@ -47,31 +57,18 @@ def list_versions(options: lifecycle_flags.RegistryList) -> Answer:
 
     Example: monai-unet registry list --name hippocampus
     """
-    from monai_unet_app.lifecycle.registry import open_registry
+    from monai_unet_app.bundle_folder import figure_of
 
-    with open_registry(options.registry, options.uri or "") as opened:
+    with _opened(options) as opened:
         versions = opened.versions(options.name or "")
         looks = {name: opened.looks(name) for name in {one.model for one in versions}}
-    rows = [
-        (
-            one.model,
-            str(one.number),
-            ", ".join(one.aliases),
-            str(one.facts["version"]),
-            one.sha256[:12],
-            _dice(one.facts),
-        )
-        for one in versions
-    ]
+    rows = []
+    for one in versions:
+        dice = figure_of(one.facts["measured"].get("dice"))
+        named = (one.model, str(one.number), ", ".join(one.aliases), str(one.facts["version"]), one.sha256[:12])
+        rows.append((*named, "–" if dice is None else f"{dice:.3f}"))
     show.print_table(("model", "version", "alias", "bundle", "sha256", "Dice"), rows)
     return {"versions": [one.document() for one in versions], "looks": looks}, EXIT_DONE
-
-
-def _dice(facts: "dict[str, object] | object") -> str:
-    measured = facts["measured"] if isinstance(facts, dict) else {}
-    dice = measured.get("dice") if isinstance(measured, dict) else None
-    value = dice.get("mean") if isinstance(dice, dict) else dice
-    return f"{value:.3f}" if isinstance(value, float) else "–"
 
 
 def show_version(options: lifecycle_flags.RegistryShow) -> Answer:
@@ -79,9 +76,7 @@ def show_version(options: lifecycle_flags.RegistryShow) -> Answer:
 
     Example: monai-unet registry show --name hippocampus --version champion
     """
-    from monai_unet_app.lifecycle.registry import open_registry
-
-    with open_registry(options.registry, options.uri or "") as opened:
+    with _opened(options) as opened:
         version, history = opened.version(options.name, options.version), opened.history(options.name)
     show.line(f"{version.model} version {version.number} ({', '.join(version.aliases) or 'no alias'})")
     for key, value in {"sha256": version.sha256, **version.facts}.items():
@@ -96,12 +91,10 @@ def promote(options: lifecycle_flags.RegistryPromote) -> Answer:
 
     Example: monai-unet registry promote --name hippocampus --version 2 --tokens tokens --margin 0.01
     """
-    from monai_unet_app.lifecycle.registry import open_registry
-
     who = _approver(options)
-    with open_registry(options.registry, options.uri or "") as opened:
-        margins = margins_of(options.margin)
-        outcome = opened.promote(options.name, options.version, options.to, who, margins, options.reason or "")
+    with _opened(options) as opened:
+        how = (options.to, who, margins_of(options.margin), options.reason or "")
+        outcome = opened.promote(options.name, options.version, *how)
         version = opened.version(options.name, options.to)
     show.line(f"{options.name} version {version.number} is {options.to}{f': {outcome.reason}' if outcome else ''}")
     return {**version.document(), "gate": outcome.as_dict() if outcome else None}, EXIT_DONE
@@ -112,12 +105,10 @@ def rollback(options: lifecycle_flags.Approved) -> Answer:
 
     Example: monai-unet registry rollback --name hippocampus --tokens tokens --reason 'misses small structures'
     """
-    from monai_unet_app.lifecycle.registry import open_registry
-
     who = _approver(options)
     if not options.reason:
         raise UsageError("--reason is missing; why the champion is replaced is needed, for the audit trail")
-    with open_registry(options.registry, options.uri or "") as opened:
+    with _opened(options) as opened:
         version = opened.roll_back(options.name, who, options.reason)
     show.line(f"{options.name} version {version.number} is champion again")
     return version.document(), EXIT_DONE
@@ -128,9 +119,7 @@ def export_version(options: lifecycle_flags.RegistryExport) -> Answer:
 
     Example: monai-unet registry export --name hippocampus --output MODELS
     """
-    from monai_unet_app.lifecycle.registry import open_registry
-
-    with open_registry(options.registry, options.uri or "") as opened:
+    with _opened(options) as opened:
         folder = opened.export(options.name, options.version, options.output, options.public_key)
         version = opened.version(options.name, options.version)
     show.line(f"version {version.number} of {options.name} is {folder}")
@@ -164,12 +153,10 @@ def drift(options: lifecycle_flags.WatchDrift) -> Answer:
     from monai_unet_app.service.site_file import read_site
 
     site = read_site(options.config)
-    names = [rule.name for rule in site.rules]
-    if options.rule is not None and options.rule not in names:
-        raise UsageError(f"--rule is {options.rule}; one of {', '.join(names)} is needed; correct it")
+    chosen = [site.named_rule(options.rule)] if options.rule else site.rules
     if options.propose is not None and options.rule is None:
         raise UsageError("--propose needs --rule, whose results the reference has; give both")
-    rules = watch(site.node.folder / "audit.jsonl", [options.rule] if options.rule else names)
+    rules = watch(site.node.folder / "audit.jsonl", [rule.name for rule in chosen])
     documents = [rule.document() for rule in rules]
     if options.propose is not None:
         documents[0]["proposed"] = reference_of(rules[0], options.propose)

@@ -10,7 +10,7 @@ from typing import Literal
 from monai_unet_app.errors import AppError
 from monai_unet_app.lifecycle.watch import watch
 from monai_unet_app.service.audit import KEY_FILE, entries, read_key, verify
-from monai_unet_app.service.models import PREFIX, with_models
+from monai_unet_app.service.models import with_models
 from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import Site
 from monai_unet_app.service.tokens import read_tokens
@@ -65,7 +65,7 @@ def _before(site: Site) -> Iterator[Item]:
         return f"{len(site.rules)} rule(s)"
 
     yield _tried("Each bundle is there, coded, and has the quality gate that its rule needs", bundles)
-    pinned = [rule.name for rule in site.rules if rule.sha256 or rule.bundle.startswith(PREFIX)]
+    pinned = [rule.name for rule in site.rules if rule.sha256 or rule.is_registered]
     yield _measured(
         "Each rule names its bundle by sha256 or in the registry", len(pinned) == len(site.rules),
         f"{len(pinned)} of {len(site.rules)}",

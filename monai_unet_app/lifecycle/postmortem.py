@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,9 @@ from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import files_below, survey_files
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
 from monai_unet_app.comparison.rank_tests import holm
-from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.audit import entries
-from monai_unet_app.service.models import PREFIX, model_and_version
+from monai_unet_app.service.models import model_and_version
 from monai_unet_app.service.site_file import Rule, Site
 from monai_unet_app.service.trace import audit_lines, bundle_facts
 from monai_unet_app.service.work import misfits, read_picked
@@ -58,13 +59,11 @@ class Replay:
 
     Attributes:
         series: SeriesInstanceUID.
-        cases: By both; None where a version could not.
-        faults: Why not; empty where it could.
+        made: What each made of it; or why it made nothing.
     """
 
     series: str
-    cases: tuple["Case | None", "Case | None"]
-    faults: tuple[str, str]
+    made: tuple["Case | str", ...]
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,10 @@ class Postmortem:
             "bundles": [bundle.sha256 for bundle in self.bundles],
             "differences": {name: list(pair) for name, pair in self.differences.items()},
             "config": list(self.config),
-            "replayed": [{"series": one.series, "faults": one.faults} for one in self.replays],
+            "replayed": [
+                {"series": one.series, "faults": [made if isinstance(made, str) else "" for made in one.made]}
+                for one in self.replays
+            ],
             "subgroups": [vars(one) for one in self.subgroups],
             "worst": vars(self.worst) if self.worst else None,
             "sentence": self.sentence,
@@ -140,10 +142,9 @@ def postmortem(
         One post-mortem, while the bundles are there.
 
     Raises:
-        InputRefusedError: The trail does not know the study.
-        UsageError: The site has no such rule, or several and none is named.
+        InputRefusedError: The trail does not know the study; the site has no such rule, or several and none is named.
     """
-    rule, trail = _rule(site, name), site.node.folder / "audit.jsonl"
+    rule, trail = site.named_rule(name), site.node.folder / "audit.jsonl"
     lines = audit_lines(trail, study)
     if not lines:
         raise InputRefusedError(
@@ -159,13 +160,6 @@ def postmortem(
         )  # fmt: skip
 
 
-def _rule(site: Site, name: str) -> Rule:
-    rule = site.rule(name) if name else (site.rules[0] if len(site.rules) == 1 else None)
-    if rule is None:
-        raise UsageError(f"--rule is {name or 'missing'}; one of {', '.join(one.name for one in site.rules)} is needed")
-    return rule
-
-
 @contextmanager
 def _bundles(site: Site, rule: Rule, between: tuple[str, str]) -> Iterator[tuple[BundleFiles, BundleFiles]]:
     """Both versions, those of the registry in a folder that goes away."""
@@ -175,10 +169,9 @@ def _bundles(site: Site, rule: Rule, between: tuple[str, str]) -> Iterator[tuple
 
 
 def _bundle(site: Site, rule: Rule, which: str, folder: Path) -> BundleFiles:
-    if not rule.bundle.startswith(PREFIX) or Path(which).is_dir():
+    if not rule.is_registered or Path(which).is_dir():
         return bundle_files(which)
-    if site.registry is None:
-        raise UsageError(f"{site.path.name} has no table [registry], which rule {rule.name} needs; add it")
+    assert site.registry is not None  # or the site file were refused
     from monai_unet_app.lifecycle.registry import open_registry
 
     with open_registry(site.registry.folder, site.registry.uri) as registry:
@@ -187,34 +180,29 @@ def _bundle(site: Site, rule: Rule, which: str, folder: Path) -> BundleFiles:
 
 def _differences(first: BundleFiles, second: BundleFiles) -> dict[str, tuple[str, str]]:
     """What differs: data and its cases, recipe and settings, environment, calibration, exports, weights."""
-    facts = [_facts(bundle) for bundle in (first, second)]
-    names = list(dict.fromkeys([*facts[0], *facts[1]]))
-    pairs = {name: (facts[0].get(name, "none"), facts[1].get(name, "none")) for name in names}
-    added = {name: _only_in(pairs.pop(name)) for name in list(pairs) if name == "training cases"}
-    return {name: pair for name, pair in {**pairs, **added}.items() if pair[0] != pair[1]}
+    runs = [_json(bundle.root / "models/run.json") for bundle in (first, second)]
+    facts = [_facts(bundle, run) for bundle, run in zip((first, second), runs, strict=True)]
+    pairs = {name: (facts[0].get(name, "none"), facts[1].get(name, "none")) for name in facts[0] | facts[1]}
+    cases = [{case for case, of in (run.get("cases") or {}).items() if of.get("partition") == "train"} for run in runs]
+    pairs["training cases"] = _told(*cases), _told(*cases[::-1])
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _only_in(pair: tuple[str, str]) -> tuple[str, str]:
-    """Cases that only one of two lists has."""
-    cases = [one.split() if one != "none" else [] for one in pair]
-    mine = [[case for case in cases[n] if case not in set(cases[1 - n])] for n in (0, 1)]
-    first, second = (
-        f"{len(all_of)} cases, only here: {len(own)} ({', '.join(own[:_MOST_NAMED])}{', ...' if own[_MOST_NAMED:] else ''})"
-        if own else f"{len(all_of)} cases" for own, all_of in zip(mine, cases, strict=True)
-    )  # fmt: skip
-    return first, second
+def _told(cases: set[str], others: set[str]) -> str:
+    """How many cases there are, and those that others are without."""
+    own = sorted(cases - others)
+    named = f", only here: {len(own)} ({', '.join(own[:_MOST_NAMED])}{', ...' if own[_MOST_NAMED:] else ''})"
+    return f"{len(cases)} cases{named if own else ''}"
 
 
-def _facts(bundle: BundleFiles) -> dict[str, str]:
-    run, fitted = (_json(bundle.root / "models" / name) for name in ("run.json", "fitted.json"))
+def _facts(bundle: BundleFiles, run: Mapping[str, Any]) -> dict[str, str]:
+    fitted = _json(bundle.root / "models/fitted.json")
     known, session = bundle_facts(bundle), (run.get("sessions") or [{}])[-1]
     exports = sorted(str(one.relative_to(bundle.root)) for one in (bundle.root / "models").rglob("*.onnx"))
-    cases = sorted(case for case, of in (run.get("cases") or {}).items() if of.get("partition") == "train")
     found: dict[str, Any] = {
         "bundle": f"{bundle.name} {bundle.version}",
         "sha256": bundle.sha256,
         "training data": known["training_data_sha256"],
-        "training cases": " ".join(cases),
         "recipe": known["recipe_sha256"],
         "git commit": session.get("git_commit"),
         "trained on": f"{session.get('device')}, {session.get('precision')}",
@@ -255,21 +243,20 @@ def _replays(
     from monai_unet_app.config import PredictConfig
     from monai_unet_app.pipeline import segment_case
 
+    load = cache(load_bundle)
     folder = site.node.folder / "received" / study
     series = survey_files(files_below(folder)).series if folder.is_dir() else ()
     picked = {ref.series_instance_uid for ref in series if ref.kind == "image" and not misfits(rule, ref)}
     run = PredictConfig(replace(rule.settings, engine="torch", precision="float32"))
     for uid in sorted(picked):
-        cases, faults = list[Any](), list[str]()
+        made = list[Any]()
         for bundle in bundles:
             told(f"series {uid} by {bundle.name} {bundle.version}")
             try:
-                cases.append(segment_case(read_picked(rule, uid, series), load_bundle(bundle.root), run))
-                faults.append("")
+                made.append(segment_case(read_picked(rule, uid, series), load(bundle.root), run))
             except (AppError, DicomIoError) as error:
-                cases.append(None)
-                faults.append(str(error))
-        yield Replay(uid, (cases[0], cases[1]), (faults[0], faults[1]))
+                made.append(str(error))
+        yield Replay(uid, tuple(made))
 
 
 def subgroups(trail: Path, rule: str, versions: tuple[str, str]) -> list[Subgroup]:

@@ -1,8 +1,10 @@
 """The page of a post-mortem: what differs, what both versions make of the study, where the second is worse, what was done."""
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -59,20 +61,19 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
 
-def _facts(line: "dict[str, object] | object") -> str:
-    assert isinstance(line, dict)
+def _facts(line: Mapping[str, Any]) -> str:
     left_out = ("n", "time", "event", "previous", "key", "sha256", "hmac", "study", "observed", "plan")
     return ", ".join(f"{key} {value}" for key, value in line.items() if key not in left_out and value not in ("", None))
 
 
 def _of_replay(replay: Replay) -> list[Block]:
+    cases = [made for made in replay.made if not isinstance(made, str)]
     blocks: list[Block] = [
-        Text(f"The {which} version made nothing: {fault}.")
-        for which, fault in zip(("first", "second"), replay.faults, strict=True)
-        if fault
+        Text(f"The {which} version made nothing: {made}.")
+        for which, made in zip(("first", "second"), replay.made, strict=True)
+        if isinstance(made, str)
     ]
-    cases = [case for case in replay.cases if case is not None]
-    if len(cases) == len(replay.cases):
+    if not blocks:
         rows = tuple(
             (one.label, f"{one.size:.4g}", f"{other.size:.4g}")
             for one, other in zip(cases[0].segmentation.structures, cases[1].segmentation.structures, strict=True)

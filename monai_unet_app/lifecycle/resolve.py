@@ -14,10 +14,10 @@ from typing import Any
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
-from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.external import external_bundle
 from monai_unet_app.lifecycle.registry import Registry, open_registry
-from monai_unet_app.service.models import challenger_key, model_and_version, names_of, resolved, resolved_file
+from monai_unet_app.service.models import challenger_key, copy_of, model_and_version, names_of, resolved, resolved_file
 from monai_unet_app.service.rule_checks import check_rule
 from monai_unet_app.service.site_file import Rule, Site, read_site
 
@@ -29,11 +29,8 @@ def resolve(site: Site) -> str:
         AppError: A name has no copy, and the registry does not answer or refuses it.
     """
     known = resolved(site)
+    assert site.registry is not None  # or the site file were refused
     try:
-        if site.registry is None:
-            raise UsageError(
-                f"{site.path.name} has no table [registry], which a rule needs; add it with the key folder"
-            )
         with open_registry(site.registry.folder, site.registry.uri) as registry:
             new = {name: _copied(site, registry, name) for name in names_of(site)}
             for rule in site.rules:
@@ -44,7 +41,7 @@ def resolve(site: Site) -> str:
     except AppError as error:
         if set(names_of(site)) - set(known):
             raise
-        return f"the registry was not asked ({error}); the node goes on with the models that it has"
+        return f"what the registry names was not taken ({error}); the node goes on with the models that it has"
     file = resolved_file(site)
     with replace_when_whole(file, sync=True) as part:
         part.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
@@ -55,16 +52,16 @@ def _copied(site: Site, registry: Registry, name: str) -> dict[str, Any]:
     model, which = model_and_version(name)
     version = registry.version(model, which)
     place = site.node.folder / "models" / version.sha256
-    target = place / str(version.facts["name"])
-    if not target.is_dir() or BundleFiles(target).sha256 != version.sha256:
+    if not (place / str(version.facts["name"])).is_dir():
         assert site.registry is not None
         registry.export(model, str(version.number), place, site.registry.public_key)
-    return {"folder": str(target.relative_to(site.node.folder)), "sha256": version.sha256, "version": version.number}
+    copy_of(site, version.sha256)
+    return {"sha256": version.sha256, "version": version.number}
 
 
 def _checked(site: Site, rule: Rule, found: Mapping[str, Any]) -> dict[str, bool]:
     """{"program": True} of a bundle that starts one. Raises AppError if a network's bundle lacks what the rule needs."""
-    folder = site.node.folder / found["folder"]
+    folder = copy_of(site, found["sha256"])
     if external_bundle(str(folder)):
         return {"program": True}
     check_rule(replace(rule, bundle=str(folder), sha256=rule.sha256 or found["sha256"]), bundle_files(folder))
@@ -77,8 +74,7 @@ def _challenger(site: Site, registry: Registry, rule: Rule, champion: Mapping[st
         found = _copied(site, registry, rule.challenger)
         if _checked(site, rule, found):
             raise InputRefusedError("it starts a program, and a challenger must be a network; register one")
-        bundle = bundle_files(site.node.folder / found["folder"])
-        _check_same_structures(bundle, bundle_files(site.node.folder / champion["folder"]))
+        _check_same_structures(*(bundle_files(copy_of(site, one["sha256"])) for one in (found, champion)))
     except AppError as error:
         return {"why_not": str(error)}
     one, other = (registry.version(*model_and_version(name)) for name in (rule.bundle, rule.challenger))

@@ -86,25 +86,17 @@ def read_trail(trail: Path) -> dict[str, _RuleTrail]:
                 known.add(key)
                 places[line["result"]] = line["rule"], len(rule.seen)
                 about = (line["result"], line["study"], line["time"], seen["bundle"], line["verdict"])
-                rule.seen.append(Seen(*about, seen["words"], seen["numbers"], chance=_chance(line)))
+                chance = 1.0 if line["verdict"] != "accept" else float(seen.get("drawn", 0.0))
+                rule.seen.append(Seen(*about, seen["words"], seen["numbers"], chance=chance))
         elif event in _DECISIONS and line["result"] in places:
             name, place = places[line["result"]]
-            rules[name].seen[place] = _decided(rules[name].seen[place], line)
+            decided = {"decision": line.get("decision", event), "dice": line.get("dice")}
+            rules[name].seen[place] = replace(rules[name].seen[place], **decided)
         elif event == "assigned":
             rules.setdefault(line["rule"], _RuleTrail()).champion = line["champion"]
         elif event == FROZEN:
             rules.setdefault(line["rule"], _RuleTrail()).frozen = line
     return rules
-
-
-def _chance(line: Mapping[str, Any]) -> float:
-    """The probability with which a result was chosen for review: 1 where the gate asked for it."""
-    return 1.0 if line["verdict"] != "accept" else float(line["observed"].get("drawn", 0.0))
-
-
-def _decided(seen: Seen, line: Mapping[str, Any]) -> Seen:
-    kind = line.get("decision", line["event"])
-    return replace(seen, decision=kind, dice=line.get("dice"))
 
 
 @dataclass(frozen=True)
@@ -250,13 +242,10 @@ def _expected(seen: Sequence[Seen]) -> ExpectedDice | None:
         dice = [value for name, value in one.numbers.items() if name.endswith(PREDICTED)]
         if dice:
             predicted = float(np.mean(dice))
-            graded.append(Graded(predicted, _found(one, predicted), one.chance or 1.0))
+            is_seen = one.decision and one.chance
+            found = dice_found(one.decision, one.dice, predicted) if is_seen else None
+            graded.append(Graded(predicted, found, one.chance or 1.0))
     return expected_dice(graded)
-
-
-def _found(seen: Seen, predicted: float) -> float | None:
-    """Dice with the mask that a reviewer left; None where none saw it."""
-    return dice_found(seen.decision, seen.dice, predicted) if seen.decision and seen.chance else None
 
 
 def dice_found(decision: str, corrected: float | None, predicted: float) -> float:

@@ -3,7 +3,6 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service.child_processes import run_verb
 from monai_unet_app.service.observed import FROZEN
 
@@ -35,10 +34,7 @@ def freeze_reference(node: "Node", rule: str, results: int, approver: str) -> di
     Raises:
         InputRefusedError: There is no such rule, or fewer results were accepted.
     """
-    if node.site.rule(rule) is None:
-        names = ", ".join(known.name for known in node.site.rules)
-        raise InputRefusedError(f"the site has no rule {rule!r}; one of {names} is needed; correct it")
-    (found,) = drift_of(node, "--rule", rule, "--propose", str(results))
+    (found,) = drift_of(node, "--rule", node.site.named_rule(rule).name, "--propose", str(results))
     facts = {**found["proposed"], "who": approver}
     node.audit.write(FROZEN, **facts)
     return facts

@@ -20,9 +20,8 @@ from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service import slots
 from monai_unet_app.service.evidence_against import ALARM, Limits, Way, score, ways
 from monai_unet_app.service.hints import Hints
-from monai_unet_app.service.models import PREFIX, ask_registry, challenger_key, resolved
+from monai_unet_app.service.models import ask_registry, challenger_key, resolved
 from monai_unet_app.service.rows import Job, Slot
-from monai_unet_app.service.site_file import Rule
 
 if TYPE_CHECKING:
     from monai_unet_app.service.node import Node
@@ -74,10 +73,14 @@ class Challengers:
             changed.append(rule.name)
         return changed
 
-    def ask_registry(self, who: str) -> list[str]:
-        """As `assign_models`, after the registry was asked; it may be called in any thread. Studies to come get the models."""
-        ask_registry(self._node.site)
-        return self._node.in_loop(lambda: self.assign_models(who))
+    def ask_registry(self, who: str) -> dict[str, Any]:
+        """Asks the registry and assigns what it names, to studies to come; it may be called in any thread.
+
+        Returns:
+            "changed": as of `assign_models`. "kept": why the models of before stay; empty where they need not.
+        """
+        kept = ask_registry(self._node.site)
+        return {"changed": self._node.in_loop(lambda: self.assign_models(who)), "kept": kept}
 
     def plan(self, study: str) -> str:
         """The plan of a study's next job, see `Job`."""
@@ -92,7 +95,7 @@ class Challengers:
     def _slots(self) -> dict[str, Slot]:
         """Those of the rules that the site has."""
         known = slots.slots(self._node.queue)
-        rules = {rule.name for rule in self._node.site.rules if rule.bundle.startswith(PREFIX)}
+        rules = {rule.name for rule in self._node.site.rules if rule.is_registered}
         return {name: slot for name, slot in known.items() if name in rules}
 
     def _patient(self, study: str) -> str:
@@ -129,7 +132,7 @@ class Challengers:
         Raises:
             InputRefusedError: There is no challenger, the site does not permit the share, or a reason is needed.
         """
-        node, config, slot = self._node, self._rule(rule), self._slot(rule)
+        node, config, slot = self._node, self._node.site.named_rule(rule), self._slot(rule)
         gate = resolved(node.site).get(challenger_key(config), {}).get("gate", {})
         if share > config.canary:
             raise InputRefusedError(
@@ -263,19 +266,19 @@ class Challengers:
                 found.append(
                     {
                         **asdict(slot),
-                        "most_share": self._rule(slot.rule).canary,
+                        "most_share": self._node.site.named_rule(slot.rule).canary,
                         "studies": len(compared),
                         "score": round(score(said), 4),
                         "alarm": ALARM,
                         "ways": [asdict(way) for way in said],
-                        "sent": [result.id for result in slots.made_by(self._node.queue, slot, sent=True)],
+                        "sent": slots.sent_by(self._node.queue, slot),
                         "last": compared[-20:],
                     }
                 )
         return found
 
     def _ways(self, name: str, compared: Sequence[Mapping[str, Any]]) -> tuple[Way, ...]:
-        rule = self._rule(name)
+        rule = self._node.site.named_rule(name)
         return ways(compared, Limits(rule.least_agreement, rule.most_slower))
 
     def _slot(self, rule: str) -> Slot:
@@ -287,13 +290,6 @@ class Challengers:
                 "the alias challenger"
             )
         return slot
-
-    def _rule(self, name: str) -> Rule:
-        rule = self._node.site.rule(name)
-        if rule is None:
-            names = ", ".join(known.name for known in self._node.site.rules)
-            raise InputRefusedError(f"the site has no rule {name!r}; one of {names} is needed; correct it")
-        return rule
 
 
 def fault(slot: str, reason: str) -> dict[str, Any]:

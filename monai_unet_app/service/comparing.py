@@ -51,17 +51,12 @@ def compared(worker: "Worker", message: Message) -> Message:
     Args:
         worker: Segments by the bundles that the message names.
         message: "study": folder of its instances; "slots": rule -> slot of the bundle that segments it once more; "results":
-            "rule/series" -> folder of what was delivered; empty where it was not processed.
+            rule, series and folder of each that was delivered; no folder where it was not processed.
     """
     series, found = survey_files(files_below(Path(message["study"]))).series, {}
     for rule in worker.site.rules:
-        folders = {
-            uid: Path(folder) if folder else None
-            for key, folder in message["results"].items()
-            for name, _, uid in [key.partition("/")]
-            if name == rule.name and uid
-        }
-        pairs = [pair for uid, folder in folders.items() if (pair := _pair(worker, rule, series, uid, folder))]
+        folders = [(uid, folder) for name, uid, folder in message["results"] if name == rule.name and uid]
+        pairs = [pair for uid, folder in folders if (pair := _pair(worker, rule, series, uid, folder))]
         if pairs:
             is_challenger = message["slots"][rule.name] == "challenger"
             found[rule.name] = combined([_comparison(*(pair if is_challenger else pair[::-1])) for pair in pairs])
@@ -69,7 +64,7 @@ def compared(worker: "Worker", message: Message) -> Message:
 
 
 def _pair(
-    worker: "Worker", rule: "Rule", series: Sequence[SeriesRef], uid: str, folder: Path | None
+    worker: "Worker", rule: "Rule", series: Sequence[SeriesRef], uid: str, folder: str
 ) -> tuple[_Side, _Side] | None:
     """What was delivered of a series, and what the other bundle makes of it; None where that is no matter of the bundles."""
     from monai_unet_app.result_files import result_document
@@ -79,7 +74,7 @@ def _pair(
     try:
         volume = read_picked(rule, uid, series)
         if folder:
-            delivered = _delivered(folder, volume, worker.bundles[rule.name].segments)
+            delivered = _delivered(Path(folder), volume, worker.bundles[rule.name].segments)
     except (AppError, DicomIoError, StopIteration):  # images for no bundle, or files of the result that are lost
         return None
     try:

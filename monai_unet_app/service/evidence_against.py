@@ -66,7 +66,7 @@ def ways(comparisons: Sequence[Mapping[str, Any]], limits: Limits) -> tuple[Way,
         limits: Of the site.
     """
     whole = [one for one in comparisons if not any(one["fault"])]
-    dice = [_difference(one["dice"]) for one in whole if one["dice"]]
+    dice = [one["dice"][0] - one["dice"][1] for one in whole if one["dice"]]
     return (
         _sign("faults", [bool(one["fault"][1]) - bool(one["fault"][0]) for one in comparisons]),
         _sign("verdicts", [_SEVERITY[one["verdict"][1]] - _SEVERITY[one["verdict"][0]] for one in whole]),
@@ -97,11 +97,6 @@ def combined(series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": [round(sum(one[side] for one in seconds), 3) for side in (0, 1)] if seconds else None,
         "sizes": [one.get("sizes", {}) for one in series],
     }
-
-
-def _difference(pair: Sequence[float]) -> float:
-    """How much lower the challenger is."""
-    return pair[0] - pair[1]
 
 
 def _sign(name: str, differences: Sequence[int]) -> Way:

@@ -399,7 +399,7 @@ def _add_models(app: FastAPI, node: Node) -> None:
     @app.post("/models", summary="The registry is asked again; studies to come get the models that it names")
     def models(holder: access.Approver) -> dict[str, Any]:
         with _errors_as_answers(node):
-            return {"changed": node.challengers.ask_registry(holder.name)}
+            return node.challengers.ask_registry(holder.name)
 
     @app.post(
         "/rules/{rule}/canary", summary="The challenger's results go out for a share of the patients; 0: for none"

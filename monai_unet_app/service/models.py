@@ -14,17 +14,14 @@ from typing import Any
 
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.errors import AppError, UsageError
-from monai_unet_app.service.site_file import Rule, Site
-
-PREFIX = "registry:"
-"""Begins the `bundle` of such a rule: registry:MODEL@ALIAS or registry:MODEL@NUMBER."""
+from monai_unet_app.service.site_file import PREFIX, Rule, Site
 
 _logger = logging.getLogger(__name__)
 
 
 def names_of(site: Site) -> list[str]:
     """The models that rules of a site name as their bundles, each once."""
-    return list(dict.fromkeys(rule.bundle for rule in site.rules if rule.bundle.startswith(PREFIX)))
+    return list(dict.fromkeys(rule.bundle for rule in site.rules if rule.is_registered))
 
 
 def challenger_key(rule: Rule) -> str:
@@ -42,8 +39,8 @@ def copy_of(site: Site, sha256: str) -> Path:
     folder = next(place.glob("*/"), place / "none")
     if not folder.is_dir() or BundleFiles(folder).sha256 != sha256:
         raise AppError(
-            f"models/{sha256} of the node has no bundle of that sha256, which a study was planned for; put the folder back, "
-            "or start the node while its registry answers"
+            f"models/{sha256} of the node has no bundle of that sha256: it is lost, or somebody has changed it; remove the "
+            "folder, and start the node while its registry answers"
         )
     return folder
 
@@ -62,7 +59,7 @@ def resolved_file(site: Site) -> Path:
 
 
 def resolved(site: Site) -> dict[str, dict[str, Any]]:
-    """Name -> "folder" (below the node's), "sha256" and "version" of its copy, as it was when the registry was last asked.
+    """Name -> "sha256" and "version" of its copy, as it was when the registry was last asked.
 
     "program" of a bundle that starts one. Of a challenger, see `challenger_key`, also the "gate": whether it has "passed", and
     "why"; or only "why_not": why it is not tried.
@@ -76,14 +73,14 @@ def resolved(site: Site) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def ask_registry(site: Site) -> None:
-    """Brings the copies up to date in a process of its own, if a rule needs one.
+def ask_registry(site: Site) -> str:
+    """Brings the copies up to date in a process of its own, if a rule needs one; gives why those of before stay, else nothing.
 
     Raises:
         UsageError: The registry does not answer, or refuses, and there is no copy of a model.
     """
     if not names_of(site):
-        return
+        return ""
     done = subprocess.run(
         [sys.executable, "-m", "monai_unet_app.lifecycle.resolve", str(site.path)],
         stderr=subprocess.PIPE, text=True, check=False,
@@ -93,6 +90,7 @@ def ask_registry(site: Site) -> None:
         raise UsageError(said or "the registry could not be asked")
     if said:
         _logger.warning("%s", said)
+    return said
 
 
 def with_models(site: Site) -> Site:
@@ -107,18 +105,13 @@ def with_models(site: Site) -> Site:
     known = resolved(site)
     rules = []
     for rule in site.rules:
-        if rule.bundle.startswith(PREFIX):
+        if rule.is_registered:
             if rule.bundle not in known:
                 raise UsageError(
                     f"rule {rule.name}: there is no copy of {rule.bundle} in {resolved_file(site).parent}; start the node "
                     "while its registry answers"
                 )
-            folder, sha256 = site.node.folder / known[rule.bundle]["folder"], known[rule.bundle]["sha256"]
-            rule = replace(rule, bundle=str(folder), sha256=rule.sha256 or sha256)
-            if (found := BundleFiles(folder).sha256) != sha256:
-                raise AppError(
-                    f"rule {rule.name}: {folder} has sha256 {found[:16]}, {sha256[:16]} was registered; somebody has changed "
-                    "it; remove the folder, and start the node while its registry answers"
-                )
+            sha256 = known[rule.bundle]["sha256"]
+            rule = replace(rule, bundle=str(copy_of(site, sha256)), sha256=rule.sha256 or sha256)
         rules.append(rule)
     return replace(site, rules=tuple(rules))

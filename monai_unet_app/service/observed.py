@@ -95,19 +95,14 @@ def _of_result(document: Mapping[str, Any]) -> dict[str, float]:
     """Distance to the training, and size, confidence and predicted Dice of each structure."""
     rows, shift = document["structures"], (document["assessment"] or {}).get("shift")
     numbers = {} if shift is None else {"unlike the training": float(shift)}
-    numbers |= {
-        f"{row['label']}: {name}": float(row[key])
-        for row in rows[:_MOST_STRUCTURES]
+    told = [
+        (row["label"], name, float(row[key]))
+        for row in rows
         for key, name in _OF_STRUCTURES.items()
         if row.get(key) is not None
-    }
-    for name in dict.fromkeys(_OF_STRUCTURES.values()) if len(rows) > _MOST_STRUCTURES else ():
-        values = [
-            row[key]
-            for row in rows
-            for key in _OF_STRUCTURES
-            if _OF_STRUCTURES[key] == name and row.get(key) is not None
-        ]
-        if values:
-            numbers[f"mean {name}"] = float(np.mean(values))
+    ]
+    first = {row["label"] for row in rows[:_MOST_STRUCTURES]}
+    numbers |= {f"{label}: {name}": value for label, name, value in told if label in first}
+    for name in dict.fromkeys(name for _, name, _ in told) if len(rows) > _MOST_STRUCTURES else ():
+        numbers[f"mean {name}"] = float(np.mean([value for _, other, value in told if other == name]))
     return numbers

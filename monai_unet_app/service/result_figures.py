@@ -26,19 +26,13 @@ class ResultFigures:
     def __init__(self) -> None:
         """No result yet."""
         self._known: set[tuple[str, str, str]] = set()
-        self._outcomes = Counter(
-            "monai_unet_outcomes", "results by bundle and outcome", (*_LABELS, "outcome"), registry=None
-        )
-        self._processor = Counter(
-            "monai_unet_processor_seconds", "processor time of segmenting", _LABELS, registry=None
-        )
-        self._dice = Histogram(
-            "monai_unet_predicted_dice", "mean predicted Dice of a result", _LABELS, registry=None, buckets=_DICE
-        )
-        self._confidence = Histogram(
-            "monai_unet_confidence", "mean probability in the structures of a result", _LABELS, registry=None,
-            buckets=_CONFIDENCE,
-        )  # fmt: skip
+        outcomes = ("monai_unet_outcomes", "results by bundle and outcome", (*_LABELS, "outcome"))
+        processor = ("monai_unet_processor_seconds", "processor time of segmenting", _LABELS)
+        dice = ("monai_unet_predicted_dice", "mean predicted Dice of a result", _LABELS)
+        confidence = ("monai_unet_confidence", "mean probability in the structures of a result", _LABELS)
+        self._outcomes, self._processor = Counter(*outcomes, registry=None), Counter(*processor, registry=None)
+        self._dice = Histogram(*dice, registry=None, buckets=_DICE)
+        self._confidence = Histogram(*confidence, registry=None, buckets=_CONFIDENCE)
 
     def add(self, new: NewResult, job: Job, loaded: Mapping[str, str]) -> None:
         """Counts a result.

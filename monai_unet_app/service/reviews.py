@@ -16,7 +16,7 @@ from dicom_io.kinds import RESULT_KINDS
 from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service.child_processes import run_verb
-from monai_unet_app.service.models import PREFIX, copy_of, resolved
+from monai_unet_app.service.models import copy_of, resolved
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.result_versions import destinations_with, earlier_versions
 from monai_unet_app.service.rows import DECIDABLE, FOLLOW_UPS, HELD_BACK, DecidedError, Decision, DecisionKind, Result
@@ -392,12 +392,8 @@ def _image(node: Node, result: Result) -> list[str]:
 
 def _bundle(node: Node, result: Result) -> str:
     """Name or folder of the bundle that made a result."""
-    rule = node.site.rule(result.rule)
-    if rule is None:
-        raise InputRefusedError(
-            f"the site no longer has the rule {result.rule}; its bundle is needed; put the rule back"
-        )
-    if not rule.bundle.startswith(PREFIX):
+    rule = node.site.named_rule(result.rule)
+    if not rule.is_registered:
         return rule.bundle
     (made_by,) = node.queue.column("SELECT bundle FROM results WHERE id = ?", result.id)
     return str(copy_of(node.site, made_by or resolved(node.site)[rule.bundle]["sha256"]))

@@ -63,13 +63,11 @@ class Shadows:
             "study": str(node.received_folder / job.study),
             "models": job.shadows,
             "slots": {rule: other_slot(plan["slot"]) for rule, plan in job.plans.items()},
-            "results": {
-                f"{result.rule}/{result.series}": ""
-                if result.state == "not processed"
-                else str(node.result_folder(result))
-                for result in node.queue.results_of(job.id)
-                if result.rule in job.shadows and result.verdict not in FOLLOW_UPS
-            },
+            "results": [
+                (one.rule, one.series, "" if one.state == "not processed" else str(node.result_folder(one)))
+                for one in node.queue.results_of(job.id)
+                if one.rule in job.shadows and one.verdict not in FOLLOW_UPS
+            ],
         }
 
     def _handle_answer(self, job: Job, message: Message | None, why_ended: str) -> None:

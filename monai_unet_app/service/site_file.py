@@ -19,11 +19,14 @@ from dicom_io.net.destination import OUR_AE_TITLE, Destination, Tls, checked_ae_
 from dicom_io.net.destination_file import LOOPBACK, TomlTable, destinations_of, read_table, read_tls
 from monai_unet_app.config import EngineName, Precision, ResultSettings
 from monai_unet_app.data.selection import Patterns, compiled
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.service.rows import NewResult, Result
 
 # A rule's name is also the name of folders in `received` and `results`, and a label of metrics.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+PREFIX = "registry:"
+"""Begins the bundle of a rule that names a model of the registry: registry:MODEL@ALIAS or registry:MODEL@NUMBER."""
+
 _TEXTS = {
     "host": "an address of this machine",
     "device": "auto, cuda, cuda:N, mps or cpu",
@@ -100,6 +103,11 @@ class Rule:
     least_agreement: float = 0.7
     most_slower: float = 2.0
     network: Literal["none", "any"] = "none"
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether its bundle is a model of the registry."""
+        return self.bundle.startswith(PREFIX)
 
     @property
     def settings(self) -> ResultSettings:
@@ -250,6 +258,16 @@ class Site:
         """The rule of that name; None if the site has no such rule, or no longer has it."""
         return next((rule for rule in self.rules if rule.name == name), None)
 
+    def named_rule(self, name: str) -> Rule:
+        """The rule of that name; the only rule for an empty name. Raises InputRefusedError if there is no such rule."""
+        found = self.rule(name) if name or len(self.rules) != 1 else self.rules[0]
+        if found is None:
+            said = f"the site has no rule {name!r}" if name else "no rule is named"
+            raise InputRefusedError(
+                f"{said}; one of {', '.join(rule.name for rule in self.rules)} is needed; correct it"
+            )
+        return found
+
     def destinations_for(self, result: NewResult | Result) -> tuple[str, ...]:
         """Names of the destinations of a result.
 
@@ -319,6 +337,10 @@ def _check(site: Site) -> None:
                 f"{rule.export_sha256[:12] or 'is missing'}; it is needed for another engine than torch, and only there; "
                 "monai-unet bundle export prints it"
             )
+        if rule.is_registered and site.registry is None:
+            raise UsageError(
+                f"{site.path.name} has no table [registry], which rule {rule.name} needs; add it with the key folder"
+            )
         _check_challenger(rule, site.path.name)
         if rule.notice and not site.noticed(rule):
             raise UsageError(
@@ -335,7 +357,7 @@ def _check_challenger(rule: Rule, file: str) -> None:
             '"registry:MODEL@challenger", or leave canary out'
         )
     names = (rule.bundle, rule.challenger)
-    is_possible = all(name.startswith("registry:") for name in names) and not rule.sha256 and rule.engine == "torch"
+    is_possible = all(name.startswith(PREFIX) for name in names) and not rule.sha256 and rule.engine == "torch"
     if rule.challenger and not is_possible:
         raise UsageError(
             f"{file}: rule {rule.name} has the challenger {rule.challenger}; bundle and challenger must both be models of the "

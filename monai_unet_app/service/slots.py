@@ -87,9 +87,7 @@ def roll_back(queue: Queue, rule: str, why: str) -> RolledBack:
     """
     with queue.transaction():
         slot = slots(queue)[rule]
-        made = (rule, slot.challenger)
         mine = sorted(numbers_of(queue, slot))
-        sent = queue.column(f"SELECT id FROM results r WHERE {_MADE} AND {_SENT} ORDER BY id", *made)
         ended = queue.select(
             Result, f"SELECT * FROM results WHERE id IN (SELECT value FROM json_each(?)) AND state IN "
             f"{sql_list((*UNFINISHED, 'dead'))} ORDER BY id",
@@ -108,7 +106,7 @@ def roll_back(queue: Queue, rule: str, why: str) -> RolledBack:
                 queue.change("DELETE FROM shadows WHERE job = ?", job.id)
         _drop_shadows(queue, rule)
         studies = dict.fromkeys(one.study for one in ended if one.verdict not in FOLLOW_UPS)
-        return RolledBack(sent, [one.id for one in ended], list(studies))
+        return RolledBack(sent_by(queue, slot), [one.id for one in ended], list(studies))
 
 
 def champion_only(job: Job, rule: str, champion: str, **more: str) -> str:
@@ -169,7 +167,7 @@ def numbers_of(database: Database, slot: Slot) -> set[int]:
     return set(database.column(f"SELECT id FROM results r WHERE ({_MADE}) OR ({_VERIFIED})", *made, *made))
 
 
-def made_by(database: Database, slot: Slot, *, sent: bool = False) -> list[Result]:
-    """The challenger's results; `sent`: those that a destination has, which a site may want to look at."""
-    query = f"SELECT * FROM results r WHERE {_MADE} {f'AND {_SENT}' if sent else ''} ORDER BY id"
-    return database.select(Result, query, slot.rule, slot.challenger)
+def sent_by(database: Database, slot: Slot) -> list[int]:
+    """Numbers of the challenger's results that a destination has, which a site may want to look at."""
+    query = f"SELECT id FROM results r WHERE {_MADE} AND {_SENT} ORDER BY id"
+    return database.column(query, slot.rule, slot.challenger)

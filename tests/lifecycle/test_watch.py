@@ -189,8 +189,8 @@ def test_the_verb_says_which_rules_and_refuses_others(
     assert "liver: no reference is frozen; 59 result(s) could be in it" in capsys.readouterr().out
     assert main(["node", "drift", "--config", site, "--rule", "liver", "--propose", "50", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rules"][0]["proposed"]["results"] == list(range(1, 51))
-    assert main(["node", "drift", "--config", site, "--rule", "spleen"]) == 2
-    assert "--rule is spleen; one of liver is needed" in capsys.readouterr().err
+    assert main(["node", "drift", "--config", site, "--rule", "spleen"]) == 3
+    assert "the site has no rule 'spleen'; one of liver is needed" in capsys.readouterr().err
     assert main(["node", "drift", "--config", site, "--propose", "50"]) == 2
     assert "--propose needs --rule" in capsys.readouterr().err
 

@@ -114,7 +114,7 @@ def test_the_shadow_tells_how_far_both_bundles_agree(site: Site, study: Path, tm
                 "study": str(study),
                 "models": {"hippocampus": sha256[other]},
                 "slots": {"hippocampus": other},
-                "results": {f"hippocampus/{result['series']}": str(folder)},
+                "results": [("hippocampus", result["series"], str(folder))],
             }
         )["compared"]["hippocampus"]
         assert sorted(tmp_path.rglob("*")) == before  # it writes nothing
@@ -141,11 +141,11 @@ def test_a_bundle_that_cannot_be_loaded_is_a_fault_of_its_slot(site: Site, study
             "study": str(study),
             "models": {"hippocampus": sha256},
             "slots": {"hippocampus": "challenger"},
-            "results": {f"hippocampus/{result['series']}": str(tmp_path / "results" / result["folder"])},
+            "results": [("hippocampus", result["series"], str(tmp_path / "results" / result["folder"]))],
         }
     )["compared"]["hippocampus"]
     assert found["fault"][0] == ""
-    assert "which a study was planned for" in found["fault"][1]
+    assert "it is lost, or somebody has changed it" in found["fault"][1]
     assert str(tmp_path) not in found["fault"][1]
 
 
