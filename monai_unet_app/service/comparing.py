@@ -1,6 +1,7 @@
 """What a shadow makes of a study beside what was delivered of it; nothing of it is written or sent."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
-from monai_unet_app.errors import AppError, without_folders
+from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service.child_processes import Message
 from monai_unet_app.service.evidence_against import combined
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from dicom_io.volume import Volume
     from monai_unet_app.service.site_file import Rule
     from monai_unet_app.service.work import Worker
+
+_logger = logging.getLogger(__name__)
 
 CPU = "processor"
 """Key of `seconds` in `result.json`: processor time of the segmentation, which does not count while a process stands still."""
@@ -75,7 +78,8 @@ def _pair(
         volume = read_picked(rule, uid, series)
         if folder:
             delivered = _delivered(Path(folder), volume, worker.bundles[rule.name].segments)
-    except (AppError, DicomIoError, StopIteration):  # images for no bundle, or files of the result that are lost
+    except (AppError, DicomIoError) as error:  # images for no bundle, or files of the result that are lost
+        _logger.warning("rule %s, series %s is not compared: %s", rule.name, uid, error)
         return None
     try:
         case = worker.segment(volume, rule)
@@ -90,7 +94,10 @@ def _delivered(folder: Path, volume: "Volume", segments: "Sequence[Segment]") ->
     """A result that was written; with its labels where they were written."""
     from monai_unet_app.review.reviewed_case import labels_file, read_segmentation
 
-    file = next(folder.rglob("*_result.json"))
+    # Of a result that was written in several ways binary comes before fractional
+    file = min(folder.rglob("*_result.json"), default=folder / "result.json")
+    if not file.is_file():
+        raise InputRefusedError(f"{folder.name} has no result.json")
     document = json.loads(file.read_text(encoding="utf-8"))
     labels = labels_file(file, document)
     return _side(document, read_segmentation(labels, volume, document, segments) if labels else None)

@@ -266,7 +266,7 @@ class Worker:
         """The result that was written to `folder`, with verdict and reasons; `series` is empty for a NIfTI image."""
         (verdict, reason), name = judged, f"{task.output.name}/{folder.name}"
         digest, state = digest_of(folder), state_of(verdict, hold_review=rule.hold_review)
-        document = json.loads(next(folder.rglob("*_result.json")).read_text(encoding="utf-8"))
+        document = json.loads(min(folder.rglob("*_result.json")).read_text(encoding="utf-8"))
         files = image.provenance.files if series else ()
         bundle = self.bundle_of(rule)
         seen: dict[str, Any] = {
@@ -394,13 +394,16 @@ def misfits(rule: Rule, series: SeriesRef) -> list[str]:
 def variants(rule: Rule, site: Site) -> dict[str, Profile]:
     """Name of each way in which a result is to be written, with the profile of the first destination that wants it so.
 
-    Destinations differ in how they want a SEG. A rule without destinations has the way "binary".
+    Destinations differ in how they want a SEG. Where each wants probabilities, or there is none, labels are written in the way
+    "binary", too: reviewers and comparisons need them.
     """
     by_variant: dict[str, Profile] = {}
     for name in rule.destinations:
         destination = site.destinations[name]
         by_variant.setdefault(variant_of(destination), destination.profile)
-    return by_variant or {"binary": Profile()}
+    if all(profile.seg_encoding == "fractional" for profile in by_variant.values()):
+        by_variant["binary"] = Profile()
+    return by_variant
 
 
 def variant_of(destination: Destination) -> str:

@@ -139,7 +139,9 @@ def test_a_case_is_replayed_by_both_versions_and_the_page_says_what_differs(
     assert text.count("<img") + text.count("<svg") >= 1
     with postmortem(read_site(path), study, ("1", "2")) as whole:
         (replay,) = whole.replays
-        sizes = [[one.size for one in case.segmentation.structures] for case in replay.made if not isinstance(case, str)]
+        sizes = [
+            [one.size for one in case.segmentation.structures] for case in replay.made if not isinstance(case, str)
+        ]
         assert sizes[0] == sizes[1]  # the same weights
 
 

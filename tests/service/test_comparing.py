@@ -127,6 +127,31 @@ def test_the_shadow_tells_how_far_both_bundles_agree(site: Site, study: Path, tm
             assert found["sizes"][0][row["label"]][at] == row["volume_ml"]
 
 
+def test_a_destination_that_takes_probabilities_only_is_compared_as_well(
+    site: Site, study: Path, tmp_path: Path
+) -> None:
+    sends = 'destinations = ["pacs"]\n[destinations.pacs]\nhost = "127.0.0.1"\nport = 104\nae_title = "PACS"\n'
+    site.path.write_text(SITE + sends + '[destinations.pacs.profile]\nseg_encoding = "fractional"\n')
+    site = read_site(site.path)
+    resolve(site)
+    worker, known = Worker(with_models(site)), resolved(site)
+    (result,) = worker.answer({"study": str(study), "output": str(tmp_path / "results/1-1"), "earlier": {}})["results"]
+    folder = tmp_path / "results" / result["folder"]
+    assert sorted(one.name for one in folder.iterdir()) == ["binary", "fractional"]
+    agreements = []
+    for key in ("registry:hippocampus@champion", "challenger of hippocampus"):
+        message = {
+            "study": str(study),
+            "models": {"hippocampus": known[key]["sha256"]},
+            "slots": {"hippocampus": "challenger"},
+            "results": [("hippocampus", result["series"], str(folder))],
+        }
+        found = worker.answer(message)["compared"]["hippocampus"]
+        assert found["fault"] == ["", ""]
+        agreements.append(found["agreement"])
+    assert agreements[0] == 1 > agreements[1]
+
+
 def test_a_bundle_that_cannot_be_loaded_is_a_fault_of_its_slot(site: Site, study: Path, tmp_path: Path) -> None:
     resolve(site)
     sha256 = resolved(site)["challenger of hippocampus"]["sha256"]
