@@ -177,6 +177,7 @@ class JobScheduler:
             node.queue.requeue_job(job.id, reason)
             return
         self._behind.pop(job.id, None)
+        self._not_before.pop(job.id, None)
         if node.challengers.take_over(job, dict.fromkeys(job.plans, reason)):
             return
         with node.queue.transaction():
