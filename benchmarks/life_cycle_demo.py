@@ -5,7 +5,7 @@
 1. train version 1 for one epoch and version 2 for four, calibrate and evaluate both on the example cases;
 2. register both, promote version 1 to champion and version 2 to challenger, by the release gate;
 3. a node with version 2 as a shadow, then for half of the patients;
-4. a planted fault: version 3 is version 2 with weights that are half noise; the node rolls it back;
+4. a planted fault: version 3 is version 2 with weights that are half noise, and the node is told to try it; it rolls it back;
 5. version 2 becomes champion, by the release gate; its first results are the reference of the drift test;
 6. planted drift: the tags of another scanner, and images that are blurred; `monai-unet node drift` names it.
 """
@@ -30,6 +30,7 @@ from node import archive, made_studies
 from pydicom import dcmread
 from scipy import ndimage
 
+from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.service import slots
 from monai_unet_app.service.approvals import freeze_reference
 from monai_unet_app.service.evidence_against import ALARM, Limits, score, ways
@@ -75,16 +76,18 @@ def more_to_calibrate(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def spoiled(bundle: Path, target: Path) -> Path:
-    """A copy whose weights are half noise."""
+    """A copy whose weights are half noise, and whose statements say that they were fitted to them: else no node would try it."""
     shutil.rmtree(target, ignore_errors=True)
     copy = Path(shutil.copytree(bundle, target))
-    weights = torch.load(copy / "models/model.pt", weights_only=True)
+    before, weights = file_sha256(copy / "models/model.pt"), torch.load(copy / "models/model.pt", weights_only=True)
     generator = torch.Generator().manual_seed(9)
     noisy = {
         key: value + 0.5 * value.std() * torch.randn(value.shape, generator=generator) if value.numel() > 1 else value
         for key, value in weights.items()
     }
     torch.save(noisy, copy / "models/model.pt")
+    for file in (copy / "models/fitted.json", copy / "configs/confidence.json"):
+        file.write_text(file.read_text().replace(before, file_sha256(copy / "models/model.pt")))
     return copy
 
 
