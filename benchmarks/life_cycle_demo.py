@@ -76,7 +76,7 @@ def more_to_calibrate(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def spoiled(bundle: Path, target: Path) -> Path:
-    """A copy whose weights are half noise, and whose statements say that they were fitted to them: else no node would try it."""
+    """A copy whose weights are half noise and whose statements claim to be fitted to them: else no node would try it."""
     shutil.rmtree(target, ignore_errors=True)
     copy = Path(shutil.copytree(bundle, target))
     before, weights = file_sha256(copy / "models/model.pt"), torch.load(copy / "models/model.pt", weights_only=True)
