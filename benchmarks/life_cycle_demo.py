@@ -5,9 +5,10 @@
 1. train version 1 for one epoch and version 2 for four, calibrate and evaluate both on the example cases;
 2. register both, promote version 1 to champion and version 2 to challenger, by the release gate;
 3. a node with version 2 as a shadow, then for half of the patients;
-4. a planted fault: version 3 is version 2 with weights that are half noise, and the node is told to try it; it rolls it back;
-5. version 2 becomes champion, by the release gate; its first results are the reference of the drift test;
-6. planted drift: the tags of another scanner, and images that are blurred; `monai-unet node drift` names it.
+4. version 2 becomes champion, by the release gate;
+5. a planted fault: version 3 is version 2 with weights that are half noise, and the node is told to try it; it rolls it back;
+6. the first results of version 2 are the reference of the drift test;
+7. planted drift: the tags of another scanner, and images that are blurred; `monai-unet node drift` names it.
 """
 
 from __future__ import annotations
@@ -207,6 +208,9 @@ def live(folder: Path, port: int, registered: Registered, pictures: Path) -> Non
             [one.id in theirs for one in node.queue.results((), 100, oldest_first=True)],
             pictures / "life_cycle_canary.png",
         )
+        print("version 2 becomes champion", flush=True)
+        registered.promote(2, "champion", "--margin", MARGINS)
+        node.challengers.ask_registry(APPROVER)
         print("a planted fault: version 3", flush=True)
         registered.add(spoiled(folder / "v2" / BUNDLE, folder / "v3" / BUNDLE))
         registered.promote(3, "challenger", "--reason", "a planted fault")
@@ -218,9 +222,6 @@ def live(folder: Path, port: int, registered: Registered, pictures: Path) -> Non
         scores = [score(ways(found[:n], Limits(most_slower=10))) for n in range(1, len(found) + 1)]
         print(f"rolled back after {len(found)} studies: {slots.slots(node.queue)[RULE].withdrawn}", flush=True)
         draw_score(scores, ALARM, "study of the challenger", pictures / "life_cycle_rollback.png")
-        print("version 2 becomes champion", flush=True)
-        registered.promote(2, "champion", "--margin", MARGINS)
-        node.challengers.ask_registry(APPROVER)
         send(node, some(32))
         print(freeze_reference(node, RULE, 30, APPROVER))
         print("another scanner", flush=True)
