@@ -143,13 +143,12 @@ def deliver(node: Node, studies: Sequence[Path], pause_s: float = 0.0) -> None:
 
 def quiet(node: Node) -> bool:
     """Whether nothing waits, shadows included."""
-    counts = node.queue.counts()
-    return not node.queue.waiting() and not counts["studies"].get("arriving") and slots.next_shadow(node.queue) is None
+    return only_champion(node) and slots.next_shadow(node.queue) is None
 
 
 def only_champion(node: Node) -> bool:
-    """Whether the champion has nothing to do."""
-    return not node.queue.waiting() and not node.queue.counts()["studies"].get("arriving")
+    """Whether nothing is to be done but by a shadow, or by a reviewer."""
+    return not node.queue.waiting().keys() - {"review"} and not node.queue.counts()["studies"].get("arriving")
 
 
 def capacity_s(node: Node, studies: Sequence[Path]) -> float:

@@ -24,10 +24,10 @@ def registry(options: Options) -> Answer:
     )
 
 
-def _opened(options: lifecycle_flags.InRegistry) -> "AbstractContextManager[Registry]":
+def _opened(options: lifecycle_flags.InRegistry, *, new: bool = False) -> "AbstractContextManager[Registry]":
     from monai_unet_app.lifecycle.registry import open_registry
 
-    return open_registry(options.registry, options.uri or "")
+    return open_registry(options.registry, options.uri or "", new=new)
 
 
 def add(options: lifecycle_flags.RegistryAdd) -> Answer:
@@ -41,7 +41,7 @@ def add(options: lifecycle_flags.RegistryAdd) -> Answer:
     files = results_bundle(options.bundle) or bundle_files(options.bundle)
     _ = files.sha256  # a bundle without weights is refused before a registry is made
     name = options.name or files.name
-    with _opened(options) as opened:
+    with _opened(options, new=True) as opened:
         version = opened.add(options.bundle, name, options.evaluation, options.key)
         looks = max(opened.looks(name).values(), default=0)
     show.line(f"{name} version {version.number}: sha256 {version.sha256}")

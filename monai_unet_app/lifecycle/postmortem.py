@@ -174,7 +174,7 @@ def _bundle(site: Site, rule: Rule, which: str, folder: Path) -> BundleFiles:
     assert site.registry is not None  # or the site file were refused
     from monai_unet_app.lifecycle.registry import open_registry
 
-    with open_registry(site.registry.folder, site.registry.uri) as registry:
+    with open_registry(site.registry.folder, site.registry.uri, new=False) as registry:
         return bundle_files(registry.export(model_and_version(rule.bundle)[0], which, folder, site.registry.public_key))
 
 

@@ -7,16 +7,19 @@ has the sha256 that it was registered with.
 
 import fcntl
 import json
+import logging
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from dicom_io.files import replace_when_whole
-from monai_unet_app.bundle_folder import BundleFiles, bundle_files
+from monai_unet_app.bundle_folder import BundleFiles, bundle_files, figure_of
 from monai_unet_app.comparison.differences import compare
 from monai_unet_app.comparison.release_gate import GATED_SCORES, ReleaseOutcome, gate
 from monai_unet_app.confidence.results_bundle import results_bundle
@@ -29,6 +32,7 @@ from monai_unet_app.service.trace import bundle_facts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 Alias = Literal["champion", "challenger", "archived"]
 ALIASES: tuple[Alias, ...] = ("champion", "challenger", "archived")
@@ -36,6 +40,7 @@ ALIASES: tuple[Alias, ...] = ("champion", "challenger", "archived")
 
 SIGNATURE = "bundle.sig"
 _EVALUATION = ("metrics.json", "cases.csv")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
@@ -82,15 +87,17 @@ class Registry:
             models = [self._client.get_registered_model(model)] if model else self._client.search_registered_models()
             aliases = {one.name: one.aliases for one in models}
             found = [one for name in aliases for one in self._client.search_model_versions(f"name='{name}'")]
-        numbers = sorted(found, key=lambda one: (one.name, int(one.version)))
-        return [
-            Version(
-                one.name, int(one.version), one.tags["sha256"],
-                tuple(alias for alias in ALIASES if str(aliases[one.name].get(alias)) == str(one.version)),
-                json.loads(one.tags["facts"]), str(one.run_id),
-            )
-            for one in numbers
-        ]  # fmt: skip
+        # The trail is signed; tags of MLflow may be written by anybody
+        lines = [line for line in entries(self._trail.path) if line["event"] == "registered"]
+        told = {(line["model"], line["version"]): line for line in lines}
+        versions = []
+        for one in sorted(found, key=lambda one: (one.name, int(one.version))):
+            line, facts = told.get((one.name, int(one.version)), {}), json.loads(one.tags["facts"])
+            named = tuple(alias for alias in ALIASES if str(aliases[one.name].get(alias)) == str(one.version))
+            facts["evaluation"] = line.get("evaluation", facts["evaluation"])
+            sha256 = line.get("bundle", one.tags["sha256"])
+            versions.append(Version(one.name, int(one.version), sha256, named, facts, str(one.run_id)))
+        return versions
 
     def version(self, model: str, which: str) -> Version:
         """The version of a number or an alias. Raises InputRefusedError if there is none."""
@@ -112,37 +119,54 @@ class Registry:
             key: Private key that signs the bundle's files, an elliptic curve in PEM.
 
         Raises:
-            InputRefusedError: The evaluation is of another bundle; or the bundle is registered already.
+            InputRefusedError: The evaluation is of another bundle; or the bundle is registered already, whole and with as much.
+            UsageError: The key cannot sign, or the name is none.
         """
+        if not _NAME.fullmatch(model):
+            raise UsageError(f"the name is {model!r}; letters, digits, _, . and - are needed; give another --name")
         files: BundleFiles = results_bundle(bundle) or bundle_files(bundle)
         facts = bundle_facts(files) | {"evaluation": _evaluation_facts(evaluation, files) if evaluation else None}
-        if any(name == model for name in self.models()):
-            for one in self.versions(model):
-                if one.sha256 == files.sha256:
-                    raise InputRefusedError(
-                        f"{files.name} is version {one.number} of {model} already; there is nothing to add"
-                    )
-        with _answering(), tempfile.TemporaryDirectory() as folder:
-            experiment = self._client.get_experiment_by_name(model)
-            number = (
-                experiment.experiment_id if experiment else self._client.create_experiment(model, self._artifacts())
-            )
-            run = self._client.create_run(number)
-            self._client.log_artifacts(run.info.run_id, str(files.root), "bundle")
+        for one in self.versions(model) if model in self.models() else ():
+            if one.sha256 == files.sha256 and self._has_all(one, evaluation, key):
+                raise InputRefusedError(
+                    f"{files.name} is version {one.number} of {model} already; there is nothing to add"
+                )
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / "files"
+            shutil.copytree(files.root, whole / "bundle")
+            (whole / "evaluation").mkdir()
             for name in _EVALUATION if evaluation else ():
-                self._client.log_artifact(run.info.run_id, str(cast("Path", evaluation) / name), "evaluation")
+                shutil.copy(Path(evaluation or "") / name, whole / "evaluation")
             if key:
-                _sign(files.root, key, Path(folder) / SIGNATURE)
-                self._client.log_artifact(run.info.run_id, str(Path(folder) / SIGNATURE))
-            if model not in self.models():
-                self._client.create_registered_model(model)
-            tags = {"sha256": files.sha256, "facts": json.dumps(facts)}
-            source = f"{run.info.artifact_uri}/bundle"
-            made = self._client.create_model_version(model, source, run.info.run_id, tags=tags)
+                _sign(files.root, key, whole / SIGNATURE)
+            with _answering():
+                made = self._create(model, whole, {"sha256": files.sha256, "facts": json.dumps(facts)})
         self._trail.write(
             "registered", model=model, version=int(made.version), bundle=files.sha256, evaluation=facts["evaluation"]
         )
         return self.version(model, str(made.version))
+
+    def _create(self, model: str, whole: Path, tags: Mapping[str, str]) -> "ModelVersion":
+        """A version in MLflow, with a folder of files."""
+        known = self._client.get_experiment_by_name(model)
+        number = known.experiment_id if known else self._client.create_experiment(model, self._artifacts())
+        run = self._client.create_run(number).info
+        if here := self._here(run.run_id):
+            shutil.copytree(whole, here)
+        else:
+            self._client.log_artifacts(run.run_id, str(whole))
+        if model not in self.models():
+            self._client.create_registered_model(model)
+        return self._client.create_model_version(model, f"{run.artifact_uri}/bundle", run.run_id, tags=dict(tags))
+
+    def _has_all(self, version: Version, evaluation: Path | None, key: Path | None) -> bool:
+        """Whether a version is whole in the store, with an evaluation and a signature if these are given."""
+        if (evaluation and not version.facts["evaluation"]) or (key and not self.is_signed(version)):
+            return False
+        with tempfile.TemporaryDirectory() as folder, suppress(InputRefusedError):
+            self.export(version.model, str(version.number), Path(folder))
+            return True
+        return False
 
     def models(self) -> list[str]:
         """Names of all models."""
@@ -174,6 +198,11 @@ class Registry:
             raise InputRefusedError(
                 f"version {version.number} of {model} is the champion already; there is nothing to do"
             )
+        if champion == version:
+            raise InputRefusedError(
+                f"version {version.number} of {model} is the champion; another version is needed as its {alias}; make "
+                "that one the champion first"
+            )
         if not reason:
             outcome = self.judged(champion, version, margins)
         facts = {"model": model, "version": version.number, "bundle": version.sha256, "alias": alias, "who": who}
@@ -181,10 +210,10 @@ class Registry:
         gated = outcome.as_dict() if outcome else None
         self._trail.write("promoted", **facts, before=before, margins=dict(margins), gate=gated, reason=reason)
         with _answering():
-            if alias == "champion" and champion:
-                self._client.set_registered_model_alias(model, "archived", str(champion.number))
             for other in set(version.aliases) - {alias}:
                 self._client.delete_registered_model_alias(model, other)
+            if alias == "champion" and champion:
+                self._client.set_registered_model_alias(model, "archived", str(champion.number))
             self._client.set_registered_model_alias(model, alias, str(version.number))
         return outcome
 
@@ -199,7 +228,8 @@ class Registry:
         if missing := set(GATED_SCORES) - set(margins):
             raise InputRefusedError(
                 f"no margin for {', '.join(sorted(missing))}; without one, too few subjects would pass as 'not shown to be "
-                "worse'; give --margin dice=0.01,boundary_iou=0.01,ece_whole=0.001,ece_band=0.005, or --reason"
+                "worse'; give --margin dice=0.01,boundary_iou=0.01,ece_whole=0.001,ece_band=0.005 (the key margins of a site "
+                "file), or a written reason"
             )
         with tempfile.TemporaryDirectory() as folder:
             places = [self._evaluation(one, Path(folder) / str(one.number)) for one in (champion, version)]
@@ -222,10 +252,44 @@ class Registry:
                 f"version {version.number} of {version.model} was registered without an evaluation; both are needed for the "
                 "release gate; register with --evaluation, or give --reason"
             )
+        facts = version.facts["evaluation"]
+        if facts.get("seen"):
+            raise InputRefusedError(
+                f"{facts['seen']} of the {facts['cases']} cases on which version {version.number} of {version.model} was "
+                "evaluated have made the bundle; cases that it has not seen are needed; evaluate it on its test cases, or give "
+                "a written reason"
+            )
         place.mkdir()
+        found = self._fetch(version, "evaluation", place)
+        if any(file_sha256(found / name) != facts["files"][name] for name in _EVALUATION):
+            raise InputRefusedError(
+                f"the evaluation of version {version.number} of {version.model} in the store is not the one that was "
+                "registered; its files were changed; register the bundle once more, with its evaluation"
+            )
+        return found
+
+    def _here(self, run: str) -> Path | None:
+        """Where a local registry keeps the files of a version, wherever its folder lies by now; None for a server's."""
+        return self._trail.path.parent / "artifacts" / run / "artifacts" if self._is_local else None
+
+    def _fetch(self, version: Version, name: str, place: Path) -> Path:
+        """A file or folder of a version, in `place`."""
+        if (here := self._here(version.run)) is None:
+            with _answering():
+                return Path(self._client.download_artifacts(version.run, name, str(place)))
+        if not (here / name).exists():
+            raise InputRefusedError(
+                f"{name} of version {version.number} of {version.model} is not in the store any more; put the registry's "
+                "folder artifacts back, or register the bundle once more"
+            )
+        return Path((shutil.copytree if (here / name).is_dir() else shutil.copy)(here / name, place / name))
+
+    def is_signed(self, version: Version) -> bool:
+        """Whether there is a signature of a version."""
+        if (here := self._here(version.run)) is not None:
+            return (here / SIGNATURE).exists()
         with _answering():
-            self._client.download_artifacts(version.run, "evaluation", str(place))
-        return place / "evaluation"
+            return SIGNATURE in [one.path for one in self._client.list_artifacts(version.run)]
 
     def roll_back(self, model: str, who: str, reason: str) -> Version:
         """Makes the champion before the champion again, and the present one the archived; gives the champion.
@@ -259,43 +323,45 @@ class Registry:
         if target.exists():
             raise InputRefusedError(f"{target} exists; a new folder is needed; give another --output")
         output.mkdir(parents=True, exist_ok=True)
-        with replace_when_whole(target) as part:
-            with _answering():
-                self._client.download_artifacts(version.run, "bundle", str(part.parent))
-            (part.parent / "bundle").rename(part)
-            found = results_bundle(part) or bundle_files(part)
-            if found.sha256 != version.sha256:
-                raise InputRefusedError(
-                    f"version {version.number} of {model} has sha256 {found.sha256[:16]} in the store, {version.sha256[:16]} "
-                    "was registered; its files were changed; nothing was written; register the bundle anew from a copy"
-                )
-            if public_key:
-                self._check_signature(version, part, public_key)
+        try:
+            with replace_when_whole(target) as part:
+                self._fetch(version, "bundle", part.parent).rename(part)
+                if _sha256_of(part) != version.sha256:
+                    raise InputRefusedError(
+                        f"version {version.number} of {model} in the store has not the sha256 {version.sha256[:16]} that was "
+                        "registered; its files were changed; nothing was written; register the bundle once more, from a copy"
+                    )
+                if public_key:
+                    self.check_signature(version, part, public_key)
+        finally:
+            with suppress(OSError):  # it holds something
+                output.rmdir()
         return target
 
-    def _check_signature(self, version: Version, bundle: Path, key: Path) -> None:
+    def check_signature(self, version: Version, bundle: Path, key: Path) -> None:
+        """Raises InputRefusedError if a version is not signed by the key's owner, or its bundle was changed since."""
         from model_signing import verifying
 
+        if not self.is_signed(version):
+            raise InputRefusedError(
+                f"version {version.number} of {version.model} is not signed, and a signature is asked for; register it with "
+                "--key"
+            )
         with tempfile.TemporaryDirectory() as folder:
-            held = [one.path for one in self._client.list_artifacts(version.run)]
-            if SIGNATURE not in held:
-                raise InputRefusedError(
-                    f"version {version.number} of {version.model} is not signed, and a signature is asked for; register it "
-                    "with --key"
-                )
-            signature = Path(self._client.download_artifacts(version.run, SIGNATURE, folder))
+            signature = self._fetch(version, SIGNATURE, Path(folder))
             try:
                 config: Any = verifying.Config()  # type: ignore[no-untyped-call]
                 config.use_elliptic_key_verifier(public_key=key).verify(bundle, signature)
             except Exception as error:  # the library names no base class
                 raise InputRefusedError(
-                    f"the signature of version {version.number} of {version.model} does not fit {key.name} ({error}); the key "
-                    "of whoever signed it is needed"
+                    f"the signature of version {version.number} of {version.model} does not fit {key.name}: somebody else "
+                    "signed it, or a file of it was changed since; the public key of whoever signed it is needed, or a new "
+                    "version"
                 ) from error
 
     def history(self, model: str) -> list[dict[str, Any]]:
         """The lines of the trail about a model, the first line first."""
-        kept = ("time", "event", "version", "alias", "before", "who", "reason")
+        kept = ("time", "event", "version", "alias", "before", "who", "reason", "margins")
         lines = [line for line in entries(self._trail.path) if line.get("model") == model]
         return [{key: line[key] for key in kept if line.get(key)} for line in lines]
 
@@ -317,21 +383,29 @@ class Registry:
 
 
 @contextmanager
-def open_registry(folder: Path, uri: str = "") -> Iterator[Registry]:
-    """The registry in a folder, made if it is new.
+def open_registry(folder: Path, uri: str = "", *, new: bool = True) -> Iterator[Registry]:
+    """The registry in a folder.
 
     Args:
         folder: Holds the trail, and without `uri` the store.
         uri: Address of an MLflow server, or of its database; empty for `mlflow.db` in the folder.
+        new: Make it if it is not there.
 
     Raises:
         UsageError: MLflow is not installed, or another process has the registry open.
-        InputRefusedError: The trail was tampered with.
+        InputRefusedError: There is no registry, or its trail was tampered with.
     """
+    if not (new or uri or (folder / "mlflow.db").is_file()):
+        raise InputRefusedError(
+            f"{folder} holds no registry; correct its place, or let the disk that it is on come back; monai-unet registry add "
+            "makes a new one"
+        )
     try:
         os.environ.update(_QUIET)
         import sqlalchemy  # noqa: F401  (the store; mlflow-skinny comes without it)
         from mlflow import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # that it makes tables is nobody's concern
     except ImportError as error:
         raise UsageError(
             f"the registry needs {error.name}; the extra `mlops` contains it; pip install 'monai-unet-app[mlops]'"
@@ -380,8 +454,16 @@ def _evaluation_facts(folder: Path, files: BundleFiles) -> dict[str, Any]:
     data = document["data"]
     return {
         "data": data["name"], "data_sha256": data["sha256"], "partition": data["partition"], "cases": data["cases"],
-        "subjects": data["subjects"], "sha256": file_sha256(folder / "metrics.json"),
+        "subjects": data["subjects"], "seen": sum(data.get("seen", {}).values()), "dice": figure_of(document.get("dice")),
+        "files": {name: file_sha256(folder / name) for name in _EVALUATION},
     }  # fmt: skip
+
+
+def _sha256_of(folder: Path) -> str:
+    """The sha256 of a bundle; empty if the folder is none."""
+    with suppress(AppError, OSError, ValueError):
+        return (results_bundle(folder) or bundle_files(folder)).sha256
+    return ""
 
 
 def _sign(bundle: Path, key: Path, signature: Path) -> None:
@@ -390,7 +472,7 @@ def _sign(bundle: Path, key: Path, signature: Path) -> None:
     try:
         config: Any = signing.Config()  # type: ignore[no-untyped-call]
         config.use_elliptic_key_signer(private_key=key).sign(bundle, signature)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, AttributeError) as error:  # AttributeError: a key of another kind
         raise UsageError(
             f"{key} cannot sign ({error}); the private key of an elliptic curve in PEM is needed"
         ) from error

@@ -14,10 +14,19 @@ from typing import Any
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
+from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.external import external_bundle
 from monai_unet_app.lifecycle.registry import Registry, open_registry
-from monai_unet_app.service.models import challenger_key, copy_of, model_and_version, names_of, resolved, resolved_file
+from monai_unet_app.service.models import (
+    challenger_key,
+    copy_of,
+    model_and_version,
+    names_of,
+    public_key_of,
+    resolved,
+    resolved_file,
+)
 from monai_unet_app.service.rule_checks import check_rule
 from monai_unet_app.service.site_file import Rule, Site, read_site
 
@@ -31,7 +40,7 @@ def resolve(site: Site) -> str:
     known = resolved(site)
     assert site.registry is not None  # or the site file were refused
     try:
-        with open_registry(site.registry.folder, site.registry.uri) as registry:
+        with open_registry(site.registry.folder, site.registry.uri, new=False) as registry:
             new = {name: _copied(site, registry, name) for name in names_of(site)}
             for rule in site.rules:
                 if rule.bundle in new:
@@ -51,12 +60,13 @@ def resolve(site: Site) -> str:
 def _copied(site: Site, registry: Registry, name: str) -> dict[str, Any]:
     model, which = model_and_version(name)
     version = registry.version(model, which)
-    place = site.node.folder / "models" / version.sha256
+    place, key = site.node.folder / "models" / version.sha256, public_key_of(site)
     if not (place / str(version.facts["name"])).is_dir():
-        assert site.registry is not None
-        registry.export(model, str(version.number), place, site.registry.public_key)
-    copy_of(site, version.sha256)
-    return {"sha256": version.sha256, "version": version.number}
+        registry.export(model, str(version.number), place)
+    copy = copy_of(site, version.sha256)
+    if key:
+        registry.check_signature(version, copy, key)
+    return {"sha256": version.sha256, "version": version.number, "key": file_sha256(key) if key else ""}
 
 
 def _checked(site: Site, rule: Rule, found: Mapping[str, Any]) -> dict[str, bool]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.bundle_folder import BundleFiles
+from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service.site_file import PREFIX, Rule, Site
 
@@ -58,15 +59,23 @@ def resolved_file(site: Site) -> Path:
     return site.node.folder / "models/resolved.json"
 
 
+def public_key_of(site: Site) -> Path | None:
+    """The key by which bundles of the registry must be signed; None: they need not be."""
+    return site.registry.public_key if site.registry else None
+
+
 def resolved(site: Site) -> dict[str, dict[str, Any]]:
-    """Name -> "sha256" and "version" of its copy, as it was when the registry was last asked.
+    """Name -> "sha256" and "version" of its copy, as it was when the registry was last asked; a copy whose signature was not
+    checked by the key that the site has now is left out.
 
     "program" of a bundle that starts one. Of a challenger, see `challenger_key`, also the "gate": whether it has "passed", and
     "why"; or only "why_not": why it is not tried.
     """
-    file = resolved_file(site)
+    file, key = resolved_file(site), public_key_of(site)
+    by = file_sha256(key) if key else ""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+        found = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+        return {name: one for name, one in found.items() if by in ("", one.get("key"))}
     except ValueError as error:
         raise UsageError(
             f"{file} is damaged ({error}); remove it, and start the node while the registry answers"
