@@ -96,7 +96,7 @@ def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unm
 
     Args:
         comparison: The old bundle is the first, the new bundle the second.
-        margins: Name in `GATED_SCORES` -> tolerated loss in the scale of the score, at least 0.
+        margins: Name in `GATED_SCORES` -> tolerated loss in the scale of the score, from 0 to below 1.
         unmeasured: Cases that could not be measured; with any of them nothing passes.
 
     Raises:
@@ -104,13 +104,11 @@ def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unm
     """
     margins = margins or {}
     wrong = [
-        f"{name}={margin:g}"
-        for name, margin in margins.items()
-        if name not in GATED_SCORES or not 0 <= margin < float("inf")
+        f"{name}={margin:g}" for name, margin in margins.items() if name not in GATED_SCORES or not 0 <= margin < 1
     ]
     if wrong:
         raise UsageError(
-            f"--margin {', '.join(wrong)}: numbers from 0 for some of {', '.join(GATED_SCORES)} are needed"
+            f"--margin {', '.join(wrong)}: numbers from 0 to below 1 for some of {', '.join(GATED_SCORES)} are needed"
         )
     return ReleaseOutcome(tuple(_gated(comparison, name, margins.get(name)) for name in GATED_SCORES), unmeasured)
 

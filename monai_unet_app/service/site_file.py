@@ -24,6 +24,9 @@ from monai_unet_app.service.rows import NewResult, Result
 
 # A rule's name is also the name of folders in `received` and `results`, and a label of metrics.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+SCORES = ("dice", "boundary_iou", "ece_whole", "ece_band")
+"""The scores of the release gate, each of which has a margin."""
+
 PREFIX = "registry:"
 """Begins the bundle of a rule that names a model of the registry: registry:MODEL@ALIAS or registry:MODEL@NUMBER."""
 
@@ -337,6 +340,10 @@ def _check(site: Site) -> None:
                 f"{rule.export_sha256[:12] or 'is missing'}; it is needed for another engine than torch, and only there; "
                 "monai-unet bundle export prints it"
             )
+        if rule.is_registered and site.registry and (key := site.registry.public_key) and not key.is_file():
+            raise UsageError(
+                f"{site.path.name}: {key} does not exist; the public key of whoever signs bundles is needed there"
+            )
         if rule.is_registered and site.registry is None:
             raise UsageError(
                 f"{site.path.name} has no table [registry], which rule {rule.name} needs; add it with the key folder"
@@ -465,14 +472,13 @@ def _environment(table: TomlTable) -> dict[str, str]:
 
 def _margins(table: TomlTable) -> dict[str, float]:
     margins = table.table("margins") or {}
-    if wrong := [
-        name for name, value in margins.items() if isinstance(value, bool) or not isinstance(value, int | float)
-    ]:
+    numbers = {name: value for name, value in margins.items() if type(value) in (int, float) and 0 <= value < 1}
+    if margins and (set(margins) != set(SCORES) or len(numbers) < len(margins)):
         raise UsageError(
-            f"{table.where}: margins has {wrong[0]} = {margins[wrong[0]]!r}; a number for each score is needed, such as "
-            "dice = 0.01; correct it"
+            f"{table.where}: margins has {', '.join(f'{name} = {value!r}' for name, value in margins.items())}; a number from "
+            f"0 to below 1 is needed for each of {', '.join(SCORES)}; correct it"
         )
-    return {name: float(value) for name, value in margins.items()}
+    return {name: float(value) for name, value in numbers.items()}
 
 
 def _audit_key(table: TomlTable, folder: Path) -> Path | None:

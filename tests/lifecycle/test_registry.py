@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
+from challenged import keys
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import rsa
 from test_compare import people, write_evaluation
 
 from monai_unet_app.bundle_folder import bundle_files
@@ -154,17 +155,6 @@ def test_an_evaluation_belongs_to_its_bundle_and_is_needed_for_the_gate(bundle: 
             registry.promote("liver", "1", "champion", "Bianchi^Eva", {}, "again")
 
 
-def keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """A private key and its public key, in PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.key", folder / f"{name}.pem"
-    form, clear = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, clear))
-    spki = serialization.PublicFormat.SubjectPublicKeyInfo
-    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
-    return private, public
-
-
 def test_a_signature_covers_files_that_the_digest_does_not(bundle: Made, tmp_path: Path) -> None:
     private, public = keys(tmp_path, "ours")
     _, other = keys(tmp_path, "theirs")
@@ -184,6 +174,82 @@ def test_a_signature_covers_files_that_the_digest_does_not(bundle: Made, tmp_pat
             registry.export("liver", "1", tmp_path / "changed", public)
         with pytest.raises(UsageError, match="cannot sign"):
             registry.add(bundle(3), "liver", key=public)
+
+
+def test_aliases_follow_each_other(bundle: Made, tmp_path: Path) -> None:
+    with open_registry(tmp_path / "registry") as registry:
+        filled(registry, bundle, tmp_path, 0.90, 0.91)
+        registry.promote("liver", "2", "champion", "Bianchi^Eva", MARGINS)
+        with pytest.raises(InputRefusedError, match="version 2 of liver is the champion; another version is needed"):
+            registry.promote("liver", "2", "challenger", "Bianchi^Eva", {}, "a slip")
+        registry.promote("liver", "archived", "champion", "Bianchi^Eva", {}, "back")
+        assert {one.number: one.aliases for one in registry.versions("liver")} == {1: ("champion",), 2: ("archived",)}
+
+
+def test_the_gate_takes_evaluations_on_unseen_cases_as_they_were_registered(bundle: Made, tmp_path: Path) -> None:
+    with open_registry(tmp_path / "registry") as registry:
+        filled(registry, bundle, tmp_path, 0.90, 0.91)
+        seen = evaluation_of(bundle(3), tmp_path / "seen", 0.95)
+        document = json.loads((seen / "metrics.json").read_text())
+        document["data"]["seen"] = {"train": 8}
+        (seen / "metrics.json").write_text(json.dumps(document))
+        registry.add(bundle(3), "liver", seen)
+        with pytest.raises(InputRefusedError, match=r"8 of the \d+ cases on which version 3 of liver was evaluated"):
+            registry.promote("liver", "3", "champion", "Bianchi^Eva", MARGINS)
+        assert registry.version("liver", "2").facts["evaluation"]["dice"] == pytest.approx(0.914, abs=0.002)
+        run = registry.version("liver", "2").run
+        (stored,) = (tmp_path / "registry/artifacts" / run).rglob("cases.csv")
+        stored.write_text(stored.read_text().replace("0.9", "1.0"))
+        with pytest.raises(InputRefusedError, match="is not the one that was registered; its files were changed"):
+            registry.promote("liver", "2", "champion", "Bianchi^Eva", MARGINS)
+
+
+def test_the_trail_is_believed_and_not_the_tags_of_the_store(bundle: Made, tmp_path: Path) -> None:
+    with open_registry(tmp_path / "registry") as registry:
+        version = registry.add(bundle(), "liver")
+        registry._client.set_model_version_tag("liver", "1", "sha256", "f" * 64)
+        assert registry.version("liver", "1").sha256 == version.sha256
+
+
+def test_a_registry_that_moved_has_its_files_with_it(bundle: Made, tmp_path: Path) -> None:
+    with open_registry(tmp_path / "registry") as registry:
+        filled(registry, bundle, tmp_path, 0.90)
+    (tmp_path / "registry").rename(tmp_path / "moved")
+    with open_registry(tmp_path / "moved", new=False) as registry:
+        assert registry.export("liver", "1", tmp_path / "out").is_dir()
+        root = bundle(2)
+        registry.add(root, "liver", evaluation_of(root, tmp_path / "evaluation2", 0.91))
+        assert registry.promote("liver", "2", "champion", "Bianchi^Eva", MARGINS)
+    assert not (tmp_path / "registry").exists()
+    with (
+        pytest.raises(InputRefusedError, match="registry holds no registry"),
+        open_registry(tmp_path / "registry", new=False),
+    ):
+        pass
+    assert not (tmp_path / "registry").exists()
+
+
+def test_a_bundle_is_registered_once_more_if_that_adds_something(bundle: Made, tmp_path: Path) -> None:
+    private, _ = keys(tmp_path, "ours")
+    with open_registry(tmp_path / "registry") as registry:
+        root = bundle()
+        assert registry.add(root, "liver").number == 1
+        assert registry.add(root, "liver", evaluation_of(root, tmp_path / "evaluation")).number == 2
+        assert registry.add(root, "liver", tmp_path / "evaluation", private).number == 3
+        with pytest.raises(InputRefusedError, match="there is nothing to add"):
+            registry.add(root, "liver", tmp_path / "evaluation", private)
+        for config in (tmp_path / "registry/artifacts").rglob("inference.yaml"):
+            config.write_text(config.read_text() + "# changed\n")
+        assert registry.add(root, "liver").number == 4
+        rsa_key = tmp_path / "rsa.key"
+        made = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        form, clear = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        rsa_key.write_bytes(made.private_bytes(serialization.Encoding.PEM, form, clear))
+        kept = sorted((tmp_path / "registry/artifacts").iterdir())
+        for name, key, says in (("liver", rsa_key, "cannot sign"), ("a b/x", None, "letters, digits")):
+            with pytest.raises(UsageError, match=says):
+                registry.add(bundle(2), name, key=key)
+        assert sorted((tmp_path / "registry/artifacts").iterdir()) == kept
 
 
 def test_one_process_at_a_time_and_a_server_that_is_away(tmp_path: Path) -> None:

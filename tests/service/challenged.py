@@ -1,4 +1,4 @@
-"""Shared by tests of challengers: a site whose registry has named two bundles, studies of patients, and what arrived."""
+"""Shared by tests of models: keys, a site whose registry has named two bundles, studies of patients, and what arrived."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from nodes import make_study, write_site
 from pydicom import dcmread
 
@@ -51,3 +53,14 @@ def study_by(folder: Path, patient: str, wish: str = "") -> Path:
 def arrived(folder: Path) -> Counter[str]:
     """How many objects of each bundle a destination has, by the beginning of its sha256."""
     return Counter(dcmread(path).ImageComments.partition(" by ")[2][:1] for path in folder.rglob("*.dcm"))
+
+
+def keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """A private key and its public key, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = folder / f"{name}.key", folder / f"{name}.pem"
+    form, clear = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, clear))
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
+    return private, public

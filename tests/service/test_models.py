@@ -10,12 +10,15 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
+from challenged import keys
+
 from monai_unet_app.bundle_folder import bundle_files
+from monai_unet_app.comparison.release_gate import GATED_SCORES
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.lifecycle.registry import open_registry
 from monai_unet_app.lifecycle.resolve import resolve
 from monai_unet_app.service.models import ask_registry, resolved, with_models
-from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.site_file import SCORES, Site, read_site
 
 SITE = """
 [node]
@@ -105,3 +108,38 @@ def test_a_rule_of_the_registry_needs_its_table(site: Site) -> None:
     site.path.write_text(site.path.read_text().replace('[registry]\nfolder = "registry"\n', ""))
     with pytest.raises(UsageError, match=r"has no table \[registry\], which rule \S+ needs"):
         read_site(site.path)
+
+
+def test_a_copy_that_was_made_before_signatures_were_asked_for_is_not_used(site: Site, tmp_path: Path) -> None:
+    resolve(site)
+    assert with_models(site).rules
+    private, public = keys(tmp_path, "ours")
+    site.path.write_text(
+        site.path.read_text().replace('"registry"\n', f'"registry"\npublic_key = "{public.name}"\n', 1)
+    )
+    asking = read_site(site.path)
+    with pytest.raises(UsageError, match="there is no copy of"):
+        with_models(asking)
+    with pytest.raises(AppError, match="is not signed, and a signature is asked for"):
+        resolve(asking)
+    with open_registry(tmp_path / "registry") as registry:
+        registry.add(tmp_path / "bundles/hippocampus_mri_unet3d", "hippocampus", key=private)
+        registry.promote("hippocampus", "3", "champion", "Bianchi^Eva", {}, "signed")
+    assert resolve(asking) == ""
+    assert with_models(asking).rules
+    public.unlink()
+    with pytest.raises(UsageError, match=r"ours\.pem does not exist; the public key"):
+        read_site(site.path)
+
+
+@pytest.mark.parametrize(
+    ("margins", "says"), [("dyce = 0.01", "dyce"), ("dice = 0.01", "boundary_iou"), ("dice = 7", "7")]
+)
+def test_margins_are_checked_when_the_site_is_read(margins: str, says: str, site: Site) -> None:
+    site.path.write_text(site.path.read_text().replace('"registry"\n', f'"registry"\nmargins = {{ {margins} }}\n', 1))
+    with pytest.raises(UsageError, match=rf"margins.*{says}"):
+        read_site(site.path)
+
+
+def test_the_scores_of_a_site_are_those_of_the_gate() -> None:
+    assert set(SCORES) == set(GATED_SCORES)
