@@ -1,5 +1,6 @@
 """The verbs of a model's life: registry and its second words, node drift, node postmortem, node checklist."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from getpass import getpass
 from typing import TYPE_CHECKING
@@ -63,8 +64,12 @@ def list_versions(options: lifecycle_flags.RegistryList) -> Answer:
         versions = opened.versions(options.name or "")
         looks = {name: opened.looks(name) for name in {one.model for one in versions}}
     rows = []
+    if not versions:
+        show.line(f"no model is registered in {options.registry}; monai-unet registry add registers one")
+        return {"versions": [], "looks": {}}, EXIT_DONE
     for one in versions:
-        dice = figure_of(one.facts["measured"].get("dice"))
+        evaluated = one.facts["evaluation"] or {}
+        dice = evaluated.get("dice") or figure_of(one.facts["measured"].get("dice"))
         named = (one.model, str(one.number), ", ".join(one.aliases), str(one.facts["version"]), one.sha256[:12])
         rows.append((*named, "–" if dice is None else f"{dice:.3f}"))
     show.print_table(("model", "version", "alias", "bundle", "sha256", "Dice"), rows)
@@ -78,12 +83,22 @@ def show_version(options: lifecycle_flags.RegistryShow) -> Answer:
     """
     with _opened(options) as opened:
         version, history = opened.version(options.name, options.version), opened.history(options.name)
+        is_signed = opened.is_signed(version)
     show.line(f"{version.model} version {version.number} ({', '.join(version.aliases) or 'no alias'})")
-    for key, value in {"sha256": version.sha256, **version.facts}.items():
-        show.line(f"  {key}: {value}")
+    _show({"sha256": version.sha256, "signed": is_signed, **version.facts})
     for line in history:
-        show.line("  " + ", ".join(f"{value}" for value in line.values()))
+        show.line("  " + ", ".join(f"{key} {value}" for key, value in line.items()))
     return {**version.document(), "history": history}, EXIT_DONE
+
+
+def _show(facts: Mapping[str, object], indent: str = "  ") -> None:
+    """Facts, one a line, those within facts further to the right."""
+    for key, value in facts.items():
+        inner = value if isinstance(value, list | tuple) else [value]
+        parts = [one for one in inner if isinstance(one, dict)]
+        show.line(f"{indent}{key}:" + ("" if parts else f" {value}"))
+        for one in parts:
+            _show(one, indent + "  ")
 
 
 def promote(options: lifecycle_flags.RegistryPromote) -> Answer:

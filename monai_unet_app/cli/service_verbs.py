@@ -125,7 +125,9 @@ def _check_trail(audit: Path, options: service_flags.Trace) -> Answer:
     key = read_key(options.key or beside) if options.key or os.access(beside, os.R_OK) else None
     if options.key and key is None:
         raise UsageError(f"{options.key} does not exist; the key of the node's audit trail is needed; correct --key")
-    head, compared = _recorded_head(options.database or audit.with_name("node.sqlite"), required=bool(options.database))
+    of_node, of_registry = map(audit.with_name, ("node.sqlite", "registry.sqlite"))
+    database = options.database or (of_registry if of_registry.exists() else of_node)
+    head, compared = _recorded_head(database, required=bool(options.database))
     trail = verify(audit, key, head)
     show.line(f"{audit} is complete: {trail.lines} line(s), the last has sha256 {trail.last}")
     show.line(f"  who wrote it: {_signed(trail.lines, trail.signed, has_key=key is not None)}")
@@ -150,7 +152,10 @@ def _recorded_head(database: Path, *, required: bool) -> "tuple[Head | None, str
     from monai_unet_app.service.database import read_head
 
     if not database.exists() and not required:
-        return None, "not checked; there is no node.sqlite beside the trail, and no --database was given"
+        return (
+            None,
+            "not checked; there is no node.sqlite or registry.sqlite beside the trail, and no --database was given",
+        )
     try:
         head = read_head(database)
     except sqlite3.Error as error:

@@ -1,6 +1,7 @@
 """Check-lists before production, in production and in an incident: what can be measured is measured, the rest is asked."""
 
 import shutil
+import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 from monai_unet_app.errors import AppError
 from monai_unet_app.lifecycle.watch import watch
 from monai_unet_app.service.audit import KEY_FILE, entries, read_key, verify
+from monai_unet_app.service.database import read_head
 from monai_unet_app.service.models import with_models
 from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import Site
@@ -53,7 +55,7 @@ def _tried(text: str, check: Callable[[], str]) -> Item:
     """An item that holds if a check passes; the check gives what it found."""
     try:
         return Item(text, "done", check())
-    except (AppError, OSError) as error:
+    except (AppError, OSError, sqlite3.Error) as error:
         return Item(text, "missing", str(error))
 
 
@@ -73,7 +75,9 @@ def _before(site: Site) -> Iterator[Item]:
     way = "tls" if site.node.tls else "networks" if site.node.networks else ""
     text = "DICOM is encrypted, or taken from named networks only"
     yield _measured(text, bool(way), way or "neither tls nor networks")
-    yield _measured("Only known senders are let in", bool(site.node.senders), f"{len(site.node.senders)} sender(s)")
+    yield _measured(
+        "Only known senders are let in", bool(site.node.senders), f"{len(site.node.senders)} in the key senders"
+    )
     yield _measured(
         "Reviewers can decide: there is an HTTP API", site.http is not None, "http" if site.http else "none"
     )
@@ -110,6 +114,8 @@ def _key(site: Site) -> Item:
     key = site.node.audit_key or site.node.folder / KEY_FILE
 
     def secret() -> str:
+        if not key.is_file():
+            raise AppError(f"{key.name} is not there; the node makes it at its first start")
         mode = stat.S_IMODE(key.stat().st_mode)
         if mode & 0o077:
             raise AppError(f"others may read it (mode {mode:o})")
@@ -122,17 +128,22 @@ def _routine(site: Site) -> Iterator[Item]:
     """Daily, weekly and monthly."""
     folder = site.node.folder
     trail = folder / "audit.jsonl"
+    if not trail.is_file():
+        yield Item(
+            "Daily: the audit trail is whole and signed", "missing", "no audit.jsonl: the node was never started here"
+        )
+        return
+
+    def whole() -> str:
+        found = verify(trail, read_key(site.node.audit_key or folder / KEY_FILE), read_head(folder / "node.sqlite"))
+        return f"{found.lines} lines, the last {found.last[:16]}: keep both elsewhere"
+
+    yield _tried("Daily: the audit trail is whole and signed", whole)
     free, least = shutil.disk_usage(folder).free / 1e9, site.node.least_free_gb
     dead = len(list((folder / "dead-letters").glob("*.json")))
     yield _measured("Daily: no dead letter", dead == 0, f"{dead}")
     yield _measured("Daily: room on the disk for five times least_free_gb", free > 5 * least, f"{free:.0f} GB free")
-
-    def whole() -> str:
-        found = verify(trail, read_key(site.node.audit_key or folder / KEY_FILE))
-        return f"{found.lines} lines, the last {found.last[:16]}: keep both elsewhere"
-
-    yield _tried("Daily: the audit trail is whole and signed", whole)
-    for rule in watch(trail, [rule.name for rule in site.rules]) if trail.exists() else ():
+    for rule in watch(trail, [rule.name for rule in site.rules]):
         yield _measured(f"Weekly: nothing has drifted for rule {rule.rule}", rule.state == "steady", rule.sentence)
         if dice := rule.expected:
             told = f"{dice.mean:.2f} ({dice.low:.2f} to {dice.high:.2f}), {dice.reviewed} of {dice.results} reviewed"
@@ -152,14 +163,20 @@ def _incident(site: Site) -> Iterator[Item]:
     day = (datetime.now(UTC) - timedelta(days=1)).isoformat()
     results = [line for line in lines if line["event"] == "result" and line["time"] >= day]
     sent = {line["result"] for line in lines if line["event"] == "delivered"}
+    if not lines:
+        yield Item(
+            "The audit trail says what happened", "missing", f"{trail} is not there, or empty: take it from a backup"
+        )
     yield Item("Stop it: roll back the challenger or the champion, or stop the node; studies stay safe", "ask")
     out = sum(line["result"] in sent for line in results)
-    yield Item("Know the extent: results of the last 24 hours", "done", f"{len(results)}, {out} of them delivered")
+    yield _measured(
+        "Know the extent: results of the last 24 hours", bool(lines), f"{len(results)}, {out} of them delivered"
+    )
     models = {line["observed"]["bundle"][:12] for line in results if line.get("observed")}
-    yield Item("Know the bundles that made them", "done", ", ".join(sorted(models)) or "none")
+    yield _measured("Know the bundles that made them", bool(lines), ", ".join(sorted(models)) or "none")
     moves = [line for line in lines if line["event"] in ("assigned", "share", "rolled back", "started")][-3:]
-    told = "; ".join(f"{line['time'][:16]} {line['event']}" for line in moves)
-    yield Item("Know what changed before", "done", told or "nothing")
+    told = "; ".join(" ".join(str(line.get(key, "")) for key in ("time", "event", "rule", "who")) for line in moves)
+    yield _measured("Know what changed before", bool(lines), " ".join(told.split()) or "nothing")
     yield Item("Keep the evidence: copy audit.jsonl, node.sqlite, decisions and the studies' folders", "ask")
     yield Item(
         "Compare on a case: monai-unet node postmortem --config SITE --case UID --between archived champion", "ask"

@@ -99,7 +99,9 @@ class Postmortem:
     def sentence(self) -> str:
         """What was found of the two versions, in words."""
         if not self.subgroups:
-            return "no study was segmented by both versions, so nothing is known of subgroups"
+            return (
+                f"fewer than {LEAST_STUDIES} studies were segmented by both versions, so nothing is known of subgroups"
+            )
         if (one := self.worst) is None:
             return f"the second version is not shown to be worse in any of {len(self.subgroups)} groups of studies"
         return (
@@ -215,7 +217,13 @@ def _facts(bundle: BundleFiles, run: Mapping[str, Any]) -> dict[str, str]:
     }
     found |= {f"calibration: {key}": (known["calibration"] or {}).get(key) for key in ("cases", "nll_after")}
     found |= {f"figure {key}": value for key, value in known["measured"].items()}
-    return {key: "none" if value in (None, "") else str(value) for key, value in found.items()}
+    return {key: _text(value) for key, value in found.items()}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
+    return "none" if value in (None, "") else str(value)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -174,13 +174,11 @@ class Challengers:
             )
         cut_off = self._end_sending(slot)
         with node.queue.transaction():
-            done = slots.roll_back(node.queue, rule, why)
+            done = replace(slots.roll_back(node.queue, rule, why), cut_off=cut_off)
             for result, destination in cut_off:
                 # Some of its objects may be there: the champion's result is to replace them
                 node.queue.add_delivered(result, destination)
-            node.audit.write(
-                "rolled back", rule=rule, bundle=slot.challenger, reason=why, who=who, cut_off=cut_off, **asdict(done)
-            )
+            node.audit.write("rolled back", rule=rule, bundle=slot.challenger, reason=why, who=who, **asdict(done))
             for study in done.studies:
                 if study not in node.arrivals and not self._is_waiting(study):
                     node.jobs.queue_study(study)

@@ -7,7 +7,7 @@ audit trail, so it depends on rows and arguments alone.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from monai_unet_app.service.database import Database
@@ -35,11 +35,13 @@ class RolledBack:
         sent: Numbers of the challenger's results that a destination has.
         ended: Numbers of those that were superseded; some may be among `sent`, where another destination waited.
         studies: Those of which the champion must make a result.
+        cut_off: Results whose sending was ended, with the destination that may have some of their objects.
     """
 
     sent: list[int]
     ended: list[int]
     studies: list[str]
+    cut_off: list[tuple[int, str]] = field(default_factory=list)
 
 
 def slots(database: Database) -> dict[str, Slot]:
