@@ -7,8 +7,8 @@ protocols and mistakes would have made them. What a node watches of each result 
 studies are drawn from it at random, with replacement.
 
 1. Planted drifts: 60 sound studies are the reference; 20 more follow, then every second study has the change, with a tag
-   planted in its header (the data have no tags). Printed: after how many studies the alarm came (median, most), and how
-   often its first tag was the planted one. The same without the tag.
+   planted in its header that has a usual value in all others (the data have no tags). Printed: after how many studies the
+   alarm came (median, most), and how often its first tag was the planted one. The same without the tag.
 2. False alarms in studies among which nothing changes, of the real numbers and made-up tags.
 3. Expected Dice: sets of images with one change of one strength, true mean Dice 0.5 to 0.9. Printed: mean absolute error,
    that of the best constant, and how many intervals hold the true mean; corrected by a reviewer who saw what was held and a
@@ -137,6 +137,9 @@ WORDS = {
     "Manufacturer": (["SIEMENS", "Philips"], [0.8, 0.2]),
     "SliceThickness": (["1"], [1.0]),
     "PatientPosition": (["HFS"], [1.0]),
+    "ConvolutionKernel": (["B30f"], [1.0]),
+    "SoftwareVersions": (["VE10"], [1.0]),
+    "PixelSpacing": (["1\\1"], [1.0]),
 }
 """Tags of sound studies: made up, since the data have none."""
 
