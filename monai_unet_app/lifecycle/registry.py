@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from dicom_io.files import replace_when_whole
@@ -440,7 +441,7 @@ def _answering() -> Iterator[None]:
                 f"the registry does not have it: {error.message}; monai-unet registry list shows what it has"
             ) from error
         raise AppError(
-            f"the registry does not answer as it should: {str(error.message)[:300]}; check its address, and try again"
+            f"the registry does not answer as it should: {shorten(str(error.message), 160)}; check its address, and try again"
         ) from error
 
 

@@ -191,3 +191,21 @@ def test_a_checklist_measures_what_it_can(run: Run, site: tuple[Path, str], tmp_
     incident = run("node", "checklist", "--config", str(path), "--kind", "incident")
     assert incident.code == 0
     assert "postmortem" in incident.out
+
+
+def test_a_checklist_sees_a_trail_that_was_cut_or_is_gone(run: Run, site: tuple[Path, str], tmp_path: Path) -> None:
+    path, _ = site
+    trail = tmp_path / "node/audit.jsonl"
+
+    def found(kind: str) -> dict[str, dict[str, str]]:
+        answer = run("node", "checklist", "--config", str(path), "--kind", kind, "--json")
+        return {one["text"]: one for one in json.loads(answer.out)["items"]}
+
+    whole = "Daily: the audit trail is whole and signed"
+    assert found("production")[whole]["state"] == "done"
+    trail.write_text("".join(trail.read_text().splitlines(keepends=True)[:-1]))
+    assert found("production")[whole]["state"] == "missing"
+    shutil.rmtree(tmp_path / "node")
+    assert found("production")[whole]["found"] == "no audit.jsonl: the node was never started here"
+    gone = found("incident")
+    assert [one["state"] for text, one in gone.items() if "Know" in text or "trail says" in text] == ["missing"] * 4

@@ -301,3 +301,15 @@ def test_the_verbs_add_promote_and_roll_back_for_an_approver_only(
     assert [one["version"] for one in called("list")[1]["versions"]] == [1, 2]
     assert main(["registry", "list", *place]) == 0
     assert "champion" in capsys.readouterr().out
+    assert main(["registry", "show", "--name", "liver", *place]) == 0
+    shown_as_text = capsys.readouterr().out
+    assert "    dice: 0.90" in shown_as_text
+    assert "event promoted, version 1, alias champion, who Bianchi^Eva, reason the first" in shown_as_text
+    assert "{" not in shown_as_text.partition("event promoted, version 2")[0]
+    trail = tmp_path / "registry/audit.jsonl"
+    assert main(["trace", "--audit", str(trail)]) == 0
+    trail.write_text("".join(trail.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["trace", "--audit", str(trail)]) == 3
+    assert "records line" in capsys.readouterr().err
+    assert main(["registry", "list", "--registry", str(tmp_path / "none")]) == 3
+    assert "none holds no registry" in capsys.readouterr().err
