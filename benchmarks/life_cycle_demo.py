@@ -163,6 +163,7 @@ def draw_sides(sides: Sequence[bool], path: Path) -> None:
     colours = [SECOND if side else FIRST for side in sides]
     axis.bar(range(1, len(sides) + 1), [1] * len(sides), color=colours, width=0.85)
     axis.set_yticks([])
+    axis.set_xticks(range(1, len(sides) + 1))
     axis.set_title("results that went out: champion blue, challenger orange", fontsize=10, color=INK)
     figure.set_size_inches(7.2, 1.5)
     figure.savefig(path, dpi=110)

@@ -28,6 +28,12 @@ ALARM = 1000.0
 
 LEAST_REFERENCE = 30
 _POWERS = (0.5, 0.8)
+_RARE = (
+    (1 / 32, 0.3),
+    (1 / 16, 0.4),
+    (1 / 8, 0.5),
+    (1 / 4, 0.6),
+)  # below this rank are so many when a rare word is frequent
 _HISTOGRAMS = ((15, 4), (40, 8))  # ranks that are remembered, and bins
 _SMOOTHING = 2.0  # studies in each bin before the first
 _LEAST_KINDS = 10  # texts that are numbers count as numbers if the reference has more different ones
@@ -143,14 +149,17 @@ def _bets(name: str, values: Values, reference: int) -> Floats:
     """Shape (bets, studies after the reference): what each bet multiplies by; not a number for a study without a value."""
     is_word = any(isinstance(value, str) for value in values)
     ranks = _ranks(name, _scores(values, reference), reference // 2 if is_word else 0)
-    # Ranks that are low, and of a number those that are high: rare words are low
-    sides = [(power, is_high) for power in _POWERS for is_high in ((False,) if is_word else (False, True))]
+    # Low ranks, which rare words have; of a number low or high ones
+    sides = [*_RARE] if is_word else [(power, is_high) for power in _POWERS for is_high in (False, True)]
     stakes = np.full((len(sides) + len(_HISTOGRAMS), len(values)), np.nan)
     remembered = [deque[float](maxlen=length) for length, _ in _HISTOGRAMS]
     for study in np.flatnonzero(~np.isnan(ranks)):
         rank = ranks[study]
-        for row, (power, is_high) in enumerate(sides):
-            stakes[row, study] = power * (1 - rank if is_high else rank) ** (power - 1)
+        for row, (bet, of) in enumerate(sides):
+            if is_word:
+                stakes[row, study] = of / bet if rank < bet else (1 - of) / (1 - bet)
+            else:
+                stakes[row, study] = bet * (1 - rank if of else rank) ** (bet - 1)
         for row, ((_, bins), last) in enumerate(zip(_HISTOGRAMS, remembered, strict=True), len(sides)):
             of_bin = [min(int(one * bins), bins - 1) for one in (*last, rank)]
             seen = of_bin[:-1].count(of_bin[-1])
