@@ -534,8 +534,8 @@ monai-unet evaluate --bundle BUNDLE --data chase_db1_2d --label-suffix _1stHO --
 | 3 minutes | 20 pictures of 10 people, five folds | 0.7046 | 0.4720 | -0.2327 (-0.2429 to -0.2233) |
 | 10 minutes | 4 pictures of 2 people, one fold | 0.8336 | 0.8010 | -0.0326, too few people for an interval |
 
-Mean Dice. So the light network is no replacement here. In 2D a step of its training takes twice as long as one of the other (the
-plan fits 63 and 128 of them into 3 minutes).
+Mean Dice. So the light network is no replacement here. In 2D a step of its training takes twice as long as one of the
+other: the plan fits 63 and 128 of them into 3 minutes.
 
 A second training with another seed, for the four best and those that [what the field says](claims.md) compares:
 

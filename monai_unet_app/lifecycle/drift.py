@@ -86,12 +86,13 @@ class Drift:
     changes: tuple[Change, ...] = ()
 
 
-def find_drift(quantities: Mapping[str, Values], reference: int) -> Drift:
+def find_drift(quantities: Mapping[str, Values], reference: int, lots: str = "") -> Drift:
     """The first drift after a reference.
 
     Args:
         quantities: Name -> value of each study, the first study first; None where a study has none. A text is a word.
         reference: How many studies, from the first, are the reference.
+        lots: By which equal values are put in order: the same text gives the same order.
 
     Raises:
         ValueError: Fewer than `LEAST_REFERENCE` studies are the reference.
@@ -99,7 +100,9 @@ def find_drift(quantities: Mapping[str, Values], reference: int) -> Drift:
     if reference < LEAST_REFERENCE:
         raise ValueError(f"the reference has {reference} studies; at least {LEAST_REFERENCE} are needed")
     known = {name: _typed(values, reference) for name, values in quantities.items()}
-    bets = {name: _bets(name, values, reference) for name, values in known.items() if _is_known(values, reference)}
+    bets = {
+        name: _bets(lots + name, values, reference) for name, values in known.items() if _is_known(values, reference)
+    }
     number = max(map(len, quantities.values()), default=reference) - reference
     if not bets or not number:
         return Drift(np.zeros(number))
@@ -145,10 +148,10 @@ def _is_known(values: Values, reference: int) -> bool:
     return len(present) >= LEAST_REFERENCE and any(value != "" for value in present)
 
 
-def _bets(name: str, values: Values, reference: int) -> Floats:
+def _bets(lots: str, values: Values, reference: int) -> Floats:
     """Shape (bets, studies after the reference): what each bet multiplies by; not a number for a study without a value."""
     is_word = any(isinstance(value, str) for value in values)
-    ranks = _ranks(name, _scores(values, reference), reference // 2 if is_word else 0)
+    ranks = _ranks(lots, _scores(values, reference), reference // 2 if is_word else 0)
     # Low ranks, which rare words have; of a number low or high ones
     sides = [*_RARE] if is_word else [(power, is_high) for power in _POWERS for is_high in (False, True)]
     stakes = np.full((len(sides) + len(_HISTOGRAMS), len(values)), np.nan)
@@ -176,17 +179,16 @@ def _scores(values: Values, reference: int) -> list[float | None]:
     return [float(counts[value]) for value in values]
 
 
-def _ranks(name: str, values: Sequence[float | None], begin: int) -> Floats:
+def _ranks(lots: str, values: Sequence[float | None], begin: int) -> Floats:
     """Shape (T,): the part of earlier values that are smaller, strictly between 0 and 1; equal ones are put in order by lot."""
-    lots = np.random.default_rng(zlib.crc32(name.encode())).random(
-        len(values)
-    )  # the same for each run, and for more studies
+    # The same for each run, and for more studies
+    drawn = np.random.default_rng(zlib.crc32(lots.encode())).random(len(values))
     ranks, ordered = np.full(len(values), np.nan), list[float]()
     for study, value in enumerate(values):
         if study < begin or value is None:
             continue
         low, high = bisect.bisect_left(ordered, value), bisect.bisect_right(ordered, value)
-        ranks[study] = (low + lots[study] * (high - low + 1)) / (len(ordered) + 1)
+        ranks[study] = (low + drawn[study] * (high - low + 1)) / (len(ordered) + 1)
         ordered.insert(high, value)
     return np.asarray(np.clip(ranks, 1e-12, 1 - 1e-12))
 

@@ -201,7 +201,7 @@ def _watched(rule: str, known: _RuleTrail) -> RuleWatch:
         return RuleWatch(rule, own, len(accepted), expected=_expected(own[-LAST:]))
     own = reference + [one for one in own if one.number > max(numbers)]
     quantities, size = quantities_of(own), len(reference)
-    drift = find_drift(quantities, size)
+    drift = find_drift(quantities, size, frozen["time"])  # so that no two sites have the same luck
     windows = sorted(compare_windows(quantities, size, LAST), key=lambda test: test.p)
     others = sum(one.bundle != bundle and one.number > max(numbers) for one in known.seen)
     return RuleWatch(rule, own, len(accepted), size, frozen, drift, windows, _expected(own[size:][-LAST:]), others)
