@@ -33,7 +33,7 @@ def test_an_alarm_is_as_rare_as_was_said() -> None:
     for seed in range(12):
         values, begin = seen(600, seed), 0
         while begin + REFERENCE < 600:
-            found = find_drift({name: row[begin:] for name, row in values.items()}, REFERENCE)
+            found = find_drift({name: row[begin:] for name, row in values.items()}, REFERENCE, f"{seed} {begin}")
             studies += len(found.scores)
             if found.alarm is None:
                 break
@@ -62,6 +62,20 @@ def test_a_number_that_moves_is_found_soon_and_dated(deviations: float) -> None:
     assert max(late) <= 50
     assert np.median(off) <= 1
     assert max(off) <= 6
+
+
+def test_a_tag_that_changes_alone_is_found_by_the_lots_of_each_site() -> None:
+    scores = set()
+    for site in ("a", "b", "c", "d"):
+        values, place = seen(140, 3), 80
+        for study in range(place, 140, 2):
+            values["kernel"][study] = "B60"
+        found = find_drift(values, REFERENCE, site)
+        assert found.alarm is not None
+        assert 0 < found.alarm - place <= 50
+        assert (found.quantity, found.changes[0].name, found.changes[0].word) == ("kernel", "kernel", "B60")
+        scores.add(float(found.scores[10]))
+    assert len(scores) == 4
 
 
 def test_a_new_scanner_in_every_second_study_is_named_with_its_other_tags() -> None:
