@@ -65,6 +65,11 @@ class Version:
     facts: Mapping[str, Any]
     run: str
 
+    @property
+    def name(self) -> str:
+        """Name of the bundle, and of its folder."""
+        return Path(str(self.facts["name"])).name
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -128,7 +133,7 @@ class Registry:
         files: BundleFiles = results_bundle(bundle) or bundle_files(bundle)
         facts = bundle_facts(files) | {"evaluation": _evaluation_facts(evaluation, files) if evaluation else None}
         for one in self.versions(model) if model in self.models() else ():
-            if one.sha256 == files.sha256 and self._has_all(one, evaluation, key):
+            if one.sha256 == files.sha256 and self._has_all(one, facts["evaluation"], key):
                 raise InputRefusedError(
                     f"{files.name} is version {one.number} of {model} already; there is nothing to add"
                 )
@@ -160,9 +165,9 @@ class Registry:
             self._client.create_registered_model(model)
         return self._client.create_model_version(model, f"{run.artifact_uri}/bundle", run.run_id, tags=dict(tags))
 
-    def _has_all(self, version: Version, evaluation: Path | None, key: Path | None) -> bool:
-        """Whether a version is whole in the store, with an evaluation and a signature if these are given."""
-        if (evaluation and not version.facts["evaluation"]) or (key and not self.is_signed(version)):
+    def _has_all(self, version: Version, evaluation: Mapping[str, Any] | None, key: Path | None) -> bool:
+        """Whether a version is whole in the store, with this evaluation and a signature if these are given."""
+        if evaluation not in (None, version.facts["evaluation"]) or (key and not self.is_signed(version)):
             return False
         with tempfile.TemporaryDirectory() as folder, suppress(InputRefusedError):
             self.export(version.model, str(version.number), Path(folder))
@@ -262,7 +267,7 @@ class Registry:
             )
         place.mkdir()
         found = self._fetch(version, "evaluation", place)
-        if any(file_sha256(found / name) != facts["files"][name] for name in _EVALUATION):
+        if any(file_sha256(found / name) != facts.get("files", {}).get(name) for name in _EVALUATION):
             raise InputRefusedError(
                 f"the evaluation of version {version.number} of {version.model} in the store is not the one that was "
                 "registered; its files were changed; register the bundle once more, with its evaluation"
@@ -320,7 +325,7 @@ class Registry:
                 folder of its name.
         """
         version = self.version(model, which)
-        target = output / str(version.facts["name"])
+        target = output / version.name
         if target.exists():
             raise InputRefusedError(f"{target} exists; a new folder is needed; give another --output")
         output.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def _copied(site: Site, registry: Registry, name: str) -> dict[str, Any]:
     model, which = model_and_version(name)
     version = registry.version(model, which)
     place, key = site.node.folder / "models" / version.sha256, public_key_of(site)
-    if not (place / str(version.facts["name"])).is_dir():
+    if not (place / version.name).is_dir():
         registry.export(model, str(version.number), place)
     copy = copy_of(site, version.sha256)
     if key:

@@ -209,6 +209,9 @@ def test_the_trail_is_believed_and_not_the_tags_of_the_store(bundle: Made, tmp_p
         version = registry.add(bundle(), "liver")
         registry._client.set_model_version_tag("liver", "1", "sha256", "f" * 64)
         assert registry.version("liver", "1").sha256 == version.sha256
+        facts = json.dumps({**version.facts, "name": "../../elsewhere"})
+        registry._client.set_model_version_tag("liver", "1", "facts", facts)
+        assert registry.export("liver", "1", tmp_path / "a/b") == tmp_path / "a/b/elsewhere"
 
 
 def test_a_registry_that_moved_has_its_files_with_it(bundle: Made, tmp_path: Path) -> None:
@@ -236,11 +239,12 @@ def test_a_bundle_is_registered_once_more_if_that_adds_something(bundle: Made, t
         assert registry.add(root, "liver").number == 1
         assert registry.add(root, "liver", evaluation_of(root, tmp_path / "evaluation")).number == 2
         assert registry.add(root, "liver", tmp_path / "evaluation", private).number == 3
+        assert registry.add(root, "liver", evaluation_of(root, tmp_path / "later", 0.8)).number == 4
         with pytest.raises(InputRefusedError, match="there is nothing to add"):
             registry.add(root, "liver", tmp_path / "evaluation", private)
         for config in (tmp_path / "registry/artifacts").rglob("inference.yaml"):
             config.write_text(config.read_text() + "# changed\n")
-        assert registry.add(root, "liver").number == 4
+        assert registry.add(root, "liver").number == 5
         rsa_key = tmp_path / "rsa.key"
         made = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         form, clear = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
