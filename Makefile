@@ -39,7 +39,7 @@ mlops-test: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement ops/requirements.txt
 	$(BIN)/pytest -m mlops tests/mlops
 
-# a model's life with real parts, from the first training to drift, and the pictures of docs/how-to/life-cycle.md; half an hour
+# a model's life with real parts, from the first training to drift, and the pictures of docs/how-to/life-cycle.md; less than an hour
 life-cycle-demo: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/python benchmarks/life_cycle_demo.py
