@@ -77,7 +77,15 @@ def _compared(site: Site, message: Message) -> Message:
     _misbehave(wish & {"crash", "slow shadow", "brief shadow"})
     pair = {"fault": ["", ""], "verdict": ["accept", "accept"], "agreement": 0.9, "seconds": [1.0, 1.0]}
     dice = [0.9, 0.7] if "worse" in wish else [0.9, 0.9]
-    return {"compared": {site.rules[0].name: {**pair, "dice": dice, "results": sorted(message["results"])}}}
+    return {
+        "compared": {
+            site.rules[0].name: {
+                **pair,
+                "dice": dice,
+                "results": sorted(f"{rule}/{uid}" for rule, uid, _ in message["results"]),
+            }
+        }
+    }
 
 
 def _misbehave(wish: set[str]) -> None:
