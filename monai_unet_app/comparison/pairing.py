@@ -84,7 +84,7 @@ def _other_cases(
         for name, own, other in ((names[0], first, second), (names[1], second, first))
         if (missing := other.table.subjects.keys() - own.table.subjects.keys())
     ]
-    advice = f", or --common for the {len(common)} that both have" if common else ""
+    advice = f"; monai-unet compare --common compares the {len(common)} that both have" if common else ""
     return (
         f"the evaluations have different cases: {'; '.join(lacks)}; the same cases in both are needed; evaluate both on one "
         f"data set{advice}"
