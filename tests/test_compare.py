@@ -248,7 +248,7 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 def test_cases_that_one_lacks_are_named_and_left_out_on_request(tmp_path: Path) -> None:
     first, second = two(tmp_path, people(9)[1:], [*people(9)[:7], *people(9, scores=lambda n: {"dice": 0.9})[8:]])
     with pytest.raises(
-        InputRefusedError, match=r"the first lacks case_00; the second lacks case_07; .* --common for the 7"
+        InputRefusedError, match=r"the first lacks case_00; the second lacks case_07; .* --common compares the 7"
     ):
         compare(first, second)
     found = compare(first, second, common=True)
