@@ -4,6 +4,7 @@ A process of its own asks the registry (`monai_unet_app.lifecycle.resolve`), and
 is away the node goes on with its copies, whose sha256 is checked again, and says so.
 """
 
+import hashlib
 import json
 import logging
 import subprocess
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.bundle_folder import BundleFiles
-from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service.site_file import PREFIX, Rule, Site
 
@@ -72,7 +72,7 @@ def resolved(site: Site) -> dict[str, dict[str, Any]]:
     "why"; or only "why_not": why it is not tried.
     """
     file, key = resolved_file(site), public_key_of(site)
-    by = file_sha256(key) if key else ""
+    by = hashlib.sha256(key.read_bytes()).hexdigest() if key else ""
     try:
         found = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
         return {name: one for name, one in found.items() if by in ("", one.get("key"))}

@@ -42,6 +42,12 @@ def packed(study: Path) -> bytes:
     return stream.getvalue()
 
 
+def test_the_receiver_loads_nothing_large() -> None:
+    code = "import sys, monai_unet_app.service.node, monai_unet_app.service.http_api; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "monai", "scipy", "nibabel", "SimpleITK", "matplotlib", "mlflow", "highdicom"} & set(loaded)
+
+
 @pytest.mark.slow
 def test_the_receiver_is_small_again_after_a_burst_over_both_doors(tmp_path: Path) -> None:
     dicom, http = free_port(), free_port()
