@@ -75,7 +75,7 @@ def resolved(site: Site) -> dict[str, dict[str, Any]]:
     by = hashlib.sha256(key.read_bytes()).hexdigest() if key else ""
     try:
         found = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
-        return {name: one for name, one in found.items() if by in ("", one.get("key"))}
+        return {name: one for name, one in found.items() if "why_not" in one or by in ("", one.get("key"))}
     except ValueError as error:
         raise UsageError(
             f"{file} is damaged ({error}); remove it, and start the node while the registry answers"
