@@ -13,8 +13,9 @@ import bisect
 import math
 import zlib
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,7 +34,7 @@ _RARE = (
     (1 / 16, 0.4),
     (1 / 8, 0.5),
     (1 / 4, 0.6),
-)  # below this rank are so many when a rare word is frequent
+)  # a rank, and the part of the ranks bet to lie below it
 _HISTOGRAMS = ((15, 4), (40, 8))  # ranks that are remembered, and bins
 _SMOOTHING = 2.0  # studies in each bin before the first
 _LEAST_KINDS = 10  # texts that are numbers count as numbers if the reference has more different ones
@@ -153,22 +154,31 @@ def _bets(lots: str, values: Values, reference: int) -> Floats:
     is_word = any(isinstance(value, str) for value in values)
     ranks = _ranks(lots, _scores(values, reference), reference // 2 if is_word else 0)
     # Low ranks, which rare words have; of a number low or high ones
-    sides = [*_RARE] if is_word else [(power, is_high) for power in _POWERS for is_high in (False, True)]
-    stakes = np.full((len(sides) + len(_HISTOGRAMS), len(values)), np.nan)
+    fixed: list[Callable[[float], float]] = (
+        [partial(_low, below=below, share=share) for below, share in _RARE]
+        if is_word
+        else [partial(_to_a_side, power=power, is_high=is_high) for power in _POWERS for is_high in (False, True)]
+    )
+    stakes = np.full((len(fixed) + len(_HISTOGRAMS), len(values)), np.nan)
     remembered = [deque[float](maxlen=length) for length, _ in _HISTOGRAMS]
     for study in np.flatnonzero(~np.isnan(ranks)):
         rank = ranks[study]
-        for row, (bet, of) in enumerate(sides):
-            if is_word:
-                stakes[row, study] = of / bet if rank < bet else (1 - of) / (1 - bet)
-            else:
-                stakes[row, study] = bet * (1 - rank if of else rank) ** (bet - 1)
-        for row, ((_, bins), last) in enumerate(zip(_HISTOGRAMS, remembered, strict=True), len(sides)):
+        for row, bet in enumerate(fixed):
+            stakes[row, study] = bet(rank)
+        for row, ((_, bins), last) in enumerate(zip(_HISTOGRAMS, remembered, strict=True), len(fixed)):
             of_bin = [min(int(one * bins), bins - 1) for one in (*last, rank)]
             seen = of_bin[:-1].count(of_bin[-1])
             stakes[row, study] = (seen + _SMOOTHING) / (len(last) + _SMOOTHING * bins) * bins
             last.append(float(rank))
     return stakes[:, reference:]
+
+
+def _low(rank: float, below: float, share: float) -> float:
+    return share / below if rank < below else (1 - share) / (1 - below)
+
+
+def _to_a_side(rank: float, power: float, *, is_high: bool) -> float:
+    return float(power * (1 - rank if is_high else rank) ** (power - 1))
 
 
 def _scores(values: Values, reference: int) -> list[float | None]:

@@ -16,7 +16,6 @@ from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, InputRefusedError
-from monai_unet_app.external import external_bundle
 from monai_unet_app.lifecycle.registry import Registry, open_registry
 from monai_unet_app.service.models import (
     challenger_key,
@@ -44,7 +43,7 @@ def resolve(site: Site) -> str:
             new = {name: _copied(site, registry, name) for name in names_of(site)}
             for rule in site.rules:
                 if rule.bundle in new:
-                    new[rule.bundle] |= _checked(site, rule, new[rule.bundle])
+                    _check(site, rule, new[rule.bundle])
                 if rule.challenger:
                     new[challenger_key(rule)] = _challenger(site, registry, rule, new[rule.bundle])
     except AppError as error:
@@ -62,28 +61,24 @@ def _copied(site: Site, registry: Registry, name: str) -> dict[str, Any]:
     version = registry.version(model, which)
     place, key = site.node.folder / "models" / version.sha256, public_key_of(site)
     if not (place / version.name).is_dir():
-        registry.export(model, str(version.number), place)
-    copy = copy_of(site, version.sha256)
-    if key:
-        registry.check_signature(version, copy, key)
+        registry.export(model, str(version.number), place, key)
+    elif key:
+        registry.check_signature(version, copy_of(site, version.sha256), key)
+    copy_of(site, version.sha256)  # or somebody has changed it
     return {"sha256": version.sha256, "version": version.number, "key": file_sha256(key) if key else ""}
 
 
-def _checked(site: Site, rule: Rule, found: Mapping[str, Any]) -> dict[str, bool]:
-    """{"program": True} of a bundle that starts one. Raises AppError if a network's bundle lacks what the rule needs."""
+def _check(site: Site, rule: Rule, found: Mapping[str, Any]) -> None:
+    """Raises AppError if a bundle lacks what the rule needs."""
     folder = copy_of(site, found["sha256"])
-    if external_bundle(str(folder)):
-        return {"program": True}
     check_rule(replace(rule, bundle=str(folder), sha256=rule.sha256 or found["sha256"]), bundle_files(folder))
-    return {}
 
 
 def _challenger(site: Site, registry: Registry, rule: Rule, champion: Mapping[str, Any]) -> dict[str, Any]:
     """The copy of a rule's challenger, and what the release gate says of it; or why it is not tried, under "why_not"."""
     try:
         found = _copied(site, registry, rule.challenger)
-        if _checked(site, rule, found):
-            raise InputRefusedError("it starts a program, and a challenger must be a network; register one")
+        _check(site, rule, found)
         _check_same_structures(*(bundle_files(copy_of(site, one["sha256"])) for one in (found, champion)))
     except AppError as error:
         return {"why_not": str(error)}

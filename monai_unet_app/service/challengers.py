@@ -53,7 +53,7 @@ class Challengers:
         node, known, before = self._node, resolved(self._node.site), slots.slots(self._node.queue)
         changed = []
         for rule in node.site.rules:
-            if rule.bundle not in known or known[rule.bundle].get("program"):
+            if rule.bundle not in known:
                 continue
             champion, other = known[rule.bundle]["sha256"], known.get(challenger_key(rule), {})
             if rule.sha256 not in ("", champion):

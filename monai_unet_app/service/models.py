@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monai_unet_app.bundle_folder import BundleFiles
+from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service.site_file import PREFIX, Rule, Site
 
@@ -38,7 +38,7 @@ def copy_of(site: Site, sha256: str) -> Path:
     """
     place = site.node.folder / "models" / sha256
     folder = next(place.glob("*/"), place / "none")
-    if not folder.is_dir() or BundleFiles(folder).sha256 != sha256:
+    if not folder.is_dir() or bundle_files(folder).sha256 != sha256:
         raise AppError(
             f"models/{sha256} of the node has no bundle of that sha256: it is lost, or somebody has changed it; remove the "
             "folder, and start the node while its registry answers"
@@ -68,7 +68,7 @@ def resolved(site: Site) -> dict[str, dict[str, Any]]:
     """Name -> "sha256" and "version" of its copy, as it was when the registry was last asked; a copy whose signature was not
     checked by the key that the site has now is left out.
 
-    "program" of a bundle that starts one. Of a challenger, see `challenger_key`, also the "gate": whether it has "passed", and
+    Of a challenger, see `challenger_key`, also the "gate": whether it has "passed", and
     "why"; or only "why_not": why it is not tried.
     """
     file, key = resolved_file(site), public_key_of(site)

@@ -392,7 +392,11 @@ def _image(node: Node, result: Result) -> list[str]:
 
 def _bundle(node: Node, result: Result) -> str:
     """Name or folder of the bundle that made a result."""
-    rule = node.site.named_rule(result.rule)
+    rule = node.site.rule(result.rule)
+    if rule is None:
+        raise InputRefusedError(
+            f"the site no longer has the rule {result.rule}; its bundle is needed; put the rule back"
+        )
     if not rule.is_registered:
         return rule.bundle
     (made_by,) = node.queue.column("SELECT bundle FROM results WHERE id = ?", result.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,15 @@ def test_margins_are_checked_when_the_site_is_read(margins: str, says: str, site
     site.path.write_text(site.path.read_text().replace('"registry"\n', f'"registry"\nmargins = {{ {margins} }}\n', 1))
     with pytest.raises(UsageError, match=rf"margins.*{says}"):
         read_site(site.path)
+
+
+def test_a_bundle_without_a_network_is_refused_by_what_it_is(site: Site) -> None:
+    resolve(site)
+    (rule,) = with_models(site).rules
+    metadata = Path(rule.bundle) / "configs/metadata.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "kind": "results"}))
+    with pytest.raises(AppError, match="has no network; a bundle with a network is needed"):
+        with_models(site)
 
 
 def test_the_scores_of_a_site_are_those_of_the_gate() -> None:
