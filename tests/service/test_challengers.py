@@ -187,7 +187,7 @@ def test_a_shadow_stands_still_while_a_study_waits_for_the_champion(tmp_path: Pa
         wait_until(lambda: node.workers.tasks())
         (child,) = node.shadows.pool.children
         wait_until(lambda: child.is_stopped)
-        assert Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        wait_until(lambda: Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         assert compared(node) == 0
         wait_until(lambda: compared(node) == 2, 60)
         pid = child.pid
