@@ -9,33 +9,21 @@ not ask them.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from dicom_io.boxes import EMPTY_BOX, Box, Channels, values_in
 from dicom_io.coding import Segment, Whole
 from dicom_io.volume import Volume, number_type
 
-Box = tuple[slice, slice, slice]
 OBJECT_NUMBERS = np.uint16
 """The type of maps that number the objects of a structure."""
 
 _LONGEST_NAME = 58  # of a structure whose objects have their number behind it: 64 characters in all
 _LEAST = np.float32(1e-12)  # of a probability whose logarithm is taken
-_SLAB_VOXELS = 1 << 22  # of a map that is read at once
-EMPTY_BOX: Box = (slice(0, 0), slice(0, 0), slice(0, 0))
-
-
-class Channels(Protocol):
-    """Values of several channels, (C, I, J, K), or of one, (I, J, K): an array, or a file that is read where asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, channel: Any, /) -> Any: ...
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -108,18 +96,6 @@ def entropy_of(p: NDArray[np.float32]) -> NDArray[np.float32]:
     part: NDArray[np.float32] = np.log(np.maximum(p, _LEAST))
     part *= -p
     return part
-
-
-def values_in(values: Channels, mask: NDArray[np.bool_], box: Box = (slice(0, None),) * 3) -> NDArray[Any]:
-    """The values (I, J, K) of the voxels of a mask, which has the shape of the box, in its order; read slab by slab."""
-    height = max(1, _SLAB_VOXELS * len(mask) // max(1, mask.size))
-    first = box[0].start
-    slabs = [mask[start : start + height] for start in range(0, len(mask), height)]
-    parts = [
-        np.asarray(values[(slice(first + n * height, first + n * height + len(slab)), *box[1:])])[slab]
-        for n, slab in enumerate(slabs)
-    ]
-    return np.concatenate([np.zeros(0, np.float32), *parts])
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.splits import Partition
-from monai_unet_app.errors import BundleError, InputRefusedError, refusal_in, refusing_as
+from monai_unet_app.errors import BundleError, InputRefusedError, refusing_as
 from monai_unet_app.metrics.outputs import OUTPUTS, Outputs
 
 if TYPE_CHECKING:
@@ -489,38 +489,3 @@ def load_bundle(name: str | Path, device: "torch.device | str | None" = None, **
     root = bundle_files(name).root
     place = resolve_device(device) if isinstance(device, str) else device or _cpu()
     return Bundle(root, place, tuple(overrides.items()), may_leave_device=device == "auto")
-
-
-def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
-    """Runs `configs/<overlay>.yaml` on top of `inference.yaml`, as `python -m monai.bundle run` does.
-
-    Args:
-        root: The bundle's folder.
-        overlay: "train", "calibrate" or "evaluate".
-        overrides: Values by id.
-
-    Raises:
-        AppError: The refusal of a part of the config, without the errors that MONAI wraps around it.
-    """
-    from monai.bundle import ConfigWorkflow
-
-    configs = [str(root / "configs" / f"{name}.yaml") for name in ("inference", overlay)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow = ConfigWorkflow(
-            config_file=configs,
-            meta_file=str(root / "configs/metadata.json"),
-            logging_file=False,
-            workflow_type="train" if overlay == "train" else "inference",
-        )
-        # Not as arguments: ConfigWorkflow has parameters whose names a config may use as ids, such as `tracking`
-        workflow.parser.update({"bundle_root": str(root), **overrides})
-        try:
-            workflow.initialize()
-            workflow.run()
-            workflow.finalize()
-        except Exception as error:
-            if (refusal := refusal_in(error)) is None:
-                raise
-            # MONAI wraps errors in "failed to instantiate"; the user needs the refusal itself
-            raise refusal from refusal.__cause__

@@ -25,7 +25,8 @@ from monai.visualize import OcclusionSensitivity
 from numpy.typing import NDArray
 from PIL import Image
 
-from dicom_io.segmentation import Box, Segmentation, Structure
+from dicom_io.boxes import Box
+from dicom_io.segmentation import Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.gathering import on_grid, on_volume

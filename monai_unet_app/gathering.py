@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import Box, Channels, Evidence, Segmentation
+from dicom_io.boxes import Box, Channels
+from dicom_io.segmentation import Evidence, Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.errors import InputRefusedError

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import Box, Channels, Segmentation
+from dicom_io.boxes import Box, Channels
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment, assess

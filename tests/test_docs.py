@@ -18,7 +18,8 @@ from dicom_io.net import destination_file as site_of_dicom_io
 from dicom_io.validators import dciodvfy_errors
 from monai_unet_app.cli import main
 from monai_unet_app.cli.parser import build_parser
-from monai_unet_app.service.site_file import HttpConfig, NodeConfig, Rule, read_site
+from monai_unet_app.service.site import HttpConfig, NodeConfig, Rule
+from monai_unet_app.service.site_file import read_site
 
 PAGES = sorted(
     path

@@ -17,7 +17,7 @@ from shell import Run, shell
 from small_data import FEW, drawn_eyes, few_examples, set_calibration, trained_on
 
 from dicom_io.segmentation import Segmentation
-from monai_unet_app.bundle import load_bundle, run_overlay
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.confidence.assessment import assess
 from monai_unet_app.confidence.statements import Confidence, RiskStatement
@@ -31,6 +31,7 @@ from monai_unet_app.evaluate.evaluation import CaseLog, ResultsOf, StoredLabels,
 from monai_unet_app.evaluate.reference import counted_voxels, read_reference
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
+from monai_unet_app.training.run import run_overlay
 
 run = pytest.fixture(shell)
 TESTS = ("hippocampus_035", "hippocampus_037")

@@ -20,7 +20,8 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.external import Command, ExternalBundle, Surroundings, check_version, external_bundle
 from monai_unet_app.service.rule_checks import check_bundles
-from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.site import Site
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.work import Worker
 
 run = pytest.fixture(shell)

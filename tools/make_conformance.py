@@ -59,7 +59,7 @@ from dicom_io.reading.geometry import JITTER_SHARE, MAX_JITTER_MM
 from dicom_io.seg.pixels import STEPS
 from dicom_io.sr import write as sr
 from dicom_io.sr.measure import SegmentMeasures
-from monai_unet_app.service.site_file import NodeConfig
+from monai_unet_app.service.site import NodeConfig
 
 TARGET, TEMPLATE = REPOSITORY / "docs/conformance.md", REPOSITORY / "tools/templates/conformance.md"
 LIBRARIES = ("pydicom", "highdicom", "pynetdicom")

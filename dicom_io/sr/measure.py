@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
-from dicom_io.segmentation import Box
+from dicom_io.boxes import Box
 from dicom_io.volume import Affine
 
 Labels = NDArray[Any]

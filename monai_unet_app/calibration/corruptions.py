@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dicom_io.segmentation import Box
+from dicom_io.boxes import Box
 from dicom_io.volume import Volume
 
 Pair = tuple[NDArray[Any], NDArray[Any]]

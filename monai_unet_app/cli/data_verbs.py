@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.data.case_files import CaseFiles
-    from monai_unet_app.data.inspect import Fingerprint
+    from monai_unet_app.data.fingerprint import Fingerprint
     from monai_unet_app.data.strict import Place
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.segmentation import LabelMap, Segmentation, Structure, values_in
+from dicom_io.boxes import values_in
+from dicom_io.segmentation import LabelMap, Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.metrics.boundary import border, surface_band
 from monai_unet_app.metrics.components import largest_component

@@ -13,8 +13,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_io.boxes import Box
 from dicom_io.coding import Segment, Whole
-from dicom_io.segmentation import Box, Segmentation
+from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.config import InferenceSetting, ResultSettings
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError

@@ -26,7 +26,8 @@ from dicom_io.itk_files import direction_cosines
 from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.case_files import CaseFiles, first_names
 from monai_unet_app.data.datalist import IGNORE, LabelFacts
-from monai_unet_app.data.inspect import Accepted, Fingerprint, check_one_kind, inspect_cases
+from monai_unet_app.data.fingerprint import Fingerprint
+from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, mask_count, read_label_numbers, read_labels
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import MM_IN, NIFTI_ENDINGS, has_ending, read_volume

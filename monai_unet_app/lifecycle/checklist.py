@@ -14,7 +14,7 @@ from monai_unet_app.service.audit import KEY_FILE, entries, read_key, verify
 from monai_unet_app.service.database import read_head
 from monai_unet_app.service.models import with_models
 from monai_unet_app.service.rule_checks import check_bundles
-from monai_unet_app.service.site_file import Site
+from monai_unet_app.service.site import Site
 from monai_unet_app.service.tokens import read_tokens
 
 Kind = Literal["pre-production", "production", "incident"]

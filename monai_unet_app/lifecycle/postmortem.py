@@ -21,7 +21,7 @@ from monai_unet_app.comparison.rank_tests import holm
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.audit import entries
 from monai_unet_app.service.models import model_and_version
-from monai_unet_app.service.site_file import Rule, Site
+from monai_unet_app.service.site import Rule, Site
 from monai_unet_app.service.trace import audit_lines, bundle_facts
 from monai_unet_app.service.work import misfits, read_picked
 

@@ -27,7 +27,8 @@ from monai_unet_app.service.models import (
     resolved_file,
 )
 from monai_unet_app.service.rule_checks import check_rule
-from monai_unet_app.service.site_file import Rule, Site, read_site
+from monai_unet_app.service.site import Rule, Site
+from monai_unet_app.service.site_file import read_site
 
 
 def resolve(site: Site) -> str:

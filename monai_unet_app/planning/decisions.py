@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from nibabel.orientations import axcodes2ornt
 
-from monai_unet_app.data.inspect import CaseFingerprint
+from monai_unet_app.data.fingerprint import CaseFingerprint
 from monai_unet_app.planning.family import NetworkChoice
 from monai_unet_app.planning.network import NetworkPlan
 

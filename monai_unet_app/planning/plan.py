@@ -14,14 +14,8 @@ from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
 from monai_unet_app.data.datalist import modality_of, read_dataset_json
-from monai_unet_app.data.inspect import (
-    Accepted,
-    CaseFingerprint,
-    Fingerprint,
-    check_one_kind,
-    inspect_cases,
-    refuse_faults,
-)
+from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
+from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
 from monai_unet_app.data.labels import FileValues, masks_of
 from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase

@@ -45,7 +45,7 @@ from monai_unet_app.service.acceptance_checks import (
     source_address,
 )
 from monai_unet_app.service.rows import state_of
-from monai_unet_app.service.site_file import Rule, Site
+from monai_unet_app.service.site import Rule, Site
 from monai_unet_app.service.work import misfits, series_of_channels, verdict_of
 
 _PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "itk", "numpy")

@@ -17,7 +17,7 @@ from dicom_io.net.commitment_provider import (
 from dicom_io.net.destination import Dimse
 from dicom_io.net.dimse_n import RequestRefusedError
 from monai_unet_app.service.database import Database
-from monai_unet_app.service.site_file import Site
+from monai_unet_app.service.site import Site
 
 _LOOK_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 2.0, 300.0
 _FEWEST_TRIES = 10

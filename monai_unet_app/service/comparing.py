@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dicom_io.coding import Segment
     from dicom_io.segmentation import Segmentation
     from dicom_io.volume import Volume
-    from monai_unet_app.service.site_file import Rule
+    from monai_unet_app.service.site import Rule
     from monai_unet_app.service.work import Worker
 
 _logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from monai_unet_app.service.access import ASK, is_from_elsewhere, token_of
 from monai_unet_app.service.audit import AuditTrail, TrailError
 from monai_unet_app.service.database import is_locked
 from monai_unet_app.service.server import DELAYED, FULL_BODY, KEPT
-from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.tokens import Tokens
 
 OPEN_PATHS = ("/health", "/ready")

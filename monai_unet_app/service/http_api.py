@@ -36,7 +36,7 @@ from monai_unet_app.service.pages import SOON_S, ReviewPages
 from monai_unet_app.service.reviews import PAGE_S, decide, refuse, release, standing
 from monai_unet_app.service.rows import DecidedError, Result
 from monai_unet_app.service.server import HttpServer
-from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.status import Viewer, find_page, status_page, waiting_page
 from monai_unet_app.service.tokens import Holder, Tokens
 from monai_unet_app.service.uploads import Upload, kind_of, take_dicom, take_nifti, take_zip

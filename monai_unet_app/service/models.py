@@ -15,7 +15,7 @@ from typing import Any
 
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.errors import AppError, UsageError
-from monai_unet_app.service.site_file import PREFIX, Rule, Site
+from monai_unet_app.service.site import PREFIX, Rule, Site
 
 _logger = logging.getLogger(__name__)
 
@@ -72,10 +72,12 @@ def resolved(site: Site) -> dict[str, dict[str, Any]]:
     "why"; or only "why_not": why it is not tried.
     """
     file, key = resolved_file(site), public_key_of(site)
-    by = hashlib.sha256(key.read_bytes()).hexdigest() if key else ""
     try:
+        by = hashlib.sha256(key.read_bytes()).hexdigest() if key else ""
         found = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
         return {name: one for name, one in found.items() if "why_not" in one or by in ("", one.get("key"))}
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read ({error.strerror}); it is needed; put it back") from error
     except ValueError as error:
         raise UsageError(
             f"{file} is damaged ({error}); remove it, and start the node while the registry answers"

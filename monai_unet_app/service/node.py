@@ -54,7 +54,7 @@ from monai_unet_app.service.result_figures import ResultFigures
 from monai_unet_app.service.retention import Retention
 from monai_unet_app.service.rows import Job, Result
 from monai_unet_app.service.shadows import Shadows
-from monai_unet_app.service.site_file import Site
+from monai_unet_app.service.site import Site
 from monai_unet_app.service.uploads import IMAGES
 from monai_unet_app.service.worker_pool import WorkerPool
 

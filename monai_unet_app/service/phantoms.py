@@ -32,7 +32,7 @@ from dicom_io.reading.series import survey_files
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.data.selection import text_of
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.service.site_file import Rule
+from monai_unet_app.service.site import Rule
 from monai_unet_app.shipped import shipped
 
 PATIENT = "COMMISSION"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dicom_io.net.destination import Profile
 from monai_unet_app.external import ExternalBundle, Surroundings, check_version, labels_of
 from monai_unet_app.label_results import write_label_results
-from monai_unet_app.service.site_file import Rule, Site
+from monai_unet_app.service.site import Rule, Site
 
 if TYPE_CHECKING:
     from dicom_io.volume import Volume

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from dicom_io.kinds import RESULT_KINDS
 from monai_unet_app.errors import AppError, InputRefusedError
-from monai_unet_app.service.site_file import Rule, Site
+from monai_unet_app.service.site import Rule, Site
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle_folder import BundleFiles

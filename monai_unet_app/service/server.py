@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from monai_unet_app.errors import AppError
-from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.site import HttpConfig
 
 DELAYED = "monai_unet.delayed"
 """Key of a request's scope: true while its answer is delayed because its token was wrong."""

@@ -30,7 +30,8 @@ from monai_unet_app.service.models import copy_of, with_models
 from monai_unet_app.service.observed import observed
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.rule_checks import check_bundles, check_program_rule, check_rule
-from monai_unet_app.service.site_file import Rule, Site, read_site
+from monai_unet_app.service.site import Rule, Site
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.uploads import images_of
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """`monai-unet train`: a copy of a bundle, trained on a folder of cases by the bundle's own `train.yaml`."""
 
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -11,16 +12,17 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import FITTED, NEEDED_FILES, BundleFiles
 from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
-from monai_unet_app.data.inspect import Fingerprint, check_cases
+from monai_unet_app.data.fingerprint import Fingerprint
+from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import MOST_FOLDS, Partition
-from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusal_in
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.ensemble import check_takes_ensemble, deliver_ensemble, forget_ensemble
@@ -290,6 +292,41 @@ def _trained(run: TrainConfig, device: torch.device) -> Bundle:
     run.say("training")
     run_overlay(run.output, "train", overrides)
     return replace(bundle)  # reads the new weights
+
+
+def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
+    """Runs `configs/<overlay>.yaml` on top of `inference.yaml`, as `python -m monai.bundle run` does.
+
+    Args:
+        root: The bundle's folder.
+        overlay: "train", "calibrate" or "evaluate".
+        overrides: Values by id.
+
+    Raises:
+        AppError: The refusal of a part of the config, without the errors that MONAI wraps around it.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    configs = [str(root / "configs" / f"{name}.yaml") for name in ("inference", overlay)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow = ConfigWorkflow(
+            config_file=configs,
+            meta_file=str(root / "configs/metadata.json"),
+            logging_file=False,
+            workflow_type="train" if overlay == "train" else "inference",
+        )
+        # Not as arguments: ConfigWorkflow has parameters whose names a config may use as ids, such as `tracking`
+        workflow.parser.update({"bundle_root": str(root), **overrides})
+        try:
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+        except Exception as error:
+            if (refusal := refusal_in(error)) is None:
+                raise
+            # MONAI wraps errors in "failed to instantiate"; the user needs the refusal itself
+            raise refusal from refusal.__cause__
 
 
 def _forget_cache(run: TrainConfig) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_data import few_examples, set_calibration
 
-from monai_unet_app.bundle import load_bundle, run_overlay
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.fitted import begin_fitted, change_fitted
@@ -20,6 +20,7 @@ from monai_unet_app.deploy.package import render_package
 from monai_unet_app.errors import BundleError
 from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import read_site
+from monai_unet_app.training.run import run_overlay
 
 EARLIER = Path(__file__).parent / "earlier"
 SITE = """

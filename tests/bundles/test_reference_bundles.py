@@ -29,12 +29,13 @@ from dicom_io.read import read_series
 from dicom_io.seg import read_seg
 from dicom_io.sr.read import MeasurementReport, read_sr
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.inference.windows import plan_windows
 from monai_unet_app.pipeline import segment_case
+from monai_unet_app.training.run import run_overlay
 
 NAMES = [folder.name for folder in BUNDLES]
 VOLUME_BUNDLES = [name for name in NAMES if name.startswith("hippocampus")]

@@ -15,7 +15,7 @@ import torch
 from monai.transforms import AsDiscrete
 from small_data import calibration_of, few_examples, set_calibration
 
-from monai_unet_app.bundle import load_bundle, run_overlay
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.fit import CalibrationFit, Fitted, StoredLogits, fit_parameters
 from monai_unet_app.calibration.form_comparison import labels_changed
@@ -24,6 +24,7 @@ from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.metrics.outputs import outputs_of
 from monai_unet_app.pipeline import segment_case
+from monai_unet_app.training.run import run_overlay
 
 TRUE_TEMPERATURE = 1.8
 

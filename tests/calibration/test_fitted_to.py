@@ -27,7 +27,7 @@ from monai_unet_app.config import InferenceSetting, ResultSettings
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import AppError
 from monai_unet_app.service.rule_checks import check_stated
-from monai_unet_app.service.site_file import Rule
+from monai_unet_app.service.site import Rule
 
 SHIPPED = REPOSITORY / "bundles/hippocampus_mri_unet3d"
 INFERENCE, SEGMENTS = "configs/inference.yaml", "configs/segments.json"

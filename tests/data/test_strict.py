@@ -17,7 +17,8 @@ from scipy import ndimage
 from dicom_io.volume import LPS_FROM_RAS
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.cases import places_of
-from monai_unet_app.data.inspect import ANYTHING, Accepted, Fingerprint, find_to_inspect, inspect_cases
+from monai_unet_app.data.fingerprint import Fingerprint
+from monai_unet_app.data.inspect import ANYTHING, Accepted, find_to_inspect, inspect_cases
 from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.strict import Place
 

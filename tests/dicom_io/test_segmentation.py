@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from pydicom.sr.codedict import codes
 
-from dicom_io import segmentation as segmentation_module
+from dicom_io import boxes
+from dicom_io.boxes import values_in
 from dicom_io.coding import Segment
-from dicom_io.segmentation import Segmentation, values_in
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 
@@ -73,7 +74,7 @@ def test_the_box_of_two_structures_holds_both() -> None:
 
 @pytest.mark.parametrize("voxels", [1, 100, 1 << 22])
 def test_values_in_a_mask_are_those_of_the_mask_in_their_order(voxels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmentation_module, "_SLAB_VOXELS", voxels)
+    monkeypatch.setattr(boxes, "_SLAB_VOXELS", voxels)
     rng = np.random.default_rng(2)
     values, mask = rng.normal(size=(9, 11, 7)).astype(np.float32), rng.random((9, 11, 7)) > 0.7
     np.testing.assert_array_equal(values_in(values, mask), values[mask])

@@ -15,12 +15,12 @@ from scipy.ndimage import find_objects
 from scipy.spatial.distance import pdist
 
 from dicom_io import read_sr
+from dicom_io.boxes import EMPTY_BOX
 from dicom_io.coding import Whole
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects.result_content import ReportFacts
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
-from dicom_io.segmentation import EMPTY_BOX
 from dicom_io.sr import write_sr
 from dicom_io.sr.measure import _CORNERS, SegmentMeasures, _cell_area, _cell_loops, measure_segments
 

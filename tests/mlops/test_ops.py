@@ -22,7 +22,7 @@ from nodes import pacs, running, store, wait_until
 from ports import free_port
 
 from monai_unet_app.service.http_api import serve
-from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.tokens import new_token
 
 pytestmark = pytest.mark.mlops

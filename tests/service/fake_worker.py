@@ -25,7 +25,8 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from monai_unet_app.service.child_processes import Message, end_with_parent, serve
 from monai_unet_app.service.rows import state_of
-from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.site import Site
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.uploads import images_of
 from monai_unet_app.service.work import digest_of
 

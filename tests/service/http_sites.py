@@ -19,7 +19,7 @@ from nodes import pacs, running, wait_until, write_site
 
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.tokens import new_token
 
 ROLES = ("metrics", "submit", "read", "reviewer", "approver", "admin")

@@ -26,7 +26,8 @@ from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.rows import Delivery
-from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.site import Site
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.status import Viewer
 from monai_unet_app.service.tokens import Holder
 

@@ -32,7 +32,8 @@ from monai_unet_app.service.phantoms import (
     rules_of_channels,
     shipped_example,
 )
-from monai_unet_app.service.site_file import Rule, read_site
+from monai_unet_app.service.site import Rule
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.work import misfits
 
 SITE = """

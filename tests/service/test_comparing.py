@@ -32,7 +32,8 @@ from monai_unet_app.lifecycle.registry import open_registry
 from monai_unet_app.lifecycle.resolve import resolve
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.service.models import copy_of, resolved, with_models
-from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.site import Site
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.tokens import new_token
 from monai_unet_app.service.work import Worker
 

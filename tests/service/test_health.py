@@ -24,7 +24,7 @@ from nodes import make_study, pacs, running, store, wait_until, write_site
 from monai_unet_app.service import child_processes, health
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.worker_pool import WorkerPool
 
 SILENT = "silent_s = 3"

@@ -29,7 +29,8 @@ from monai_unet_app.service.audit import read_key, verify
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.rows import Result
-from monai_unet_app.service.site_file import HttpConfig, read_site
+from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.tokens import read_tokens
 
 

@@ -41,7 +41,7 @@ from dicom_io.net.instance_file import InstanceRefusedError
 from dicom_io.net.instance_store import InstanceStore
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.service import guard, uploads
-from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.tokens import Tokens, new_token, read_tokens
 from monai_unet_app.service.uploads import take_zip
 

@@ -19,7 +19,8 @@ from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.lifecycle.registry import open_registry
 from monai_unet_app.lifecycle.resolve import resolve
 from monai_unet_app.service.models import ask_registry, resolved, with_models
-from monai_unet_app.service.site_file import SCORES, Site, read_site
+from monai_unet_app.service.site import SCORES, Site
+from monai_unet_app.service.site_file import read_site
 
 SITE = """
 [node]
@@ -131,6 +132,8 @@ def test_a_copy_that_was_made_before_signatures_were_asked_for_is_not_used(site:
     public.unlink()
     with pytest.raises(UsageError, match=r"ours\.pem does not exist; the public key"):
         read_site(site.path)
+    with pytest.raises(UsageError, match=r"ours\.pem cannot be read \(No such file or directory\); it is needed"):
+        with_models(asking)  # of a node that runs
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from dicom_io.net.exchange import send
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site_file import HttpConfig, read_site
+from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.tokens import new_token
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,8 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.rows import NewResult
-from monai_unet_app.service.site_file import HttpConfig, read_site
+from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.status import age, find_page, status_page
 from monai_unet_app.service.tokens import new_token
 

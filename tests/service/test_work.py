@@ -44,7 +44,8 @@ from monai_unet_app.planning.nnunet_results import Import, bundle_of
 from monai_unet_app.results import write_nifti
 from monai_unet_app.service import work
 from monai_unet_app.service.rule_checks import check_bundles, check_stated
-from monai_unet_app.service.site_file import Rule, Site, read_site
+from monai_unet_app.service.site import Rule, Site
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.trace import trace
 from monai_unet_app.service.uploads import take_nifti
 from monai_unet_app.service.work import Worker

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.tokens import new_token
 
 PATIENT = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}

@@ -26,7 +26,7 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.read import read_series
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import write_seg
-from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
@@ -34,7 +34,7 @@ from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.ensemble import side_by_side
 from monai_unet_app.training.record import command_line
-from monai_unet_app.training.run import TrainConfig, train_bundle, train_folds
+from monai_unet_app.training.run import TrainConfig, run_overlay, train_bundle, train_folds
 
 pytestmark = pytest.mark.slow
 

@@ -22,10 +22,11 @@ from scipy import ndimage
 from small_data import numbered_discs, plan_bundle, tilted_volumes
 from torch import Tensor
 
-from monai_unet_app.bundle import load_bundle, run_overlay
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.training.losses import HardL1ACELoss, MarginLoss, SoftL1ACELoss
+from monai_unet_app.training.run import run_overlay
 from monai_unet_app.training.update import TrainingStep
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -27,13 +27,13 @@ from small_data import FEW, calibration_of, drawn_eyes, few_examples, set_calibr
 from dicom_io.dicomize import dicomize
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg
-from monai_unet_app.bundle import load_bundle, run_overlay
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training import Tracking
 from monai_unet_app.training.record import RunRecord, command_line, git_commit
-from monai_unet_app.training.run import TrainConfig, train_bundle
+from monai_unet_app.training.run import TrainConfig, run_overlay, train_bundle
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {
@@ -138,7 +138,7 @@ import os, signal, sys, time, json
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from monai_unet_app.bundle import run_overlay
+from monai_unet_app.training.run import run_overlay
 import monai_unet_app.training, monai_unet_app.data.monai_bridge, monai_unet_app.data.cases
 
 whole, killed, overrides = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
