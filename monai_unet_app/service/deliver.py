@@ -18,9 +18,9 @@ from dicom_io.net.outgoing import prepare_files
 from monai_unet_app import __version__
 from monai_unet_app.service.child_processes import Message, serve
 from monai_unet_app.service.lost_results import why_lost
+from monai_unet_app.service.result_folder import digest_of, variant_of
 from monai_unet_app.service.site import Site
 from monai_unet_app.service.site_file import read_site
-from monai_unet_app.service.work import digest_of, variant_of
 
 
 def answer(site: Site, message: Message) -> Message:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.result_folder import digest_of, result_files
 from monai_unet_app.service.rows import FOLLOW_UPS, HELD_BACK, Job, NewResult, Result
-from monai_unet_app.service.work import digest_of, result_files
 
 _MOST_REMADE = 2
 
@@ -16,7 +16,7 @@ def why_lost(folder: Path, digest: str) -> str:
 
     Args:
         folder: Folder of the result, below `results`.
-        digest: `work.digest_of` this folder when it was made.
+        digest: `result_folder.digest_of` this folder when it was made.
     """
     if not result_files(folder):
         return "its files are missing from results"

@@ -18,10 +18,10 @@ from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service.child_processes import run_verb
 from monai_unet_app.service.models import copy_of, resolved
 from monai_unet_app.service.node import Node
+from monai_unet_app.service.result_folder import digest_of, variant_of
 from monai_unet_app.service.result_versions import destinations_with, earlier_versions
 from monai_unet_app.service.rows import DECIDABLE, FOLLOW_UPS, HELD_BACK, DecidedError, Decision, DecisionKind, Result
 from monai_unet_app.service.uploads import images_of
-from monai_unet_app.service.work import digest_of, variant_of
 
 PAGE_S = 300.0
 """Seconds that making a page may take."""

@@ -211,7 +211,7 @@ class NewResult:
         series: SeriesInstanceUID; empty where no series of the study was picked, and for a NIfTI image.
         folder: Relative to the folder `results`; empty where there is nothing to deliver.
         verdict: Of the quality gate; empty without a gate.
-        digest: sha256 of the files in the folder, see `work.digest_of`.
+        digest: sha256 of the files in the folder, see `result_folder.digest_of`.
         destinations: Names of the destinations that get it, at once or after a reviewer's decision.
         observed: As of `service.observed`, with the sha256 of the "bundle"; for the audit trail only.
         bundle: sha256 of the bundle that made it; empty for a notice.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dicom_io.errors import DicomIoError
-from dicom_io.net.destination import Destination, Profile
+from dicom_io.net.destination import Profile
 from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
@@ -28,6 +28,7 @@ from monai_unet_app.service.child_processes import PARTIAL, Message, end_with_pa
 from monai_unet_app.service.comparing import CPU, compared
 from monai_unet_app.service.models import copy_of, with_models
 from monai_unet_app.service.observed import observed
+from monai_unet_app.service.result_folder import digest_of, variant_of, variants
 from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.rule_checks import check_bundles, check_program_rule, check_rule
 from monai_unet_app.service.site import Rule, Site
@@ -390,42 +391,6 @@ def _has_slices(series: SeriesRef) -> bool:
 def misfits(rule: Rule, series: SeriesRef) -> list[str]:
     """Why a rule does not pick a series, see `data.selection.misfits`."""
     return selection.misfits(series, rule.match, rule.least_instances)
-
-
-def variants(rule: Rule, site: Site) -> dict[str, Profile]:
-    """Name of each way in which a result is to be written, with the profile of the first destination that wants it so.
-
-    Destinations differ in how they want a SEG. Where each wants probabilities, or there is none, labels are written in the way
-    "binary", too: reviewers and comparisons need them.
-    """
-    by_variant: dict[str, Profile] = {}
-    for name in rule.destinations:
-        destination = site.destinations[name]
-        by_variant.setdefault(variant_of(destination), destination.profile)
-    if all(profile.seg_encoding == "fractional" for profile in by_variant.values()):
-        by_variant["binary"] = Profile()
-    return by_variant
-
-
-def variant_of(destination: Destination) -> str:
-    """Name of the folder with what is written for a destination."""
-    profile = destination.profile
-    return (profile.seg_encoding or "binary") + ("-all-frames" if profile.empty_frames else "")
-
-
-def result_files(folder: Path) -> list[Path]:
-    """A result's DICOM objects, or its NIfTI files if it has no DICOM object."""
-    return sorted(folder.rglob("*.dcm")) or sorted(folder.rglob("*.nii.gz"))
-
-
-def digest_of(folder: Path) -> str:
-    """sha256 of the names and contents of a result's files, see `result_files`. `result.json` does not count: it has times."""
-    digest = hashlib.sha256()
-    for path in result_files(folder):
-        # Name, NUL and a digest of fixed length: no two folders give the same bytes to hash.
-        digest.update(f"{path.relative_to(folder)}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def verdict_of(case: "Case") -> tuple[str, str]:

@@ -24,11 +24,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from monai_unet_app.service.child_processes import Message, end_with_parent, serve
+from monai_unet_app.service.result_folder import digest_of
 from monai_unet_app.service.rows import state_of
 from monai_unet_app.service.site import Site
 from monai_unet_app.service.site_file import read_site
 from monai_unet_app.service.uploads import images_of
-from monai_unet_app.service.work import digest_of
 
 
 def segment(site: Site, message: Message) -> Message:

@@ -22,9 +22,9 @@ from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
 from monai_unet_app.results import write_nifti
 from monai_unet_app.service.child_processes import Message, serve
+from monai_unet_app.service.result_folder import digest_of, variants
 from monai_unet_app.service.site import Site
 from monai_unet_app.service.site_file import read_site
-from monai_unet_app.service.work import digest_of, variants
 
 STATES = {"review": ("held", "review"), "reject": ("rejected", "reject")}
 

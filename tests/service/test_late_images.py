@@ -19,9 +19,9 @@ from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.service.audit import read_key, verify
 from monai_unet_app.service.deliver import answer
 from monai_unet_app.service.node import Node
+from monai_unet_app.service.result_folder import digest_of
 from monai_unet_app.service.rows import Decision, DecisionKind
 from monai_unet_app.service.site_file import read_site
-from monai_unet_app.service.work import digest_of
 
 
 def got(folder: Path) -> list[Dataset]:
