@@ -119,9 +119,11 @@ class Runner:
 
     def run_all(self, only: Sequence[str]) -> None:
         """Plans, then trains what is missing; the second seeds last, since the first tell which are the best."""
+        todo = [every for every in wanted(self.figures, only) if self._key(*every) not in self.figures]
+        if not todo:
+            return
         self._check_processor()
         self._check_speed()
-        todo = [every for every in wanted(self.figures, only) if self._key(*every) not in self.figures]
         for name, training, _ in todo:
             if not training.field_after:
                 self.plan(name, training)
