@@ -77,7 +77,9 @@ def resolved(site: Site) -> dict[str, dict[str, Any]]:
         found = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
         return {name: one for name, one in found.items() if "why_not" in one or by in ("", one.get("key"))}
     except OSError as error:
-        raise UsageError(f"{error.filename} cannot be read ({error.strerror}); it is needed; put it back") from error
+        raise UsageError(
+            f"{error.filename} cannot be read ({error.strerror}); it is needed; put it back, or let the node's user read it"
+        ) from error
     except ValueError as error:
         raise UsageError(
             f"{file} is damaged ({error}); remove it, and start the node while the registry answers"
