@@ -718,7 +718,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="of a training")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each on one core")
     parser.add_argument("--stop-after", type=float, default=1e6, metavar="MINUTES")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", choices=[*names(), *VARIANTS])
     parser.add_argument("--pages", action="store_true")
     options = parser.parse_args()
     if not options.pages and not options.data.exists():
