@@ -104,10 +104,6 @@ def _check(site: Site) -> None:
                 f"{rule.export_sha256[:12] or 'is missing'}; it is needed for another engine than torch, and only there; "
                 "monai-unet bundle export prints it"
             )
-        if rule.is_registered and site.registry and (key := site.registry.public_key) and not key.is_file():
-            raise UsageError(
-                f"{site.path.name}: {key} does not exist; the public key of whoever signs bundles is needed there"
-            )
         if rule.is_registered and site.registry is None:
             raise UsageError(
                 f"{site.path.name} has no table [registry], which rule {rule.name} needs; add it with the key folder"

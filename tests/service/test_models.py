@@ -130,10 +130,10 @@ def test_a_copy_that_was_made_before_signatures_were_asked_for_is_not_used(site:
     assert resolve(asking) == ""
     assert with_models(asking).rules
     public.unlink()
-    with pytest.raises(UsageError, match=r"ours\.pem does not exist; the public key"):
-        read_site(site.path)
-    with pytest.raises(UsageError, match=r"ours\.pem cannot be read \(No such file or directory\); it is needed"):
-        with_models(asking)  # of a node that runs
+    without = read_site(site.path)  # as a sender does, which needs no key
+    for asks in (with_models, resolve, ask_registry):
+        with pytest.raises(UsageError, match=r"ours\.pem cannot be read \(No such file or directory\); it is needed"):
+            asks(without)
 
 
 @pytest.mark.parametrize(
