@@ -32,7 +32,8 @@ def resident_bytes(pid: int | str = "self") -> int:
 
 
 def taken_by(work: Callable[[], object]) -> int:
-    """How far this process grows, at its largest, while some work is done."""
+    """How far this process grows, at its largest, while some work is done; not by what an earlier one has left free."""
+    _trim()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the largest size begins anew, proc(5)
     before = resident_bytes()
@@ -122,10 +123,14 @@ def large_blocks_go_back() -> Iterator[None]:
 
 def trim_until(ended: Callable[[float], bool]) -> None:
     """Gives free memory back to the system every few seconds until `ended`, which waits so many seconds, is true."""
-    libc = _glibc()
     while not ended(_TRIM_S):
-        if libc is not None:
-            libc.malloc_trim(0)
+        _trim()
+
+
+def _trim() -> None:
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def _mallopt(parameter: int, value: int) -> None:

@@ -30,6 +30,15 @@ def test_what_a_piece_of_work_takes_is_its_largest_and_not_what_it_leaves() -> N
     assert taken_by(lambda: None) < 5e6
 
 
+def test_room_that_earlier_work_has_left_counts_as_taken() -> None:
+    np.ones(3_900_000)  # glibc keeps blocks up to the size of the largest that went back
+    blocks = [np.ones(300_000) for _ in range(200)]
+    last = blocks.pop()  # holds the end of the heap in its place
+    blocks.clear()
+    assert 1.1e8 < taken_by(lambda: [np.ones(300_000) for _ in range(50)]) < 1.4e8
+    assert last.size
+
+
 @pytest.mark.parametrize(
     ("line", "folder", "names"),
     [
