@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
@@ -100,7 +102,7 @@ MEANT = {"IMAGE": EXAMPLE, "INPUT": EXAMPLE, "SERIES": "dicom/hippocampus_035/mr
 def test_what_the_first_pages_show_runs_as_it_stands_there(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    _examples_with_few_test_cases(tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
     make_series = ["dicomize", "--images", EXAMPLE, "--output", "dicom"]
@@ -114,6 +116,16 @@ def test_what_the_first_pages_show_runs_as_it_stands_there(
         exec(block, names)
     for path in Path("out").glob("*_seg.dcm"):
         assert dciodvfy_errors(path) == []
+
+
+def _examples_with_few_test_cases(folder: Path) -> None:
+    """Three of them: the tests of the shipped figures measure them all."""
+    shutil.copytree(REPOSITORY / "examples", folder)
+    rows = json.loads((folder / "splits.json").read_text())["datasets"]["msd_hippocampus"]["cases"]
+    there = [file for row in rows if row["partition"] == "test" for file in folder.rglob(f"{row['id']}.nii.gz")]
+    for file in there:
+        if not re.match(r"hippocampus_03[567]", file.name):
+            file.unlink()
 
 
 def _needs_nothing_else(words: list[str]) -> bool:

@@ -86,6 +86,7 @@ def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     config.write_text(smaller(config.read_text()))
     answer = from_wheel(site, tmp_path, "demo", "--epochs", "1", "--output", "demo")
     assert answer["passed"]
+    assert not [text for text in answer["checks"].values() if text.startswith("not run")]
     assert (tmp_path / "demo/report/report.html").is_file()
 
 

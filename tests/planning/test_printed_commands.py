@@ -54,7 +54,7 @@ def test_volumes_end_at_a_seg(tmp_path: Path, run: Run) -> None:
     data = tilted_volumes(tmp_path / "Dataset001_Balls", FOLDS)
     names = {"background": 0, "liver": 2, "spleen": 5}
     (data / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MRI"}, "labels": names}))
-    answers = follow(run, "plan", data, "--output", tmp_path / "my_plan", "--time", "0.05min")
+    answers = follow(run, "plan", data, "--output", tmp_path / "my_plan", "--time", "0.02min")
     assert list(answers) == WAY
     assert "--folds all" in answers["plan"].out
     curves = EventAccumulator(str(next((tmp_path / "my_plan_trained/run/tensorboard").rglob("events*")))).Reload()
