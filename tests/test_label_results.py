@@ -206,6 +206,10 @@ def test_images_and_a_source_exclude_each_other(run: Run, series: Volume, tmp_pa
             ("--labels", labels, "--source", tmp_path / "series", "--label-suffix", "_x"),
             "--label-suffix is only used with",
         ),
+        (
+            ("--labels", labels, "--source", tmp_path / "series", "--modality", "CT"),
+            "--modality is only used with --images",
+        ),
     ):
         answer = run("dicomize", *words, "--output", tmp_path / "out")
         assert (answer.code, says in answer.err) == (2, True)

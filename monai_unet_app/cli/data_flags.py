@@ -44,7 +44,7 @@ class Dicomize(Labels, Reading):
     probabilities: Annotated[Place | None, Flag(metavar="FILE")] = None
     bundle: str | None = None
     output: Place
-    modality: Literal["MR", "CT"] = "MR"
+    modality: Literal["MR", "CT"] | None = None
 
 
 class Regions(Reading):

@@ -152,7 +152,7 @@ def dicomize(options: data_flags.Dicomize) -> Answer:
     common.check_writable(options.output)
     with show.Steps("converting", len(cases)) as step:
         rows, problems = dicomize_cases(
-            cases, options.output, files.segments if files else None, step, options.modality, values
+            cases, options.output, files.segments if files else None, step, options.modality or "MR", values
         )
     names = ("id", "series", "seg")
     cells = ([*(row[name] or "-" for name in names), f"{row['max_rounding_error']:.3g}"] for row in rows)
@@ -175,8 +175,8 @@ def _labels_on_a_series(options: data_flags.Dicomize, source: Path) -> Answer:
 
     if options.labels is None or not options.labels.exists():
         raise UsageError("--source needs --labels, a label file or a folder of masks that exists; check the path")
-    if options.label_suffix:
-        raise UsageError("--label-suffix is only used with --images; leave it out")
+    if of_images := given(options, ("label_suffix", "modality")):
+        raise UsageError(f"--{of_images[0]} is only used with --images; leave it out")
     maker = Maker.parse(options.algorithm, manual=options.manual)
     if options.bundle and options.structure:
         raise UsageError("--bundle and --structure both say what label values mean; only one is allowed; leave one out")
