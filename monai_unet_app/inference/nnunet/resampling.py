@@ -90,8 +90,7 @@ def _spline(values: NDArray[np.float64], shape: tuple[int, ...], order: int) -> 
 
 def _by_slices(values: NDArray[np.float64], shape: tuple[int, ...], kernel: Kernel, axis: int) -> NDArray[np.float64]:
     plane = tuple(n for at, n in enumerate(shape) if at != axis)
-    slices = [_spline(one, plane, kernel.order) for one in np.moveaxis(values, axis, 0)]
-    stack = np.stack(slices, axis)
+    stack = np.stack([_spline(one, plane, kernel.order) for one in np.moveaxis(values, axis, 0)], axis)
     if stack.shape == shape:
         return stack
     places = [old / n * (np.arange(n) + 0.5) - 0.5 for old, n in zip(stack.shape, shape, strict=True)]
