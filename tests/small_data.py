@@ -61,7 +61,7 @@ def trained_on(root: Path, partitions: dict[str, str], subject: str | None = Non
     (root / "models/run.json").write_text(json.dumps({"cases": cases}))
 
 
-def eye_picture(number: int, size: tuple[int, int] = (702, 713)) -> tuple[np.ndarray, np.ndarray]:
+def eye_picture(number: int, size: tuple[int, int] = (371, 346)) -> tuple[np.ndarray, np.ndarray]:
     """A reddish disc with darker, curved vessels: RGB (height, width, 3) uint8 and the vessels (height, width) bool."""
     width, height = size
     x, y = np.meshgrid(np.arange(width), np.arange(height))
@@ -78,7 +78,7 @@ def eye_picture(number: int, size: tuple[int, int] = (702, 713)) -> tuple[np.nda
     return np.clip(colour, 0, 255).astype(np.uint8), vessels
 
 
-def drawn_eyes(folder: Path, count: int = 4, size: tuple[int, int] = (702, 713)) -> Path:
+def drawn_eyes(folder: Path, count: int = 4, size: tuple[int, int] = (371, 346)) -> Path:
     """`folder` with pictures and their labels, named as CHASE_DB1 names them."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, count + 1):

@@ -84,9 +84,9 @@ def test_a_box_of_a_picture_has_two_sides_and_its_overlapping_labels_are_absent_
     tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     bundle, picture = load_bundle(tiny_bundle("retina_vessel_unet2d")), drawn_eyes(tmp_path, 1) / "eye_1.png"
-    run = PredictConfig(ResultSettings(box=((2, 702), (5, 713))))
+    run = PredictConfig(ResultSettings(box=((2, 371), (5, 346))))
     case = segment_case(picture, bundle, run, keep="probabilities", fitting=True)
-    inside = (..., slice(2, 702), slice(5, 713), 0)
+    inside = (..., slice(2, 371), slice(5, 346), 0)
     kept = np.asarray(case.segmentation.known.certainty).copy()
     assert kept[inside].any()
     kept[inside] = 1.0 if bundle.outputs.background else 0.0
@@ -285,9 +285,9 @@ def test_overlapping_labels_are_probabilities_of_their_own_and_their_files_hold_
     case = segment_case(
         image, load_bundle(set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.2, -0.5)), keep="probabilities"
     )
-    assert case.segmentation.probabilities.shape == (1, 702, 713, 1)
-    assert case.segmentation.labels.shape == (1, 702, 713, 1)
-    assert case.segmentation.label_volume.array.shape == (702, 713, 1, 1)
+    assert case.segmentation.probabilities.shape == (1, 371, 346, 1)
+    assert case.segmentation.labels.shape == (1, 371, 346, 1)
+    assert case.segmentation.label_volume.array.shape == (371, 346, 1, 1)
     np.testing.assert_array_equal(case.segmentation.labels[0], case.segmentation.probabilities[0] >= 0.5)
 
 
