@@ -14,7 +14,7 @@ class Export(Data):
     Attributes:
         bundle: folder of the bundle; files of the export and models/parity.json are written
         to: %(choices)s: the program that will run the network; edge: a folder that runs without torch and this package
-        precision: %(choices)s: int8 is smaller and faster, and changes results; it needs labelled cases that made the bundle
+        precision: %(choices)s: int8 is smaller, faster with openvino, and changes results; it needs labelled cases that made it
             (default: float32)
         output: for edge, the new folder
     """
