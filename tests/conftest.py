@@ -18,7 +18,6 @@ import pytest
 from dicom_io.volume import Volume
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED_DATA = Path(os.environ.get("MONAI_UNET_SHARED", REPOSITORY.parent / "shared" / "data"))
 SHIPPED = sorted(path.parents[1] for path in (REPOSITORY / "bundles").glob("*/configs/metadata.json"))
 TEMPLATES = [folder for folder in SHIPPED if folder.name in ("abdomen_mr_unet3d",)]
 """Shipped without weights, which may not be given away; by name, so that no other bundle can lose its weights unnoticed."""
@@ -53,9 +52,10 @@ def _logging_as_it_was() -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of larger real data beside the repository; tests that need it are skipped where it is absent."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"extended data are absent (looked for {SHARED_DATA.name}/ beside the repository)")
-    return SHARED_DATA
+    folder = Path(os.environ.get("MONAI_UNET_SHARED", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"extended data are absent (looked for {folder.name}/ beside the repository)")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BUNDLES, EXAMPLES, REPOSITORY, SHARED_DATA
+from conftest import BUNDLES, EXAMPLES, REPOSITORY
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.case_files import find_data
@@ -95,18 +95,25 @@ def test_all_children_train_the_bundle_of_the_retina_and_each_is_in_one_fold() -
 
 @pytest.mark.slow
 @each_tested
-def test_the_figures_are_measured_again(root: Path, tmp_path: Path) -> None:
-    """On all test cases, or, where the larger data are absent, on those of the examples within what fewer cases allow."""
+def test_the_figures_are_measured_again(root: Path, shared_data: Path, tmp_path: Path) -> None:
     bundle = load_bundle(root)
-    larger = SHARED_DATA / DATA[root.name]
-    folder, count = (larger, bundle.metadata["eval_metrics"]["cases"]) if larger.is_dir() else (EXAMPLES, 19)
-    rows = choose_cases(bundle, find_data(folder), "test", SPLITS).rows
+    cases = find_data(shared_data / DATA[root.name])
+    rows = choose_cases(bundle, cases, "test", SPLITS).rows
     evaluate_cases(bundle, LabelledCases(rows), tmp_path)
     found, said = json.loads((tmp_path / "metrics.json").read_text()), bundle.metadata["eval_metrics"]
-    assert len(rows) == count
+    assert len(rows) == said["cases"]
+    assert found["dice"]["mean"] == pytest.approx(said["dice"]["mean"], abs=1e-3)
+    assert found["boundary_iou"]["mean"] == pytest.approx(said["boundary_iou"]["mean"], abs=2e-3)
+    assert found["ece"]["top_label"] == pytest.approx(said["ece_whole"]["calibrated"], abs=2e-4)
+    assert all(target["reached"] for target in found["targets"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hippocampus_mri_unet3d", "hippocampus_mri_unet2d"])
+def test_the_example_cases_alone_show_the_same_quality(name: str, tmp_path: Path) -> None:
+    bundle = load_bundle(name)
+    rows = choose_cases(bundle, find_data(EXAMPLES), "test", SPLITS).rows
+    found, said = evaluate_cases(bundle, LabelledCases(rows), tmp_path).metrics, bundle.metadata["eval_metrics"]
+    assert len(rows) == 19
+    assert found["dice"]["mean"] == pytest.approx(said["dice"]["mean"], abs=0.02)
     assert found["ece_band"]["top_label"] < 0.03
-    assert found["dice"]["mean"] == pytest.approx(said["dice"]["mean"], abs=1e-3 if larger.is_dir() else 0.02)
-    if larger.is_dir():
-        assert found["boundary_iou"]["mean"] == pytest.approx(said["boundary_iou"]["mean"], abs=2e-3)
-        assert found["ece"]["top_label"] == pytest.approx(said["ece_whole"]["calibrated"], abs=2e-4)
-        assert all(target["reached"] for target in found["targets"])
