@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,9 @@ from monai_unet_app.cli import main
 from monai_unet_app.config import ResultSettings
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.inference.nnunet.resampling import Kernel, Resized
+from monai_unet_app.inference.nnunet.resampling import Kernel, Resized, resized, resizing_bytes
 from monai_unet_app.inference.pieces import pieces
 from monai_unet_app.inference.predict import predict_rows
-from monai_unet_app.machine_memory import taken_by
 from monai_unet_app.memory_planner import prepared_shape
 from monai_unet_app.pipeline import preprocess, segment_case
 from monai_unet_app.planning.nnunet_results import Import, bundle_of
@@ -193,10 +193,40 @@ def test_memory_of_the_preprocessing_is_planned_for(name: str, tmp_path: Path) -
     volume = Volume(values, affine, Provenance("nifti"))
     (step,) = [step for step in bundle.preprocessing.transforms if hasattr(step, "extra_bytes")]
     working, made = prepared_shape(shape, affine, bundle), dict[str, Any]()
-    taken = taken_by(lambda: made.update(preprocess(volume, bundle)))
+    taken = traced_by(lambda: made.update(preprocess(volume, bundle)))
     assert made["image"].shape[1:] == working
     planned = step.extra_bytes(shape, working, 1) + volume.array.nbytes + made["image"].nbytes
-    assert 0.4 < taken / planned < 1.25
+    assert 0.7 < taken / planned < 1.05
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kernel", "axis"),
+    [
+        ((60, 150, 140), (44, 210, 234), Kernel(3), 0),
+        ((60, 150, 140), (44, 210, 234), Kernel(3, order_z=3), 0),
+        ((150, 140, 60), (210, 234, 90), Kernel(3, order_z=1), 2),
+        ((100, 120, 110), (150, 140, 180), Kernel(3, separate_z=False), None),
+        ((150, 140, 180), (100, 120, 110), Kernel(3, separate_z=False), None),
+    ],
+)
+def test_memory_of_each_way_to_resample_is_planned_for(
+    old: tuple[int, ...], new: tuple[int, ...], kernel: Kernel, axis: int | None
+) -> None:
+    images = [np.random.default_rng(0).random((channels, *old), np.float32) for channels in (1, 3)]
+    taken = [traced_by(lambda image=image: resized(image, new, kernel, axis)) for image in images]
+    planned = resizing_bytes(old, new, kernel) + 4 * np.prod(new)
+    assert 0.75 < taken[0] / planned < 1.05
+    np.testing.assert_allclose(taken[1] - taken[0], 2 * 4 * np.prod(new), rtol=0.02)  # the answer's other channels
+
+
+def traced_by(work: Callable[[], object]) -> int:
+    """The most bytes of Python and numpy during some work; unlike those of the process, not by what the heap keeps."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 class Code:

@@ -509,10 +509,6 @@ def test_a_terminal_that_is_closed_ends_the_node_as_a_service_manager_does(tmp_p
 
 def test_a_study_that_has_all_its_headers_tell_of_is_complete_sooner(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", 4)
-    for path in study.glob("*.dcm"):
-        instance = dcmread(path)
-        instance.ImagesInAcquisition = 4
-        instance.save_as(path)
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         node.config = replace(node.config, stable_s=20.0)
         store(node, study)

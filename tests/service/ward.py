@@ -88,7 +88,7 @@ def ward(folder: Path, *, to: str = '["pacs"]', rule: str = "", more: str = "") 
     tokens = {who: token for who, (token, _) in made.items()}
     with pacs(folder / "pacs") as peer:
         site = write_site(folder, peer.port, node='organization = "General Hospital"\n', rule=rule)
-        text = site.read_text().replace('"CT"', '"MR"').replace("stable_s = 0.3", "stable_s = 2")
+        text = site.read_text().replace('"CT"', '"MR"')
         site.write_text(text.replace('destinations = ["pacs"]', f"destinations = {to}") + more)
         with started(site, "real_worker") as running, serve(running, HttpConfig(folder / "tokens", port=0)) as server:
             wait_until(lambda: running.is_ready, 120)

@@ -64,7 +64,7 @@ class Preprocessed(MapTransform):
         # By length, since the image may have been turned
         old, new = sorted(source[: len(working)]), sorted(working)
         copies = math.prod(source) * (4.0 * channels + 2)  # in nnU-Net's order of axes, and what is not 0
-        return copies + (resizing_bytes(old, new) if old != new else 0.0)
+        return copies + (resizing_bytes(old, new, self.image_kernel) if old != new else 0.0)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with its image as (C, *working), float32, normalised, and its label map on the same grid."""

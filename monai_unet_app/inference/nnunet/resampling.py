@@ -1,5 +1,6 @@
 """nnU-Net's resampling: cubic for images, linear for logits, and by the nearest slice along an axis of thick slices."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -14,7 +15,8 @@ Box = tuple[slice, ...]
 Knot = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Positions on an axis, and the weights of the values there."""
 
-_SLAB_VOXELS = 1 << 20  # whose positions are in memory at once
+_SLAB_VOXELS = 1 << 18  # whose positions are in memory at once
+_SPLINE_BORDER = 12  # voxels, in scipy.ndimage
 _THICK = 3  # times the finest spacing: a coarser axis is resampled by itself
 
 
@@ -70,15 +72,24 @@ def resized(
     return out
 
 
-def resizing_bytes(old: Sequence[int], new: Sequence[int]) -> float:
-    """What `resized` takes in memory beside the image and its answer, from one shape to another.
+def resizing_bytes(old: Sequence[int], new: Sequence[int], kernel: Kernel) -> float:
+    """What `resized` takes in memory beside the image and its answer at most, from one shape to another, along whatever axis.
 
-    A channel, two copies that it works on, and the new one; where an axis is resampled by itself, the copies are what the two
-    others have become.
+    A channel, the new one, and what a spline is fitted to, twice; where an axis may be resampled by itself, instead what the
+    two others have become, with positions and values of new voxels.
     """
-    voxels, resized_voxels = np.prod(old, dtype=float), np.prod(new, dtype=float)
-    between = max(resized_voxels * n / m for n, m in zip(old, new, strict=True))
-    return float(8 * (voxels + resized_voxels + 2 * max(voxels, between)))
+    voxels, resized_voxels = math.prod(old), math.prod(new)
+    beside = [2 * _bordered(old)]
+    for axis, slices in enumerate(old if kernel.separate_z is not False else ()):
+        stack = [*new[:axis], slices, *new[axis + 1 :]]
+        at_once, fitted = (resized_voxels, 2 * _bordered(stack)) if kernel.order_z > 1 else (_SLAB_VOXELS, 0)
+        beside.append(math.prod(stack) + 4 * min(resized_voxels, at_once) + fitted)
+    return 8.0 * (voxels + resized_voxels + max(beside))
+
+
+def _bordered(shape: Sequence[int]) -> int:
+    """Voxels of what scipy fits a spline to: with a border on each side."""
+    return math.prod(n + 2 * _SPLINE_BORDER for n in shape)
 
 
 def _spline(values: NDArray[np.float64], shape: tuple[int, ...], order: int) -> NDArray[np.float64]:
@@ -90,14 +101,18 @@ def _spline(values: NDArray[np.float64], shape: tuple[int, ...], order: int) -> 
 
 def _by_slices(values: NDArray[np.float64], shape: tuple[int, ...], kernel: Kernel, axis: int) -> NDArray[np.float64]:
     plane = tuple(n for at, n in enumerate(shape) if at != axis)
-    stack = np.stack([_spline(one, plane, kernel.order) for one in np.moveaxis(values, axis, 0)], axis)
+    stack = np.empty(
+        [old if at == axis else new for at, (old, new) in enumerate(zip(values.shape, shape, strict=True))]
+    )
+    for one, target in zip(np.moveaxis(values, axis, 0), np.moveaxis(stack, axis, 0), strict=True):
+        target[...] = _spline(one, plane, kernel.order)
     if stack.shape == shape:
         return stack
     places = [old / n * (np.arange(n) + 0.5) - 0.5 for old, n in zip(stack.shape, shape, strict=True)]
     out = np.empty(shape)
     height = len(out) if kernel.order_z > 1 else 1 + _SLAB_VOXELS * len(out) // out.size  # a spline is fitted only once
     for start in range(0, len(out), height):
-        grid = np.array(np.meshgrid(places[0][start : start + height], *places[1:], indexing="ij"))
+        grid = np.stack(np.broadcast_arrays(*np.ix_(places[0][start : start + height], *places[1:])))
         out[start : start + height] = map_coordinates(stack, grid, order=kernel.order_z, mode="nearest")
     return out
 
