@@ -6,6 +6,7 @@ mapping. Because the very function that inference calls is fitted, the two canno
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.inference.halo import halo_voxels
-from monai_unet_app.inference.kernels import OurKernels
+from monai_unet_app.inference.kernels import Known, OurKernels
 from monai_unet_app.inference.spool import Rows, Spool
 from monai_unet_app.metrics.outputs import Outputs, outputs_of
 
@@ -136,6 +137,7 @@ class StoredLogits:
         self.drawn: Drawn | None = None
         self._spool = Spool("the logits of the cases", "give fewer cases")
         self._cases: list[list[_StoredPart]] = []
+        self._averages: dict[object, tuple[int, tuple[int, ...]]] = {}
 
     def add(self, rows: Iterable[Rows] | torch.Tensor, label: torch.Tensor) -> None:
         """Adds one case.
@@ -171,6 +173,15 @@ class StoredLogits:
     def _calibrated(self, calibrate: Calibrate, numbers: Parameters, logits: torch.Tensor) -> torch.Tensor:
         return self.outputs.probabilities(calibrate(logits, numbers))
 
+    def average(self, image: torch.Tensor, arguments: object, take: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Averages of what does not change during a search: taken once, and kept in the file; `Known` of `OurKernels`."""
+        values = np.ascontiguousarray(image.numpy())
+        key = hashlib.blake2b(values.data).digest(), values.shape, arguments
+        if key not in self._averages:
+            taken = take().float()
+            self._averages[key] = self._spool.put(taken), tuple(taken.shape)
+        return self._spool.copied_on_write(*self._averages[key])
+
     def only(self, places: Sequence[int]) -> "StoredLogits":
         """The cases at these places, counted from 0; the file stays as it is."""
         part = copy.copy(self)
@@ -203,8 +214,8 @@ def _likelihood(part: Part, pair: _Pair, outputs: Outputs) -> torch.Tensor:
     return part.share * outputs.negative_log_likelihood(*pair)
 
 
-def _calibrated(part: Part, calibrate: Calibrate, parameters: Mapping[str, Any]) -> _Pair:
-    with OurKernels():
+def _calibrated(part: Part, calibrate: Calibrate, parameters: Mapping[str, Any], average: Known | None = None) -> _Pair:
+    with OurKernels(known=average):
         return part.pairs(calibrate(part.logits, parameters))
 
 
@@ -310,8 +321,9 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
     def nll_by_part(values: torch.Tensor) -> Iterator[torch.Tensor]:
         """The share of each part of a case in the mean over all cases."""
         tried = {**parameters, **dict(zip(names, values, strict=True))}
+        average = cases.average if values.requires_grad else None
         for part in cases:
-            yield _likelihood(part, _calibrated(part, calibrate, tried), cases.outputs) / len(cases)
+            yield _likelihood(part, _calibrated(part, calibrate, tried, average), cases.outputs) / len(cases)
 
     def nll(values: torch.Tensor) -> float:
         return sum(map(float, nll_by_part(values)))

@@ -1,6 +1,7 @@
 """What a bundle asks of torch, answered where torch refuses (averages over more voxels than a thin image has) or is slow."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 Sizes = int | tuple[int, ...]
+Known = Callable[[Tensor, object, Callable[[], Tensor]], Tensor]
+"""Averages of an image with these arguments, from memory or from the function that takes them."""
 
 
 class OurKernels(TorchFunctionMode):
@@ -23,17 +26,21 @@ class OurKernels(TorchFunctionMode):
     Args:
         quick: Average along one axis after the other: with 125 neighbours a sixth of torch's time, and another last bit.
             Without it images that torch accepts get torch's own values, to the bit.
+        known: Asked for averages of what no gradient is wanted for.
     """
 
-    def __init__(self, *, quick: bool = False) -> None:
+    def __init__(self, *, quick: bool = False, known: Known | None = None) -> None:
         super().__init__()
-        self.quick = quick
+        self.quick, self.known = quick, known
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is F.avg_pool3d:
-            return _averages(*args, quick=self.quick, **(kwargs or {}))
+            take = partial(_averages, *args, quick=self.quick, **(kwargs or {}))
+            if self.known is None or args[0].requires_grad:
+                return take()
+            return self.known(args[0], (*args[1:], *sorted((kwargs or {}).items())), take)
         if func in (torch.argmax, Tensor.argmax):
             return _argmax(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

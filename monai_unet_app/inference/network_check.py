@@ -5,19 +5,22 @@ window of zeros is really computed. The network and the state of the random numb
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _MULTIPLES = (2, 4, 8, 16, 32, 64, 128)  # a U-Net with n halvings needs a multiple of 2**n
 _SMALL = (16, 32, 64, 128)
 _WHOLE_AXIS = 64  # tried for an axis along which a window takes the whole image
 _MOST_CHANNELS = 8
+_ACTIVATIONS = (F.relu, F.leaky_relu, F.prelu, torch.relu, torch.prelu)
 Size = tuple[int, ...]
 
 
@@ -53,7 +56,7 @@ def check_network(network: nn.Module, demands: Demands, *, trained: bool = True)
     _check_layer_name(network, demands.layer)
     size = tuple(n if n > 0 else _WHOLE_AXIS for n in demands.window)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        checked = _CheckedNetwork(network, demands.channels, size)
+        checked = _CheckedNetwork(network, demands.channels, size, demands.layer)
         checked.check_output(demands.labels)
         if demands.layer is not None:
             checked.check_layer(demands.layer)
@@ -80,10 +83,12 @@ class _CheckedNetwork:
         channels: Channels of an image, by the input rules. Preprocessing may change their number: if the network fails
             with this number, others are tried.
         size: Size of a window.
+        layer: As in `Demands`.
     """
 
-    def __init__(self, network: nn.Module, channels: int, size: Size) -> None:
-        self.network, self.size = network, size
+    def __init__(self, network: nn.Module, channels: int, size: Size, layer: str | None) -> None:
+        self.network, self.size, self.layer = network, size, layer
+        self.features: Any = None  # what the layer gave last on the meta device
         self.meta_network = _on_meta_device(network)
         self.meta_outputs: dict[tuple[Size, int], Any] = {}
         self.channels = self._channels(channels)
@@ -123,11 +128,9 @@ class _CheckedNetwork:
 
     def check_layer(self, name: str) -> None:
         """The layer must give one tensor with channels and spatial axes."""
-        empty = torch.zeros(1, self.channels, *self.size, device="meta")
-        # The hook has its output even if a later layer then fails
-        features = _layer_output(self.meta_network, name, lambda: _output_or_error(self.meta_network, empty))
+        features = self.features
         if features is None:  # the network does not run on the meta device
-            features = _layer_output(self.network, name, lambda: self._output(self.size))
+            _, features = _output_and_features(self.network, name, lambda: self._output(self.size))
         if not (isinstance(features, Tensor) and features.ndim > 2):
             kind = f"a tensor of shape {tuple(features.shape)}" if isinstance(features, Tensor) else "no tensor"
             raise UnfitNetworkError(
@@ -175,12 +178,28 @@ class _CheckedNetwork:
         key = size, channels or self.channels
         if key not in self.meta_outputs:
             image = torch.zeros(1, key[1], *size, device="meta")
-            self.meta_outputs[key] = _output_or_error(self.meta_network, image)
+            with _ShapesOnly():
+                self.meta_outputs[key], features = _output_and_features(
+                    self.meta_network, self.layer, lambda: _output_or_error(self.meta_network, image)
+                )
+            self.features = self.features if features is None else features
         return self.meta_outputs[key]
 
     def _output(self, size: Size) -> Any:
         device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
         return _output_or_error(self.network, torch.zeros(1, self.channels, *size, device=device))
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Within it, activations and instance norms give shapes at once, which takes torch a millisecond or more for each."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # One voxel has no deviation, with which torch refuses to norm
+        is_norm = func is F.instance_norm and args[0].dim() > 2 and args[0][0, 0].numel() > 1
+        return torch.empty_like(args[0]) if is_norm or func in _ACTIVATIONS else func(*args, **kwargs)
 
 
 def _on_meta_device(network: nn.Module) -> nn.Module:
@@ -201,15 +220,16 @@ def _output_or_error(network: nn.Module, image: Tensor) -> Any:
         return error
 
 
-def _layer_output(network: nn.Module, layer: str, run: Callable[[], object]) -> Any:
-    """The output of a layer while the network runs; None if the layer is not reached."""
+def _output_and_features(network: nn.Module, layer: str | None, run: Callable[[], Any]) -> tuple[Any, Any]:
+    """What `run` of a network gives, and the output of the layer meanwhile; None if that is not reached."""
+    if layer is None:
+        return run(), None
     outputs: list[Any] = []
     hook = network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
-        run()
+        return run(), outputs[-1] if outputs else None
     finally:
         hook.remove()
-    return outputs[-1] if outputs else None
 
 
 def _other_windows(fits: Callable[[Size], bool], size: Size) -> str:

@@ -112,8 +112,10 @@ def _by_slices(values: NDArray[np.float64], shape: tuple[int, ...], kernel: Kern
     out = np.empty(shape)
     height = len(out) if kernel.order_z > 1 else 1 + _SLAB_VOXELS * len(out) // out.size  # a spline is fitted only once
     for start in range(0, len(out), height):
-        grid = np.stack(np.broadcast_arrays(*np.ix_(places[0][start : start + height], *places[1:])))
-        out[start : start + height] = map_coordinates(stack, grid, order=kernel.order_z, mode="nearest")
+        slab = np.ix_(places[0][start : start + height], *places[1:])
+        out[start : start + height] = map_coordinates(
+            stack, np.stack(np.broadcast_arrays(*slab)), order=kernel.order_z, mode="nearest"
+        )
     return out
 
 
