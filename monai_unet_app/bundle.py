@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,7 +29,7 @@ from monai_unet_app.metrics.outputs import OUTPUTS, Outputs
 
 if TYPE_CHECKING:
     import torch
-    from monai.bundle import ConfigParser
+    from monai.bundle import ComponentLocator, ConfigParser
     from monai.transforms import Compose
 
     from monai_unet_app.inference.engines import Engine
@@ -102,6 +102,7 @@ class Bundle(BundleFiles):
         from monai.bundle import ConfigParser
 
         parser = ConfigParser()
+        parser.locator = _components()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI warns on every config that `$` expressions are code
             parser.read_config(str(self.root / "configs/inference.yaml"))
@@ -455,6 +456,14 @@ class Bundle(BundleFiles):
         # The last Orientationd decides; the letters are the directions in which the axes of its output run
         axes = str(orientations[-1].ornt_transform.axcodes or "") if orientations else ""
         return next((axis for axis, letter in enumerate(axes) if letter in "LR"), None)
+
+
+@cache
+def _components() -> "ComponentLocator":
+    """The classes of MONAI by name, for all bundles; ours need their full name, as without us."""
+    from monai.bundle import ComponentLocator
+
+    return ComponentLocator(excludes=["monai_unet_app"])
 
 
 def _summary(error: Exception) -> str:

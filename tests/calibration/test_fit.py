@@ -22,6 +22,7 @@ from monai_unet_app.calibration.form_comparison import labels_changed
 from monai_unet_app.calibration.statement_fit import state_confidence
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.inference import kernels
 from monai_unet_app.metrics.outputs import outputs_of
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.run import run_overlay
@@ -154,6 +155,32 @@ def test_a_function_that_writes_into_its_logits_changes_none_that_are_kept() -> 
     found = fit_parameters(in_place, {"log_temperature": 0.0}, stored).parameters
     assert found["log_temperature"] == pytest.approx(wanted["log_temperature"], abs=1e-4)
     assert all(torch.equal(part.logits, logits) for part in stored)
+
+
+def test_averages_of_what_stays_the_same_are_taken_once_and_those_of_what_is_fitted_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def around(z: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool3d(z[None], 3, 1, 1, count_include_pad=False)[0]
+
+    def smooth(z: torch.Tensor, numbers: Mapping[str, Any]) -> torch.Tensor:
+        sharp = z * torch.exp(torch.as_tensor(numbers["sharp"]))
+        return sharp + torch.as_tensor(numbers["near"]) * around(sharp) + numbers["far"] * around(torch.softmax(z, 0))
+
+    stored, start = StoredLogits(outputs_of(True), []), {"sharp": 0.0, "near": 0.0, "far": 0.0}
+    for seed in (1, 2, 3):
+        stored.add(*drawn(True, seed))
+    taken, own = [], kernels._averages
+    monkeypatch.setattr(
+        kernels, "_averages", lambda image, *more, **named: taken.append(image) or own(image, *more, **named)
+    )
+    found = fit_parameters(smooth, start, stored).parameters
+    searched = sum(image.requires_grad for image in taken) // len(stored)
+    assert searched > 10
+    # Three cases in the search, and both averages of each for the likelihood before and after it
+    assert sum(not image.requires_grad for image in taken) == 3 + 2 * 2 * 3
+    monkeypatch.setattr(StoredLogits, "average", lambda self, image, arguments, take: take())
+    assert fit_parameters(smooth, start, stored).parameters == found
 
 
 def test_a_fit_that_finds_no_number_is_refused_and_leaves_the_bundle_as_it_is(tiny_bundle: Callable[..., Path]) -> None:
