@@ -45,7 +45,7 @@ _EAST_ASIAN = re.compile("[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\
 _KANA, _HANGUL = re.compile("[\u3040-\u30ff]"), re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _PAD = 3.0  # left and right of a cell, points
 _ALL = ((0, 0), (-1, -1))  # the first and the last cell of a table, for its style
-rl_config.useA85 = 0  # streams of bytes instead of letters: four fifths of the size
+rl_config.useA85 = 0  # streams of bytes instead of letters, a fifth smaller
 
 
 def render_pdf(report: EvaluationReport) -> bytes:
