@@ -174,7 +174,7 @@ class StoredLogits:
         return self.outputs.probabilities(calibrate(logits, numbers))
 
     def average(self, image: torch.Tensor, arguments: object, take: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Averages of what does not change during a search: taken once, and kept in the file; `Known` of `OurKernels`."""
+        """Averages of values that do not change during a search: taken once, and kept in the file; `Known` of `OurKernels`."""
         values = np.ascontiguousarray(image.numpy())
         key = hashlib.blake2b(values.data).digest(), values.shape, arguments
         if key not in self._averages:
