@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -119,7 +119,12 @@ def started(path: Path, worker: str = "fake_worker") -> Iterator[Node]:
     os.environ["PYTHONPATH"] = os.pathsep.join([*_PLACES, *filter(None, [before])])
     try:
         with Node(site_on_any_port(path), worker=worker) as node:
-            yield node
+            try:
+                yield node
+            except AssertionError as error:
+                with suppress(Exception):  # a test may have broken the database
+                    error.add_note(f"the queue of the node: {node.queue.counts()}, {node.queue.jobs(())}")
+                raise
     finally:
         del os.environ["PYTHONPATH"]
         os.environ.update({"PYTHONPATH": before} if before else {})

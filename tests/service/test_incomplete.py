@@ -68,7 +68,7 @@ def test_the_rest_that_never_comes_is_told_and_when_it_comes_late_there_is_a_res
             assert refused.reason == REASON
             wait_until(lambda: delivered(tmp_path / "pacs") == ["20 instances"])  # the notice
             assert node.queue.last_delivered(refused.study) == []
-            store(node, rest)
+            assert {one.state for one in store(node, rest)} == {"sent"}
             wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1, "delivered": 1})
             assert node.queue.jobs_of(refused.study)[-1].version > 1
     states = [
