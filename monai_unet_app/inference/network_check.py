@@ -196,10 +196,11 @@ class _ShapesOnly(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         # One voxel has no deviation, with which torch refuses to norm
-        is_norm = func is F.instance_norm and args[0].dim() > 2 and args[0][0, 0].numel() > 1
-        return torch.empty_like(args[0]) if is_norm or func in _ACTIVATIONS else func(*args, **kwargs)
+        is_norm = func is F.instance_norm and args and args[0].dim() > 2 and args[0].shape[2:].numel() > 1
+        return (
+            torch.empty_like(args[0]) if is_norm or (func in _ACTIVATIONS and args) else func(*args, **(kwargs or {}))
+        )
 
 
 def _on_meta_device(network: nn.Module) -> nn.Module:
