@@ -165,7 +165,7 @@ def pending(queue: Queue) -> list[Delivery]:
     return queue.deliveries(["pending"])[::-1]
 
 
-def wait_until(holds: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_until(holds: Callable[[], object], seconds: float = 60.0) -> None:
     """Waits, and fails after so long."""
     end = time.monotonic() + seconds
     while not holds():
