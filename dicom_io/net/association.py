@@ -18,7 +18,7 @@ from pynetdicom.presentation import AllStoragePresentationContexts, Presentation
 from dicom_io.errors import NetworkError
 from dicom_io.kinds import LABEL_MAP_STORAGE
 from dicom_io.net.destination import Destination, Dimse, Tls
-from dicom_io.net.pynetdicom_patches import limit_read_time, quiet_logs, use_safe_checkpoint
+from dicom_io.net.pynetdicom_patches import answer_to_request, limit_read_time, quiet_logs, use_safe_checkpoint
 from dicom_io.net.tls import client_context
 
 VERIFICATION = UID("1.2.840.10008.1.1")
@@ -205,8 +205,8 @@ def _addresses(destination: Destination, peer: Dimse) -> list[str]:
 
 
 def _opening_error(destination: Destination, peer: Dimse, association: Association, waited_s: float) -> NetworkError:
-    answer = association.acceptor.primitive
-    if association.is_rejected and answer is not None:
+    answer = answer_to_request(association)
+    if answer is not None and answer.result:
         return NetworkError(
             f"{destination.label} rejected the association ({answer.result_str}: {answer.reason_str}); an accepted one is "
             f"needed; let it know our AE title {peer.our_ae_title} and this machine, and check the AE title that we call"

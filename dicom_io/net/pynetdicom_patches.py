@@ -8,6 +8,8 @@
 - `limit_association`: (1) an N-EVENT-REPORT is served in a thread of its own, which then marks the reactor as running while
   another thread has paused it: pull request #379 added the thread, issue #820 shows the deadlock. (2) A PDU may announce any
   size: no issue. (3) It is read in pieces of 4 KiB, and Nagle's algorithm delays small messages: issue #650 is about the speed.
+- `answer_to_request`: an association that is rejected before the thread that asked wakes up counts as never connected, and the
+  answer stays in a queue: no issue.
 - `limit_read_time`: the rest of a PDU is waited for without limit: no issue; #811 is about the same place.
 - `AssociationServer`: (1) the TLS handshake blocks the thread that accepts connections: no issue; fo-dicom #1766 is the same in
   another library. (2) Silent connections count as associations: no issue.
@@ -36,7 +38,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.dsutils import encode
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.sop_class import uid_to_service_class
 from pynetdicom.transport import ThreadedAssociationServer
 
@@ -108,6 +110,12 @@ def limit_read_time(association: Association, seconds: float) -> None:
     transport = association.dul.socket
     if transport is not None and transport.socket is not None:
         transport.socket.settimeout(seconds)
+
+
+def answer_to_request(association: Association) -> A_ASSOCIATE | None:
+    """What the peer answered to a request of ours for an association, also where pynetdicom did not come to look at it."""
+    waiting = association.dul.peek_next_pdu()
+    return association.acceptor.primitive or (waiting if isinstance(waiting, A_ASSOCIATE) else None)
 
 
 class _MessageQueue(queue.Queue[Any]):

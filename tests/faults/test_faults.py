@@ -74,7 +74,7 @@ def _kill(node: NodeProcess, part: str) -> None:
 
 
 def test_an_association_that_is_aborted_in_mid_transfer_leaves_what_was_accepted(tmp_path: Path, port: int) -> None:
-    study, ledger = make_study(tmp_path / "study", 9), Ledger()
+    study, ledger = make_study(tmp_path / "study", 9, tells=False), Ledger()
     with pacs(tmp_path / "pacs") as peer, node_process(site(tmp_path, port, peer.port), port) as node:
         ae = AE()
         ae.add_requested_context(CTImageStorage)
@@ -165,7 +165,7 @@ def test_a_study_of_two_thousand_instances(tmp_path: Path, port: int) -> None:
 
 
 def test_a_broken_object_in_a_good_study_is_refused_and_the_study_goes_on(tmp_path: Path, port: int) -> None:
-    study, ledger = make_study(tmp_path / "study", 5), Ledger()
+    study, ledger = make_study(tmp_path / "study", 5, tells=False), Ledger()
     first = sorted(study.glob("*.dcm"))[0]
     broken = dcmread(first)
     del broken.StudyInstanceUID

@@ -57,7 +57,7 @@ def test_nothing_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         samples, begin = [], time.monotonic()
         while time.monotonic() - begin < MINUTES * 60:
             for _ in range(5):
-                study = make_study(tmp_path / f"study{number}", 4, size=64)
+                study = make_study(tmp_path / f"study{number}", 4, size=64, tells=number % LATE_EVERY > 0)
                 if number % LATE_EVERY == 0:
                     send(node.destination, sorted(study.glob("*.dcm"))[:2])
                     drained(node)

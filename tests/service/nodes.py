@@ -62,8 +62,13 @@ answer_s = 5.0
 """
 
 
-def make_study(folder: Path, count: int = 3, *, study: str | None = None, wish: str = "", size: int = 8) -> Path:
-    """A study of one CT series of so many instances, which tell their number; `wish` is what a fake worker obeys."""
+def make_study(
+    folder: Path, count: int = 3, *, study: str | None = None, wish: str = "", size: int = 8, tells: bool = True
+) -> Path:
+    """A study of one CT series of so many instances; `wish` is what a fake worker obeys.
+
+    Its instances tell their number, so that it is complete as soon as all are there, unless a part of them is sent alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     study, series = study or generate_uid(), generate_uid()
     for number in range(count):
@@ -76,7 +81,7 @@ def make_study(folder: Path, count: int = 3, *, study: str | None = None, wish: 
         one.PatientBirthDate, one.AccessionNumber = "19310717", "ACC-55-QX"
         one.ImagePositionPatient, one.ImageOrientationPatient = [0, 0, number], [1, 0, 0, 0, 1, 0]
         one.PixelSpacing, one.SliceThickness, one.InstanceNumber = [1, 1], 1, number + 1
-        one.ImagesInAcquisition = count
+        one.ImagesInAcquisition = count if tells else None
         one.Rows = one.Columns = size
         one.BitsAllocated = one.BitsStored = 16
         one.HighBit, one.PixelRepresentation, one.SamplesPerPixel = 15, 0, 1

@@ -76,6 +76,49 @@ def unpatched_server(*, tls: ssl.SSLContext | None = None, most: int = 10) -> It
         server.shutdown()
 
 
+# --- an association that is rejected at once ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rejecting() -> Iterator[int]:
+    """Port of a server that knows another title."""
+    ae = AE("ARCHIVE")
+    ae.require_called_aet = True
+    ae.add_supported_context(VERIFICATION)
+    server = ae.start_server(("127.0.0.1", 0), block=False)
+    assert server is not None
+    yield server.socket.getsockname()[1]
+    server.shutdown()
+
+
+def wake_late(event: Any) -> None:
+    """Holds the thread that asked until the other side has answered and hung up."""
+    end = time.monotonic() + 10
+    while event.assoc.dul.is_alive() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+LATE: list[Any] = [(evt.EVT_REQUESTED, wake_late)]
+
+
+def test_unpatched_association_that_is_rejected_at_once_counts_as_never_connected(rejecting: int) -> None:
+    ae = AE()
+    association = ae.associate("127.0.0.1", rejecting, [build_context(VERIFICATION)], "SOMEONE", evt_handlers=LATE)
+    assert association.is_aborted
+    assert not association.is_rejected
+    assert association.acceptor.primitive is None
+
+
+@pytest.mark.parametrize("handlers", [LATE, []], ids=["at once", "later"])
+def test_a_rejected_association_says_why_however_soon_the_answer_comes(rejecting: int, handlers: list[Any]) -> None:
+    wrong = Destination("wrong", Dimse("127.0.0.1", rejecting, "SOMEONE"))
+    with (
+        pytest.raises(NetworkError, match=r"rejected the association .*Called AE title not recognised"),
+        open_association(wrong, [presentation_context(VERIFICATION)], handlers=handlers),
+    ):
+        pass
+
+
 # --- the checkpoint of the reactor ------------------------------------------------------------------------------------
 
 
