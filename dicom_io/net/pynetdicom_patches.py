@@ -12,7 +12,9 @@
   answer stays in a queue: no issue.
 - `limit_read_time`: the rest of a PDU is waited for without limit: no issue; #811 is about the same place.
 - `AssociationServer`: (1) the TLS handshake blocks the thread that accepts connections: no issue; fo-dicom #1766 is the same in
-  another library. (2) Silent connections count as associations: no issue.
+  another library. (2) Silent connections count as associations: no issue. (3) Each connection, before anybody has asked for
+  anything, copies all supported contexts with their UIDs, which is four fifths of the work of a C-ECHO: issue #16. (4) All
+  garbage of the program is collected after 60 rounds of waiting, although nobody has called: issue #328 is the reason.
 - `quiet_logs`: identifiers with names of patients are logged: no issue, because `pynetdicom._config` has an option.
 
 `tests/dicom_io/net/test_pynetdicom_patches.py` shows for each that unpatched pynetdicom still does so. When such a test fails
@@ -26,7 +28,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from socketserver import BaseServer
 from typing import Any
 
@@ -39,6 +41,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import uid_to_service_class
 from pynetdicom.transport import ThreadedAssociationServer
 
@@ -273,6 +276,13 @@ def read_at_most(connection: socket.socket | None, count: int) -> bytearray:
     return content
 
 
+class _SharedContexts(list[PresentationContext]):
+    """The contexts of a server. pynetdicom makes a deep copy for each connection; nothing changes them, so a list will do."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> list[PresentationContext]:
+        return list(self)
+
+
 class AssociationServer(ThreadedAssociationServer):
     """pynetdicom's server; a caller that stays silent, or stops within a handshake, does not keep other callers out."""
 
@@ -280,21 +290,23 @@ class AssociationServer(ThreadedAssociationServer):
         self,
         ae: AE,
         address: tuple[str, int],
+        contexts: Sequence[PresentationContext],
         handlers: list[Any],
         connections: Connections,
         tls_context: ssl.SSLContext | None,
-        idle_s: float,
     ) -> None:
-        self.tls_context, self.idle_s, self.connections = tls_context, idle_s, connections
-        super().__init__(ae, address, ae.ae_title, ae.supported_contexts, evt_handlers=handlers)
+        self.tls_context, self.connections = tls_context, connections
+        self._has_garbage = False
+        super().__init__(ae, address, ae.ae_title, _SharedContexts(contexts), evt_handlers=handlers)
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        self._has_garbage = True  # what an association leaves behind
         self.connections.add(client_address[:2], request)
         super().process_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Makes the TLS handshake in the thread of the connection."""
-        request.settimeout(self.idle_s)
+        request.settimeout(self.ae.network_timeout)
         if self.tls_context is not None:
             # Wrapping detaches the plain socket, which then counts as closed. So the TLS socket takes its place
             # before the handshake, which may last.
@@ -304,8 +316,11 @@ class AssociationServer(ThreadedAssociationServer):
         super().finish_request(request, client_address)
 
     def service_actions(self) -> None:
-        super().service_actions()
         self.connections.close_late()
+        if self._has_garbage:
+            super().service_actions()
+            collected = self._gc[0] == 0
+            self._has_garbage = not collected or bool(self.active_associations)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _logger.warning("a connection from %s failed (TLS handshake or time)", client_address[0])

@@ -8,17 +8,26 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, build_context, evt
 from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.presentation import PresentationContext
 
 from dicom_io.errors import NetworkError
-from dicom_io.net.association import LARGEST_PDU, UNCOMPRESSED, VERIFICATION, application_entity, storage_classes
+from dicom_io.net.association import (
+    LARGEST_PDU,
+    UNCOMPRESSED,
+    VERIFICATION,
+    application_entity,
+    presentation_context,
+    storage_classes,
+)
 from dicom_io.net.connections import Connections
 from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, Dimse, Receive, Tls
 from dicom_io.net.dimse_n import COMMENT_LENGTH, Service, service_handlers
@@ -171,9 +180,10 @@ class Provider:
         ]
         if self.store is not None:
             handlers.append((evt.EVT_C_STORE, answer_store, [self.store, self._refused]))
-        ae = _acceptor(listen, self.services, stores=self.store is not None)
+        contexts = _contexts(self.services, stores=self.store is not None)
+        address, ae = (listen.host, listen.port), _acceptor(listen)
         try:
-            return AssociationServer(ae, (listen.host, listen.port), handlers, connections, context, listen.idle_s)
+            return AssociationServer(ae, address, contexts, handlers, connections, context)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             raise NetworkError(
@@ -248,20 +258,30 @@ def _network(text: str) -> IPv4Network | IPv6Network:
         ) from error
 
 
-def _acceptor(listen: Listen, services: Sequence[Service], *, stores: bool) -> AE:
+def _acceptor(listen: Listen) -> AE:
     ae = application_entity(listen.ae_title)
     ae.maximum_pdu_size = LARGEST_PDU
     ae.maximum_associations = _ANY_NUMBER
     ae.network_timeout = ae.dimse_timeout = listen.idle_s
     ae.acse_timeout = min(listen.idle_s, 30.0)
     ae.require_calling_aet, ae.require_called_aet = list(listen.senders), not listen.any_title
-    ae.add_supported_context(VERIFICATION)
-    for sop_class in storage_classes() if stores else ():
-        ae.add_supported_context(sop_class, [*_PLAIN, *COMPRESSED])
+    return ae
+
+
+def _contexts(services: Sequence[Service], *, stores: bool) -> list[PresentationContext]:
+    """What callers may propose: C-ECHO, storage if it `stores`, and the services."""
+    contexts = [build_context(VERIFICATION), *(_storage_contexts() if stores else ())]
     # Of event reports the other side is the provider.
     reported = {service.sop_class_uid for service in services if service.event == evt.EVT_N_EVENT_REPORT}
     for service in services:
+        context = presentation_context(service.sop_class_uid)
         # a caller sends us reports only if it may be the provider on the association that it requested (PS3.7 D.3.3.4)
-        roles = {"scu_role": True, "scp_role": True} if service.sop_class_uid in reported else {}
-        ae.add_supported_context(service.sop_class_uid, list(UNCOMPRESSED), **roles)
-    return ae
+        context.scu_role = context.scp_role = True if service.sop_class_uid in reported else None
+        contexts.append(context)
+    return contexts
+
+
+@cache
+def _storage_contexts() -> tuple[PresentationContext, ...]:
+    """Everything that can be stored. Made once, since pynetdicom looks whether each of the 7,000 UIDs is one."""
+    return tuple(presentation_context(sop_class, (*_PLAIN, *COMPRESSED)) for sop_class in storage_classes())

@@ -176,7 +176,7 @@ def wait_until(holds: Callable[[], object], seconds: float = 60.0) -> None:
     while not holds():
         if time.monotonic() > end:
             raise AssertionError(f"after {seconds:g} s it still does not hold")
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def announce(node: Node, headers: list[Dataset], *more: str) -> int:

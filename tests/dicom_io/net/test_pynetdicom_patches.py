@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from net_peers import Certificates, ct_series, destination, make_certificates
-from pynetdicom import AE, build_context, evt
+from pynetdicom import AE, build_context, evt, transport
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
@@ -383,6 +384,75 @@ def test_unpatched_server_counts_silent_callers_as_associations() -> None:
             time.sleep(0.2)
             with pytest.raises(NetworkError, match="Local limit exceeded"):
                 scu.echo(destination(port))
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """The contexts of a server, and those of each connection to it."""
+    pairs: list[tuple[Any, Any]] = []
+
+    def noted(contexts: Any) -> Any:
+        pairs.append((contexts, deepcopy(contexts)))
+        return pairs[-1][1]
+
+    monkeypatch.setattr(transport, "deepcopy", noted)
+    return pairs
+
+
+def test_unpatched_server_copies_each_context_for_each_connection(copied: list[tuple[Any, Any]]) -> None:
+    with unpatched_server() as server:
+        scu.echo(destination(int(server.server_address[1])))
+    ((ours, theirs),) = copied
+    assert [str(context) for context in theirs] == [str(context) for context in ours]
+    assert theirs[0] is not ours[0]
+
+
+def test_connections_share_the_contexts_and_each_has_a_list_of_its_own(
+    copied: list[tuple[Any, Any]], tmp_path: Path
+) -> None:
+    with Provider(tmp_path, Listen("ARCHIVE", port=0)) as provider:
+        before = [str(context) for context in provider._server.contexts]  # type: ignore[union-attr]
+        for _ in range(2):
+            scu.echo(destination(provider.port))
+    for ours, theirs in copied:
+        assert [id(context) for context in theirs] == [id(context) for context in ours]
+        assert theirs is not ours
+        assert [str(context) for context in theirs] == before
+    assert len(copied) == 2
+
+
+@pytest.fixture
+def collections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one whenever pynetdicom collects the garbage of the whole program."""
+    made: list[int] = []
+    monkeypatch.setattr(transport.gc, "collect", lambda: made.append(1))
+    return made
+
+
+def test_unpatched_server_collects_garbage_although_nobody_calls(collections: list[int]) -> None:
+    with unpatched_server() as server:
+        for _ in range(61):
+            server.service_actions()
+    assert collections
+
+
+def test_garbage_is_collected_after_calls_and_until_the_last_has_ended(collections: list[int], tmp_path: Path) -> None:
+    """A long association that is given up leaves as much as it had received."""
+
+    def wait() -> int:
+        for _ in range(200):
+            server.service_actions()
+        return len(collections)
+
+    with Provider(tmp_path, Listen("ARCHIVE", port=0)) as provider:
+        server: Any = provider._server
+        assert wait() == 0
+        with open_association(destination(provider.port), [presentation_context(VERIFICATION)]):
+            assert wait() == 3  # one in 60 rounds
+        while server.active_associations:
+            time.sleep(0.01)
+        assert wait() == 4
+        assert wait() == 4
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------
