@@ -212,7 +212,7 @@ def test_results_that_are_lost_with_their_images_are_given_up_with_the_reason(tm
 
 
 def alter_results(node: Node) -> None:
-    """Alters them after a vain attempt: one that goes on may have looked at them already, and would send what they have become."""
+    """Alters them after a vain attempt: one that goes on may have looked at them already, and would send what they are now."""
     attempts = pending(node.queue)[0].attempts
     wait_until(lambda: pending(node.queue)[0].attempts > attempts)
     for path in (node.folder / "results").rglob("*.dcm"):
