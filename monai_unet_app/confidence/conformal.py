@@ -16,7 +16,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 Row = TypeVar("Row")
@@ -113,6 +112,8 @@ def observed_coverage(covered: ArrayLike, subjects: Sequence[str], promised: flo
     at = np.array([names.index(subject) for subject in subjects])
     observed = float(np.mean(np.bincount(at, weights=values) / np.bincount(at)))
     # The binomial law counts whole subjects, so the sum over subjects that are covered in part is rounded.
+    from scipy import stats  # takes a second, and most programs that read statements need no such figure
+
     interval = stats.binomtest(round(observed * len(names)), len(names)).proportion_ci(method="exact")
     return Coverage(promised, observed, [float(interval.low), float(interval.high)], len(names), len(values))
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from .conformal import by_structure
 from .features import Described
@@ -122,4 +121,6 @@ def rank_correlation(first: Floats, second: Floats) -> float | None:
     """Spearman's, -1 to 1, of values (N,) of the same results; None where it is not defined: fewer than three, or all alike."""
     if len(first) < 3 or not np.ptp(first) or not np.ptp(second):
         return None
+    from scipy import stats  # takes a second, and most programs that read statements need no such figure
+
     return float(stats.spearmanr(first, second)[0])

@@ -24,8 +24,8 @@ from monai_unet_app.metrics import boundary
 from monai_unet_app.metrics.components import match_components
 from monai_unet_app.metrics.overlap import dice
 
+from .display_window import slice_axis
 from .embedded import slice_border
-from .key_images import slice_axis
 from .reviewed_case import ReviewedCase, counts_objects, is_exclusive, named_file, read_segmentation
 
 SCHEMA_VERSION = "1.0"

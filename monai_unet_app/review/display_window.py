@@ -1,8 +1,9 @@
-"""How bright an image is shown in a review: the window of its header, or one from its values."""
+"""How an image is shown in a review: the window of its header, or one from its values, and the axis of its slices."""
 
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from dicom_io.errors import DicomIoError
@@ -12,6 +13,9 @@ from dicom_io.volume import Volume
 
 Shown = tuple[tuple[float, float], str]
 """(black, white), and a note that may be empty."""
+
+COARSER = 1.1
+"""Ratio of spacings. An axis that is coarser than the others by more is the axis across which the scanner made its slices."""
 
 
 def shown_channel(volume: Volume) -> Volume:
@@ -85,3 +89,14 @@ def _header_window(volume: Volume) -> VoiWindow | None:
     # Low values are bright in a MONOCHROME1 image; its window is not for a picture with bright high values
     middle = slices[len(slices) // 2]
     return None if middle.inverted or middle.mirror is not None else middle.window
+
+
+def slice_axis(volume: Volume) -> int:
+    """The axis of the array across which the slices lie: the coarsest axis, or that nearest to feet-head if none is coarser."""
+    if volume.planar:
+        return 2
+    spacing = np.array(volume.spacing_mm)
+    coarsest = int(spacing.argmax())
+    if spacing[coarsest] > COARSER * np.delete(spacing, coarsest).max():
+        return coarsest
+    return int(np.argmax(io_orientation(volume.affine_ras)[:, 0] == 2))

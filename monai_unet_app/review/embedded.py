@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from dicom_io.segmentation import Structure
 from monai_unet_app.metrics.boxes import bounding_box
 
-from .display_window import shown_channel
-from .key_images import slice_axis
+from .display_window import shown_channel, slice_axis
 from .reviewed_case import ReviewedCase
 
 LayerKind = Literal["image", "mask", "contour", "uncertainty"]

@@ -16,14 +16,11 @@ from dicom_io.objects import drawing
 from dicom_io.volume import Volume
 from monai_unet_app.report.case_pictures import PATIENT_VIEWS
 
-from .display_window import shown_channel
+from .display_window import shown_channel, slice_axis
 from .reviewed_case import ReviewedCase
 
 LEAST_SIDE, SHOWN_MM = 512, 80.0
 """Least number of pixels on the longer side of a key image, and least field of view in mm if the image is that large."""
-
-COARSER = 1.1
-"""Ratio of spacings. An axis that is coarser than the others by more is the axis across which the scanner made its slices."""
 
 FILL, HEAT = 0.15, 0.8
 """Opacity of a structure inside of its outline, and of the highest uncertainty."""
@@ -81,17 +78,6 @@ def side_by_side(sections: Sequence[KeySection]) -> Figure:
     axis.set_axis_off()
     axis.imshow(pixels, interpolation="bilinear", aspect="auto")
     return figure
-
-
-def slice_axis(volume: Volume) -> int:
-    """The axis of the array across which the slices lie: the coarsest axis, or that nearest to feet-head if none is coarser."""
-    if volume.planar:
-        return 2
-    spacing = np.array(volume.spacing_mm)
-    coarsest = int(spacing.argmax())
-    if spacing[coarsest] > COARSER * np.delete(spacing, coarsest).max():
-        return coarsest
-    return int(np.argmax(io_orientation(volume.affine_ras)[:, 0] == 2))
 
 
 def anatomical_slices(volume: Volume, box: tuple[slice, ...]) -> tuple[list[int], list[int], list[int]]:

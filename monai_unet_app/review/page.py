@@ -22,9 +22,9 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.report.blocks import Facts, Text
 from monai_unet_app.report.html import environment, render, report_style
 
-from .display_window import shown_channel, window_presets
+from .display_window import shown_channel, slice_axis, window_presets
 from .embedded import UNCERTAINTY_STEPS, Embedded
-from .key_images import KeySection, anatomical_slices, slice_axis
+from .key_images import KeySection, anatomical_slices
 from .review_sections import MARK, facts, gate, statements, structure_table
 from .reviewed_case import ReviewedCase, file_name
 

@@ -38,7 +38,7 @@ from monai_unet_app.review.correction import (
     store_training_case,
 )
 from monai_unet_app.review.decision import DecisionContext, ReviewDecision, Reviewer, apply_decision, read_decision
-from monai_unet_app.review.key_images import slice_axis
+from monai_unet_app.review.display_window import slice_axis
 from monai_unet_app.review.reviewed_case import ReviewedCase, read_reviewed
 
 HEADER = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}
