@@ -9,6 +9,9 @@ PEERS := .venv-peers
 DEPLOY := .venv-deploy
 DATA ?= ../shared/data
 
+# tests start hundreds of programs, and none should compile our modules anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow interop mlops-test game-day life-cycle-demo faults deploy-test peers-test benchmarks gpu-test performance check format networks bundles dist clean
 
 $(VENV)/ready: pyproject.toml
