@@ -79,9 +79,9 @@ def _calibrate_engine(
     from monai_unet_app.evaluate import choose_cases
 
     bundle = common.loaded_bundle(root, options.device)
-    common.with_engine(ResultSettings.of_key(own), bundle, options)
     chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
     check_calibrated_on(bundle, chosen.rows)
+    common.with_engine(ResultSettings.of_key(own), bundle, options)
     show.say(chosen.note)
     with show.Steps(f"calibrating {own}", len(chosen.rows)) as step:
         fitted = calibrate_bundle(bundle, chosen.rows, step, own, unchecked=options.unchecked)
