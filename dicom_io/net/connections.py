@@ -20,6 +20,7 @@ Address = tuple[str, int]
 MOST_PENDING = 64
 """Connections at one time whose association is not accepted yet."""
 
+_ENDING_S, _POLL_S = 0.5, 0.01
 _RESERVED_SHARE = 5  # one association in five is kept free for other addresses
 
 _logger = logging.getLogger(__name__)
@@ -63,8 +64,15 @@ class Connections:
     def admit(self, association: Any) -> bool:
         """Whether a requested association fits; if so, it counts from now on.
 
-        One address gets at most four in five of `most_senders`, so that others find room.
+        One address gets at most four in five of `most_senders`, so that others find room. The thread of an association lives on
+        for a moment after its caller has released it, and the caller may call again at once; so this waits for a moment.
         """
+        deadline_s = time.monotonic() + _ENDING_S
+        while not (fits := self._fits(association)) and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+        return fits
+
+    def _fits(self, association: Any) -> bool:
         host = association.requestor.address
         with self._lock:
             self._associations = [known for known in self._associations if known.is_alive()]
