@@ -56,7 +56,7 @@ class Connections:
             if known is not None:
                 known.connection = connection
                 return
-            self._forget_closed()
+            self._forget_ended()
             if len(self._pending) >= MOST_PENDING:
                 self._close(self._next_to_close())
             self._pending[address] = _Pending(connection)
@@ -75,7 +75,7 @@ class Connections:
     def _fits(self, association: Any) -> bool:
         host = association.requestor.address
         with self._lock:
-            self._associations = [known for known in self._associations if known.is_alive()]
+            self._forget_ended()
             of_host = sum(known.requestor.address == host for known in self._associations)
             most = self._most_senders
             if len(self._associations) >= most or of_host >= most - most // _RESERVED_SHARE:
@@ -92,16 +92,25 @@ class Connections:
     def close_late(self) -> None:
         """Closes the connections that have been pending for too long."""
         with self._lock:
-            self._forget_closed()
+            self._forget_ended()
             deadline_s = time.monotonic() - self._negotiation_s
             for address in [address for address, pending in self._pending.items() if pending.since_s < deadline_s]:
                 self._close(address)
 
-    def _forget_closed(self) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """Whether no connection is pending and no association runs."""
+        with self._lock:
+            self._forget_ended()
+            return not self._pending and not self._associations
+
+    def _forget_ended(self) -> None:
         # The descriptor of a closed socket is -1.
         self._pending = {
             address: pending for address, pending in self._pending.items() if pending.connection.fileno() >= 0
         }
+        # An association holds what it has received of a message that did not end.
+        self._associations = [known for known in self._associations if known.is_alive()]
 
     def _next_to_close(self) -> Address:
         """The oldest connection of the address with the most pending connections; the dictionary is in order of arrival."""

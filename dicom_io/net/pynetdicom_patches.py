@@ -320,7 +320,7 @@ class AssociationServer(ThreadedAssociationServer):
         if self._has_garbage:
             super().service_actions()
             collected = self._gc[0] == 0
-            self._has_garbage = not collected or bool(self.active_associations)
+            self._has_garbage = not (collected and self.connections.is_idle)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _logger.warning("a connection from %s failed (TLS handshake or time)", client_address[0])

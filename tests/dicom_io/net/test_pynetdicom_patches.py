@@ -453,6 +453,8 @@ def test_garbage_is_collected_after_calls_and_until_the_last_has_ended(collectio
             time.sleep(0.01)
         assert wait() == 4
         assert wait() == 4
+        assert server.connections.is_idle
+        assert not server.connections._associations  # which would keep what the last of them had received
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------
