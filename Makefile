@@ -24,12 +24,15 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready
 	$(BIN)/monai-unet demo --output demo $(if $(EPOCHS),--epochs $(EPOCHS))
 
-# as many processes as there are cores, torch with one thread in each; the tests of a file stay together, so that they share what they make
+# half as many processes again as there are cores, since many tests wait, with one thread in each and in the programs that they start;
+# the tests of a file stay together, so that they share what they make
+test test-slow: export OMP_NUM_THREADS = 1
+PROCESSES = $(shell $(BIN)/python -c "import os; print(max(2, 3 * os.cpu_count() // 2))")
 test: $(VENV)/ready
-	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not interop and not faults and not deploy and not mlops and not game_day"
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal -m "not slow and not interop and not faults and not deploy and not mlops and not game_day"
 
 test-slow: $(VENV)/ready
-	$(BIN)/pytest -n auto --dist worksteal -m "slow and not interop and not faults and not deploy and not mlops and not game_day"
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal -m "slow and not interop and not faults and not deploy and not mlops and not game_day"
 
 # the round trip through Orthanc and dcmtk, OHIF and the review page in Chromium; installs them if they are absent (root, Debian)
 interop: $(VENV)/ready

@@ -35,6 +35,11 @@ def smaller(text: str) -> str:
     return text.replace("networks: 2 ", "networks: 1 ").replace("least: [700, 700]", "least: [300, 300]")
 
 
+def shared_folder() -> Path:
+    """Where larger real data are, if they are there."""
+    return Path(os.environ.get("MONAI_UNET_SHARED", REPOSITORY.parent / "shared" / "data"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     if find_spec("torch") is not None:  # the tests of dicom_io run without it too
@@ -52,7 +57,7 @@ def _logging_as_it_was() -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of larger real data beside the repository; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("MONAI_UNET_SHARED", REPOSITORY.parent / "shared" / "data"))
+    folder = shared_folder()
     if not folder.is_dir():
         pytest.skip(f"extended data are absent (looked for {folder.name}/ beside the repository)")
     return folder
@@ -125,8 +130,7 @@ def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pages of an evaluation are empty: for tests that read its figures alone. Drawing takes longer than measuring."""
     from monai_unet_app.report import evaluation_writer
 
-    monkeypatch.setattr(evaluation_writer, "render_html", lambda _: "")
-    monkeypatch.setattr(evaluation_writer, "render_pdf", lambda _: b"")
+    monkeypatch.setattr(evaluation_writer, "pages", lambda _: {"report.html": b"", "report.pdf": b""})
 
 
 @pytest.fixture

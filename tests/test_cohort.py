@@ -88,34 +88,24 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_cases_one_by_one_and_a_cohort_that_was_killed_give_the_same_bytes(
-    tiny_bundle: Callable[..., Path], tmp_path: Path
+    run: Run, tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     data, root = few_examples(tmp_path / "in", FEW) / "images", tiny_bundle()
+    flags = ["--device", "cpu", "--deliver-rejected", "--format", "nifti,png", "--resume"]
 
-    def words(images: Path, output: Path) -> list[str]:
-        flags = ["--device", "cpu", "--deliver-rejected", "--format", "nifti,png", "--resume"]
-        return [
-            "-m",
-            "monai_unet_app",
-            "predict",
-            "--bundle",
-            str(root),
-            "--input",
-            str(images),
-            "--output",
-            str(output),
-            *flags,
-        ]
+    def words(output: Path) -> list[str]:
+        return ["predict", "--bundle", str(root), "--input", str(data), "--output", str(output), *flags]
 
     killed, together, alone = (tmp_path / name for name in ("killed", "together", "alone"))
-    process = subprocess.Popen([sys.executable, *words(data, killed)], stdout=subprocess.DEVNULL)
+    program = [sys.executable, "-m", "monai_unet_app", *words(killed)]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL)
     while not list(killed.glob("*_result.json")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for output in (killed, together):
-        subprocess.run([sys.executable, *words(data, output)], check=True, capture_output=True)
+    subprocess.run(program, check=True, capture_output=True)
+    assert run(*words(together)).code == 0
     bundle, config = load_bundle(root), OutputConfig(("nifti", "png"), deliver_rejected=True, resume=True)
     for case in find_images(data):
         predict_cases([case], bundle, PredictConfig(), config, alone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,6 +52,16 @@ def alone(folder: Path, *words: object) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def volumes(
+    tiny_template: Callable[[str], tuple[Path, object]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A tiny bundle and its folder for the edge, made once."""
+    root = shutil.copytree(tiny_template(VOLUMES)[0], tmp_path_factory.mktemp("edge") / VOLUMES)
+    export_edge(load_bundle(root), folder := root.parent / "edge")
+    return root, folder
 
 
 def changed_near_surfaces(ours: np.ndarray, theirs: np.ndarray, spacing: tuple[float, ...]) -> float:
@@ -138,10 +149,9 @@ def test_an_int8_network_lies_beside_the_other_and_gives_its_labels(
     assert np.array_equal(network(window[0].numpy()), load_bundle(root).engine(settings)(window).logits[0].numpy())
 
 
-def test_weights_in_half_of_the_bits_answer_alike(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
-    root = tiny_bundle(VOLUMES)
-    export_edge(load_bundle(root), tmp_path / "edge")
-    files = root / "models/network.onnx", tmp_path / "edge/network.onnx"
+def test_weights_in_half_of_the_bits_answer_alike(volumes: tuple[Path, Path]) -> None:
+    root, folder = volumes
+    files = root / "models/network.onnx", folder / "network.onnx"
     windows = torch.randn(1, 1, *load_bundle(root).windows.window, generator=torch.Generator().manual_seed(0))
     one, other = (onnxruntime_run(file)(windows)[0] for file in files)
     assert torch.equal(one, other)
@@ -232,15 +242,12 @@ def test_a_folder_that_gives_other_labels_is_not_written(
         export_edge(load_bundle(root), tmp_path / "edge")
 
 
-def test_an_image_that_the_bundle_was_not_made_for_is_refused(
-    tiny_bundle: Callable[[str], Path], tmp_path: Path
-) -> None:
-    export_edge(load_bundle(tiny_bundle(VOLUMES)), tmp_path / "edge")
+def test_an_image_that_the_bundle_was_not_made_for_is_refused(volumes: tuple[Path, Path]) -> None:
     array, affine = lopsided()
 
     def said(array: np.ndarray, affine: np.ndarray | None) -> str:
         with pytest.raises(ValueError) as refusal:
-            segment.segment(array, affine, folder=tmp_path / "edge")
+            segment.segment(array, affine, folder=volumes[1])
         return str(refusal.value)
 
     assert "voxels of [2.91 3.15 3.45] mm" in said(array, affine @ np.diag([3, 3, 3, 1]))
@@ -251,7 +258,7 @@ def test_an_image_that_the_bundle_was_not_made_for_is_refused(
         array, affine @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     )
     with pytest.raises(ValueError, match="there is no network in int8"):
-        segment.segment(array, affine, folder=tmp_path / "edge", precision="int8")
+        segment.segment(array, affine, folder=volumes[1], precision="int8")
 
 
 def test_output_is_for_the_edge_alone(run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_size_time_and_seams_of_the_network_stand_in_the_figures(
     assert "million parameters" in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_bad_case_is_listed_and_the_good_ones_are_measured(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     data = few_examples(tmp_path / "msd", TESTS)
     broken = data / "images" / f"{TESTS[1]}.nii.gz"
@@ -282,6 +283,7 @@ def test_a_case_that_calibrated_the_bundle_is_left_out_too_and_a_plan_does_not_c
     assert "1 of calibration" in chosen.note
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_the_bundle_s_own_overlay_leaves_out_cases_that_it_has_seen(
     tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -398,6 +400,7 @@ def test_voxels_of_the_ignore_label_change_no_figure(tiny_bundle: Callable[..., 
     assert metrics["calibration"]["whole"]["decisions"] == np.count_nonzero(marked != 255)
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_statements_are_held_against_the_voxels_that_count(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     row = dict(by_partition(few_examples(tmp_path / "data", TESTS[:1]))["test"][0])
     root = tiny_bundle()
@@ -436,6 +439,7 @@ def test_labels_come_back_from_a_file_that_has_no_name() -> None:
     assert os.fstat(stored._file.fileno()).st_nlink == 0
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_figures_in_fewer_bits_do_not_go_into_a_card(
     run: Run, tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -5,12 +5,15 @@ All texts are plain: markup in them is shown as it is.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from matplotlib.figure import Figure
 
+from .case_pictures import png
 from .charts import Palette
 
+PICTURE_DPI = 150
 Tone = Literal["", "good", "bad"]
 
 
@@ -107,6 +110,11 @@ class Picture:
     draw: Callable[[], Figure]
     label: str
     caption: str
+
+    @cached_property
+    def png(self) -> bytes:
+        """The picture as a PNG; drawn once, for the page and for paper."""
+        return png(self.draw(), PICTURE_DPI)
 
 
 @dataclass(frozen=True)

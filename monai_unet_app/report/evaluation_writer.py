@@ -18,8 +18,9 @@ from monai_unet_app.metrics.reliability import TOP_LABEL
 from monai_unet_app.metrics.score_registry import column_readers, means_of_rows, presence, score_table
 
 from .evaluation_report import EvaluationReport, Target
-from .html import render_html
-from .pdf import render_pdf
+from .html import page
+from .pdf import typeset
+from .sections import sections
 from .words import csv_text
 
 SCHEMA_VERSION = "1.0"
@@ -44,14 +45,26 @@ def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, ...]
     contents = {
         "metrics.json": (json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode(),
         "cases.csv": cases_csv(report.cases, report.plan).encode(),
-        "report.html": render_html(report).encode(),
-        "report.pdf": render_pdf(report),
+        **pages(report),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         with replace_when_whole(folder / name, sync=True) as part:
             part.write_bytes(content)
     return tuple(folder / name for name in contents)
+
+
+def pages(report: EvaluationReport) -> dict[str, bytes]:
+    """report.html and report.pdf, of the same blocks, so that a picture is drawn once.
+
+    The same report gives the same bytes: the only time in them is that of the report, in its text.
+    """
+    on, blocks = report.measured_on, sections(report)
+    name = f"{on.bundle_name} {on.bundle_version}"
+    return {
+        "report.html": page(f"Evaluation of {on.bundle_name}", blocks).encode(),
+        "report.pdf": typeset(blocks, f"Evaluation of {name}", f"{name}, sha256 {on.bundle_sha256[:16] or 'unknown'}"),
+    }
 
 
 def metrics_document(report: EvaluationReport) -> dict[str, Any]:

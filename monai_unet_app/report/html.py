@@ -3,6 +3,7 @@
 The page loads nothing (its own policy forbids it), runs no script, and holds no path and no identity except the names of cases.
 """
 
+import base64
 from collections.abc import Iterable
 from functools import cache
 from html import escape
@@ -13,15 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .blocks import Block
-from .case_pictures import png_uri
 from .charts import Palette, svg
-from .evaluation_report import EvaluationReport
-from .sections import sections
-
-
-def render_html(report: EvaluationReport) -> str:
-    """The whole report as the text of one HTML file."""
-    return page(f"Evaluation of {report.measured_on.bundle_name}", sections(report))
 
 
 def page(title: str, blocks: Iterable[Block]) -> str:
@@ -57,7 +50,7 @@ def environment(package: str) -> Environment:
     )
     templates.globals |= {
         "svg_of": lambda chart: Markup(svg(chart.draw(Palette()), chart.label)),
-        "png_of": lambda picture: png_uri(picture.draw()),
+        "base64": lambda content: base64.b64encode(content).decode("ascii"),
     }
     return templates
 

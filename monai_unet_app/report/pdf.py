@@ -28,13 +28,11 @@ from . import blocks
 from .blocks import Block, Cell
 from .case_pictures import png
 from .charts import LIGHT
-from .evaluation_report import EvaluationReport
-from .sections import sections
 
 MARGIN, FOOT = 16 * mm, 8 * mm
 WIDTH, HEIGHT = A4[0] - 2 * MARGIN, A4[1] - 2 * MARGIN - FOOT
 _FRAME = 6.0  # what ReportLab leaves free inside its margins, points
-CHART_DPI, PICTURE_DPI = 200, 150
+CHART_DPI = 200
 RAISED = HexColor("#f6f7f9")
 TONES: dict[blocks.Tone, str] = {"": LIGHT.ink, "good": "#12703a", "bad": "#b3261e"}
 _SANS, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # fonts, and the names of their files
@@ -46,16 +44,6 @@ _KANA, _HANGUL = re.compile("[\u3040-\u30ff]"), re.compile("[\u1100-\u11ff\u3130
 _PAD = 3.0  # left and right of a cell, points
 _ALL = ((0, 0), (-1, -1))  # the first and the last cell of a table, for its style
 rl_config.useA85 = 0  # streams of bytes instead of letters, a fifth smaller
-
-
-def render_pdf(report: EvaluationReport) -> bytes:
-    """The whole report as a PDF file.
-
-    The same report gives the same bytes: the only time in the document is that of the report, in its text.
-    """
-    on = report.measured_on
-    name = f"{on.bundle_name} {on.bundle_version}"
-    return typeset(sections(report), f"Evaluation of {name}", f"{name}, sha256 {on.bundle_sha256[:16] or 'unknown'}")
 
 
 def typeset(blocks: Iterable[Block], title: str, footer: str) -> bytes:
@@ -148,7 +136,7 @@ def flowables(block: Block) -> list[Flowable]:
         case blocks.Chart():
             return _image(png(block.draw(LIGHT), CHART_DPI), block.width, 0.8, block.caption)
         case blocks.Picture():
-            return _image(png(block.draw(), PICTURE_DPI), 1.0, 0.4, block.caption)
+            return _image(block.png, 1.0, 0.4, block.caption)
         case blocks.Legend():
             entries = (
                 _square(colour) + "\u00a0" + _escaped(name.replace(" ", "\u00a0")) for colour, name in block.entries

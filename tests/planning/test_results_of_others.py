@@ -420,6 +420,7 @@ def test_results_of_others_are_measured_as_those_of_a_network_and_what_is_stated
     assert {line.split(",")[column] for line in table[1:]} == {""}
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_cases_that_the_model_was_fitted_to_are_measured_on_request_and_said_to_be(
     run: Run, model: Path, others: Path, tmp_path: Path
 ) -> None:
@@ -429,6 +430,7 @@ def test_cases_that_the_model_was_fitted_to_are_measured_on_request_and_said_to_
     assert json.loads((tmp_path / "out/metrics.json").read_text())["data"]["seen"] == {"calibration": 2}
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_results_are_compared_with_others_also_without_anything_fitted(run: Run, others: Path, tmp_path: Path) -> None:
     worse = tmp_path / "worse"
     shutil.copytree(others, worse)
@@ -449,6 +451,7 @@ def test_results_are_compared_with_others_also_without_anything_fitted(run: Run,
     assert json.loads(gated.out)["outcome"] == "undecided"
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_result_that_cannot_be_placed_is_listed_and_the_others_are_measured(
     run: Run, others: Path, tmp_path: Path
 ) -> None:
@@ -462,6 +465,7 @@ def test_a_result_that_cannot_be_placed_is_listed_and_the_others_are_measured(
     assert "before the image does" in json.loads(answer.out)["problems"][0]
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_another_version_of_the_program_is_measured_and_nothing_is_stated_of_it(
     model: Path, others: Path, tmp_path: Path
 ) -> None:
@@ -526,6 +530,7 @@ def test_folders_of_masks_say_the_same_as_label_maps(run: Run, folders: Path, mo
     assert rows[0] == rows[1]
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_true_labels_may_be_folders_of_masks_too_and_other_masks_are_said(
     run: Run, others: Path, tmp_path: Path
 ) -> None:
@@ -554,6 +559,7 @@ def test_masks_that_share_voxels_have_no_statement(run: Run, model: Path, tmp_pa
     assert (answer.code, "share voxels" in answer.err) == (3, True), answer.err
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_values_that_the_model_does_not_know_are_left_out_where_it_is_measured(
     run: Run, model: Path, others: Path, tmp_path: Path
 ) -> None:

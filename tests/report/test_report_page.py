@@ -19,8 +19,8 @@ from monai_unet_app.report import case_pictures
 from monai_unet_app.report.case_pictures import INVENTED_COLOUR, MISSED_COLOUR, case_figure, error_colours, png
 from monai_unet_app.report.charts import LIGHT
 from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target
-from monai_unet_app.report.html import render_html
-from monai_unet_app.report.sections import conclusion
+from monai_unet_app.report.html import page as page_of
+from monai_unet_app.report.sections import conclusion, sections
 
 ON = MeasuredOn("lobes <3d>", "1.2.0", "ab" * 32, "Phantoms & co", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back"))
@@ -57,7 +57,7 @@ TARGETS = (Target("Dice", ("dice", "mean"), at_least=0.99), Target("ECE", ("ece"
 
 @pytest.fixture(scope="module")
 def page():
-    return render_html(report(targets=TARGETS))
+    return page_of("Evaluation", sections(report(targets=TARGETS)))
 
 
 class Elements(HTMLParser):
@@ -159,7 +159,7 @@ def test_the_palette_for_viewing_is_that_of_the_page():
 
 def test_calibration_before_and_after_stand_beside_each_other_where_both_were_measured(page):
     assert "before calibration" in page
-    assert "before calibration" not in render_html(report(before=False, pictures=False))
+    assert "before calibration" not in page_of("", sections(report(before=False, pictures=False)))
 
 
 def test_a_page_of_forty_classes_says_how_many_it_draws():
@@ -167,7 +167,7 @@ def test_a_page_of_forty_classes_says_how_many_it_draws():
     truth = np.random.default_rng(0).random((40, 6, 5, 4)) > 0.5
     evaluation = Evaluation(plan)
     evaluation.add(CaseArrays("a", "s", truth, truth, np.where(truth, 0.8, 0.2), (1, 1, 1), 0.001))
-    page = render_html(EvaluationReport(evaluation, ON, how=Bootstrap(resamples=5)))
+    page = page_of("", sections(EvaluationReport(evaluation, ON, how=Bootstrap(resamples=5))))
     assert page.count("The first 24 of 40 classes are drawn.") == 2  # of both charts with a part for each class
     assert page.count("<td>Organ ") == 3 * 40  # scores, outlines, parts
 

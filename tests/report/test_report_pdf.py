@@ -11,8 +11,8 @@ from made_up import STATEMENTS, plain_report
 
 from monai_unet_app.report.blocks import Cell, Chart, Picture, Table, Text
 from monai_unet_app.report.evaluation_report import Target
-from monai_unet_app.report.html import render_html
-from monai_unet_app.report.pdf import render_pdf, typeset
+from monai_unet_app.report.evaluation_writer import pages
+from monai_unet_app.report.pdf import typeset
 from monai_unet_app.report.sections import sections
 
 TARGETS = (Target("Dice, mean", ("dice", "mean"), at_least=0.99), Target("ECE", ("ece", "top_label"), at_most=0.9))
@@ -24,21 +24,21 @@ def report():
 
 
 @pytest.fixture(scope="module")
-def file(report):
-    return render_pdf(report)
+def files(report):
+    return pages(report)
 
 
 @pytest.fixture(scope="module")
-def reader(file):
-    return pypdf.PdfReader(io.BytesIO(file))
+def reader(files):
+    return pypdf.PdfReader(io.BytesIO(files["report.pdf"]))
 
 
 def words(reader):
     return " ".join(" ".join(page.extract_text() for page in reader.pages).split())
 
 
-def test_the_same_report_gives_the_same_bytes(report, file):
-    assert render_pdf(report) == file
+def test_the_same_report_gives_the_same_bytes(report, files):
+    assert pages(report) == files
 
 
 def test_the_conclusion_comes_first_with_every_target(reader):
@@ -51,8 +51,9 @@ def test_the_conclusion_comes_first_with_every_target(reader):
     assert "28 accepted, 6 for review, 2 rejected" in first
 
 
-def test_it_has_every_section_and_every_cell_of_the_page(report, reader):
-    page = re.sub(r"<details>.*?</details>|<svg.*?</svg>|<style>.*?</style>", "", render_html(report), flags=re.DOTALL)
+def test_it_has_every_section_and_every_cell_of_the_page(files, reader):
+    page = files["report.html"].decode()
+    page = re.sub(r"<details>.*?</details>|<svg.*?</svg>|<style>.*?</style>", "", page, flags=re.DOTALL)
     there = words(reader).replace(" ", "")
     pieces = re.findall(r"<(?:h[123]|th|td|small|dt|dd|b|figcaption|li|p)[^>]*>([^<]+)", page)
     assert len(pieces) > 150
