@@ -34,3 +34,15 @@ class GeometryProofError(DicomIoError):
 
 class NetworkError(DicomIoError):
     """Another node could not be reached, or refused a request."""
+
+
+class RefusedError(DicomIoError):
+    """A request of the other side is refused.
+
+    Attributes:
+        status: DIMSE status of the answer.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status

@@ -9,8 +9,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pynetdicom import evt
 
+from dicom_io.errors import RefusedError
 from dicom_io.net.limits import IncomingDataSet
-from dicom_io.net.outcome import RefusedError
 from dicom_io.net.pynetdicom_patches import LimitedDimseProvider
 from dicom_io.reading.bounded import MAX_ITEMS
 from dicom_io.reading.headers import is_uid

@@ -20,8 +20,7 @@ from pydicom.filereader import data_element_generator
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from dicom_io.errors import UnreadableFileError
-from dicom_io.net.outcome import RefusedError
+from dicom_io.errors import RefusedError, UnreadableFileError
 from dicom_io.reading.bounded import MAX_INFLATED_BYTES, BoundedFile, InflatedTooLargeError, parse, transfer_syntax
 from dicom_io.reading.headers import is_uid
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
@@ -33,6 +32,7 @@ SMALL_BYTES = 2**28
 """Bytes that any deflated data set may become, however small it is: a mask shrinks to a thousandth."""
 
 CANNOT_UNDERSTAND = 0xC000  # PS3.4 B.2.3
+DUPLICATE_INSTANCE = 0x0111  # PS3.7 C.5.6
 
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _SOP_CLASS = 0x00080016

@@ -6,11 +6,9 @@ from typing import Literal
 
 from pynetdicom import status as statuses
 
-from dicom_io.errors import DicomIoError
+from dicom_io.net.instance_file import DUPLICATE_INSTANCE
 
 State = Literal["sent", "warning", "already there", "refused", "failed", "left out", "held back"]
-
-DUPLICATE_INSTANCE = 0x0111  # PS3.7 C.5.6
 
 _TABLES = {
     "C-STORE": statuses.STORAGE_SERVICE_CLASS_STATUS,
@@ -27,18 +25,6 @@ _TABLES = {
         0xC122: ("Failure", "Referenced Transfer Syntax Not Supported"),
     },
 }
-
-
-class RefusedError(DicomIoError):
-    """A request of the other side is refused.
-
-    Attributes:
-        status: DIMSE status of the answer.
-    """
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass(frozen=True)
