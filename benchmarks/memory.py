@@ -142,7 +142,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.short:
         options.size, options.slices, options.classes, options.window = 96, 60, 12, 32
-        options.rows = options.rows or ["full", "classes", "equal"]
+        options.rows = options.rows or ["full", "equal"]
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(options, (options.work or Path(scratch)).resolve())
         bench.work.mkdir(parents=True, exist_ok=True)

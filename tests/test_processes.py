@@ -170,3 +170,27 @@ def test_no_process_outlives_its_parent(tmp_path: Path, sign: signal.Signals) ->
         parent.wait()
         for pid in filter(is_alive, pids_in(tmp_path)):
             os.kill(pid, signal.SIGKILL)
+
+
+ONCE = """
+import gc
+from monai_unet_app.processes import imports_for_good
+assert gc.get_freeze_count() == 0
+try:
+    with imports_for_good():
+        assert not gc.isenabled()
+        import json.no_such_module
+except ImportError:
+    pass
+known = gc.get_freeze_count()
+more = [[] for _ in range(10**5)]
+with imports_for_good():
+    pass
+assert 0 < known == gc.get_freeze_count(), "later objects are looked through"
+assert gc.isenabled()
+"""
+
+
+def test_what_a_program_imports_first_is_kept_for_good_and_nothing_later() -> None:
+    done = subprocess.run([sys.executable, "-c", ONCE], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr

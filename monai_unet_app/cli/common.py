@@ -13,6 +13,7 @@ from monai_unet_app.cli import show
 from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.cli.flags import Calibrate, Cheaper, Data, Engine, Evaluate, Network, Predict, Reading
 from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.processes import load_monai
 
 if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
@@ -38,6 +39,7 @@ def loaded_bundle(
         by_folds: As in `trained_bundle`.
         overrides: As in `load_bundle`.
     """
+    load_monai()
     from monai_unet_app.bundle import load_bundle
 
     loaded = load_bundle(bundle, device, **(overrides or {}))

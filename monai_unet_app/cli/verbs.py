@@ -14,6 +14,7 @@ from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answ
 from monai_unet_app.cli.dicom_verbs import destination_of_site
 from monai_unet_app.cli.results_of_others import evaluate_results, given, predict_by_program, with_network
 from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.processes import load_monai
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
@@ -29,6 +30,7 @@ def plan(options: flags.Plan) -> Answer:
     Example: monai-unet plan DATA --output my_bundle
     """
     common.check_writable(options.output.parent)
+    load_monai()
     from dicom_io.coding import load_segments, uncoded
     from monai_unet_app.planning.decisions import PlanConfig
     from monai_unet_app.planning.family import NetworkChoice
@@ -120,6 +122,7 @@ def train(options: flags.Train) -> Answer:
     common.check_writable(options.output)
     network = common.network_of(options)
     # this import takes seconds, since it brings torch; the checks that need none of it come first
+    load_monai()
     from monai_unet_app.planning.family import with_network
     from monai_unet_app.training.run import TrainConfig
     from monai_unet_app.training.transfer import find_donor
@@ -420,6 +423,7 @@ def demo(options: flags.Demo) -> Answer:
 
     Example: monai-unet demo --output demo
     """
+    load_monai()
     from monai_unet_app.demo import run_demo
 
     common.check_writable(options.output)

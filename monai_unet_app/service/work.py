@@ -24,6 +24,7 @@ from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
+from monai_unet_app.processes import load_monai
 from monai_unet_app.service.child_processes import PARTIAL, Message, end_with_parent, serve
 from monai_unet_app.service.comparing import CPU, compared
 from monai_unet_app.service.models import copy_of, with_models
@@ -418,6 +419,7 @@ def _describe(series: SeriesRef, rules: Sequence[Rule]) -> str:
 
 def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
     """The loaded bundle of a rule, whose network has run once, on the site's device or on what was found for it before."""
+    load_monai()
     import torch
 
     from monai_unet_app.bundle import load_bundle
