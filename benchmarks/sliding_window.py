@@ -120,7 +120,7 @@ def engine_of(bundle: Bundle, settings: ResultSettings) -> Engine:
     if settings.precision != "int8":
         return bundle.engine(settings)
     file = bundle.root / export_files("openvino", "int8")[0]
-    return ExportedEngine(RUNTIMES["openvino"][1](file, "int8"), bundle)
+    return ExportedEngine(RUNTIMES["openvino"].run(file, "int8"), bundle)
 
 
 def roofline(seconds: dict[str, float], bundle: Bundle, windows: int) -> Figure:

@@ -19,7 +19,8 @@ InferenceSetting = str
 """Keys of what is fitted, in `configs/confidence.json` and `models/fitted.json`: "plain", "tta" for averages over mirror
 images, or an engine in fewer bits, such as "openvino bfloat16"."""
 
-EngineName = Literal["torch", "openvino", "onnxruntime"]
+RuntimeName = Literal["openvino", "onnxruntime"]
+EngineName = Literal["torch", RuntimeName]
 EngineWish = Literal[EngineName, "auto"]
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.config import EngineName, Precision, ResultSettings
+from monai_unet_app.config import Precision, ResultSettings, RuntimeName
 from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
@@ -34,7 +34,7 @@ from monai_unet_app.inference.engines.exported import (
     why_no_export,
 )
 from monai_unet_app.inference.engines.quantised import QUANTISERS, quantise
-from monai_unet_app.inference.engines.runtimes import RUNTIMES, export_files, imported, made_with
+from monai_unet_app.inference.engines.runtimes import RUNTIMES, Runtime, export_files, imported, made_with
 from monai_unet_app.inference.engines.torch_engine import statistics_of
 from monai_unet_app.inference.predict import padded
 from monai_unet_app.pipeline import preprocess
@@ -109,14 +109,14 @@ class WithStatistics(nn.Module):
         return (logits, statistics_of(self._seen.pop())) if self._seen else logits
 
 
-def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Row] = ()) -> dict[str, Any]:
+def export_bundle(bundle: Bundle, engine: RuntimeName, rows: Sequence[Row] = ()) -> dict[str, Any]:
     """Exports a bundle's network into its folder, and gives the entry of the export in the certificate.
 
     The export answers the reference windows, whole, beside torch. One that differs is kept out of the bundle.
 
     Args:
         bundle: In a folder, on the CPU; `models/parity.json` and the files of the export are written.
-        engine: A key of `RUNTIMES`.
+        engine: The program that will run it.
         rows: Cases that an int8 network is quantised on; it is made of the export in float32, which is written first where it
             is absent. Empty for an export in float32.
 
@@ -131,17 +131,17 @@ def export_bundle(bundle: Bundle, engine: EngineName, rows: Sequence[Row] = ()) 
     for package in [engine, QUANTISERS[engine]] if rows else [engine]:
         imported(package)
     precision: Precision = "int8" if rows else "float32"
-    files, runs, source = export_files(engine, precision), RUNTIMES[engine][1], RUNTIMES[engine][0][0]
+    files, runtime = export_files(engine, precision), RUNTIMES[engine]
     if rows and why_no_export(bundle, engine):
         export_bundle(bundle, engine)
     cases, windows = windows_of(bundle, rows)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=bundle.root / "models") as folder:
         made = [Path(folder) / Path(name).name for name in files]
         if rows:
-            quantise(engine, bundle.root / source, made[0], windows)
+            quantise(engine, bundle.root / runtime.files[0], made[0], windows)
         else:
-            _write(bundle, engine, made[0])
-        run, apart, voxels, changed = runs(made[0], precision), 0.0, 0, 0
+            _write(bundle, runtime, made[0])
+        run, apart, voxels, changed = runtime.run(made[0], precision), 0.0, 0, 0
         for window in reference_windows(bundle.rules.channels, bundle.windows.window):
             torchs = bundle.engine(ResultSettings())(window).logits[0]
             logits = answer_of(run, window, bundle.slice_axis).logits[0]
@@ -194,7 +194,7 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
     return [items[(2 * n + 1) * len(items) // (2 * most)] for n in range(most)] if len(items) > most else list(items)
 
 
-def _write(bundle: Bundle, engine: str, file: Path) -> None:
+def _write(bundle: Bundle, runtime: Runtime, file: Path) -> None:
     module = WithStatistics(with_precise_norms(bundle.network), bundle.feature_layer).eval()
     for kind in {type(part) for part in module.modules()}:
         if "__module__" not in vars(
@@ -205,14 +205,7 @@ def _write(bundle: Bundle, engine: str, file: Path) -> None:
     if bundle.slice_axis is not None:
         window = window.squeeze(bundle.slice_axis + 2)
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-        if engine == "openvino":
-            openvino = imported(engine)
-            # Half precision is for who asks for it
-            network = openvino.convert_model(module, example_input=window, input=list(window.shape))
-            openvino.save_model(network, file, compress_to_fp16=False)
-        else:
-            # The older exporter writes instance norms that answer otherwise
-            torch.onnx.export(module, (window,), file, dynamo=True, external_data=False, verbose=False)
+        runtime.write(module, window, file)
 
 
 def begun_certificate(bundle: Bundle) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
 from monai_unet_app.cli.flag_types import Bytes, FromOne, Place, Seconds, Text
 from monai_unet_app.cli.flags import Cases, Data, Device, Engine
+from monai_unet_app.config import RuntimeName
 
 
 class Export(Data):
@@ -20,7 +21,7 @@ class Export(Data):
     """
 
     bundle: Text
-    to: Annotated[Literal["openvino", "onnxruntime", "edge"], Flag(metavar="TARGET")]
+    to: Annotated[Literal[RuntimeName, "edge"], Flag(metavar="TARGET")]
     precision: Literal["float32", "int8"] = "float32"
     output: Place | None = None
 

@@ -138,7 +138,8 @@ def export(options: bundle_flags.Export) -> Answer:
         show.line(f"wrote {settings['size_mb']:.1f} MB, with the network in {networks}; its labels are ours")
         show.line(f"now: python {folder}/segment.py IMAGE LABELS")
         return settings, EXIT_DONE
-    entry = export_bundle(bundle, "openvino" if options.to == "openvino" else "onnxruntime", rows)
+    assert options.to != "edge"
+    entry = export_bundle(bundle, options.to, rows)
     same = entry[options.precision]
     show.line(
         f"wrote the export for {entry['made_with']}: its probabilities are {'on average ' if is_int8 else ''}within "

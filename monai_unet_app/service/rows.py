@@ -2,7 +2,8 @@
 
 The life of a result. "By a person" names the decision that leads from one state to the next.
 
-    (new)          -> held            the quality gate's verdict is "review", and the rule holds such results (`state_of`)
+    (new)          -> held            the quality gate's verdict is "review", and the rule holds such results;
+                                      or it was accepted, and drawn for review (`state_of`)
                    -> rejected        the quality gate's verdict is "reject" (`state_of`)
                    -> sending         any other verdict, or a person has accepted or released the same bytes before
                    -> refused         a person has rejected, corrected or refused the same bytes before
@@ -64,16 +65,22 @@ FOLLOW_UPS = ("verified", "corrected", "rejection note")
 """Verdicts of results that follow from a decision. No worker made them; they supersede no result and are not superseded."""
 
 
-def state_of(verdict: str, *, hold_review: bool) -> ResultState:
-    """The state that the quality gate's verdict gives to a new result.
+def state_of(verdict: str, *, hold_review: bool, drawn: bool = False) -> ResultState:
+    """The state of a new result.
 
     Args:
-        verdict: "accept", "review", "reject", or empty without a gate.
+        verdict: Of the quality gate: "accept", "review", "reject", or empty without a gate.
         hold_review: Of the rule that the result was made for.
+        drawn: An accepted result is one of the share that the rule has reviewed (`is_drawn`).
     """
     if verdict == "reject":
         return "rejected"
-    return "held" if verdict == "review" and hold_review else "sending"
+    return "held" if drawn or (verdict == "review" and hold_review) else "sending"
+
+
+def is_drawn(verdict: str, digest: str, share: float) -> bool:
+    """Whether an accepted result is in the share drawn for review: by its digest, so that one made again is drawn again."""
+    return verdict == "accept" and int(digest[:8], 16) < share * 16**8
 
 
 # AUTOINCREMENT: no number is given twice, also after its row was forgotten, since audit lines and folders name it.

@@ -17,7 +17,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.kinds import FORMATS
 from dicom_io.net.destination import OUR_AE_TITLE, checked_ae_title, checked_port
 from dicom_io.net.destination_file import LOOPBACK, TomlTable, destinations_of, read_table, read_tls
-from monai_unet_app.config import EngineName, Precision
+from monai_unet_app.config import EngineName, Precision, RuntimeName
 from monai_unet_app.data.selection import Patterns, compiled
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.site import (
@@ -98,10 +98,10 @@ def _check(site: Site) -> None:
                 f"{site.path.name}: rule {rule.name} sends to {unknown[0]}; one of "
                 f"{', '.join(site.destinations) or 'no destinations'} is needed; add [destinations.{unknown[0]}]"
             )
-        if (rule.engine == "torch") != (rule.export_sha256 == ""):
+        if (rule.engine in get_args(RuntimeName)) != (rule.export_sha256 != ""):
             raise UsageError(
                 f"{site.path.name}: rule {rule.name} has the engine {rule.engine} and export_sha256 "
-                f"{rule.export_sha256[:12] or 'is missing'}; it is needed for another engine than torch, and only there; "
+                f"{rule.export_sha256[:12] or 'is missing'}; it is needed for an engine that runs an export, and only there; "
                 "monai-unet bundle export prints it"
             )
         if rule.is_registered and site.registry is None:

@@ -30,7 +30,7 @@ from monai_unet_app.service.comparing import CPU, compared
 from monai_unet_app.service.models import copy_of, with_models
 from monai_unet_app.service.observed import observed
 from monai_unet_app.service.result_folder import digest_of, variant_of, variants
-from monai_unet_app.service.rows import NewResult, state_of
+from monai_unet_app.service.rows import NewResult, is_drawn, state_of
 from monai_unet_app.service.rule_checks import check_bundles, check_program_rule, check_rule
 from monai_unet_app.service.site import Rule, Site
 from monai_unet_app.service.site_file import read_site
@@ -268,7 +268,9 @@ class Worker:
     ) -> NewResult:
         """The result that was written to `folder`, with verdict and reasons; `series` is empty for a NIfTI image."""
         (verdict, reason), name = judged, f"{task.output.name}/{folder.name}"
-        digest, state = digest_of(folder), state_of(verdict, hold_review=rule.hold_review)
+        digest = digest_of(folder)
+        drawn = is_drawn(verdict, digest, rule.review_share)
+        state = state_of(verdict, hold_review=rule.hold_review, drawn=drawn)
         document = json.loads(min(folder.rglob("*_result.json")).read_text(encoding="utf-8"))
         files = image.provenance.files if series else ()
         bundle = self.bundle_of(rule)
@@ -278,9 +280,8 @@ class Worker:
             "processor_s": document["seconds"].get(CPU, 0.0),
             **observed(image, next(iter(files), None), document),
         }
-        # By the digest, so that a result which is made again is drawn again
-        if verdict == "accept" and int(digest[:8], 16) < rule.review_share * 16**8:
-            state, reason, seen["drawn"] = "held", "drawn at random for review", rule.review_share
+        if drawn:
+            reason, seen["drawn"] = "drawn at random for review", rule.review_share
         return NewResult(rule.name, series, name, state, verdict, reason, digest, observed=seen, bundle=bundle.sha256)
 
     def bundle_of(self, rule: Rule) -> "Bundle | ExternalBundle":

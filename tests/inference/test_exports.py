@@ -165,7 +165,7 @@ def test_an_export_of_another_network_window_or_layer_is_refused(copied: Path, t
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_damaged_export_is_refused(copied: Path, engine: str) -> None:
-    file = copied / RUNTIMES[engine][0][-1]
+    file = copied / RUNTIMES[engine].files[-1]
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0x40
     file.write_bytes(content)
@@ -181,10 +181,10 @@ def test_another_network_under_a_certificate_that_names_it_is_refused_by_its_ans
     weights = torch.load(other / "models/model.pt", weights_only=True)
     torch.save({name: value * 1.05 for name, value in weights.items()}, other / "models/model.pt")
     export_bundle(load_bundle(other), "openvino")
-    for name in RUNTIMES["openvino"][0]:
+    for name in RUNTIMES["openvino"].files:
         shutil.copyfile(other / name, copied / name)
     document = json.loads((copied / PARITY).read_text())
-    document["exports"]["openvino"]["sha256"] = export_sha256(copied, RUNTIMES["openvino"][0])
+    document["exports"]["openvino"]["sha256"] = export_sha256(copied, RUNTIMES["openvino"].files)
     (copied / PARITY).write_text(json.dumps(document))
     assert "answers a reference window with probabilities that are" in refused(copied)
 

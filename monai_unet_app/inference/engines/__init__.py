@@ -1,6 +1,6 @@
 """Engines: each runs one batch of windows through the network.
 
-A new engine is a module here with what makes it of a bundle, and a row in `chooser.ENGINES`.
+A new engine is a module here with what makes it of a bundle, its name in `config.EngineName`, and a row in `chooser.ENGINES`.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_unet_app.config import ResultSettings
+from monai_unet_app.config import EngineName, ResultSettings
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.metrics.outputs import Outputs
 
@@ -64,7 +64,7 @@ def exported_engine(bundle: Source, settings: ResultSettings) -> ExportedEngine:
     engine, precision = settings.engine, settings.precision
     again = f"run monai-unet bundle export --bundle {bundle.name} --to {engine}"
     again += " --precision int8 --data DATA" if precision == "int8" else ""
-    file, (_, runs) = export_files(engine, precision)[0], RUNTIMES[engine]
+    file, runs = export_files(engine, precision)[0], RUNTIMES[engine].run
     if why := why_no_export(bundle, engine, precision):
         raise BundleError(f"{bundle.name}: {why}; an export of this network is needed; {again}")
     document, (most, most_layer) = parity_of(bundle), LARGEST_APART[settings.precision]
@@ -82,9 +82,9 @@ def exported_engine(bundle: Source, settings: ResultSettings) -> ExportedEngine:
     return made
 
 
-def why_no_export(bundle: Source, engine: str, precision: str = "float32") -> str | None:
+def why_no_export(bundle: Source, name: EngineName, precision: str = "float32") -> str | None:
     """Why an engine has no certified export of the bundle's network for a precision; None if it has one."""
-    document, files, engine = parity_of(bundle), export_files(engine, precision), export_key(engine, precision)
+    document, files, engine = parity_of(bundle), export_files(name, precision), export_key(name, precision)
     if engine not in document.get("exports", {}):
         return f"it has no export for {engine}"
     if document["weights_sha256"] != bundle.weights_sha256:

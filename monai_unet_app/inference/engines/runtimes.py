@@ -3,14 +3,16 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from monai_unet_app.config import EngineName
 from monai_unet_app.errors import UsageError
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -103,14 +105,42 @@ def _together(answers: list[Any]) -> tuple[Tensor, Tensor | None]:
     return logits, layer[0] if layer else None
 
 
-RUNTIMES: dict[str, tuple[tuple[str, ...], Callable[[Path, str], Run]]] = {
-    "openvino": (("models/network.xml", "models/network.bin"), openvino_run),
-    "onnxruntime": (("models/network.onnx",), onnxruntime_run),
+def openvino_write(network: nn.Module, window: Tensor, file: Path) -> None:
+    """Writes a network for windows of one size, values of shape (1, C_in, *window), as OpenVINO reads it."""
+    openvino = imported("openvino")
+    # Half precision is for who asks for it
+    converted = openvino.convert_model(network, example_input=window, input=list(window.shape))
+    openvino.save_model(converted, file, compress_to_fp16=False)
+
+
+def onnx_write(network: nn.Module, window: Tensor, file: Path) -> None:
+    """Writes a network for windows of one size, values of shape (1, C_in, *window), as ONNX."""
+    # The older exporter writes instance norms that answer otherwise
+    torch.onnx.export(network, (window,), file, dynamo=True, external_data=False, verbose=False)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A program that runs exported networks; its package has the name of the engine.
+
+    Attributes:
+        files: The files of an export in a bundle; the first is the one that is read.
+        run: What runs this file in a precision.
+        write: Writes it, and the other files beside it, for windows of the size of the given one.
+    """
+
+    files: tuple[str, ...]
+    run: Callable[[Path, str], Run]
+    write: Callable[[nn.Module, Tensor, Path], None]
+
+
+RUNTIMES: dict[EngineName, Runtime] = {
+    "openvino": Runtime(("models/network.xml", "models/network.bin"), openvino_run, openvino_write),
+    "onnxruntime": Runtime(("models/network.onnx",), onnxruntime_run, onnx_write),
 }
-"""Engine -> the files of its export in a bundle, and what runs the first of them."""
 
 
-def export_files(engine: str, precision: str) -> tuple[str, ...]:
+def export_files(engine: EngineName, precision: str) -> tuple[str, ...]:
     """The files in a bundle that an engine runs with a precision."""
-    files, _ = RUNTIMES[engine]
+    files = RUNTIMES[engine].files
     return tuple(name.replace("network", "network_int8") for name in files) if precision == "int8" else files
