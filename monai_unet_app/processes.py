@@ -86,14 +86,15 @@ def imports_for_good() -> Iterator[None]:
     torch and MONAI bring more than a million objects. Looking through them again and again took a quarter of the time of a
     prediction. Whatever lives at the end of the block is kept until the program ends, so only the first block does that.
     """
-    is_first = not gc.get_freeze_count()
+    is_first, collects = not gc.get_freeze_count(), gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if is_first:
             gc.freeze()
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 def load_monai() -> None:
