@@ -50,7 +50,7 @@ def environment(package: str) -> Environment:
     )
     templates.globals |= {
         "svg_of": lambda chart: Markup(svg(chart.draw(Palette()), chart.label)),
-        "base64": lambda content: base64.b64encode(content).decode("ascii"),
+        "base64": lambda content: Markup(base64.b64encode(content).decode()),
     }
     return templates
 

@@ -81,7 +81,6 @@ def render_page(
         post_url=post_url,
         mark=MARK,
         paper=paper,
-        base64=lambda content: Markup(base64.b64encode(content).decode()),
     )
 
 

@@ -585,9 +585,9 @@ def test_many_regions_with_holes_on_many_slices_are_read_in_some_seconds(tmp_pat
         dataset.StructureSetROISequence.append(roi)
         dataset.ROIContourSequence.append(drawn)
     dataset.save_as(tmp_path / "r.dcm", enforce_file_format=True)
-    begin = time.process_time()
+    begin = time.monotonic()
     found = read_rtstruct(tmp_path / "r.dcm", Volume(np.zeros((250, 200, 200), dtype=np.uint8), np.eye(4)))
-    assert time.process_time() - begin < 30
+    assert time.monotonic() - begin < 30
     assert (found.array == wanted[:, :, None]).all()
 
 
