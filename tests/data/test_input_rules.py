@@ -40,7 +40,7 @@ def test_a_fitting_image_passes_also_oblique_and_without_a_modality() -> None:
 BAD = {
     "CT": (volume(provenance=Provenance("dicom", modality="CT")), "its modality is CT, MR is needed"),
     "whole head": (
-        volume((256, 256, 180)),
+        volume((128, 128, 90), np.diag([2.0, 2.0, 2.0, 1.0])),
         r"field of view is 256 x 256 x 180 mm .*20 x 25 x 15 to 70 x 90 x 70 mm is needed",
     ),
     "too small": (volume((10, 48, 33)), "field of view is 10 x 48 x 33 mm"),
