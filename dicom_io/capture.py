@@ -317,7 +317,7 @@ def _header_of_series(files: Sequence[Path]) -> Dataset:
     for file in files:
         try:
             # One header is enough, but every file is asked for its patient: a second patient has to be seen.
-            named.append(load_dataset(file, with_pixels=False, keywords=["PatientID", "PatientName"]))
+            named.append(load_dataset(file, keywords=["PatientID", "PatientName"]))
             whole = whole or identity.header_of(file)
         except (UnreadableFileError, LabelError) as error:
             fault = error

@@ -25,7 +25,7 @@ from dicom_io.confidentiality.actions import protect
 from dicom_io.confidentiality.pseudonyms import DeidentificationError, Pseudonyms
 from dicom_io.confidentiality.table import OPTIONS, PROFILE, checked_options, table
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from dicom_io.reading.frames import stored_samples
 from dicom_io.reading.headers import is_uid, shown
 from dicom_io.reading.instances import READ_ERRORS, listed, load_dataset, read_instance
@@ -324,8 +324,7 @@ def _encoded(dataset: FileDataset) -> bytes:
 
 def _write(content: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_when_whole(path) as part:
-        part.write_bytes(content)
+    write_whole(path, content)
 
 
 def _report(run: _Run) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def _files_at(path: Path) -> list[Path]:
 def _is_a_conversion(file: Path) -> bool:
     """Whether this module wrote the file."""
     try:
-        header = load_dataset(file, with_pixels=False)
+        header = load_dataset(file)
     except (DicomIoError, OSError):
         return False
     return bool(header.get("ManufacturerModelName") == MODEL or header.get("SoftwareVersions") == LABEL_VERSION)

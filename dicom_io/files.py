@@ -37,6 +37,12 @@ def replace_when_whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def write_whole(path: Path, content: str | bytes, *, sync: bool = False) -> None:
+    """Writes a file as `replace_when_whole` does; a text in UTF-8, with its line ends as they are."""
+    with replace_when_whole(path, sync=sync) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def replace_together(texts: Mapping[Path, str]) -> None:
     """Replaces the text of several files, in UTF-8: all of them, or none if one of them cannot be written.
 

@@ -69,7 +69,7 @@ def write_pdf(
         GeometryProofError: The file written does not give the document back; no file is left.
     """
     pages = _checked(document)
-    if not 0 < len(title) <= 64 or identity.plain(title, 64) != title:
+    if not 0 < len(title) <= 64 or identity.plain(title) != title:
         raise LabelError(
             f"the title of the document is {title!r}; 1 to 64 ASCII characters without a backslash are needed; shorten it"
         )

@@ -23,6 +23,7 @@ from monai_unet_app.data.labels import FileValues
 from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import BundleError, InputRefusedError, refusing_as
 from monai_unet_app.metrics.outputs import OUTPUTS, Outputs
@@ -79,8 +80,9 @@ class Bundle(BundleFiles):
     @property
     def replaced(self) -> tuple[str, ...]:
         """The overrides, each as "id=value"."""
-        told = (json.dumps(value, default=lambda one: type(one).__name__) for _, value in self.overrides)
-        return tuple(f"{name}={value}" for (name, _), value in zip(self.overrides, told, strict=True))
+        return tuple(
+            f"{name}={json.dumps(value, default=lambda one: type(one).__name__)}" for name, value in self.overrides
+        )
 
     @property
     def folds(self) -> "tuple[Bundle, ...]":
@@ -338,7 +340,7 @@ class Bundle(BundleFiles):
     def run_record(self) -> dict[str, Any]:
         """`models/run.json`: how the weights were trained, and on which cases; empty if the file is absent."""
         path = self.weights_dir / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json_of(path) if path.is_file() else {}
 
     @cached_property
     def seen(self) -> tuple[SeenCase, ...]:
@@ -351,9 +353,9 @@ class Bundle(BundleFiles):
         """
         path = self.weights_dir / CALIBRATION_RECORD
         try:
-            calibrated = json.loads(path.read_text())["cases"] if path.is_file() else {}
+            calibrated = json_of(path)["cases"] if path.is_file() else {}
             donor = self.root / DONOR
-            earlier = (json.loads(donor.read_text())["cases"] or {}) if donor.is_file() else {}
+            earlier = (json_of(donor)["cases"] or {}) if donor.is_file() else {}
             # A list, not a mapping by id: a case may stand in several records
             cases = [
                 SeenCase(case_id, entry["subject"], entry.get("partition", "calibration"), entry["image"])

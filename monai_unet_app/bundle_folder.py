@@ -5,7 +5,6 @@ Neither torch nor MONAI is imported here: they take seconds, and a list of bundl
 
 import atexit
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -20,9 +19,9 @@ from typing import Any
 import yaml
 
 from dicom_io.coding import Segment, load_segments
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from monai_unet_app.data.archives import unpack
-from monai_unet_app.data.schemas import validate
+from monai_unet_app.data.schemas import json_of, validate
 from monai_unet_app.data.splits import read_splits
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
@@ -72,7 +71,7 @@ class BundleFiles:
     def metadata(self) -> dict[str, Any]:
         """`configs/metadata.json`. Raises BundleError if it is damaged, or has no version or no task."""
         try:
-            metadata: dict[str, Any] = json.loads((self.root / "configs/metadata.json").read_text())
+            metadata: dict[str, Any] = json_of(self.root / "configs/metadata.json")
             _ = metadata["version"], metadata["task"]
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.name}: metadata.json cannot be used ({error}); see docs/bundles.md") from error
@@ -113,7 +112,7 @@ class BundleFiles:
         path = self.root / CONFIDENCE
         if not path.is_file():
             return None
-        document: dict[str, Any] = json.loads(path.read_text())
+        document: dict[str, Any] = json_of(path)
         if isinstance(document, dict) and document.get("schema_version") == "1.0":
             raise BundleError(
                 f"{self.name}: {CONFIDENCE} has version 1.0, which does not record whether the border of the image cuts off a "
@@ -130,7 +129,7 @@ class BundleFiles:
         if not path.is_file():
             return None
         try:
-            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            document: dict[str, Any] = json_of(path)
             validate(document, "fitted")
         except (ValueError, InputRefusedError) as error:
             raise BundleError(
@@ -360,7 +359,7 @@ def bundle_files(name: str | Path) -> BundleFiles:
 def kind_of(root: Path) -> str | None:
     """`kind` in the metadata of a folder; None for a bundle with a network, and for what is no bundle."""
     try:
-        metadata = json.loads((root / "configs/metadata.json").read_text(encoding="utf-8"))
+        metadata = json_of(root / "configs/metadata.json")
     except (OSError, ValueError):
         return None
     kind = metadata.get("kind") if isinstance(metadata, dict) else None
@@ -411,6 +410,5 @@ def unchanged_on_failure(root: Path) -> Iterator[None]:
             if content is None:
                 file.unlink(missing_ok=True)
             elif file.read_bytes() != content:
-                with replace_when_whole(file) as part:
-                    part.write_bytes(content)
+                write_whole(file, content)
         raise

@@ -17,6 +17,7 @@ from monai_unet_app.data.case_files import CaseFiles, case_message
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.rules import check_channel_names
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.dicom_results import check_coded, converted_modality
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case, segment_case, settings_of
@@ -156,7 +157,7 @@ def _found(folder: Path, case_id: str, request: str) -> dict[str, Any] | None:
     """The `result.json` of an earlier run with the same request, if all files that it names are there."""
     record = folder / f"{case_id}_result.json"
     try:
-        document: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json_of(record)
         files = [folder / name for name in document["files"].values()]
         is_same = document["request_sha256"] == request and all(file.exists() for file in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or not one of ours

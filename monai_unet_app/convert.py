@@ -186,7 +186,7 @@ def label_file(
 
 def _structures(result: Path, volume: Volume, names: Sequence[str]) -> tuple[Volume, dict[int, str]]:
     """Structures of a SEG or RTSTRUCT as masks, shape (I, J, K, C), and the name of each by its label value."""
-    header = load_dataset(result, with_pixels=False)
+    header = load_dataset(result)
     with refusing(result):
         kind = kind_of_class(uid := str(header.get("SOPClassUID") or ""))
         check_source_series(header, volume)

@@ -105,7 +105,7 @@ def check_coded(name: str, segments: Sequence[Segment]) -> None:
 def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:
     """The path, if the file there is a report on the study of the source; else None."""
     try:
-        header = load_dataset(path, with_pixels=False) if path is not None and path.is_file() else Dataset()
+        header = load_dataset(path) if path is not None and path.is_file() else Dataset()
     except DicomIoError:
         return None
     expected = (Comprehensive3DSRStorage, source.provenance.study_instance_uid)

@@ -56,6 +56,11 @@ def refusal_in(error: BaseException | None) -> AppError | None:
     return error
 
 
+def first_line(error: Exception) -> str:
+    """Of the text of an error of other software, or its kind where it has none; at most 200 characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def without_folders(text: str, *roots: Path) -> str:
     """The message with the folders below these roots removed, so that only file names leave this machine."""
     for root in roots:

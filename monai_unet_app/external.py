@@ -4,7 +4,6 @@ A bundle of `kind: external` says how it is started, within which limits, and wh
 `docs/how-to/any-model.md` shows one.
 """
 
-import json
 import os
 import string
 import sys
@@ -24,7 +23,7 @@ from monai_unet_app.confidence.results_bundle import COMMAND, ResultsBundle
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.nnunet_folder import smallest
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending
-from monai_unet_app.data.schemas import validate, write_json
+from monai_unet_app.data.schemas import json_of, validate, write_json
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.label_results import LabelRequest, Maker
 
@@ -79,7 +78,7 @@ class ExternalBundle(ResultsBundle):
     def command(self) -> Command:
         """How the program is started. Raises BundleError if the file is damaged."""
         with self._needed():
-            document = json.loads((self.root / COMMAND).read_text(encoding="utf-8"))
+            document = json_of(self.root / COMMAND)
             validate(document, "external")
             return Command.from_document(document)
 

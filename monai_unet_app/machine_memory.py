@@ -12,7 +12,6 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # malloc.h
 _ARENAS = 2
@@ -33,7 +32,7 @@ def resident_bytes(pid: int | str = "self") -> int:
 
 def taken_by(work: Callable[[], object]) -> int:
     """How far this process grows, at its largest, while some work is done; not by what an earlier one has left free."""
-    _trim()
+    _glibc("malloc_trim", 0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the largest size begins anew, proc(5)
     before = resident_bytes()
@@ -106,43 +105,28 @@ def _entry(path: Path, name: str, absent: float = 0.0) -> float:
 def keep_small() -> None:
     """Sets for the whole process how freed memory is kept. Must be called before threads are started."""
     # Threads get arenas when they first allocate memory; a limit removes no arena that exists already.
-    _mallopt(_ARENA_MAX, _ARENAS)
+    _glibc("mallopt", _ARENA_MAX, _ARENAS)
     # A threshold that is set no longer grows by itself (mallopt(3)).
-    _mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+    _glibc("mallopt", _MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 @contextmanager
 def large_blocks_go_back() -> Iterator[None]:
     """Inside it a large block that is freed goes back to the system at once; this is slower where there are many of them."""
-    _mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+    _glibc("mallopt", _MMAP_THRESHOLD, _LARGE_BYTES)
     try:
         yield
     finally:
-        _mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        _glibc("mallopt", _MMAP_THRESHOLD, _LARGEST_THRESHOLD)
 
 
 def trim_until(ended: Callable[[float], bool]) -> None:
     """Gives free memory back to the system every few seconds until `ended`, which waits so many seconds, is true."""
     while not ended(_TRIM_S):
-        _trim()
+        _glibc("malloc_trim", 0)
 
 
-def _trim() -> None:
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-def _mallopt(parameter: int, value: int) -> None:
-    libc = _glibc()
-    if libc is not None:
-        libc.mallopt(parameter, value)
-
-
-def _glibc() -> Any:
-    """The C library of this process if it is glibc, else None."""
-    try:
-        libc = ctypes.CDLL(None)  # the libraries that this process has loaded
-    except (OSError, TypeError):
-        return None
-    return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
+def _glibc(function: str, *values: int) -> None:
+    """Calls a function of the C library of this process if that is glibc."""
+    with suppress(OSError, TypeError, AttributeError):
+        getattr(ctypes.CDLL(None), function)(*values)  # of the libraries that this process has loaded

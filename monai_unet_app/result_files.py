@@ -1,6 +1,5 @@
 """The files of a result: how they appear all at once, and what `result.json` says of their image and of what is stated."""
 
-import json
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +12,7 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.confidence.assessment import Assessment
+from monai_unet_app.data.schemas import json_of
 
 SCHEMA_VERSION = "1.0"
 
@@ -37,7 +37,7 @@ def publish(folder: Path, output: Path, case_id: str) -> None:
 def _named_by(record: Path, case_id: str) -> list[Path]:
     """The files and folders of this case that an earlier `result.json` names, only those beside it."""
     try:
-        files = json.loads(record.read_text())["files"].values()
+        files = json_of(record)["files"].values()
         tops = {Path(name).parts[0] for name in files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):  # absent, or not one of ours
         return []

@@ -26,7 +26,7 @@ from monai_unet_app.bundle_folder import CONFIDENCE, FITTED, WEIGHTS, BundleFile
 from monai_unet_app.calibration.fitted import digests_before, neutral, yaml_block
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.config import InferenceSetting, PredictConfig, ResultSettings
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.errors import BundleError
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.checkpoints import half_weights
@@ -302,7 +302,7 @@ def _new_texts(root: Path, before: Path, after: Path, fitted: Mapping[str, Any])
     configs = ("configs/inference.yaml", "configs/train.yaml")
     recipe = _old_recipe([before / name for name in configs]) if (before / configs[1]).is_file() else None
     for path in sorted((*root.glob("models/run.json"), *root.glob("run/run.json"), *root.glob("folds/*/*/run.json"))):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json_of(path)
         if recipe and record.get("recipe_sha256") == recipe:
             record["recipe_sha256"] = recipe_sha256([after / name for name in configs])
             yield path.relative_to(root).as_posix(), _json(record)

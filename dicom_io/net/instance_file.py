@@ -168,7 +168,7 @@ def _parsed(path: Path, file: BoundedFile, most_bytes: float = math.inf) -> tupl
     if not transfer_syntax(file):  # else the rest would be read in very small pieces
         raise ValueError("no transfer syntax")
     most = min(most_bytes, MAX_INFLATED_BYTES, max(SMALL_BYTES, MOST_RATIO * file.size))
-    header, stream = parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS, max_inflated=most)
+    header, stream = parse(path, file, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS, max_inflated=most)
     return header.file_meta.TransferSyntaxUID, stream, data_set_start(header) if stream is file else 0
 
 
@@ -195,7 +195,7 @@ def has_same_data_set(stored: Path, new: Path) -> bool:
             with _reading:
                 if max(layout.pixels - layout.start for layout in (first, second)) > _LARGEST_HEADER:
                     return False
-                if load_dataset(stored, with_pixels=False) != load_dataset(new, with_pixels=False):
+                if load_dataset(stored) != load_dataset(new):
                     return False
             return _has_same_bytes(first.stream, first.values, second.stream, second.values)
     except (UnreadableFileError, *READ_ERRORS):  # type: ignore[misc]  # the kept file was not written by this package

@@ -117,7 +117,7 @@ def read_sop_uids(file: Path) -> tuple[str, str]:
     Raises:
         UnreadableFileError: The file is no DICOM object, or a UID is invalid.
     """
-    return _sop_uids(file, load_dataset(file, with_pixels=False))
+    return _sop_uids(file, load_dataset(file))
 
 
 def _sop_uids(file: Path, header: Dataset) -> tuple[str, str]:
@@ -130,7 +130,7 @@ def _sop_uids(file: Path, header: Dataset) -> tuple[str, str]:
 
 
 def _read(file: Path) -> Outgoing:
-    header = load_dataset(file, with_pixels=False)
+    header = load_dataset(file)
     sop_class, instance = map(UID, _sop_uids(file, header))
     syntax = UID(str(header.file_meta.TransferSyntaxUID))
     with refusing(file):

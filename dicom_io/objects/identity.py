@@ -100,7 +100,7 @@ class ResultInfo:
 
     def __post_init__(self) -> None:
         for name in ("algorithm_name", "algorithm_version", "manufacturer"):
-            if not plain(getattr(self, name), 64):
+            if not plain(getattr(self, name)):
                 raise LabelError(
                     f"the {name} of the result is {getattr(self, name)!r}; 1 to 64 printable characters are needed because "
                     "every object must name the software that made it; give it"
@@ -267,7 +267,7 @@ def header_of(file: Path) -> Dataset:
         LabelError: It does not name its study, series or class.
         UnreadableFileError: The file cannot be read.
     """
-    header = _supplied(_named(load_dataset(file, with_pixels=False)))
+    header = _supplied(_named(load_dataset(file)))
     header.carried = patient_and_study.carried(header)
     return header
 
@@ -291,7 +291,7 @@ def _parsed_headers(
     files: tuple[tuple[Path, tuple[int, int, int] | None], ...], whole: bool
 ) -> list[tuple[Path, Dataset]]:
     keywords = None if whole else SLICE_KEYWORDS.split()
-    return [(file, load_dataset(file, with_pixels=False, keywords=keywords)) for file, _ in files]
+    return [(file, load_dataset(file, keywords=keywords)) for file, _ in files]
 
 
 def _named(header: Dataset) -> Dataset:
@@ -392,10 +392,10 @@ def for_highdicom(kind: str, uids: tuple[str, str], header: Dataset, result: Res
         "sop_instance_uid": uids[0],
         "series_instance_uid": uids[1],
         "series_number": series_number(header, kind, result),
-        "manufacturer": plain(result.manufacturer, 64),
-        "manufacturer_model_name": plain(result.algorithm_name, 64),
-        "software_versions": plain(result.algorithm_version, 64),
-        "device_serial_number": plain(result.bundle_sha256, 64) or "0",
+        "manufacturer": plain(result.manufacturer),
+        "manufacturer_model_name": plain(result.algorithm_name),
+        "software_versions": plain(result.algorithm_version),
+        "device_serial_number": plain(result.bundle_sha256) or "0",
         "contributing_equipment": [contribution(result)],
     }
 
@@ -409,7 +409,7 @@ def series_description(result: ResultInfo, kind: str, images: int | None = None)
     return f"{plain(text, 64 - len(tail))}{tail}"
 
 
-def plain(text: str, length: int) -> str:
+def plain(text: str, length: int = 64) -> str:
     """`text` in printable ASCII and at most `length` characters, so that it fits every SpecificCharacterSet of a
     source.
     """
@@ -424,10 +424,10 @@ def contribution(result: ResultInfo) -> hd.ContributingEquipment:
     facts += [f"{name}={value}" for name, value in sorted(result.settings)]
     facts += [f"quality: {result.quality}"] if result.quality else []
     return hd.ContributingEquipment(
-        manufacturer=plain(result.manufacturer, 64),
+        manufacturer=plain(result.manufacturer),
         purpose_of_reference=codes.DCM.ProcessingEquipment,
-        manufacturer_model_name=plain(result.algorithm_name, 64),
-        software_versions=plain(result.algorithm_version, 64),
+        manufacturer_model_name=plain(result.algorithm_name),
+        software_versions=plain(result.algorithm_version),
         contribution_description=plain("; ".join(facts), 1024),
     )
 
@@ -462,7 +462,7 @@ def stamp(
         purpose = item.PurposeOfReferenceCodeSequence[0].CodeValue
         if "ContributionDateTime" in item and purpose != codes.DCM.AcquisitionEquipment.value:
             del item.ContributionDateTime  # highdicom reads the clock for its own item
-    target.Manufacturer = plain(result.manufacturer, 64)
-    target.ManufacturerModelName = plain(result.algorithm_name, 64)
-    target.SoftwareVersions = plain(result.algorithm_version, 64)
-    target.DeviceSerialNumber = plain(result.bundle_sha256, 64) or "0"
+    target.Manufacturer = plain(result.manufacturer)
+    target.ManufacturerModelName = plain(result.algorithm_name)
+    target.SoftwareVersions = plain(result.algorithm_version)
+    target.DeviceSerialNumber = plain(result.bundle_sha256) or "0"

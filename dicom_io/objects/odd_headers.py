@@ -60,7 +60,7 @@ def _odd_keywords(arguments: Iterable[object]) -> Iterator[str]:
                 yield from _odd_of(header)
             for file in argument.provenance.files[:1]:
                 with suppress(DicomIoError):
-                    yield from _odd_of(load_dataset(Path(file), with_pixels=False))
+                    yield from _odd_of(load_dataset(Path(file)))
 
 
 def _odd_of(header: Dataset) -> Iterator[str]:

@@ -154,7 +154,7 @@ def _itk_view(file: Path, _state: tuple[int, int, int]) -> ItkView:
     with TemporaryDirectory(prefix="monai-unet-place-") as folder:
         copy = Path(folder) / "header.dcm"
         try:
-            header = load_dataset(file, with_pixels=False)
+            header = load_dataset(file)
             sop_class_uid = str(header.get("SOPClassUID"))
             _placing_attributes(header).save_as(copy, enforce_file_format=True)
             reader.SetFileName(str(copy))

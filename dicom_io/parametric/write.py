@@ -90,7 +90,7 @@ def _check_meaning(meaning: MapMeaning) -> None:
             f"the quantity {quantity.meaning!r} has the private coding scheme {quantity.scheme_designator!r}; "
             "a published code is needed, for others to understand it; see PS3.16"
         )
-    if not 0 < len(label) <= 64 or identity.plain(label, 64) != label:
+    if not 0 < len(label) <= 64 or identity.plain(label) != label:
         raise LabelError(
             f"the label of the map is {label!r}; 1 to 64 ASCII characters without a backslash are needed; shorten it"
         )

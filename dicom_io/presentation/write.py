@@ -299,5 +299,5 @@ def _voi_item(view: display.Display, *, rescaled: bool) -> Dataset:
         VOILUTFunction=window.function,
     )
     if window.explanation:
-        item.WindowCenterWidthExplanation = identity.plain(window.explanation, 64)
+        item.WindowCenterWidthExplanation = identity.plain(window.explanation)
     return item

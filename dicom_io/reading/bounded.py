@@ -169,7 +169,7 @@ def parse(
     path: Path,
     file: BoundedFile,
     *,
-    with_pixels: bool,
+    with_pixels: bool = False,
     tags: Sequence[BaseTag] | None = None,
     last: int | None = None,
     max_inflated: float | None = None,

@@ -20,7 +20,7 @@ def files_of_dicomdir(path: Path) -> list[Path]:
     Raises:
         UnreadableFileError: The index is broken, or names a file outside its own folder.
     """
-    index = load_dataset(path, with_pixels=False)
+    index = load_dataset(path)
     with refusing(path):
         file_ids = [listed(record.get("ReferencedFileID")) for record in index.get("DirectoryRecordSequence") or []]
     files = [[str(part) for part in file_id] for file_id in file_ids if file_id]
@@ -46,7 +46,7 @@ def is_dicomdir(path: Path) -> bool:
             if not looks_like_dicom(file.read(136)) or transfer_syntax(file) not in ("", ExplicitVRLittleEndian):
                 return False  # PS3.10 8.6: a DICOMDIR is in explicit VR little endian
             # Only up to the SOP class: a large index need not be read to know its kind.
-            index, _ = parse(path, file, with_pixels=False, tags=[sop_class], last=sop_class)
+            index, _ = parse(path, file, tags=[sop_class], last=sop_class)
             if fault_of(index):
                 return False
             classes = (index.file_meta.get("MediaStorageSOPClassUID", ""), index.get("SOPClassUID", ""))

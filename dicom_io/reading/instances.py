@@ -175,7 +175,7 @@ def read_instance(path: Path) -> Instance | None:
                     raise broken_file(path, f"its {file.size} bytes do not begin as one")
                 return None
             is_certain = start[128:132] == b"DICM" or _is_bare_data_set(start)
-            header, stream = parse(path, file, with_pixels=False, tags=_HEADER_TAGS)
+            header, stream = parse(path, file, tags=_HEADER_TAGS)
             return _checked_instance(path, header, stream, is_certain=is_certain)
     # This error is an OSError too, so it has to be caught first: a pipe in a folder is passed by, not refused.
     except NoRegularFileError:
@@ -191,14 +191,14 @@ def series_uid_in(path: Path) -> str:
     """SeriesInstanceUID of a file that is broken further on; empty if its header does not get that far."""
     tag = Tag("SeriesInstanceUID")
     with suppress(*READ_ERRORS), BoundedFile(path) as file:
-        element = parse(path, file, with_pixels=False, tags=[tag], last=tag)[0].get_item(tag)
+        element = parse(path, file, tags=[tag], last=tag)[0].get_item(tag)
         # A UID that is cut short could be that of another series.
         uid = "" if element is None or ends_early(element) else str(element.value.decode("ascii")).strip("\0 ")
         return uid if is_uid(uid) else ""
     return ""
 
 
-def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | None = None) -> FileDataset:
+def load_dataset(path: Path, *, with_pixels: bool = False, keywords: Sequence[str] | None = None) -> FileDataset:
     """The data set of one DICOM file, also of one without preamble and file meta information.
 
     Args:

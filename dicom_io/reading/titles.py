@@ -50,7 +50,7 @@ def title_of(instance: Instance) -> SeriesTitle:
     try:
         # Without the character set, a name beyond ASCII would not be recognised in the title.
         keywords = (*_TITLE, *_OF_THE_PATIENT, "SpecificCharacterSet")
-        header = instance.dataset or load_dataset(instance.path, with_pixels=False, keywords=keywords)  # type: ignore[arg-type]
+        header = instance.dataset or load_dataset(instance.path, keywords=keywords)  # type: ignore[arg-type]
     except DicomIoError:
         return SeriesTitle()
     number, description, protocol, time = (

@@ -230,10 +230,10 @@ def _description(segment: Segment, source: Volume, result: ResultInfo) -> hd.seg
 
 def _algorithm(result: ResultInfo) -> hd.AlgorithmIdentificationSequence:
     return hd.AlgorithmIdentificationSequence(
-        name=identity.plain(result.algorithm_name, 64),
+        name=identity.plain(result.algorithm_name),
         family=result.algorithm_family,
-        version=identity.plain(result.algorithm_version, 64),
-        source=identity.plain(result.manufacturer, 64),
+        version=identity.plain(result.algorithm_version),
+        source=identity.plain(result.manufacturer),
     )
 
 

@@ -109,7 +109,7 @@ def _channels(dataset: Dataset, reference: Volume, names: Sequence[str] | None) 
 
 def segment_numbers(path: Path) -> tuple[int, ...]:
     """The SegmentNumbers that a SEG describes, in increasing order, without a background."""
-    dataset = load_dataset(Path(path), with_pixels=False)
+    dataset = load_dataset(Path(path))
     with refusing(path):
         return _numbers(dataset)
 
@@ -206,7 +206,7 @@ def described_segments(seg: Path) -> tuple[Segment, ...]:
     Raises:
         UnreadableFileError: The file cannot be read, or a segment lacks an attribute that the standard requires.
     """
-    header = load_dataset(seg, with_pixels=False)
+    header = load_dataset(seg)
     with refusing(seg):
         described = [item for item in header.get("SegmentSequence") or [] if int(item.SegmentNumber)]
         return tuple(sorted(map(_segment, described), key=lambda segment: segment.number))

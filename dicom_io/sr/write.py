@@ -209,7 +209,7 @@ def _predecessors(
 
 
 def load_report(path: Path) -> Dataset:
-    report = load_dataset(path, with_pixels=False)
+    report = load_dataset(path)
     if report.get("SOPClassUID") != Comprehensive3DSRStorage:
         raise LabelError(
             f"the earlier report {path.name} has SOP class {shown_uid(report.get('SOPClassUID'))}; a Comprehensive 3D SR is "
@@ -230,7 +230,7 @@ def _version_of(study: Dataset) -> Dataset:
 
 
 def _read_seg_header(seg: Path, digest: str, source: Volume, result: ResultInfo) -> Dataset:
-    header = load_dataset(Path(seg), with_pixels=False)
+    header = load_dataset(Path(seg))
     # The UID of a SEG depends on its encoding, which is not known here.
     expected = [
         seg_uid(source, result, encoding, digest, empty_frames=empty_frames)
@@ -263,10 +263,10 @@ def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
         uid=identity.derived_uid(
             "device", result.manufacturer, result.algorithm_name, result.algorithm_version, result.bundle_sha256
         ),
-        name=identity.plain(result.algorithm_name, 64),
-        manufacturer_name=identity.plain(result.manufacturer, 64),
-        model_name=identity.plain(result.algorithm_name, 64),
-        serial_number=identity.plain(result.bundle_sha256, 64) or "0",
+        name=identity.plain(result.algorithm_name),
+        manufacturer_name=identity.plain(result.manufacturer),
+        model_name=identity.plain(result.algorithm_name),
+        serial_number=identity.plain(result.bundle_sha256) or "0",
     )
     return hd.sr.ObservationContext(
         observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device),
@@ -353,8 +353,8 @@ def _algorithm(result: ResultInfo) -> hd.sr.AlgorithmIdentification | None:
     settings += [f"quality: {result.quality}"] if result.quality else []
     settings += [f"calibration: {result.calibration}"] if result.calibration else []
     return hd.sr.AlgorithmIdentification(
-        name=identity.plain(result.algorithm_name, 64),
-        version=identity.plain(result.algorithm_version, 64),
+        name=identity.plain(result.algorithm_name),
+        version=identity.plain(result.algorithm_version),
         parameters=[identity.plain(text, 1024) for text in (f"bundle sha256 {result.bundle_sha256}", *settings)],
     )
 

@@ -197,7 +197,7 @@ def dicom_attributes(cases: Sequence[CaseFiles], institution: Institution | None
         raise InputRefusedError(
             f"{first_names(foreign)}: no series of DICOM files with a header; give a table with --attributes FILE instead"
         )
-    headers = {case.id: load_dataset(case.header, with_pixels=False) for case in cases if case.header is not None}
+    headers = {case.id: load_dataset(case.header) for case in cases if case.header is not None}
     values = {
         name: {case: read(header) for case, header in headers.items()} for name, read in HEADER_ATTRIBUTES.items()
     }

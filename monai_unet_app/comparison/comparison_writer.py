@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from monai_unet_app.data.schemas import validate, write_json
 from monai_unet_app.report.words import csv_text
 
@@ -45,9 +45,7 @@ def _write(
     written = folder / f"{name}.json", folder / f"{name}.csv"
     write_json(document, written[0])
     rows = list(rows)
-    with replace_when_whole(written[1]) as part:
-        # newline="": the text has its line ends already, which Windows would change.
-        part.write_text(csv_text([rows[0], *(row.values() for row in rows)]), encoding="utf-8", newline="")
+    write_whole(written[1], csv_text([rows[0], *(row.values() for row in rows)]))
     return written
 
 

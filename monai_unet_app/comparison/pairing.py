@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.score_registry import SCORES
@@ -107,20 +106,13 @@ def _check_truth(first: StoredEvaluation, second: StoredEvaluation, cases: Seque
 def _common_subjects(first: Mapping[str, str], second: Mapping[str, str], cases: Sequence[str]) -> dict[str, str]:
     """Case id -> subject, also if the evaluations name people differently: cases that share a subject in either get the same.
 
-    Cases and the subjects of both evaluations are the nodes of a graph; each connected part of the graph is one person.
+    The people of both evaluations are joined where they share a case; the least name, so that the order of the rows does not
+    matter.
     """
-    if not cases:
-        return {}
-    members = [np.unique([subjects[case] for case in cases], return_inverse=True)[1] for subjects in (first, second)]
-    # Nodes from 0 are the cases, then the people of the first evaluation, then the people of the second.
-    nodes = np.arange(len(cases))
-    people = [len(cases) + members[0], len(cases) + members[0].max() + 1 + members[1]]
-    size = int(people[1].max()) + 1
-    # Two links for each case: to its person in the first evaluation, and in the second.
-    links = coo_array((np.ones(2 * len(cases)), (np.tile(nodes, 2), np.concatenate(people))), shape=(size, size))
-    persons = connected_components(links, directed=False)[1][: len(cases)]
-    names: dict[int, str] = {}
-    # The least name, so that the order of the rows does not matter.
-    for case, person in zip(cases, persons, strict=True):
-        names[person] = min(first[case], names.get(person, first[case]))
-    return {case: names[person] for case, person in zip(cases, persons, strict=True)}
+    people = DisjointSet()
+    for case in cases:
+        here, there = (first[case], True), (second[case], False)
+        people.add(here)
+        people.add(there)
+        people.merge(here, there)
+    return {case: min(name for name, is_first in people.subset((first[case], True)) if is_first) for case in cases}

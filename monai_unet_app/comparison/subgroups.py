@@ -140,32 +140,25 @@ def _subgroup(
         group: [case for case in table.subjects if grouping.of_case[case] == group]
         for group in (*grouping.groups, NOT_GIVEN)
     }
-    groups = tuple(_group(group, cases, table, scores, fewest, how) for group, cases in members.items() if cases)
+    groups = list[Group]()
+    for group, cases in members.items():
+        if not cases:
+            continue
+        subjects = [table.subjects[case] for case in cases]
+        estimates = {
+            score: bootstrap_mean([values[case] for case in cases], subjects, how) for score, values in scores.items()
+        }
+        # The subjects that have this score are counted: in a large group few may have a defined distance.
+        guarded = {score: estimate if estimate.subjects >= fewest else None for score, estimate in estimates.items()}
+        groups.append(Group(group, len(set(subjects)), len(cases), guarded))
     return Subgroup(
         grouping.name,
-        groups,
+        tuple(groups),
         {
             score: _test(values, [members[group] for group in grouping.groups], table, fewest)
             for score, values in scores.items()
         },
     )
-
-
-def _group(
-    name: str,
-    cases: Sequence[str],
-    table: CaseTable,
-    scores: Mapping[str, Mapping[str, float]],
-    fewest: int,
-    how: Bootstrap,
-) -> Group:
-    subjects = [table.subjects[case] for case in cases]
-    estimates = {
-        score: bootstrap_mean([values[case] for case in cases], subjects, how) for score, values in scores.items()
-    }
-    # The subjects that have this score are counted: in a large group few may have a defined distance.
-    guarded = {score: estimate if estimate.subjects >= fewest else None for score, estimate in estimates.items()}
-    return Group(name, len(set(subjects)), len(cases), guarded)
 
 
 def _test(values: Mapping[str, float], groups: Sequence[Sequence[str]], table: CaseTable, fewest: int) -> RankTest:

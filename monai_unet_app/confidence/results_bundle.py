@@ -23,6 +23,7 @@ from monai_unet_app.bundle_folder import (
 )
 from monai_unet_app.data.digest import place_among
 from monai_unet_app.data.probability_files import tempered
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import BundleError, InputRefusedError
 
 from .assessment import Assessment, assess
@@ -93,7 +94,7 @@ class ResultsBundle(BundleFiles):
         if not (self.root / TEMPERATURE).is_file():
             return None
         with self._needed():
-            return float(json.loads((self.root / TEMPERATURE).read_text())["temperature"])
+            return float(json_of(self.root / TEMPERATURE)["temperature"])
 
     def calibrated(self, segmentation: Segmentation, program: Program) -> Segmentation:
         """The result of one image by a program, with calibrated probabilities; as it is if it was fitted to another program.
@@ -116,7 +117,7 @@ class ResultsBundle(BundleFiles):
     def _fingerprints(self) -> list[str]:
         """Of the images that it was fitted to results of."""
         with self._needed():
-            return [case["image"] for case in json.loads((self.root / FITTED_ON).read_text())["cases"].values()]
+            return [case["image"] for case in json_of(self.root / FITTED_ON)["cases"].values()]
 
     def has_seen(self, image: Volume) -> bool:
         """Whether it was fitted to a result of this image, mirrored or not. Raises BundleError if its record is damaged."""

@@ -51,7 +51,7 @@ def _patient(case: CaseFiles) -> tuple[str, str]:
     if case.header is None:
         return own
     try:
-        header = load_dataset(case.header, with_pixels=False)
+        header = load_dataset(case.header)
     except DicomIoError:  # the file broke after the survey: reading the case gives the reason
         return own
     # A PatientID is unique only within its issuer

@@ -248,7 +248,7 @@ def mask_count(path: Path) -> int:
             return int(image.shape[3]) if len(image.shape) == 4 else 1
         if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
             found = scan_files(files_at(path)).series[0]
-            if found.kind == "seg" and load_dataset(found.files[0], with_pixels=False).get("SegmentsOverlap") == "YES":
+            if found.kind == "seg" and load_dataset(found.files[0]).get("SegmentsOverlap") == "YES":
                 return max(set(segment_numbers(found.files[0])) - {_segment_without_class(found.files[0])})
     return 1
 

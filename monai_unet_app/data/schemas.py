@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from monai_unet_app.errors import InputRefusedError
 
 
@@ -29,6 +29,11 @@ def validate(document: object, name: str) -> None:
         raise InputRefusedError(f"{name}: at {place}: {error.message}; see {name}.schema.json")
 
 
+def json_of(path: Path) -> Any:
+    """What a JSON file holds, in UTF-8 whatever the machine's own encoding is. Raises OSError and ValueError."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(document: object, path: Path, name: str | None = None, *, indent: int | None = 2) -> None:
     """Writes JSON under a temporary name and renames it.
 
@@ -43,8 +48,7 @@ def write_json(document: object, path: Path, name: str | None = None, *, indent:
         validate(document, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
-    with replace_when_whole(path) as part:
-        part.write_bytes(text.encode("utf-8", "backslashreplace"))  # a file name need not be UTF-8
+    write_whole(path, text.encode("utf-8", "backslashreplace"))  # a file name need not be UTF-8
 
 
 def write_new_json(document: object, path: Path, name: str | None = None) -> Path:

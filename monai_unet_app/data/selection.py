@@ -35,7 +35,7 @@ def misfits(series: SeriesRef, match: Patterns, least_instances: int = 1) -> lis
     if series.frame_count < least_instances or not series.files:
         return [f"{least_instances} images or more"]
     # Only the needed attributes: a study may have many series, and their pixels are not looked at
-    header = load_dataset(series.files[0], with_pixels=False, keywords=list(match))
+    header = load_dataset(series.files[0], keywords=list(match))
     return [
         f"another {keyword}" for keyword, pattern in match.items() if not pattern.search(text_of(header.get(keyword)))
     ]

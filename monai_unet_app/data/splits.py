@@ -4,14 +4,13 @@ A subject (one person, whose two hippocampi or two eyes are two cases) is never 
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
-from monai_unet_app.data.schemas import validate
+from monai_unet_app.data.schemas import json_of, validate
 from monai_unet_app.errors import InputRefusedError
 
 Partition = Literal["train", "selection", "calibration", "test"]
@@ -83,7 +82,7 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
             partitions.
     """
     try:
-        document = json.loads(Path(path).read_text())
+        document = json_of(Path(path))
     except (OSError, ValueError) as error:
         raise InputRefusedError(
             f"{path} cannot be read as a plan ({error}); a splits.json is needed; check the path"
@@ -111,7 +110,7 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
 def is_nnunet_folds(path: Path) -> bool:
     """Whether the file is a list of folds, as nnU-Net writes it, and no `splits.json`."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), list)
+        return isinstance(json_of(path), list)
     except (OSError, ValueError):  # `read_splits` gives the reason
         return False
 
@@ -128,7 +127,7 @@ def read_nnunet_folds(path: Path, subjects: Mapping[str, str]) -> dict[str, Spli
             train on all other cases; or a subject is in two folds.
     """
     try:
-        folds = [(frozenset(fold["train"]), frozenset(fold["val"])) for fold in json.loads(path.read_text())]
+        folds = [(frozenset(fold["train"]), frozenset(fold["val"])) for fold in json_of(path)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputRefusedError(
             f'{path.name} cannot be read as a list of folds ({error}); {{"train": [cases], "val": [cases]}} for each fold is '

@@ -5,7 +5,6 @@ HOLOSCAN_CONFIG_PATH, relative to HOLOSCAN_WORKDIR. mercure sets MERCURE_IN_DIR 
 puts the settings in task.json among the images. No other environment variable is read here.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.cohort import check_flags, predict_cases
 from monai_unet_app.data.case_files import find_images, named_series
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.deploy.picking import Picked, pick
 from monai_unet_app.deploy.settings import Settings, image_paths, settings_of
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
@@ -171,7 +170,7 @@ def _results_of_mercure(environment: Mapping[str, str]) -> Path:
 def _task_settings(folder: Path) -> Any:
     """The settings of module and rule: "settings" under "process" of mercure's task.json, which always describes one step."""
     try:
-        process = json.loads((folder / TASK).read_text()).get("process") or {}
+        process = json_of(folder / TASK).get("process") or {}
         return process.get("settings") or {}
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(

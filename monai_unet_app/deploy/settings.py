@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,11 @@ class Settings:
     @property
     def chosen(self) -> dict[str, Any]:
         """The settings that differ from the defaults, and the formats, in the form of an app.yaml."""
-        values = {row.name: (getattr(self, row.name), _default(row)) for row in fields(self)}
+        usual = vars(Settings())
         return {
             name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-            for name, (value, default) in values.items()
-            if value != default or name == "format"
+            for name, value in vars(self).items()
+            if value != usual[name] or name == "format"
         }
 
 
@@ -112,15 +112,11 @@ def settings_of(*levels: tuple[str, Any]) -> Settings:
 def _checked(level: Any, where: str) -> dict[str, Any]:
     if not isinstance(level, Mapping):
         raise UsageError(f"{where}: {level!r} is not a mapping of settings; names with values are needed")
-    defaults = {row.name: _default(row) for row in fields(Settings)}
+    defaults = vars(Settings())
     unknown = [str(name) for name in level if name not in defaults]
     if unknown:
         raise UsageError(f"{where}: {', '.join(unknown)} is not a setting; some of {', '.join(defaults)} are possible")
     return {name: _checked_value(name, value, defaults[name], where) for name, value in level.items()}
-
-
-def _default(row: Field[Any]) -> Any:
-    return row.default if row.default_factory is MISSING else row.default_factory()
 
 
 def _checked_value(name: str, value: Any, default: Any, where: str) -> Any:

@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from monai_unet_app.errors import first_line
+
 _MULTIPLES = (2, 4, 8, 16, 32, 64, 128)  # a U-Net with n halvings needs a multiple of 2**n
 _SMALL = (16, 32, 64, 128)
 _WHOLE_AXIS = 64  # tried for an axis along which a window takes the whole image
@@ -105,7 +107,7 @@ class _CheckedNetwork:
                     f"`window` is {_by(size)}, which the network cannot halve as often as it has levels; {advice}"
                 )
             raise UnfitNetworkError(
-                f"the network fails on a window of {_by(size)} and {self.channels} channel(s): {_first_line(output)}; correct "
+                f"the network fails on a window of {_by(size)} and {self.channels} channel(s): {first_line(output)}; correct "
                 "`network_def`, `window` or `input_rules`"
             )
         if not isinstance(output, Tensor):
@@ -153,7 +155,7 @@ class _CheckedNetwork:
         output = self._output(small)
         if isinstance(output, Exception):
             raise UnfitNetworkError(
-                f"the network fails on a window of zeros, {_by(small)}: {_first_line(output)}; correct `network_def`"
+                f"the network fails on a window of zeros, {_by(small)}: {first_line(output)}; correct `network_def`"
             )
         if not bool(torch.isfinite(output).all()):
             raise UnfitNetworkError(
@@ -261,11 +263,6 @@ def _smaller_sizes(size: Size) -> Iterator[Size]:
 def _multiples(size: Sequence[int], *, up: bool = True) -> list[Size]:
     """The size rounded up or down to multiples of 2, 4, 8, ..., each axis at least one multiple long."""
     return [tuple(max(1, -(-n // step) if up else n // step) * step for n in size) for step in _MULTIPLES]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
 
 
 def _by(size: Sequence[int]) -> str:

@@ -95,9 +95,9 @@ def padded(tensor: Tensor, plan: WindowPlan, settings: WindowSettings) -> Tensor
     Returns:
         Shape (C, *plan.padded_shape).
     """
-    sizes = zip(plan.before, plan.padded_shape, tensor.shape[1:], strict=True)
+    sides = zip(plan.inside, plan.padded_shape, strict=True)
     # torch.nn.functional.pad takes the last axis first
-    padding = [n for before, padded, size in reversed(list(sizes)) for n in (before, padded - size - before)]
+    padding = [n for side, size in reversed(list(sides)) for n in (side.start, size - side.stop)]
     if not any(padding):
         return tensor
     return F.pad(tensor[None], padding, settings.padding_mode, settings.padding_value)[0]

@@ -64,7 +64,6 @@ class WindowPlan:
 
     Attributes:
         window: Size of every window, in voxels for each spatial axis.
-        before: Voxels of padding before each axis.
         padded_shape: The image's shape after padding.
         starts: Where windows begin along each axis of the padded image.
         inside: Position of the original image in the padded image.
@@ -72,7 +71,6 @@ class WindowPlan:
     """
 
     window: tuple[int, ...]
-    before: tuple[int, ...]
     padded_shape: tuple[int, ...]
     starts: tuple[tuple[int, ...], ...]
     inside: Slices
@@ -138,7 +136,7 @@ def plan_windows(
         _evenly(n, w, max(1.0, w * (1 - overlap))) if spread else _by_steps(n, w, step) for n, w, step in sides
     )
     inside = tuple(slice(b, b + s) for b, s in zip(before, shape, strict=True))
-    return WindowPlan(size, before, padded, starts, inside, tuple(mirror_axes))
+    return WindowPlan(size, padded, starts, inside, tuple(mirror_axes))
 
 
 def _by_steps(length: int, window: int, step: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from monai_unet_app.lifecycle.drift import ALARM, Values
 from monai_unet_app.lifecycle.expected_dice import COVERAGE
 from monai_unet_app.lifecycle.watch import LAST, RuleWatch, quantities_of
@@ -24,8 +24,7 @@ def write_drift_page(rules: Sequence[RuleWatch], path: Path) -> None:
     for rule in rules:
         blocks += _blocks(rule)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_when_whole(path) as part:
-        part.write_text(page("Drift", blocks), encoding="utf-8")
+    write_whole(path, page("Drift", blocks))
 
 
 def _conclusion(rules: Sequence[RuleWatch]) -> Conclusion:

@@ -1,7 +1,6 @@
 """What differs between two versions of a model, what each makes of a study, and where the second is worse."""
 
 import difflib
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import files_below, survey_files
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
 from monai_unet_app.comparison.rank_tests import holm
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.audit import entries
 from monai_unet_app.service.models import model_and_version
@@ -227,7 +227,7 @@ def _text(value: object) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return dict(json_of(path)) if path.is_file() else {}
 
 
 def _config_diff(first: BundleFiles, second: BundleFiles) -> list[str]:

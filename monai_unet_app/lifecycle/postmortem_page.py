@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from monai_unet_app.lifecycle.postmortem import Postmortem, Replay
 from monai_unet_app.pipeline import Case
 from monai_unet_app.report.blocks import Block, Conclusion, Heading, Lines, Picture, Table, Text, Title
@@ -52,8 +52,7 @@ def write_postmortem(found: Postmortem, path: Path) -> None:
     events = tuple((str(line["time"])[:19], str(line["event"]), _short(_facts(line))) for line in found.lines)
     blocks.append(Table(("time", "event", "facts"), events, words=3))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_when_whole(path) as part:
-        part.write_text(page(title, blocks), encoding="utf-8")
+    write_whole(path, page(title, blocks))
 
 
 def _short(text: str) -> str:

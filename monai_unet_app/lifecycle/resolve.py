@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, InputRefusedError
@@ -51,9 +51,7 @@ def resolve(site: Site) -> str:
         if set(names_of(site)) - set(known):
             raise
         return f"what the registry names was not taken ({error}); the node goes on with the models that it has"
-    file = resolved_file(site)
-    with replace_when_whole(file, sync=True) as part:
-        part.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    write_whole(resolved_file(site), json.dumps(new, indent=1) + "\n", sync=True)
     return ""
 
 

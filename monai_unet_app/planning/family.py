@@ -8,7 +8,8 @@ The first says of a network:
 - `feature_layer`: the layer whose statistics tell unusual images from those of the training.
 - `values`: what a user may set. A number is the default of a number; words stand with what each means, the default first.
 
-The second is the block `new_network` of `inference.yaml`, a template. It may name nothing but MONAI and torch.
+The second is the block `new_network` of `inference.yaml`, a template in which `{{ axes_and_channels }}` stands for the
+lines that all networks of MONAI have. It may name nothing but MONAI and torch.
 """
 
 import json
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.planning.network import NetworkPlan, levels, widths
 
@@ -41,6 +42,11 @@ _BASE = 16  # filters of the first level, for a bundle whose network names none
 _BLOCK = re.compile(r"^new_network:\n(?: .*\n)+", re.MULTILINE)
 _LAYER = re.compile(r"^feature_layer: .*$", re.MULTILINE)
 _LAYER_NAME = re.compile(r"^feature_layer: (?:\"\$'([\w.]+)' if @count == 1|([A-Za-z_][\w.]*)\s*(?:#|$))", re.MULTILINE)
+_AXES_AND_CHANNELS = """\
+  _mode_: callable
+  spatial_dims: {axes}
+  in_channels: {channels}
+  out_channels: "$len(@labels)\""""
 _CHANNELS = re.compile(r"^(  in_channels: )\d+$", re.MULTILINE)
 
 
@@ -158,7 +164,7 @@ def written(choice: NetworkChoice, plan: NetworkPlan, channels: int) -> tuple[st
     """
     network = known(choice.name)
     context = {
-        "axes": len(plan.window),
+        "axes_and_channels": _AXES_AND_CHANNELS.format(axes=len(plan.window), channels=channels),
         "window": plan.window,
         "channels": channels,
         "kernels": plan.kernels,
@@ -251,7 +257,7 @@ def with_network(bundle: "Bundle", choice: NetworkChoice, folder: Path) -> "Bund
     text = _LAYER.sub(lambda _: layer_line(layer), _BLOCK.sub(lambda _: block, text))
     (folder / "configs/inference.yaml").write_text(text, encoding="utf-8")
     metadata = folder / "configs/metadata.json"
-    document = json.loads(metadata.read_text(encoding="utf-8"))
+    document = json_of(metadata)
     document.setdefault("required_packages_version", {}).update(packages(choice))
     write_json(document, metadata)
     copy = load_bundle(folder, bundle.device)

@@ -26,10 +26,10 @@ from monai_unet_app.data.cases import data_row, nnunet_folds_of, subjects_of
 from monai_unet_app.data.datalist import LabelFacts, modality_of, read_dataset_json
 from monai_unet_app.data.digest import dataset_sha256, seen_entry
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import Partition, SplitCase, read_nnunet_folds
 from monai_unet_app.data.structures import StatedStructure
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError, first_line
 from monai_unet_app.planning.write import OF_OTHERS, metadata, whole_folder, write_files
 from monai_unet_app.training.ensemble import side_by_side
 from monai_unet_app.training.identity import write_card
@@ -170,7 +170,7 @@ def read_results(wanted: Import) -> Results:
             f"{folder.name} has no {' and no '.join(absent)}; the folder that nnU-Net v2 trained is needed, such as "
             "nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres; name it"
         )
-    plans, dataset = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (PLANS, DATASET))
+    plans, dataset = (json_of(folder / name) for name in (PLANS, DATASET))
     facts = read_dataset_json(folder)
     assert facts is not None
     there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{wanted.checkpoint}"))
@@ -201,10 +201,9 @@ def _checkpoint(file: Path) -> Mapping[str, Any]:
             "epochs": int(content.get("current_epoch", 0)),
         }
     except Exception as error:  # pickle, zip and key errors all mean that this is no checkpoint to be trusted
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputRefusedError(
-            f"{file.parent.name}/{file.name} cannot be used ({type(error).__name__}: {reason}); a checkpoint of nnU-Net v2 "
-            "that holds tensors and numbers only is needed; take the file that nnU-Net wrote"
+            f"{file.parent.name}/{file.name} cannot be used ({type(error).__name__}: {first_line(error)}); a checkpoint "
+            "of nnU-Net v2 that holds tensors and numbers only is needed; take the file that nnU-Net wrote"
         ) from error
 
 

@@ -24,7 +24,7 @@ from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.datalist import modality_of
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.data.structures import StatedStructure
-from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.errors import AppError, InputRefusedError, first_line
 from monai_unet_app.planning.family import layer_line, yaml_text
 from monai_unet_app.planning.write import LICENSE, OF_OTHERS, check_new, metadata, whole_folder, write_files
 from monai_unet_app.planning.zoo_config import Config, checked_text, plain_file, read_config, shown
@@ -330,7 +330,7 @@ def bundle_of_zoo(zoo: ZooBundle, output: Path) -> Bundle:
         raise
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise InputRefusedError(
-            f"the bundle cannot be taken ({_first_line(error)}); one in the form of MONAI's zoo, which MONAI runs, is needed"
+            f"the bundle cannot be taken ({first_line(error)}); one in the form of MONAI's zoo, which MONAI runs, is needed"
         ) from error
 
 
@@ -418,7 +418,7 @@ def _trained(zoo: ZooBundle) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
             network: torch.nn.Module = kind(**arguments).to("meta")
     except Exception as error:  # whatever a class of MONAI makes of arguments that it cannot take
         raise InputRefusedError(
-            f"MONAI {monai.__version__} cannot build its {kind.__name__} ({_first_line(error)})"
+            f"MONAI {monai.__version__} cannot build its {kind.__name__} ({first_line(error)})"
         ) from error
     wanted = {name: weight.shape for name, weight in network.state_dict().items()}
     try:
@@ -430,7 +430,7 @@ def _trained(zoo: ZooBundle) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
             raise ValueError(f"it is of another network: {odd[0] if odd else 'shapes differ'}")
     except Exception as error:  # pickle, zip, key, type and shape errors: these are not the weights of this network
         raise InputRefusedError(
-            f"models/{path.name} cannot be used ({_first_line(error)}); the weights of the network in {zoo.config.name}, "
+            f"models/{path.name} cannot be used ({first_line(error)}); the weights of the network in {zoo.config.name}, "
             "without code, are needed; python -m monai.bundle download brings them (a model.ts is a program, and is not read)"
         ) from error
     floats = {name: weight.float() if weight.is_floating_point() else weight for name, weight in state.items()}
@@ -455,10 +455,6 @@ def _check_file(path: Path, weights: int) -> None:
         raise ValueError(f"it names {odd[0][:60]}")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
 def _deepest(network: torch.nn.Module, shape: Sequence[int]) -> tuple[str, int]:
     """The layer whose answer to a window has the fewest places, and the channels of the network's own answer."""
     fewest, layer = float("inf"), ""
@@ -479,5 +475,5 @@ def _deepest(network: torch.nn.Module, shape: Sequence[int]) -> tuple[str, int]:
     except Exception as error:  # whatever a network makes of a window that it cannot take
         size = " x ".join(map(str, shape[1:]))
         raise InputRefusedError(
-            f"the network takes no window of {size} ({_first_line(error)}); roi_size must fit it"
+            f"the network takes no window of {size} ({first_line(error)}); roi_size must fit it"
         ) from error

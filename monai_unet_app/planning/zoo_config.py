@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, first_line
 
 MOST_BYTES = 1 << 20  # of a text file
 _MOST_NODES, _MOST_DEPTH, _MOST_CHARACTERS = 20_000, 30, 500
@@ -163,9 +163,8 @@ def read_config(path: Path) -> dict[str, Any]:
         _count(document, _MOST_NODES)
         return dict(document)
     except (OSError, ValueError, TypeError, RecursionError, MemoryError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputRefusedError(
-            f"{path.name} cannot be read ({reason}); a whole bundle is needed; copy it again"
+            f"{path.name} cannot be read ({first_line(error)}); a whole bundle is needed; copy it again"
         ) from error
 
 

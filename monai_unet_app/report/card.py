@@ -22,7 +22,7 @@ from monai_unet_app.confidence.fine import WORTH_SHOWING
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.statements import read_confidence, stated_key
 from monai_unet_app.config import ResultSettings
-from monai_unet_app.data.schemas import validate
+from monai_unet_app.data.schemas import json_of, validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference.engines.certificate import export_named, parity_of
 from monai_unet_app.report.stored_evaluation import StoredEvaluation, read_evaluation
@@ -246,7 +246,7 @@ def write_figures(figures: Mapping[str, Any], bundle: Bundle) -> tuple[Path, Pat
         OSError: One of the two files cannot be written.
     """
     metadata, card = bundle.root / METADATA, bundle.root / CARD
-    document = {**json.loads(metadata.read_text(encoding="utf-8")), "eval_metrics": dict(figures)}
+    document = {**json_of(metadata), "eval_metrics": dict(figures)}
     texts = {
         card: _between_marks(card_rows(figures, bundle), card),
         metadata: json.dumps(document, indent=2, ensure_ascii=False) + "\n",

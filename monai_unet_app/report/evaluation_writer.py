@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.metrics.case_scores import CaseScores
 from monai_unet_app.metrics.glossary import score_definitions
@@ -49,8 +49,7 @@ def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, ...]
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        with replace_when_whole(folder / name, sync=True) as part:
-            part.write_bytes(content)
+        write_whole(folder / name, content, sync=True)
     return tuple(folder / name for name in contents)
 
 

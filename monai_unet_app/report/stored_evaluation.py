@@ -1,13 +1,13 @@
 """An evaluation in the folder that `evaluate` wrote: metrics.json and cases.csv are read and checked."""
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.bootstrap import finite_mean
 from monai_unet_app.metrics.plan import units_of
@@ -99,7 +99,7 @@ def read_evaluation(folder: Path) -> StoredEvaluation:
         InputRefusedError: metrics.json or cases.csv is absent or damaged, or the two do not belong together.
     """
     try:
-        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        document = json_of(folder / "metrics.json")
         version = str(document.get("schema_version", ""))
         absent = [key for key in ("bundle", "data", "definitions", *SETTINGS) if key not in document]
     except (OSError, ValueError, TypeError) as error:

@@ -81,7 +81,7 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
 
 def _dicom_header(path: Path) -> Dataset:
     with refusing_as(f"the correction {path.name}"):
-        return load_dataset(path, with_pixels=False)
+        return load_dataset(path)
 
 
 def _paired_numbers(path: Path, header: Dataset, case: ReviewedCase) -> tuple[dict[int, int], Pairing]:

@@ -1,7 +1,7 @@
 """Image, masks, contours and uncertainty as small NIfTI files inside the page, which may load nothing."""
 
+import gzip
 import io
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -180,38 +180,20 @@ def _nifti(case: ReviewedCase, array: NDArray[Any], box: tuple[slice, ...], room
     # The sform alone: a qform cannot hold the shear of a tilted gantry
     image.set_sform(affine_ras, code=1)
     image.set_qform(None, code=0)
-    packed = _Packed(room)
-    image.to_stream(packed)
-    return packed.finished()
+    packed = _Within(room)
+    # Without a date: the same case gives the same bytes
+    with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=6, mtime=0) as stream:
+        image.to_stream(stream)
+    return packed.getvalue()
 
 
-class _Packed(io.RawIOBase):
-    """A file that is compressed while it is written. It has no date: the same case gives the same bytes."""
+class _Within(io.BytesIO):
+    """A file in memory that takes what it holds out of a room."""
 
     def __init__(self, room: _Room) -> None:
+        super().__init__()
         self._room = room
-        # 16 more window bits make a gzip file of the stream
-        self._packer, self._content, self._at = zlib.compressobj(6, wbits=16 + zlib.MAX_WBITS), io.BytesIO(), 0
 
     def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self._add(self._packer.compress(data))
-        self._at += size
-        return size
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if offset != self._at:
-            raise io.UnsupportedOperation("a compressed file is written from its beginning to its end")
-        return offset
-
-    def finished(self) -> bytes:
-        """The whole file."""
-        self._add(self._packer.flush())
-        return self._content.getvalue()
-
-    def _add(self, packed: bytes) -> None:
-        self._room.take(len(packed))
-        self._content.write(packed)
+        self._room.take(memoryview(data).nbytes)
+        return super().write(data)

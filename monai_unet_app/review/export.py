@@ -7,7 +7,7 @@ and on another machine without a second inference, and a decision can name the d
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.errors import UsageError
@@ -101,8 +101,7 @@ def _publish(files: dict[str, bytes], output: Path, *, named: bool) -> None:
     if named:
         mark.write_text(IDENTITY_TEXT, encoding="utf-8")
     for name, content in files.items():
-        with replace_when_whole(output / name) as part:
-            part.write_bytes(content)
+        write_whole(output / name, content)
     for name in {PAGE, PAPER} - files.keys():
         (output / name).unlink(missing_ok=True)
     if not named:

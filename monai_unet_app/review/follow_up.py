@@ -90,7 +90,7 @@ def _objects(result: Path, document: Mapping[str, Any]) -> list[Path]:
 
 def instance_uid(file: Path) -> str:
     """SOPInstanceUID of a DICOM file."""
-    return str(load_dataset(file, with_pixels=False).SOPInstanceUID)
+    return str(load_dataset(file).SOPInstanceUID)
 
 
 def _write_corrected(
@@ -141,7 +141,7 @@ def _write_corrected(
 
 def _info(before: Path, verification: Verification, document: Mapping[str, Any]) -> ResultInfo:
     """The facts about a result that a person corrected; the segments are those of the SEG before."""
-    header, bundle = load_dataset(before, with_pixels=False), document["bundle"]
+    header, bundle = load_dataset(before), document["bundle"]
     kind = f"CORRECTED, {INCOMPLETE}," if INCOMPLETE in str(header.get("SeriesDescription")) else "CORRECTED"
     return ResultInfo(
         segments=described_segments(before),

@@ -1,6 +1,5 @@
 """A delivered result for a review: it is read back from its files and compared with its record, `result.json`."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_label_numbers, unknown_values
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.schemas import validate
+from monai_unet_app.data.schemas import json_of, validate
 from monai_unet_app.errors import InputRefusedError, refusing_as
 
 from .display_window import Shown, shown_channel, shown_window
@@ -159,7 +158,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def read_json(path: Path, needed: str) -> Any:
     """The content of a JSON file. Raises InputRefusedError, with what is `needed` instead, if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_of(path)
     except (OSError, ValueError) as error:
         raise InputRefusedError(
             f"{path.name} cannot be read as JSON ({type(error).__name__}); {needed} is needed; check the path"
@@ -243,7 +242,7 @@ def _label_array(path: Path, volume: Volume, cuts: Sequence[float]) -> NDArray[A
     """
     if path.suffix == ".dcm" and cuts:
         with refusing_as(path.name):
-            if "SegmentSequence" in load_dataset(path, with_pixels=False):
+            if "SegmentSequence" in load_dataset(path):
                 channels = read_segments(path, volume).array
                 # A FRACTIONAL SEG holds probabilities; by these the labels were decided
                 fractional = channels.dtype.kind == "f" and channels.shape[3] == len(cuts)

@@ -13,7 +13,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.report.blocks import Block, Cell, Conclusion, Facts, Heading, Table, Text, Tiles, Title, Tone
 from monai_unet_app.report.pdf import typeset
@@ -76,10 +77,10 @@ def write_acceptance(acceptance: Acceptance, key: SiteKey, folder: Path) -> tupl
     blocks = _blocks(acceptance, key, hashlib.sha256(content).hexdigest())
     pdf = typeset(blocks, f"Acceptance of {acceptance.site}", f"{acceptance.site}, {acceptance.began}")
     name = f"acceptance_{acceptance.began[:_SECOND].replace(':', '')}"
-    for path, data in ((folder / f"{name}.pdf", pdf), (folder / f"{name}.json", content)):
-        with replace_when_whole(path) as part:
-            part.write_bytes(data)
-    return folder / f"{name}.json", folder / f"{name}.pdf"
+    written = folder / f"{name}.json", folder / f"{name}.pdf"
+    write_whole(written[1], pdf)
+    write_whole(written[0], content)
+    return written
 
 
 def verify_acceptance(path: Path) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def verify_acceptance(path: Path) -> dict[str, Any]:
         InputRefusedError: The file is no such report, or it was changed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path)
         signature = base64.b64decode(content.pop("signature"))
         Ed25519PublicKey.from_public_bytes(base64.b64decode(content["public_key"])).verify(
             signature, _canonical(content)

@@ -111,7 +111,7 @@ class Arrivals:
 def _count_in_header(path: Path) -> int:
     """How many instances the series of an instance has by its header; 0 where the header does not say."""
     try:
-        header = load_dataset(path, with_pixels=False, keywords=_COUNTS)
+        header = load_dataset(path, keywords=_COUNTS)
         return max(int(header[keyword].value) for keyword in _COUNTS if header.get(keyword))
     except (DicomIoError, ValueError, *READ_ERRORS):  # type: ignore[misc]  # a count that cannot be read says nothing
         return 0

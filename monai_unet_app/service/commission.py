@@ -441,7 +441,7 @@ class _Run:
         for series in find(destination, Query("series", study_instance_uid=study.uid, modality="SEG")):
             fetched = fetch(destination, Query("series", study.uid, str(series.SeriesInstanceUID)), self.folder())
             for file in fetched.files:
-                header = load_dataset(file, with_pixels=False)
+                header = load_dataset(file)
                 if kind_of_class(str(header.SOPClassUID)) is not KIND["SEG"]:
                     continue  # another kind may have the Modality SEG
                 named = [len(source.ReferencedInstanceSequence) for source in header.ReferencedSeriesSequence]
@@ -497,4 +497,4 @@ def _find(destination: Destination, sent: Sequence[phantoms.Study]) -> StepResul
 
 
 def _modality(path: Path) -> str:
-    return str(load_dataset(path, with_pixels=False, keywords=["Modality"]).get("Modality", ""))
+    return str(load_dataset(path, keywords=["Modality"]).get("Modality", ""))

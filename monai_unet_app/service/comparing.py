@@ -1,6 +1,5 @@
 """What a shadow makes of a study beside what was delivered of it; nothing of it is written or sent."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service.child_processes import Message
 from monai_unet_app.service.evidence_against import combined
@@ -98,7 +98,7 @@ def _delivered(folder: Path, volume: "Volume", segments: "Sequence[Segment]") ->
     file = min(folder.rglob("*_result.json"), default=folder / "result.json")
     if not file.is_file():
         raise InputRefusedError(f"{folder.name} has no result.json")
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = json_of(file)
     labels = labels_file(file, document)
     return _side(document, read_segmentation(labels, volume, document, segments) if labels else None)
 

@@ -60,7 +60,7 @@ class Hints:
         if path is None:
             return None
         try:
-            header = load_dataset(path, with_pixels=False, keywords=self._keywords)
+            header = load_dataset(path, keywords=self._keywords)
             return tuple(" ".join(str(header.get(keyword) or "").split())[:_LONGEST] for keyword in self._keywords)
         except (DicomIoError, *READ_ERRORS):  # type: ignore[misc]  # READ_ERRORS is a tuple of any length
             return None

@@ -6,8 +6,6 @@ authentication. Answers name studies by UID and never name a patient.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +19,7 @@ from pydantic import AfterValidator, StrictBool
 
 from dicom_io.reading.headers import is_uid
 from monai_unet_app import __version__
-from monai_unet_app.data.schemas import schema
+from monai_unet_app.data.schemas import json_of, schema
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service import access
 from monai_unet_app.service.approvals import drift_of, freeze_reference
@@ -101,6 +99,14 @@ def serve(node: Node, config: HttpConfig) -> HttpServer:
         # FastAPI's own answer quotes the input, which may name a patient.
         problems = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
         return JSONResponse({"detail": f"{problems}; GET /openapi.json says what is needed"}, 422)
+
+    @app.exception_handler(AppError)
+    async def _not_possible(request: Request, error: AppError) -> Response:
+        if isinstance(error, TrailError):
+            raise error  # a fault of the node: the guard answers
+        # 409 where somebody else has decided first
+        status = 409 if isinstance(error, DecidedError) else 422
+        return JSONResponse({"detail": without_folders(str(error), node.folder)}, status)
 
     _add_health(app, node)
     _add_pages(app, node)
@@ -211,19 +217,18 @@ def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
 
 def _take_upload(node: Node, path: Path, rule: str, config: HttpConfig) -> Upload:
     """Puts the contents of an upload where C-STORE puts instances."""
-    with _errors_as_answers(node):
-        kind, most_member = kind_of(path), node.config.instance_gb * 1e9
-        if kind == "zip":
-            return take_zip(path, node.store, config.most_upload_gb * 4e9, most_member)
-        if kind == "dicom":
-            return take_dicom(path, node.store, most_member)
-        if node.site.rule(rule) is None:
-            names = ", ".join(known.name for known in node.site.rules)
-            raise InputRefusedError(f"rule is {rule!r}; for a NIfTI image one of {names} is needed; add ?rule=NAME")
-        study, is_new = take_nifti(path, node.store, rule)
-        if is_new:
-            node.arrivals.add(study, 1)
-        return Upload(Counter({study: 1}))
+    kind, most_member = kind_of(path), node.config.instance_gb * 1e9
+    if kind == "zip":
+        return take_zip(path, node.store, config.most_upload_gb * 4e9, most_member)
+    if kind == "dicom":
+        return take_dicom(path, node.store, most_member)
+    if node.site.rule(rule) is None:
+        names = ", ".join(known.name for known in node.site.rules)
+        raise InputRefusedError(f"rule is {rule!r}; for a NIfTI image one of {names} is needed; add ?rule=NAME")
+    study, is_new = take_nifti(path, node.store, rule)
+    if is_new:
+        node.arrivals.add(study, 1)
+    return Upload(Counter({study: 1}))
 
 
 def _add_results(app: FastAPI, node: Node) -> None:
@@ -255,37 +260,18 @@ def _add_results(app: FastAPI, node: Node) -> None:
         ] = False,
     ) -> dict[str, Any]:
         _result(node, number)
-        with _errors_as_answers(node):
-            release(node, number, holder.name, reason, confirmed=confirm_rejected)
+        release(node, number, holder.name, reason, confirmed=confirm_rejected)
         return _facts(node, _result(node, number), holder)
 
     @app.post("/results/{number}/refuse", summary="A result that was held back is never delivered")
     def refuse_result(number: Number, holder: access.Decider, reason: Reason) -> dict[str, Any]:
         _result(node, number)
-        with _errors_as_answers(node):
-            refuse(node, number, holder.name, reason)
+        refuse(node, number, holder.name, reason)
         return _facts(node, _result(node, number), holder)
-
-
-@contextmanager
-def _errors_as_answers(node: Node) -> Iterator[None]:
-    """Answers 409 where somebody else has decided first, and 422 where the request cannot be carried out."""
-    try:
-        yield
-    except TrailError:
-        raise  # a fault of the node: the guard answers
-    except DecidedError as error:
-        raise HTTPException(409, str(error)) from error
-    except AppError as error:
-        raise HTTPException(422, without_folders(str(error), node.folder)) from error
 
 
 def _add_reviews(app: FastAPI, node: Node) -> None:
     pages = ReviewPages(node)
-
-    def made_page(result: Result, longest_s: float) -> Path:
-        with _errors_as_answers(node):
-            return pages.make(result).result(longest_s)
 
     @app.get(
         "/results/{number}/review",
@@ -294,7 +280,7 @@ def _add_reviews(app: FastAPI, node: Node) -> None:
     def page(number: Number, request: Request, holder: access.Reviewer) -> Response:
         result = _result(node, number)
         try:
-            path = made_page(result, SOON_S if _is_browser(request) else _LONGEST_PAGE_S)
+            path = pages.make(result).result(SOON_S if _is_browser(request) else _LONGEST_PAGE_S)
         except TimeoutError:
             return HTMLResponse(waiting_page(node, number, pages.seconds(result)), 202, {"Retry-After": "2"})
         node.audit.write("reviewed", who=holder.name, study=result.study, result=number)
@@ -303,7 +289,7 @@ def _add_reviews(app: FastAPI, node: Node) -> None:
     @app.get("/results/{number}/review.pdf", summary="The same as a PDF; names the patient")
     def pdf(number: Number, holder: access.Reviewer) -> FileResponse:
         result = _result(node, number)
-        path = made_page(result, _LONGEST_PAGE_S).with_name("review.pdf")
+        path = pages.make(result).result(_LONGEST_PAGE_S).with_name("review.pdf")
         if not path.is_file():
             raise HTTPException(404, "this review has no PDF")
         node.audit.write("read", who=holder.name, study=result.study, result=number, file=path.name)
@@ -354,8 +340,7 @@ def _decide(node: Node, result: Result, text: str | bytes, reviewer: str, mask: 
         raise HTTPException(422, "the decision is not JSON, or is nested too deeply") from error
     if not isinstance(decision, dict):
         raise HTTPException(422, "the decision is not a JSON object")
-    with _errors_as_answers(node):
-        return decide(node, result, decision, reviewer, mask)
+    return decide(node, result, decision, reviewer, mask)
 
 
 def _add_repairs(app: FastAPI, node: Node) -> None:
@@ -378,8 +363,7 @@ def _add_repairs(app: FastAPI, node: Node) -> None:
 def _add_models(app: FastAPI, node: Node) -> None:
     @app.get("/rules/drift", summary="Whether anything has changed since the references were frozen, for each rule")
     def drift(holder: access.Watcher) -> list[dict[str, Any]]:
-        with _errors_as_answers(node):
-            return drift_of(node)
+        return drift_of(node)
 
     @app.post("/rules/{rule}/reference", summary="The first accepted results become what later ones are held against")
     def reference(
@@ -389,8 +373,7 @@ def _add_models(app: FastAPI, node: Node) -> None:
             int, Body(embed=True, ge=1, le=100_000, description="how many of the first accepted results")
         ] = 60,
     ) -> dict[str, Any]:
-        with _errors_as_answers(node):
-            return freeze_reference(node, rule, results, holder.name)
+        return freeze_reference(node, rule, results, holder.name)
 
     @app.get("/rules/challengers", summary="What is tried beside the champion of each rule, and what was found of it")
     def challengers(holder: access.Watcher) -> list[dict[str, Any]]:
@@ -398,8 +381,7 @@ def _add_models(app: FastAPI, node: Node) -> None:
 
     @app.post("/models", summary="The registry is asked again; studies to come get the models that it names")
     def models(holder: access.Approver) -> dict[str, Any]:
-        with _errors_as_answers(node):
-            return node.challengers.ask_registry(holder.name)
+        return node.challengers.ask_registry(holder.name)
 
     @app.post(
         "/rules/{rule}/canary", summary="The challenger's results go out for a share of the patients; 0: for none"
@@ -410,13 +392,11 @@ def _add_models(app: FastAPI, node: Node) -> None:
         share: Annotated[float, Body(ge=0, le=1)],
         reason: Annotated[str, Body(max_length=500), AfterValidator(_printable)] = "",
     ) -> dict[str, Any]:
-        with _errors_as_answers(node):
-            return asdict(node.in_loop(lambda: node.challengers.set_share(rule, share, holder.name, reason)))
+        return asdict(node.in_loop(lambda: node.challengers.set_share(rule, share, holder.name, reason)))
 
     @app.post("/rules/{rule}/rollback", summary="Ends the challenger: from the answer on no result of it is sent")
     def rollback(rule: str, holder: access.Stopper, reason: Reason) -> dict[str, Any]:
-        with _errors_as_answers(node):
-            return asdict(node.in_loop(lambda: node.challengers.roll_back(rule, reason, holder.name)))
+        return asdict(node.in_loop(lambda: node.challengers.roll_back(rule, reason, holder.name)))
 
     @app.post("/maintenance", summary="Alerts that maintenance explains are not sent for so long; 0 ends it")
     def maintenance(
@@ -424,10 +404,9 @@ def _add_models(app: FastAPI, node: Node) -> None:
         minutes: Annotated[float, Body(ge=0, le=7 * 24 * 60)],
         reason: Reason,
     ) -> dict[str, str]:
-        with _errors_as_answers(node):
-            until = declare_maintenance(node.folder, minutes).isoformat(timespec="seconds")
-            node.audit.write("maintenance", until=until, who=holder.name, reason=reason)
-            return {"until": until}
+        until = declare_maintenance(node.folder, minutes).isoformat(timespec="seconds")
+        node.audit.write("maintenance", until=until, who=holder.name, reason=reason)
+        return {"until": until}
 
 
 def _retry(request: Request, node: Node, kind: Literal["job", "delivery"], number: int, person: str) -> Response:
@@ -461,7 +440,7 @@ def _check_uid(study: str) -> None:
 def _facts(node: Node, result: Result, holder: Holder) -> dict[str, Any]:
     """The facts of a result; "files" and "document" are empty for a holder who may not open the result."""
     files = _files(node, result) if access.may_open(holder, result) else {}
-    documents = (json.loads(path.read_text()) for name, path in files.items() if name.endswith("_result.json"))
+    documents = (json_of(path) for name, path in files.items() if name.endswith("_result.json"))
     return {
         **{key: value for key, value in asdict(result).items() if key != "folder"},
         "deliveries": [asdict(delivery) for delivery in node.queue.deliveries_of(result.id)],

@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 
 _FILE = "maintenance"
 
@@ -12,8 +12,7 @@ _FILE = "maintenance"
 def declare_maintenance(folder: Path, minutes: float) -> datetime:
     """Declares it from now on, also across a new start of the node; 0 minutes end it. Gives its end."""
     until = time.time() + 60 * minutes
-    with replace_when_whole(folder / _FILE) as part:
-        part.write_text(f"{until:.0f}\n")
+    write_whole(folder / _FILE, f"{until:.0f}\n")
     return datetime.fromtimestamp(until, UTC)
 
 

@@ -5,7 +5,6 @@ is away the node goes on with its copies, whose sha256 is checked again, and say
 """
 
 import hashlib
-import json
 import logging
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.bundle_folder import bundle_files
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service.site import PREFIX, Rule, Site
 
@@ -74,7 +74,7 @@ def resolved(site: Site) -> dict[str, dict[str, Any]]:
     file, key = resolved_file(site), public_key_of(site)
     try:
         by = hashlib.sha256(key.read_bytes()).hexdigest() if key else ""
-        found = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+        found = dict(json_of(file)) if file.exists() else {}
         return {name: one for name, one in found.items() if "why_not" in one or by in ("", one.get("key"))}
     except OSError as error:
         raise UsageError(

@@ -60,9 +60,7 @@ def _words(file: Path | None) -> dict[str, str]:
     if file is None:
         return {}
     try:
-        return acquisition_of(
-            load_dataset(file, with_pixels=False, keywords=(*KEYWORDS, "SharedFunctionalGroupsSequence"))
-        )
+        return acquisition_of(load_dataset(file, keywords=(*KEYWORDS, "SharedFunctionalGroupsSequence")))
     except DicomIoError:  # the image was read from it; what cannot be described is not watched
         return {}
 

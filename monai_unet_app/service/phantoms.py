@@ -170,7 +170,7 @@ def fitting_headers(example: Example, rule: Rule, file: Path) -> dict[str, str]:
     Raises:
         InputRefusedError: Lists all keywords for which there is no such value, with the remedies.
     """
-    header = load_dataset(file, with_pixels=False, keywords=list(rule.match))
+    header = load_dataset(file, keywords=list(rule.match))
     values = dict(example.headers)
     problems = [_why_not_given(rule, keyword) for keyword, value in values.items() if not _may_be_given(keyword, value)]
     # In this order: the user's value; an invented identity, never the example's own; the value that the example has

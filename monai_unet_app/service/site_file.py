@@ -5,6 +5,7 @@ keys are refused.
 """
 
 import ipaddress
+import math
 import re
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -241,11 +242,6 @@ def _margins(table: TomlTable) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items()}
 
 
-def _audit_key(table: TomlTable, folder: Path) -> Path | None:
-    text = table.take("audit_key", str, "a path", "")
-    return folder / text if text else None
-
-
 def _count(table: TomlTable, key: str, default: int) -> int:
     value = int(table.take(key, int, "a whole number", default))
     if not 1 <= value <= 10_000:
@@ -253,55 +249,43 @@ def _count(table: TomlTable, key: str, default: int) -> int:
     return value
 
 
-def _number(table: TomlTable, key: str, default: float, least: float | None = None) -> float:
-    """A number of at least `least`; without `least`, a number greater than 0."""
+_RANGES = {
+    "decision_days": (0.0, 1e6, "0 or more"),
+    **dict.fromkeys(("review_share", "canary", "least_agreement"), (0.0, 1.0, "0 to 1")),
+}
+"""Key -> least and greatest number, and what to say; of other keys a number is more than 0."""
+
+
+def _number(table: TomlTable, key: str, default: float) -> float:
     value = float(table.take(key, (int, float), "a number", default))
-    if not (value > 0 if least is None else value >= least) or value > 1e6:
-        needed = "more than 0" if least is None else f"{least:g} or more"
+    least, most, needed = _RANGES.get(key, (math.ulp(0.0), 1e6, "more than 0"))
+    if not least <= value <= most:
         raise UsageError(f"{table.where}: {key} is {value:g}; {needed} is needed; correct it")
     return value
-
-
-def _share(table: TomlTable, key: str, default: float = 0.0) -> float:
-    value = float(table.take(key, (int, float), "a number", default))
-    if not 0 <= value <= 1:
-        raise UsageError(f"{table.where}: {key} is {value:g}; 0 to 1 is needed; correct it")
-    return value
-
-
-def _one_of(table: TomlTable, key: str, names: tuple[str, ...]) -> str:
-    name = str(table.take(key, str, f"one of {', '.join(names)}", names[0]))
-    if name not in names:
-        raise UsageError(f"{table.where}: {key} is {name!r}; one of {', '.join(names)} is needed; correct it")
-    return name
 
 
 _RULES: dict[str, Callable[[TomlTable, Path], Any]] = {
     "folder": lambda table, folder: folder / table.take("folder", str, "a folder", must=True),
     "public_key": lambda table, folder: folder / key if (key := table.take("public_key", str, "a file", "")) else None,
     "tokens": lambda table, folder: folder / table.take("tokens", str, "a file of tokens", must=True),
-    "audit_key": _audit_key,
+    "audit_key": lambda table, folder: folder / key if (key := table.take("audit_key", str, "a path", "")) else None,
     "ae_title": lambda table, _: checked_ae_title(
         table.take("ae_title", str, "our AE title", OUR_AE_TITLE), table.where
     ),
     "senders": lambda table, _: tuple(checked_ae_title(title, table.where) for title in table.texts("senders") or ()),
     "networks": lambda table, _: tuple(_network(text, table.where) for text in table.texts("networks") or ()),
     "tls": lambda table, folder: read_tls(table.part("tls"), folder),
-    "decision_days": lambda table, _: _number(table, "decision_days", NodeConfig.decision_days, least=0.0),
     "find_by": _keywords,
     "name": _name,
     "bundle": _bundle,
-    "engine": lambda table, _: _one_of(table, "engine", get_args(EngineName)),
-    "precision": lambda table, _: _one_of(table, "precision", get_args(Precision)),
-    "review_share": lambda table, _: _share(table, "review_share"),
-    "canary": lambda table, _: _share(table, "canary"),
-    "least_agreement": lambda table, _: _share(table, "least_agreement", Rule.least_agreement),
+    "engine": lambda table, _: table.choice("engine", get_args(EngineName), Rule.engine),
+    "precision": lambda table, _: table.choice("precision", get_args(Precision), Rule.precision),
     "margins": lambda table, _: _margins(table),
     "match": _patterns,
     "channels": _channels,
     "formats": lambda table, _: table.texts("formats", FORMATS) or Rule.formats,
     "destinations": lambda table, _: table.texts("destinations") or (),
-    "network": lambda table, _: _one_of(table, "network", ("none", "any")),
+    "network": lambda table, _: table.choice("network", ("none", "any"), Rule.network),
     "environment": lambda table, _: _environment(table),
 }
 """Keys whose values need other checks than their type: key -> its value in a table, with paths relative to a folder."""

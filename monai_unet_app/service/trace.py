@@ -1,6 +1,5 @@
 """From a DICOM result back to its origin: the bundle by its digest, its training and calibration, and the source series."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.sr import CLASSES, MeasurementGroup, read_sr
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files, bundle_folders
 from monai_unet_app.data.digest import file_sha256
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service import audit
 
@@ -39,7 +39,7 @@ def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
         InputRefusedError: The file is no DICOM, or no result of this software; or the trail is broken.
     """
     try:
-        header = load_dataset(path, with_pixels=False)
+        header = load_dataset(path)
     except DicomIoError as error:
         raise InputRefusedError(str(error)) from error
     maker = _maker(header, path)
@@ -175,7 +175,7 @@ def _calibration_facts(report: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json_of(path))
     except (OSError, ValueError, TypeError):  # absent, or no JSON object
         return {}
 

@@ -6,7 +6,6 @@ Torch and MONAI live here and not in the node, which stays small and outlives th
 """
 
 import hashlib
-import json
 import logging
 import shutil
 import sys
@@ -23,6 +22,7 @@ from dicom_io.net.destination import Profile
 from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
 from monai_unet_app.processes import load_monai
 from monai_unet_app.service.child_processes import PARTIAL, Message, end_with_parent, serve
@@ -271,7 +271,7 @@ class Worker:
         digest = digest_of(folder)
         drawn = is_drawn(verdict, digest, rule.review_share)
         state = state_of(verdict, hold_review=rule.hold_review, drawn=drawn)
-        document = json.loads(min(folder.rglob("*_result.json")).read_text(encoding="utf-8"))
+        document = json_of(min(folder.rglob("*_result.json")))
         files = image.provenance.files if series else ()
         bundle = self.bundle_of(rule)
         seen: dict[str, Any] = {

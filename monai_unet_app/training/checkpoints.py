@@ -1,6 +1,5 @@
 """Checkpoints: the state that a killed run needs to go on as if it had never stopped, and the best model so far."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from ignite.engine import Engine, Events
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE
 from monai_unet_app.calibration.fitted import forget_fitted
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training import ranks
 from monai_unet_app.training.replay import ReplayLoader
@@ -179,7 +178,7 @@ def forget_figures(root: Path) -> None:
     forget_fitted(root)
     for stale in (root / "models" / CALIBRATION_RECORD, root / CONFIDENCE, root / OUT_OF_FOLD):
         stale.unlink(missing_ok=True)
-    metadata = json.loads((root / "configs/metadata.json").read_text())
+    metadata = json_of(root / "configs/metadata.json")
     if metadata.get("eval_metrics"):
         write_json({**metadata, "eval_metrics": {}}, root / "configs/metadata.json")
     card = root / "docs/README.md"

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import WHY_NO_WEIGHTS, BundleFiles
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.shipped import shipped
 
 NOT_STATED = "not stated"
@@ -40,7 +40,7 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
             name of its folder.
     """
     is_trained = (template / "models/model.pt").is_file() and not _is_shipped(template / "models/model.pt")
-    old = json.loads((root / METADATA).read_text(encoding="utf-8"))
+    old = json_of(root / METADATA)
     facts = {
         "name": root.resolve().name,
         **_own_facts(old, inherit_none=is_trained),
@@ -72,7 +72,7 @@ def _shipped_bundles() -> list[Path]:
 
 def _own_facts(old: Mapping[str, Any], *, inherit_none: bool) -> dict[str, Any]:
     """The metadata without the facts of a template: those that a shipped bundle has too, or all with `inherit_none`."""
-    others = [json.loads((folder / METADATA).read_text(encoding="utf-8")) for folder in _shipped_bundles()]
+    others = [json_of(folder / METADATA) for folder in _shipped_bundles()]
     # why a template has no weights is never true of a trained copy, whoever stated it
     facts = {key: value for key, value in old.items() if key != WHY_NO_WEIGHTS}
     for key in (*REQUIRED, *DROPPED, "name"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import replace_when_whole, write_whole
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.comparison.differences import Difference, compare
 from monai_unet_app.data.cases import PlannedCases
@@ -240,8 +240,7 @@ def _write(points: Sequence[Point], output: Path) -> None:
         "",
         f"![Dice against the number of cases]({PICTURE})",
     ]
-    with replace_when_whole(output / TABLE) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(output / TABLE, "\n".join(lines) + "\n")
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     for point in points:
         name = f"begins with {point.donor}" if point.donor else "begins at random"

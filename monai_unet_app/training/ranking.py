@@ -1,7 +1,6 @@
 """Several configurations on one data set: trained in the same folds, measured out of fold, ranked; the best gets a network."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
@@ -9,12 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import write_whole
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.comparison.differences import compare
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.cases import plan_of
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.evaluate import choose_out_of_fold, evaluate_cases
 from monai_unet_app.metrics.bootstrap import Bootstrap, finite_mean
@@ -255,7 +254,7 @@ def _rank(
 def _earlier(output: Path, weights: Mapping[str, Mapping[str, str]]) -> Ranking | None:
     """The ranking of an earlier call, if it measured these weights."""
     try:
-        stored = json.loads((output / RANKING).read_text(encoding="utf-8"))
+        stored = json_of(output / RANKING)
         entries = [Ranked(**entry) for entry in stored["configurations"]]
         ranking = Ranking(stored["cases"], stored["subjects"], stored["interval"], entries)
     except (OSError, ValueError, KeyError, TypeError):  # absent or of another version: it is made anew
@@ -272,8 +271,7 @@ def _write(ranking: Ranking, output: Path) -> None:
         "",
         *(f"| {' | '.join(row)} |" for row in (COLUMNS, ("---",) * len(COLUMNS), *ranking.rows())),
     ]
-    with replace_when_whole(output / TABLE) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(output / TABLE, "\n".join(lines) + "\n")
     write_json(ranking.document(), output / RANKING, "ranking")
 
 

@@ -1,7 +1,6 @@
 """`run.json`: everything that is needed to explain a trained model, or to train it again."""
 
 import hashlib
-import json
 import platform
 import re
 import subprocess
@@ -17,7 +16,7 @@ from ignite.engine import Engine, Events
 
 from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.digest import dataset_sha256, seen_entry
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.training import ranks
@@ -161,7 +160,7 @@ class RunRecord:
                 "compare their dataset_dir and the bundle's configs"
             )
         if self.path.exists():
-            earlier = json.loads(self.path.read_text())
+            earlier = json_of(self.path)
             # Data, split, settings and recipe decide the result; machine and versions may differ
             differing = [key for key, value in self.identity.items() if earlier.get(key) != value]
             if differing:

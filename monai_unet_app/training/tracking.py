@@ -6,7 +6,6 @@ handlers do not write these files: docs/decisions/0007.
 
 import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from PIL import Image
 
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training import ranks
 from monai_unet_app.training.checkpoints import Checkpoints
@@ -74,7 +74,7 @@ class Tracking:
         """Adds one point to each curve."""
         record = self.folder / "run.json"  # written by RunRecord, which stands before this handler
         if isinstance(self.log, _MLflow) and record.is_file():
-            self.log.add_parameters(_parameters(json.loads(record.read_text())))
+            self.log.add_parameters(_parameters(json_of(record)))
         entry = self.checkpoints.history[-1]
         curves = {"train/loss": entry["loss"], "selection/mean_dice": entry["metric"]}
         curves |= {f"selection/dice/{name}": value for name, value in self._of_structures().items()}

@@ -1,6 +1,5 @@
 """Trainings that begin with the weights of another bundle or of a checkpoint, instead of random ones."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from monai_unet_app.bundle_folder import DONOR
 from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.digest import file_sha256, place_among
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.training.update import together
@@ -103,7 +102,7 @@ def record_donor(donor: Donor | None, root: Path) -> None:
     file = root / DONOR
     document = donor.document() if donor else None
     if (root / "run").exists() or (root / "folds").exists():
-        earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        earlier = json_of(file) if file.is_file() else None
         if earlier != document:
             found = f"--from {earlier['name']}" if earlier else "random weights"
             raise UsageError(

@@ -63,13 +63,6 @@ class _Conv(nn.Module):
         return out
 
 
-def _stack(layers: _Layers, count: int, channels: tuple[int, int], kernel: Steps, stride: Steps) -> nn.Sequential:
-    """Convolutions one after the other; the first has the stride."""
-    ones, same = [1] * layers.axes, (channels[1], channels[1])
-    others = (_Conv(layers, same, kernel, ones) for _ in range(count - 1))
-    return nn.Sequential(OrderedDict(convs=nn.Sequential(_Conv(layers, channels, kernel, stride), *others)))
-
-
 class _Residual(nn.Module):
     """Two convolutions beside a skip, which is averaged where it must shrink and projected where channels change."""
 
@@ -93,11 +86,14 @@ class _Residual(nn.Module):
         return done
 
 
-def _blocks(layers: _Layers, count: int, channels: tuple[int, int], kernel: Steps, stride: Steps) -> nn.Sequential:
-    """Residual blocks one after the other; the first has the stride."""
+def _stack(
+    layers: _Layers, count: int, channels: tuple[int, int], kernel: Steps, stride: Steps, *, residual: bool = False
+) -> nn.Sequential:
+    """Convolutions, or residual blocks, one after the other; the first has the stride."""
+    kind, name = (_Residual, "blocks") if residual else (_Conv, "convs")
     ones, same = [1] * layers.axes, (channels[1], channels[1])
-    others = (_Residual(layers, same, kernel, ones) for _ in range(count - 1))
-    return nn.Sequential(OrderedDict(blocks=nn.Sequential(_Residual(layers, channels, kernel, stride), *others)))
+    others = (kind(layers, same, kernel, ones) for _ in range(count - 1))
+    return nn.Sequential(OrderedDict({name: nn.Sequential(kind(layers, channels, kernel, stride), *others)}))
 
 
 class _Encoder(nn.Module):
@@ -193,7 +189,7 @@ class ResidualEncoderUNet(_UNet):
         layers, sizes = _Layers(plan), _Sizes(plan, "n_blocks_per_stage")
         first = plan.get("stem_channels") or sizes.features[0]
         stem = _stack(layers, 1, (input_channels, first), layers.each(sizes.kernels[0]), [1] * layers.axes)
-        self.encoder = _Encoder([_blocks(layers, *stage) for stage in sizes.stages(layers, first)], stem)
+        self.encoder = _Encoder([_stack(layers, *stage, residual=True) for stage in sizes.stages(layers, first)], stem)
         self.decoder = _Decoder(layers, self.encoder, sizes, num_classes)
 
 
