@@ -68,7 +68,7 @@ def tid1500_by_dcmqi(report: Path) -> str:
         process = _run("tid1500reader", ["--inputDICOM", str(report), "--outputMetadata", str(target)])
         if not target.is_file():
             raise ValueError(f"dcmqi read no measurement: {process.stderr.strip().splitlines()[-1:]}")
-        return target.read_text()
+        return target.read_text(encoding="utf-8")
 
 
 def _run(name: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:

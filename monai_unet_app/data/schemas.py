@@ -16,7 +16,7 @@ from monai_unet_app.errors import InputRefusedError
 @cache
 def schema(name: str) -> dict[str, Any]:
     """The JSON Schema `monai_unet_app/schemas/<name>.schema.json`."""
-    document: dict[str, Any] = json.loads((files("monai_unet_app") / "schemas" / f"{name}.schema.json").read_text())
+    document: dict[str, Any] = json.loads((files("monai_unet_app") / "schemas" / f"{name}.schema.json").read_bytes())
     return document
 
 

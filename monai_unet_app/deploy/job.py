@@ -148,7 +148,7 @@ _NO_ASSESSMENT: dict[str, Any] = {"verdict": None, "reasons": ["no quality gate 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = yaml.safe_load(path.read_text())
+        config: dict[str, Any] = yaml.safe_load(path.read_bytes())
         _ = config["bundle"]["sha256"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UsageError(

@@ -190,7 +190,7 @@ def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
         code = Path(str(files(package)))
         # _shipped holds the bundles and examples of an installed wheel; an image has its own bundle only.
         shutil.copytree(code, app / code.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "_shipped"))
-    (app / "__main__.py").write_text(template("application.py"))
+    _write(app / "__main__.py", template("application.py"))
     shutil.copytree(model.root, models / model.name, ignore=_IGNORED)
     for folder in ("input", "output"):
         (work / folder).mkdir(parents=True)
@@ -198,16 +198,16 @@ def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
     for place in ("LICENSE", "root/opt/holoscan/docs/LICENSE"):
         _write(tree / place, our_license())
     hashed = template("hashed.txt")
-    (tree / "requirements.txt").write_text(hashed)
-    (tree / "unhashed.txt").write_text(unhashed(requirements, hashed))
-    (tree / "Dockerfile").write_text(_dockerfile(model))
+    _write(tree / "requirements.txt", hashed)
+    _write(tree / "unhashed.txt", unhashed(requirements, hashed))
+    _write(tree / "Dockerfile", _dockerfile(model))
 
 
 def our_license() -> str:
     """The licence of this software, from the repository or from the metadata of an installed wheel."""
     beside = Path(monai_unet_app.__file__).parents[1] / "LICENSE"
     if beside.is_file():
-        return beside.read_text()
+        return beside.read_text(encoding="utf-8")
     text = distribution("monai-unet-app").read_text("licenses/LICENSE")
     if text is None:
         raise BundleError(
@@ -242,7 +242,7 @@ def _write_for(device: Device, model: BundleFiles, tree: Path, settings: Setting
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(text.encode())  # in UTF-8 and with its line ends, whatever machine makes the package
 
 
 def _settle(tree: Path) -> None:

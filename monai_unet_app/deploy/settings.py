@@ -140,7 +140,7 @@ def _checked_value(name: str, value: Any, default: Any, where: str) -> Any:
 
 def template(name: str) -> str:
     """A file of `templates/`."""
-    return (files("monai_unet_app.deploy") / "templates" / name).read_text()
+    return (files("monai_unet_app.deploy") / "templates" / name).read_text(encoding="utf-8")
 
 
 def common_manifest() -> dict[str, Any]:

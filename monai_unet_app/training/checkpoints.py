@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from dicom_io.files import replace_when_whole
+from dicom_io.files import replace_when_whole, write_whole
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE
 from monai_unet_app.calibration.fitted import forget_fitted
 from monai_unet_app.data.schemas import json_of, write_json
@@ -183,4 +183,5 @@ def forget_figures(root: Path) -> None:
         write_json({**metadata, "eval_metrics": {}}, root / "configs/metadata.json")
     card = root / "docs/README.md"
     if card.is_file():
-        card.write_text(CARD_FIGURES.sub(lambda match: match[1] + "Not measured yet.\n" + match[2], card.read_text()))
+        text = card.read_text(encoding="utf-8")
+        write_whole(card, CARD_FIGURES.sub(lambda match: match[1] + "Not measured yet.\n" + match[2], text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -208,3 +209,18 @@ def test_a_subject_in_two_folds_of_nnunet_is_refused(tmp_path: Path) -> None:
     assert read_nnunet_folds(tmp_path / "splits_final.json", together)["e"].subject == "p3"
     with pytest.raises(InputRefusedError, match="subject p1 is in fold 0 and, with case c, in fold 1"):
         read_nnunet_folds(tmp_path / "splits_final.json", together | {"c": "p1"})
+
+
+def test_a_plan_with_umlauts_is_read_whatever_encoding_the_machine_has(tmp_path: Path) -> None:
+    row = {"id": "Müller_1", "subject": "Müller", "partition": "test", "fold": 0}
+    plan = tmp_path / "splits.json"
+    plan.write_bytes(
+        json.dumps({"schema_version": "1.0", "datasets": {"a": {"cases": [row]}}}, ensure_ascii=False).encode()
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    words = "from pathlib import Path; from monai_unet_app.data.splits import read_splits"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{words}; print(ascii([*read_splits(Path({str(plan)!r}))]))"],
+        env=os.environ | ascii_only, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (ascii(["Müller_1"]) + "\n", "")
