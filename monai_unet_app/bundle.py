@@ -80,9 +80,7 @@ class Bundle(BundleFiles):
     @property
     def replaced(self) -> tuple[str, ...]:
         """The overrides, each as "id=value"."""
-        return tuple(
-            f"{name}={json.dumps(value, default=lambda one: type(one).__name__)}" for name, value in self.overrides
-        )
+        return tuple(f"{key}={json.dumps(value, default=lambda x: type(x).__name__)}" for key, value in self.overrides)
 
     @property
     def folds(self) -> "tuple[Bundle, ...]":
