@@ -175,11 +175,11 @@ class _Supervisor:
                         waiting.unregister(reader)
                     if key.fd == 0 and not os.read(0, 1):  # the caller is gone, and nobody hears what would be answered
                         raise SystemExit
-                pid, status = os.waitpid(first, os.WNOHANG)
-                if pid:
+                # Only looked at: once it is waited for, its number may be that of another process, which `_end_all` would end
+                if ended := os.waitid(os.P_PID, first, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                     while self.printed < MOST_LOG_BYTES and self._heard(reader, log):
                         pass
-                    return "done", os.waitstatus_to_exitcode(status)
+                    return "done", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
                 if time.monotonic() - begin > self.order.seconds:
                     return "time", 128 + signal.SIGKILL
                 if time.monotonic() - looked >= LOOK_S:
