@@ -40,7 +40,7 @@ EVERYTHING = (
 MEASURE = "evaluate --device cpu --bundle {bundle} --data {labelled} --splits {splits} --partition test --output {out}"
 PARTS = {
     **{f"{name}": f"{PREDICT} {EVERYTHING}" for name in ("hippocampus_mri_unet3d", "hippocampus_mri_unet2d")},
-    "retina_vessel_unet2d": f"{PREDICT} --format nifti,png --probabilities --uncertainty",
+    "retina_vessel_unet2d": f"{PREDICT} --format nifti,png --probabilities --uncertainty --deliver-rejected",
     "mirrored": f"{PREDICT} --dicomize --format nifti,seg,sr --tta",
     "occlusion": f"{PREDICT} --explain occlusion",
     **{
