@@ -51,7 +51,7 @@ PARTS = {
     "evaluated_2d": MEASURE,
     "inspected": "inspect --json {labelled}",
     "for_nnunet": "convert {labelled} --to nnunet --output {out}/Dataset001_Hippocampus",
-    "calibrated": "calibrate --device cpu --bundle {copy} --data {labelled} --splits {splits} --partition calibration",
+    "calibrated": "calibrate --device cpu --bundle {copy} --data {labelled} --splits {splits} --partition test",
 }
 """Name of a part -> the words after `monai-unet`."""
 
