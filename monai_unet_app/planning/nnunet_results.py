@@ -342,7 +342,7 @@ def _write_weights(results: Results, root: Path) -> None:
             network.network.load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:
             raise InputRefusedError(
-                f"fold_{fold}: its weights do not fit the network of plans.json ({str(error).splitlines()[0]}); the plans that "
+                f"fold_{fold}: its weights do not fit the network of plans.json ({first_line(error)}); the plans that "
                 "trained it are needed; take the folder as nnU-Net wrote it"
             ) from error
         states[fold] = network.state_dict()
