@@ -5,6 +5,7 @@ Neither torch nor MONAI is imported here: they take seconds, and a list of bundl
 
 import atexit
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -40,6 +41,26 @@ CARD_FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", r
 """The figures of a model card, between two comments of HTML."""
 
 CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibration was fitted
+BUILT_TO_SEGMENT = (
+    "calibration", "calibration_tta", "centreline", "decide", "back", "feature_layer", "fitted", "ignore_label", "imports",
+    "inferer", "input_rules", "label_values", "labels", "mirror_axes", "network_def", "of_fold", "outputs", "preprocessing",
+    "probable", "result", "thresholds", "tidy",
+)  # fmt: skip
+"""Ids of `inference.yaml` that `Bundle` asks for."""
+
+_REFERENCE = re.compile(r"[@%](\w+)")
+_NEEDS_MORE = re.compile(
+    r"""
+    handlers | engines | Handler | Evaluator | Trainer | Workflow | ignite | matplotlib | visualize | sklearn | scipy | mlflow
+    | tensorboard | animated_gif | monai\.(?:apps|bundle|fl|optimizers) | LearningRateFinder | [Cc]ollapse | create_transform_im
+    | [Ii][Tt][Kk] | Ultrasound | SignalRemoveFrequency | importlib | __import__
+    | \$(?:import|from)\ (?!(?:glob|json|math|numpy|os|pathlib|re|sys|torch)\b)
+    | "_target_":\ "(?!(?:monai|torch|monai_unet_app)\.)[^".]+\.  # a package that may name any of these
+    """,
+    re.VERBOSE,
+)
+"""What needs a package that `processes.load_monai` can leave out."""
+
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # written in C where PyYAML has it: a tenth of the time
 _MOST_FILES = 10_000  # in the zip of a bundle; ours hold a dozen
 _MOST_RATIO = 20  # of unpacked to packed size: weights do not shrink, texts shrink to a fifth
@@ -200,6 +221,21 @@ class BundleFiles:
         if not isinstance(document, dict):
             raise BundleError(f"{self.name}: inference.yaml holds no ids; see docs/bundles.md")
         return document
+
+    @property
+    def only_segments(self) -> bool:
+        """Whether the ids that a prediction builds name nothing of MONAI's training, pictures and trackers, and no other package.
+
+        `load_monai` may then leave out what MONAI imports for these. `evaluator` and `handlers` of a bundle do not count: only
+        `python -m monai.bundle run` builds them.
+        """
+        document, waiting, seen = self.inference_document, [*BUILT_TO_SEGMENT], dict[str, str]()
+        while waiting:
+            name = waiting.pop()
+            if name in document and name not in seen:
+                seen[name] = json.dumps(document[name], default=str)
+                waiting += _REFERENCE.findall(seen[name])
+        return not any(map(_NEEDS_MORE.search, seen.values()))
 
     @property
     def own_splits(self) -> Path:

@@ -28,6 +28,10 @@ Send = Callable[[Any], None]
 Work = Callable[[Send], None]
 """A function that can be pickled. It is called with a function that sends a message to the parent; messages are pickled too."""
 
+_NOT_TO_SEGMENT = (
+    "ignite", "itk", "matplotlib", "mlflow", "scipy.signal", "sklearn", "tensorboard", "torch.utils.tensorboard",
+)  # fmt: skip
+_is_program = False
 _BEGIN = f"from {__name__} import serve; serve()"
 
 
@@ -97,10 +101,31 @@ def imports_for_good() -> Iterator[None]:
             gc.enable()
 
 
-def load_monai() -> None:
-    """Imports torch and MONAI for good."""
+def begin_program() -> None:
+    """Notes that this process does one task and ends, so that packages which the task does not need can be left out."""
+    global _is_program
+    _is_program = True
+
+
+def load_monai(*, to_segment: bool = False) -> None:
+    """Imports torch and MONAI for good.
+
+    Args:
+        to_segment: This program only segments, with bundles that name nothing else of MONAI (`BundleFiles.only_segments`): the
+            packages that MONAI imports for other tasks are left out of it, which halves the time. In this process these parts
+            of MONAI raise its OptionalImportError. All other code can import the packages as usual.
+    """
     with imports_for_good():
-        import monai  # noqa: F401
+        import torch  # noqa: F401
+
+        left_out = [name for name in _NOT_TO_SEGMENT if to_segment and _is_program and name not in sys.modules]
+        modules: dict[str, Any] = sys.modules
+        modules.update(dict.fromkeys(left_out))  # None: an import raises ModuleNotFoundError, as if it were not installed
+        try:
+            import monai  # noqa: F401
+        finally:
+            for name in left_out:
+                del modules[name]
 
 
 class _Process:

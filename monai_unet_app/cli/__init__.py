@@ -19,6 +19,7 @@ from monai_unet_app.cli import show
 from monai_unet_app.cli.common import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
 from monai_unet_app.cli.parser import read_command
 from monai_unet_app.errors import AppError, InputRefusedError, UntrainedError, UsageError
+from monai_unet_app.processes import begin_program
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name need not be UTF-8
+    if argv is None:
+        begin_program()
     verb, options = read_command(argv)
     try:
         with show.silence(options.json):

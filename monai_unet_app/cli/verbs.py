@@ -370,6 +370,7 @@ def predict(options: flags.Predict) -> Answer:
     # What can be refused without the network is refused before it is loaded, which takes seconds.
     check_flags(cases, run, outputs)
     common.check_writable(options.output)
+    load_monai(to_segment=own.only_segments)
     bundle = common.loaded_bundle(own.root, options.device, overrides=overrides)
     if options.destination is not None and bundle.rules.planar:  # known only now: rules come with the loaded bundle
         formats, left_out = _formats(options, planar=True)

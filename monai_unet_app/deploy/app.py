@@ -11,8 +11,10 @@ import warnings
 from dataclasses import replace
 
 from dicom_io.errors import DicomIoError
+from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.deploy.job import ApplicationJob, job_from
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+from monai_unet_app.processes import begin_program, load_monai
 
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
 
@@ -41,6 +43,8 @@ def main() -> int:
 
 
 def _run(job: ApplicationJob) -> None:
+    begin_program()
+    load_monai(to_segment=bundle_files(job.model).only_segments)  # before the SDK, which is a part of MONAI
     try:
         # Imported here, so that an image without the SDK ends with a message and an exit code.
         from monai_unet_app.deploy.sdk import run

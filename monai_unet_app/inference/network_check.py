@@ -23,6 +23,9 @@ _SMALL = (16, 32, 64, 128)
 _WHOLE_AXIS = 64  # tried for an axis along which a window takes the whole image
 _MOST_CHANNELS = 8
 _ACTIVATIONS = (F.relu, F.leaky_relu, F.prelu, torch.relu, torch.prelu)
+_ELEMENTWISE = (Tensor.add, Tensor.add_, Tensor.mul, Tensor.mul_, Tensor.div, Tensor.div_)
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 Size = tuple[int, ...]
 
 
@@ -193,16 +196,46 @@ class _CheckedNetwork:
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Within it, activations and instance norms give shapes at once, which takes torch a millisecond or more for each."""
+    """Within it, the usual layers give shapes at once. torch takes a millisecond or more for each, and at the first of them imports
+    its compiler and sympy, which takes seconds.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        shape = _plain_shape(func, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if shape is None else torch.empty(shape, device="meta")
+
+
+def _plain_shape(func: Callable[..., Any], args: Sequence[Any], more: Mapping[str, Any]) -> Size | None:
+    """The shape that a layer gives; None where torch should compute it, or refuse to."""
+    match args:
+        case [Tensor() as image, *_] if func in _ACTIVATIONS:
+            return tuple(image.shape)
+        case [Tensor() as image, Tensor() | float() | int() as other] if func in _ELEMENTWISE and not more:
+            return tuple(image.shape) if not isinstance(other, Tensor) or other.shape == image.shape else None
         # One voxel has no deviation, with which torch refuses to norm
-        is_norm = func is F.instance_norm and args and args[0].dim() > 2 and args[0].shape[2:].numel() > 1
-        return (
-            torch.empty_like(args[0]) if is_norm or (func in _ACTIVATIONS and args) else func(*args, **(kwargs or {}))
-        )
+        case [Tensor() as image, *_] if func is F.instance_norm and image.dim() > 2 and image.shape[2:].numel() > 1:
+            return tuple(image.shape)
+        case [[Tensor() as first, *_] as tensors, *_] if func is torch.cat and more == {"dim": 1} and first.dim() > 1:
+            if len({(len(tensor), *tensor.shape[2:]) for tensor in tensors}) == 1:
+                return (len(first), sum(tensor.shape[1] for tensor in tensors), *first.shape[2:])
+        case [Tensor() as image, weight, _, tuple(stride), tuple(padding), tuple(dilation), int(groups)] if (
+            func in _CONVOLUTIONS and image.dim() == weight.dim() and image.shape[1] == weight.shape[1] * groups
+        ):
+            each = zip(image.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+            return _if_positive(image, weight.shape[0], [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in each])
+        case [Tensor() as image, weight, _, tuple(stride), tuple(padding), tuple(more), int(groups), tuple(dilation)] if (
+            func in _TRANSPOSED and image.dim() == weight.dim() and image.shape[1] == weight.shape[0]
+        ):
+            each = zip(image.shape[2:], weight.shape[2:], stride, padding, more, dilation, strict=True)
+            sizes = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in each]
+            return _if_positive(image, weight.shape[1] * groups, sizes)
+    return None
+
+
+def _if_positive(image: Tensor, channels: int, sizes: Sequence[int]) -> Size | None:
+    return (image.shape[0], channels, *sizes) if min(sizes) > 0 else None
 
 
 def _on_meta_device(network: nn.Module) -> nn.Module:

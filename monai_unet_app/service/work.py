@@ -21,10 +21,11 @@ from dicom_io.errors import DicomIoError
 from dicom_io.net.destination import Profile
 from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
+from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.data import selection
 from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import AppError, InputRefusedError, NoRoomError, UntrainedError, without_folders
-from monai_unet_app.processes import load_monai
+from monai_unet_app.processes import begin_program, load_monai
 from monai_unet_app.service.child_processes import PARTIAL, Message, end_with_parent, serve
 from monai_unet_app.service.comparing import CPU, compared
 from monai_unet_app.service.models import copy_of, with_models
@@ -110,6 +111,9 @@ class Worker:
             if program := self.programs.get(rule.name):
                 check_program_rule(rule, site, program.bundle)
                 program.check_program()
+        own_rules = [rule for rule in site.rules if rule.name not in self.programs]
+        if own_rules and not site.registry:  # a bundle that the registry gives later may need more
+            load_monai(to_segment=all(bundle_files(rule.bundle).only_segments for rule in own_rules))
         self.networks = {
             rule.name: _warm(rule, site.node.device, device) for rule in site.rules if rule.name not in self.programs
         }
@@ -444,6 +448,7 @@ def main() -> None:
 
     The code is `UNTRAINED` where a bundle has no weights.
     """
+    begin_program()
     site, others = read_site(Path(sys.argv[1])), sys.argv[2:]
     if "--check" not in others:
         if "--shadow" in others:
