@@ -51,11 +51,12 @@ BUILT_TO_SEGMENT = (
 _REFERENCE = re.compile(r"[@%](\w+)")
 _NEEDS_MORE = re.compile(
     r"""
-    handlers | engines | Handler | Evaluator | Trainer | Workflow | ignite | matplotlib | visualize | sklearn | scipy | mlflow
-    | tensorboard | animated_gif | monai\.(?:apps|bundle|fl|optimizers) | LearningRateFinder | [Cc]ollapse | create_transform_im
-    | [Ii][Tt][Kk] | Ultrasound | SignalRemoveFrequency | importlib | __import__
-    | \$(?:import|from)\ (?!(?:glob|json|math|numpy|os|pathlib|re|sys|torch)\b)
-    | "_target_":\ "(?!(?:monai|torch|monai_unet_app)\.)[^".]+\.  # a package that may name any of these
+    handlers | engines | visualize | jupyter | monai\.(?:apps|bundle|fl|optimizers)  # parts of MONAI
+    | Handler | Evaluator | Trainer | Workflow | Events | [Ww]riter | SaveImage | Ultrasound | SignalRemoveFrequency
+    | LearningRateFinder | [Cc]ollapse | ThreadContainer | animated_gif | create_transform_im | plot_engine_status
+    | ignite | matplotlib | sklearn | scipy | mlflow | tensorboard | [Ii][Tt][Kk] | importlib | __import__
+    | \$(?:import|from)\ (?!(?:glob|json|math|numpy|os|pathlib|re|sys|torch)\b)  # a package that may use any of these
+    | "_target_":\ "(?!(?:monai|torch|monai_unet_app)\.)[^".]+\.
     """,
     re.VERBOSE,
 )
@@ -224,7 +225,7 @@ class BundleFiles:
 
     @property
     def only_segments(self) -> bool:
-        """Whether the ids that a prediction builds name nothing of MONAI's training, pictures and trackers, and no other package.
+        """Whether the ids that a prediction builds name nothing of MONAI's training, pictures and trackers, and no package.
 
         `load_monai` may then leave out what MONAI imports for these. `evaluator` and `handlers` of a bundle do not count: only
         `python -m monai.bundle run` builds them.

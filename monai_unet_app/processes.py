@@ -120,7 +120,9 @@ def load_monai(*, to_segment: bool = False) -> None:
 
         left_out = [name for name in _NOT_TO_SEGMENT if to_segment and _is_program and name not in sys.modules]
         modules: dict[str, Any] = sys.modules
-        modules.update(dict.fromkeys(left_out))  # None: an import raises ModuleNotFoundError, as if it were not installed
+        modules.update(
+            dict.fromkeys(left_out)
+        )  # None: an import raises ModuleNotFoundError, as if it were not installed
         try:
             import monai  # noqa: F401
         finally:

@@ -1,4 +1,4 @@
-"""Do the tests of two revisions find the same faults? Mutants of the product, drawn at random, against the tests that run their line.
+"""Do the tests of two revisions find the same faults? Mutants of the product, drawn at random, against tests.
 
     python tools/mutants.py draw TREE > mutants.json                   60 mutants of a checkout, by a seed
     python tools/mutants.py probe TREE mutants.json                    changes the checkout so that each place notes who ran it
@@ -6,8 +6,8 @@
     python tools/mutants.py run TREE mutants.json JUNIT HITS > killed.json
     python tools/mutants.py compare before.json after.json
 
-A mutant is run against the tests whose run touched it, quick files first, until one fails or three minutes are over. What a child
-process touches counts for all tests of the file whose test started it: a fixture may have.
+A mutant is run against the tests whose run touched it, quick files first, until one fails or three minutes are over. What a
+child process touches counts for all tests of the file whose test started it: a fixture may have.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def located(root: Path, mutant: dict) -> dict:
 
 
 def probe(root: Path, mutants: list[dict], hits: Path) -> None:
-    """Changes the checkout: each place notes who runs it. The module that notes lies where the programs of its .venv find it."""
+    """Changes the checkout: each place notes who runs it, by a module in the packages of its .venv."""
     hits.mkdir(parents=True)
     by_file = defaultdict(list)
     for number, mutant in enumerate(mutants):
@@ -164,7 +164,9 @@ def tests_of(hits: Path, seconds: dict[str, float]) -> dict[int, list[str]]:
     for file in hits.iterdir():
         for line in file.read_text().splitlines():
             place, whose, test = line.split("\t")
-            own = {test} if whose == "own" else {one for one in seconds if one.startswith(test.partition("::")[0] + "::")}
+            own = (
+                {test} if whose == "own" else {one for one in seconds if one.startswith(test.partition("::")[0] + "::")}
+            )
             by_place[int(place)] |= own & set(seconds)
     ordered = {}
     for place, tests in by_place.items():
@@ -195,7 +197,10 @@ def run(root: Path, mutants: list[dict], tests: dict[int, list[str]], only: list
                     env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
                 )  # fmt: skip
                 failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-                answer |= {"killed": done.returncode != 0, "by": failed[0][:200] if failed else f"exit {done.returncode}"}
+                answer |= {
+                    "killed": done.returncode != 0,
+                    "by": failed[0][:200] if failed else f"exit {done.returncode}",
+                }
             except subprocess.TimeoutExpired:
                 answer["by"] = f"no failure in {PATIENCE_S:g} s"
             finally:
@@ -218,7 +223,9 @@ def main() -> None:
     elif words.verb == "run":
         root, drawn, junit, hits = words.places
         mutants = json.loads(drawn.read_text())
-        only = range(len(mutants))[slice(*(int(n) for n in words.only.split(":")))] if words.only else range(len(mutants))
+        only = (
+            range(len(mutants))[slice(*(int(n) for n in words.only.split(":")))] if words.only else range(len(mutants))
+        )
         for answer in run(root.resolve(), mutants, tests_of(hits, seconds_of(junit)), list(only)):
             print(json.dumps(answer), flush=True)
     else:
@@ -227,7 +234,9 @@ def main() -> None:
         for number, old in sorted(before.items()):
             new, shown = after[number], f"`{old['old']}` -> `{old['new']}`".replace("|", "\\|").replace("\n", " ")
             verdicts = ["yes" if one["killed"] else "no" for one in (old, new)]
-            print(f"| {old['file']}:{old['begin'][0]} | {shown} | {old['tests']} / {new['tests']} | {' | '.join(verdicts)} |")
+            print(
+                f"| {old['file']}:{old['begin'][0]} | {shown} | {old['tests']} / {new['tests']} | {' | '.join(verdicts)} |"
+            )
         killed = [sum(one["killed"] for one in own.values()) for own in (before, after)]
         print(f"\nkilled before {killed[0]}, after {killed[1]} of {len(before)}")
         sys.exit(0 if killed[1] >= killed[0] - 1 else 1)

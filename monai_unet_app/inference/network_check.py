@@ -196,8 +196,8 @@ class _CheckedNetwork:
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Within it, the usual layers give shapes at once. torch takes a millisecond or more for each, and at the first of them imports
-    its compiler and sympy, which takes seconds.
+    """Within it, the usual layers give shapes at once. torch takes a millisecond or more for each, and at the first of them it
+    imports its compiler and sympy, which takes seconds.
     """
 
     def __torch_function__(
@@ -224,10 +224,19 @@ def _plain_shape(func: Callable[..., Any], args: Sequence[Any], more: Mapping[st
             func in _CONVOLUTIONS and image.dim() == weight.dim() and image.shape[1] == weight.shape[1] * groups
         ):
             each = zip(image.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-            return _if_positive(image, weight.shape[0], [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in each])
-        case [Tensor() as image, weight, _, tuple(stride), tuple(padding), tuple(more), int(groups), tuple(dilation)] if (
-            func in _TRANSPOSED and image.dim() == weight.dim() and image.shape[1] == weight.shape[0]
-        ):
+            return _if_positive(
+                image, weight.shape[0], [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in each]
+            )
+        case [
+            Tensor() as image,
+            weight,
+            _,
+            tuple(stride),
+            tuple(padding),
+            tuple(more),
+            int(groups),
+            tuple(dilation),
+        ] if func in _TRANSPOSED and image.dim() == weight.dim() and image.shape[1] == weight.shape[0]:
             each = zip(image.shape[2:], weight.shape[2:], stride, padding, more, dilation, strict=True)
             sizes = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in each]
             return _if_positive(image, weight.shape[1] * groups, sizes)
