@@ -12,7 +12,7 @@ DATA ?= ../shared/data
 # tests start hundreds of programs, and none should compile our modules anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow interop mlops-test game-day life-cycle-demo faults deploy-test peers-test benchmarks gpu-test performance check format networks bundles dist clean
+.PHONY: demo test test-slow minutes interop mlops-test game-day life-cycle-demo faults deploy-test peers-test benchmarks gpu-test performance check format networks bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,26 +24,29 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready
 	$(BIN)/monai-unet demo --output demo $(if $(EPOCHS),--epochs $(EPOCHS))
 
+# seconds of each item, from which `make minutes` makes its tables
+NOTED = --junitxml=build/tests/$@.xml
+
 # half as many processes again as there are cores, since many tests wait, with one thread in each and in the programs that they start;
 # the tests of a file stay together, so that they share what they make
 test test-slow: export OMP_NUM_THREADS = 1
 PROCESSES = $(shell $(BIN)/python -c "import os; print(max(2, 3 * os.cpu_count() // 2))")
 test: $(VENV)/ready
-	$(BIN)/pytest -n $(PROCESSES) --dist worksteal -m "not slow and not interop and not faults and not deploy and not mlops and not game_day"
+	$(BIN)/pytest $(NOTED) -n $(PROCESSES) --dist worksteal -m "not slow and not interop and not faults and not deploy and not mlops and not game_day"
 
 test-slow: $(VENV)/ready
-	$(BIN)/pytest -n $(PROCESSES) --dist worksteal -m "slow and not interop and not faults and not deploy and not mlops and not game_day"
+	$(BIN)/pytest $(NOTED) -n $(PROCESSES) --dist worksteal -m "slow and not interop and not faults and not deploy and not mlops and not game_day"
 
 # the round trip through Orthanc and dcmtk, OHIF and the review page in Chromium; installs them if they are absent (root, Debian)
 interop: $(VENV)/ready
 	tests/interop/install.sh
-	$(BIN)/pytest -m interop tests/interop tests/review
+	$(BIN)/pytest $(NOTED) -m interop tests/interop tests/review
 
 # alerts, boards and what they ask of a node, with Prometheus and Alertmanager; installs what they need
 mlops-test: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement ops/requirements.txt
-	$(BIN)/pytest -m mlops tests/mlops
+	$(BIN)/pytest $(NOTED) -m mlops tests/mlops
 
 # a model's life with real parts, from the first training to drift, and the pictures of docs/how-to/life-cycle.md; less than an hour
 life-cycle-demo: $(VENV)/ready
@@ -53,12 +56,12 @@ life-cycle-demo: $(VENV)/ready
 # failures played against a live node: do the alerts fire, do their runbooks help, is nothing lost?
 game-day: $(VENV)/ready
 	tests/interop/install.sh
-	$(BIN)/pytest -m game_day tests/mlops
+	$(BIN)/pytest $(NOTED) -m game_day tests/mlops
 
 # a node whose parts are killed, whose disk is filled and whose PACS goes away; some minutes (FAULT_ROUNDS kills of a stand-in for the
 # worker, 100; REAL_FAULT_ROUNDS with the real worker, 10; REAL_SOAK_MINUTES of studies through the real worker, 0)
 faults: $(VENV)/ready
-	$(BIN)/pytest -m faults tests/faults
+	$(BIN)/pytest $(NOTED) -m faults tests/faults
 
 # the metrics against other packages: some ask for older versions than ours, which are installed in an environment of their own, before
 # the packages of .venv; nnU-Net without what it asks for and does not import
@@ -71,7 +74,7 @@ $(PEERS)/ready: $(VENV)/ready tests/peers/requirements.txt benchmarks/nnunet.txt
 	touch $@
 
 peers-test: $(PEERS)/ready
-	$(PEERS)/bin/python -m pytest tests/peers
+	$(PEERS)/bin/python -m pytest $(NOTED) tests/peers
 
 # the rendered MONAI Deploy package, run with the SDK at its real paths, in an environment of its own (root, for its namespace)
 $(DEPLOY)/ready: tests/deploy/requirements.txt monai_unet_app/deploy/templates/requirements.txt
@@ -80,7 +83,7 @@ $(DEPLOY)/ready: tests/deploy/requirements.txt monai_unet_app/deploy/templates/r
 	touch $@
 
 deploy-test: $(DEPLOY)/ready
-	$(DEPLOY)/bin/python -m pytest -m deploy tests/deploy
+	$(DEPLOY)/bin/python -m pytest $(NOTED) -m deploy tests/deploy
 
 # a short form of each benchmark, which fails far below its claim; some minutes
 benchmarks: $(VENV)/ready
@@ -93,6 +96,10 @@ gpu-test: $(VENV)/ready
 # every benchmark with its peers, and docs/performance.md from what they print; some hours on a quiet machine
 performance: $(VENV)/ready
 	$(BIN)/python benchmarks/run.py --data $(DATA)
+
+# minutes by suite and folder and the 30 slowest items, of the suites that ran last
+minutes:
+	@$(PYTHON) tools/test_minutes.py build/tests
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
