@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+from forks import forked
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -23,7 +24,7 @@ from dicom_io.net.outcome import Outcome
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.hints import Hints
-from monai_unet_app.service.node import Node
+from monai_unet_app.service.node import SENDER, Node
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.rows import Delivery
 from monai_unet_app.service.site import Site
@@ -39,6 +40,8 @@ READER = Viewer(Hints(Path("none"), ()), Holder("reader", frozenset({"read"})))
 _PLACES = [
     str(Path(__file__).parents[1] / place) for place in ("service", "", "dicom_io", "review")
 ]  # as pytest has them
+
+WORKERS = {"fake_worker", "real_worker"}
 
 SITE = """
 [node]
@@ -118,12 +121,16 @@ def site_on_any_port(path: Path) -> Site:
 
 
 @contextmanager
-def started(path: Path, worker: str = "fake_worker") -> Iterator[Node]:
-    """A node with a worker of the tests, a module that its children find by their path."""
+def started(path: Path, worker: str = "fake_worker", *, as_usual: bool = False) -> Iterator[Node]:
+    """A node with a worker of the tests, a module that its children find by their path.
+
+    Its children are forked, see `forks`, unless they are to be started `as_usual`.
+    """
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*_PLACES, *filter(None, [before])])
     try:
-        with Node(site_on_any_port(path), worker=worker) as node:
+        fork = nullcontext() if as_usual else forked(*({worker} & WORKERS), SENDER)
+        with fork, Node(site_on_any_port(path), worker=worker) as node:
             try:
                 yield node
             except AssertionError as error:
@@ -136,9 +143,9 @@ def started(path: Path, worker: str = "fake_worker") -> Iterator[Node]:
 
 
 @contextmanager
-def running(path: Path) -> Iterator[Node]:
+def running(path: Path, *, as_usual: bool = False) -> Iterator[Node]:
     """As `started`, and ready."""
-    with started(path) as node:
+    with started(path, as_usual=as_usual) as node:
         wait_until(lambda: node.is_ready)
         yield node
 

@@ -52,7 +52,7 @@ def delivered(folder: Path) -> list[str]:
 
 def test_a_study_is_stored_worked_at_and_delivered(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", 4)
-    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port), as_usual=True) as node:
         assert {one.state for one in store(node, study)} == {"sent"}
         wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
         assert delivered(tmp_path / "pacs") == ["4 instances"]
