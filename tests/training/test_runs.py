@@ -22,6 +22,7 @@ import torch
 from conftest import REPOSITORY
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
+from once import made_once
 from small_data import FEW, calibration_of, drawn_eyes, few_examples, set_calibration
 
 from dicom_io.dicomize import dicomize
@@ -41,7 +42,8 @@ QUICK: dict[str, Any] = {
     "train::loader::windows_per_case": 1,
     "train::loader::batch_size": 2,
     "val_interval": 1,
-    "window": [16, 24, 16],
+    "window": [24, 32, 24],
+    "inferer::overlap": 0.0,
     "precision": "f32",
     "tracker": "none",
 }
@@ -90,17 +92,49 @@ def with_dropout(root: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def begun(
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of two epochs that was stopped after the first one, drawn in TensorBoard; the test may change it."""
+
+    def make(folder: Path) -> None:
+        root = untrained(tiny_bundle, tmp_path / "begun")
+        train(root, data, epochs=2, tracker="tensorboard", **{"train::trainer::max_epochs": 1})
+        shutil.copytree(root, folder / "run")
+
+    return Path(shutil.copytree(made_once(tmp_path_factory, "begun_run", make) / "run", tmp_path / "run" / "begun"))
+
+
 HARD = {"train::loader::hard_cases": 0.9, "train::loader::windows_per_case": 3}
 
 
-@pytest.mark.parametrize(("dropout", "more"), [(False, {}), (True, {}), (False, HARD)], ids=["", "dropout", "hard"])
+@pytest.fixture
+def hard(
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A whole run of a network with dropout that draws hard cases more often; not to be changed."""
+
+    def make(folder: Path) -> None:
+        root = with_dropout(untrained(tiny_bundle, tmp_path / "hard"))
+        train(root, data, **HARD)
+        shutil.copytree(root, folder / "run")
+
+    return made_once(tmp_path_factory, "hard_run", make) / "run"
+
+
+@pytest.mark.parametrize("kind", ["plain", "with dropout and hard cases"])
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
-    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, dropout: bool, more: dict[str, Any]
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    whole, parts = (untrained(tiny_bundle, tmp_path / name) for name in ("whole", "parts"))
-    if dropout:
-        whole, parts = with_dropout(whole), with_dropout(parts)
-    train(whole, data, **more)
+    """Weights are compared bit by bit, so one network with both finds what a run forgets of either."""
+    more: dict[str, Any] = {}
+    parts = untrained(tiny_bundle, tmp_path / "parts")
+    if kind == "plain":
+        whole = untrained(tiny_bundle, tmp_path / "whole")
+        train(whole, data)
+    else:
+        whole, parts, more = request.getfixturevalue("hard"), with_dropout(parts), HARD
     train(parts, data, **more, **{"train::trainer::max_epochs": 1})
     torch.rand(7)
     train(parts, data, **more, **{"train::trainer::max_epochs": 3})
@@ -120,10 +154,9 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
 
 
 def test_hard_cases_change_the_windows_from_the_third_epoch_on(
-    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, hard: Path
 ) -> None:
-    hard, alike = (untrained(tiny_bundle, tmp_path / name) for name in ("hard", "alike"))
-    train(hard, data, **HARD)
+    alike = with_dropout(untrained(tiny_bundle, tmp_path / "alike"))
     train(alike, data, **{**HARD, "train::loader::hard_cases": 0.0})
     losses = [[epoch["loss"] for epoch in record(root)["history"]] for root in (hard, alike)]
     assert losses[0][:2] == losses[1][:2]
@@ -190,20 +223,18 @@ def test_a_run_killed_by_the_system_and_started_again_equals_one_that_was_not(
     assert equal_weights(weights(killed), weights(whole))
 
 
-def test_a_restart_does_not_let_a_worse_model_win(tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path) -> None:
-    root = untrained(tiny_bundle, tmp_path / "run")
-    train(root, data, **{"train::trainer::max_epochs": 1})
-    last = root / "run/last.pt"
+def test_a_restart_does_not_let_a_worse_model_win(begun: Path, data: Path) -> None:
+    last = begun / "run/last.pt"
     state = torch.load(last, weights_only=False)
     torch.save({**state, "best_metric": 0.987}, last)
-    best = torch.load(root / "run/best.pt", weights_only=True)
+    best = torch.load(begun / "run/best.pt", weights_only=True)
     marked = {key: value + 1 if value.is_floating_point() else value for key, value in best.items()}
-    torch.save(marked, root / "run/best.pt")
+    torch.save(marked, begun / "run/best.pt")
 
-    train(root, data)
-    assert record(root)["epochs_done"] == 4
-    assert record(root)["best"] == {"epoch": 1, "metric": 0.987}
-    assert equal_weights(weights(root), marked)
+    train(begun, data, epochs=2)
+    assert record(begun)["epochs_done"] == 2
+    assert record(begun)["best"] == {"epoch": 1, "metric": 0.987}
+    assert equal_weights(weights(begun), marked)
 
 
 def test_the_best_epoch_is_the_one_that_is_delivered(
@@ -220,12 +251,8 @@ def test_the_best_epoch_is_the_one_that_is_delivered(
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"epochs": 5}, {"learning_rate": 0.01}, "data"], ids=str)
-def test_another_run_does_not_go_on_where_this_one_stopped(
-    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, changed: Any
-) -> None:
-    root = untrained(tiny_bundle, tmp_path / "run")
-    train(root, data, **{"train::trainer::max_epochs": 1})
-    kept = {name: (root / "run" / name).read_bytes() for name in ("last.pt", "best.pt", "run.json")}
+def test_another_run_does_not_go_on_where_this_one_stopped(begun: Path, data: Path, changed: Any) -> None:
+    kept = {name: (begun / "run" / name).read_bytes() for name in ("last.pt", "best.pt", "run.json")}
     if changed == "data":
         label = data / "labels" / f"{FEW[0]}.nii.gz"
         image: Any = nibabel.load(label)
@@ -233,19 +260,15 @@ def test_another_run_does_not_go_on_where_this_one_stopped(
         array[0, 0, 0] = 1
         nibabel.save(nibabel.Nifti1Image(array, image.affine), label)
     with pytest.raises(UsageError, match="only the same run can be resumed"):
-        train(root, data, **({} if changed == "data" else changed))
-    assert {name: (root / "run" / name).read_bytes() for name in kept} == kept
+        train(begun, data, **{"epochs": 2, **({} if changed == "data" else changed)})
+    assert {name: (begun / "run" / name).read_bytes() for name in kept} == kept
 
 
-def test_a_run_is_not_resumed_after_its_recipe_was_edited(
-    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
-) -> None:
-    root = untrained(tiny_bundle, tmp_path / "run")
-    train(root, data, epochs=1)
-    config = root / "configs/train.yaml"
+def test_a_run_is_not_resumed_after_its_recipe_was_edited(begun: Path, data: Path) -> None:
+    config = begun / "configs/train.yaml"
     config.write_text(config.read_text().replace("weight_decay: 0.05", "weight_decay: 0.5"))
     with pytest.raises(UsageError, match="recipe"):
-        train(root, data, epochs=1)
+        train(begun, data, epochs=2)
 
 
 def test_new_weights_make_old_figures_and_calibration_go(
@@ -365,15 +388,11 @@ def test_the_record_tells_waiting_for_data_from_the_steps(tmp_path: Path, monkey
     assert (session["waiting_seconds"], session["step_seconds"], session["seconds"]) == (0.8, 0.2, 1.0)
 
 
-def test_a_resumed_run_draws_one_curve_in_tensorboard(
-    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
-) -> None:
-    root = untrained(tiny_bundle, tmp_path / "run")
-    train(root, data, tracker="tensorboard", **{"train::trainer::max_epochs": 2})
-    train(root, data, tracker="tensorboard")
-    points = tensorboard_points(root / "run/tensorboard")["train/loss"]
-    assert [step for step, _ in points] == [1, 2, 3, 4]
-    np.testing.assert_allclose([value for _, value in points], [e["loss"] for e in record(root)["history"]], rtol=1e-5)
+def test_a_resumed_run_draws_one_curve_in_tensorboard(begun: Path, data: Path) -> None:
+    train(begun, data, epochs=2, tracker="tensorboard")
+    points = tensorboard_points(begun / "run/tensorboard")["train/loss"]
+    assert [step for step, _ in points] == [1, 2]
+    np.testing.assert_allclose([value for _, value in points], [e["loss"] for e in record(begun)["history"]], rtol=1e-5)
 
 
 class History:
@@ -484,12 +503,16 @@ def test_an_unknown_tracking_is_a_usage_error_that_names_the_known(
 # --- from DICOM as from NIfTI -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def twins(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Three example cases as DICOM series with SEG labels, and as the NIfTI that is read back from these."""
-    nifti, dicom = few_examples(tmp_path / "original", FEW[:3]), tmp_path / "dicom"
+    folder = made_once(tmp_path_factory, "twins_of_training_data", make_twins)
+    return folder / "dicom", folder / "back"
+
+
+def make_twins(folder: Path) -> None:
+    nifti, dicom, back = few_examples(folder / "original", FEW[:3]), folder / "dicom", folder / "back"
     segments = load_bundle("hippocampus_mri_unet3d").segments
-    back = tmp_path / "back"
     for kind in ("images", "labels"):
         (back / kind).mkdir(parents=True)
     for case in FEW[:3]:
@@ -501,7 +524,6 @@ def twins(tmp_path: Path) -> tuple[Path, Path]:
         for kind, volume in (("images", series), ("labels", read_seg(made.seg, series))):
             array = np.asarray(volume.array, np.float32 if kind == "images" else np.uint8)
             nibabel.save(nibabel.Nifti1Image(array, volume.affine_ras), back / kind / f"{case}.nii.gz")
-    return dicom, back
 
 
 def windows_of(root: Path, data: Path, draws: list[tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
