@@ -1,4 +1,4 @@
-"""Children of a node that are forked from a process that has imported their module: none of them imports for a second.
+"""Children of a node that are forked from a process that has imported their module: none of them imports for seconds.
 
     python -m forks FD MODULE [MODULE ...]
 
@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from tempfile import TemporaryFile
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -32,7 +33,13 @@ from unittest import mock
 from monai_unet_app.service import child_processes
 from monai_unet_app.service.child_processes import end_with_parent
 
-_LATER = {"monai_unet_app.service.deliver": ("dicom_io.rejection",)}  # what a module imports when it needs it
+PROGRAM = "monai_unet_app"
+_LATER = {
+    PROGRAM: ("monai_unet_app.review.export", "monai_unet_app.review.decision", "monai_unet_app.lifecycle.watch"),
+    "monai_unet_app.service.deliver": ("dicom_io.rejection",),
+}
+"""What a module imports when it needs it: the verbs of the program, and a sender for a note."""
+
 _LONGEST = 2**17  # bytes of a request
 _NUMBER = struct.Struct("i")
 _templates: dict[str, Template] = {}
@@ -73,21 +80,30 @@ class Template:
 class ForkedChild:
     """A child of a template, with what the node uses of `subprocess.Popen`."""
 
-    def __init__(self, template: Template, args: Sequence[str], env: dict[str, str]) -> None:
-        """Starts it; what it writes to its standard error goes where that of this process goes now."""
+    def __init__(self, template: Template, args: Sequence[str], env: dict[str, str], streams: Sequence[int]) -> None:
+        """Starts it with these standard streams."""
         self.args, self.returncode, self._reading = [template.module, *args], None, threading.Lock()
-        its_stdin, stdin = os.pipe()
-        stdout, its_stdout = os.pipe()
         self._status, its_status = os.pipe()
         weakref.finalize(self, os.close, self._status)
-        self.stdin, self.stdout = os.fdopen(stdin, "w"), os.fdopen(stdout)
-        its = [its_stdin, its_stdout, 2, its_status]
         try:
-            template.fork(args, env, its)
+            template.fork(args, env, [*streams, its_status])
         finally:
-            for one in (its_stdin, its_stdout, its_status):
-                os.close(one)
+            os.close(its_status)
         self.pid = self._number()
+
+    @classmethod
+    def with_pipes(cls, template: Template, args: Sequence[str], env: dict[str, str]) -> ForkedChild:
+        """As `Popen` starts it with pipes for input and output; its standard error is that of this process."""
+        its_stdin, stdin = os.pipe()
+        stdout, its_stdout = os.pipe()
+        streams = os.fdopen(stdin, "w"), os.fdopen(stdout)
+        try:
+            child = cls(template, args, env, [its_stdin, its_stdout, 2])
+        finally:
+            os.close(its_stdin)
+            os.close(its_stdout)
+        child.stdin, child.stdout = streams
+        return child
 
     def _number(self) -> int:
         (number,) = _NUMBER.unpack(os.read(self._status, _NUMBER.size))
@@ -118,25 +134,52 @@ class ForkedChild:
 
 @contextmanager
 def forked(*modules: str) -> Iterator[None]:
-    """Meanwhile children of these modules are forked; a child that is started in another way than usual is not."""
-    with _starting:
-        new = [Template(module) for module in modules if module not in _templates]
-        for template in new:
-            template.wait()
-            _templates[template.module] = template
+    """Meanwhile children of these modules and verbs of the program are forked, if they are started as the product does it.
+
+    A child with another search path, in another folder or with other streams is started by `subprocess`.
+    """
+    for module in modules:
+        _template(module)
 
     def popen(command: list[str], **how: Any) -> ForkedChild | subprocess.Popen[str]:
+        env, module = how.pop("env"), _module(command, modules)
         usual = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
-        env = {**(how.get("env") or os.environ)}
-        python, flag, module, *args = command
-        if (python, flag) == (sys.executable, "-m") and module in modules and how == {**usual, "env": how.get("env")}:
-            template = _templates[module]
-            if template.place == _place(env):
-                return ForkedChild(template, args, env)
-        return subprocess.Popen(command, **how)
+        if module and how == usual and _template(module).place == _place(env):
+            return ForkedChild.with_pipes(_template(module), command[3:], env)
+        return subprocess.Popen(command, env=env, **how)
 
-    with mock.patch.object(child_processes, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen})):
+    def run(command: list[str], *, timeout: float, env: dict[str, str], **how: Any) -> subprocess.CompletedProcess[str]:
+        module, usual = _module(command, (PROGRAM,)), {"capture_output": True, "text": True, "check": False}
+        if not module or how != usual or _template(module).place != _place(env):
+            return subprocess.run(command, timeout=timeout, env=env, **how)
+        with open(os.devnull) as nothing, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+            child = ForkedChild(_template(module), command[3:], env, [one.fileno() for one in (nothing, out, err)])
+            try:
+                child.wait(timeout)
+            finally:
+                child.kill()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(command, child.wait(), out.read(), err.read())
+
+    stand_in = SimpleNamespace(**{**vars(subprocess), "Popen": popen, "run": run})
+    with mock.patch.object(child_processes, "subprocess", stand_in):
         yield
+
+
+def _template(module: str) -> Template:
+    """The one of this process, which is started the first time and has imported its modules."""
+    with _starting:
+        if module not in _templates:
+            template = Template(module)
+            template.wait()
+            _templates[module] = template
+        return _templates[module]
+
+
+def _module(command: Sequence[str], of: Sequence[str]) -> str:
+    """The module that a command runs, if it is one of some; else empty."""
+    return command[2] if list(command[:2]) == [sys.executable, "-m"] and command[2] in of else ""
 
 
 def _place(env: Any) -> tuple[str, str | None]:
@@ -187,7 +230,8 @@ if __name__ == "__main__":
     for name in sys.argv[2:]:
         import_module(name)
     main = sys.argv[2]
-    del sys.modules[main]  # which runs again as `__main__`
+    if not hasattr(sys.modules[main], "__path__"):  # of a package its module `__main__` runs, which nobody has imported
+        del sys.modules[main]  # runs again as `__main__`
     gc.freeze()
     given.send(b"+")
     sys.argv = [main, *_forked_child(given)]
