@@ -50,6 +50,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return numbered_discs(tmp_path_factory.mktemp("plan") / "pictures")
 
 
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a verb that plans, no network is timed, which takes longer than all else that it does."""
+    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
+
+
 def quick(network: NetworkPlan, channels: int, outputs: int) -> float:
     """A machine that trains a million voxels of 16 filters a second."""
     return network.voxels * network.filters[0] / 16e6
@@ -283,6 +289,7 @@ def test_the_verb_shows_reasons_and_the_next_command(volumes: Path, tmp_path: Pa
     assert "a plan never replaces files" in again.err
 
 
+@pytest.mark.usefixtures("timed")
 def test_unknown_structures_are_told_and_written_with_a_private_code(volumes: Path, tmp_path: Path, run: Run) -> None:
     answer = run("plan", volumes, "--output", tmp_path / "made", "--time", "1min")
     assert answer.code == 0, answer.err
@@ -443,8 +450,8 @@ def test_a_list_with_absent_files_is_refused(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_dicom_labels_say_what_they_mean(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
+@pytest.mark.usefixtures("timed")
+def test_dicom_labels_say_what_they_mean(tmp_path: Path, run: Run) -> None:
     data = few_examples(tmp_path / "nifti")
     flags = ["--images", data / "images", "--labels", data / "labels", "--bundle", "hippocampus_mri_unet3d"]
     assert run("dicomize", *flags, "--output", tmp_path / "dicom").code == 0
@@ -490,6 +497,7 @@ def test_nothing_is_mirrored_before_every_structure_has_a_name(volumes: Path) ->
         assert planned(volumes, structures=said).values["mirror_axes"] == axes
 
 
+@pytest.mark.usefixtures("timed")
 def test_numbered_objects_are_one_structure_only_if_a_flag_names_them(pictures: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "made"
     refused = run("plan", pictures, "--output", out, "--time", "1min")

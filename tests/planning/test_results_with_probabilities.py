@@ -105,7 +105,9 @@ def test_the_temperature_is_that_by_which_the_program_is_too_sure(model: Path) -
     assert f"divided by {bundle.temperature:.3g}" in (model / "docs/README.md").read_text()
 
 
-def test_calibration_error_is_measured_before_and_after(run: Run, folders: Path, model: Path, tmp_path: Path) -> None:
+def test_calibration_error_is_measured_before_and_after(
+    run: Run, folders: Path, model: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     answer = run("evaluate", *given(folders / "new"), "--bundle", model, "--output", tmp_path / "out", "--json")
     assert answer.code == 0, answer.err
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -115,6 +117,7 @@ def test_calibration_error_is_measured_before_and_after(run: Run, folders: Path,
     assert metrics["statements"]["cautious"]["Liver"]["mean_missed"] < 0.2
     sizes = [metrics["statements"]["sizes"][name]["observed"] for name in ("Liver", "Spleen")]
     assert min(sizes) >= 0.5
+    request.getfixturevalue("without_pages")  # those of the first report are drawn
     raw = run("evaluate", *given(folders / "new"), *BY, *NAMED, "--output", tmp_path / "raw", "--json")
     assert json.loads(raw.out)["metrics"]["ece"]["top_label"] == pytest.approx(before)
 
