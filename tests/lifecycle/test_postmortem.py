@@ -9,17 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from empty_registry import empty_registry
+from once import made_once
 from shell import Run, shell
 
 pytest.importorskip("sqlalchemy")
 
 from dicom_io.dicomize import dicomize
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.lifecycle.postmortem import postmortem, subgroups
+from monai_unet_app.lifecycle import postmortem_page
+from monai_unet_app.lifecycle.postmortem import Postmortem, subgroups
 from monai_unet_app.lifecycle.registry import open_registry
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.queue import Queue
-from monai_unet_app.service.site_file import read_site
 
 run = pytest.fixture(shell)
 SITE = """
@@ -83,10 +85,22 @@ def test_the_subgroup_that_was_planted_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def site(tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path) -> tuple[Path, str]:
-    """A site with two versions, and a study that its node has got."""
-    root = tiny_bundle()
-    with open_registry(tmp_path / "registry") as registry:
+def site(
+    tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A site with two versions, and a study that its node has got; `tmp_path` holds it."""
+
+    def make(folder: Path) -> None:
+        make_site(tiny_bundle(), crop, folder, tmp_path_factory)
+
+    shutil.copytree(made_once(tmp_path_factory, "site_of_a_postmortem", make), tmp_path, dirs_exist_ok=True)
+    (study,) = (tmp_path / "node/received").iterdir()
+    return tmp_path / "site.toml", study.name
+
+
+def make_site(root: Path, crop: Volume, folder: Path, factory: pytest.TempPathFactory) -> None:
+    """Fills a folder that may be moved: what the site's file names stands beside it."""
+    with open_registry(empty_registry(factory, folder / "registry")) as registry:
         first = registry.add(root, "hippocampus").sha256
         config = root / "configs/inference.yaml"
         config.write_text(config.read_text() + "# a line that the second version has\n")
@@ -97,22 +111,31 @@ def site(tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path) -> tuple
         )
         second = registry.add(root, "hippocampus").sha256
         registry.promote("hippocampus", "1", "champion", "Bianchi^Eva", {}, "the first")
-    made = dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path / "in", case_id="one")
+    made = dicomize(replace(crop, provenance=Provenance("nifti")), folder / "in", case_id="one")
     study = made.series_folder.parent.name
-    shutil.copytree(made.series_folder, tmp_path / "node/received" / study / made.series_folder.name)
-    trail, queue = trail_of(tmp_path / "node")
+    shutil.copytree(made.series_folder, folder / "node/received" / study / made.series_folder.name)
+    trail, queue = trail_of(folder / "node")
     compare_studies(trail, first, second)
     trail.write("complete", study=study, version=1, job=99, instances=33)
     queue.close()
-    (tmp_path / "site.toml").write_text(SITE)
-    return tmp_path / "site.toml", study
+    (folder / "site.toml").write_text(SITE)
 
 
 def test_a_case_is_replayed_by_both_versions_and_the_page_says_what_differs(
-    run: Run, site: tuple[Path, str], tmp_path: Path
+    run: Run, site: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, study = site
     page = tmp_path / "page.html"
+    sizes: list[list[list[float]]] = []
+    write = postmortem_page.write_postmortem
+
+    def noting_sizes(whole: Postmortem, place: Path) -> None:
+        for replay in whole.replays:
+            cases = [case for case in replay.made if not isinstance(case, str)]
+            sizes.append([[one.size for one in case.segmentation.structures] for case in cases])
+        write(whole, place)
+
+    monkeypatch.setattr(postmortem_page, "write_postmortem", noting_sizes)
     answer = run(
         "node",
         "postmortem",
@@ -137,12 +160,8 @@ def test_a_case_is_replayed_by_both_versions_and_the_page_says_what_differs(
     text = page.read_text()
     assert "The second version is worse where Both is B3" in text
     assert text.count("<img") + text.count("<svg") >= 1
-    with postmortem(read_site(path), study, ("1", "2")) as whole:
-        (replay,) = whole.replays
-        sizes = [
-            [one.size for one in case.segmentation.structures] for case in replay.made if not isinstance(case, str)
-        ]
-        assert sizes[0] == sizes[1]  # the same weights
+    ((by_first, by_second),) = sizes
+    assert by_first == by_second  # the same weights
 
 
 def test_a_forgotten_study_has_no_replay_and_an_unknown_one_is_refused(

@@ -14,6 +14,7 @@ pytest.importorskip("sqlalchemy")
 from challenged import keys
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from empty_registry import empty_registry
 from test_compare import people, write_evaluation
 
 from monai_unet_app.bundle_folder import bundle_files
@@ -38,6 +39,12 @@ def bundle(tiny_bundle: Callable[[], Path]) -> Made:
         return root
 
     return made
+
+
+@pytest.fixture(autouse=True)
+def _registry(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """A registry without models in `registry`; the verbs make one of their own."""
+    empty_registry(tmp_path_factory, tmp_path / "registry")
 
 
 def evaluation_of(root: Path, folder: Path, dice: float = 0.9) -> Path:
@@ -280,7 +287,7 @@ def test_the_verbs_add_promote_and_roll_back_for_an_approver_only(
     (tmp_path / "tokens").write_text(f"{line}\n{other}\n")
     (tmp_path / "token").write_text(approver)
     (tmp_path / "reviewers").write_text(reviewer)
-    place = ["--registry", str(tmp_path / "registry")]
+    place = ["--registry", str(tmp_path / "made")]
     person = ["--tokens", str(tmp_path / "tokens"), "--token-file"]
 
     def called(*words: object) -> tuple[int, Any, str]:
@@ -310,7 +317,7 @@ def test_the_verbs_add_promote_and_roll_back_for_an_approver_only(
     assert "    dice: 0.90" in shown_as_text
     assert "event promoted, version 1, alias champion, who Bianchi^Eva, reason the first" in shown_as_text
     assert "{" not in shown_as_text.partition("event promoted, version 2")[0]
-    trail = tmp_path / "registry/audit.jsonl"
+    trail = tmp_path / "made/audit.jsonl"
     assert main(["trace", "--audit", str(trail)]) == 0
     trail.write_text("".join(trail.read_text().splitlines(keepends=True)[:-1]))
     assert main(["trace", "--audit", str(trail)]) == 3
