@@ -90,7 +90,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_cases_one_by_one_and_a_cohort_that_was_killed_give_the_same_bytes(
     run: Run, tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    data, root = few_examples(tmp_path / "in", FEW) / "images", tiny_bundle()
+    data, root = few_examples(tmp_path / "in", FEW[:4]) / "images", tiny_bundle()
     flags = ["--device", "cpu", "--deliver-rejected", "--format", "nifti,png", "--resume"]
 
     def words(output: Path) -> list[str]:
@@ -104,10 +104,10 @@ def test_cases_one_by_one_and_a_cohort_that_was_killed_give_the_same_bytes(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run(program, check=True, capture_output=True)
-    assert run(*words(together)).code == 0
+    for output in (killed, together):
+        assert run(*words(output)).code == 0
     bundle, config = load_bundle(root), OutputConfig(("nifti", "png"), deliver_rejected=True, resume=True)
     for case in find_images(data):
         predict_cases([case], bundle, PredictConfig(), config, alone)
     assert digests(killed) == digests(together) == digests(alone)
-    assert len(digests(alone)) == 3 * len(FEW)
+    assert len(digests(alone)) == 3 * 4

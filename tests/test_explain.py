@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dicom_io.volume import Volume
+from monai_unet_app import explain
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.cli.parser import build_parser
@@ -76,6 +77,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 parts of a window are hidden instead of 512: for what does not depend on their size."""
+    monkeypatch.setattr(explain, "PARTS", 2)
 
 
 @pytest.fixture
@@ -231,16 +238,20 @@ def test_a_map_taken_back_in_its_box_is_that_of_monai_on_the_whole_image(
     array = np.random.default_rng(3).normal(100, 5, (70, 56, 40))
     array[50:60, 20:34, 8:22] += 100
     volume = Volume(array.astype(np.float32), affine)
-    case = segment_case(volume, bundle)
+    case, maps, occlusion = segment_case(volume, bundle), list[torch.Tensor](), explain._occlusion
+    monkeypatch.setattr(explain, "_occlusion", lambda *args: maps.append(occlusion(*args)) or maps[-1])
     found = explain_case(case)
     boxed = found.maps[0]
     assert boxed is not None
     assert boxed.values.size < volume.array.size / 2
-    monkeypatch.setattr("monai_unet_app.explain.way_back", lambda image: None)
+    assert len(maps) == 1
+    monkeypatch.setattr(explain, "_occlusion", lambda *args: maps[0].clone())  # of the same window
+    monkeypatch.setattr(explain, "way_back", lambda image: None)
     whole = explain_case(case)
     np.testing.assert_allclose(on_grid(found, volume), on_grid(whole, volume), atol=1e-7)
 
 
+@pytest.mark.usefixtures("few_parts")
 def test_a_structure_that_was_not_found_has_no_map(bundle: Bundle) -> None:
     case = segment_case(upright(), bundle)
     found = explain_case(case)
@@ -259,6 +270,7 @@ def test_what_the_result_left_out_is_not_explained(bundle: Bundle) -> None:
     assert explain_case(nothing).answers == (None, None)
 
 
+@pytest.mark.usefixtures("few_parts")
 def test_logits_that_rise_together_are_no_answer(bundle: Bundle) -> None:
     before = explain_case(segment_case(upright(), bundle)).answers[0]
     with torch.no_grad():
@@ -266,6 +278,7 @@ def test_logits_that_rise_together_are_no_answer(bundle: Bundle) -> None:
     assert explain_case(segment_case(upright(), bundle)).answers[0] == pytest.approx(before)
 
 
+@pytest.mark.usefixtures("few_parts")
 def test_the_network_and_the_random_numbers_are_left_as_they_were(
     tiny_bundle: Make, crop: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +344,7 @@ def test_a_flag_that_cannot_be_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("few_parts")
 def test_the_command_line_explains(tiny_bundle: Make, tmp_path: Path) -> None:
     bundle = looking_aside(tiny_bundle("hippocampus_mri_unet3d"))
     nibabel.save(nibabel.Nifti1Image(upright().array, upright().affine_ras), tmp_path / "case.nii.gz")

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from exports import Template, exported_once, networks_written_once
 from processor import NEEDS_BF16
 from shell import Run, shell
 from small_data import FEW, drawn_eyes, few_examples
@@ -41,26 +43,13 @@ VOLUMES, SLICES, EYES = "hippocampus_mri_unet3d", "hippocampus_mri_unet2d", "ret
 ENGINES = tuple(RUNTIMES)
 
 
+written_once = pytest.fixture(scope="module", autouse=True)(networks_written_once)
+
+
 @pytest.fixture(scope="module")
-def exported(
-    tiny_template: Callable[[str], tuple[Path, object]], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def exported(tiny_template: Template, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A tiny bundle, exported once for every engine."""
-    made: dict[str, Path] = {}
-
-    def export_once(name: str) -> Path:
-        if name not in made:
-            root = made[name] = tmp_path_factory.mktemp("exported") / name
-            shutil.copytree(tiny_template(name)[0], root)
-            bundle = load_bundle(root)
-            hooks = [len(part._forward_hooks) for part in bundle.network.modules()]
-            for engine in ENGINES:
-                export_bundle(bundle, engine)
-            assert [len(part._forward_hooks) for part in bundle.network.modules()] == hooks  # left as it was
-            assert not any(part.training for part in bundle.network.modules())
-        return made[name]
-
-    return export_once
+    return partial(exported_once, tmp_path_factory, tiny_template)
 
 
 @pytest.fixture
@@ -179,7 +168,7 @@ def test_another_network_under_a_certificate_that_names_it_is_refused_by_its_ans
     other = copied.parent / "other" / VOLUMES
     shutil.copytree(copied, other)
     weights = torch.load(other / "models/model.pt", weights_only=True)
-    torch.save({name: value * 1.05 for name, value in weights.items()}, other / "models/model.pt")
+    torch.save({name: value.float() * 1.05 for name, value in weights.items()}, other / "models/model.pt")
     export_bundle(load_bundle(other), "openvino")
     for name in RUNTIMES["openvino"].files:
         shutil.copyfile(other / name, copied / name)

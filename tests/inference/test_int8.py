@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exports import networks_written_once
 from own_network import own_network
 from shell import Run, shell
 from small_data import FEW, few_examples, trained_on
@@ -32,10 +34,14 @@ from monai_unet_app.inference.engines.certificate import PARITY, certified, expo
 from monai_unet_app.inference.engines.chooser import with_engine
 from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import read_site
+from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
 run = pytest.fixture(shell)
 VOLUMES, SLICES = "hippocampus_mri_unet3d", "hippocampus_mri_unet2d"
 ENGINES = ("openvino", "onnxruntime")
+
+
+written_once = pytest.fixture(scope="module", autouse=True)(networks_written_once)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -227,9 +233,22 @@ def test_a_quantiser_that_is_absent_is_named(
     assert (answer.code, "pip install 'monai-unet-app[quantise]'" in answer.err) == (2, True)
 
 
+def of_three_layers(root: Path) -> Path:
+    """The bundle with a network that is exported in a second, of layers that are all treated unlike by a quantiser."""
+    config = root / "configs/inference.yaml"
+    layers = "torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.InstanceNorm3d(4, affine=True), torch.nn.Conv3d(4, 3, 1)"
+    lines = f"network_def: $torch.nn.Sequential({layers})\nfeature_layer: '1'\n"
+    text, count = re.subn(r"(?m)^network_def: .*\nfeature_layer: .*\n", lines, config.read_text())
+    assert count == 1
+    config.write_text(text)
+    save_atomically(half_weights(load_bundle(root).part("network_def")), root / "models/model.pt")
+    return root
+
+
 def test_exporting_and_quantising_talk_to_nobody(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
     pytest.importorskip("nncf")
-    words = ["bundle", "export", "--bundle", str(made(tiny_bundle(VOLUMES))), "--precision", "int8", "--data"]
+    root = made(of_three_layers(tiny_bundle(VOLUMES)))
+    words = ["bundle", "export", "--bundle", str(root), "--precision", "int8", "--data"]
     words += [str(few_examples(tmp_path / "data", FEW[:1])), "--to"]
     program = f"""
 from monai_unet_app import export
@@ -241,3 +260,5 @@ raise SystemExit(max(main([*{words}, engine]) for engine in {ENGINES}))
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert packets_sent() == 0
+    written = json.loads((root / PARITY).read_text())["exports"]
+    assert written.keys() == {*ENGINES, *(f"{engine} int8" for engine in ENGINES)}

@@ -1,0 +1,72 @@
+"""Tiny bundles with exports. What takes long of an export, a network's file, is written once in a run of tests."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+from once import made_once
+
+from monai_unet_app import export
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.export import export_bundle
+from monai_unet_app.inference.engines.exported import network_sha256
+from monai_unet_app.inference.engines.runtimes import RUNTIMES, Runtime
+
+Template = Callable[[str], tuple[Path, object]]
+
+
+def networks_written_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`export_bundle` takes the file of the same network for the same program from an earlier export of this run.
+
+    It checks, certifies and refuses as ever. The same means: weights, description, window and layer; for int8 also the windows.
+    """
+    write, quantise = export._write, export.quantise
+
+    def write_once(bundle: Bundle, runtime: Runtime, file: Path) -> None:
+        digest = hashlib.sha256(f"{network_sha256(bundle)} {bundle.slice_axis} {runtime.files}".encode())
+        for name, values in sorted(bundle.network.state_dict().items()):
+            digest.update(name.encode() + values.numpy().tobytes())
+        copied(digest.hexdigest(), file, lambda new: written(bundle, runtime, new))
+
+    def written(bundle: Bundle, runtime: Runtime, file: Path) -> None:
+        hooks = [len(part._forward_hooks) for part in bundle.network.modules()]
+        write(bundle, runtime, file)
+        assert [len(part._forward_hooks) for part in bundle.network.modules()] == hooks, "the network is left as it was"
+        assert not any(part.training for part in bundle.network.modules())
+
+    def quantise_once(engine: str, source: Path, target: Path, windows: Sequence[NDArray[Any]]) -> None:
+        digest = hashlib.sha256(engine.encode())
+        for name in RUNTIMES[engine].files:
+            digest.update(source.with_name(Path(name).name).read_bytes())
+        for window in windows:
+            digest.update(repr(window.shape).encode() + window.tobytes())
+        copied(digest.hexdigest(), target, lambda new: quantise(engine, source, new, windows))
+
+    def copied(key: str, file: Path, make: Callable[[Path], None]) -> None:
+        made = made_once(tmp_path_factory, f"network_{key}", lambda folder: make(folder / file.name))
+        shutil.copytree(made, file.parent, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_write", write_once)
+        patch.setattr(export, "quantise", quantise_once)
+        yield
+
+
+def exported_once(factory: pytest.TempPathFactory, template: Template, name: str) -> Path:
+    """A tiny bundle with an export in float32 for every engine; whoever changes it copies it before."""
+
+    def make(folder: Path) -> None:
+        bundle = load_bundle(shutil.copytree(template(name)[0], folder / name))
+        hooks = [len(part._forward_hooks) for part in bundle.network.modules()]
+        for engine in RUNTIMES:
+            export_bundle(bundle, engine)
+        assert [len(part._forward_hooks) for part in bundle.network.modules()] == hooks  # left as it was
+        assert not any(part.training for part in bundle.network.modules())
+
+    return made_once(factory, f"exported_{name}", make) / name
