@@ -9,8 +9,10 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 from fake_segmenter import segmented
 from numpy.typing import NDArray
+from once import made_once
 from phantoms import oblique_affine
 from scipy import ndimage
 
@@ -49,6 +51,11 @@ def write_cases(root: Path, seeds: Iterable[int]) -> Path:
             (root / folder).mkdir(exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(array, AFFINE_RAS), root / f"{folder}/case{seed:02}.nii.gz")
     return root
+
+
+def program_bundle_once(factory: pytest.TempPathFactory) -> Path:
+    """As `program_bundle`, made once for all tests; whoever changes it copies it before."""
+    return made_once(factory, "program_bundle", program_bundle) / "segmenter"
 
 
 def program_bundle(root: Path) -> Path:

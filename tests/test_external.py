@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_segmenter import segmented
-from other_program import AFFINE_RAS, PROGRAM, case, program_bundle
+from other_program import AFFINE_RAS, PROGRAM, case, program_bundle_once
 from phantoms import write_mr_series
 from result_phantoms import dciodvfy_errors
 from shell import Run, shell
@@ -50,7 +50,7 @@ ae_title = "PACS"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the program, fitted to its results of 24 people."""
-    return program_bundle(tmp_path_factory.mktemp("external"))
+    return program_bundle_once(tmp_path_factory)
 
 
 @pytest.fixture
