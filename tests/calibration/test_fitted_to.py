@@ -153,8 +153,10 @@ def test_statements_that_do_not_say_what_they_were_fitted_to_are_not_used(bundle
 
 
 def test_predict_says_that_the_bundle_was_changed_in_result_report_and_words(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    bundle = tiny_bundle(SHIPPED.name)  # which answers in a blink
+    shutil.copy(SHIPPED / CONFIDENCE, bundle / CONFIDENCE)
     other_labels(bundle)
     edit(bundle, INFERENCE, r"mirror_axes: \[0\]", "mirror_axes: [1]")  # left and right are not mirrored
     image = EXAMPLES / "images/hippocampus_003.nii.gz"

@@ -465,6 +465,7 @@ def test_every_loss_of_the_how_to_can_be_named_in_an_overlay_and_takes_what_trai
 @pytest.mark.parametrize(
     "name", ["hippocampus_mri_unet3d", pytest.param("retina_vessel_unet2d", marks=pytest.mark.slow)]
 )
+@pytest.mark.usefixtures("without_pages")
 def test_an_evaluate_yaml_scores_on_the_source_grid_what_the_evaluation_does(
     tiny_bundle: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
