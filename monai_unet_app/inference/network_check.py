@@ -220,31 +220,31 @@ def _plain_shape(func: Callable[..., Any], args: Sequence[Any], more: Mapping[st
         case [[Tensor() as first, *_] as tensors, *_] if func is torch.cat and more == {"dim": 1} and first.dim() > 1:
             if len({(len(tensor), *tensor.shape[2:]) for tensor in tensors}) == 1:
                 return (len(first), sum(tensor.shape[1] for tensor in tensors), *first.shape[2:])
-        case [Tensor() as image, weight, _, tuple(stride), tuple(padding), tuple(dilation), int(groups)] if (
-            func in _CONVOLUTIONS and image.dim() == weight.dim() and image.shape[1] == weight.shape[1] * groups
-        ):
-            each = zip(image.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-            return _if_positive(
-                image, weight.shape[0], [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in each]
-            )
-        case [
-            Tensor() as image,
-            weight,
-            _,
-            tuple(stride),
-            tuple(padding),
-            tuple(more),
-            int(groups),
-            tuple(dilation),
-        ] if func in _TRANSPOSED and image.dim() == weight.dim() and image.shape[1] == weight.shape[0]:
-            each = zip(image.shape[2:], weight.shape[2:], stride, padding, more, dilation, strict=True)
-            sizes = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in each]
-            return _if_positive(image, weight.shape[1] * groups, sizes)
+        case [Tensor() as image, weight, _, tuple(), tuple(), tuple(), int()] if func in _CONVOLUTIONS:
+            return _after_convolution(image, weight, *args[3:])
+        case [Tensor() as image, weight, _, tuple(), tuple(), tuple(), int(), tuple()] if func in _TRANSPOSED:
+            return _after_transposed(image, weight, *args[3:])
     return None
 
 
-def _if_positive(image: Tensor, channels: int, sizes: Sequence[int]) -> Size | None:
-    return (image.shape[0], channels, *sizes) if min(sizes) > 0 else None
+def _after_convolution(
+    image: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size, groups: int
+) -> Size | None:
+    if image.dim() != weight.dim() or image.shape[1] != weight.shape[1] * groups:
+        return None
+    each = zip(image.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in each]
+    return (len(image), len(weight), *size) if min(size) > 0 else None
+
+
+def _after_transposed(
+    image: Tensor, weight: Tensor, stride: Size, padding: Size, added: Size, groups: int, dilation: Size
+) -> Size | None:
+    if image.dim() != weight.dim() or image.shape[1] != len(weight):
+        return None
+    each = zip(image.shape[2:], weight.shape[2:], stride, padding, added, dilation, strict=True)
+    size = [(n - 1) * s - 2 * p + d * (k - 1) + a + 1 for n, k, s, p, a, d in each]
+    return (len(image), weight.shape[1] * groups, *size) if min(size) > 0 else None
 
 
 def _on_meta_device(network: nn.Module) -> nn.Module:
