@@ -21,7 +21,6 @@ from monai_unet_app.cli import (
     dicom_verbs,
     lifecycle_verbs,
     service_verbs,
-    show,
     verbs,
 )
 from monai_unet_app.cli.common import Answer, networks_listed
@@ -81,7 +80,7 @@ OLD_NAMES = {
     "gate": "compare --fail-if-worse",
     "package": "bundle package",
 }
-"""Old name, a function of `old_names` -> new form."""
+"""Old name of a verb -> its present form, which the refusal shows."""
 
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[Verb, Options]:
@@ -89,19 +88,14 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Verb, Options]:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if words and words[0] in OLD_NAMES:
-        from monai_unet_app.cli import old_names
-
-        name, *words = words
-        new = OLD_NAMES[name]
-        show.say(f"monai-unet {name} is an old name, which the next version will not have; use monai-unet {new}")
-        parser = _verb_parser(argparse.ArgumentParser, f"monai-unet {name}", getattr(old_names, name))
+        parser.error(f"{words[0]} has another name now: monai-unet {OLD_NAMES[words[0]]}")
     parsed = parser.parse_args(words)
     options = _options_class(parsed.run)
     return parsed.run, options(**{field.name: getattr(parsed, field.name) for field in fields(options)})
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All verbs with their flags, without the old names of verbs."""
+    """All verbs with their flags."""
     groups = [
         "\n".join([f"{group}:", *(f"  {run.__name__:<11} {_short(run)}" for run in runs)])
         for group, runs in GROUPS.items()
