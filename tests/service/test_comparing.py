@@ -17,6 +17,7 @@ import pytest
 import requests
 import torch
 from nodes import wait_until
+from once import made_once
 from ports import free_ports
 
 pytest.importorskip("sqlalchemy")
@@ -53,23 +54,28 @@ match = {Modality = "MR"}
 
 
 @pytest.fixture
-def site(tiny_bundle: Callable[[], Path], tmp_path: Path) -> Site:
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Site:
     """A site with a champion, and a challenger with other weights."""
-    root = tiny_bundle()
-    with open_registry(tmp_path / "registry") as registry:
-        registry.add(root, "hippocampus")
-        weights = torch.load(root / "models/model.pt", weights_only=True)
-        generator = torch.Generator().manual_seed(5)
-        changed = {
-            key: value + 0.05 * value.std() * torch.randn(value.shape, generator=generator)
-            if value.numel() > 1
-            else value
-            for key, value in weights.items()
-        }
-        torch.save(changed, root / "models/model.pt")
-        registry.add(root, "hippocampus")
-        registry.promote("hippocampus", "1", "champion", "Bianchi^Eva", {}, "the first")
-        registry.promote("hippocampus", "2", "challenger", "Bianchi^Eva", {}, "to be tried")
+
+    def make(folder: Path) -> None:
+        template, _ = request.getfixturevalue("tiny_template")("hippocampus_mri_unet3d")
+        root = shutil.copytree(template, folder / "bundles" / template.name)
+        with open_registry(folder / "registry") as registry:
+            registry.add(root, "hippocampus")
+            weights = torch.load(root / "models/model.pt", weights_only=True)
+            generator = torch.Generator().manual_seed(5)
+            changed = {
+                key: value + 0.05 * value.std() * torch.randn(value.shape, generator=generator)
+                if value.numel() > 1
+                else value
+                for key, value in weights.items()
+            }
+            torch.save(changed, root / "models/model.pt")
+            registry.add(root, "hippocampus")
+            registry.promote("hippocampus", "1", "champion", "Bianchi^Eva", {}, "the first")
+            registry.promote("hippocampus", "2", "challenger", "Bianchi^Eva", {}, "to be tried")
+
+    shutil.copytree(made_once(tmp_path_factory, "champion_and_challenger", make), tmp_path, dirs_exist_ok=True)
     (tmp_path / "site.toml").write_text(SITE)
     (tmp_path / "node/models").mkdir(parents=True)
     return read_site(tmp_path / "site.toml")

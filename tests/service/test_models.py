@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("sqlalchemy")
 
 from challenged import keys
+from once import made_once
 
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.comparison.release_gate import GATED_SCORES
 from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.lifecycle import resolve as resolve_module
 from monai_unet_app.lifecycle.registry import open_registry
 from monai_unet_app.lifecycle.resolve import resolve
+from monai_unet_app.service import models
 from monai_unet_app.service.models import ask_registry, resolved, with_models
 from monai_unet_app.service.site import SCORES, Site
 from monai_unet_app.service.site_file import read_site
@@ -36,22 +45,46 @@ match = {Modality = "MR"}
 
 
 @pytest.fixture
-def site(tiny_bundle: Callable[[], Path], tmp_path: Path) -> Site:
-    """A site whose rule names the champion, version 1 of 2."""
-    root = tiny_bundle()
-    with open_registry(tmp_path / "registry") as registry:
-        registry.add(root, "hippocampus")
-        config = root / "configs/inference.yaml"
-        config.write_text(config.read_text() + "# version 2\n")
-        registry.add(root, "hippocampus")
-        registry.promote("hippocampus", "1", "champion", "Bianchi^Eva", {}, "the first")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Site:
+    """A site whose rule names the champion, version 1 of 2; the bundle beside it is version 2."""
+
+    def make(folder: Path) -> None:
+        template, _ = request.getfixturevalue("tiny_template")("hippocampus_mri_unet3d")
+        root = shutil.copytree(template, folder / "bundles" / template.name)
+        with open_registry(folder / "registry") as registry:
+            registry.add(root, "hippocampus")
+            config = root / "configs/inference.yaml"
+            config.write_text(config.read_text() + "# version 2\n")
+            registry.add(root, "hippocampus")
+            registry.promote("hippocampus", "1", "champion", "Bianchi^Eva", {}, "the first")
+
+    shutil.copytree(made_once(tmp_path_factory, "two_versions", make), tmp_path, dirs_exist_ok=True)
     (tmp_path / "site.toml").write_text(SITE)
     (tmp_path / "node/models").mkdir(parents=True)
     return read_site(tmp_path / "site.toml")
 
 
+@pytest.fixture
+def _asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry is asked in this process, which has imported MLflow, as if in another one: with its exit code and stderr."""
+
+    def run(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", resolve_module.__name__]
+        with monkeypatch.context() as here, redirect_stderr(io.StringIO()) as said:
+            here.setattr(sys, "argv", command[2:])
+            try:
+                resolve_module.main()
+                code = 0
+            except SystemExit as stop:
+                said.write(f"{stop.code}\n")
+                code = 1
+        return subprocess.CompletedProcess(command, code, stderr=said.getvalue())
+
+    monkeypatch.setattr(models, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
+
+
 def test_the_champion_is_copied_and_held_to_its_sha256(site: Site, tmp_path: Path) -> None:
-    ask_registry(site)
+    assert ask_registry(site) == ""  # in a process of its own
     (rule,) = with_models(site).rules
     first = bundle_files(rule.bundle)
     assert (first.sha256, first.name) == (rule.sha256, "hippocampus_mri_unet3d")
@@ -63,6 +96,7 @@ def test_the_champion_is_copied_and_held_to_its_sha256(site: Site, tmp_path: Pat
     assert with_models(site).rules[0].sha256 == bundle_files(tmp_path / "bundles/hippocampus_mri_unet3d").sha256
 
 
+@pytest.mark.usefixtures("_asked_here")
 def test_the_node_goes_on_with_its_copy_when_the_registry_is_away(
     site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +119,7 @@ def test_a_copy_that_was_changed_is_not_used_and_made_again(site: Site) -> None:
         with_models(site)
 
 
+@pytest.mark.usefixtures("_asked_here")
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -102,8 +137,9 @@ def test_a_model_that_is_not_there_keeps_the_node_from_starting(
     with pytest.raises(AppError) as refused:
         resolve(read_site(site.path))
     assert says in str(refused.value)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as asked:
         ask_registry(read_site(site.path))
+    assert says in str(asked.value)
 
 
 def test_a_rule_of_the_registry_needs_its_table(site: Site) -> None:
@@ -112,6 +148,7 @@ def test_a_rule_of_the_registry_needs_its_table(site: Site) -> None:
         read_site(site.path)
 
 
+@pytest.mark.usefixtures("_asked_here")
 def test_a_copy_that_was_made_before_signatures_were_asked_for_is_not_used(site: Site, tmp_path: Path) -> None:
     resolve(site)
     assert with_models(site).rules
