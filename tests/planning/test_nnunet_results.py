@@ -18,6 +18,7 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt
 from numpy.typing import NDArray
+from once import made_once
 from phantoms import write_mr_series
 from skimage.transform import resize
 from trained_by_nnunet import RESULTS, painted
@@ -44,14 +45,27 @@ def imported(name: str, output: Path, *, mirroring: bool = False, **more: Any) -
     return load_bundle(bundle_of(Import(RESULTS / name, output, mirroring=mirroring, **more)).root)
 
 
+@pytest.fixture
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """The bundle of a folder without mirroring, also with the cases it was trained on; not to be changed."""
+
+    def bundle(name: str, *, raw: bool = False) -> Bundle:
+        def make(folder: Path) -> None:
+            imported(name, folder / "bundle", data=RESULTS / name / "raw" if raw else None)
+
+        return load_bundle(made_once(tmp_path_factory, f"nnunet_{name}{'_raw' * raw}", make) / "bundle")
+
+    return bundle
+
+
 def images(name: str, case: str) -> Path | tuple[Path, ...]:
     files = tuple(sorted((RESULTS / name / "images").glob(f"{case}_*")))
     return files if len(files) > 1 else files[0]
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_labels_are_those_of_nnunet(name: str, tmp_path: Path) -> None:
-    bundle, variant = imported(name, tmp_path / "bundle"), "plain_folds" if name == "plain3d" else "plain"
+def test_labels_are_those_of_nnunet(name: str, shared: Callable[..., Bundle]) -> None:
+    bundle, variant = shared(name), "plain_folds" if name == "plain3d" else "plain"
     with np.load(RESULTS / name / "expected.npz") as expected:
         for case in ("test0", "test1"):
             labels = painted(segment_case(images(name, case), bundle).segmentation.labels, name)
@@ -71,8 +85,8 @@ def test_with_mirror_images_too(name: str, case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["aniso3d", "channels3d", "plain2d"])
-def test_a_result_in_pieces_is_the_whole_result(name: str, tmp_path: Path) -> None:
-    bundle = imported(name, tmp_path / "bundle")
+def test_a_result_in_pieces_is_the_whole_result(name: str, shared: Callable[..., Bundle]) -> None:
+    bundle = shared(name)
     item = preprocess(read_volume(images(name, "test0")), bundle)
     rows = list(predict_rows(item["image"], bundle.engine(ResultSettings()), bundle.windows))
     back = bundle.result.way_back(item["image"])
@@ -86,8 +100,8 @@ def test_a_result_in_pieces_is_the_whole_result(name: str, tmp_path: Path) -> No
         torch.testing.assert_close(part.probabilities, whole.probabilities[box], atol=1e-6, rtol=0)
 
 
-def test_outside_of_the_body_is_background_for_certain(tmp_path: Path) -> None:
-    bundle = imported("channels3d", tmp_path / "bundle")
+def test_outside_of_the_body_is_background_for_certain(shared: Callable[..., Bundle]) -> None:
+    bundle = shared("channels3d")
     case = segment_case(images("channels3d", "test0"), bundle, keep="probabilities")
     probabilities = np.asarray(case.segmentation.probabilities)
     np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-6)
@@ -132,8 +146,8 @@ def test_thick_slices_are_resampled_by_themselves(old: Any, new: Any, axis: int 
     assert Kernel(3, separate_z=False).axis(old, new) is None
 
 
-def test_a_bundle_knows_what_each_fold_has_seen(tmp_path: Path) -> None:
-    bundle = imported("plain3d", tmp_path / "bundle", data=RESULTS / "plain3d/raw")
+def test_a_bundle_knows_what_each_fold_has_seen(shared: Callable[..., Bundle]) -> None:
+    bundle = shared("plain3d", raw=True)
     listed = json.loads((RESULTS / "plain3d/raw/splits_final.json").read_text())
     assert len(bundle.folds) == len(listed) == 5
     assert bundle.is_ensemble
@@ -145,12 +159,13 @@ def test_a_bundle_knows_what_each_fold_has_seen(tmp_path: Path) -> None:
     assert {case.partition for case in bundle.seen} == {"train"}
 
 
-def test_the_names_in_validation_say_the_folds_too(tmp_path: Path) -> None:
+def test_the_names_in_validation_say_the_folds_too(tmp_path: Path, shared: Callable[..., Bundle]) -> None:
     data = shutil.copytree(RESULTS / "plain3d/raw", tmp_path / "raw")
     (data / "splits_final.json").rename(tmp_path / "splits_final.json")
     bundle = imported("plain3d", tmp_path / "one", data=data)
     other = imported("plain3d", tmp_path / "two", data=data, splits=tmp_path / "splits_final.json")
     assert [fold.seen for fold in bundle.folds] == [fold.seen for fold in other.folds]
+    assert [fold.seen for fold in bundle.folds] == [fold.seen for fold in shared("plain3d", raw=True).folds]
 
 
 def as_stored_in(axes: str, file: Path, output: Path) -> nibabel.Nifti1Image:
@@ -163,10 +178,10 @@ def as_stored_in(axes: str, file: Path, output: Path) -> nibabel.Nifti1Image:
 
 def test_an_image_is_turned_as_all_training_images_lay(tmp_path: Path) -> None:
     data = shutil.copytree(RESULTS / "plain3d/raw", tmp_path / "raw")
-    mixed = imported("plain3d", tmp_path / "mixed", data=data)
+    mixed = imported("plain3d", tmp_path / "mixed", data=data, folds=("0",))
     for file in data.glob("*Tr/*"):
         as_stored_in("RAS", file, file)
-    bundle = imported("plain3d", tmp_path / "bundle", data=data)
+    bundle = imported("plain3d", tmp_path / "bundle", data=data, folds=("0",))
     image = images("plain3d", "test1")
     assert isinstance(image, Path)
     as_stored_in("RAS", image, file := tmp_path / "ras.nii.gz")
@@ -187,8 +202,8 @@ def test_a_single_network_is_calibrated_on_what_it_has_not_seen(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["plain3d", "aniso3d", "plain2d"])
-def test_memory_of_the_preprocessing_is_planned_for(name: str, tmp_path: Path) -> None:
-    bundle, shape, affine = imported(name, tmp_path / "bundle"), (100, 94, 115), np.diag([1.0, 1.2, 1.1, 1.0])
+def test_memory_of_the_preprocessing_is_planned_for(name: str, shared: Callable[..., Bundle]) -> None:
+    bundle, shape, affine = shared(name), (100, 94, 115), np.diag([1.0, 1.2, 1.1, 1.0])
     values = np.random.default_rng(0).random(shape, np.float32) + 1
     volume = Volume(values, affine, Provenance("nifti"))
     (step,) = [step for step in bundle.preprocessing.transforms if hasattr(step, "extra_bytes")]
@@ -341,8 +356,10 @@ def test_one_command_gives_intervals_out_of_fold_and_changes_no_label(tmp_path: 
     assert (case.segmentation.labels != wanted).mean() <= OTHER_PROCESSOR
 
 
-def test_a_bundle_of_nnunet_is_not_trained_or_exported(tmp_path: Path, capsys: Any) -> None:
-    root = imported("aniso3d", tmp_path / "bundle").root
+def test_a_bundle_of_nnunet_is_not_trained_or_exported(
+    tmp_path: Path, capsys: Any, shared: Callable[..., Bundle]
+) -> None:
+    root = shared("aniso3d").root
     data = RESULTS / "plain3d/raw"
     assert main(["train", "--bundle", str(root), "--data", str(data), "--output", str(tmp_path / "out")]) == 2
     assert "has no configs/train.yaml" in capsys.readouterr().err

@@ -195,7 +195,7 @@ def test_a_coarse_grid_makes_the_shortest_voxels_longer(tmp_path: Path) -> None:
     for number in range(4):
         image = np.random.default_rng(number).normal(size=(200, 150, 50)).astype(np.float32)
         for kind, array in (("images", image), ("labels", (image > 3).astype(np.uint8))):
-            nibabel.save(nibabel.Nifti1Image(array, np.diag([0.8, 0.8, 4, 1])), tmp_path / kind / f"{number}.nii.gz")
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([0.8, 0.8, 4, 1])), tmp_path / kind / f"{number}.nii")
     spacing = planned(tmp_path, configuration="3d_low").values["spacing_mm"]
     assert spacing[2] == 4
     assert spacing[0] == spacing[1]
@@ -274,7 +274,10 @@ def test_train_takes_the_plan_that_the_bundle_brings(volumes: Path, tmp_path: Pa
     assert sum(map(len, by_partition(volumes, own_splits=own).values())) == 5  # another data set: a new plan
 
 
-def test_the_verb_shows_reasons_and_the_next_command(volumes: Path, tmp_path: Path, run: Run) -> None:
+def test_the_verb_shows_reasons_and_the_next_command(
+    volumes: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_unet_app.planning.speed._VOXELS", 2**12)  # of the window that is timed
     out = tmp_path / "made"
     said = ["--structure", "2=liver", "--structure", "5=left kidney", "--modality", "MR", "--time", "1min"]
     answer = run("plan", volumes, "--output", out, *said)

@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from once import made_once
 from other_program import AFFINE_RAS, BY, NAMED, SUBJECTS, VALUES, case, write_cases
 from phantoms import write_mr_series
 from result_phantoms import dciodvfy_errors
@@ -34,8 +35,12 @@ run = pytest.fixture(shell)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """images, labels and results of SUBJECTS people."""
-    return write_cases(tmp_path_factory.mktemp("program"), range(SUBJECTS))
+    """images, labels and results of SUBJECTS people; not to be changed."""
+
+    def make(folder: Path) -> None:
+        write_cases(folder, range(SUBJECTS))
+
+    return made_once(tmp_path_factory, "results_of_a_program", make)
 
 
 def stated(run: Run, folders: Path, output: Path, *words: object) -> Path:
@@ -47,13 +52,15 @@ def stated(run: Run, folders: Path, output: Path, *words: object) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that is fitted to them; not to be changed."""
     from monai_unet_app.cli import main
 
-    output = tmp_path_factory.mktemp("model") / "segmenter"
-    files = ["--results", "results", "--labels", "labels", "--images", "images"]
-    words = [str(folders / word) if word in ("results", "labels", "images") else word for word in files]
-    assert main(["calibrate", *words, *BY, *NAMED, "--unseen", "--output", str(output)]) == 0
-    return output
+    def make(folder: Path) -> None:
+        files = ["--results", "results", "--labels", "labels", "--images", "images"]
+        words = [str(folders / word) if word in ("results", "labels", "images") else word for word in files]
+        assert main(["calibrate", *words, *BY, *NAMED, "--unseen", "--output", str(folder / "segmenter")]) == 0
+
+    return made_once(tmp_path_factory, "model_of_a_program", make) / "segmenter"
 
 
 def on_image(image: NDArray, labels: NDArray, segments: tuple[Segment, ...]) -> Segmentation:
@@ -216,7 +223,8 @@ def test_what_cannot_be_judged_is_refused_before_work_starts(run: Run, folders: 
         ((*NAMED, "--unseen"), 2, "--results needs --algorithm"),
         ((*BY, "--unseen", "--tta"), 2, "--tta is about a bundle with a network"),
     ):
-        assert (refused(few, *words)[0], text in refused(few, *words)[1]) == (code, True)
+        found, err = refused(few, *words)
+        assert (found, text in err) == (code, True)
     code, err = refused(folders, *BY, "--unseen")
     assert (code, "nothing says what the values in results mean" in err) == (3, True)
     code, err = refused(folders, *BY, *NAMED, "--structure", "9=liver", "--unseen")
@@ -373,11 +381,37 @@ def test_every_case_is_shown_with_every_fault_that_can_be_seen(edges: bool, faul
 @pytest.fixture(scope="module")
 def others(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """images, labels and results of 16 other people, and of two that the model was fitted to, under other names."""
-    root = write_cases(tmp_path_factory.mktemp("others"), range(400, 416))
-    for known in ("case03", "case07"):
-        for folder in ("images", "labels", "results"):
-            shutil.copy(folders / folder / f"{known}.nii.gz", root / folder / f"again_{known}.nii.gz")
-    return root
+
+    def make(root: Path) -> None:
+        write_cases(root, range(400, 416))
+        for known in ("case03", "case07"):
+            for folder in ("images", "labels", "results"):
+                shutil.copy(folders / folder / f"{known}.nii.gz", root / folder / f"again_{known}.nii.gz")
+
+    return made_once(tmp_path_factory, "results_of_other_people", make)
+
+
+@pytest.fixture
+def measured(run: Run, model: Path, others: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`out`: the report on the other people's results, by the model; `err`: what was said meanwhile. Not to be changed."""
+
+    def make(folder: Path) -> None:
+        answer = run("evaluate", *files_of(others), "--bundle", model, "--output", folder / "out")
+        assert answer.code == 0, answer.err
+        (folder / "err").write_text(answer.err)
+
+    return made_once(tmp_path_factory, "measured_results_of_other_people", make)
+
+
+@pytest.fixture
+def bare(run: Run, others: Path, tmp_path_factory: pytest.TempPathFactory, without_pages: None) -> Path:
+    """The figures of the other people's results without a model, and no pages; not to be changed."""
+
+    def make(folder: Path) -> None:
+        answer = run("evaluate", *files_of(others), *BY, *NAMED, "--output", folder / "out")
+        assert answer.code == 0, answer.err
+
+    return made_once(tmp_path_factory, "bare_results_of_other_people", make) / "out"
 
 
 def overlap(first: NDArray, second: NDArray) -> float:
@@ -390,12 +424,11 @@ def files_of(root: Path, *, images: bool = True) -> tuple[object, ...]:
 
 
 def test_results_of_others_are_measured_as_those_of_a_network_and_what_is_stated_is_held_against_the_truth(
-    run: Run, model: Path, others: Path, tmp_path: Path
+    measured: Path,
 ) -> None:
-    answer = run("evaluate", *files_of(others), "--bundle", model, "--output", tmp_path / "out")
-    assert answer.code == 0, answer.err
-    assert "16 of 18 result(s) of Segmenter 1.0; segmenter was fitted to 2 of them, which are left out" in answer.err
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    said = (measured / "err").read_text()
+    assert "16 of 18 result(s) of Segmenter 1.0; segmenter was fitted to 2 of them, which are left out" in said
+    metrics = json.loads((measured / "out/metrics.json").read_text())
     validate(metrics, "metrics")
     wanted = {
         name: np.mean([overlap(made == value, truth == value) for _, truth, made in map(case, range(400, 416))])
@@ -411,11 +444,11 @@ def test_results_of_others_are_measured_as_those_of_a_network_and_what_is_stated
     assert stated["sizes"]["Liver"]["observed"] >= 0.8
     assert stated["gate"]
     assert stated["shift"]["cases"] == 16
-    report = (tmp_path / "out/report.html").read_text()
+    report = (measured / "out/report.html").read_text()
     assert "Can the probabilities be trusted?" not in report
     assert "Worst, median and best case" in report
     assert "ECE" not in re.sub(r"base64,[^\"]*", "", report)
-    table = (tmp_path / "out/cases.csv").read_text().splitlines()
+    table = (measured / "out/cases.csv").read_text().splitlines()
     column = table[0].split(",").index("ece_whole")
     assert {line.split(",")[column] for line in table[1:]} == {""}
 
@@ -431,22 +464,23 @@ def test_cases_that_the_model_was_fitted_to_are_measured_on_request_and_said_to_
 
 
 @pytest.mark.usefixtures("without_pages")
-def test_results_are_compared_with_others_also_without_anything_fitted(run: Run, others: Path, tmp_path: Path) -> None:
+def test_results_are_compared_with_others_also_without_anything_fitted(
+    run: Run, others: Path, bare: Path, tmp_path: Path
+) -> None:
     worse = tmp_path / "worse"
     shutil.copytree(others, worse)
     for file in (worse / "results").iterdir():
         stored = nibabel.load(file)
         labels = np.asarray(stored.dataobj)
         nibabel.save(nibabel.Nifti1Image(np.where(ndimage.binary_erosion(labels > 0), labels, 0), stored.affine), file)
-    for name, root in (("first", others), ("second", worse)):
-        answer = run("evaluate", *files_of(root), *BY, *NAMED, "--output", tmp_path / name)
-        assert answer.code == 0, answer.err
-    answer = run("compare", "--first", tmp_path / "first", "--second", tmp_path / "second", "--json")
+    answer = run("evaluate", *files_of(worse), *BY, *NAMED, "--output", tmp_path / "second")
+    assert answer.code == 0, answer.err
+    answer = run("compare", "--first", bare, "--second", tmp_path / "second", "--json")
     assert answer.code == 0, answer.err
     scores = {(row["score"], row["class"]): row for row in json.loads(answer.out)["scores"]}
     assert scores["dice", "mean"]["word"] == "worse"
     assert scores["ece_whole", "top label"]["difference"] is None
-    same = ("--first", tmp_path / "first", "--second", tmp_path / "first")
+    same = ("--first", bare, "--second", bare)
     gated = run("compare", *same, "--fail-if-worse", "--json")
     assert json.loads(gated.out)["outcome"] == "undecided"
 
@@ -473,10 +507,9 @@ def test_another_version_of_the_program_is_measured_and_nothing_is_stated_of_it(
     program = Program("Segmenter", "2.0")
     folders = LabelFolders(others / "results", others / "labels", others / "images", program, VALUES)
     chosen = choose_results(folders, bundle, seen=False)
-    metrics = evaluate_results(folders, chosen, bundle, tmp_path / "out").metrics
-    assert metrics["dice"]["mean"] > 0.5
-    outcomes = evaluate_results(folders, chosen, bundle, tmp_path / "again").outcomes
-    assert {one.assessment.verdict for one in outcomes.values()} == {"review"}
+    found = evaluate_results(folders, chosen, bundle, tmp_path / "out")
+    assert found.metrics["dice"]["mean"] > 0.5
+    assert {one.assessment.verdict for one in found.outcomes.values()} == {"review"}
 
 
 @pytest.mark.parametrize(
@@ -532,7 +565,7 @@ def test_folders_of_masks_say_the_same_as_label_maps(run: Run, folders: Path, mo
 
 @pytest.mark.usefixtures("without_pages")
 def test_true_labels_may_be_folders_of_masks_too_and_other_masks_are_said(
-    run: Run, others: Path, tmp_path: Path
+    run: Run, others: Path, bare: Path, tmp_path: Path
 ) -> None:
     for kind in ("results", "labels"):
         for file in sorted((others / kind).iterdir()):
@@ -540,9 +573,7 @@ def test_true_labels_may_be_folders_of_masks_too_and_other_masks_are_said(
     files = ("--results", tmp_path / "results", "--labels", tmp_path / "labels")
     answer = run("evaluate", *files, "--images", others / "images", *BY, "--output", tmp_path / "out")
     assert answer.code == 0, answer.err
-    maps = run("evaluate", *files_of(others), *BY, *NAMED, "--output", tmp_path / "maps")
-    assert maps.code == 0, maps.err
-    found, wanted = (json.loads((tmp_path / name / "metrics.json").read_text())["dice"] for name in ("out", "maps"))
+    found, wanted = (json.loads((root / "metrics.json").read_text())["dice"] for root in (tmp_path / "out", bare))
     assert found == wanted
     alone = run("evaluate", *files, *BY, "--output", tmp_path / "alone")
     assert alone.code == 0, alone.err
@@ -559,10 +590,10 @@ def test_masks_that_share_voxels_have_no_statement(run: Run, model: Path, tmp_pa
     assert (answer.code, "share voxels" in answer.err) == (3, True), answer.err
 
 
-@pytest.mark.usefixtures("without_pages")
 def test_values_that_the_model_does_not_know_are_left_out_where_it_is_measured(
-    run: Run, model: Path, others: Path, tmp_path: Path
+    run: Run, model: Path, others: Path, measured: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    request.getfixturevalue("without_pages")  # which `measured` has
     root = tmp_path / "others"
     shutil.copytree(others, root)
     for file in (root / "results").iterdir():
@@ -570,10 +601,11 @@ def test_values_that_the_model_does_not_know_are_left_out_where_it_is_measured(
         labels = np.asarray(stored.dataobj).copy()
         labels[0, 0, 0] = 99
         nibabel.save(nibabel.Nifti1Image(labels, stored.affine), file)
-    for name, place in (("plain", others), ("more", root)):
-        answer = run("evaluate", *files_of(place), "--bundle", model, "--output", tmp_path / name)
-        assert answer.code == 0, answer.err
-    plain, more = (json.loads((tmp_path / name / "metrics.json").read_text())["dice"] for name in ("plain", "more"))
+    answer = run("evaluate", *files_of(root), "--bundle", model, "--output", tmp_path / "more")
+    assert answer.code == 0, answer.err
+    plain, more = (
+        json.loads((place / "metrics.json").read_text())["dice"] for place in (measured / "out", tmp_path / "more")
+    )
     assert plain == more
 
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY
-from monai.bundle import ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss, GeneralizedDiceLoss
+from once import made_once
 from scipy import ndimage
 from small_data import numbered_discs, plan_bundle, tilted_volumes
 from torch import Tensor
@@ -31,6 +32,8 @@ from monai_unet_app.training.update import TrainingStep
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 GRIDS = ((12, 10), (8, 7, 6))
+CLASSES = ComponentLocator()
+"""Of MONAI, by name: a parser of its own would look for them in all modules once more."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Line:
     def loss(self, channels: int, grid: tuple[int, ...]) -> Any:
         names = [f"structure {n}" for n in range(channels)]
         config = {"labels": names, "window": list(grid), "device": torch.device("cpu"), **yaml.safe_load(self.yaml)}
-        return ConfigParser(config).get_parsed_content("loss")
+        parser = ConfigParser(config)
+        parser.locator = CLASSES
+        return parser.get_parsed_content("loss")
 
 
 def lines_of_the_page() -> list[Line]:
@@ -318,22 +323,28 @@ class Training:
     batch: dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("losses")
-    volumes = tilted_volumes(folder / "of_volumes/data")
-    return {"2D": volumes, "3D": volumes, "picture": numbered_discs(folder / "of_pictures/data")}
-
-
-@pytest.fixture(scope="module")
-def templates(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("plans")
+def make_data_and_plans(folder: Path) -> None:
+    volumes, pictures = tilted_volumes(folder / "of_volumes/data"), numbered_discs(folder / "of_pictures/data")
     names = {2: "liver", 5: "left kidney"}
-    return {
-        "2D": planned(data["2D"], folder / "flat", structures=names, configuration="2d"),
-        "3D": planned(data["3D"], folder / "deep", structures=names),
-        "picture": planned(data["picture"], folder / "picture", objects="disc"),
-    }
+    planned(volumes, folder / "flat", structures=names, configuration="2d")
+    planned(volumes, folder / "deep", structures=names)
+    planned(pictures, folder / "picture", objects="disc")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cases, what trainings have prepared of them, and planned bundles; not to be changed."""
+    return made_once(tmp_path_factory, "plans_for_losses", make_data_and_plans)
+
+
+@pytest.fixture(scope="module")
+def data(made: Path) -> dict[str, Path]:
+    return {"2D": made / "of_volumes/data", "3D": made / "of_volumes/data", "picture": made / "of_pictures/data"}
+
+
+@pytest.fixture(scope="module")
+def templates(made: Path) -> dict[str, Path]:
+    return {"2D": made / "flat", "3D": made / "deep", "picture": made / "picture"}
 
 
 @pytest.fixture(scope="module")
