@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -80,20 +81,32 @@ def declared() -> dict[str, str]:
     return bounds_of(project["dependencies"])
 
 
+@cache
+def packages_of(path: Path) -> tuple[str, ...]:
+    """Top-level packages that a file imports."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [node.module]
+        found += [name.split(".")[0] for name in names]
+    return tuple(found)
+
+
 def imported(files: Iterable[Path]) -> dict[str, str]:
     """Top-level package -> one file that imports it, the standard library and dicom_io itself left out."""
-    found = {}
-    for path in sorted(files):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                names = [node.module]
-            found |= {name.split(".")[0]: path.name for name in names}
+    found = {name: path.name for path in sorted(files) for name in packages_of(path)}
     return {name: path for name, path in found.items() if name not in {*sys.stdlib_module_names, "dicom_io"}}
 
 
+@cache
+def installed() -> dict[str, list[str]]:
+    """Top-level package -> the distributions that have it. It reads the lists of files of all of them, which takes seconds."""
+    return dict(packages_distributions())
+
+
 def distributions(package: str) -> set[str]:
-    return {normal(name) for name in packages_distributions().get(package, [])}
+    return {normal(name) for name in installed().get(package, [])}
 
 
 def test_every_import_of_dicom_io_stands_in_its_requirements_and_in_the_projects() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,25 @@ DECISIONS = REPOSITORY / "docs" / "decisions"
 each_page = pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(REPOSITORY)) for path in PAGES])
 
 
+@cache
+def parser() -> argparse.ArgumentParser:
+    return build_parser()
+
+
+@cache
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    return every_verb()
+
+
+@cache
+def documentation() -> str:
+    """All pages but the decisions."""
+    return "\n".join(page.read_text() for page in PAGES if page.parent != DECISIONS)
+
+
 def flags(verb: str) -> set[str]:
     """The long flags of a verb."""
-    return {name for action in every_verb()[verb]._actions for name in action.option_strings if name.startswith("--")}
+    return {name for action in verbs()[verb]._actions for name in action.option_strings if name.startswith("--")}
 
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:
@@ -62,7 +80,7 @@ def test_every_command_of_a_page_is_understood(page: Path, capsys: pytest.Captur
 
 def _is_understood(words: list[str]) -> bool:
     try:
-        build_parser().parse_args(words)
+        parser().parse_args(words)
     except SystemExit as ended:
         return ended.code == 0  # --help and --version end the program too
     return True
@@ -75,21 +93,20 @@ def test_every_verb_and_flag_that_a_page_names_exists(page: Path) -> None:
         if first.startswith(("<", "-")):
             continue
         second = [f"{first} {word}" for word in rest[0].split("|")] if rest else []
-        for verb in [name for name in second if name in every_verb()] or [first]:
-            assert verb in every_verb(), said
+        for verb in [name for name in second if name in verbs()] or [first]:
+            assert verb in verbs(), said
             named = {word.split("=")[0].strip("[]") for word in rest if re.match(r"\[?--[a-z]", word)}
             assert named <= flags(verb) | {"--help", "--version"}, said
 
 
 def test_the_readme_shows_the_verbs_as_the_help_does() -> None:
     (shown,) = (block for block in blocks(REPOSITORY / "README.md", "") if block.startswith("data:\n"))
-    assert shown in build_parser().format_help()
+    assert shown in parser().format_help()
 
 
 @pytest.mark.parametrize("verb", sorted(every_verb()))
 def test_every_flag_of_a_verb_is_explained_or_shown_somewhere_in_docs(verb: str) -> None:
-    text = "\n".join(page.read_text() for page in PAGES if page.parent != DECISIONS)
-    missing = {flag for flag in flags(verb) if not re.search(rf"{flag}(?![a-z-])", text)}
+    missing = {flag for flag in flags(verb) if not re.search(rf"{flag}(?![a-z-])", documentation())}
     assert missing <= {"--help"}
 
 

@@ -31,6 +31,12 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes_of(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """Every node of a tree; to walk all sources takes longer than what is asked of their nodes."""
+    return tuple(ast.walk(tree))
+
+
 def tracked_files() -> list[Path]:
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=False)
     if listing.returncode:
@@ -48,7 +54,7 @@ def test_only_the_command_line_prints() -> None:
         f"{name(path)}:{node.lineno}"
         for path in SOURCES
         if not name(path).startswith("monai_unet_app/cli/")
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(tree_of(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert found == []
@@ -120,6 +126,7 @@ UNIT = re.compile(
 )
 
 
+@cache
 def docstrings_with_arrays() -> list[tuple[str, str]]:
     """Place and docstring of every public function that takes or gives an array."""
     found = []
@@ -150,7 +157,7 @@ def test_public_functions_of_arrays_say_shape_and_unit(what: str, pattern: re.Pa
 def test_no_function_has_more_than_six_parameters_or_sixty_lines() -> None:
     long = []
     for path in SOURCES:
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
                 lines = (node.end_lineno or 0) - node.lineno + 1
@@ -169,7 +176,7 @@ KIND = {"exclusive", "is_exclusive", "overlapping", "EXCLUSIVE", "OVERLAPPING", 
 def conditions(tree: ast.AST) -> list[ast.expr]:
     """Every expression by which a branch is chosen, or that is an operand of a comparison, `and`, `or` or `not`."""
     found: list[ast.expr] = []
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert):
             found.append(node.test)
         elif isinstance(node, ast.comprehension):

@@ -307,7 +307,10 @@ def test_the_verb_says_what_became_of_the_values(volumes: Path, tmp_path: Path, 
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / NAME).rglob("*")) == before
 
 
-def test_a_bundle_that_was_planned_brings_its_modality_and_names(volumes: Path, tmp_path: Path, run: Run) -> None:
+def test_a_bundle_that_was_planned_brings_its_modality_and_names(
+    volumes: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
     bundle = tmp_path / "made"
     said = ["--structure", "2=liver", "--structure", "5=left kidney", "--modality", "CT", "--time", "1min"]
     assert run("plan", volumes, "--output", bundle, *said).code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import nibabel
@@ -28,6 +29,7 @@ CENTRES = {1: (12, 14, 9), 2: (26, 16, 11), 3: (18, 27, 17)}
 Case = tuple[np.ndarray, np.ndarray]
 
 
+@cache
 def person(number: int) -> Case:
     """A soft noise of this person with three ellipsoids of their own brightness at places that differ by a voxel or so."""
     random = np.random.default_rng(number)
@@ -39,7 +41,10 @@ def person(number: int) -> Case:
         label[np.linalg.norm((place - centre - random.uniform(-1, 1, 3)) / radii, axis=-1) < 1] = value
     soft = ndimage.gaussian_filter(random.normal(0, 1, shape), 2.0)
     image = 100 + 12 * soft / soft.std() + np.array([0, 60, 110, 85])[label] + random.normal(0, 3, shape)
-    return image.astype(np.float32), label
+    image = image.astype(np.float32)
+    for array in (image, label):
+        array.flags.writeable = False  # other tests get them too
+    return image, label
 
 
 def people(count: int = COUNT) -> dict[str, Case]:

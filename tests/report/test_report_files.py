@@ -47,7 +47,7 @@ def report_of(plan=PLAN, shifts=(0, 1, 2, 1), targets=(), miss_last=False):
     return EvaluationReport(evaluation, ON, targets=targets, how=Bootstrap(resamples=50))
 
 
-def test_metrics_json_holds_dice_boundary_iou_and_ece_per_class_and_mean(tmp_path):
+def test_metrics_json_holds_dice_boundary_iou_and_ece_per_class_and_mean(tmp_path, without_pages):
     metrics, *others = write_evaluation(report_of(), tmp_path / "new" / "folder")
     found = json.loads(metrics.read_text())
     for key in ("dice", "boundary_iou", "ece", "ece_band"):
@@ -163,7 +163,7 @@ def test_a_summary_that_breaks_the_schema_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_temporary_one(tmp_path, monkeypatch):
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_temporary_one(tmp_path, monkeypatch, without_pages):
     (tmp_path / "metrics.json").write_text("old")
 
     def full(*_):

@@ -109,6 +109,7 @@ def test_the_verb_holds_the_figures_against_the_file(tiny_bundle, tmp_path):
         ("IoU, Posterior hippocampus", True),
     ]
     assert "1 of 3 targets missed" in (tmp_path / "out/report.html").read_text()
+    assert (tmp_path / "out/report.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_the_verb_refuses_a_bad_file_before_it_measures_anything(tmp_path, capsys):
