@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from once import made_once
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
@@ -35,6 +38,7 @@ folder = "node"
 name = "two"
 bundle = "{bundle}"
 deliver_ungated = true
+formats = ["seg"]
 match = {{SeriesDescription = "T1"}}
 channels = {{FLAIR = {{SeriesDescription = "FLAIR"}}}}
 """
@@ -47,19 +51,31 @@ def site(two_channel_bundle: Path, tmp_path: Path) -> Path:
     return path
 
 
-def series(crop: Volume, folder: Path, description: str, **header: str) -> Path:
-    """A series of one study and one frame of reference, whose values follow from its description."""
-    noise = np.random.default_rng(len(description)).normal(0, 30, crop.shape).astype(np.float32)
-    image = replace(crop, array=crop.array + noise, provenance=Provenance("nifti"))
-    made = dicomize(image, folder.parent.parent / f"made_{folder.name}", case_id=folder.name).series_folder
-    shutil.copytree(made, folder)
-    for file in folder.glob("*.dcm"):
-        one = dcmread(file)
-        told = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "PatientID": "anna", **header}
-        for keyword, value in {"SeriesDescription": description, **told}.items():
-            setattr(one, keyword, value)
-        one.save_as(file)
-    return folder
+Series = Callable[..., Path]
+
+
+@pytest.fixture
+def series(crop: Volume, tmp_path_factory: pytest.TempPathFactory) -> Series:
+    """Makes a series of one study and one frame of reference, whose values follow from its description."""
+
+    def make(folder: Path, case_id: str, headers: dict[str, str]) -> None:
+        noise = np.random.default_rng(len(headers["SeriesDescription"])).normal(0, 30, crop.shape).astype(np.float32)
+        image = replace(crop, array=crop.array + noise, provenance=Provenance("nifti"))
+        for file in dicomize(image, folder, case_id=case_id).series_folder.glob("*.dcm"):
+            one = dcmread(file)
+            for keyword, value in headers.items():
+                setattr(one, keyword, value)
+            one.save_as(file)
+
+    def copy(folder: Path, description: str, **header: str) -> Path:
+        told = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "PatientID": "anna"}
+        headers = {**told, **header, "SeriesDescription": description}
+        name = hashlib.sha256(repr((folder.name, sorted(headers.items()))).encode()).hexdigest()[:16]
+        made = made_once(tmp_path_factory, f"channel_{name}", lambda place: make(place, folder.name, headers))
+        (found,) = {path.parent for path in made.rglob("*.dcm")}
+        return Path(shutil.copytree(found, folder))
+
+    return copy
 
 
 def answer(site: Path, study: Path, output: Path, *, waited: bool = True) -> dict[str, Any]:
@@ -68,12 +84,12 @@ def answer(site: Path, study: Path, output: Path, *, waited: bool = True) -> dic
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
 def test_the_series_of_the_channels_are_found_whatever_their_order(
-    names: tuple[str, str], crop: Volume, site: Path, two_channel_bundle: Path, tmp_path: Path
+    names: tuple[str, str], series: Series, site: Path, two_channel_bundle: Path, tmp_path: Path
 ) -> None:
     study = tmp_path / "received"
     for name, description in zip(names, ("T1 sag", "FLAIR ax"), strict=True):
-        series(crop, study / name, description)
-    series(crop, study / "c", "T2")
+        series(study / name, description)
+    series(study / "c", "T2")
     (found,) = answer(site, study, tmp_path / "results")["results"]
     assert (found["rule"], found["state"]) == ("two", "sending"), found["reason"]
     uids = [read_series(study / name).provenance.series_instance_uid for name in names]
@@ -89,8 +105,8 @@ def test_the_series_of_the_channels_are_found_whatever_their_order(
     assert not np.array_equal(exchanged, right)
 
 
-def test_an_absent_channel_is_waited_for_and_then_named(crop: Volume, site: Path, tmp_path: Path) -> None:
-    series(crop, tmp_path / "received/a", "T1")
+def test_an_absent_channel_is_waited_for_and_then_named(series: Series, site: Path, tmp_path: Path) -> None:
+    series(tmp_path / "received/a", "T1")
     found = answer(site, tmp_path / "received", tmp_path / "results", waited=False)
     assert found["incomplete"] == "no series for the channel FLAIR came yet"
     (result,) = answer(site, tmp_path / "received", tmp_path / "results")["results"]
@@ -106,30 +122,30 @@ def test_an_absent_channel_is_waited_for_and_then_named(crop: Volume, site: Path
     ],
 )
 def test_a_second_series_for_a_channel_is_taken_by_nobody_unless_it_lies_elsewhere(
-    header: dict[str, str], reason: str, crop: Volume, site: Path, tmp_path: Path
+    header: dict[str, str], reason: str, series: Series, site: Path, tmp_path: Path
 ) -> None:
     study = tmp_path / "received"
-    series(crop, study / "a", "T1")
-    series(crop, study / "b", "FLAIR")
-    series(crop, study / "c", "FLAIR again", **header)
+    series(study / "a", "T1")
+    series(study / "b", "FLAIR")
+    series(study / "c", "FLAIR again", **header)
     (result,) = answer(site, study, tmp_path / "results")["results"]
     assert (result["state"], reason in result["reason"]) == ("not processed" if reason else "sending", True)
 
 
-def test_series_of_two_patients_are_not_mixed(crop: Volume, site: Path, tmp_path: Path) -> None:
+def test_series_of_two_patients_are_not_mixed(series: Series, site: Path, tmp_path: Path) -> None:
     study = tmp_path / "received"
-    series(crop, study / "a", "T1")
-    series(crop, study / "b", "FLAIR", PatientID="berta")
+    series(study / "a", "T1")
+    series(study / "b", "FLAIR", PatientID="berta")
     (result,) = answer(site, study, tmp_path / "results")["results"]
     assert result["state"] == "not processed"
     assert "are of different patients" in result["reason"]
     assert "berta" not in result["reason"]
 
 
-def test_every_reference_series_has_a_result_of_its_own(crop: Volume, site: Path, tmp_path: Path) -> None:
+def test_every_reference_series_has_a_result_of_its_own(series: Series, site: Path, tmp_path: Path) -> None:
     study = tmp_path / "received"
     for name, description in (("a", "T1"), ("b", "FLAIR"), ("c", "T1 with contrast")):
-        series(crop, study / name, description)
+        series(study / name, description)
     results = answer(site, study, tmp_path / "results")["results"]
     assert [one["state"] for one in results] == ["sending", "sending"]
     assert len({one["series"] for one in results}) == 2
@@ -161,11 +177,11 @@ def test_a_channel_needs_patterns(site: Path) -> None:
 
 
 def test_the_same_study_gives_the_same_uids_and_another_channel_others(
-    crop: Volume, site: Path, tmp_path: Path
+    series: Series, site: Path, tmp_path: Path
 ) -> None:
     study, uids = tmp_path / "received", []
-    series(crop, study / "a", "T1")
-    series(crop, study / "b", "FLAIR")
+    series(study / "a", "T1")
+    series(study / "b", "FLAIR")
     for number in range(3):
         if number == 2:  # as it came from another scan
             for file in (study / "b").glob("*.dcm"):
@@ -179,11 +195,11 @@ def test_the_same_study_gives_the_same_uids_and_another_channel_others(
 
 
 def test_a_package_finds_the_series_of_each_channel_by_patterns(
-    crop: Volume, two_channel_bundle: Path, tmp_path: Path
+    series: Series, two_channel_bundle: Path, tmp_path: Path
 ) -> None:
     study = tmp_path / "received"
     for name, description in (("a", "FLAIR"), ("b", "T1"), ("c", "T2")):
-        series(crop, study / name, description)
+        series(study / name, description)
     rules = load_bundle(two_channel_bundle, "cpu").rules
     patterns = {"SeriesDescription": "FLAIR"}
     settings = Settings(match={"SeriesDescription": "T1"}, match_channels={"FLAIR": patterns})

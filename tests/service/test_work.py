@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from exports import networks_written_once, shallow_template
 from nodes import make_study
+from once import made_once
 from pydicom import Dataset, config, dcmread
 from trained_by_nnunet import RESULTS
 
@@ -85,10 +87,30 @@ def site_file(tiny_bundle: Callable[[], Path], tmp_path: Path) -> Path:
     return path
 
 
+tiny_template = pytest.fixture(scope="module")(shallow_template)
+written_once = pytest.fixture(networks_written_once)
+
+
 @pytest.fixture
-def study(crop: Volume, tmp_path: Path) -> Path:
+def one_way(site_file: Path) -> Path:
+    """The site, where a result is one SEG for one destination: for what does not depend on the ways in which it is wanted."""
+    site_file.write_text(one_seg(site_file.read_text()))
+    return site_file
+
+
+def one_seg(text: str) -> str:
+    assert '["pacs", "viewer", "archive"]' in text
+    return text.replace('["pacs", "viewer", "archive"]', '["pacs"]\nformats = ["seg"]')
+
+
+@pytest.fixture
+def study(crop: Volume, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
     """A study as the node keeps it."""
-    series = dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path / "in", case_id="one").series_folder
+
+    def make(folder: Path) -> None:
+        dicomize(replace(crop, provenance=Provenance("nifti")), folder, case_id="one")
+
+    (series,) = {path.parent for path in made_once(tmp_path_factory, "crop_in_dicom", make).rglob("*.dcm")}
     return Path(shutil.copytree(series, tmp_path / "received" / "1.2.3" / "1.2.3.4"))
 
 
@@ -116,15 +138,15 @@ def test_a_worker_takes_the_device_that_was_found_before_it(site_file: Path) -> 
         Worker(site, "cuda:7")
 
 
-def test_what_is_watched_of_a_result_names_scanner_image_and_structures(site_file: Path, study: Path) -> None:
+def test_what_is_watched_of_a_result_names_scanner_image_and_structures(one_way: Path, study: Path) -> None:
     for path in study.glob("*.dcm"):
         header = dcmread(path)
         header.Manufacturer, header.SliceThickness, header.ProtocolName = "ACME", "1.0000", "hippo of J. Doe"
         header.save_as(path)
     output = study.parents[2] / "results/1-1"
-    (result,) = Worker(read_site(site_file)).work(work.Task.parse(task(study, output)))["results"]
+    (result,) = Worker(read_site(one_way)).work(work.Task.parse(task(study, output)))["results"]
     seen = result["observed"]
-    assert seen["bundle"] == bundle_files(read_site(site_file).rules[0].bundle).sha256
+    assert seen["bundle"] == bundle_files(read_site(one_way).rules[0].bundle).sha256
     protocol = hashlib.sha256(b"hippo of J. Doe").hexdigest()[:8]
     assert (
         seen["words"] | {"Manufacturer": "ACME", "SliceThickness": "1", "ProtocolName": f"#{protocol}"} == seen["words"]
@@ -139,13 +161,13 @@ def test_what_is_watched_of_a_result_names_scanner_image_and_structures(site_fil
 
 @pytest.mark.parametrize(("share", "state"), [(0.0, "sending"), (1.0, "held")])
 def test_a_share_of_the_accepted_results_is_drawn_for_review(
-    share: float, state: str, site_file: Path, study: Path, monkeypatch: pytest.MonkeyPatch
+    share: float, state: str, one_way: Path, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site_file.write_text(
-        site_file.read_text().replace("deliver_ungated = true", f"deliver_ungated = true\nreview_share = {share}")
+    one_way.write_text(
+        one_way.read_text().replace("deliver_ungated = true", f"deliver_ungated = true\nreview_share = {share}")
     )
     monkeypatch.setattr(work, "verdict_of", lambda case: ("accept", ""))
-    (result,) = Worker(read_site(site_file)).work(work.Task.parse(task(study, study.parents[2] / "results/1-1")))[
+    (result,) = Worker(read_site(one_way)).work(work.Task.parse(task(study, study.parents[2] / "results/1-1")))[
         "results"
     ]
     assert (result["state"], result["observed"].get("drawn")) == (state, share or None)
@@ -157,7 +179,7 @@ def test_a_network_of_nnunet_works_in_a_node(tmp_path: Path) -> None:
     facts = json.loads((results / "dataset.json").read_text())
     (results / "dataset.json").write_text(json.dumps({**facts, "labels": {"background": 0, "liver": 1, "spleen": 2}}))
     bundle = bundle_of(Import(results, tmp_path / "bundle", ("0",), mirroring=False)).root
-    (tmp_path / "site.toml").write_text(SITE.format(bundle=bundle))
+    (tmp_path / "site.toml").write_text(one_seg(SITE.format(bundle=bundle)))
     image = replace(read_volume(RESULTS / "plain3d/images/test1_0000.nii.gz"), provenance=Provenance("nifti"))
     series = dicomize(image, tmp_path / "in", case_id="one").series_folder
     study = Path(shutil.copytree(series, tmp_path / "received" / "1.2.3" / "1.2.3.4"))
@@ -218,10 +240,10 @@ def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
 
 
 def test_a_worker_logs_nothing_of_a_codec_that_no_reader_of_the_node_uses(
-    site_file: Path, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    one_way: Path, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.NOTSET)  # other workers of this process
-    (result,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "out"))["results"]
+    (result,) = Worker(read_site(one_way)).answer(task(study, tmp_path / "out"))["results"]
     assert result["state"] == "sending"
     assert "nvImageCodec" not in caplog.text
 
@@ -265,17 +287,17 @@ def test_a_series_that_lacks_images_is_waited_for_and_then_refused(
     assert found["reason"].startswith(f"{count - 20} image(s) did not come: it holds 20 images")
 
 
-def test_a_rule_may_take_a_series_that_lacks_images(site_file: Path, study: Path, tmp_path: Path) -> None:
+def test_a_rule_may_take_a_series_that_lacks_images(one_way: Path, study: Path, tmp_path: Path) -> None:
     cut_off(study, 20)
-    site_file.write_text(site_file.read_text().replace("[[rules]]", "[[rules]]\nallow_incomplete = true"))
-    (found,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    one_way.write_text(one_way.read_text().replace("[[rules]]", "[[rules]]\nallow_incomplete = true"))
+    (found,) = Worker(read_site(one_way)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
     assert found["state"] == "sending"
     (document,) = (tmp_path / "results" / found["folder"]).glob("binary/*_result.json")
     assert "incomplete by its own headers" in document.read_text()
 
 
 def test_images_of_an_acquisition_that_are_in_another_series_are_not_missed(
-    site_file: Path, study: Path, tmp_path: Path
+    one_way: Path, study: Path, tmp_path: Path
 ) -> None:
     """Two echoes of one acquisition, each a series of its own, count the images of both."""
     second = study.parent / "1.2.3.5"
@@ -288,7 +310,7 @@ def test_images_of_an_acquisition_that_are_in_another_series_are_not_missed(
             image.SeriesInstanceUID, image.SeriesDescription = "1.2.3.5", "second echo"
             image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"{image.SOPInstanceUID}.2"
         image.save_as(path)
-    answer = Worker(read_site(site_file)).answer({**task(study, tmp_path / "results" / "1-1"), "waited": False})
+    answer = Worker(read_site(one_way)).answer({**task(study, tmp_path / "results" / "1-1"), "waited": False})
     assert [one["state"] for one in answer["results"]] == ["sending"]
 
 
@@ -394,6 +416,7 @@ def test_a_notice_tells_no_folder_of_the_node(noticing: Path, study: Path, tmp_p
 def test_half_a_result_is_not_left_beside_a_notice(
     noticing: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    noticing.write_text(noticing.read_text().replace("[[rules]]\n", '[[rules]]\nformats = ["seg"]\n'))
     worker = Worker(read_site(noticing))
     write, calls = work._write_case, iter(range(9))
 
@@ -427,17 +450,12 @@ def test_of_a_study_that_no_rule_fits_there_is_no_notice(noticing: Path, tmp_pat
     assert list((tmp_path / "results").rglob("*.dcm")) == []
 
 
-@pytest.mark.parametrize(
-    ("verdict", "state"), [("accept", "sending"), ("review", "held"), ("reject", "rejected")], ids=str
-)
 @pytest.mark.parametrize("kind", ["nifti", "nifti.gz", "dicom"])
 def test_the_quality_gate_holds_a_result_back_whatever_way_its_image_came(
-    site_file: Path, crop: Volume, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, state: str,
-    kind: str,
-) -> None:  # fmt: skip
-    worker = Worker(read_site(site_file))
-    segment, write = worker.segment, work._write_case
-    said = SimpleNamespace(verdict=verdict, reasons=(f"a reason to {verdict}",))
+    one_way: Path, crop: Volume, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    worker = Worker(read_site(one_way))
+    segment, write, said = worker.segment, work._write_case, SimpleNamespace()
     monkeypatch.setattr(worker, "segment", lambda *words: replace(segment(*words), assessment=said))
     monkeypatch.setattr(
         work, "_write_case", lambda case, *words, **what: write(replace(case, assessment=None), *words, **what)
@@ -447,11 +465,15 @@ def test_the_quality_gate_holds_a_result_back_whatever_way_its_image_came(
         image = tmp_path / ("one.nii.gz" if kind == "nifti.gz" else "one.nii")
         write_nifti(crop.array, crop, image)
         uid, _ = take_nifti(image, InstanceStore(tmp_path / "received"), "hippocampus")
-    message = {"study": str(tmp_path / "received" / uid), "output": str(tmp_path / "results" / "1-1"), "earlier": {}}
-    (found,) = worker.answer(message)["results"]
-    assert (found["state"], found["verdict"], found["reason"]) == (state, verdict, f"a reason to {verdict}")
-    names = {path.name for path in (tmp_path / "results" / found["folder"]).rglob("*") if path.is_file()}
-    assert kind == "dicom" or names == {"hippocampus_seg.nii.gz", "hippocampus_result.json"}
+    for verdict, state in (("accept", "sending"), ("review", "held"), ("reject", "rejected")):
+        said.verdict, said.reasons = verdict, (f"a reason to {verdict}",)
+        output = tmp_path / "results" / verdict
+        (found,) = worker.answer({"study": str(tmp_path / "received" / uid), "output": str(output), "earlier": {}})[
+            "results"
+        ]
+        assert (found["state"], found["verdict"], found["reason"]) == (state, verdict, f"a reason to {verdict}")
+        names = {path.name for path in (tmp_path / "results" / found["folder"]).rglob("*") if path.is_file()}
+        assert kind == "dicom" or names == {"hippocampus_seg.nii.gz", "hippocampus_result.json"}, verdict
 
 
 def test_a_bundle_that_the_site_did_not_approve_is_not_used(site_file: Path) -> None:
@@ -460,6 +482,7 @@ def test_a_bundle_that_the_site_did_not_approve_is_not_used(site_file: Path) -> 
         Worker(read_site(site_file))
 
 
+@pytest.mark.usefixtures("written_once")
 def test_a_rule_names_the_export_that_its_worker_runs_and_records(
     tiny_bundle: Callable[[], Path], study: Path, tmp_path: Path
 ) -> None:
@@ -467,7 +490,7 @@ def test_a_rule_names_the_export_that_its_worker_runs_and_records(
     sha256 = export_bundle(load_bundle(root), "openvino")["sha256"]
 
     def site(more: str) -> Site:
-        path.write_text(SITE.format(bundle=root).replace("[[rules]]\n", f"[[rules]]\n{more}\n"))
+        path.write_text(one_seg(SITE.format(bundle=root)).replace("[[rules]]\n", f"[[rules]]\n{more}\n"))
         return read_site(path)
 
     pinned = f'engine = "openvino"\nexport_sha256 = "{sha256}"'
@@ -493,19 +516,19 @@ def test_a_rule_names_the_export_that_its_worker_runs_and_records(
     ("setting", "remedy"), [("", "calibrate the bundle on"), ("tta = true", "calibrate the bundle with --tta")]
 )
 def test_a_rule_whose_bundle_has_no_gate_for_it_does_not_start_unless_the_site_says_so(
-    setting: str, remedy: str, site_file: Path, study: Path, tmp_path: Path
+    setting: str, remedy: str, one_way: Path, study: Path, tmp_path: Path
 ) -> None:
-    ungated = site_file.read_text().replace("[[rules]]\n", f"[[rules]]\n{setting}\n")
-    site_file.write_text(ungated.replace("deliver_ungated = true\n", ""))
+    ungated = one_way.read_text().replace("[[rules]]\n", f"[[rules]]\n{setting}\n")
+    one_way.write_text(ungated.replace("deliver_ungated = true\n", ""))
     for starting in (check_bundles, Worker):
         with pytest.raises(
             AppError, match=r"rule hippocampus: .* has no quality gate .* deliver_ungated = true"
         ) as refused:
-            starting(read_site(site_file))
+            starting(read_site(one_way))
         assert remedy in str(refused.value)
-    site_file.write_text(ungated)
-    check_bundles(read_site(site_file))
-    (found,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    one_way.write_text(ungated)
+    check_bundles(read_site(one_way))
+    (found,) = Worker(read_site(one_way)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
     assert (found["state"], found["verdict"]) == ("sending", "")
     assert found["reason"].startswith("no quality gate has judged this result: ")
 
@@ -525,6 +548,7 @@ def test_tta_of_a_bundle_without_mirror_axes_has_the_gate_of_plain_results() -> 
 def test_results_lead_back_to_their_bundle(
     site_file: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    site_file.write_text(site_file.read_text().replace(', "viewer", "archive"]', "]"))
     worker = Worker(read_site(site_file))
     (found,) = worker.answer(task(study, tmp_path / "results" / "1-1"))["results"]
     (bundle,) = worker.bundles.values()
