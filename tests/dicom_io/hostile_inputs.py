@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +15,9 @@ import imagecodecs
 import numpy as np
 import phantoms
 import pydicom
+import pytest
 from numpy.typing import NDArray
+from once import made_once
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
@@ -72,6 +76,27 @@ class Example:
     more: Mapping[str, str] = field(default_factory=dict)
 
 
+def copied_examples(factory: pytest.TempPathFactory, folder: Path) -> dict[str, Example]:
+    """Copies of the objects that `write_examples` writes once for all processes of a run; `folder` must not exist."""
+    shutil.copytree(made_once(factory, "examples_of_every_kind", _keep_examples), folder)
+    kept = json.loads((folder / "examples.json").read_text())
+    return {
+        name: Example(reader, folder / path, {key: str(folder / value) for key, value in more.items()})
+        for name, (reader, path, more) in kept.items()
+    }
+
+
+def _keep_examples(folder: Path) -> None:
+    """Writes the examples and `examples.json`: name to reader, path and further paths, all relative to the folder."""
+    kept = {
+        name: (example.reader, str(example.path.relative_to(folder)), {
+            key: str(Path(value).relative_to(folder)) for key, value in example.more.items()
+        })
+        for name, example in write_examples(folder).items()
+    }  # fmt: skip
+    (folder / "examples.json").write_text(json.dumps(kept))
+
+
 def write_examples(folder: Path) -> dict[str, Example]:
     """One object of every kind that the readers know."""
     images = {**_plain_images(folder), **_compressed_images(folder), **_pictures(folder)}
@@ -84,8 +109,8 @@ def image(folder: Path, edit: phantoms.Edit | None = None, **header: object) -> 
     return phantoms.write_mr_series(folder, values, phantoms.oblique_affine(), header=HEADER | header, edit=edit)[0]
 
 
-def enhanced(folder: Path, edit: phantoms.Edit | None = None) -> Path:
-    """An enhanced MR object of 5 frames of 16 x 12 pixels of 16 bits."""
+def enhanced(folder: Path, edit: phantoms.Edit | None = None, frames: int = 5) -> Path:
+    """An enhanced MR object of 5 frames, or another number, of 16 x 12 pixels of 16 bits."""
 
     def named(dataset: Dataset, k: int) -> None:
         for keyword, value in HEADER.items():
@@ -93,7 +118,7 @@ def enhanced(folder: Path, edit: phantoms.Edit | None = None) -> Path:
         if edit is not None:
             edit(dataset, k)
 
-    values = phantoms.lopsided_array((16, 12, 5)).astype(np.uint16)
+    values = phantoms.lopsided_array((16, 12, frames)).astype(np.uint16)
     return phantoms.write_enhanced_mr(folder / "enhanced.dcm", values, phantoms.oblique_affine(), edit=named)
 
 
@@ -163,7 +188,7 @@ def _plain_images(folder: Path) -> dict[str, Path]:
         "implicit": encoded(image(folder / "implicit"), ImplicitVRLittleEndian),
         "big endian": encoded(image(folder / "big"), ExplicitVRBigEndian),
         "deflated": encoded(image(folder / "deflated"), DeflatedExplicitVRLittleEndian),
-        "enhanced": enhanced(folder / "enhanced"),
+        "enhanced": enhanced(folder / "enhanced", frames=3),
         "modality table": image(folder / "table", modality_table),
         "mosaic": mosaic(folder / "mosaic"),
     }
@@ -171,7 +196,7 @@ def _plain_images(folder: Path) -> dict[str, Path]:
 
 def _compressed_images(folder: Path) -> dict[str, Path]:
     found = {syntax.keyword: compressed(image(folder / syntax.keyword), syntax) for syntax in CODECS}
-    return found | {"enhanced in JPEG 2000": compressed(enhanced(folder / "enhanced_j2k"), JPEG2000Lossless)}
+    return found | {"enhanced in JPEG 2000": compressed(enhanced(folder / "enhanced_j2k", frames=3), JPEG2000Lossless)}
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
@@ -185,15 +210,18 @@ def _results(folder: Path) -> dict[str, Example]:
     to, medium = folder / "results", folder / "medium"
     to.mkdir()
     for place in (folder / "source", medium / "A"):
-        phantoms.write_mr_series(place, phantoms.lopsided_array(), phantoms.oblique_affine(), header=HEADER)
+        phantoms.write_mr_series(place, phantoms.lopsided_array((11, 9, 3)), phantoms.oblique_affine(), header=HEADER)
     source, of = read_series(folder / "source"), {"of": str(folder / "source")}
     labels, map_ = lopsided(source), source.with_array(source.array / 500)
     found = {}
     for encoding in (encoding for encoding in SYNTAXES if encoding != "fractional"):
         path = write_seg(labels, source, to / f"{encoding}.dcm", RESULT, encoding=encoding)
         found[f"SEG {encoding}"] = Example("read_seg", path, of)
-    seg, meaning = found["SEG binary"].path, {"quantity": PROBABILITY, "unit": NO_UNIT, "label": "P"}
-    report = write_sr(labels, source, to / "sr.dcm", RESULT, seg=seg)
+    meaning = {"quantity": PROBABILITY, "unit": NO_UNIT, "label": "P"}
+    front = labels.with_array(labels.array * (labels.array == 1))  # the other segment is empty: a shorter report
+    report = write_sr(
+        front, source, to / "sr.dcm", RESULT, seg=write_seg(front, source, to / "seg of the report.dcm", RESULT)
+    )
     pages = b"%PDF-1.4\n" + b"x" * 500 + b"\n%%EOF"
     return found | {
         "RTSTRUCT": Example("read_rtstruct", write_rtstruct(labels, source, to / "rt.dcm", RESULT), of),

@@ -71,11 +71,19 @@ class Answer:
 
 @dataclass
 class Judge:
-    """Reads in a process of its own; in a new one after one that hung or died."""
+    """Reads in a process of its own; in a new one after one that hung or died.
+
+    Attributes:
+        folder: Of its temporary files.
+        memory_bytes: What a job may take.
+        patience_s: How long it may last.
+        reads: False for a process that imports no reader and only misbehaves.
+    """
 
     folder: Path
     memory_bytes: int = MEMORY_BYTES
     patience_s: float = PATIENCE_S
+    reads: bool = True
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def __call__(self, reader: str, path: Path | str, **more: Any) -> Answer:
@@ -98,7 +106,7 @@ class Judge:
         own.mkdir(exist_ok=True)
         with (self.folder / "stderr").open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(self.memory_bytes), str(own)],
+                [sys.executable, __file__, str(self.memory_bytes), str(own), *(["readers"] * self.reads)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
                 text=True, env=os.environ | {"TMPDIR": str(own)}, cwd=own,
             )  # fmt: skip
@@ -158,9 +166,20 @@ def _readers() -> dict[str, Callable[..., object]]:
         "read_sr": read_sr,
         "load_segments": load_segments,
         "deidentify": without_identity,
+        "read_series_of_fewer_items": _read_series_of_fewer_items,
         "write_results": _write_results,
-        "misbehave": _misbehave,
     }
+
+
+def _read_series_of_fewer_items(path: Path, items: int) -> object:
+    """As `read_series` where a file may have no more than that many items of sequences."""
+    from unittest.mock import patch
+
+    from dicom_io.read import read_series
+    from dicom_io.reading.bounded import BoundedFile
+
+    with patch.object(BoundedFile, "items_left", items):
+        return read_series(path)
 
 
 def _write_results(path: Path, output: str) -> None:
@@ -276,8 +295,8 @@ def _virtual_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def _serve(memory_bytes: int, own: Path) -> None:
-    readers, connections = _readers(), []
+def _serve(memory_bytes: int, own: Path, *, reads: bool) -> None:
+    readers, connections = {"misbehave": _misbehave} | (_readers() if reads else {}), []
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not look like an answer
 
@@ -296,4 +315,4 @@ def _serve(memory_bytes: int, own: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), Path(sys.argv[2]))
+    _serve(int(sys.argv[1]), Path(sys.argv[2]), reads="readers" in sys.argv[3:])
