@@ -7,7 +7,6 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +74,8 @@ def test_a_default_profile_on_a_picture_writes_what_it_can_and_says_what_not(
 def test_an_encoding_in_a_profile_without_segmentations_does_not_matter(
     tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path
 ) -> None:
-    series = dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path / "in", case_id="one").series_folder
+    corner = Volume(crop.array[:24, :30, :16], crop.affine_lps, Provenance("nifti"))  # outlines of noise take long
+    series = dicomize(corner, tmp_path / "in", case_id="one").series_folder
     site = site_file(tmp_path, 'objects = ["GSPS"]\nseg_encoding = "labelmap"\n')
     words = ["predict", "--bundle", tiny_bundle(), "--input", series, "--output", tmp_path / "out"]
     assert run(*words, "--for", "near", "--site", site) == 0

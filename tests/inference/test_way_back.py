@@ -87,7 +87,7 @@ def test_boxes_of_any_size_hold_what_invertd_gives(
     way = way_back(item["image"])
     assert way is not None
     assert way.source_shape == SHAPE == tuple(expected.shape[1:])
-    for size in (SHAPE, (7, 9, 40), (5, 4, 6)):
+    for size in (SHAPE, (7, 9, 40), (9, 4, 6)):
         found = torch.full_like(expected, -1)
         for corner in product(*(range(0, n, step) for n, step in zip(SHAPE, size, strict=True))):
             box = tuple(slice(a, min(a + step, n)) for a, step, n in zip(corner, size, SHAPE, strict=True))

@@ -196,7 +196,7 @@ def test_sums_that_wait_on_disk_change_no_bit(batch: int, monkeypatch: pytest.Mo
     written: list[int] = []
     put = Spool.put
     monkeypatch.setattr(Spool, "put", lambda self, tensor: written.append(tensor.numel()) or put(self, tensor))
-    image, engine = picture(1, 29, 40, 11), TorchEngine(network(3), CPU)
+    image, engine = picture(1, 22, 23, 9), TorchEngine(network(3), CPU)
     chosen = settings((8, 9, 6), batch=batch, mirror_axes=(1,))
     expected = predict_logits(image, engine, chosen)
     assert not written
