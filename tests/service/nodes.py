@@ -127,7 +127,8 @@ def started(path: Path, worker: str = "fake_worker", *, as_usual: bool = False) 
     Its children are forked, see `forks`, unless they are to be started `as_usual`.
     """
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*_PLACES, *filter(None, [before])])
+    known = before.split(os.pathsep) if before else []  # by a node that runs already
+    os.environ["PYTHONPATH"] = os.pathsep.join([*(one for one in _PLACES if one not in known), *known])
     try:
         fork = nullcontext() if as_usual else forked(*({worker} & WORKERS), SENDER)
         with fork, Node(site_on_any_port(path), worker=worker) as node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from nodes import pacs, started, store, wait_until
-from other_program import AFFINE_RAS, PROGRAM, case, program_bundle
+from other_program import AFFINE_RAS, PROGRAM, case, program_bundle_once
 from phantoms import write_mr_series
 from processes_of import marked
 from pydicom import dcmread
@@ -65,12 +66,13 @@ def workers() -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has what it needs")
 def test_a_worker_that_is_killed_while_its_program_runs_leaves_nothing_and_the_study_is_done(
-    tmp_path: Path, mark: str
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, mark: str
 ) -> None:
-    bundle = program_bundle(tmp_path)
+    bundle = Path(shutil.copytree(program_bundle_once(tmp_path_factory), tmp_path / "segmenter"))
     script = tmp_path / "once.py"
     script.write_text(ONCE.format(flag=str(tmp_path / "begun"), mark=mark, words=PROGRAM[1:]))
     command = bundle / "configs/external.json"
+    assert PROGRAM[1] in command.read_text()
     command.write_text(command.read_text().replace(PROGRAM[1], str(script), 1))
     write_mr_series(tmp_path / "series", case(500)[0] + 1000, LPS_FROM_RAS @ AFFINE_RAS)
     with pacs(tmp_path / "pacs") as archive:
