@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,16 @@ AFFINES = dict.fromkeys(PLACED, oblique_affine()) | {"CT": tilted_affine()}
 ALL = PLACED | {"DX": radiograph, "RGB": colour_picture}
 
 
+def kept_source(factory: pytest.TempPathFactory, kind: str) -> Volume:
+    """A source of a kind, written and read once in a process: for tests that do not change it."""
+    return _kept_source(kind, factory.getbasetemp() / "sources" / kind)
+
+
+@cache
+def _kept_source(kind: str, folder: Path) -> Volume:
+    return ALL[kind](folder)
+
+
 def frame_of(kind: str, k: int) -> int | None:
     """The frame, from 1, that slice k of a source of this kind is of the object that holds it; None for one without frames."""
     return {"enhanced MR": 7 - k, "enhanced MR in parts": (2, 1, 1, 4, 3, 2, 1)[k]}.get(kind)
@@ -140,8 +151,13 @@ def drawn_capture(
 
 def source_file(source: Volume, k: int) -> pydicom.FileDataset:
     """The file that holds slice k."""
-    by_uid = {str(one.SOPInstanceUID): one for one in map(pydicom.dcmread, source.provenance.files)}
-    return by_uid[source.provenance.sop_instance_uids[k]]
+    wanted = source.provenance.sop_instance_uids[k]
+    (path,) = [path for path in source.provenance.files if _uid(path) == wanted]
+    return pydicom.dcmread(path)
+
+
+def _uid(path: Path) -> str:
+    return str(pydicom.dcmread(path, specific_tags=["SOPInstanceUID"], stop_before_pixels=True).SOPInstanceUID)
 
 
 def raw_name(path: Path) -> bytes:

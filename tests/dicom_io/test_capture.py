@@ -15,6 +15,7 @@ from source_phantoms import (
     PLACED,
     drawn_capture,
     frame_of,
+    kept_source,
     lopsided,
     oblique_mr,
     radiograph,
@@ -43,6 +44,12 @@ def plain_mr(folder, header=None, affine=SQUARE) -> Volume:
     return read_series(folder)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Volume:
+    """`plain_mr`, which no test changes."""
+    return plain_mr(tmp_path_factory.mktemp("plain") / "mr")
+
+
 def picture_in(path, source: Volume, labels: Volume, k: int, style: CaptureStyle) -> np.ndarray:
     """Shape (rows, columns, 3): the picture of a written capture without its frame."""
     drawn = drawn_capture(labels, source, k, RESULT, style)
@@ -52,8 +59,8 @@ def picture_in(path, source: Volume, labels: Volume, k: int, style: CaptureStyle
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_captures_of_every_kind_of_source_are_valid(kind, tmp_path):
-    source = ALL[kind](tmp_path / "source")
+def test_captures_of_every_kind_of_source_are_valid(kind, tmp_path_factory, tmp_path):
+    source = kept_source(tmp_path_factory, kind)
     paths = write_captures(lopsided(source), source, tmp_path / "sc", RESULT)
     assert len(paths) == (7 if kind in PLACED else 1)
     for path in paths:
@@ -64,26 +71,24 @@ def test_captures_of_every_kind_of_source_are_valid(kind, tmp_path):
     assert dataset.ImageType == ["DERIVED", "SECONDARY"]
 
 
-def test_inside_a_label_the_colour_is_blended_and_outside_the_grey_is_windowed(tmp_path):
+def test_inside_a_label_the_colour_is_blended_and_outside_the_grey_is_windowed(plain, tmp_path):
     """Each voxel is 21 pixels wide, so the middle one of them shows its very value."""
-    source = plain_mr(tmp_path / "mr")
-    paths = write_captures(lopsided(source), source, tmp_path / "sc", RESULT, style=FILL)
+    paths = write_captures(lopsided(plain), plain, tmp_path / "sc", RESULT, style=FILL)
     for k, path in enumerate(paths):
-        centres = picture_in(path, source, lopsided(source), k, FILL)[10::21, 10::21].transpose(1, 0, 2).astype(float)
+        centres = picture_in(path, plain, lopsided(plain), k, FILL)[10::21, 10::21].transpose(1, 0, 2).astype(float)
         grey = np.clip((lopsided_array()[:, :, k] - 100.0) / 300, 0, 1)[..., None] * 255
         wanted = np.repeat(np.rint(grey), 3, axis=2)
         for segment in SEGMENTS:
-            inside = lopsided(source).array[:, :, k] == segment.number
+            inside = lopsided(plain).array[:, :, k] == segment.number
             wanted[inside] = np.rint(0.7 * wanted[inside] + 0.3 * np.array(segment.rgb))
         np.testing.assert_allclose(centres, wanted, atol=1)
-        assert np.ptp(centres[~lopsided(source).array[:, :, k].astype(bool)]) > 100
+        assert np.ptp(centres[~lopsided(plain).array[:, :, k].astype(bool)]) > 100
 
 
-def test_the_outline_is_the_full_colour_along_the_inner_edge(tmp_path):
-    source = plain_mr(tmp_path / "mr")
+def test_the_outline_is_the_full_colour_along_the_inner_edge(plain, tmp_path):
     style = replace(FILL, outline=True)
-    path = write_captures(lopsided(source), source, tmp_path / "sc", RESULT, slices=[1], style=style)[0]
-    picture = picture_in(path, source, lopsided(source), 1, style)
+    path = write_captures(lopsided(plain), plain, tmp_path / "sc", RESULT, slices=[1], style=style)[0]
+    picture = picture_in(path, plain, lopsided(plain), 1, style)
     red = (picture == SEGMENTS[0].rgb).all(axis=2)
     block = np.zeros_like(red)
     block[3 * 21 : 8 * 21, 2 * 21 : 6 * 21] = True  # rows 3 to 7, columns 2 to 5
@@ -96,8 +101,8 @@ def test_the_outline_is_the_full_colour_along_the_inner_edge(tmp_path):
 
 
 @pytest.mark.parametrize("kind", PLACED)
-def test_the_capture_of_a_slice_names_its_instance(kind, tmp_path):
-    source = PLACED[kind](tmp_path / "source")
+def test_the_capture_of_a_slice_names_its_instance(kind, tmp_path_factory, tmp_path):
+    source = kept_source(tmp_path_factory, kind)
     paths = write_captures(lopsided(source), source, tmp_path / "sc", RESULT)
     for k, path in enumerate(paths):
         dataset = pydicom.dcmread(path)
@@ -201,14 +206,13 @@ def test_slices_are_chosen_evenly_with_the_fullest_among_them(counts, limit, cho
     assert chosen_slices(counts, limit) == chosen
 
 
-def test_overlapping_segments_are_counted_and_painted_one_over_the_other(tmp_path):
-    source = plain_mr(tmp_path / "mr")
-    channels = np.zeros((*source.shape, 2), dtype=np.uint8)
+def test_overlapping_segments_are_counted_and_painted_one_over_the_other(plain, tmp_path):
+    channels = np.zeros((*plain.shape, 2), dtype=np.uint8)
     channels[1:6, 1:6, 2, 0] = 1
     channels[3:9, 4:8, 2, 1] = 1
-    labels = source.with_array(channels)
-    (path,) = write_captures(labels, source, tmp_path / "sc", RESULT, style=FILL)
-    centre = picture_in(path, source, labels, 2, FILL)[5 * 21 + 10, 4 * 21 + 10].astype(float)
+    labels = plain.with_array(channels)
+    (path,) = write_captures(labels, plain, tmp_path / "sc", RESULT, style=FILL)
+    centre = picture_in(path, plain, labels, 2, FILL)[5 * 21 + 10, 4 * 21 + 10].astype(float)
     grey = np.clip((lopsided_array()[4, 5, 2] - 100.0) / 300, 0, 1) * 255
     once = 0.7 * np.rint(grey) + 0.3 * np.array(SEGMENTS[0].rgb)
     np.testing.assert_allclose(centre, 0.7 * once + 0.3 * np.array(SEGMENTS[1].rgb), atol=1)
@@ -231,9 +235,8 @@ def test_the_capture_says_which_way_the_patient_lies(affine, orientation, tmp_pa
     assert dciodvfy_errors(tmp_path / "sc" / "capture_004.dcm") == []
 
 
-def test_the_research_mark_stands_above_the_picture_and_nothing_covers_it(tmp_path):
-    source = plain_mr(tmp_path / "mr")
-    drawn = drawn_capture(lopsided(source), source, 3, RESULT, CaptureStyle())
+def test_the_research_mark_stands_above_the_picture_and_nothing_covers_it(plain, tmp_path):
+    drawn = drawn_capture(lopsided(plain), plain, 3, RESULT, CaptureStyle())
     above = drawn.pixels[: drawn.top].astype(int)
     assert (above == (255, 220, 0)).all(axis=2).sum() > 200
     frame = drawn.pixels.copy()
@@ -282,10 +285,9 @@ def test_no_name_of_the_patient_is_burned_in(tmp_path):
     assert pixels[0] == pixels[1]
 
 
-def test_a_slice_has_the_same_capture_whichever_others_are_written(tmp_path):
-    source = plain_mr(tmp_path / "mr")
-    every = write_captures(lopsided(source), source, tmp_path / "all", RESULT)
-    (one,) = write_captures(lopsided(source), source, tmp_path / "one", RESULT, slices=[4, 4])
+def test_a_slice_has_the_same_capture_whichever_others_are_written(plain, tmp_path):
+    every = write_captures(lopsided(plain), plain, tmp_path / "all", RESULT)
+    (one,) = write_captures(lopsided(plain), plain, tmp_path / "one", RESULT, slices=[4, 4])
     assert one.name == "capture_005.dcm"
     assert one.read_bytes() == every[4].read_bytes()
 
@@ -305,21 +307,19 @@ def test_captures_of_a_resampled_series_show_the_slices_that_exist(tmp_path):
         np.testing.assert_allclose(picture[np.ix_(*at)], grey, atol=6)  # centres lie up to half a pixel off
 
 
-def test_a_capture_changes_its_uid_with_the_labels_that_it_shows_and_no_others(tmp_path):
-    source = plain_mr(tmp_path / "mr")
-    other = lopsided(source).array.copy()
+def test_a_capture_changes_its_uid_with_the_labels_that_it_shows_and_no_others(plain, tmp_path):
+    other = lopsided(plain).array.copy()
     other[10, 8, 5] = 2
     uids = [
-        [pydicom.dcmread(path).SOPInstanceUID for path in write_captures(labels, source, tmp_path / "sc", RESULT)]
-        for labels in (lopsided(source), source.with_array(other))
+        [pydicom.dcmread(path).SOPInstanceUID for path in write_captures(labels, plain, tmp_path / "sc", RESULT)]
+        for labels in (lopsided(plain), plain.with_array(other))
     ]
     assert [a == b for a, b in zip(*uids, strict=True)] == [True] * 5 + [False, True]
 
 
-def test_another_style_is_another_instance_of_the_same_series(tmp_path):
-    source = plain_mr(tmp_path / "mr")
+def test_another_style_is_another_instance_of_the_same_series(plain, tmp_path):
     found = [
-        pydicom.dcmread(write_captures(lopsided(source), source, tmp_path / "sc", RESULT, slices=[3], style=style)[0])
+        pydicom.dcmread(write_captures(lopsided(plain), plain, tmp_path / "sc", RESULT, slices=[3], style=style)[0])
         for style in (
             CaptureStyle(),
             CaptureStyle(outline=False),
@@ -355,8 +355,7 @@ def test_what_was_compressed_with_loss_stays_marked(tmp_path):
     assert dciodvfy_errors(path) == []
 
 
-def test_all_captures_are_written_or_none(tmp_path, monkeypatch):
-    source = plain_mr(tmp_path / "mr")
+def test_all_captures_are_written_or_none(plain, tmp_path, monkeypatch):
     right = capture._draw
 
     def failing(scene: object, k: int) -> drawing.FramedPicture:
@@ -366,23 +365,22 @@ def test_all_captures_are_written_or_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(capture, "_draw", failing)
     with pytest.raises(LabelError, match="no more"):
-        write_captures(lopsided(source), source, tmp_path / "sc", RESULT)
+        write_captures(lopsided(plain), plain, tmp_path / "sc", RESULT)
     assert list((tmp_path / "sc").iterdir()) == []
 
 
-def test_slices_styles_and_labels_that_do_not_fit_are_refused(tmp_path):
-    source = plain_mr(tmp_path / "mr")
-    unknown = np.full(source.shape, 3, dtype=np.uint8)
+def test_slices_styles_and_labels_that_do_not_fit_are_refused(plain, tmp_path):
+    unknown = np.full(plain.shape, 3, dtype=np.uint8)
     for labels, wanted, style, says in (
-        (lopsided(source), [7], None, "numbers from 0 to 6"),
-        (lopsided(source), [-1], None, "numbers from 0 to 6"),
-        (lopsided(source), [], None, "at least one"),
-        (lopsided(source), None, CaptureStyle(opacity=1.5), "opacity 1.5"),
-        (lopsided(source), None, CaptureStyle(limit=0), "limit 0"),
-        (source.with_array(unknown), None, None, "value 3"),
+        (lopsided(plain), [7], None, "numbers from 0 to 6"),
+        (lopsided(plain), [-1], None, "numbers from 0 to 6"),
+        (lopsided(plain), [], None, "at least one"),
+        (lopsided(plain), None, CaptureStyle(opacity=1.5), "opacity 1.5"),
+        (lopsided(plain), None, CaptureStyle(limit=0), "limit 0"),
+        (plain.with_array(unknown), None, None, "value 3"),
     ):
         with pytest.raises(LabelError, match=says):
-            write_captures(labels, source, tmp_path / "sc", RESULT, slices=wanted, style=style)
+            write_captures(labels, plain, tmp_path / "sc", RESULT, slices=wanted, style=style)
     assert not (tmp_path / "sc").exists()
 
 

@@ -18,6 +18,7 @@ from source_phantoms import (
     NAMES,
     PLACED,
     frame_of,
+    kept_source,
     oblique_mr,
     radiograph,
     raw_name,
@@ -54,8 +55,8 @@ def written(source, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", PLACED)
-def test_a_map_of_every_kind_of_series_is_valid_and_is_read_back_bit_for_bit(kind, tmp_path):
-    source = PLACED[kind](tmp_path / "source")
+def test_a_map_of_every_kind_of_series_is_valid_and_is_read_back_bit_for_bit(kind, tmp_path_factory, tmp_path):
+    source = kept_source(tmp_path_factory, kind)
     path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     assert dciodvfy_errors(path) == []
     found = read_parametric_map(path, source)
@@ -64,8 +65,8 @@ def test_a_map_of_every_kind_of_series_is_valid_and_is_read_back_bit_for_bit(kin
 
 
 @pytest.mark.parametrize("kind", PLACED)
-def test_each_frame_stands_in_the_plane_of_the_instance_that_it_names(kind, tmp_path):
-    source = PLACED[kind](tmp_path / "source")
+def test_each_frame_stands_in_the_plane_of_the_instance_that_it_names(kind, tmp_path_factory, tmp_path):
+    source = kept_source(tmp_path_factory, kind)
     path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     dataset = pydicom.dcmread(path)
     assert dataset.FrameOfReferenceUID == source.provenance.frame_of_reference_uid

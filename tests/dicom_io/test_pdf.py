@@ -6,7 +6,7 @@ from dataclasses import replace
 import pydicom
 import pytest
 from result_phantoms import RESULT, dciodvfy_errors
-from source_phantoms import ALL, NAMES, oblique_mr, raw_name, run_program
+from source_phantoms import ALL, NAMES, kept_source, oblique_mr, raw_name, run_program
 
 from dicom_io import pdf
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
@@ -39,8 +39,10 @@ def written(document, source, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_pdf_beside_every_kind_of_source_is_valid_and_comes_back_byte_for_byte(kind, document, tmp_path):
-    source = ALL[kind](tmp_path / "source")
+def test_a_pdf_beside_every_kind_of_source_is_valid_and_comes_back_byte_for_byte(
+    kind, document, tmp_path_factory, tmp_path
+):
+    source = kept_source(tmp_path_factory, kind)
     path = write_pdf(document, source, tmp_path / "p.dcm", RESULT, title="Report")
     assert dciodvfy_errors(path) == []
     assert read_pdf(path) == document

@@ -18,6 +18,7 @@ from source_phantoms import (
     NAMES,
     PLACED,
     colour_picture,
+    kept_source,
     lopsided,
     oblique_mr,
     radiograph,
@@ -73,8 +74,8 @@ def area(line: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_presentation_state_on_every_kind_of_source_is_valid(kind, tmp_path):
-    source = ALL[kind](tmp_path / "source")
+def test_a_presentation_state_on_every_kind_of_source_is_valid(kind, tmp_path_factory, tmp_path):
+    source = kept_source(tmp_path_factory, kind)
     path = write_gsps(lopsided(source), source, tmp_path / "p.dcm", RESULT)
     assert dciodvfy_errors(path) == []
     dataset = pydicom.dcmread(path)
@@ -84,17 +85,17 @@ def test_a_presentation_state_on_every_kind_of_source_is_valid(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_dcmtk_finds_no_fault_in_it(kind, tmp_path):
-    source = ALL[kind](tmp_path / "source")
+def test_dcmtk_finds_no_fault_in_it(kind, tmp_path_factory, tmp_path):
+    source = kept_source(tmp_path_factory, kind)
     path = write_gsps(lopsided(source), source, tmp_path / "p.dcm", RESULT)
     report = run_program("dcmpschk", str(path))
     assert "Test passed" in report.stdout + report.stderr
 
 
 @pytest.mark.parametrize("kind", PLACED)
-def test_outlines_enclose_the_pixels_of_the_slice_that_they_name(kind, tmp_path):
+def test_outlines_enclose_the_pixels_of_the_slice_that_they_name(kind, tmp_path_factory, tmp_path):
     """Which slice an instance is follows from its own position, not from our reader."""
-    source = PLACED[kind](tmp_path / "source")
+    source = kept_source(tmp_path_factory, kind)
     lines = drawn(pydicom.dcmread(write_gsps(lopsided(source), source, tmp_path / "p.dcm", RESULT)))
     found = np.zeros(source.shape, dtype=int)
     headers = {str(one.SOPInstanceUID): one for one in (source_file(source, k) for k in range(7))}
@@ -108,8 +109,8 @@ def test_outlines_enclose_the_pixels_of_the_slice_that_they_name(kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["DX", "RGB"])
-def test_outlines_on_a_picture_enclose_its_labelled_pixels(kind, tmp_path):
-    source = ALL[kind](tmp_path / "source")
+def test_outlines_on_a_picture_enclose_its_labelled_pixels(kind, tmp_path_factory, tmp_path):
+    source = kept_source(tmp_path_factory, kind)
     lines = drawn(pydicom.dcmread(write_gsps(lopsided(source), source, tmp_path / "p.dcm", RESULT)))
     found = sum(
         int(layer.split()[1]) * inside_by_matplotlib(one, source.shape[:2]) for (layer, *_), one in lines.items()
@@ -193,9 +194,9 @@ def test_the_pixel_shape_of_a_picture_is_said_even_without_millimetres(tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "k"), [("MR", 2), ("CT", 2), ("enhanced MR", 5), ("DX", 0)])
-def test_dcmtk_shows_the_source_through_it_as_the_source_says(kind, k, tmp_path):
+def test_dcmtk_shows_the_source_through_it_as_the_source_says(kind, k, tmp_path_factory, tmp_path):
     """dcmp2pgm applies Modality LUT, VOI LUT and Presentation LUT of the presentation state to the stored values."""
-    source = ALL[kind](tmp_path / "source")
+    source = kept_source(tmp_path_factory, kind)
     path = write_gsps(lopsided(source), source, tmp_path / "p.dcm", RESULT)
     files, frames = source.provenance.files, source.provenance.frame_numbers
     frame = ["-f", str(frames[k])] if frames else []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import highdicom as hd
@@ -12,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 import source_phantoms as phantoms
+from once import made_once
 from phantoms import CT_IMAGE, lopsided_array, oblique_affine, write_enhanced_mr, write_mr_series, write_picture
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -70,6 +73,29 @@ def write(kind: str, labels: Volume, source: Volume, folder: Path, result: Resul
     return write_parametric_map(values, source, path, result, MapMeaning(PROBABILITY, NO_UNIT, "P"))
 
 
+def write_variants(kind: str, folder: Path) -> None:
+    """Writes RESULT as an object of a kind into `0` and `0 again`, and each of CHANGES into a folder named after its field."""
+    source = phantoms.oblique_mr(folder / "mr")
+    labels = phantoms.lopsided(source)
+    results = {"0": RESULT, "0 again": RESULT} | {
+        field: replace(RESULT, **{field: value}) for field, value in CHANGES.items()
+    }
+    for name, result in results.items():
+        write(kind, labels, source, folder / name, result)
+
+
+@pytest.fixture(scope="session")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """The objects that `write_variants` writes, by name of their folder."""
+
+    def of(kind: str) -> dict[str, Path]:
+        folder = made_once(tmp_path_factory, f"variants_of_{kind}", partial(write_variants, kind))
+        file = "sc/capture_001.dcm" if kind == "SC" else f"{kind}.dcm"
+        return {name: folder / name / file for name in ("0", "0 again", *CHANGES)}
+
+    return of
+
+
 def uids(path: Path) -> tuple[str, str]:
     """SOP and Series Instance UID."""
     dataset = pydicom.dcmread(path, stop_before_pixels=True)
@@ -90,21 +116,17 @@ def labels(source: Volume) -> Volume:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_two_contents_have_one_uid_whatever_is_said_of_the_computation(kind, source, labels, tmp_path):
-    first = write(kind, labels, source, tmp_path / "0")
-    again = write(kind, labels, source, tmp_path / "0 again")
-    assert again.read_bytes() == first.read_bytes()
-    for field, value in CHANGES.items():
-        other = write(kind, labels, source, tmp_path / field, replace(RESULT, **{field: value}))
-        assert uids(other)[0] != uids(first)[0], field
+def test_no_two_contents_have_one_uid_whatever_is_said_of_the_computation(kind, variants):
+    paths = variants(kind)
+    assert paths["0 again"].read_bytes() == paths["0"].read_bytes()
+    for field in CHANGES:
+        assert uids(paths[field])[0] != uids(paths["0"])[0], field
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_series_is_that_of_one_model_its_settings_and_what_the_series_says_of_itself(kind, source, labels, tmp_path):
-    first = pydicom.dcmread(write(kind, labels, source, tmp_path / "0"), stop_before_pixels=True)
-    for field, value in CHANGES.items():
-        path = write(kind, labels, source, tmp_path / field, replace(RESULT, **{field: value}))
-        other = pydicom.dcmread(path, stop_before_pixels=True)
+def test_a_series_is_that_of_one_model_its_settings_and_what_the_series_says_of_itself(kind, variants):
+    first, *others = (pydicom.dcmread(variants(kind)[name], stop_before_pixels=True) for name in ("0", *CHANGES))
+    for field, other in zip(CHANGES, others, strict=True):
         same = other.SeriesInstanceUID == first.SeriesInstanceUID
         assert same == (field in ("quality", "calibration", "algorithm_type", "algorithm_family", "segments")), field
         keywords = (
@@ -416,7 +438,9 @@ def test_sequences_of_the_source_in_each_other_without_end_are_left_out_of_resul
     for sequence, is_repeated in ((shallow, True), (deep, False)):
         try:
             sys.setrecursionlimit(20_000)  # pydicom writes such a file only so
-            source = phantoms.oblique_mr(tmp_path / str(is_repeated) / "mr", {keyword: [sequence]})
+            folder, header = tmp_path / str(is_repeated) / "mr", {keyword: [sequence]}
+            write_mr_series(folder, lopsided_array((11, 9, 2)), oblique_affine(), header=header)
+            source = read_series(folder)
         finally:
             sys.setrecursionlimit(limit)
         labels = phantoms.lopsided(source)
@@ -629,29 +653,38 @@ def test_what_is_no_seg_is_refused_as_the_seg_of_a_report(source, labels, tmp_pa
         write_sr(labels, source, tmp_path / "sr.dcm", RESULT, seg=source.provenance.files[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_study_that_is_moved_to_another_patient_has_results_of_its_own(kind: str, tmp_path: Path) -> None:
-    """The image UIDs are kept, as when an archive corrects whose a study is; so no two patients share a result's UIDs."""
-    owners = {
-        "one": {"PatientID": "A-1", "IssuerOfPatientID": "North"},
-        "another": {"PatientID": "B-2", "IssuerOfPatientID": "North"},
-        "another issuer": {"PatientID": "A-1", "IssuerOfPatientID": "South"},
-        "another study": {"PatientID": "A-1", "IssuerOfPatientID": "North", "StudyInstanceUID": "1.2.3.4"},
-        "one again": {"PatientID": "A-1 ", "IssuerOfPatientID": "North"},
-    }
-    files = write_mr_series(tmp_path / "source", lopsided_array(), oblique_affine())
-    made = {}
-    for name, header in owners.items():
-        folder = tmp_path / name / "source"
-        folder.mkdir(parents=True)
+OWNERS = {
+    "one": {"PatientID": "A-1", "IssuerOfPatientID": "North"},
+    "another": {"PatientID": "B-2", "IssuerOfPatientID": "North"},
+    "another issuer": {"PatientID": "A-1", "IssuerOfPatientID": "South"},
+    "another study": {"PatientID": "A-1", "IssuerOfPatientID": "North", "StudyInstanceUID": "1.2.3.4"},
+    "one again": {"PatientID": "A-1 ", "IssuerOfPatientID": "North"},
+}
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Volume]:
+    """One series as each of the OWNERS has it: with the same UIDs of its images."""
+    root = tmp_path_factory.mktemp("moved")
+    files = write_mr_series(root / "source", lopsided_array(), oblique_affine())
+    for name, header in OWNERS.items():
+        (root / name).mkdir()
         for file in files:
             dataset = pydicom.dcmread(file)
             for keyword, value in header.items():
                 setattr(dataset, keyword, value)
-            dataset.save_as(folder / file.name)
-        source = read_series(folder)
-        labels = source.with_array(phantoms.lopsided(source).array)
-        made[name] = uids(write(kind, labels, source, tmp_path / name))
+            dataset.save_as(root / name / file.name)
+    return {name: read_series(root / name) for name in OWNERS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_study_that_is_moved_to_another_patient_has_results_of_its_own(
+    kind: str, moved: dict[str, Volume], tmp_path: Path
+) -> None:
+    """The image UIDs are kept, as when an archive corrects whose a study is; so no two patients share a result's UIDs."""
+    made = {
+        name: uids(write(kind, phantoms.lopsided(source), source, tmp_path / name)) for name, source in moved.items()
+    }
     assert made.pop("one again") == made["one"]
     for part in zip(*made.values(), strict=True):
         assert len(set(part)) == 4

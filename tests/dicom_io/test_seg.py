@@ -19,7 +19,7 @@ from result_phantoms import (
     oblique_case,
     tool,
 )
-from source_phantoms import AFFINES, PLACED, frame_of, lopsided, source_file
+from source_phantoms import AFFINES, PLACED, frame_of, kept_source, lopsided, source_file
 
 from dicom_io import validators
 from dicom_io.dicomize import dicomize
@@ -272,8 +272,10 @@ def test_a_multi_frame_source_with_frames_in_reverse_is_right(case, tmp_path):
 
 
 @pytest.mark.parametrize("kind", PLACED)
-def test_seg_contours_and_report_of_every_kind_of_series_name_the_images_that_they_lie_on(kind, tmp_path):
-    source = PLACED[kind](tmp_path / "source")
+def test_seg_contours_and_report_of_every_kind_of_series_name_the_images_that_they_lie_on(
+    kind, tmp_path_factory, tmp_path
+):
+    source = kept_source(tmp_path_factory, kind)
     labels = lopsided(source)
     seg = write_seg(labels, source, tmp_path / "seg.dcm", RESULT)
     contours = write_rtstruct(labels, source, tmp_path / "rt.dcm", RESULT)
