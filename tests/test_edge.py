@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from exports import networks_written_once
+from exports import networks_written_once, shallow_template
 from PIL import Image
 from scipy import ndimage
 from shell import Run, shell
@@ -33,6 +33,7 @@ from monai_unet_app.pipeline import Predictor
 
 run = pytest.fixture(shell)
 written_once = pytest.fixture(scope="module", autouse=True)(networks_written_once)
+tiny_template = pytest.fixture(scope="module")(shallow_template)
 VOLUMES, SLICES, EYES = "hippocampus_mri_unet3d", "hippocampus_mri_unet2d", "retina_vessel_unet2d"
 ALONE = """
 import runpy, sys

@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 import yaml
+from once import made_once
 from shell import Answer
 from trained_by_nnunet import RESULTS
 
@@ -70,9 +71,13 @@ def packaged(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> dict[str, st
 
 
 @pytest.fixture
-def series(crop: Volume, tmp_path: Path) -> Path:
-    """The crop as a DICOM series in the input folder."""
-    return dicomize(crop, tmp_path / "made", case_id="crop").series_folder
+def series(crop: Volume, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The crop as a DICOM series, for a test that may change it."""
+
+    def make(folder: Path) -> None:
+        dicomize(crop, folder / "made", case_id="crop").series_folder.rename(folder / "series")
+
+    return shutil.copytree(made_once(tmp_path_factory, "deploy_series", make) / "series", tmp_path / "made/mr")
 
 
 @pytest.fixture
@@ -366,10 +371,10 @@ def test_without_the_sdk_the_application_says_so_and_fails(
 
 
 def test_a_refused_case_is_raised_after_the_good_ones_are_written(
-    packaged: dict[str, str], crop: Volume, tmp_path: Path
+    packaged: dict[str, str], crop: Volume, series: Path, tmp_path: Path
 ) -> None:
-    for name in ("one", "two"):
-        dicomize(crop, tmp_path / "studies" / name, case_id=name)
+    shutil.copytree(series, tmp_path / "studies/one/mr")
+    dicomize(crop, tmp_path / "studies/two", case_id="two")
     sorted((tmp_path / "studies/two/mr").iterdir())[10].unlink()
     job: ApplicationJob = job_from(packaged | {"HOLOSCAN_INPUT_PATH": str(tmp_path / "studies")})
     with pytest.raises(InputRefusedError, match=r"^two: "):
@@ -377,8 +382,25 @@ def test_a_refused_case_is_raised_after_the_good_ones_are_written(
     assert names(tmp_path / "output") == ["one_result.json", "one_seg.dcm"]
 
 
-def mixed_study(crop: Volume, folder: Path) -> dict[str, str]:
-    """A study as a modality sends it: the crop, the same as CT, and a series that is too wide; name -> SeriesInstanceUID."""
+@pytest.fixture
+def mixed_study(
+    packaged: dict[str, str], crop: Volume, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """In the input folder a study as a modality sends it, for a test that may change the files: name -> SeriesInstanceUID.
+
+    The crop, the same as CT, and a series that is too wide.
+    """
+
+    def make(folder: Path) -> None:
+        (folder / "study").mkdir()
+        (folder / "uids.json").write_text(json.dumps(write_mixed_study(crop, folder / "study")))
+
+    made = made_once(tmp_path_factory, "deploy_mixed_study", make)
+    shutil.copytree(made / "study", tmp_path / packaged["HOLOSCAN_INPUT_PATH"], dirs_exist_ok=True)
+    return json.loads((made / "uids.json").read_text())
+
+
+def write_mixed_study(crop: Volume, folder: Path) -> dict[str, str]:
     wide = replace(crop, array=np.tile(crop.array, (4, 1, 1)))
     found = {}
     for name, volume in {"crop": crop, "ct": crop, "wide": wide}.items():
@@ -398,25 +420,25 @@ def mixed_study(crop: Volume, folder: Path) -> dict[str, str]:
 
 def test_of_a_mixed_study_the_series_is_taken_that_the_bundle_was_made_for(
     packaged: dict[str, str],
-    crop: Volume,
+    mixed_study: dict[str, str],
     tmp_path: Path,
     run_app: RunApp,
 ) -> None:
-    uids = mixed_study(crop, tmp_path / "input")
     answer = run_app(packaged)
     assert answer.code == 0, answer.err
     said = answer.err
-    assert f"ignored: series {uids['ct']} (CT): another Modality is wanted" in said
-    assert f"ignored: series {uids['wide']} (MR): it is not what this bundle was made for: its field of view" in said
+    assert f"ignored: series {mixed_study['ct']} (CT): another Modality is wanted" in said
+    assert (
+        f"ignored: series {mixed_study['wide']} (MR): it is not what this bundle was made for: its field of view"
+        in said
+    )
     (result,) = (tmp_path / "output").glob("*_seg.dcm")
     (source,) = pydicom.dcmread(result).ReferencedSeriesSequence
-    assert source.SeriesInstanceUID == uids["crop"]
+    assert source.SeriesInstanceUID == mixed_study["crop"]
 
 
-def test_patterns_of_the_settings_say_which_series_is_meant_as_in_a_node_s_rule(
-    packaged: dict[str, str], crop: Volume, tmp_path: Path
-) -> None:
-    mixed_study(crop, tmp_path / "input")
+@pytest.mark.usefixtures("mixed_study")
+def test_patterns_of_the_settings_say_which_series_is_meant_as_in_a_node_s_rule(packaged: dict[str, str]) -> None:
     settings = Settings(format=("seg",), match={"SeriesDescription": "crop"})
     assert len(replace(job_from(packaged), settings=settings).segment()) == 1
     wrong = Settings(format=("seg",), match={"SeriesDescription": "liver"})
@@ -426,10 +448,8 @@ def test_patterns_of_the_settings_say_which_series_is_meant_as_in_a_node_s_rule(
         replace(job_from(packaged), settings=wrong).segment()
 
 
-def test_of_a_mixed_study_nothing_that_fits_is_left_out_in_silence(
-    packaged: dict[str, str], crop: Volume, tmp_path: Path
-) -> None:
-    mixed_study(crop, tmp_path / "input")
+@pytest.mark.usefixtures("mixed_study")
+def test_of_a_mixed_study_nothing_that_fits_is_left_out_in_silence(packaged: dict[str, str], tmp_path: Path) -> None:
     sorted((tmp_path / "input").glob("crop_*"))[10].unlink()
     with pytest.raises(InputRefusedError, match=r"^input_\d: "):
         job_from(packaged).segment()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from exports import Template, exported_once, networks_written_once
+from exports import Template, exported_once, networks_written_once, shallow_template
 from processor import NEEDS_BF16
 from shell import Run, shell
 from small_data import FEW, drawn_eyes, few_examples
@@ -44,6 +44,7 @@ ENGINES = tuple(RUNTIMES)
 
 
 written_once = pytest.fixture(scope="module", autouse=True)(networks_written_once)
+tiny_template = pytest.fixture(scope="module")(shallow_template)
 
 
 @pytest.fixture(scope="module")

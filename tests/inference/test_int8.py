@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exports import networks_written_once
+from exports import networks_written_once, shallow_template
 from own_network import own_network
 from shell import Run, shell
 from small_data import FEW, few_examples, trained_on
@@ -42,6 +42,7 @@ ENGINES = ("openvino", "onnxruntime")
 
 
 written_once = pytest.fixture(scope="module", autouse=True)(networks_written_once)
+tiny_template = pytest.fixture(scope="module")(shallow_template)
 
 
 @pytest.fixture(scope="module", autouse=True)
