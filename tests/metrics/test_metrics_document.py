@@ -90,7 +90,7 @@ def test_a_score_of_another_name_or_unit_is_refused(key):
         validate(document | {key: document["dice"]}, "metrics")
 
 
-def test_a_class_that_no_case_holds_has_a_reason_in_the_document_and_empty_fields_in_the_table(tmp_path):
+def test_a_class_that_no_case_holds_has_a_reason_in_the_document_and_empty_fields_in_the_table(tmp_path, without_pages):
     report = report_of()
     metrics, *_ = write_evaluation(report, tmp_path)
     found = json.loads(metrics.read_text())

@@ -5,7 +5,9 @@ import io
 import json
 import os
 import re
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import jsonschema
 import numpy as np
@@ -76,6 +78,13 @@ def test_every_kind_of_report_obeys_the_committed_schema(report):
     validate(document, "metrics")
 
 
+@cache
+def document_that_obeys():
+    document = metrics_document(report_of())
+    validate(document, "metrics")
+    return document
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -89,7 +98,7 @@ def test_every_kind_of_report_obeys_the_committed_schema(report):
     ],
 )
 def test_a_document_that_breaks_the_schema_is_refused(place, value):
-    document = metrics_document(report_of())
+    document = deepcopy(document_that_obeys())
     entry = document
     for key in place[:-1]:
         entry = entry[key]

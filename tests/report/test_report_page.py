@@ -2,6 +2,7 @@
 
 import re
 import tracemalloc
+from functools import cache
 from html.parser import HTMLParser
 from importlib.resources import files
 
@@ -41,14 +42,19 @@ def case(n, before=True):
     return CaseArrays(f"case_{n}", f"s{n}", truth, predicted, after, SPACING, 0.0045, earlier if before else None)
 
 
-def report(before=True, targets=(), pictures=True):
+@cache
+def twelve_cases(before):
     evaluation = Evaluation(PLAN)
     for n in range(12):
         evaluation.add(case(n, before))
+    return evaluation
+
+
+def report(before=True, targets=(), pictures=True):
     image = np.random.default_rng(0).random((20, 18, 12))
     shown = [CasePicture("case_2", "worst", image, labels_moved_by(0), labels_moved_by(2), SPACING)]
     return EvaluationReport(
-        evaluation, ON, pictures=shown if pictures else (), targets=targets, how=Bootstrap(resamples=20)
+        twelve_cases(before), ON, pictures=shown if pictures else (), targets=targets, how=Bootstrap(resamples=20)
     )
 
 
