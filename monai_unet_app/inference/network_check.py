@@ -221,15 +221,14 @@ def _plain_shape(func: Callable[..., Any], args: Sequence[Any], more: Mapping[st
             if len({(len(tensor), *tensor.shape[2:]) for tensor in tensors}) == 1:
                 return (len(first), sum(tensor.shape[1] for tensor in tensors), *first.shape[2:])
         case [Tensor() as image, weight, _, tuple(), tuple(), tuple(), int()] if func in _CONVOLUTIONS:
-            return _after_convolution(image, weight, *args[3:])
+            return _after_convolution(image, weight, args[3:])
         case [Tensor() as image, weight, _, tuple(), tuple(), tuple(), int(), tuple()] if func in _TRANSPOSED:
-            return _after_transposed(image, weight, *args[3:])
+            return _after_transposed(image, weight, args[3:])
     return None
 
 
-def _after_convolution(
-    image: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size, groups: int
-) -> Size | None:
+def _after_convolution(image: Tensor, weight: Tensor, how: Sequence[Any]) -> Size | None:
+    stride, padding, dilation, groups = how
     if image.dim() != weight.dim() or image.shape[1] != weight.shape[1] * groups:
         return None
     each = zip(image.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -237,9 +236,8 @@ def _after_convolution(
     return (len(image), len(weight), *size) if min(size) > 0 else None
 
 
-def _after_transposed(
-    image: Tensor, weight: Tensor, stride: Size, padding: Size, added: Size, groups: int, dilation: Size
-) -> Size | None:
+def _after_transposed(image: Tensor, weight: Tensor, how: Sequence[Any]) -> Size | None:
+    stride, padding, added, groups, dilation = how
     if image.dim() != weight.dim() or image.shape[1] != len(weight):
         return None
     each = zip(image.shape[2:], weight.shape[2:], stride, padding, added, dilation, strict=True)
