@@ -190,36 +190,58 @@ def test_more_scattered_bytes_are_read_or_refused(judge: Judge, examples: dict[s
 
 OTHER_VRS = (b"DS", b"US", b"SQ", b"UI", b"UN", b"OB", b"PN", b"CS")
 NO_VRS = (b"ZZ", b"\0\1", b"un")
+OF_PIXELS = {
+    pydicom.datadict.tag_for_keyword(keyword)
+    for keyword in (
+        "ImageType", "SOPClassUID", "Modality", "FrameOfReferenceUID", "SliceThickness", "PixelSpacing",
+        "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
+        "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    )
+}  # fmt: skip
 IN_EXPLICIT_VR = ("explicit", "enhanced", "palette", "mosaic", "SEG binary", "report", "map")
 
 
 def other_vrs(examples: dict[str, Example], name: str) -> Iterator[tuple[str, bytes]]:
     """Copies of an object in which one attribute has another VR: the cases of a covering design.
 
-    Each attribute of each reader has each of the OTHER_VRS. A classic image and a mosaic are read alike, so an attribute that
-    both have takes them in turns. The NO_VRS are refused alike by the parser: each pair of one of them with an attribute or
-    with a kind of object is in some case.
+    Each attribute has each of the OTHER_VRS for each reader. Kinds of images have a reader in common, which takes places and
+    pixels from each kind in another way, so another attribute that several kinds have takes the VRs in turns. The NO_VRS are
+    refused alike by the parser but in the file meta information and in sequences: elsewhere each pair of one of them with an
+    attribute or with a kind of object is in some case.
     """
     content, kind = examples[name].path.read_bytes(), IN_EXPLICIT_VR.index(name)
-    twin = {"explicit": "mosaic", "mosaic": "explicit"}.get(name)
-    shared = {tag for *_, tag in hostile.elements_of(examples[twin].path.read_bytes())} if twin else set()
+    tags = {one: tags_of(examples, one) for one in IN_EXPLICIT_VR if examples[one].reader == examples[name].reader}
     for at, _, _, tag in hostile.elements_of(content):
-        vrs = [vr for n, vr in enumerate(OTHER_VRS) if tag not in shared or (tag // 2 + n) % 2 == (name == "mosaic")]
-        for vr in (*vrs, NO_VRS[(tag + kind) % len(NO_VRS)]):
+        turns = [one for one in tags if tag in tags[one] and tag not in OF_PIXELS] or [name]
+        vrs = [vr for n, vr in enumerate(OTHER_VRS) if (tag // 2 + n) % len(turns) == turns.index(name)]
+        is_read_otherwise = tag >> 16 == 2 or content[at + 4 : at + 6] == b"SQ"
+        no_vrs = NO_VRS if is_read_otherwise else (NO_VRS[(tag + kind) % len(NO_VRS)],)
+        for vr in (*vrs, *no_vrs):
             yield f"{tag:08X} {vr!r}", content[: at + 4] + vr + content[at + 6 :]
+
+
+def tags_of(examples: dict[str, Example], name: str) -> set[int]:
+    return {tag for *_, tag in hostile.elements_of(examples[name].path.read_bytes())}
 
 
 def test_the_cases_of_other_vrs_hold_each_pair(examples: dict[str, Example]) -> None:
     cases = {name: {case for case, _ in other_vrs(examples, name)} for name in IN_EXPLICIT_VR}
-    tags = {name: [one[3] for one in hostile.elements_of(examples[name].path.read_bytes())] for name in IN_EXPLICIT_VR}
-    for name in ("enhanced", "palette", "SEG binary", "report", "map"):
-        assert cases[name] >= {f"{tag:08X} {vr!r}" for tag in tags[name] for vr in OTHER_VRS}
-    classic = {f"{tag:08X} {vr!r}" for tag in {*tags["explicit"], *tags["mosaic"]} for vr in OTHER_VRS}
-    assert cases["explicit"] | cases["mosaic"] >= classic
-    for name, vr in product(IN_EXPLICIT_VR, (*OTHER_VRS, *NO_VRS)):
-        assert any(case.endswith(repr(vr)) for case in cases[name])
-    common = set.intersection(*map(set, tags.values()))
-    assert set.union(*cases.values()) >= {f"{tag:08X} {vr!r}" for tag in common for vr in NO_VRS}
+    tags = {name: tags_of(examples, name) for name in IN_EXPLICIT_VR}
+
+    def wanted(tags: Iterable[int], vrs: Iterable[bytes]) -> set[str]:
+        return {f"{tag:08X} {vr!r}" for tag, vr in product(tags, vrs)}
+
+    readers = {examples[name].reader for name in IN_EXPLICIT_VR}
+    for reader in readers:
+        names = [name for name in IN_EXPLICIT_VR if examples[name].reader == reader]
+        assert set.union(*(cases[name] for name in names)) >= wanted(
+            set.union(*(tags[name] for name in names)), OTHER_VRS
+        )
+    for name in IN_EXPLICIT_VR:
+        assert cases[name] >= wanted(tags[name] & OF_PIXELS, OTHER_VRS)
+        assert cases[name] >= wanted((tag for tag in tags[name] if tag >> 16 == 2), NO_VRS)
+        assert all(any(case.endswith(repr(vr)) for case in cases[name]) for vr in (*OTHER_VRS, *NO_VRS))
+    assert set.union(*cases.values()) >= wanted(set.intersection(*tags.values()), NO_VRS)
 
 
 @pytest.mark.parametrize("name", IN_EXPLICIT_VR)
