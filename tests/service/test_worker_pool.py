@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from monai_unet_app.service.child_processes import READY, Child
+from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.service.child_processes import READY, Child, run_verb
 from monai_unet_app.service.worker_pool import Pause, WorkerPool
 
 
@@ -72,6 +73,14 @@ serve(lambda: (lambda message: sys.exit(1) if message["last"] else {"found": fou
             child._process.wait(20)
     finally:
         pool.end(0)
+
+
+def test_a_verb_in_a_process_of_its_own_refuses_in_its_own_words_and_has_a_limit_of_time(tmp_path: Path) -> None:
+    (tmp_path / "one.dcm").write_bytes(b"no DICOM")
+    with pytest.raises(InputRefusedError, match=r"one\.dcm"):
+        run_verb(["trace", str(tmp_path / "one.dcm")], 60)
+    with pytest.raises(AppError, match=r"trace took more than 0\.05 s; try again when the node is less busy"):
+        run_verb(["trace", str(tmp_path / "one.dcm")], 0.05)
 
 
 def ready_child(pool: WorkerPool) -> Child:
