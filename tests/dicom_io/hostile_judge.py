@@ -44,6 +44,7 @@ class Answer:
         where: The innermost lines of a leak's traceback.
         faults: What else was wrong: connections, left files, memory, time.
         seconds: Wall time.
+        processor_s: Processor time of the process.
     """
 
     outcome: str
@@ -53,6 +54,7 @@ class Answer:
     where: str = ""
     faults: tuple[str, ...] = ()
     seconds: float = 0.0
+    processor_s: float = 0.0
 
     @property
     def complaints(self) -> list[str]:
@@ -256,7 +258,8 @@ def _answer(call: Callable[..., object], job: dict[str, Any], connections: list[
     told, error, outcome = io.StringIO(), None, "read"
     handler = logging.StreamHandler(told)
     logging.getLogger().addHandler(handler)
-    path, before, start = Path(job.pop("path")), set(os.listdir(own)), time.monotonic()
+    path, before = Path(job.pop("path")), set(os.listdir(own))
+    start, processor = time.monotonic(), time.process_time()
     with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(told):
         warnings.simplefilter("always")
         try:
@@ -265,7 +268,7 @@ def _answer(call: Callable[..., object], job: dict[str, Any], connections: list[
             outcome, error = "refused", refusal
         except BaseException as leak:
             outcome, error = "leak", leak
-    seconds = time.monotonic() - start
+    seconds, processor_s = time.monotonic() - start, time.process_time() - processor
     logging.getLogger().removeHandler(handler)
     told.writelines(f"{warning.message}\n" for warning in warned)
     faults = [f"connects to {target}" for target in connections]
@@ -274,7 +277,7 @@ def _answer(call: Callable[..., object], job: dict[str, Any], connections: list[
     connections.clear()
     where = _innermost(error) if outcome == "leak" and error is not None else ""
     text = told.getvalue()[:20000]
-    return Answer(outcome, type(error).__name__, str(error or ""), text, where, tuple(faults), seconds)
+    return Answer(outcome, type(error).__name__, str(error or ""), text, where, tuple(faults), seconds, processor_s)
 
 
 def _innermost(error: BaseException) -> str:

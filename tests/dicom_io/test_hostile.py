@@ -428,7 +428,7 @@ def test_a_million_empty_items_to_a_delimiter_are_refused(
     answer = tenth("read_series_of_fewer_items", path, items=MAX_ITEMS // 10)
     tenth.close()
     refused(answer)
-    assert answer.seconds < PATIENCE_S / 10
+    assert answer.processor_s < PATIENCE_S / 10  # other processes may take the rest of the wall time
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, KeysView, Mapping
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations, permutations, product
 from pathlib import Path
 
@@ -65,6 +65,7 @@ PLAIN = ("binary", "labelmap")
 DIRECTIONS = {
     "L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)
 }  # fmt: skip
+AXES = {letter: np.flatnonzero(direction)[0] for letter, direction in DIRECTIONS.items()}
 STYLE = CaptureStyle(outline=False, opacity=1.0, least_side=128)
 HALF_STEP = 0.5 / 255 + 1e-6
 PAGES = b"%PDF-1.4\n%%EOF\n"
@@ -152,8 +153,7 @@ ORIENTATIONS = [
 
 def possible(levels: Levels) -> bool:
     """Whether there are series with these levels of some factors."""
-    axes = [np.abs(DIRECTIONS[levels[name]]).argmax() for name in ("row", "column") if name in levels]
-    if len(axes) == 2 and axes[0] == axes[1]:
+    if "row" in levels and "column" in levels and AXES[levels["row"]] == AXES[levels["column"]]:
         return False
     if levels.get("slices") == 1 and any(
         levels.get(name, FACTORS[name][0]) != FACTORS[name][0] for name in ("shift", "k")
@@ -171,12 +171,21 @@ def pairs_of(levels: Levels) -> set[Pair]:
     One slice hides faults along k, so it counts for pairs with "one slice" alone; what is upright counts for pairs with an
     orientation alone.
     """
-    pairs = [dict(pair) for pair in combinations(levels.items(), 2)]
+    pairs: Iterable[tuple[tuple[str, Level], ...]] = combinations(levels.items(), 2)
     if levels.get("slices") == 1:
-        pairs = [pair for pair in pairs if "slices" in pair]
+        pairs = [pair for pair in pairs if "slices" in (pair[0][0], pair[1][0])]
     if not any(levels.get("degrees", (1,))):
-        pairs = [pair for pair in pairs if pair.keys() & {"row", "column", "degrees"}]
-    return {frozenset(pair.items()) for pair in pairs}
+        pairs = [pair for pair in pairs if pair[0][0] in OF_ORIENTATION or pair[1][0] in OF_ORIENTATION]
+    return set(map(pair_of, pairs))
+
+
+OF_ORIENTATION = ("row", "column", "degrees")
+
+
+@cache
+def pair_of(items: tuple[tuple[str, Level], ...]) -> Pair:
+    """One object for each pair, since two million of them are compared."""
+    return frozenset(items)
 
 
 def all_pairs() -> dict[Pair, None]:
