@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +13,7 @@ import imagecodecs
 import numpy as np
 import phantoms
 import pydicom
-import pytest
 from numpy.typing import NDArray
-from once import made_once
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
@@ -74,27 +70,6 @@ class Example:
     reader: str
     path: Path
     more: Mapping[str, str] = field(default_factory=dict)
-
-
-def copied_examples(factory: pytest.TempPathFactory, folder: Path) -> dict[str, Example]:
-    """Copies of the objects that `write_examples` writes once for all processes of a run; `folder` must not exist."""
-    shutil.copytree(made_once(factory, "examples_of_every_kind", _keep_examples), folder)
-    kept = json.loads((folder / "examples.json").read_text())
-    return {
-        name: Example(reader, folder / path, {key: str(folder / value) for key, value in more.items()})
-        for name, (reader, path, more) in kept.items()
-    }
-
-
-def _keep_examples(folder: Path) -> None:
-    """Writes the examples and `examples.json`: name to reader, path and further paths, all relative to the folder."""
-    kept = {
-        name: (example.reader, str(example.path.relative_to(folder)), {
-            key: str(Path(value).relative_to(folder)) for key, value in example.more.items()
-        })
-        for name, example in write_examples(folder).items()
-    }  # fmt: skip
-    (folder / "examples.json").write_text(json.dumps(kept))
 
 
 def write_examples(folder: Path) -> dict[str, Example]:

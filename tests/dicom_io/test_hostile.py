@@ -23,6 +23,7 @@ import pydicom
 import pytest
 from hostile_inputs import ITEM, ITEM_END, OPEN_ITEM, SEQUENCE_END, UNDEFINED, Example, element, inserted
 from hostile_judge import MEMORY_BYTES, PATIENCE_S, Answer, Judge
+from kept_examples import copied_examples
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit
@@ -57,7 +58,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def examples(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Example]:
-    return hostile.copied_examples(tmp_path_factory, folder / "examples")
+    return copied_examples(tmp_path_factory, folder / "examples")
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
-import hostile_inputs as hostile
 import pydicom
 import pytest
 from hostile_inputs import element, elements_of, inserted
 from hostile_judge import Answer, Judge
+from kept_examples import copied_examples
 
 from dicom_io.reading.frames import numbers
 from dicom_io.reading.instances import OddHeaderError
@@ -36,7 +36,7 @@ VRS = (b"DS", b"US", b"SQ", b"UI", b"UN", b"OB", b"PN", b"CS", b"ZZ", b"D\x7f", 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    examples = hostile.copied_examples(tmp_path_factory, tmp_path_factory.mktemp("odd") / "examples")
+    examples = copied_examples(tmp_path_factory, tmp_path_factory.mktemp("odd") / "examples")
     return {name: examples[name].path for name in SOURCES}
 
 
