@@ -211,13 +211,13 @@ def test_a_run_killed_by_the_system_and_started_again_equals_one_that_was_not(
     whole, killed = (untrained(tiny_bundle, tmp_path / name) for name in ("whole", "killed"))
     if dropout:
         whole, killed = with_dropout(whole), with_dropout(killed)
-    overrides = json.dumps({**QUICK, "dataset_dir": str(data), "epochs": 8, "train::loader::windows_per_case": 4})
+    overrides = json.dumps({**QUICK, "dataset_dir": str(data), "train::loader::windows_per_case": 2})
     command = [sys.executable, "-c", KILLED, str(whole), str(killed), overrides]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     sessions = record(killed)["sessions"]
     assert len(sessions) == 2
-    assert 1 <= sessions[1]["from_epoch"] < 8
+    assert 1 <= sessions[1]["from_epoch"] < QUICK["epochs"]
     assert record(killed)["history"] == record(whole)["history"]
     assert record(killed)["best"] == record(whole)["best"]
     assert equal_weights(weights(killed), weights(whole))
