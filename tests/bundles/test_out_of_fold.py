@@ -17,7 +17,7 @@ from monai_unet_app.data.splits import read_splits
 
 TABLE = Path(__file__).resolve().parents[2] / "bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SPLITS, WANTED = 100, 0.9
+SPLITS, WANTED = 200, 0.9
 VOXEL_ML = 0.001  # of 1 x 1 x 1 mm
 
 

@@ -154,12 +154,12 @@ def stream(losses: CaseLosses, hard_cases: float, count: int) -> list[int]:
 
 
 def test_hard_cases_come_in_proportion_to_their_loss_from_the_third_epoch_on() -> None:
-    cases = stream(CaseLosses(4, 400), 0.5, 800 + 4000)
+    cases = stream(CaseLosses(4, 400), 0.5, 800 + 8000)
     assert [cases[:800].count(n) for n in range(4)] == [200] * 4
     # half of the draws alike, half in proportion to 1, 2, 3 and 4
     expected = [0.5 / 4 + 0.5 * n / 10 for n in (1, 2, 3, 4)]
-    # the standard deviation of a part of 4,000 draws is 0.008 at most
-    np.testing.assert_allclose([cases[800:].count(n) / 4000 for n in range(4)], expected, atol=0.02)
+    # the standard deviation of a part of 8,000 draws is 0.0055 at most
+    np.testing.assert_allclose([cases[800:].count(n) / 8000 for n in range(4)], expected, atol=0.02)
 
 
 def test_a_case_that_gets_easier_comes_less_often_two_epochs_later() -> None:
