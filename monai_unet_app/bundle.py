@@ -102,7 +102,7 @@ class Bundle(BundleFiles):
         from monai.bundle import ConfigParser
 
         parser = ConfigParser()
-        parser.locator = _components()
+        parser.locator = components()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI warns on every config that `$` expressions are code
             parser.read_config(str(self.root / "configs/inference.yaml"))
@@ -459,8 +459,8 @@ class Bundle(BundleFiles):
 
 
 @cache
-def _components() -> "ComponentLocator":
-    """The classes of MONAI by name, for all bundles; ours need their full name, as without us."""
+def components() -> "ComponentLocator":
+    """The classes of MONAI by name, looked for once, for all configs; ours need their full name, as without us."""
     from monai.bundle import ComponentLocator
 
     return ComponentLocator(excludes=["monai_unet_app"])

@@ -31,7 +31,7 @@ Work = Callable[[Send], None]
 _NOT_TO_SEGMENT = (
     "ignite", "itk", "matplotlib", "mlflow", "scipy.signal", "sklearn", "tensorboard", "torch.utils.tensorboard",
 )  # fmt: skip
-_is_program = False
+_is_program = _has_frozen = False
 _BEGIN = f"from {__name__} import serve; serve()"
 
 
@@ -90,13 +90,15 @@ def imports_for_good() -> Iterator[None]:
     torch and MONAI bring more than a million objects. Looking through them again and again took a quarter of the time of a
     prediction. Whatever lives at the end of the block is kept until the program ends, so only the first block does that.
     """
-    is_first, collects = not gc.get_freeze_count(), gc.isenabled()
+    global _has_frozen
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if is_first:
+        if not _has_frozen:
             gc.freeze()
+            _has_frozen = True
         if collects:
             gc.enable()
 

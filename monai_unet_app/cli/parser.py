@@ -5,10 +5,10 @@ To add a verb, write a function of one parameter `options`, annotated with the c
 
 import argparse
 import inspect
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -67,33 +67,16 @@ SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
     ),
 }
 """Verbs of two words, such as `pacs send`, under the verb of their first word."""
-OLD_NAMES = {
-    "echo": "pacs echo",
-    "find": "pacs find",
-    "fetch": "pacs fetch",
-    "send": "pacs send",
-    "token": "node token",
-    "commission": "node commission",
-    "audit": "trace --audit",
-    "bundles": "doctor --bundles",
-    "report": "evaluate --into-bundle",
-    "gate": "compare --fail-if-worse",
-    "package": "bundle package",
-}
-"""Old name of a verb -> its present form, which the refusal shows."""
 
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[Verb, Options]:
     """The function of the verb that a command line names, and the flags for it."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    if words and words[0] in OLD_NAMES:
-        parser.error(f"{words[0]} has another name now: monai-unet {OLD_NAMES[words[0]]}")
-    parsed = parser.parse_args(words)
+    parsed = build_parser().parse_args(argv)
     options = _options_class(parsed.run)
     return parsed.run, options(**{field.name: getattr(parsed, field.name) for field in fields(options)})
 
 
+@cache
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their flags."""
     groups = [

@@ -277,12 +277,12 @@ def test_a_changed_result_that_is_made_otherwise_is_a_dead_letter(wish: str, sta
 
 def test_what_a_worker_is_writing_is_not_tidied_away(tmp_path: Path) -> None:
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, make_study(tmp_path / "one", wish="hang"))
+        wait_until(node.workers.tasks)
         left, begun = node.folder / "results/5-1", node.folder / "results/.partial-x"
         for folder in (left, begun):
-            folder.mkdir()
+            folder.mkdir(parents=True)
             os.utime(folder, (0, 0))
-        store(node, make_study(tmp_path / "one", wish="hang"))
-        wait_until(lambda: node.queue.counts()["jobs"] == {"working": 1})
         node.retention.last_run = None
         wait_until(lambda: not left.exists())
         assert begun.exists()
