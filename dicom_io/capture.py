@@ -336,11 +336,7 @@ def _content(scene: _Scene, k: int) -> tuple[str, ...]:
     """The texts that distinguish this capture from others of the result: slice, style and a digest of its labels."""
     style, plane = scene.style, scene.planes[k]
     looks = f"outline={style.outline} opacity={style.opacity} least_side={style.least_side}"
-    return (
-        scene.images.slices[k].key,
-        looks,
-        identity.digest_of(plane.values.reshape(*plane.values.shape[:2], -1)),
-    )
+    return (scene.images.slices[k].key, looks, identity.digest_of(plane.values.reshape(*plane.values.shape[:2], -1)))
 
 
 def _add_source(dataset: Dataset, image: Dataset) -> None:

@@ -42,13 +42,7 @@ class PdfKind:
 
 @refusing_odd_headers
 def write_pdf(
-    document: bytes | Path,
-    source: Volume,
-    path: Path,
-    result: ResultInfo,
-    *,
-    title: str,
-    kind: PdfKind = PdfKind(),
+    document: bytes | Path, source: Volume, path: Path, result: ResultInfo, *, title: str, kind: PdfKind = PdfKind()
 ) -> Path:
     """Write a PDF as it is, byte for byte, into the study of its source.
 

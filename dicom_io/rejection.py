@@ -18,10 +18,7 @@ from dicom_io.objects.patient_and_study import carry_over, transcribed
 from dicom_io.objects.raw_parser import items, referenced_uids, text
 from dicom_io.reading.headers import is_person_name
 
-REASONS = {
-    "quality": codes.DCM.RejectedForQualityReasons,
-    "patient safety": codes.DCM.RejectedForPatientSafetyReasons,
-}
+REASONS = {"quality": codes.DCM.RejectedForQualityReasons, "patient safety": codes.DCM.RejectedForPatientSafetyReasons}
 """Titles of CID 7010 that fit a result: 113001 and 113037."""
 
 DESCRIPTION = "REJECTED, do not use: KO RESEARCH"
@@ -95,10 +92,7 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
     # highdicom refuses some unusual patients and studies that archives hold; `_stamp` puts them back as they are.
     bare = identity.neutral(headers)
     content = hd.ko.KeyObjectSelection(
-        document_title=REASONS[rejection.reason],
-        referenced_objects=bare,
-        description=comment or None,
-        **context,
+        document_title=REASONS[rejection.reason], referenced_objects=bare, description=comment or None, **context
     )
     statement = (rejection.reason, *observer, comment, rejection.moment.isoformat())
     # Sorted, so that the order in which files are named changes no UID.

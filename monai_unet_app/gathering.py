@@ -131,10 +131,7 @@ def around(values: Channels, box: Box, shape: Sequence[int], outside: Sequence[f
 
 
 def tidied(
-    image: Volume,
-    labels: NDArray[Any],
-    tidy: Sequence[Any],
-    beside: "Mapping[str, MetaTensor] | None" = None,
+    image: Volume, labels: NDArray[Any], tidy: Sequence[Any], beside: "Mapping[str, MetaTensor] | None" = None
 ) -> NDArray[Any]:
     """Labels on the grid of an image after these transforms of the whole label map; same shape and type.
 

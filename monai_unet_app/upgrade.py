@@ -43,11 +43,7 @@ _OLD_FORMS = {
 }
 """What followed `calibrate: "$lambda logits, c=@calibration: ` in earlier versions; another expression stays as it is."""
 
-_STEPS = {
-    "KeepLargestConnectedComponentd": "largest",
-    "FillHolesd": "holes",
-    "RemoveSmallObjectsd": "islands",
-}
+_STEPS = {"KeepLargestConnectedComponentd": "largest", "FillHolesd": "holes", "RemoveSmallObjectsd": "islands"}
 
 
 def upgrade_bundle(root: Path) -> list[str]:

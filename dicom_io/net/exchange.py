@@ -159,12 +159,7 @@ def find(destination: Destination, query: Query) -> tuple[Dataset, ...]:
     return tuple(_protocol(destination).find(destination, query))
 
 
-def fetch(
-    destination: Destination,
-    query: Query,
-    folder: Path,
-    on_stored: OnStored = lambda stored: None,
-) -> Fetched:
+def fetch(destination: Destination, query: Query, folder: Path, on_stored: OnStored = lambda stored: None) -> Fetched:
     """Brings a study, a series or an instance here; without a study UID, every study that the query finds.
 
     Args:

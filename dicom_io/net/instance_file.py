@@ -78,10 +78,7 @@ class InstanceUids(NamedTuple):
 
 
 def read_uids(
-    file: Path,
-    announced: str | None = None,
-    most_bytes: float = math.inf,
-    allowance: Allowance | None = None,
+    file: Path, announced: str | None = None, most_bytes: float = math.inf, allowance: Allowance | None = None
 ) -> InstanceUids:
     """The UIDs of a whole file, which is read to its end.
 

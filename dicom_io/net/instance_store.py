@@ -18,13 +18,7 @@ from typing import BinaryIO, Protocol
 from uuid import uuid4
 
 from dicom_io.files import sync_folder
-from dicom_io.net.instance_file import (
-    DUPLICATE_INSTANCE,
-    Allowance,
-    InstanceRefusedError,
-    has_same_data_set,
-    read_uids,
-)
+from dicom_io.net.instance_file import DUPLICATE_INSTANCE, Allowance, InstanceRefusedError, has_same_data_set, read_uids
 
 INCOMING = ".incoming"
 OUT_OF_RESOURCES = 0xA700  # PS3.4 B.2.3

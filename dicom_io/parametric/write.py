@@ -30,13 +30,7 @@ _STAND_IN = "2.25.1"
 
 
 @refusing_odd_headers
-def write_parametric_map(
-    values: Volume,
-    source: Volume,
-    path: Path,
-    result: ResultInfo,
-    meaning: MapMeaning,
-) -> Path:
+def write_parametric_map(values: Volume, source: Volume, path: Path, result: ResultInfo, meaning: MapMeaning) -> Path:
     """Write a value for each voxel as a Parametric Map that refers to the source series.
 
     Args:

@@ -22,10 +22,7 @@ from dicom_io.reading.series import SeriesRef, counted
 
 _OTHER_DEGREES = 1.0  # between the normals of two series that are cut in different directions
 _END_GAPS = 0.5  # the ends of two reconstructions of one acquisition lie no more slice gaps apart
-_FACTORS = {
-    "DYNAMIC": ("NumberOfTimeSlices",),
-    "GATED": ("NumberOfRRIntervals", "NumberOfTimeSlots"),
-}
+_FACTORS = {"DYNAMIC": ("NumberOfTimeSlices",), "GATED": ("NumberOfRRIntervals", "NumberOfTimeSlots")}
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,7 @@ SIEMENS_BLOCKS = [Tag(0x0029, tag) for block in CSA_BLOCKS for tag in (block, bl
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
-_HEADER_TAGS = [
-    *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *DISTINGUISHING)),
-    *SIEMENS_BLOCKS,
-]
+_HEADER_TAGS = [*(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *DISTINGUISHING)), *SIEMENS_BLOCKS]
 # Every result repeats these attributes of its source, so two copies of an instance must agree in them.
 _OF_THE_STUDY = ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "StudyID")
 _NO_SLICES = frozenset({"VERSION", "LOCKFILE", "README", "INDEX"})

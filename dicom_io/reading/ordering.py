@@ -10,16 +10,7 @@ from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading import checks
 from dicom_io.reading.claims import MAX_VOXELS
 from dicom_io.reading.completeness import missing_images
-from dicom_io.reading.frames import (
-    MAX_MM,
-    MIN_MM,
-    Frame,
-    check_size,
-    frames_of,
-    has_groups,
-    numbers,
-    optional_number,
-)
+from dicom_io.reading.frames import MAX_MM, MIN_MM, Frame, check_size, frames_of, has_groups, numbers, optional_number
 from dicom_io.reading.geometry import Grid, ImagePlane, Points, even_grid, five_indices
 from dicom_io.reading.repair import Repair, plan_repair
 from dicom_io.reading.series import SeriesRef

@@ -48,13 +48,7 @@ Group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.sr.Measure
 
 @refusing_odd_headers
 def write_sr(
-    labels: Volume,
-    source: Volume,
-    path: Path,
-    result: ResultInfo,
-    *,
-    seg: Path,
-    facts: ReportFacts = NO_FACTS,
+    labels: Volume, source: Volume, path: Path, result: ResultInfo, *, seg: Path, facts: ReportFacts = NO_FACTS
 ) -> Path:
     """Write a measurement group for each segment: volume, surface area, diameters, mean and SD of intensity.
 
@@ -148,14 +142,7 @@ def _document(
 
 def write_result(content: ResultContent, path: Path) -> None:
     """Write the report of a result, which refers to its SEG; see `write_sr`."""
-    write_sr(
-        content.labels,
-        content.source,
-        path,
-        content.info,
-        seg=content.paths["SEG"],
-        facts=content.report,
-    )
+    write_sr(content.labels, content.source, path, content.info, seg=content.paths["SEG"], facts=content.report)
 
 
 def _check_measurable(source: Volume) -> None:
@@ -268,9 +255,7 @@ def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
         model_name=identity.plain(result.algorithm_name),
         serial_number=identity.plain(result.bundle_sha256) or "0",
     )
-    return hd.sr.ObservationContext(
-        observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device),
-    )
+    return hd.sr.ObservationContext(observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device))
 
 
 def _modality(source: Volume, headers: tuple[Dataset, ...]) -> str:
@@ -286,16 +271,11 @@ def _as_text(measured: list[list[hd.sr.Measurement]]) -> str:
 
 
 def _group(
-    segment: Segment,
-    source: Volume,
-    result: ResultInfo,
-    seg_header: Dataset,
-    measurements: list[hd.sr.Measurement],
+    segment: Segment, source: Volume, result: ResultInfo, seg_header: Dataset, measurements: list[hd.sr.Measurement]
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
-            uid=identity.tracking_uid(source, result, segment.number),
-            identifier=identity.tracking_id(segment),
+            uid=identity.tracking_uid(source, result, segment.number), identifier=identity.tracking_id(segment)
         ),
         referenced_segment=hd.sr.ReferencedSegment(
             sop_class_uid=seg_header.SOPClassUID,

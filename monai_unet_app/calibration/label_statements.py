@@ -13,12 +13,7 @@ from monai_unet_app.calibration.statement_fit import COVERAGE, RISK, contacts_of
 from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
-from monai_unet_app.confidence.label_features import (
-    EDGE_FEATURES,
-    LABEL_FEATURES,
-    describe_labels,
-    features_of_image,
-)
+from monai_unet_app.confidence.label_features import EDGE_FEATURES, LABEL_FEATURES, describe_labels, features_of_image
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 from monai_unet_app.confidence.shift import LEAST_SUBJECTS, ShiftDetector
 from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement

@@ -20,13 +20,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, unchanged_on_failure
 from monai_unet_app.calibration.calibrate_bundle import Step
-from monai_unet_app.calibration.corruptions import (
-    corrupted,
-    corruptions_of,
-    crop_around,
-    dice_of_whole,
-    truncated,
-)
+from monai_unet_app.calibration.corruptions import corrupted, corruptions_of, crop_around, dice_of_whole, truncated
 from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed

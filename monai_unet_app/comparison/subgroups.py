@@ -119,8 +119,7 @@ def subgroups(
     adjusted = holm({f"{part.attribute} {score}": test.p for part in parts for score, test in part.tests.items()})
     tested = [
         replace(
-            part,
-            tests={s: replace(test, p_holm=adjusted[f"{part.attribute} {s}"]) for s, test in part.tests.items()},
+            part, tests={s: replace(test, p_holm=adjusted[f"{part.attribute} {s}"]) for s, test in part.tests.items()}
         )
         for part in parts
     ]

@@ -13,14 +13,7 @@ import numpy as np
 
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
-from monai_unet_app.bundle_folder import (
-    CONFIDENCE,
-    EXTERNAL,
-    RESULTS,
-    BundleFiles,
-    bundle_root,
-    kind_of,
-)
+from monai_unet_app.bundle_folder import CONFIDENCE, EXTERNAL, RESULTS, BundleFiles, bundle_root, kind_of
 from monai_unet_app.data.digest import place_among
 from monai_unet_app.data.probability_files import tempered
 from monai_unet_app.data.schemas import json_of

@@ -342,10 +342,7 @@ def _nothing_stated(reason: str) -> Confidence:
 
 
 def measure_structures(
-    subject: str,
-    segmentation: Segmentation,
-    truth: Segmentation,
-    slabs: Iterable[tuple[Box, NDArray[np.float32]]],
+    subject: str, segmentation: Segmentation, truth: Segmentation, slabs: Iterable[tuple[Box, NDArray[np.float32]]]
 ) -> list[StructureMeasurement]:
     """The sizes and losses of each structure of one sound case.
 

@@ -42,11 +42,7 @@ class Rows(NamedTuple):
 
 
 def class_masks(
-    labels: Values,
-    class_names: Sequence[str],
-    grid: tuple[int, ...],
-    name: str,
-    valid: Masks | None = None,
+    labels: Values, class_names: Sequence[str], grid: tuple[int, ...], name: str, valid: Masks | None = None
 ) -> Masks:
     """One boolean mask for each named class.
 
@@ -70,11 +66,7 @@ def class_masks(
 
 
 def label_map(
-    labels: Values,
-    class_names: Sequence[str],
-    grid: tuple[int, ...],
-    name: str,
-    valid: Masks | None = None,
+    labels: Values, class_names: Sequence[str], grid: tuple[int, ...], name: str, valid: Masks | None = None
 ) -> Values:
     """Label values as whole numbers of shape (*grid), 0 where they do not count; arguments and errors as of `class_masks`."""
     if labels.shape != grid:

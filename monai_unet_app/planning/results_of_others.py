@@ -27,10 +27,7 @@ CARD = "docs/README.md"
 
 
 def bundle_of_results(
-    folders: LabelFolders,
-    output: Path,
-    coverage: float = COVERAGE,
-    step: Callable[[str], None] = lambda name: None,
+    folders: LabelFolders, output: Path, coverage: float = COVERAGE, step: Callable[[str], None] = lambda name: None
 ) -> tuple[ResultsBundle, Confidence]:
     """Writes the bundle, whole or not at all, and gives it with its statements.
 

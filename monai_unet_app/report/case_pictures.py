@@ -120,11 +120,7 @@ class _Plane:
 
 
 # The planes across each axis, as radiologists look at them: name, and the letters at left, right, top and bottom.
-PATIENT_VIEWS = (
-    ("sagittal", ("A", "P", "S", "I")),
-    ("coronal", ("R", "L", "S", "I")),
-    ("axial", ("R", "L", "A", "P")),
-)
+PATIENT_VIEWS = (("sagittal", ("A", "P", "S", "I")), ("coronal", ("R", "L", "S", "I")), ("axial", ("R", "L", "A", "P")))
 _ARRAY_VIEWS = tuple((name, ("",) * 4) for name in ("plane J-K", "plane I-K", "plane I-J"))
 
 

@@ -154,11 +154,7 @@ def _tiles(tiles: blocks.Tiles) -> Flowable:
         [_paragraph(name, "note"), _paragraph(figure, "figure"), _paragraph(below, "note")]
         for name, figure, below in tiles.entries
     ]
-    look = [
-        ("BACKGROUND", *_ALL, RAISED),
-        ("INNERGRID", *_ALL, 4, HexColor(LIGHT.ground)),
-        ("VALIGN", *_ALL, "TOP"),
-    ]
+    look = [("BACKGROUND", *_ALL, RAISED), ("INNERGRID", *_ALL, 4, HexColor(LIGHT.ground)), ("VALIGN", *_ALL, "TOP")]
     return Grid([cells], colWidths=[WIDTH / len(cells)] * len(cells), style=look, spaceBefore=8)
 
 

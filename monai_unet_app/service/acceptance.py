@@ -136,7 +136,7 @@ def _blocks(acceptance: Acceptance, key: SiteKey, digest: str) -> list[Block]:
         Heading("Signature"),
         Text(
             f"The JSON beside this page has the sha256 {digest} and is signed with an Ed25519 key that {key.holder} holds. "
-            f"Its public half is {key.public}. This page itself is not signed.",
+            f"Its public half is {key.public}. This page itself is not signed."
         ),
         Text(
             f"PatientName and PatientID of everything that was sent begin with {PATIENT}; these objects stay where they "

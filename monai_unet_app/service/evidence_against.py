@@ -72,8 +72,7 @@ def ways(comparisons: Sequence[Mapping[str, Any]], limits: Limits) -> tuple[Way,
         _sign("verdicts", [_SEVERITY[one["verdict"][1]] - _SEVERITY[one["verdict"][0]] for one in whole]),
         _sign("predicted Dice", [1 if lower > DICE_MARGIN else -1 for lower in dice]),
         _share(
-            "agreement",
-            [one["agreement"] < limits.least_agreement for one in whole if one["agreement"] is not None],
+            "agreement", [one["agreement"] < limits.least_agreement for one in whole if one["agreement"] is not None]
         ),
         _share("time", [one["seconds"][1] > limits.most_slower * one["seconds"][0] for one in whole if one["seconds"]]),
     )

@@ -400,9 +400,7 @@ def _add_models(app: FastAPI, node: Node) -> None:
 
     @app.post("/maintenance", summary="Alerts that maintenance explains are not sent for so long; 0 ends it")
     def maintenance(
-        holder: access.Admin,
-        minutes: Annotated[float, Body(ge=0, le=7 * 24 * 60)],
-        reason: Reason,
+        holder: access.Admin, minutes: Annotated[float, Body(ge=0, le=7 * 24 * 60)], reason: Reason
     ) -> dict[str, str]:
         until = declare_maintenance(node.folder, minutes).isoformat(timespec="seconds")
         node.audit.write("maintenance", until=until, who=holder.name, reason=reason)

@@ -18,13 +18,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.evaluate import choose_out_of_fold, evaluate_cases
 from monai_unet_app.metrics.bootstrap import Bootstrap, finite_mean
 from monai_unet_app.report.stored_evaluation import read_evaluation
-from monai_unet_app.training.run import (
-    Delivery,
-    TrainConfig,
-    check_folds,
-    deliver_network,
-    train_checked_folds,
-)
+from monai_unet_app.training.run import Delivery, TrainConfig, check_folds, deliver_network, train_checked_folds
 
 OUT_OF_FOLD = "out_of_fold"
 """Folder of the evaluation in the bundle of a configuration."""
@@ -94,12 +88,7 @@ class Ranking:
 
     def document(self) -> dict[str, Any]:
         """The content of ranking.json."""
-        return {
-            "schema_version": "1.0",
-            "chosen": self.chosen.name,
-            "reason": self.reason,
-            **asdict(self),
-        }
+        return {"schema_version": "1.0", "chosen": self.chosen.name, "reason": self.reason, **asdict(self)}
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Name, Dice, difference with its interval, seconds, and "chosen" or nothing."""

@@ -132,11 +132,7 @@ class RunRecord:
         self.path = Path(path)
         self.checkpoints = checkpoints
         self.precision = precision
-        self.identity = {
-            **identity_of_data(cases),
-            "settings": dict(settings),
-            "recipe_sha256": recipe_sha256(configs),
-        }
+        self.identity = {**identity_of_data(cases), "settings": dict(settings), "recipe_sha256": recipe_sha256(configs)}
         self.sessions: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:

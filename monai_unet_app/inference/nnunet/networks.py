@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_OF_AXES = {
-    2: (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d),
-    3: (nn.Conv3d, nn.ConvTranspose3d, nn.AvgPool3d),
-}
+_OF_AXES = {2: (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d), 3: (nn.Conv3d, nn.ConvTranspose3d, nn.AvgPool3d)}
 Steps = Sequence[int]
 
 
