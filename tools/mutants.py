@@ -127,7 +127,8 @@ def located(root: Path, mutant: dict) -> dict:
     same = [node for node in places(ast.parse(source)) if ast.get_source_segment(source, node) == mutant["old"]]
     if not same:
         raise SystemExit(f"{mutant['file']}: no {mutant['old']!r} any more")
-    node = min(same, key=lambda one: abs(one.lineno - mutant["begin"][0]))
+    line, column = mutant["begin"]
+    node = min(same, key=lambda one: (abs(one.lineno - line), abs(one.col_offset - column)))
     return {
         **mutant, "begin": [node.lineno, node.col_offset], "end": [node.end_lineno, node.end_col_offset],
     }  # fmt: skip
