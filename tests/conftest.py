@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -38,6 +39,16 @@ def smaller(text: str) -> str:
 def shared_folder() -> Path:
     """Where larger real data are, if they are there."""
     return Path(os.environ.get("MONAI_UNET_SHARED", REPOSITORY.parent / "shared" / "data"))
+
+
+def pytest_configure() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has imported, more than a million objects, is not looked through for garbage in each test."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

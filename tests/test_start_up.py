@@ -7,7 +7,9 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,30 +62,35 @@ def known(file: str, name: str) -> bool:
     return bool(_NEEDS_MORE.search(f"monai.{file.removesuffix('.py').replace('/', '.')}") or _NEEDS_MORE.search(name))
 
 
+@cache
 def users_of(packages: tuple[str, ...]) -> set[tuple[str, str]]:
     """File and name of the functions and classes of MONAI that use one of these packages."""
     uses, imported, users = dict[tuple[str, str], set[str]](), dict[str, dict[str, tuple[str, str]]](), set()
     for path in MONAI.rglob("*.py"):
         file, tree = str(path.relative_to(MONAI)), ast.parse(path.read_text())
-        optional = {name for node in ast.walk(tree) for name in optional_names(node, packages)}
-        imported[file] = {name: origin for node in ast.walk(tree) for name, origin in monai_names(node)}
+        nodes = list(ast.walk(tree))
+        optional = {name for node in nodes for name in optional_names(node, packages)}
+        imported[file] = {name: origin for node in nodes for name, origin in monai_names(node)}
         for own in tree.body:
             if isinstance(own, (ast.FunctionDef, ast.ClassDef)):
                 names = {node.id for node in ast.walk(own) if isinstance(node, ast.Name)}
                 uses[file, own.name] = names
                 if file not in ASKS_FIRST and names & optional:
                     users.add((file, own.name))
-    while True:
+    more = users
+    while more:
+        files = defaultdict(list)
+        for file, name in more:
+            files[name].append(file)
         more = {
             (file, name)
             for (file, name), names in uses.items()
             if (file, name) not in users and file not in ASKS_FIRST
             for used in names
-            if (file, used) in users or any(is_of(imported[file].get(used), user) for user in users)
+            if file in files.get(used, ()) or is_of(imported[file].get(used), files)
         }
-        if not more:
-            return users
         users |= more
+    return users
 
 
 def optional_names(node: ast.AST, packages: tuple[str, ...]) -> Iterator[str]:
@@ -103,9 +110,9 @@ def monai_names(node: ast.AST) -> Iterator[tuple[str, tuple[str, str]]]:
             yield one.asname or one.name, (str(node.module).partition(".")[2].replace(".", "/"), one.name)
 
 
-def is_of(origin: tuple[str, str] | None, user: tuple[str, str]) -> bool:
-    """Whether a name that was imported is that user: from its own module, or a package above it."""
-    return origin is not None and origin[1] == user[1] and user[0].startswith(origin[0])
+def is_of(origin: tuple[str, str] | None, users: Mapping[str, list[str]]) -> bool:
+    """Whether a name that was imported is a user, by name and files: from its own module, or a package above it."""
+    return origin is not None and any(file.startswith(origin[0]) for file in users.get(origin[1], ()))
 
 
 @pytest.mark.parametrize("root", BUNDLES, ids=lambda root: root.name)

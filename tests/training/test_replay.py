@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -268,7 +268,7 @@ class Large(MapTransform):
 
 
 @pytest.fixture
-def held_mb() -> Iterator[Callable[[], float]]:
+def held_mb() -> Callable[[], float]:
     """Of all tensors that Python has made since the test began; the process also holds what earlier tests have left."""
 
     def held() -> float:
@@ -276,8 +276,7 @@ def held_mb() -> Iterator[Callable[[], float]]:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 1e6
 
     gc.freeze()  # what is there now is not among the objects of gc
-    yield held
-    gc.unfreeze()
+    return held
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
