@@ -1,5 +1,5 @@
 # make demo   trains, calibrates, evaluates and applies a U-Net on the example cases, and validates its DICOM results
-# make test   the tests; make check: style, types and import contracts
+# make test   the tests; make test-changed: those that a change touches; make check: style, types and import contracts
 # Both start from nothing but Python 3.11 and a package index; a second run reuses .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,7 +12,7 @@ DATA ?= ../shared/data
 # tests start hundreds of programs, and none should compile our modules anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow minutes interop mlops-test game-day life-cycle-demo faults deploy-test peers-test benchmarks gpu-test performance check format networks bundles dist clean
+.PHONY: demo test test-changed test-slow minutes interop mlops-test game-day life-cycle-demo faults deploy-test peers-test benchmarks gpu-test performance check format networks bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,13 +29,19 @@ NOTED = --junitxml=build/tests/$@.xml
 
 # half as many processes again as there are cores, since many tests wait, with one thread in each and in the programs that they start;
 # the tests of a file stay together, so that they share what they make
-test test-slow: export OMP_NUM_THREADS = 1
+test test-changed test-slow: export OMP_NUM_THREADS = 1
 PROCESSES = $(shell $(BIN)/python -c "import os; print(max(2, 3 * os.cpu_count() // 2))")
+OF_OTHER_SUITES = interop or faults or deploy or mlops or game_day
 test: $(VENV)/ready
-	$(BIN)/pytest $(NOTED) -n $(PROCESSES) --dist worksteal -m "not slow and not interop and not faults and not deploy and not mlops and not game_day"
+	$(BIN)/pytest $(NOTED) -n $(PROCESSES) --dist worksteal -m "not (slow or $(OF_OTHER_SUITES))"
+
+# of `make test` those whose Python code has changed since this last ran, by pytest-testmon; the first time all; CONTRIBUTING.md says when
+# that is enough
+test-changed: $(VENV)/ready
+	$(BIN)/pytest --testmon --testmon-forceselect -n $(PROCESSES) --dist worksteal -m "not (slow or $(OF_OTHER_SUITES))"
 
 test-slow: $(VENV)/ready
-	$(BIN)/pytest $(NOTED) -n $(PROCESSES) --dist worksteal -m "slow and not interop and not faults and not deploy and not mlops and not game_day"
+	$(BIN)/pytest $(NOTED) -n $(PROCESSES) --dist worksteal -m "slow and not ($(OF_OTHER_SUITES))"
 
 # the round trip through Orthanc and dcmtk, OHIF and the review page in Chromium; installs them if they are absent (root, Debian)
 interop: $(VENV)/ready

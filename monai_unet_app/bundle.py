@@ -5,7 +5,6 @@ refused at once.
 """
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -101,17 +100,15 @@ class Bundle(BundleFiles):
     def parser(self) -> "ConfigParser":
         """`inference.yaml` as MONAI parses it, with the overrides."""
         from monai.bundle import ConfigParser
-        from monai.bundle.utils import merge_kv
 
         parser = ConfigParser()
         parser.locator = components()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MONAI warns on every config that `$` expressions are code
-            for name, value in deepcopy(self.inference_document).items():
-                merge_kv(parser, name, value)  # as MONAI does with a file, for which its reader takes ten times as long
-            parser.read_meta(str(self.root / "configs/metadata.json"))
+        parser.read_meta(str(self.root / "configs/metadata.json"))
+        written = deepcopy(
+            self.inference_document
+        )  # to read the file again would take MONAI's reader ten times as long
         own = (("bundle_root", str(self.root)), ("device", self.device))
-        for name, value in (*own, *self.values_of_fold.items(), *self.overrides):
+        for name, value in (*written.items(), *own, *self.values_of_fold.items(), *self.overrides):
             parser[name] = value
         parser.parse()
         return parser
