@@ -51,6 +51,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Says how a process of tests has died, which pytest-xdist does not."""
+    if error:
+        print(f"\n{node.gateway.id}: exit code {node.gateway._io.popen.wait(10)}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     if find_spec("torch") is not None:  # the tests of dicom_io run without it too
