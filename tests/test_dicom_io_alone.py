@@ -15,6 +15,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from once import made_once
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REQUIREMENTS = REPOSITORY / "dicom_io" / "requirements.txt"
@@ -155,7 +156,17 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(bin folder of an environment that has dicom_io and not torch, the repository's files without our packages' code)."""
-    folder = tmp_path_factory.mktemp("alone")
+
+    def make(place: Path) -> None:
+        environment = tmp_path_factory.mktemp("alone")  # which cannot be moved
+        make_alone(environment)
+        (place / "where").write_text(str(environment))
+
+    folder = Path((made_once(tmp_path_factory, "dicom_io_alone", make) / "where").read_text())
+    return folder / "venv" / "bin", folder / "tree"
+
+
+def make_alone(folder: Path) -> None:
     tree = tracked_files(folder / "tree")
     made = run(sys.executable, "-m", "venv", folder / "venv", folder=folder)
     assert made.returncode == 0, made.stderr
@@ -163,14 +174,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     reached = run(*pip, "download", "--quiet", "--no-deps", "--dest", folder / "probe", "iniconfig", folder=folder)
     if reached.returncode:
         pytest.skip("pip reaches no package index; an environment of its own cannot be made")
-    packages = run(*pip, "install", "--quiet", "-r", tree / "dicom_io" / "requirements.txt", *FOR_TESTS, folder=folder)
+    install = (*pip, "install", "--quiet", "--no-compile")  # Python compiles what is imported, a small part
+    packages = run(*install, "-r", tree / "dicom_io" / "requirements.txt", *FOR_TESTS, folder=folder)
     assert packages.returncode == 0, packages.stderr
-    itself = run(*pip, "install", "--quiet", "--no-deps", tree, folder=folder)
+    itself = run(*install, "--no-deps", tree, folder=folder)
     assert itself.returncode == 0, itself.stderr
     for package in ("dicom_io", "monai_unet_app"):  # so that the tests find what was installed; data files stay
         for source in (tree / package).rglob("*.py"):
             source.unlink()
-    return folder / "venv" / "bin", tree
 
 
 @pytest.mark.slow
