@@ -102,11 +102,10 @@ class Bundle(BundleFiles):
         from monai.bundle import ConfigParser
 
         parser = ConfigParser()
-        parser.locator = components()
+        parser.locator = _components()
         parser.read_meta(str(self.root / "configs/metadata.json"))
-        written = deepcopy(
-            self.inference_document
-        )  # to read the file again would take MONAI's reader ten times as long
+        # MONAI's own reader of YAML would take ten times as long
+        written = deepcopy(self.inference_document)
         own = (("bundle_root", str(self.root)), ("device", self.device))
         for name, value in (*written.items(), *own, *self.values_of_fold.items(), *self.overrides):
             parser[name] = value
@@ -459,8 +458,8 @@ class Bundle(BundleFiles):
 
 
 @cache
-def components() -> "ComponentLocator":
-    """The classes of MONAI by name, looked for once, for all configs; ours need their full name, as without us."""
+def _components() -> "ComponentLocator":
+    """The classes of MONAI by name, for all bundles; ours need their full name, as without us."""
     from monai.bundle import ComponentLocator
 
     return ComponentLocator(excludes=["monai_unet_app"])

@@ -227,11 +227,8 @@ def built(block: str, plan: NetworkPlan, outputs: int) -> "nn.Module":
     """The network of a block `new_network`, with new weights."""
     from monai.bundle import ConfigParser
 
-    from monai_unet_app.bundle import components
-
-    parser = ConfigParser({"labels": list(range(outputs)), "window": list(plan.window), **yaml.safe_load(block)})
-    parser.locator = components()
-    network: nn.Module = parser.get_parsed_content("new_network")()
+    config = {"labels": list(range(outputs)), "window": list(plan.window), **yaml.safe_load(block)}
+    network: nn.Module = ConfigParser(config).get_parsed_content("new_network")()
     return network
 
 

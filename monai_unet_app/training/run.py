@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from monai_unet_app.bundle import Bundle, components, load_bundle
+from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import FITTED, NEEDED_FILES, BundleFiles
 from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
 from monai_unet_app.config import resolve_device
@@ -316,7 +316,6 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
             logging_file=False,
             workflow_type="train" if overlay == "train" else "inference",
         )
-        workflow.parser.locator = components()
         # Not as arguments: ConfigWorkflow has parameters whose names a config may use as ids, such as `tracking`
         workflow.parser.update({"bundle_root": str(root), **overrides})
         try:

@@ -85,7 +85,7 @@ class Clinic:
 def place(
     tiny_template: Callable[[str], tuple[Path, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Clinic]:
-    """One node for all tests, each of which has a study of its own."""
+    """One node for all tests; each test has its own study."""
     folder = tmp_path_factory.mktemp("clinic")
     bundle = shutil.copytree(tiny_template("hippocampus_mri_unet3d")[0], folder / "bundle")
     token, line = new_token("Rossi^Anna Maria", ["reviewer"])
