@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNetPlusPlus, DynUNet, UNet
 from pydicom.sr.coding import Code
 from small_data import FEW, few_examples, set_calibration
@@ -305,3 +306,17 @@ def test_a_network_whose_shapes_depend_on_numbers_is_really_run() -> None:
             return super().forward(image if float(image.mean()) == 0 else image[..., ::2])
 
     check_network(Asking(1, 3, 1).eval(), Demands(1, (8, 8), LABELS))
+
+
+@pytest.mark.parametrize(
+    "more", ["", "+labels: [other]", "added: {a: 1}\nadded::a: 2", "rate: 1.0e-5\nname: M\u00fcller"]
+)
+def test_a_config_holds_what_monai_reads_in_it(tiny_bundle: Callable[..., Path], more: str) -> None:
+    config = (root := tiny_bundle()) / "configs/inference.yaml"
+    config.write_text(f"{config.read_text()}\n{more}\n", encoding="utf-8")
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser.parse()
+    ours, theirs = load_bundle(root).parser.get(), parser.get()
+    given = {"_meta_", "bundle_root", "device"}
+    assert {key: ours[key] for key in ours.keys() - given} == {key: theirs[key] for key in theirs.keys() - given}
