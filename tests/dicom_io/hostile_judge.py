@@ -168,20 +168,26 @@ def _readers() -> dict[str, Callable[..., object]]:
         "read_sr": read_sr,
         "load_segments": load_segments,
         "deidentify": without_identity,
-        "read_series_of_fewer_items": _read_series_of_fewer_items,
+        "read_series at a tenth": _at_a_tenth(read_series),
+        "scan_files at a tenth": _at_a_tenth(lambda path: scan_files([path])),
         "write_results": _write_results,
     }
 
 
-def _read_series_of_fewer_items(path: Path, items: int) -> object:
-    """As `read_series` where a file may have no more than that many items of sequences."""
+def _at_a_tenth(reader: Callable[[Path], object]) -> Callable[[Path], object]:
+    """The reader where a file may have a tenth of the items and pieces."""
     from unittest.mock import patch
 
-    from dicom_io.read import read_series
-    from dicom_io.reading.bounded import BoundedFile
+    from dicom_io.reading import bounded
 
-    with patch.object(BoundedFile, "items_left", items):
-        return read_series(path)
+    def read(path: Path) -> object:
+        with (
+            patch.object(bounded.BoundedFile, "items_left", bounded.MAX_ITEMS // 10),
+            patch.object(bounded, "MAX_PIECES", bounded.MAX_PIECES // 10),
+        ):
+            return reader(path)
+
+    return read
 
 
 def _write_results(path: Path, output: str) -> None:
