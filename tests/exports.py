@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,15 +84,17 @@ def shallow_template(tiny_template: Template, tmp_path_factory: pytest.TempPathF
     return make
 
 
-def exported_once(factory: pytest.TempPathFactory, template: Template, name: str) -> Path:
-    """A tiny bundle with an export in float32 for every engine; whoever changes it copies it before."""
+def exported_once(
+    factory: pytest.TempPathFactory, template: Template, name: str, engines: Iterable[str] = tuple(RUNTIMES)
+) -> Path:
+    """A tiny bundle with an export in float32 for every one of these engines; whoever changes it copies it before."""
 
     def make(folder: Path) -> None:
         bundle = load_bundle(shutil.copytree(template(name)[0], folder / name))
         hooks = [len(part._forward_hooks) for part in bundle.network.modules()]
-        for engine in RUNTIMES:
+        for engine in sorted(engines):
             export_bundle(bundle, engine)
         assert [len(part._forward_hooks) for part in bundle.network.modules()] == hooks  # left as it was
         assert not any(part.training for part in bundle.network.modules())
 
-    return made_once(factory, f"exported_{name}", make) / name
+    return made_once(factory, f"exported_{'_'.join([name, *sorted(engines)])}", make) / name
