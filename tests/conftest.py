@@ -61,7 +61,7 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     """Threads of several processes on the same cores wait for each other, and take three times the processor's time."""
-    if find_spec("torch") is not None and "OMP_NUM_THREADS" not in os.environ:  # the tests of dicom_io run without it too
+    if "OMP_NUM_THREADS" not in os.environ and find_spec("torch") is not None:  # dicom_io is tested without it, too
         import torch
 
         torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
