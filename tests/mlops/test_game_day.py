@@ -224,7 +224,8 @@ def test_a_challenger_is_bad(ward: Ward) -> None:
 
 def test_a_scanner_drifts(ward: Ward) -> None:
     with pacs(ward.folder / "pacs", ward.pacs_port):
-        for n in range(34):
+        (rule,) = ward.ask("GET", "/rules/drift", "approver")
+        for n in range(34 - rule["accepted"]):  # more of the same scanner could alarm by chance
             ward.send(str(n))
         ward.all_delivered()
         ward.ask("POST", "/rules/any/reference", "approver", json={"results": 30})
