@@ -60,7 +60,7 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
-    """Threads of several processes on the same cores wait for each other, and take three times the processor's time."""
+    """Threads of several processes on the same cores wait for each other, and take more than twice the processor time."""
     if "OMP_NUM_THREADS" not in os.environ and find_spec("torch") is not None:  # dicom_io is tested without it, too
         import torch
 

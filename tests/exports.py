@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from once import made_once
 
 from monai_unet_app import export
 from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.config import RuntimeName
 from monai_unet_app.export import export_bundle
 from monai_unet_app.inference.engines.exported import network_sha256
 from monai_unet_app.inference.engines.runtimes import RUNTIMES, Runtime
@@ -85,16 +86,16 @@ def shallow_template(tiny_template: Template, tmp_path_factory: pytest.TempPathF
 
 
 def exported_once(
-    factory: pytest.TempPathFactory, template: Template, name: str, engines: Iterable[str] = tuple(RUNTIMES)
+    factory: pytest.TempPathFactory, template: Template, name: str, engines: Sequence[RuntimeName]
 ) -> Path:
-    """A tiny bundle with an export in float32 for every one of these engines; whoever changes it copies it before."""
+    """A tiny bundle, exported in float32 for these engines; whoever changes it copies it before."""
 
     def make(folder: Path) -> None:
         bundle = load_bundle(shutil.copytree(template(name)[0], folder / name))
         hooks = [len(part._forward_hooks) for part in bundle.network.modules()]
-        for engine in sorted(engines):
+        for engine in engines:
             export_bundle(bundle, engine)
         assert [len(part._forward_hooks) for part in bundle.network.modules()] == hooks  # left as it was
         assert not any(part.training for part in bundle.network.modules())
 
-    return made_once(factory, f"exported_{'_'.join([name, *sorted(engines)])}", make) / name
+    return made_once(factory, "_".join(["exported", name, *engines]), make) / name

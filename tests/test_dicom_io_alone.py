@@ -145,8 +145,9 @@ def tracked_files(target: Path) -> Path:
 
 
 def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command in a folder, without the paths of this environment."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    """A command in a folder, without the paths of this environment; what Python compiles is kept for the next command."""
+    left_out = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
     words = list(map(str, command))
     return subprocess.run(
         words, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
