@@ -1,6 +1,7 @@
 """The files of a bundle on disk, found by a name, a folder or a zip, and read without evaluating an expression.
 
 Neither torch nor MONAI is imported here: they take seconds, and a list of bundles or a wrong name needs an answer at once.
+Only an `inference.yaml` with keys to merge, `+name` or `name::part`, asks MONAI.
 """
 
 import atexit
@@ -213,7 +214,7 @@ class BundleFiles:
 
     @cached_property
     def inference_document(self) -> dict[str, Any]:
-        """`configs/inference.yaml` with no expression evaluated. Raises BundleError if the file is damaged."""
+        """`configs/inference.yaml`, its keys merged, with no expression evaluated. Raises BundleError if it is damaged."""
         try:
             # A safe loader builds plain values only; another one could make any Python object from a foreign file
             document = yaml.load((self.root / "configs/inference.yaml").read_text(encoding="utf-8"), _SAFE_LOADER)
@@ -221,7 +222,19 @@ class BundleFiles:
             raise BundleError(f"{self.name}: inference.yaml cannot be read: {error}") from error
         if not isinstance(document, dict):
             raise BundleError(f"{self.name}: inference.yaml holds no ids; see docs/bundles.md")
-        return document
+        if not any(name.startswith("+") or "::" in name for name in map(str, document)):
+            return document
+        from monai.bundle import ConfigParser
+        from monai.bundle.utils import merge_kv
+
+        parser = ConfigParser()
+        try:
+            for name, value in document.items():
+                merge_kv(parser, str(name), value)
+        except (ValueError, LookupError, TypeError) as error:
+            raise BundleError(f"{self.name}: inference.yaml has a key that cannot be merged: {error}") from error
+        merged: dict[str, Any] = parser.get()
+        return {name: value for name, value in merged.items() if name != "_meta_"}
 
     @property
     def only_segments(self) -> bool:

@@ -21,8 +21,12 @@ from small_data import FEW, few_examples, set_calibration
 from dicom_io.coding import Segment
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.cli import main
+from monai_unet_app.cli.common import cheaper
+from monai_unet_app.cli.flags import Cheaper
 from monai_unet_app.data.naming import contradiction, side_of
+from monai_unet_app.errors import BundleError
 from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.checkpoints import half_weights, save_atomically
@@ -320,3 +324,20 @@ def test_a_config_holds_what_monai_reads_in_it(tiny_bundle: Callable[..., Path],
     ours, theirs = load_bundle(root).parser.get(), parser.get()
     given = {"_meta_", "bundle_root", "device"}
     assert {key: ours[key] for key in ours.keys() - given} == {key: theirs[key] for key in theirs.keys() - given}
+
+
+def test_what_reads_a_config_without_monai_sees_its_keys_merged(tiny_bundle: Callable[..., Path]) -> None:
+    config = (root := tiny_bundle()) / "configs/inference.yaml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(f"{text}\n+input_rules: {{channels: [T1, FLAIR]}}\ninferer::overlap: 0.25\n", encoding="utf-8")
+    files = BundleFiles(root)
+    assert files.channel_names == ("T1", "FLAIR")
+    assert cheaper(Cheaper(overlap=0.25), files) == {}
+    assert cheaper(Cheaper(overlap=0.5), files) == {"inferer::overlap": 0.5}
+    assert files.only_segments
+    config.write_text(f"{text}\n+inferer: {{more: $import ignite}}\n", encoding="utf-8")
+    assert not BundleFiles(root).only_segments
+    for wrong in ("+labels: 3", "absent::part: 3"):
+        config.write_text(f"{text}\n{wrong}\n", encoding="utf-8")
+        with pytest.raises(BundleError, match=r"has a key that cannot be merged: "):
+            _ = BundleFiles(root).inference_document
