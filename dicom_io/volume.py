@@ -209,6 +209,11 @@ class Volume:
         """
         return float(np.abs((self.affine_lps - other.affine_lps) @ corner_indices(self.shape)).max())
 
+    def voxels_apart(self, other: "Volume") -> float:
+        """As `distance_mm`, in steps of this grid along one of its axes."""
+        away = (other.affine_lps - self.affine_lps) @ corner_indices(self.shape)
+        return float(np.abs(np.linalg.solve(self.affine_lps[:3, :3], away[:3])).max())
+
     def on_grid_of(self, reference: "Volume", tolerance_mm: float = 0.01) -> "Volume":
         """The same voxels in the axis order and direction of `reference`; nothing is interpolated.
 

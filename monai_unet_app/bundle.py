@@ -103,7 +103,7 @@ class Bundle(BundleFiles):
 
         parser = ConfigParser()
         parser.locator = _components()
-        parser.read_meta(str(self.root / "configs/metadata.json"))
+        parser["_meta_"] = deepcopy(self.metadata)
         written = deepcopy(self.inference_document)  # MONAI's own reader takes ten times as long
         own = (("bundle_root", str(self.root)), ("device", self.device))
         for name, value in (*written.items(), *own, *self.values_of_fold.items(), *self.overrides):
@@ -395,7 +395,7 @@ class Bundle(BundleFiles):
                 f"{self.name}: ignore_label is {ignored}, which is the number of a structure as well; a value of its own is "
                 "needed; correct it in inference.yaml, and the labels"
             )
-        return values
+        return values.for_structures(len(self.segments))
 
     @cached_property
     def centreline(self) -> bool:

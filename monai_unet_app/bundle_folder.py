@@ -23,6 +23,7 @@ import yaml
 from dicom_io.coding import Segment, load_segments
 from dicom_io.files import write_whole
 from monai_unet_app.data.archives import unpack
+from monai_unet_app.data.naming import obeyed
 from monai_unet_app.data.schemas import json_of, validate
 from monai_unet_app.data.splits import read_splits
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
@@ -98,7 +99,16 @@ class BundleFiles:
             _ = metadata["version"], metadata["task"]
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.name}: metadata.json cannot be used ({error}); see docs/bundles.md") from error
+        self._check_harmless("metadata.json", metadata)
         return metadata
+
+    def _check_harmless(self, file: str, value: object) -> None:
+        """Raises BundleError if MONAI's parser would run, resolve or load a text that only names something."""
+        if (text := obeyed(value)) is not None:
+            raise BundleError(
+                f"{self.name}: {file} holds the text {text[:60]!r} where a name or a sentence belongs, and MONAI would run it "
+                "or load another file; plain text is needed; if you trust where the bundle comes from, change it"
+            )
 
     @property
     def eval_metrics(self) -> Mapping[str, Any]:
@@ -222,6 +232,9 @@ class BundleFiles:
             raise BundleError(f"{self.name}: inference.yaml cannot be read: {error}") from error
         if not isinstance(document, dict):
             raise BundleError(f"{self.name}: inference.yaml holds no ids; see docs/bundles.md")
+        rules = document.get("input_rules")
+        names = document.get("labels"), rules.get("channels") if isinstance(rules, dict) else None
+        self._check_harmless("inference.yaml", [one for one in names if isinstance(one, list)])
         if not any(name.startswith("+") or "::" in name for name in map(str, document)):
             return document
         from monai.bundle import ConfigParser

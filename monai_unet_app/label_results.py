@@ -21,6 +21,7 @@ from monai_unet_app.config import applied_repairs
 from monai_unet_app.data.case_files import case_id, first_names
 from monai_unet_app.data.coding import named_segment, structure_named
 from monai_unet_app.data.datalist import read_dataset_json
+from monai_unet_app.data.label_files import is_black_and_white
 from monai_unet_app.data.nifti import label_table
 from monai_unet_app.data.placed_labels import PlacedLabels, placed_labels
 from monai_unet_app.data.probability_files import read_probabilities
@@ -181,7 +182,8 @@ def _found(request: LabelRequest, source: Volume) -> tuple[PlacedLabels, Mapping
     stated = request.statements
     if stated and (request.names or request.segments):
         raise UsageError(f"{stated.name} says what the label values mean; other names are not possible beside it")
-    found = placed_labels(request.labels, source)
+    named = stated.values if stated else request.names or [segment.number for segment in request.segments]
+    found = placed_labels(request.labels, source, white=is_black_and_white([request.labels], named))
     if stated:
         found, unknown = found.known(stated.segments, stated.values, request.maker.name)
         return found, dict(zip(stated.values, stated.structure_names, strict=True)), unknown

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.data.case_files import CaseFiles
+    from monai_unet_app.data.datalist import LabelFacts
     from monai_unet_app.data.fingerprint import Fingerprint
+    from monai_unet_app.data.inspect import Accepted
     from monai_unet_app.data.strict import Place
 
 
@@ -30,8 +32,6 @@ def inspect(options: data_flags.Inspect) -> Answer:
     from monai_unet_app.data.datalist import read_dataset_json
     from monai_unet_app.data.examinations import dicom_series, with_cases
     from monai_unet_app.data.inspect import Accepted, inspect_cases
-    from monai_unet_app.data.labels import FileValues, masks_of
-    from monai_unet_app.data.structures import stated_ignored
 
     reading = common.read_options(options)
     known = bundle_files(options.bundle) if options.bundle else None
@@ -42,7 +42,8 @@ def inspect(options: data_flags.Inspect) -> Answer:
         accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values.collapsed)
     else:
         facts = read_dataset_json(options.data) if options.data.is_dir() else None
-        accepted = Accepted(values=FileValues(masks=masks_of(cases), ignored=stated_ignored(cases, facts)))
+        accepted, found = _accepted(cases, facts)
+        problems += found
     places, plan_problems = _strict_places(options, cases)
     with show.Steps("reading", len(cases)) as step:
         fingerprint = inspect_cases(cases, accepted, step, reading, places=places)
@@ -65,6 +66,19 @@ def inspect(options: data_flags.Inspect) -> Answer:
         or (problems and not cases)
     )
     return answer, EXIT_REFUSED if refused else EXIT_DONE
+
+
+def _accepted(cases: "Sequence[CaseFiles]", facts: "LabelFacts | None") -> "tuple[Accepted, list[str]]":
+    """What the labels of a data set mean by themselves, and what is unclear of it."""
+    from monai_unet_app.data.inspect import Accepted
+    from monai_unet_app.data.labels import FileValues, masks_of, stated_values
+    from monai_unet_app.data.structures import stated_ignored
+
+    ignored, masks = stated_ignored(cases, facts), masks_of(cases)
+    try:
+        return Accepted(values=stated_values(cases, facts.names if facts else (), ignored=ignored, masks=masks)), []
+    except InputRefusedError as error:
+        return Accepted(values=FileValues(masks=masks, ignored=ignored)), [str(error)]
 
 
 def _differences(
@@ -149,6 +163,7 @@ def dicomize(options: data_flags.Dicomize) -> Answer:
     files = bundle_files(options.bundle) if labelled and options.bundle else None
     stated = files.inference_document if files else {}
     values = FileValues.parse(stated.get("label_values"), stated.get("ignore_label"))
+    values = values.for_structures(len(files.segments) if files else 0)
     common.check_writable(options.output)
     with show.Steps("converting", len(cases)) as step:
         rows, problems = dicomize_cases(
@@ -220,7 +235,7 @@ def convert(options: data_flags.Convert) -> Answer:
     from monai_unet_app.data.case_files import find_data
     from monai_unet_app.data.cases import known_plan
     from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
-    from monai_unet_app.data.labels import FileValues, masks_of
+    from monai_unet_app.data.labels import FileValues, masks_of, stated_values
     from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
     from monai_unet_app.data.structures import stated_ignored
 
@@ -238,19 +253,22 @@ def convert(options: data_flags.Convert) -> Answer:
     modalities = [] if of_channels else rules.get("modality") or []
     told = "objects" if options.objects else stated.get("label_values")
     values = FileValues.parse(told, options.ignore or stated.get("ignore_label")).collapsed
+    values = values.for_structures(len(files.segments) if files else 1)
     cases = find_data(options.data, options.labels, options.label_suffix)
     facts = read_dataset_json(options.data) if options.data.is_dir() else None
     if of_channels and not cases[0].channel_names and not (facts and facts.channels):
         facts = replace(facts or LabelFacts({}), channels=tuple(one or "image" for one in of_channels))
     regions = common.regions(options.structure) or (facts.regions if facts and not options.structure else {})
+    named = {} if regions else common.structures(options.structure)
     if not (files or options.objects):
-        ignored = options.ignore or stated_ignored(cases, facts)
-        values = FileValues(regions=tuple(regions.values()), masks=0 if regions else masks_of(cases), ignored=ignored)
+        ignored, masks = options.ignore or stated_ignored(cases, facts), 0 if regions else masks_of(cases)
+        known = named or (facts.names if facts else {})
+        values = stated_values(cases, known, list(regions.values()), ignored, masks=masks)
     config = NnunetConfig(
         options.output,
         files.structure_names if files else (options.objects,) if options.objects else (),
         values,
-        dict(enumerate(regions, 1)) or common.structures(options.structure) or dict(enumerate(cases[0].mask_names, 1)),
+        dict(enumerate(regions, 1)) or named or dict(enumerate(cases[0].mask_names, 1)),
         options.modality or (modalities[0] if len(modalities) == 1 else None),
         facts,
         known_plan(cases, options.splits, files.own_splits if files else None),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,8 +23,21 @@ if TYPE_CHECKING:
     from monai_unet_app.calibration.form_comparison import FormScore
     from monai_unet_app.evaluate.evaluation import Evaluated
 
-out = Console(emoji=False)  # ":x:" in a file name stays as it is
-err = Console(emoji=False, stderr=True)
+
+def _shown(text: str) -> str:
+    """The text without characters that a terminal obeys: a name in foreign data may hold them."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if category(sign) == "Cc" and sign not in "\n\t" else sign for sign in text
+    )
+
+
+class _Screen(Console):
+    def render_str(self, text: str, *given: Any, **more: Any) -> Text:
+        return super().render_str(_shown(text), *given, **more)
+
+
+out = _Screen(emoji=False)  # ":x:" in a file name stays as it is
+err = _Screen(emoji=False, stderr=True)
 NAMES = 3  # of the files or cases in a group that are named
 
 
@@ -67,7 +81,7 @@ def print_table(
     """
     table = Table(*columns, **style)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(_shown(str(cell))) for cell in row))
     if table.row_count:
         (console or out).print(table)
 

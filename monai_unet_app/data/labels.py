@@ -7,7 +7,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,14 +17,26 @@ from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import described_segments, read_seg, read_segments, segment_numbers
 from dicom_io.volume import Volume
 from monai_unet_app.data.case_files import CaseFiles
-from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.label_files import (
+    WHITE,
+    as_mask,
+    is_black_and_white,
+    on_grid_of_image,
+    stored_labels,
+    whole_numbers,
+)
+from monai_unet_app.data.nifti import nifti_header
+from monai_unet_app.data.read import (
+    NIFTI_ENDINGS,
+    PICTURE_ENDINGS,
+    VOLUME_ENDINGS,
+    has_ending,
+    read_volume,
+)
 from monai_unet_app.errors import BundleError, InputRefusedError, refusing_as
 
-AFFINE_TOLERANCE_MM = 0.01
 MOST_OBJECTS = 65535
 """In an image, since files number them in 16 bits."""
-
-_PART = 1 << 20  # values that are looked at together
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class FileValues:
         regions: Of structures that may share voxels: the values that each consists of, in the order of their numbers.
         masks: Number of structures that may share voxels, where labels are a mask for each: a file, a channel or a segment.
         instances: Every value above 0 is an object of the only structure, and stays.
+        white: A picture of 0 and 255 alone is a mask in black and white, of structure 1. In any other file 255 is a value like
+            others.
     """
 
     values: tuple[int, ...] = ()
@@ -47,6 +60,7 @@ class FileValues:
     regions: tuple[tuple[int, ...], ...] = ()
     masks: int = 0
     instances: bool = False
+    white: bool = False
 
     @classmethod
     def parse(cls, told: object, ignored: int | None = None) -> "FileValues":
@@ -60,9 +74,9 @@ class FileValues:
                 "ignore_label is 0, the background; another value is needed; correct it in inference.yaml"
             )
         if told is None or told in ("objects", "instances"):
-            return cls((), told == "objects", ignored, instances=told == "instances")
+            return cls((), told == "objects", ignored, instances=told == "instances", white=ignored != WHITE)
         if isinstance(told, dict) and list(told) == ["masks"] and isinstance(told["masks"], int) and told["masks"] > 0:
-            return cls(ignored=ignored, masks=told["masks"])
+            return cls(ignored=ignored, masks=told["masks"], white=ignored != WHITE)
         entries = list(told) if isinstance(told, list) else []
         regions = tuple(tuple(entry) if isinstance(entry, list) else (entry,) for entry in entries)
         values = [value for region in regions for value in region]
@@ -85,6 +99,10 @@ class FileValues:
     def collapsed(self) -> "FileValues":
         """The same, but for objects: these are one structure."""
         return replace(self, objects=True, instances=False) if self.instances else self
+
+    def for_structures(self, count: int) -> "FileValues":
+        """The same for a bundle of so many structures: of several, white pixels do not say which."""
+        return replace(self, white=self.white and (self.masks > 0 or self.instances or count == 1))
 
     def known(self, numbers: Sequence[int]) -> Sequence[int]:
         """What labels may hold whose structures have these numbers, 0 included."""
@@ -187,7 +205,7 @@ def read_labels(files: str | Path | Sequence[str | Path], image: Volume, values:
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
     masks = _read_masks(paths, image, values)
     if masks is None:
-        labels = read_label_numbers(paths[0], image, values.ignored)
+        labels = read_label_numbers(paths[0], image, values)
         numbers = values.numbered(labels.array, paths[0].name)
     else:
         labels, numbers = (
@@ -204,11 +222,10 @@ def _read_masks(paths: Sequence[Path], image: Volume, values: FileValues) -> Vol
     """
     first, structures = paths[0], values.masks
     if len(paths) > 1:
-        found = [read_label_numbers(path, image, values.ignored) for path in paths]
+        found = [read_label_numbers(path, image, replace(values, white=values.ignored != WHITE)) for path in paths]
         masks = found[0].with_array(np.stack([mask.array for mask in found], axis=-1))
     elif has_ending(first, VOLUME_ENDINGS) and (structures or mask_count(first) > 1):
-        masks = read_volume(first)
-        _check_grid(masks, image, first)
+        masks = on_grid_of_image(read_volume(first), image, f"label {first.name}")
     elif structures and not has_ending(first, PICTURE_ENDINGS):
         masks = _read_segments(first, image, values)
     else:
@@ -222,6 +239,31 @@ def _read_masks(paths: Sequence[Path], image: Volume, values: FileValues) -> Vol
             "each structure, in channels, segments or files, is needed; export it so"
         )
     return masks
+
+
+def stated_values(
+    cases: Sequence[CaseFiles],
+    named: Collection[int],
+    regions: Sequence[tuple[int, ...]] = (),
+    ignored: int | None = None,
+    *,
+    masks: int = 0,
+    objects: bool = False,
+) -> FileValues:
+    """What the values in the label files of a data set stand for, decided once over all files.
+
+    Args:
+        cases: All that are labelled, and perhaps others.
+        named: The label values that have a name; of regions none.
+        regions, ignored, masks, objects: As of `FileValues`.
+
+    Raises:
+        InputRefusedError: As `is_black_and_white`.
+    """
+    told = {*named, *(value for region in regions for value in region)}
+    files = [file for case in cases for file in case.label_files]
+    white = bool(masks) or objects or is_black_and_white(files, told, ignored)
+    return FileValues((), objects, ignored, tuple(regions), masks, white=white)
 
 
 def masks_of(cases: Sequence[CaseFiles]) -> int:
@@ -244,8 +286,8 @@ def mask_count(path: Path) -> int:
     """Channels of a volume file of labels by its header, or segments of a SEG that may overlap; 1 for any other label."""
     with suppress(Exception):  # of a damaged file; reading it gives the reason
         if has_ending(path, NIFTI_ENDINGS):
-            image: Any = nibabel.load(path)
-            return int(image.shape[3]) if len(image.shape) == 4 else 1
+            shape = nifti_header(path).get_data_shape()
+            return int(shape[3]) if len(shape) == 4 else 1
         if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
             found = scan_files(files_at(path)).series[0]
             if found.kind == "seg" and load_dataset(found.files[0]).get("SegmentsOverlap") == "YES":
@@ -299,29 +341,27 @@ def _exclusive(masks: NDArray[Any], ignored: int | None, name: str) -> NDArray[A
     return np.asarray((masks * np.arange(1, masks.shape[3] + 1)).sum(axis=3))
 
 
-def read_label_numbers(path: Path, image: Volume, ignored: int | None = None) -> Volume:
+def read_label_numbers(path: Path, image: Volume, values: FileValues = AS_NUMBERED) -> Volume:
     """The same labels in the type of their file, if it holds whole numbers; those of a full-size image take less memory so.
 
-    Args and errors are those of `read_labels`, for one file; `ignored` is a value of voxels without a class.
+    Args and errors are those of `read_labels`, for one file; of `values`, `ignored` and `white` count.
     """
     if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
-        labels = _read_dicom_labels(path, image, ignored)
+        labels = _read_dicom_labels(path, image, values.ignored)
     else:
-        labels = read_volume(path)
-        _check_grid(labels, image, path)
+        labels = on_grid_of_image(stored_labels(path), image, f"label {path.name}")
         if _is_channel_of(labels.array, image):
             raise InputRefusedError(
                 f"label {path.name} is its image, voxel for voxel; class numbers are needed; replace it by the label of "
                 "this case"
             )
     array = labels.array if labels.array.dtype.kind in "bui" else labels.array.astype(np.float32, copy=False)
-    if has_ending(path, PICTURE_ENDINGS):
-        return image.with_array(_picture_classes(array.astype(np.float32), path, ignored))
-    if array.ndim != 3 or (array.dtype.kind == "f" and not _whole(array)):
+    if array.ndim != 3:
         raise InputRefusedError(
-            f"label {path.name} has values that are not whole numbers; one class number for each voxel is needed"
+            f"label {path.name} has shape {array.shape}; one class number for each voxel is needed; export it so"
         )
-    return labels.with_array(array)
+    array = whole_numbers(array, f"label {path.name}")
+    return labels.with_array(as_mask(array) if values.white and has_ending(path, PICTURE_ENDINGS) else array)
 
 
 def _is_channel_of(array: NDArray[Any], image: Volume) -> bool:
@@ -331,24 +371,6 @@ def _is_channel_of(array: NDArray[Any], image: Volume) -> bool:
         for channel in image.channels
     )
     return alike and bool((array != array.flat[0]).any())
-
-
-def _whole(array: NDArray[np.float32]) -> bool:
-    """Whether all values are whole numbers."""
-    flat = array.ravel(order="K")
-    parts = (flat[start : start + _PART] for start in range(0, flat.size, _PART))
-    return all(np.array_equal(part, np.rint(part)) for part in parts)
-
-
-def _picture_classes(array: NDArray[np.float32], path: Path, ignored: int | None) -> NDArray[np.float32]:
-    """The class numbers of a grey picture. A picture of black and white only (0 and 255) gives 0 and 1."""
-    grey = array[..., 0] if array.ndim == 4 else array
-    if array.ndim == 4 and (array != grey[..., None]).any():
-        raise InputRefusedError(
-            f"label {path.name} is coloured; a grey picture is needed, black and white or with class numbers; convert it"
-        )
-    # Painting programs save a mask as 0 and 255; any other grey values are class numbers
-    return grey / np.float32(255) if ignored != 255 and set(np.unique(grey)) <= {0.0, 255.0} else grey
 
 
 def check_values(labels: Volume, known: Collection[int], name: str) -> None:
@@ -392,17 +414,3 @@ def _read_dicom_labels(path: Path, image: Volume, ignored: int | None) -> Volume
         raise InputRefusedError(
             f"label {path.name} lacks parts of a SEG or RTSTRUCT ({error}); a whole object is needed; export it again"
         ) from error
-
-
-def _check_grid(labels: Volume, image: Volume, path: Path) -> None:
-    if labels.shape != image.shape:
-        raise InputRefusedError(
-            f"label {path.name} has shape {labels.shape}, its image {image.shape}; the same grid is needed; export the label "
-            "on the image's grid"
-        )
-    distance_mm = image.distance_mm(labels)
-    if image.has_patient_space and distance_mm > AFFINE_TOLERANCE_MM:
-        raise InputRefusedError(
-            f"label {path.name} lies {distance_mm:.2f} mm away from its image; at most {AFFINE_TOLERANCE_MM} mm is needed; "
-            "export the label on the image's grid"
-        )

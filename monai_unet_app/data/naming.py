@@ -1,9 +1,13 @@
-"""Names of structures: whether a name of `labels` and a segment of `segments.json` match, and which segments have a side."""
+"""Names of structures: whether a name of `labels` and a segment of `segments.json` match, which segments have a side, and how
+text of the data stands in files that MONAI's parser reads.
+"""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import Any
 
 from dicom_io.coding import Segment
 
@@ -46,6 +50,38 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
         if other_side or not _shared(name, f"{_text(own)} {own.description}"):
             return f"calls structure {index + 1} {name!r}, but segment {index + 1} is {own.label!r}"
     return None
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and control characters, which become spaces: YAML, HTML and terminals obey them."""
+    return "".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp") else sign for sign in text)
+
+
+def harmless(value: Any) -> Any:
+    """Text, or every text in lists and mappings, of which MONAI's parser evaluates, resolves and loads nothing.
+
+    Its signs `$` (expression), `@` (reference) and `%` (another file) become "_" where it obeys them: at the beginning of a
+    text, and before "#" and "::"; so do "#" and "::" in keys, of which none is "_target_" or another word of the parser.
+    """
+    if isinstance(value, str):
+        return _OBEYED.sub(lambda found: "_" * len(found[0]), value)
+    if isinstance(value, dict):
+        return {_OF_KEYS.sub("", re.sub("::|#", "_", harmless(str(key)))): harmless(one) for key, one in value.items()}
+    return [harmless(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def obeyed(value: Any) -> str | None:
+    """The first text in lists and mappings that `harmless` changes; None if there is none."""
+    if isinstance(value, dict):
+        keys = (key for key in map(str, value) if harmless({key: 0}) != {key: 0})
+        return next(chain(keys, filter(None, map(obeyed, value.values()))), None)
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(obeyed, value)), None)
+    return value if isinstance(value, str) and harmless(value) != value else None
+
+
+_OBEYED = re.compile(r"^\s*[$@%]+|[@%](?=#|::)")
+_OF_KEYS = re.compile("^_(?=(target|mode|requires|disabled|desc)_$)")
 
 
 def says_nothing(name: str) -> bool:

@@ -2,12 +2,14 @@
 
 import gzip
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.fileholders import FileHolder
 from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 
@@ -22,6 +24,81 @@ _LONGEST_HEADER_BYTES = 540  # of NIfTI-2
 _CARET = 30  # code of a header extension, nifti1.h: NIFTI_ECODE_CARET
 
 
+_PART = 1 << 20  # bytes that are read at once
+_LONGEST_QUATERNION = 1 + 1e-5  # whose three numbers are float32
+
+
+class _Rounded:
+    """Of a header: a quaternion that float32 rounded beyond length 1 is one of length 1, as nifti1.h says."""
+
+    def get_qform_quaternion(self: Any) -> NDArray[np.float64]:
+        """w, x, y, z."""
+        told = np.array([self[f"quatern_{part}"] for part in "bcd"], np.float64)
+        length = float(np.linalg.norm(told))
+        if 1 < length <= _LONGEST_QUATERNION:
+            return np.concatenate([[0.0], told / length])
+        return np.asarray(super().get_qform_quaternion())  # type: ignore[misc]
+
+
+class _Header1(_Rounded, nibabel.Nifti1Header):
+    pass
+
+
+class _Header2(_Rounded, nibabel.Nifti2Header):
+    pass
+
+
+class _Image1(nibabel.Nifti1Image):
+    header_class = _Header1
+
+
+class _Image2(nibabel.Nifti2Image):
+    header_class = _Header2
+
+
+def is_packed(path: Path) -> bool:
+    """Whether gzip packed a file, whatever its name says."""
+    with path.open("rb") as stream:
+        return stream.read(len(_GZIP)) == _GZIP
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Any]:
+    with (gzip.open if is_packed(path) else open)(path, "rb") as stream:
+        yield stream
+
+
+def _kind_of(path: Path) -> Any:
+    """nibabel's class for a file of NIfTI."""
+    with _unpacked(path) as stream:
+        start = stream.read(4)
+    is_second = any(int.from_bytes(start, order) == _LONGEST_HEADER_BYTES for order in ("little", "big"))
+    return _Image2 if is_second else _Image1
+
+
+def nifti_header(path: Path) -> Any:
+    """nibabel's header of a NIfTI file; of a damaged one any error."""
+    kind = _kind_of(path)
+    with _unpacked(path) as stream:
+        return kind.header_class.from_fileobj(stream)
+
+
+@contextmanager
+def opened_nifti(path: Path) -> Iterator[Any]:
+    """nibabel's image, whose voxels are read within the block. After it a packed file is read to its end.
+
+    gzip compares its checksum (CRC) at the end of the stream, which nibabel does not reach: it stops at the last voxel.
+    """
+    kind = _kind_of(path)
+    if not is_packed(path) and not path.name.lower().endswith(".gz"):
+        yield kind.from_filename(path)
+        return
+    with _unpacked(path) as stream:
+        yield kind.from_file_map({"image": FileHolder(fileobj=stream)})
+        while stream.read(_PART):
+            pass
+
+
 def check_nifti(path: Path, name: str) -> None:
     """Passes if a NIfTI file can hold the voxels that its header claims; reads nothing but the header.
 
@@ -33,17 +110,14 @@ def check_nifti(path: Path, name: str) -> None:
         InputRefusedError: More voxels are claimed than fit, or than the file can become; or there is no header of NIfTI.
     """
     try:
-        with path.open("rb") as stream:
-            is_packed = stream.read(len(_GZIP)) == _GZIP
-        with (gzip.open if is_packed else open)(path, "rb") as stream:
+        kind, packed = _kind_of(path).header_class, is_packed(path)
+        with _unpacked(path) as stream:
             start = stream.read(_LONGEST_HEADER_BYTES)
-        is_second = any(int.from_bytes(start[:4], order) == _LONGEST_HEADER_BYTES for order in ("little", "big"))
-        kind: Any = nibabel.Nifti2Header if is_second else nibabel.Nifti1Header
         # No extensions of the header are read: they may be as long as they say
         header = kind(start[: kind.template_dtype.itemsize], check=False)
         size, value_bytes = path.stat().st_size, header.get_data_dtype().itemsize
-        held = size if is_packed else max(0, size - header.get_data_offset())
-        check_claim(name, header.get_data_shape(), value_bytes, held, is_packed=is_packed)
+        held = size if packed else max(0, size - header.get_data_offset())
+        check_claim(name, header.get_data_shape(), value_bytes, held, is_packed=packed)
     except UnreadableFileError as error:
         raise InputRefusedError(str(error)) from error
     except Exception as error:  # a damaged header makes nibabel fail in any way
@@ -117,7 +191,7 @@ def label_table(path: Path) -> dict[int, str]:
     """
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return {}
-    header: Any = nibabel.load(path).header
+    header = nifti_header(path)
     # nibabel has no form of its own for Workbench's kind of extension, and 5.2 no `content`
     texts = [one.content if hasattr(one, "content") else bytes(one.get_content()) for one in header.extensions]
     found = (match for text in texts if b"<LabelTable>" in text for match in _LABEL.finditer(text))

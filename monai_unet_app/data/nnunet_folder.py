@@ -29,7 +29,7 @@ from monai_unet_app.data.datalist import IGNORE, LabelFacts
 from monai_unet_app.data.fingerprint import Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, mask_count, read_label_numbers, read_labels
-from monai_unet_app.data.nifti import write_nifti
+from monai_unet_app.data.nifti import is_packed, nifti_header, write_nifti
 from monai_unet_app.data.read import MM_IN, NIFTI_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import SplitCase
@@ -200,7 +200,7 @@ class _Numbering:
         """The labels of a case as they are, and as nnU-Net's numbers, shape (I, J, K)."""
         assert case.label is not None
         if not (self.codes or case.masks or mask_count(case.label) > 1):
-            label = read_label_numbers(case.label, image, self.values.ignored)
+            label = read_label_numbers(case.label, image, self.values)
             return label, self.numbered(label.array, case.label.name)
         label = read_labels(case.label_files, image, self.values)
         if not self.codes:
@@ -253,7 +253,7 @@ def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: Nnu
         _check_names(names)
         if values.regions or any(case.overlaps for case in fingerprint.cases):
             return _overlapping(cases, names, values)
-        values = FileValues(ignored=values.ignored)
+        values = FileValues(ignored=values.ignored, white=values.white)
         sources: list[int | str] = list(range(1, len(names) + 1))
     elif config.structures:
         names = config.structures
@@ -265,7 +265,7 @@ def _numbering(cases: Sequence[CaseFiles], fingerprint: Fingerprint, config: Nnu
         told = told or {value: stated.name for value, stated in stated_structures(cases, held).items()}
         named = named_values(fingerprint.label_voxels, told, "label {}")
         names, sources = tuple(named.values()), list(named)
-        values = FileValues(tuple(named), ignored=values.ignored)
+        values = FileValues(tuple(named), ignored=values.ignored, white=values.white)
         _check_names(names)
     ignored = len(names) + 1 if any(case.ignored for case in fingerprint.cases) else None
     told_ignored = {} if ignored is None or values.ignored is None else {IGNORE: values.ignored}
@@ -335,28 +335,36 @@ def _write_case(case: CaseFiles, folder: Path, end: str, numbering: _Numbering) 
         for number, channel in enumerate(image.channels):
             write_nifti(smallest(channel), image, images / f"{case.id}_{number:04}.nii.gz")
     target = labels / f"{case.id}.nii.gz"
-    same_grid = np.array_equal(label.affine_lps.astype(np.float32), image.affine_lps.astype(np.float32))
-    if same_grid and _is_plain_nifti(case.label) and np.array_equal(numbers, label.array):
+    if _is_plain_nifti(case.label, image) and np.array_equal(numbers, label.array):
         _copy(case.label, target)
     else:
         _write_labels(numbers, first, target)
     return direction_cosines(image) is None
 
 
-def _is_plain_nifti(path: Path) -> bool:
-    """Whether it is a NIfTI file that every reader takes for the same: three axes, millimetres, one place."""
+def _is_plain_nifti(path: Path, labelled: Volume | None = None) -> bool:
+    """Whether it is a NIfTI file that every reader takes for the same: three axes, millimetres, one place.
+
+    Args:
+        path: The file.
+        labelled: Of labels their image, on whose very grid they have whole numbers then.
+    """
     if not (path.is_file() and has_ending(path, NIFTI_ENDINGS)):
         return False
-    header: Any = nibabel.load(path).header
+    header = nifti_header(path)
     forms = [form for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     # nibabel takes the sform first, ITK the one or the other
-    one_place = len(forms) == 1 or np.allclose(forms[0], forms[1], atol=1e-3)
-    return len(header.get_data_shape()) == 3 and header.get_xyzt_units()[0] not in MM_IN and one_place
+    plain = len(forms) == 1 or np.allclose(forms[0], forms[1], atol=1e-3)
+    if labelled is not None:
+        own = header.get_best_affine().astype(np.float32)
+        whole = header.get_data_dtype().kind in "iu" and header.get_slope_inter() in ((1, 0), (None, None))
+        plain = plain and whole and np.array_equal(own, labelled.affine_ras.astype(np.float32))
+    return len(header.get_data_shape()) == 3 and header.get_xyzt_units()[0] not in MM_IN and bool(plain)
 
 
 def _copy(source: Path, target: Path) -> None:
     """The same bytes, compressed if the source is not."""
-    if source.name.lower().endswith(".gz"):
+    if is_packed(source):
         shutil.copyfile(source, target)
         return
     with source.open("rb") as plain, gzip.open(target, "wb", compresslevel=6) as packed:

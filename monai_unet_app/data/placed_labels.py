@@ -13,7 +13,8 @@ from dicom_io.coding import Segment
 from dicom_io.volume import Volume, corner_indices, number_type
 from monai_unet_app.data.case_files import case_id
 from monai_unet_app.data.coding import named_as
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.label_files import as_mask, stored_labels, whole_numbers
+from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.boxes import Box, bounding_box
 
@@ -76,11 +77,17 @@ class PlacedLabels:
         return PlacedLabels(table[self.numbers], own, self.placed), unknown
 
 
-def placed_labels(place: Path, source: Volume) -> PlacedLabels:
-    """The labels of a file, or of a folder of masks: NIfTI, NRRD or MetaImage with 0 and 1, each named as its structure."""
+def placed_labels(place: Path, source: Volume, *, white: bool = False) -> PlacedLabels:
+    """The labels of a file, or of a folder of masks: NIfTI, NRRD or MetaImage with 0 and 1, each named as its structure.
+
+    Args:
+        place: The file or the folder.
+        source: Whose grid they get.
+        white: As of `FileValues`.
+    """
     if place.is_dir():
         return _placed_masks(place, source)
-    numbers, placed = _on_grid(place, source)
+    numbers, placed = _on_grid(place, source, white=white)
     return PlacedLabels(numbers, [value for value in np.unique(numbers).tolist() if value], placed)
 
 
@@ -122,7 +129,7 @@ def mask_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if has_ending(file, VOLUME_ENDINGS))
 
 
-def _on_grid(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
+def _on_grid(file: Path, source: Volume, *, white: bool = False) -> tuple[NDArray[Any], str]:
     """The whole numbers of a label file on the grid of the source, shape (I, J, K), and how they came there.
 
     Voxels of another grid are found by the affine of the file: each voxel of the source gets the value at the nearest centre.
@@ -131,14 +138,18 @@ def _on_grid(file: Path, source: Volume) -> tuple[NDArray[Any], str]:
         raise InputRefusedError(
             f"{file.name} is no label file; NIfTI, NRRD, MetaImage or, for a picture, a grey picture is needed; export it so"
         )
-    labels = read_volume(file)
-    array, largest = labels.array, np.iinfo(np.uint16).max
-    low, high = float(array.min()), float(array.max())
-    whole = all((plane == np.rint(plane)).all() for plane in array.T)
-    if array.ndim != 3 or low < 0 or high > largest or not whole:
+    labels = stored_labels(file)
+    if labels.array.ndim != 3:
         raise InputRefusedError(
-            f"{file.name} has the shape {array.shape} and values from {low:g} to {high:g}; one whole number "
-            f"from 0 to {largest} for each voxel is needed; probabilities are no labels"
+            f"{file.name} has the shape {labels.array.shape}; one whole number for each voxel is needed; export it so"
+        )
+    array, largest = whole_numbers(labels.array, file.name), np.iinfo(np.uint16).max
+    if white and labels.planar:
+        array = as_mask(array)
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > largest:
+        raise InputRefusedError(
+            f"{file.name} has values from {low:g} to {high:g}; whole numbers from 0 to {largest} are needed; number it anew"
         )
     labels = labels.with_array(array.astype(number_type(high)))
     try:

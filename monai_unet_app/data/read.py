@@ -3,33 +3,32 @@
 Bad input is refused here with a message for the user.
 """
 
-import gzip
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
+import imagecodecs
 import numpy as np
-from nibabel.fileholders import FileHolder
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dicom_io.channels import joined, read_channels
+from dicom_io.errors import UnreadableFileError
 from dicom_io.itk_files import ITK_ENDINGS, read_itk
 from dicom_io.read import ReadOptions, read_scanned
+from dicom_io.reading.claims import check_claim
 from dicom_io.reading.series import scan_source
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.data.nifti import check_nifti, not_nifti, one_line
+from monai_unet_app.data.nifti import check_nifti, not_nifti, one_line, opened_nifti
 from monai_unet_app.errors import InputRefusedError, refusing_as
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 MM_IN = {"meter": 1e3, "micron": 1e-3}  # NIfTI's other units of length
 EXACT = 2.0**24  # float32 holds all whole numbers up to here
 LARGEST_LOSS = 1e-2  # rounding to float32 may change a value by this share of the range of values
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_PART = 1 << 20  # bytes that are read at once
+_CHANNELS_FIRST = 9  # a shorter first axis is one of channels, if the last is longer
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 
 
@@ -76,7 +75,7 @@ def _read_one(path: Path, options: ReadOptions) -> Volume:
     if path.is_file() and has_ending(path, NIFTI_ENDINGS):
         volume = _read_nifti(path, options)
     elif path.is_file() and has_ending(path, PICTURE_ENDINGS):
-        volume = _read_picture(path)
+        volume = read_picture(path)
     else:
         with refusing_as(path.name):
             volume = _read_by_dicom_io(path, options)
@@ -95,7 +94,7 @@ def _read_by_dicom_io(path: Path, options: ReadOptions) -> Volume:
 def _read_nifti(path: Path, options: ReadOptions) -> Volume:
     check_nifti(path, path.name)
     try:
-        with _opened(path) as image:
+        with opened_nifti(path) as image:
             _check_numbers(image.get_data_dtype(), path)
             # With both codes 0, nibabel takes NIfTI's "method 1": pixel sizes and no orientation
             _check_placed(image.header, path)
@@ -111,13 +110,7 @@ def _read_nifti(path: Path, options: ReadOptions) -> Volume:
         raise
     except Exception as error:  # a damaged header makes nibabel fail in any way
         raise not_nifti(path.name, error) from error
-    # Many programs write a 3D image with a fourth axis of length 1
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim not in (3, 4):
-        raise InputRefusedError(
-            f"{path.name} has shape {array.shape}; a 3D volume (or 4D with channels last) is needed"
-        )
+    array = _three_axes(array, image.header, path)
     if not array.size:
         raise InputRefusedError(f"{path.name} has shape {array.shape}; at least one voxel is needed; export it again")
     try:
@@ -132,20 +125,28 @@ def _read_nifti(path: Path, options: ReadOptions) -> Volume:
         ) from error
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """nibabel's image, whose voxels are read within the block. After it a compressed file is read to its end.
+def _three_axes(array: NDArray[Any], header: Any, path: Path) -> NDArray[Any]:
+    """The array with the axes X, Y, Z and, of several channels, C, as NIfTI orders them: X, Y, Z, time, vector.
 
-    gzip compares its checksum (CRC) at the end of the stream, which nibabel does not reach: it stops at the last voxel.
+    Raises:
+        InputRefusedError: There are other axes, or the first looks like channels, which NIfTI has no place for there.
     """
-    image: Any = nibabel.load(path)
-    if not path.name.lower().endswith(".gz"):
-        yield image
-        return
-    with gzip.open(path) as stream:
-        yield type(image).from_file_map({"image": FileHolder(fileobj=stream)})
-        while stream.read(_PART):
-            pass
+    shape = array.shape
+    while array.ndim > 3 and array.shape[-1] == 1:  # many programs write a 3D image so
+        array = array[..., 0]
+    if array.ndim == 5 and array.shape[3] == 1:  # ITK's channels
+        array = array[:, :, :, 0]
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim not in (3, 4):
+        raise InputRefusedError(f"{path.name} has shape {shape}; a 3D volume (or 4D with channels last) is needed")
+    is_series = len(shape) == 4 and header.get_xyzt_units()[1] != "unknown"
+    if array.ndim == 4 and len(shape) == 4 and not is_series and array.shape[0] < min(array.shape[3], _CHANNELS_FIRST):
+        raise InputRefusedError(
+            f"{path.name} has shape {shape}: as NIfTI orders axes, {shape[3]} channels of an image {shape[0]} voxel(s) "
+            f"wide; or {shape[0]} channel(s) that stand first; save them as X, Y, Z, channels"
+        )
+    return array
 
 
 def _check_numbers(dtype: np.dtype[Any], path: Path) -> None:
@@ -182,31 +183,126 @@ def _check_precision(stored: NDArray[Any], array: NDArray[np.float32], path: Pat
         )
 
 
-def _read_picture(path: Path) -> Volume:
+def read_picture(path: Path, *, classes: bool = False) -> Volume:
+    """A 2D picture as a screen shows it: turned as its EXIF orientation says, with every bit and channel that the file has.
+
+    Args:
+        path: PNG, JPEG, TIFF, BMP or GIF.
+        classes: Whether its numbers are classes: a palette's indices then, unless its colours are black and white alone.
+
+    Returns:
+        Planar, shape (I, J, 1) or (I, J, 1, C), float32, with I along the width; without transparency.
+
+    Raises:
+        InputRefusedError: The file is broken, or holds several pictures.
+    """
     try:
-        with Image.open(path) as opened:
-            if getattr(opened, "n_frames", 1) > 1:
-                raise InputRefusedError(
-                    f"{path.name} holds {getattr(opened, 'n_frames', 1)} pictures; one is needed; save each as a file of its "
-                    "own, or a volume as NIfTI"
-                )
-            # Image.open reads the header only; a truncated file fails here
-            opened.load()
-            picture: Image.Image = opened
-            # The numbers of a palette picture are indices of colours, no grey values; an alpha channel is dropped
-            if picture.mode not in ("L", "RGB", "I;16", "I;16B", "I", "F"):
-                picture = picture.convert("RGB" if picture.mode in ("P", "RGBA", "CMYK", "YCbCr") else "L")
-            pixels = np.asarray(picture, dtype=np.float32)
+        pixels, orientation = _of_tiff(path) or _of_pillow(path, classes=classes)
     except Image.DecompressionBombError as error:
         raise InputRefusedError(f"{path.name} is too large ({error}); check the file, or cut it into parts") from error
+    except UnreadableFileError as error:
+        raise InputRefusedError(str(error)) from error
     # Pillow raises SyntaxError for a broken PNG
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise InputRefusedError(
             f"{path.name} cannot be read as a picture ({one_line(error)}); a whole PNG, JPEG or TIFF is needed; copy it again"
         ) from error
-    # Pillow's arrays are (row, column); I runs along the width
-    array = np.moveaxis(pixels, 0, 1)[:, :, None]
-    return Volume(array, np.eye(4), Provenance("image", files=(path,)), planar=True)
+    # Rows and columns; I runs along the width
+    array = np.moveaxis(_TURNED.get(orientation, np.asarray)(pixels), 0, 1)[:, :, None]
+    return Volume(array.astype(np.float32), np.eye(4), Provenance("image", files=(path,)), planar=True)
+
+
+_TURNED: Mapping[Any, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda array: array[:, ::-1],
+    3: lambda array: array[::-1, ::-1],
+    4: lambda array: array[::-1],
+    5: lambda array: np.swapaxes(array, 0, 1),
+    6: lambda array: np.rot90(array, -1),
+    7: lambda array: np.swapaxes(array[::-1, ::-1], 0, 1),
+    8: lambda array: np.rot90(array),
+}
+"""What EXIF's orientation does to rows and columns. Source: CIPA DC-008, 4.6.5.1, Orientation."""
+
+
+def _several(path: Path, count: int) -> InputRefusedError:
+    return InputRefusedError(
+        f"{path.name} holds {count} pictures; one is needed; save each as a file of its own, or a volume as NIfTI"
+    )
+
+
+def _of_pillow(path: Path, *, classes: bool) -> tuple[NDArray[Any], Any]:
+    """Rows and columns of a picture, (R, C) or (R, C, 3), and its orientation."""
+    with Image.open(path) as opened:
+        if (count := getattr(opened, "n_frames", 1)) > 1:
+            raise _several(path, count)
+        tile: Any = getattr(opened, "tile", None) or ((None, None, None, ""),)
+        is_deep = opened.format == "PNG" and str(tile[0][3]).endswith(";16B") and not opened.mode.startswith("I")
+        # Image.open reads the header only; a truncated file fails here
+        opened.load()
+        orientation = opened.getexif().get(ExifTags.Base.Orientation)
+        if not is_deep:
+            return np.asarray(_without_palette(opened, classes=classes)), orientation
+    try:
+        samples = imagecodecs.png_decode(path.read_bytes())  # Pillow cuts them to 8 bits
+    except Exception as error:  # a damaged file makes the codec fail in any way
+        raise ValueError(one_line(error)) from error
+    return samples[..., : (samples.shape[-1] - 1) // 2 * 2 + 1], orientation  # of 2 and 4, the last is transparency
+
+
+def _without_palette(picture: Image.Image, *, classes: bool) -> Image.Image:
+    """Grey values or colours; of classes in a palette of more than black and white the indices."""
+    if picture.mode == "P":
+        coloured = picture.convert("RGB")
+        colours = {*map(tuple, np.unique(np.asarray(coloured).reshape(-1, 3), axis=0).tolist())}
+        return picture if classes and not colours <= {(0, 0, 0), (255, 255, 255)} else coloured
+    if picture.mode in ("L", "RGB", "I;16", "I;16B", "I", "F"):
+        return picture
+    return picture.convert("RGB" if picture.mode in ("PA", "RGBA", "CMYK", "YCbCr") else "L")
+
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _of_tiff(path: Path) -> tuple[NDArray[Any], Any] | None:
+    """As `_of_pillow`, with every channel but transparency; None for files of other kinds, and those that Pillow reads whole.
+
+    Pillow cuts colours to 8 bits, wraps numbers around, leaves channels out, and turns a picture of 90 degrees wrongly.
+    """
+    with path.open("rb") as stream:
+        if stream.read(4) not in _TIFF:
+            return None
+    import tifffile  # which takes a third of a second
+
+    kinds = tifffile.PHOTOMETRIC
+    try:
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages[0]
+            orientation = getattr(page.tags.get("Orientation"), "value", 1)
+            hidden = [
+                n for n, kind in enumerate(page.extrasamples, page.samplesperpixel - len(page.extrasamples)) if kind
+            ]
+            if page.photometric == kinds.RGB and page.samplesperpixel == 4 and not page.extrasamples:
+                hidden = [3]
+            is_plain = (
+                page.dtype in (np.uint8, np.bool_) and page.samplesperpixel - len(hidden) in (1, 3) and orientation == 1
+            )
+            if is_plain or page.photometric not in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB):
+                return None
+            if len(file.pages) > 1:
+                raise _several(path, len(file.pages))
+            check_claim(
+                path.name, page.shape, page.dtype.itemsize, path.stat().st_size, is_packed=page.compression != 1
+            )
+            samples = page.asarray()
+            if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1:
+                samples = np.moveaxis(samples, 0, -1)
+            if page.photometric == kinds.MINISWHITE:
+                samples = np.iinfo(samples.dtype).max - samples
+            return (np.delete(samples, hidden, axis=2) if samples.ndim == 3 else samples), orientation
+    except (InputRefusedError, UnreadableFileError):
+        raise
+    except Exception as error:  # a damaged file makes tifffile fail in any way
+        raise ValueError(one_line(error)) from error
 
 
 def _finite(volume: Volume, path: Path) -> Volume:

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 
 from dicom_io.files import write_whole
+from monai_unet_app.data.naming import harmless
 from monai_unet_app.errors import InputRefusedError
 
 
@@ -46,6 +47,8 @@ def write_json(document: object, path: Path, name: str | None = None, *, indent:
     if name is not None:
         # Before anything is written, so that no wrong document replaces a right one
         validate(document, name)
+    if path.name == "metadata.json":  # MONAI's parser reads it whenever a bundle is loaded
+        document = harmless(document)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
     write_whole(path, text.encode("utf-8", "backslashreplace"))  # a file name need not be UTF-8

@@ -27,6 +27,7 @@ LEAST_VOXELS = 10
 
 _ENOUGH_CASES = 4  # that a usual case can be told from
 _COUNTS = 4  # different highest values of labels without gaps: labels of classes have one or two
+_LONGEST_NAME = 64
 _SHOWN = 5
 
 
@@ -171,7 +172,14 @@ def named_values(voxels: Mapping[str, Mapping[int, int]], told: Mapping[int, str
         _check_no_objects(voxels, holders)
         if strays := stray_values(voxels):
             raise InputRefusedError("; ".join(strays))
-    return dict(told) or {value: unnamed.format(value) for value in holders}
+    names = dict(told) or {value: unnamed.format(value) for value in holders}
+    for value, name in names.items():
+        if not name.isprintable() or "\\" in name or not 0 < len(name.encode()) <= _LONGEST_NAME:
+            raise InputRefusedError(
+                f"label value {value} has the name {name[:_LONGEST_NAME]!r}; DICOM takes 1 to {_LONGEST_NAME} bytes of "
+                f"printable characters without a backslash; name it by --structure {value}=NAME"
+            )
+    return names
 
 
 def _holders(voxels: Mapping[str, Mapping[int, int]]) -> dict[int, list[str]]:

@@ -287,9 +287,9 @@ def main() -> None:
     given = parser.parse_args()
     is_picture = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))["input"]["planar"]
     if is_picture:
-        from PIL import Image
+        from PIL import Image, ImageOps
 
-        array, affine = np.asarray(Image.open(given.image)).swapaxes(0, 1), None
+        array, affine = np.asarray(ImageOps.exif_transpose(Image.open(given.image))).swapaxes(0, 1), None
     else:
         import nibabel
 

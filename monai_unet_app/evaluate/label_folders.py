@@ -17,6 +17,7 @@ from monai_unet_app.confidence.results_bundle import Program
 from monai_unet_app.data.case_files import CaseFiles, Row, case_id, find_images, first_names
 from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
+from monai_unet_app.data.label_files import is_black_and_white
 from monai_unet_app.data.nifti import label_table
 from monai_unet_app.data.placed_labels import mask_files, placed_labels
 from monai_unet_app.data.probability_files import probability_files, read_probabilities
@@ -165,17 +166,25 @@ class LabelFolders:
             InputRefusedError: A file is no label map of its image, or holds values that are not known.
         """
         image, file = read_volume(row["image"]), self._results[row["id"]]
-        result, truth = (self._segmentation(path, image, segments, values) for path in (file, Path(row["label"])))
+        paths = zip((file, Path(row["label"])), self._white, strict=True)
+        result, truth = (self._segmentation(path, image, segments, values, white=white) for path, white in paths)
         if self.probabilities:
             found = read_probabilities(self._probabilities[row["id"]], file, result.labels, image, values)
             result = replace(result, probabilities=found)
         return LabelCase(row, result, truth)
 
+    @cached_property
+    def _white(self) -> tuple[bool, bool]:
+        """Whether pictures of the program, and of the truth, are masks in black and white."""
+        results, truth = [self._results[case.id] for case in self.cases], [Path(row["label"]) for row in self.rows]
+        named = self.names()
+        return is_black_and_white(results, named), is_black_and_white(truth, named)
+
     def _segmentation(
-        self, file: Path, image: Volume, segments: tuple[Segment, ...], values: Sequence[int]
+        self, file: Path, image: Volume, segments: tuple[Segment, ...], values: Sequence[int], *, white: bool
     ) -> Segmentation:
         """The label map of a file on the grid of its image. Values without a name are refused, or left out on request."""
-        found = placed_labels(file, image)
+        found = placed_labels(file, image, white=white)
         is_map = not found.names
         if is_map and {facts.ignored for facts in self.facts} & set(found.present):
             raise InputRefusedError(

@@ -66,6 +66,7 @@ class PlanConfig:
         masks: Number of structures that share voxels and have a mask each; found out.
         regions: Name of a structure -> its label values, of structures that may share voxels; empty takes those of the data.
         ignore: Label value of voxels without a class; None takes that of the data.
+        white: Labels are pictures in black and white; found out.
     """
 
     data: Path
@@ -84,6 +85,7 @@ class PlanConfig:
     masks: int = 0
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore: int | None = None
+    white: bool = False
 
 
 def spacings_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:
@@ -94,6 +96,12 @@ def spacings_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:
 def shapes_ras(cases: Sequence[CaseFingerprint]) -> np.ndarray:
     """Voxels of each case along R, A and S, shape (cases, 3); pictures keep width, height, 1."""
     return np.array([_ras(case, case.shape) for case in cases])
+
+
+def flat_axis(cases: Sequence[CaseFingerprint]) -> int | None:
+    """The axis of R, A and S along which every volume has one voxel; None for pictures and where there is none."""
+    flat = np.flatnonzero((shapes_ras(cases) == 1).all(axis=0))
+    return None if cases[0].axes == "px" or not flat.size else int(flat[0])
 
 
 def _ras(case: CaseFingerprint, values: Sequence[float]) -> list[float]:

@@ -16,7 +16,7 @@ from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
 from monai_unet_app.data.datalist import modality_of, read_dataset_json
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
-from monai_unet_app.data.labels import FileValues, masks_of
+from monai_unet_app.data.labels import masks_of, stated_values
 from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.structures import StatedStructure, named_values, stated_ignored, stated_structures
@@ -29,6 +29,7 @@ from monai_unet_app.planning.decisions import (
     PlanConfig,
     Reasoned,
     Speed,
+    flat_axis,
     input_rules,
     intensities,
     mirror_axes,
@@ -128,13 +129,13 @@ def plan_configurations(
     plan, why = dealt(cases, config.splits)
     masks = 0 if regions or config.objects else masks_of(cases)
     _check_ignored(config)
-    is_numbered = config.objects is not None
-    accepted = Accepted(values=FileValues((), is_numbered, config.ignore, tuple(regions.values()), masks))
-    fingerprint = inspect_cases(cases, accepted, step, places=places_of(plan))
+    named, is_numbered = config.structures or (facts.names if facts else ()), config.objects is not None
+    values = stated_values(cases, named, list(regions.values()), config.ignore, masks=masks, objects=is_numbered)
+    config = replace(config, white=values.white)
+    fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan))
     check_one_kind(fingerprint)
     measured = fingerprint.cases
-    for configuration in configurations:
-        _check_configuration(measured, configuration)
+    wanted = [_checked_configuration(measured, configuration) for configuration in configurations]
     if masks and any(case.overlaps for case in measured):
         config = replace(config, masks=masks)
     in_files = dict(enumerate(cases[0].mask_names, 1)) or (facts.names if facts else {})
@@ -152,12 +153,12 @@ def plan_configurations(
         "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in plan]}},
     }
     plans = []
-    for configuration in configurations:
+    for configuration in wanted:
         decided = _decided(measured, structures, modalities, replace(config, configuration=configuration), speed)
-        values = {name: reasoned.value for name, reasoned in decided.items()}
-        values |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases), "files": len(cases[0].files)}
+        told = {name: reasoned.value for name, reasoned in decided.items()}
+        told |= {"label_suffix": config.label_suffix, "pattern": _pattern(cases), "files": len(cases[0].files)}
         reasons = {name: reasoned.reason for name, reasoned in decided.items()} | {"places": why}
-        plans.append(BundlePlan(values, reasons, structures, fingerprint, splits, stated))
+        plans.append(BundlePlan(told, reasons, structures, fingerprint, splits, stated))
     return plans
 
 
@@ -243,11 +244,17 @@ def _grid(decided: Decisions, cases: Sequence[CaseFingerprint]) -> Grid:
     return Grid(tuple(np.ceil(size / steps).astype(int).tolist()), steps, "pixels" if planar else "mm")
 
 
-def _check_configuration(cases: Sequence[CaseFingerprint], configuration: Configuration | None) -> None:
-    if cases[0].axes == "px" and configuration not in (None, "2d"):
+def _checked_configuration(
+    cases: Sequence[CaseFingerprint], configuration: Configuration | None
+) -> Configuration | None:
+    """The configuration; "2d" for volumes of one slice. Raises InputRefusedError if it needs more axes than images have."""
+    flat = flat_axis(cases) is not None
+    if (flat or cases[0].axes == "px") and configuration not in (None, "2d"):
+        what = "one voxel thick" if flat else "pictures"
         raise InputRefusedError(
-            f"--configuration {configuration}: the images are pictures; volumes are needed; leave it out"
+            f"--configuration {configuration}: the images are {what}; volumes of several slices are needed; leave it out"
         )
+    return "2d" if flat else configuration
 
 
 def _channel_names(cases: Sequence[CaseFiles]) -> tuple[str, ...]:
@@ -294,7 +301,7 @@ def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[in
     return names
 
 
-def _label_values(structures: Mapping[int, str], config: PlanConfig) -> Reasoned[Any]:
+def _label_values(structures: Mapping[int, str], config: PlanConfig, *, planar: bool) -> Reasoned[Any]:
     """What `label_values` says; None where label values are the numbers of the structures."""
     if config.objects is not None:
         return Reasoned("instances", "label files number their objects, as --objects says")
@@ -305,7 +312,9 @@ def _label_values(structures: Mapping[int, str], config: PlanConfig) -> Reasoned
             list(map(list, config.regions.values())), "of each structure in label files; structures share values"
         )
     if list(structures) == list(range(1, len(structures) + 1)):
-        return Reasoned(None)
+        if not planar or config.white:
+            return Reasoned(None)
+        return Reasoned(list(structures), "of each structure in label files; 255 is none of them")
     pairs = ", ".join(f"{value} is {number}" for number, value in enumerate(structures, 1))
     return Reasoned(list(structures), f"of each structure in label files, where values have gaps: {pairs}")
 
@@ -323,7 +332,9 @@ def _decide(
     spacing = (
         Reasoned((1.0, 1.0), "pixels") if planar else target_spacing(cases, coarse=config.configuration == "3d_low")
     )
-    slice_axis = None if planar or config.configuration != "2d" else int(np.argmax(spacing.value))
+    flat = flat_axis(cases)
+    longest = int(np.argmax(spacing.value)) if flat is None else flat
+    slice_axis = None if planar or config.configuration != "2d" else longest
     overlap = bool(config.regions or config.masks)
     binary = planar and len(structures) == 1 and not overlap and config.objects is None
     outputs = OVERLAPPING if overlap or binary else EXCLUSIVE
@@ -341,14 +352,16 @@ def _decide(
             outputs.name, "structures may share voxels" if overlap else "each voxel has one label value"
         ),
         "labels": Reasoned(named, "as the data set names them"),
-        "label_values": _label_values(structures, config),
+        "label_values": _label_values(structures, config, planar=planar),
         "ignore_label": Reasoned(config.ignore, "voxels with this label value have no class: they count nowhere"),
         "classes": Reasoned(classes, "background included"),
         "channels": Reasoned(cases[0].channels, "of every image"),
         "numbers": Reasoned(list(range(cases[0].channels))),
         "modality": Reasoned(modalities[0], "as the files say"),
         "spacing_mm": spacing,
-        "slice_axis": Reasoned(slice_axis, "the axis with the longest voxels"),
+        "slice_axis": Reasoned(
+            slice_axis, "the axis with the longest voxels" if flat is None else "along which images have one voxel"
+        ),
         "input_rules": input_rules(cases, modalities, config.channels or ()),
         "intensities": intensities(cases, modalities),
         "mirror_axes": mirror_axes(sided, unnamed, planar=planar, slice_axis=slice_axis),

@@ -13,6 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from dicom_io.coding import code_entry
 from monai_unet_app.calibration.fitted import begin_fitted
 from monai_unet_app.data.coding import named_segment
+from monai_unet_app.data.naming import harmless, one_line
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import UsageError
@@ -58,7 +59,11 @@ def whole_folder(output: Path) -> Iterator[Path]:
     partial = output.with_name(f".part-{output.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:  # also after Ctrl-C
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if output.exists():
         output.rmdir()
     partial.rename(output)
@@ -92,6 +97,9 @@ def write_files(
         configs: Names; without `inference_dicom` where the images are no single series, which its reader gives.
         licence: Its text.
     """
+    suffix = str(values.get("label_suffix", ""))
+    if harmless(suffix) != suffix or not suffix.isprintable() or set(suffix) & set('"\\\\'):
+        raise UsageError(f"--label-suffix {suffix!r} cannot stand in a config; rename the label files")
     (root / "configs").mkdir(parents=True)
     for name in configs:
         if name != "inference_dicom" or not (values["planar"] or values["files"] > 1):
@@ -106,7 +114,7 @@ def write_files(
 
 
 def _config_text(name: str, values: Mapping[str, Any]) -> str:
-    """The text of a config by its template."""
+    """The text of a config by its template. What data say of themselves stands in it as plain text."""
     template = values.get("template", name) if name == "inference" else name
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(__package__), PackageLoader("monai_unet_app.calibration")]),
@@ -115,11 +123,18 @@ def _config_text(name: str, values: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         finalize=yaml_text,
     )
-    return environment.get_template(f"{template}.yaml").render(values)
+    of_data = {name: harmless(values[name]) for name in _OF_DATA if name in values}
+    of_data = {name: one_line(value) if isinstance(value, str) else value for name, value in of_data.items()}
+    return environment.get_template(f"{template}.yaml").render({**values, **of_data})
+
+
+_OF_DATA = (
+    "labels", "input_rules", "image_words", "structure_words", "pattern", "configuration", "trainer", "architecture",
+)  # fmt: skip
 
 
 def _comment(reason: str) -> str:
-    return "\n".join(textwrap.wrap(reason, 126, initial_indent="# ", subsequent_indent="# "))
+    return "\n".join(textwrap.wrap(one_line(reason), 126, initial_indent="# ", subsequent_indent="# "))
 
 
 def metadata(name: str, packages: Mapping[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.bootstrap import finite_mean
 from monai_unet_app.metrics.plan import units_of
+from monai_unet_app.report.words import plain_field
 
 MEAN = "mean"  # the row of cases.csv for a whole case, and the mean of a score in metrics.json
 SETTINGS = ("classes", "exclusive", "planar", "unit", "boundary_width", "band_width", "surface_tolerance", "bins")
@@ -172,7 +173,11 @@ def read_table(path: Path, needed: Sequence[str]) -> tuple[tuple[str, ...], list
         # utf-8-sig: Excel writes a byte order mark, which would become a part of the name of the first column.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
-            header, rows = tuple(reader.fieldnames or ()), list(reader)
+            header = tuple(reader.fieldnames or ())
+            rows = [
+                {key: plain_field(text) if isinstance(text, str) else text for key, text in row.items()}
+                for row in reader
+            ]
     except (OSError, ValueError, csv.Error) as error:
         raise InputRefusedError(
             f"{path} cannot be read ({error}); a CSV file in UTF-8 is needed; check the path"

@@ -5,6 +5,8 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 
 def number(value: float | None, digits: int) -> str:
     """The value, or a dash where it is undefined (None, NaN or infinite)."""
@@ -27,7 +29,10 @@ def plural(number: int, noun: str) -> str:
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as the text of a CSV file: floats in six digits; an empty field for None, NaN and infinity."""
+    """Rows as the text of a CSV file: floats in six digits; an empty field for None, NaN and infinity.
+
+    A text that a spreadsheet would run as a formula has an apostrophe before it, which `plain_field` takes away.
+    """
     stream = io.StringIO()
     # The default of `csv` is \r\n; files of this package have \n on every system.
     csv.writer(stream, lineterminator="\n").writerows(map(_field, row) for row in rows)
@@ -37,4 +42,10 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 def _field(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if math.isfinite(value) else ""
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return f"'{text}" if isinstance(value, str) and text.lstrip("'").startswith(_FORMULA) else text
+
+
+def plain_field(text: str) -> str:
+    """A field as it was given to `csv_text`."""
+    return text[1:] if text[:1] == "'" and text.lstrip("'").startswith(_FORMULA) else text

@@ -19,7 +19,8 @@ from dicom_io.segmentation import OBJECT_NUMBERS, Segmentation, Structure, norma
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
-from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_label_numbers, unknown_values
+from monai_unet_app.data.label_files import on_grid_of_image
+from monai_unet_app.data.labels import FileValues, read_label_numbers, unknown_values
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import json_of, validate
 from monai_unet_app.errors import InputRefusedError, refusing_as
@@ -216,7 +217,7 @@ def read_segmentation(
         objects = read_label_numbers(path, volume).array
         return Segmentation(volume, objects[None].astype(OBJECT_NUMBERS), tuple(segments))
     cuts = [row.get("threshold", 0.5) for row in document["structures"] if row["channel"] != row["number"]]
-    labels = volume.with_array(_label_array(path, volume, cuts))
+    labels = volume.with_array(_label_array(path, volume, cuts, FileValues(white=len(segments) == 1)))
     if labels.array.ndim == 4:
         if labels.array.shape[3] != len(segments):
             raise InputRefusedError(
@@ -235,8 +236,8 @@ def read_segmentation(
     return Segmentation.of_numbers(volume, labels.array, segments, exclusive=is_exclusive(document))
 
 
-def _label_array(path: Path, volume: Volume, cuts: Sequence[float]) -> NDArray[Any]:
-    """Shape (I, J, K) with label values, or (I, J, K, S) with a channel for each structure.
+def _label_array(path: Path, volume: Volume, cuts: Sequence[float], values: FileValues) -> NDArray[Any]:
+    """Shape (I, J, K) with label values, which `values` explain, or (I, J, K, S) with a channel for each structure.
 
     `cuts` are the probabilities from which on a voxel belongs to each of structures that may overlap.
     """
@@ -251,19 +252,8 @@ def _label_array(path: Path, volume: Volume, cuts: Sequence[float]) -> NDArray[A
     if cuts and path.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha")):
         stored = read_volume(path)
         if stored.array.ndim == 4:
-            check_same_place(stored, volume, path.name)
-            return stored.array
-    return read_label_numbers(path, volume).array
-
-
-def check_same_place(stored: Volume, image: Volume, name: str) -> None:
-    """Raises InputRefusedError if the volume of the file `name` is not on the grid of the image."""
-    distance_mm = image.distance_mm(stored) if image.has_patient_space else 0.0
-    if stored.shape != image.shape or distance_mm > AFFINE_TOLERANCE_MM:
-        raise InputRefusedError(
-            f"{name} has the grid {stored.shape}, the image {image.shape}, {distance_mm:.2f} mm apart; the same one is needed; "
-            "take the image that the result was made from"
-        )
+            return on_grid_of_image(stored, volume, path.name).array
+    return read_label_numbers(path, volume, values).array
 
 
 def _check_bundle(document: Mapping[str, Any], bundle: BundleFiles | None) -> None:
@@ -332,11 +322,10 @@ def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDA
     files = document["files"]
     if "uncertainty" in files:
         own = read_volume(named_file(path, document, "uncertainty"))
-        check_same_place(own, volume, files["uncertainty"])
-        return np.asarray(own.array, dtype=np.float32)
+        return np.asarray(on_grid_of_image(own, volume, files["uncertainty"]).array, dtype=np.float32)
     if "probabilities" in files:
         probabilities = read_volume(named_file(path, document, "probabilities"))
-        check_same_place(probabilities, volume, files["probabilities"])
+        probabilities = on_grid_of_image(probabilities, volume, files["probabilities"])
         return normalised_entropy(probabilities.channels, exclusive=is_exclusive(document))
     if "pm" in files:
         with refusing_as(files["pm"]):

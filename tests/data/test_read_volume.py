@@ -10,9 +10,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from false_claims import claiming, png_claiming
 from monai.transforms import LoadImaged
@@ -20,7 +22,7 @@ from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_s
 from PIL import Image
 
 from dicom_io.volume import LPS_FROM_RAS, Volume
-from monai_unet_app.data.labels import check_values, read_labels
+from monai_unet_app.data.labels import FileValues, check_values, read_labels
 from monai_unet_app.data.monai_bridge import VolumeReader, to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
@@ -42,6 +44,12 @@ def scaled_nifti(path: Path) -> Path:
     header[112:120] = np.array([0.1000000015, -1023.7], np.float32).tobytes()  # scl_slope, scl_inter
     voxels = (lopsided_array().astype(np.int32) * 61 - 9000).astype(np.int16)
     path.write_bytes(bytes(header[:352]) + voxels.tobytes(order="F"))
+    return path
+
+
+def animation(path: Path) -> Path:
+    first, *others = (Image.fromarray(np.full((5, 7), 40 * n, np.uint8)) for n in range(3))
+    first.save(path, save_all=True, append_images=others)
     return path
 
 
@@ -169,9 +177,13 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: write_nifti(folder / "a.nii.gz", lopsided_array().astype(np.complex64)),
         "complex voxels; one number for each voxel is needed",
     ),
-    "2D NIfTI": (
-        lambda folder: write_nifti(folder / "a.nii.gz", lopsided_array()[:, :, 0]),
-        r"shape \(11, 9\); a 3D volume",
+    "channels first": (
+        lambda folder: write_nifti(folder / "a.nii.gz", np.stack([lopsided_array((8, 7, 6))] * 2)),
+        r"shape \(2, 8, 7, 6\): as NIfTI orders axes, 6 channels of an image 2 voxel.* 2 channel\(s\) that stand first",
+    ),
+    "several GIF pictures": (
+        lambda folder: animation(folder / "a.gif"),
+        "holds 3 pictures; one is needed",
     ),
     "5D NIfTI": (
         lambda folder: write_nifti(folder / "a.nii.gz", np.zeros((3, 3, 3, 2, 2), np.float32)),
@@ -318,13 +330,17 @@ def test_labels_on_their_images_grid_are_read_as_they_are(image: Volume, tmp_pat
 
 
 SWAPPED = OBLIQUE_RAS[:, [1, 0, 2, 3]]
-MOVED = OBLIQUE_RAS + np.array([[0, 0, 0, 0.02], *[[0, 0, 0, 0]] * 3])
+MOVED = OBLIQUE_RAS @ np.array([[1, 0, 0, 0.11], *np.eye(4)[1:]])  # along the columns, which are 1.25 mm apart
 BAD_LABELS = {
     "another shape": (lopsided_labels((8, 8, 7)), OBLIQUE_RAS, r"shape \(8, 8, 7\), its image \(8, 8, 8\)"),
-    "0.02 mm away": (lopsided_labels((8, 8, 8)), MOVED, "lies 0.02 mm away from its image"),
+    "a ninth of a voxel away": (
+        lopsided_labels((8, 8, 8)),
+        MOVED,
+        r"mm away from its image, 0\.11 voxels along one axis",
+    ),
     "mirrored": (lopsided_labels((8, 8, 8)), OBLIQUE_RAS @ np.diag([-1.0, 1, 1, 1]), "mm away from its image"),
     "axes swapped on a cube": (lopsided_labels((8, 8, 8)), SWAPPED, "mm away from its image"),
-    "half a class": (lopsided_labels((8, 8, 8)) / 2, OBLIQUE_RAS, "not whole numbers"),
+    "half a class": (lopsided_labels((8, 8, 8)) / 2, OBLIQUE_RAS, r"holds 0\.5, which is no whole number"),
     "channels": (np.full((8, 8, 8, 2), 2, np.uint8), OBLIQUE_RAS, "a mask of 0 and 1 for each structure"),
 }
 
@@ -334,6 +350,33 @@ def test_labels_that_do_not_lie_on_their_image_are_refused(kind: str, image: Vol
     array, affine_ras, message = BAD_LABELS[kind]
     with pytest.raises(InputRefusedError, match=message):
         read_labels(write_nifti(tmp_path / "label.nii.gz", array, affine_ras), image)
+
+
+def test_a_label_that_lies_a_tenth_of_a_voxel_away_is_taken_voxel_by_voxel(image: Volume, tmp_path: Path) -> None:
+    near = OBLIQUE_RAS @ np.array([[1, 0, 0, 0.09], [0, 1, 0, -0.09], *np.eye(4)[2:]])
+    labels = read_labels(write_nifti(tmp_path / "label.nii.gz", lopsided_labels((8, 8, 8)), near), image)
+    np.testing.assert_array_equal(labels.array, lopsided_labels((8, 8, 8)))
+    np.testing.assert_array_equal(labels.affine_lps, image.affine_lps)
+    longer = OBLIQUE_RAS @ np.diag([1.02, 1, 1, 1])  # 0.14 voxels at the last of 8
+    with pytest.raises(InputRefusedError, match=r"0\.14 voxels along one axis; at most 0\.1"):
+        read_labels(write_nifti(tmp_path / "label.nii.gz", lopsided_labels((8, 8, 8)), longer), image)
+
+
+@pytest.mark.parametrize("off", [1e-7, -0.0009])
+def test_label_values_a_hair_beside_whole_numbers_are_these(off: float, image: Volume, tmp_path: Path) -> None:
+    stored = lopsided_labels((8, 8, 8)).astype(np.float32)
+    file = write_nifti(tmp_path / "label.nii.gz", np.where(stored > 0, stored + np.float32(off), 0))
+    np.testing.assert_array_equal(read_labels(file, image).array, stored)
+
+
+def test_a_probability_is_no_class_and_its_value_is_told(image: Volume, tmp_path: Path) -> None:
+    stored = np.zeros((8, 8, 8), np.float32)
+    stored[1, 2, 3], stored[4, 5, 6] = 1, 0.99608
+    with pytest.raises(InputRefusedError, match=r"label l\.nii holds 0\.99608, which is no whole number"):
+        read_labels(write_nifti(tmp_path / "l.nii", stored), image)
+    stored[4, 5, 6] = np.nan
+    with pytest.raises(InputRefusedError, match="NaN"):
+        read_labels(write_nifti(tmp_path / "l.nii", stored), image)
 
 
 def test_a_label_that_is_no_dicom_or_a_broken_one_is_refused(image: Volume, tmp_path: Path) -> None:
@@ -357,6 +400,7 @@ def test_a_label_value_that_the_bundle_does_not_know_is_named(image: Volume) -> 
     ("values", "expected"),
     [
         pytest.param([0, 255], [0, 1], id="black and white"),
+        pytest.param([0, 1, 255], [0, 1, 255], id="no class beside a class"),
         pytest.param([0, 1], [0, 1], id="0 and 1"),
         pytest.param([0, 1, 2], [0, 1, 2], id="class numbers"),
         pytest.param([0, 7, 255], [0, 7, 255], id="left for check_values to refuse"),
@@ -373,7 +417,7 @@ def test_a_pictures_label_holds_class_numbers_or_is_black_and_white(
     Image.fromarray(np.stack([pixels] * 3, -1)).save(tmp_path / "grey_as_colour.png")
     image = read_volume(picture_of(tmp_path / "image.png", (5, 7)))
     for name in ("label.png", "grey_as_colour.png"):
-        array = read_labels(tmp_path / name, image).array
+        array = read_labels(tmp_path / name, image, FileValues(white=True)).array
         assert [array[column, row, 0] for row, column in places] == expected
         assert np.count_nonzero(array) == len(values) - 1
 
@@ -384,6 +428,142 @@ def test_a_coloured_label_is_refused(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "label.png")
     with pytest.raises(InputRefusedError, match=r"label\.png is coloured; a grey picture is needed"):
         read_labels(tmp_path / "label.png", read_volume(picture_of(tmp_path / "image.png", (5, 7))))
+
+
+@pytest.mark.parametrize(
+    ("palette", "classes"),
+    [
+        pytest.param([0, 0, 0, 128, 0, 0, 0, 128, 0], [0, 1, 2], id="colours"),
+        pytest.param([0, 0, 0, 90, 90, 90, 200, 200, 200], [0, 1, 2], id="grey values"),
+        pytest.param([255, 255, 255, 0, 0, 0, 255, 255, 255], [255, 0, 255], id="white, black, white"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["png", "gif", "tif"])
+def test_a_palettes_indices_are_classes_unless_it_is_black_and_white(
+    ending: str, palette: list[int], classes: list[int], tmp_path: Path
+) -> None:
+    indices = np.zeros((5, 7), np.uint8)
+    indices[0, 1:], indices[3, 6] = 1, 2
+    stored = Image.fromarray(indices, "P")
+    stored.putpalette(palette)
+    stored.save(tmp_path / f"label.{ending}")
+    image = read_volume(picture_of(tmp_path / "image.png", (5, 7)))
+    found = read_labels(tmp_path / f"label.{ending}", image).array[:, :, 0].T
+    np.testing.assert_array_equal(found, np.array(classes)[indices])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "deep.tif"])
+def test_a_picture_is_turned_as_the_screen_shows_it(kind: str, orientation: int, tmp_path: Path) -> None:
+    """The stored row 0 and column 0 are bright; where the screen shows them follows from the table of CIPA DC-008."""
+    stored = np.zeros((16, 24), np.uint8)
+    stored[:8], stored[:, :8] = 200, 100
+    sides = {1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left",
+             5: "left top", 6: "right top", 7: "right bottom", 8: "left bottom"}[orientation].split()  # fmt: skip
+    path = tmp_path / f"a.{kind}"
+    if kind.endswith("tif"):
+        values = np.stack([stored.astype(np.uint16) * 257] * 3, -1) if kind == "deep.tif" else stored
+        tag = (274, "H", 1, orientation, True)
+        tifffile.imwrite(path, values, photometric="rgb" if values.ndim == 3 else "minisblack", extratags=[tag])
+    else:
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.fromarray(stored).save(path, exif=exif, quality=100)
+    shown = read_volume(path).array.reshape((*read_volume(path).shape[:2], -1))[..., 0].T  # rows and columns
+    shown = shown / (257 if kind == "deep.tif" else 1)
+    assert shown.shape == ((24, 16) if orientation > 4 else (16, 24))
+    strip = {"top": np.s_[1, 8:-8], "bottom": np.s_[-2, 8:-8], "left": np.s_[8:-8, 1], "right": np.s_[8:-8, -2]}
+    row_0, column_0 = (shown[strip[side]] for side in sides)
+    np.testing.assert_allclose(row_0, 200, atol=3)
+    np.testing.assert_allclose(column_0, 100, atol=3)
+
+
+DEEP: dict[str, Callable[[Path, np.ndarray], None]] = {
+    "RGB PNG": lambda path, values: path.with_suffix(".png").write_bytes(imagecodecs.png_encode(values)),
+    "RGB TIFF": lambda path, values: tifffile.imwrite(path.with_suffix(".tif"), values, photometric="rgb"),
+    "packed TIFF by planes": lambda path, values: tifffile.imwrite(
+        path.with_suffix(".tif"), np.moveaxis(values, -1, 0).copy(), photometric="rgb", planarconfig="separate",
+        compression="deflate",
+    ),
+    "TIFF with transparency": lambda path, values: tifffile.imwrite(
+        path.with_suffix(".tif"), np.concatenate([values, values[..., :1]], -1), photometric="rgb",
+        extrasamples=["unassalpha"],
+    ),
+    "big-endian TIFF": lambda path, values: tifffile.imwrite(
+        path.with_suffix(".tif"), values.astype(">u2"), photometric="rgb", byteorder=">"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_colours_keep_their_16_bits(kind: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(3).integers(0, 1024, (5, 7, 3)).astype(np.uint16)
+    DEEP[kind](tmp_path / "a", values)
+    (file,) = tmp_path.iterdir()
+    np.testing.assert_array_equal(read_volume(file).array[:, :, 0], np.swapaxes(values, 0, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint32, np.float64, np.int16])
+def test_numbers_that_pillow_wraps_or_does_not_know_are_kept(dtype: type, tmp_path: Path) -> None:
+    values = np.arange(35).reshape(5, 7).astype(dtype) * dtype(3 if dtype is np.int8 else 500) - dtype(20)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.tif").array[:, :, 0], values.T.astype(np.float32))
+
+
+def test_every_channel_of_a_tiff_is_kept_and_white_is_zero_where_it_says_so(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).integers(0, 256, (5, 7, 5)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unspecified"] * 2)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.tif").array[:, :, 0], np.swapaxes(values, 0, 1))
+    for deep in (np.uint8, np.uint16):
+        tifffile.imwrite(tmp_path / "b.tif", values[..., 0].astype(deep), photometric="miniswhite")
+        np.testing.assert_array_equal(
+            read_volume(tmp_path / "b.tif").array[:, :, 0].T, np.iinfo(deep).max - values[..., 0].astype(deep)
+        )
+
+
+def test_axes_of_length_1_and_vectors_of_itk_are_read_as_the_header_says(tmp_path: Path) -> None:
+    array = lopsided_array((8, 7, 6))
+    two = np.stack([array, array + 5], -1)
+    for given, expected in (
+        (array[:, :, 2], array[:, :, 2:3]),
+        (array[:, :, 2:3], array[:, :, 2:3]),
+        (array[2:3], array[2:3]),
+        (array[..., None, None], array),
+        (two[..., None, :], two),
+    ):
+        found = read_volume(write_nifti(tmp_path / "a.nii", given)).array
+        np.testing.assert_array_equal(found, expected)
+    series = nibabel.Nifti1Image(np.stack([array] * 9, -1)[:2], OBLIQUE_RAS)
+    series.header.set_xyzt_units("mm", "sec")  # the fourth axis is time, the first two sagittal slices
+    nibabel.save(series, tmp_path / "a.nii")
+    assert read_volume(tmp_path / "a.nii").array.shape == (2, 7, 6, 9)
+
+
+def test_a_quaternion_that_was_rounded_beyond_1_is_one_of_length_1(tmp_path: Path) -> None:
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([1.0, 1.5, 3.0, 1.0])  # half a turn: the real part is 0
+    image = nibabel.Nifti1Image(lopsided_array(), None)
+    image.set_qform(turn, 1)
+    image.set_sform(None, 0)
+    raw = bytearray(image.to_bytes())
+    vector = np.frombuffer(bytes(raw[256:268]), "<f4").astype(float)
+    raw[256:268] = (vector / np.linalg.norm(vector) * np.sqrt(1 + 5e-7)).astype("<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(raw)
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine_ras, turn, atol=1e-5)
+    raw[256:268] = (vector * 1.01).astype("<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.raises(InputRefusedError):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_a_file_is_packed_or_not_as_its_bytes_say(tmp_path: Path) -> None:
+    plain = write_nifti(tmp_path / "a.nii", lopsided_array()).read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(plain)
+    (tmp_path / "c.nii").write_bytes(gzip.compress(plain))
+    for name in ("b.nii.gz", "c.nii"):
+        np.testing.assert_array_equal(read_volume(tmp_path / name).array, lopsided_array())
+    (tmp_path / "c.nii").write_bytes(gzip.compress(plain)[:-4])
+    with pytest.raises(InputRefusedError, match="cannot be read as NIfTI"):
+        read_volume(tmp_path / "c.nii")
 
 
 def picture_of(path: Path, shape: tuple[int, int]) -> Path:

@@ -25,6 +25,7 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.calibration.tidying import THRESHOLDS
 from monai_unet_app.cli import main
+from monai_unet_app.data.label_files import on_grid_of_image
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
@@ -34,7 +35,7 @@ from monai_unet_app.review.embedded import slice_border
 from monai_unet_app.review.key_images import anatomical_slices, key_sections
 from monai_unet_app.review.patient import person
 from monai_unet_app.review.review_sections import MARK
-from monai_unet_app.review.reviewed_case import check_same_place, read_reviewed
+from monai_unet_app.review.reviewed_case import read_reviewed
 
 HEADER = {
     "PatientName": "Berger^Anna Maria^^Dr",
@@ -582,9 +583,9 @@ def test_same_patient_without_an_earlier_result_is_a_wrong_usage(
 def test_a_file_whose_far_corner_lies_elsewhere_is_not_on_the_images_grid() -> None:
     image = Volume(np.zeros((512, 4, 4), np.float32), np.diag([1.0, 1.0, 1.0, 1.0]))
     stretched = Volume(image.array, np.diag([1.009, 1.0, 1.0, 1.0]))  # 4.6 mm at the last voxel
-    check_same_place(image, image, "same.nii.gz")
-    with pytest.raises(InputRefusedError, match=r"4\.60 mm apart"):
-        check_same_place(stretched, image, "stretched.nii.gz")
+    np.testing.assert_array_equal(on_grid_of_image(image, image, "same.nii.gz").affine_lps, image.affine_lps)
+    with pytest.raises(InputRefusedError, match=r"stretched\.nii\.gz lies 4\.60 mm away from its image"):
+        on_grid_of_image(stretched, image, "stretched.nii.gz")
 
 
 def test_objects_that_touch_are_apart_in_the_viewer_and_in_key_images(tmp_path: Path) -> None:
