@@ -11,12 +11,12 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -28,6 +28,9 @@ from monai_unet_app.data.schemas import json_of, validate
 from monai_unet_app.data.splits import read_splits
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
+
+if TYPE_CHECKING:
+    from monai_unet_app.data.case_files import CaseFiles
 
 WEIGHTS = "models/model.pt"
 FITTED = "models/fitted.json"
@@ -133,6 +136,22 @@ class BundleFiles:
     def structure_names(self) -> tuple[str, ...]:
         """The names of the structures in tables and reports: their SegmentLabels, in the order of their numbers."""
         return tuple(segment.label for segment in self.segments)
+
+    def named(self, cases: "Sequence[CaseFiles]") -> "list[CaseFiles]":
+        """The cases, whose label values mean what names in their files and in `dataset.json` say, in terms of this bundle.
+
+        Raises:
+            InputRefusedError: Names of the data contradict those of the bundle, see `LabelTable.held_against`.
+        """
+        from monai_unet_app.data.label_names import tables_of, values_by_name
+        from monai_unet_app.data.labels import FileValues
+
+        stated, found = self.inference_document, []
+        usual = FileValues.parse(stated.get("label_values"), stated.get("ignore_label"))
+        for case in cases:
+            own = values_by_name(tables_of(case, case.folder), usual, self.segments, self.name)
+            found.append(case if own == usual else replace(case, label_values=own.values))
+        return found
 
     @cached_property
     def confidence_document(self) -> dict[str, Any] | None:

@@ -18,11 +18,10 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.confidence.results_bundle import Program, ResultsBundle
 from monai_unet_app.config import applied_repairs
-from monai_unet_app.data.case_files import case_id, first_names
+from monai_unet_app.data.case_files import CaseFiles, case_id, first_names
 from monai_unet_app.data.coding import named_segment, structure_named
-from monai_unet_app.data.datalist import read_dataset_json
 from monai_unet_app.data.label_files import is_black_and_white
-from monai_unet_app.data.nifti import label_table
+from monai_unet_app.data.label_names import LabelTable, merged, tables_of
 from monai_unet_app.data.placed_labels import PlacedLabels, placed_labels
 from monai_unet_app.data.probability_files import read_probabilities
 from monai_unet_app.data.read import read_volume
@@ -184,13 +183,24 @@ def _found(request: LabelRequest, source: Volume) -> tuple[PlacedLabels, Mapping
         raise UsageError(f"{stated.name} says what the label values mean; other names are not possible beside it")
     named = stated.values if stated else request.names or [segment.number for segment in request.segments]
     found = placed_labels(request.labels, source, white=is_black_and_white([request.labels], named))
+    tables = tables_of(CaseFiles("", request.labels, request.labels), request.labels.parent)
+    if known := stated.segments if stated else () if found.names or request.names else request.segments:
+        values = stated.values if stated else [segment.number for segment in known]
+        described = dict(zip(values, known, strict=True))
+        names = {value: segment.label for value, segment in described.items()}
+        bundle = LabelTable(names, stated.name if stated else "segments.json")
+        found = found if found.names else found.renumbered(merged(tables, bundle, described), request.labels.name)
     if stated:
         found, unknown = found.known(stated.segments, stated.values, request.maker.name)
         return found, dict(zip(stated.values, stated.structure_names, strict=True)), unknown
     told = found.names or request.names or {segment.number: segment.label for segment in request.segments}
-    told = told or label_table(request.labels)
-    if not told and (facts := read_dataset_json(request.labels.parent)):
-        told = facts.names
+    if not told and tables:
+        told, meant = tables[0].names, merged(tables[1:], tables[0])
+        if any(value != other for value, other in meant.items()):
+            raise InputRefusedError(
+                f"the label values have two meanings: {'; '.join(map(str, tables))}; correct one, or name them by --structure "
+                "VALUE=NAME"
+            )
     return found, told, []
 
 

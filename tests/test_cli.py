@@ -300,7 +300,7 @@ def labelled(folder: Path, crop: Volume, change: str = "") -> Path:
 LABELS = {
     "missing label": "CASE: it has no label, but other cases have labels; add a label of the same name",
     "another shape": r"CASE: label CASE\.nii\.gz has shape \(33, 48, 33\), its image \(34, 48, 33\); the same grid is needed",
-    "another affine": r"CASE: label CASE\.nii\.gz lies 1\.50 mm away from its image, 1\.50 voxels along one axis; at most",
+    "another affine": r"CASE: label CASE\.nii\.gz lies 1\.50 mm away from its image, 1\.36 voxels along one axis; at most",
     "unknown value": r"CASE: label CASE\.nii\.gz holds the value\(s\) \[5\]; the bundle has \[0, 1, 2\]; change them",
     "truncated label": r"CASE: CASE\.nii\.gz cannot be read as NIfTI .*; a whole, undamaged file is needed; copy it again",
 }

@@ -83,7 +83,7 @@ def rows_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[Itera
 
     volume = read_volume(row["image"])
     planner = MemoryPlanner(bundle, run, bundle.result, "evidence")
-    labels = read_labels(row["label"], volume, bundle.file_values)
+    labels = read_labels(row["label"], volume, bundle.file_values.of_row(row))
     with resampling_in_slabs():
         item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
     return planned_rows(planner, item["image"], volume), item["label"]

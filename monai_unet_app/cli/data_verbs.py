@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.cli import common, data_flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_REFUSED, Answer
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from monai_unet_app.data.datalist import LabelFacts
     from monai_unet_app.data.fingerprint import Fingerprint
     from monai_unet_app.data.inspect import Accepted
+    from monai_unet_app.data.nnunet_folder import NnunetFolder
     from monai_unet_app.data.strict import Place
 
 
@@ -39,10 +40,11 @@ def inspect(options: data_flags.Inspect) -> Answer:
     cases, problems = _find_to_inspect(options, reading, known.channel_names if known else (), has_series=bool(series))
     bundle = common.loaded_bundle(known.root) if known and cases else None
     if bundle:
+        cases = bundle.named(cases)
         accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values.collapsed)
     else:
         facts = read_dataset_json(options.data) if options.data.is_dir() else None
-        accepted, found = _accepted(cases, facts)
+        cases, accepted, found = _accepted(cases, facts)
         problems += found
     places, plan_problems = _strict_places(options, cases)
     with show.Steps("reading", len(cases)) as step:
@@ -68,17 +70,19 @@ def inspect(options: data_flags.Inspect) -> Answer:
     return answer, EXIT_REFUSED if refused else EXIT_DONE
 
 
-def _accepted(cases: "Sequence[CaseFiles]", facts: "LabelFacts | None") -> "tuple[Accepted, list[str]]":
-    """What the labels of a data set mean by themselves, and what is unclear of it."""
+def _accepted(cases: "list[CaseFiles]", facts: "LabelFacts | None") -> "tuple[list[CaseFiles], Accepted, list[str]]":
+    """The cases with what their labels mean by themselves, and what is unclear of it."""
     from monai_unet_app.data.inspect import Accepted
-    from monai_unet_app.data.labels import FileValues, masks_of, stated_values
+    from monai_unet_app.data.label_names import understood
+    from monai_unet_app.data.labels import FileValues, masks_of
     from monai_unet_app.data.structures import stated_ignored
 
-    ignored, masks = stated_ignored(cases, facts), masks_of(cases)
+    values = FileValues(masks=masks_of(cases), ignored=stated_ignored(cases, facts))
     try:
-        return Accepted(values=stated_values(cases, facts.names if facts else (), ignored=ignored, masks=masks)), []
+        cases, values = understood(cases, values, {}, facts)
     except InputRefusedError as error:
-        return Accepted(values=FileValues(masks=masks, ignored=ignored)), [str(error)]
+        return cases, Accepted(values=values), [str(error)]
+    return cases, Accepted(values=values), []
 
 
 def _differences(
@@ -235,7 +239,8 @@ def convert(options: data_flags.Convert) -> Answer:
     from monai_unet_app.data.case_files import find_data
     from monai_unet_app.data.cases import known_plan
     from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
-    from monai_unet_app.data.labels import FileValues, masks_of, stated_values
+    from monai_unet_app.data.label_names import understood
+    from monai_unet_app.data.labels import FileValues, masks_of
     from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
     from monai_unet_app.data.structures import stated_ignored
 
@@ -258,12 +263,13 @@ def convert(options: data_flags.Convert) -> Answer:
     facts = read_dataset_json(options.data) if options.data.is_dir() else None
     if of_channels and not cases[0].channel_names and not (facts and facts.channels):
         facts = replace(facts or LabelFacts({}), channels=tuple(one or "image" for one in of_channels))
+    cases = files.named(cases) if files else cases
     regions = common.regions(options.structure) or (facts.regions if facts and not options.structure else {})
     named = {} if regions else common.structures(options.structure)
     if not (files or options.objects):
         ignored, masks = options.ignore or stated_ignored(cases, facts), 0 if regions else masks_of(cases)
-        known = named or (facts.names if facts else {})
-        values = stated_values(cases, known, list(regions.values()), ignored, masks=masks)
+        values = FileValues(regions=tuple(regions.values()), masks=masks, ignored=ignored)
+        cases, values = understood(cases, values, named, facts)
     config = NnunetConfig(
         options.output,
         files.structure_names if files else (options.objects,) if options.objects else (),
@@ -276,12 +282,17 @@ def convert(options: data_flags.Convert) -> Answer:
     common.check_writable(options.output.parent)
     with show.Steps("reading and writing", 2 * len(cases)) as step:
         written = write_nnunet_folder(cases, config, step)
+    return _converted(written, options.output), EXIT_DONE
+
+
+def _converted(written: "NnunetFolder", output: Path) -> "dict[str, Any]":
+    """Prints what was written, and gives the answer."""
     rows = [(str(number), name, str(value)) for number, (name, value) in enumerate(written.sources.items(), 1)]
     show.print_table(("label", show.folded("structure"), "value in the data"), rows)
     if set(written.document["channel_names"].values()) == {"image"}:
         show.say("the data do not state the modality; if the images are CT, write them again with --modality CT")
-    show.line(f"wrote {options.output}: {len(written.training)} cases to train, {len(written.test)} to test")
+    show.line(f"wrote {output}: {len(written.training)} cases to train, {len(written.test)} to test")
     if written.folds:
-        show.line(f"{written.folds} folds: copy splits_final.json to nnUNet_preprocessed/{options.output.name}")
+        show.line(f"{written.folds} folds: copy splits_final.json to nnUNet_preprocessed/{output.name}")
     counts = {"training": len(written.training), "test": len(written.test), "folds": written.folds}
-    return {"output": str(options.output), **counts, "label_values": written.sources}, EXIT_DONE
+    return {"output": str(output), **counts, "label_values": written.sources}

@@ -111,6 +111,8 @@ def evaluate_results(options: flags.Evaluate, results: Path) -> Answer:
     chosen = evaluate.choose_results(folders, model, seen=options.partition == "all")
     show.say(chosen.note)
     chosen = replace(chosen, name=folders.labels.resolve().name)
+    for table in folders.overridden:
+        show.say(f"--structure counts, although {table}")
     with show.Steps("evaluating", len(chosen.rows)) as step:
         done = evaluate.evaluate_results(folders, chosen, model, options.output, targets=targets, each=step.measured)
     answer = show.evaluation(done)

@@ -41,6 +41,9 @@ class CaseFiles:
         channel_names: Of all channels, in the order of their files, if the data state them.
         masks: The files of the further structures, where each has a mask of its own; `label` is that of the first.
         mask_names: Of all structures, in the order of their masks, if the data state them.
+        folder: Of the data set, where `dataset.json` is.
+        label_values: The label value of each structure of a bundle, where names in the data say that it is another one than
+            the bundle's.
         label: NIfTI, picture, SEG or RTSTRUCT; None for an image without a label.
         label_objects: Every SEG and RTSTRUCT beside a DICOM series.
         header: One file of a DICOM series, whose PatientID identifies the subject.
@@ -57,6 +60,8 @@ class CaseFiles:
     channel_names: tuple[str, ...] = ()
     masks: tuple[Path, ...] = ()
     mask_names: tuple[str, ...] = ()
+    folder: Path | None = None
+    label_values: tuple[int, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -75,7 +80,16 @@ def case_of_row(row: Row) -> CaseFiles:
     labels = [row["label"]] if isinstance(row["label"], str) else row["label"]
     (first, *others), (label, *masks) = map(Path, images), map(Path, labels)
     names = tuple(row.get("channels", ()))
-    return CaseFiles(row.get("id", ""), first, label, channels=tuple(others), channel_names=names, masks=tuple(masks))
+    values = tuple(row.get("label_values", ()))
+    return CaseFiles(
+        row.get("id", ""),
+        first,
+        label,
+        channels=tuple(others),
+        channel_names=names,
+        masks=tuple(masks),
+        label_values=values,
+    )
 
 
 def named_series(options: ReadOptions) -> tuple[str, ...]:
@@ -449,11 +463,11 @@ def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, lab
         labels_dir: Folder of labels apart from the images.
         label_suffix: As in `find_cases`.
     """
-    if is_datalist(Path(dataset_dir)):
-        return listed_cases(Path(dataset_dir))
-    return find_cases(
-        *image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None), label_suffix
-    )
+    folder = Path(dataset_dir)
+    if is_datalist(folder):
+        return listed_cases(folder)
+    cases = find_cases(*image_and_label_folders(folder, Path(labels_dir) if labels_dir else None), label_suffix)
+    return [replace(case, folder=folder) for case in cases]
 
 
 def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:
@@ -473,7 +487,7 @@ def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:
     cases = [
         CaseFiles(
             case.id or case_id(case.image), case.image, case.label, listed=case, channels=case.channels,
-            channel_names=case.channel_names, masks=case.masks, mask_names=case.mask_names,
+            channel_names=case.channel_names, masks=case.masks, mask_names=case.mask_names, folder=path.parent,
         )
         for case in listed
     ]  # fmt: skip

@@ -225,4 +225,5 @@ def data_row(case: CaseFiles, subject: str) -> dict[str, Any]:
     images, labels = [str(file) for file in case.files], [str(case.label), *map(str, case.masks)]
     row = {"image": images if case.channels else images[0], "label": labels if case.masks else labels[0]}
     named = {"channels": list(case.channel_names)} if case.channels and case.channel_names else {}
-    return {**row, "id": case.id, "subject": subject, **named}
+    values = {"label_values": list(case.label_values)} if case.label_values else {}
+    return {**row, "id": case.id, "subject": subject, **named, **values}

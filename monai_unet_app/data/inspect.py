@@ -259,7 +259,8 @@ def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions 
 def _read_label(case: CaseFiles, volume: Volume, accepted: Accepted) -> Volume | None:
     if case.label is None:
         return None
-    labels = read_labels(case.label_files, volume, accepted.values)
+    values = replace(accepted.values, values=case.label_values) if case.label_values else accepted.values
+    labels = read_labels(case.label_files, volume, values)
     if accepted.known is not None:
         ignored = () if accepted.values.ignored is None else (accepted.values.ignored,)
         check_values(labels, (*accepted.known, *ignored), case.label.name)

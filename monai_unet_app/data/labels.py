@@ -16,11 +16,10 @@ from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import described_segments, read_seg, read_segments, segment_numbers
 from dicom_io.volume import Volume
-from monai_unet_app.data.case_files import CaseFiles
+from monai_unet_app.data.case_files import CaseFiles, Row
 from monai_unet_app.data.label_files import (
     WHITE,
     as_mask,
-    is_black_and_white,
     on_grid_of_image,
     stored_labels,
     whole_numbers,
@@ -99,6 +98,10 @@ class FileValues:
     def collapsed(self) -> "FileValues":
         """The same, but for objects: these are one structure."""
         return replace(self, objects=True, instances=False) if self.instances else self
+
+    def of_row(self, row: Row) -> "FileValues":
+        """What they stand for in the label of a case: the names in it may say otherwise, see `label_names`."""
+        return replace(self, values=tuple(row["label_values"])) if "label_values" in row else self
 
     def for_structures(self, count: int) -> "FileValues":
         """The same for a bundle of so many structures: of several, white pixels do not say which."""
@@ -239,31 +242,6 @@ def _read_masks(paths: Sequence[Path], image: Volume, values: FileValues) -> Vol
             "each structure, in channels, segments or files, is needed; export it so"
         )
     return masks
-
-
-def stated_values(
-    cases: Sequence[CaseFiles],
-    named: Collection[int],
-    regions: Sequence[tuple[int, ...]] = (),
-    ignored: int | None = None,
-    *,
-    masks: int = 0,
-    objects: bool = False,
-) -> FileValues:
-    """What the values in the label files of a data set stand for, decided once over all files.
-
-    Args:
-        cases: All that are labelled, and perhaps others.
-        named: The label values that have a name; of regions none.
-        regions, ignored, masks, objects: As of `FileValues`.
-
-    Raises:
-        InputRefusedError: As `is_black_and_white`.
-    """
-    told = {*named, *(value for region in regions for value in region)}
-    files = [file for case in cases for file in case.label_files]
-    white = bool(masks) or objects or is_black_and_white(files, told, ignored)
-    return FileValues((), objects, ignored, tuple(regions), masks, white=white)
 
 
 def masks_of(cases: Sequence[CaseFiles]) -> int:

@@ -78,6 +78,7 @@ class VolumeReader(ImageReader):
         rules: The bundle's `input_rules`; images that break them are refused.
         values: The bundle's `label_values`.
         ignored: The bundle's `ignore_label`.
+        label_values: Of some cases, by their ids, as of `CaseFiles`.
     """
 
     def __init__(
@@ -86,13 +87,16 @@ class VolumeReader(ImageReader):
         rules: Mapping[str, Any] | None = None,
         values: object = None,
         ignored: int | None = None,
+        label_values: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         rows = [row for part in cases.values() for row in part] if isinstance(cases, Mapping) else cases or []
-        self.image_of_label = {case_of_row(row).label_files: row["image"] for row in rows if "label" in row}
         self.rules = InputRules.parse(rules) if rules else None
         if self.rules:
             check_channel_names(((row.get("id", ""), row.get("channels", ())) for row in rows), self.rules)
-        self.values = FileValues.parse(values, ignored)
+        own = FileValues.parse(values, ignored)
+        named = {name: {"label_values": told} for name, told in (label_values or {}).items()}
+        labelled = [{**row, **named.get(row.get("id", ""), {})} for row in rows if "label" in row]
+        self.of_label = {case_of_row(row).label_files: (row["image"], own.of_row(row)) for row in labelled}
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         return True
@@ -101,8 +105,9 @@ class VolumeReader(ImageReader):
         try:
             paths = ensure_tuple(data)
             files = tuple(map(Path, paths))
-            if files in self.image_of_label:
-                return read_labels(files, read_volume(self.image_of_label[files]), self.values)
+            if files in self.of_label:
+                image, values = self.of_label[files]
+                return read_labels(files, read_volume(image), values)
             volume = read_volume(files)
             if self.rules is not None:
                 check_rules(volume, self.rules, files[0].name)

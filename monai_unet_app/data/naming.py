@@ -52,6 +52,11 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
     return None
 
 
+def same_name(name: str, other: str) -> bool:
+    """Whether two names have the same words, whatever their order, case and signs, and the same side."""
+    return sorted(_word_list(name)) == sorted(_word_list(other))
+
+
 def one_line(text: str) -> str:
     """The text without line breaks and control characters, which become spaces: YAML, HTML and terminals obey them."""
     return "".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp") else sign for sign in text)

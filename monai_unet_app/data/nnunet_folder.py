@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,8 @@ class _Numbering:
         assert case.label is not None
         if not (self.codes or case.masks or mask_count(case.label) > 1):
             label = read_label_numbers(case.label, image, self.values)
-            return label, self.numbered(label.array, case.label.name)
+            own = replace(self, values=replace(self.values, values=case.label_values)) if case.label_values else self
+            return label, own.numbered(label.array, case.label.name)
         label = read_labels(case.label_files, image, self.values)
         if not self.codes:
             return label, self._with_ignored(label.array, label.array)

@@ -1,7 +1,7 @@
 """Label maps of any program, on the grid of the image that they belong to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,32 @@ class PlacedLabels:
             box, voxels = self.boxes[value]
             channel[box] = voxels
         return channels
+
+    def renumbered(self, meant: Mapping[int, int], name: str) -> "PlacedLabels":
+        """With other values for some of its own.
+
+        Args:
+            meant: Own value -> the value that it becomes.
+            name: Of the file, for a message.
+
+        Raises:
+            InputRefusedError: A value that stays would be taken for one that another becomes.
+        """
+        changed = {value: other for value, other in meant.items() if value != other}
+        if not changed:
+            return self
+        if mixed := [value for value in self.present if value not in meant and value in changed.values()]:
+            raise InputRefusedError(
+                f"{name} holds the value {mixed[0]}, of which its names say nothing, while another value is called what "
+                f"{mixed[0]} is called elsewhere; name every value"
+            )
+        largest = max([*meant.values(), *meant, *self.present])
+        table = np.arange(largest + 1, dtype=number_type(largest))
+        for value, other in changed.items():
+            table[value] = other
+        return replace(
+            self, numbers=table[self.numbers], present=sorted(meant.get(value, value) for value in self.present)
+        )
 
     def known(
         self, segments: Sequence[Segment], values: Sequence[int], program: str

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from pydicom.sr.coding import Code
 
-from dicom_io.coding import Segment, snomed_ct
+from dicom_io.coding import WITHOUT_CLASS, Segment, snomed_ct
 from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import region_names
 from dicom_io.seg import described_segments
 from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles, first_names
 from monai_unet_app.data.datalist import LabelFacts
 from monai_unet_app.data.labels import has_unlabelled_segment
-from monai_unet_app.data.naming import side_in, side_of
+from monai_unet_app.data.naming import same_name, says_nothing, side_in, side_of
+from monai_unet_app.data.nifti import label_table
 from monai_unet_app.data.read import has_ending
 from monai_unet_app.data.strict import MOST_CLASSES
 from monai_unet_app.errors import InputRefusedError, refusing_as
@@ -73,7 +74,15 @@ def dicom_structures(path: Path) -> dict[int, StatedStructure]:
         return {
             segment.number: StatedStructure(_name_of(segment), _codes_of(segment), segment.display_rgb)
             for segment in described_segments(found.files[0])
+            if segment.type != WITHOUT_CLASS
         }
+
+
+def stated_in_file(label: Path) -> dict[int, StatedStructure]:
+    """As `dicom_structures`; of a NIfTI file the names in its header, as `label_table`; empty for other files."""
+    if not has_ending(label, FILE_ENDINGS):
+        return dicom_structures(label)
+    return {value: StatedStructure(name) for value, name in label_table(label).items()}
 
 
 def _name_of(segment: Segment) -> str:
@@ -95,12 +104,12 @@ def _codes_of(segment: Segment) -> StructureCodes | None:
 
 
 def stated_structures(cases: Sequence[CaseFiles], held: Collection[int]) -> dict[int, StatedStructure]:
-    """What the SEGs and RTSTRUCTs of the cases state of the label values; empty if the labels are no DICOM.
+    """What SEGs, RTSTRUCTs and headers of NIfTI files state of the label values; empty where none does.
 
     A file without codes contradicts no other; of different colours the first counts.
 
     Args:
-        cases: Each with its label.
+        cases: Each with its label; a value of those with `label_values` is the number of its structure.
         held: The label values that some label holds; what no voxel has needs no meaning.
 
     Raises:
@@ -110,19 +119,24 @@ def stated_structures(cases: Sequence[CaseFiles], held: Collection[int]) -> dict
     named_by: dict[int, str] = {}
     coded_by: dict[str, tuple[str, StructureCodes]] = {}
     for case in cases:
-        if case.label is None or has_ending(case.label, FILE_ENDINGS):
+        if case.label is None:
             continue
-        file = f"{case.id}/{case.label.name}"
-        for value, new in dicom_structures(case.label).items():
-            if value not in held:
+        file, own = f"{case.id}/{case.label.name}", case.label_values
+        for stored, new in stated_in_file(case.label).items():
+            value = stored if not own else own.index(stored) + 1 if stored in own else 0
+            if value not in held or (not value and own):
                 continue
-            old = stated.setdefault(value, new)
-            if old.name != new.name:
+            old = stated.get(value)
+            if old is None or says_nothing(old.name):
+                old = stated[value] = new
+                named_by[value] = file
+            if says_nothing(new.name):
+                continue
+            if not same_name(old.name, new.name):
                 raise InputRefusedError(
                     f"label value {value} is {old.name!r} in {named_by[value]} and {new.name!r} in {file}; one meaning for "
                     "each value is needed; write label files by monai-unet regions, which takes regions by their names"
                 )
-            named_by.setdefault(value, file)
             if new.codes is not None:
                 other, codes = coded_by.setdefault(new.name, (file, new.codes))
                 if codes != new.codes:

@@ -68,6 +68,7 @@ def choose_cases(
         InputRefusedError: No case is left.
     """
     check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
+    cases = bundle.named(cases)
     plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
     planned = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{entry.id: entry.subject for entry in planned if entry}}
@@ -121,6 +122,7 @@ def choose_out_of_fold(bundle: Bundle, cases: Sequence[CaseFiles]) -> LabelledCa
             f"{bundle.name} has no folds; networks of a cross-validation are needed; monai-unet train --folds all makes them"
         )
     check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
+    cases = bundle.named(cases)
     rows, folds = list[Row](), dict[str, int]()
     for case in cases:
         volume = read_volume(case.files)

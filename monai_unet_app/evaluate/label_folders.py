@@ -18,7 +18,8 @@ from monai_unet_app.data.case_files import CaseFiles, Row, case_id, find_images,
 from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
 from monai_unet_app.data.label_files import is_black_and_white
-from monai_unet_app.data.nifti import label_table
+from monai_unet_app.data.label_names import LabelTable, merged, names_in_file
+from monai_unet_app.data.naming import same_name
 from monai_unet_app.data.placed_labels import mask_files, placed_labels
 from monai_unet_app.data.probability_files import probability_files, read_probabilities
 from monai_unet_app.data.read import read_volume
@@ -70,8 +71,50 @@ class LabelFolders:
     @cached_property
     def facts(self) -> list[LabelFacts]:
         """What every `dataset.json` beside the files says."""
-        folders = (self.results, self.labels, self.labels.parent)
-        return [facts for folder in folders if (facts := read_dataset_json(folder))]
+        return [
+            facts
+            for folder in self._beside(self.results) + self._beside(self.labels)
+            if (facts := read_dataset_json(folder))
+        ]
+
+    def _beside(self, folder: Path) -> list[Path]:
+        """Where the `dataset.json` of the program's files, or of the true ones, may be."""
+        return [folder] if folder == self.results else [folder, folder.parent]
+
+    @cached_property
+    def _of_folders(self) -> dict[Path, list[LabelTable]]:
+        """What is said of the values in the program's files and in the true ones by a `dataset.json`."""
+        read = {
+            folder: [(read_dataset_json(place), f"dataset.json of {place.name}") for place in self._beside(folder)]
+            for folder in (self.results, self.labels)
+        }
+        return {
+            folder: [LabelTable(facts.names, source) for facts, source in found if facts and facts.names]
+            for folder, found in read.items()
+        }
+
+    def _tables(self, file: Path, folder: Path) -> list[LabelTable]:
+        """What is said of the values in a file of the program's folder or of the true ones."""
+        own = {} if file.is_dir() else names_in_file(file)
+        return ([LabelTable(own, file.name)] if own else []) + self._of_folders[folder]
+
+    @cached_property
+    def overridden(self) -> list[str]:
+        """What files say of label values that the user names otherwise, a sentence each."""
+        tables = [
+            table
+            for row in self.rows
+            for table in (
+                *self._tables(self._results[row["id"]], self.results),
+                *self._tables(Path(row["label"]), self.labels),
+            )
+        ]
+        other = (
+            str(table)
+            for table in tables
+            if any(not same_name(name, self.named[value]) for value, name in table.names.items() if value in self.named)
+        )
+        return list(dict.fromkeys(other))
 
     @cached_property
     def cases(self) -> list[CaseFiles]:
@@ -139,9 +182,9 @@ class LabelFolders:
             found = dict(enumerate(sorted(stems), 1))
         # Beside folders of masks, the numbers are those of the true label maps
         for file in files:
-            found = found or ({} if file.is_dir() else label_table(file))
-        for facts in self.facts:
-            found = found or dict(facts.names)
+            found = found or ({} if file.is_dir() else names_in_file(file))
+        for table in self._of_folders[self.results] + self._of_folders[self.labels]:
+            found = found or dict(table.names)
         if not found:
             raise InputRefusedError(
                 f"nothing says what the values in {self.results.name} mean; name each by --structure VALUE=NAME, or put "
@@ -166,26 +209,36 @@ class LabelFolders:
             InputRefusedError: A file is no label map of its image, or holds values that are not known.
         """
         image, file = read_volume(row["image"]), self._results[row["id"]]
-        paths = zip((file, Path(row["label"])), self._white, strict=True)
-        result, truth = (self._segmentation(path, image, segments, values, white=white) for path, white in paths)
+        places = (file, self.results), (Path(row["label"]), self.labels)
+        result, truth = (self._segmentation(path, folder, image, segments, values) for path, folder in places)
         if self.probabilities:
             found = read_probabilities(self._probabilities[row["id"]], file, result.labels, image, values)
             result = replace(result, probabilities=found)
         return LabelCase(row, result, truth)
 
     @cached_property
-    def _white(self) -> tuple[bool, bool]:
+    def _white(self) -> dict[Path, bool]:
         """Whether pictures of the program, and of the truth, are masks in black and white."""
         results, truth = [self._results[case.id] for case in self.cases], [Path(row["label"]) for row in self.rows]
-        named = self.names()
-        return is_black_and_white(results, named), is_black_and_white(truth, named)
+        return {
+            self.results: is_black_and_white(results, self._names),
+            self.labels: is_black_and_white(truth, self._names),
+        }
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return self.names()
 
     def _segmentation(
-        self, file: Path, image: Volume, segments: tuple[Segment, ...], values: Sequence[int], *, white: bool
+        self, file: Path, folder: Path, image: Volume, segments: tuple[Segment, ...], values: Sequence[int]
     ) -> Segmentation:
         """The label map of a file on the grid of its image. Values without a name are refused, or left out on request."""
-        found = placed_labels(file, image, white=white)
+        found = placed_labels(file, image, white=self._white[folder])
         is_map = not found.names
+        if is_map and not self.named:
+            described = dict(zip(values, segments, strict=True))
+            names = LabelTable({value: segment.label for value, segment in described.items()}, self.program.name)
+            found = found.renumbered(merged(self._tables(file, folder), names, described), file.name)
         if is_map and {facts.ignored for facts in self.facts} & set(found.present):
             raise InputRefusedError(
                 f"{file.name} holds the value that dataset.json calls ignored; cases in which every voxel has a class are "

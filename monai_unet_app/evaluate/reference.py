@@ -26,7 +26,7 @@ def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
     """
     # The ignored value is no class of the bundle, but a reference may hold it.
     ignored = () if bundle.ignore_label is None else (bundle.ignore_label,)
-    labels = read_labels(row["label"], volume, bundle.file_values)
+    labels = read_labels(row["label"], volume, bundle.file_values.of_row(row))
     known = bundle.file_values.known(bundle.label_values)
     check_values(labels, (*known, *ignored), case_of_row(row).label_files[0].name)
     return reference_segmentation(labels.array, volume, bundle)
@@ -36,7 +36,8 @@ def counted_voxels(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_
     """Shape (I, J, K): False where the label is the bundle's `ignore_label`; None if the bundle has no such value."""
     if bundle.ignore_label is None:
         return None
-    counted = np.asarray(read_labels(row["label"], volume, bundle.file_values).array != bundle.ignore_label)
+    labels = read_labels(row["label"], volume, bundle.file_values.of_row(row))
+    counted = np.asarray(labels.array != bundle.ignore_label)
     return counted if counted.ndim == 3 else np.asarray(counted.all(axis=3))
 
 

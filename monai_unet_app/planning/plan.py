@@ -16,7 +16,8 @@ from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
 from monai_unet_app.data.datalist import modality_of, read_dataset_json
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
-from monai_unet_app.data.labels import masks_of, stated_values
+from monai_unet_app.data.label_names import understood
+from monai_unet_app.data.labels import FileValues, masks_of
 from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase
 from monai_unet_app.data.structures import StatedStructure, named_values, stated_ignored, stated_structures
@@ -129,8 +130,8 @@ def plan_configurations(
     plan, why = dealt(cases, config.splits)
     masks = 0 if regions or config.objects else masks_of(cases)
     _check_ignored(config)
-    named, is_numbered = config.structures or (facts.names if facts else ()), config.objects is not None
-    values = stated_values(cases, named, list(regions.values()), config.ignore, masks=masks, objects=is_numbered)
+    values = FileValues((), config.objects is not None, config.ignore, tuple(regions.values()), masks)
+    cases, values = understood(cases, values, config.structures, facts)
     config = replace(config, white=values.white)
     fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan))
     check_one_kind(fingerprint)

@@ -16,6 +16,7 @@ from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.seg import read_seg, read_segments, segment_numbers
 from dicom_io.segmentation import Segmentation, Structure
 from dicom_io.volume import Volume, number_type
+from monai_unet_app.data.label_names import LabelTable, names_in_file
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
@@ -72,11 +73,30 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
     # Of counted objects some may have been deleted, joined or added
     if header is not None and header.get("SegmentSequence") and not counts_objects(case.document):
         numbers, paired_by = _paired_numbers(path, header, case)
+        if paired_by == "image grid":
+            _check_names(path, case, numbers)
         return Correction(_read_seg(path, numbers, case), paired_by, ending)
-    if header is not None and not counts_objects(case.document):
-        _check_regions(path, header, case)
+    if not counts_objects(case.document):
+        if header is not None:
+            _check_regions(path, header, case)
+        _check_names(path, case, {structure.number: structure.number for structure in case.structures})
     segmentation = read_segmentation(path, case.image, case.document, case.segmentation.segments)
     return Correction(segmentation, "image grid", ending)
+
+
+def _check_names(path: Path, case: ReviewedCase, numbers: Mapping[int, int]) -> None:
+    """Raises InputRefusedError if names in a correction say that its numbers mean other structures than in the result.
+
+    `numbers`: of each structure of the result its number in the correction.
+    """
+    described = {segment.number: segment for segment in case.segmentation.segments}
+    result = LabelTable({number: segment.label for number, segment in described.items()}, "the result")
+    own = names_in_file(path)
+    names = LabelTable({number: own[other] for number, other in numbers.items() if other in own}, path.name)
+    if moved := [value for value, other in names.held_against(result, described).items() if value != other]:
+        raise InputRefusedError(
+            f"{names}; {result}; number {moved[0]} has another meaning; the numbers of the result are needed; give them back"
+        )
 
 
 def _dicom_header(path: Path) -> Dataset:

@@ -16,7 +16,7 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import FITTED, NEEDED_FILES, BundleFiles
 from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
 from monai_unet_app.config import resolve_device
-from monai_unet_app.data.case_files import Row
+from monai_unet_app.data.case_files import Row, find_data
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.fingerprint import Fingerprint
 from monai_unet_app.data.inspect import check_cases
@@ -197,7 +197,8 @@ def deliver_network(template: Bundle, run: TrainConfig, folds: Sequence[int], de
 
 def planned_cases(template: Bundle, run: TrainConfig) -> PlannedCases:
     """The cases of a training with the place of each."""
-    return PlannedCases.find(run.data, run.labels, run.label_suffix, run.splits, template.own_splits)
+    planned = PlannedCases.find(run.data, run.labels, run.label_suffix, run.splits, template.own_splits)
+    return replace(planned, cases=template.named(planned.cases))
 
 
 def _check(template: Bundle, run: TrainConfig, planned: PlannedCases) -> Fingerprint:
@@ -289,6 +290,9 @@ def _trained(run: TrainConfig, device: torch.device) -> Bundle:
         **overrides_of(run.donor, yaml.safe_load((run.output / "configs/train.yaml").read_text(encoding="utf-8"))),
         **run.overrides,
     }
+    named = bundle.named(find_data(run.data, run.labels, run.label_suffix))
+    if own := {case.id: list(case.label_values) for case in named if case.label_values}:
+        overrides["reader::label_values"] = own
     run.say("training")
     run_overlay(run.output, "train", overrides)
     return replace(bundle)  # reads the new weights

@@ -1,0 +1,210 @@
+"""Two sources that name label values: equal names decide, and names that contradict each other are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import BUNDLES
+from phantoms import lopsided_labels, oblique_affine
+
+from dicom_io.volume import Volume
+from monai_unet_app.bundle_folder import BundleFiles
+from monai_unet_app.confidence.results_bundle import Program
+from monai_unet_app.data.case_files import find_data
+from monai_unet_app.data.cases import data_row
+from monai_unet_app.data.coding import named_segment
+from monai_unet_app.data.inspect import Accepted, inspect_cases
+from monai_unet_app.data.label_names import LabelTable, consistent, names_in_file
+from monai_unet_app.data.labels import FileValues, read_labels
+from monai_unet_app.data.monai_bridge import VolumeReader
+from monai_unet_app.data.nifti import write_nifti
+from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
+from monai_unet_app.data.structures import StatedStructure, stated_structures
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.evaluate import LabelFolders
+
+GRID = Volume(np.zeros((11, 9, 7), np.float32), oblique_affine())
+(HIPPOCAMPUS,) = [root for root in BUNDLES if root.name == "hippocampus_mri_unet3d"]  # 1 anterior, 2 posterior
+
+
+def meant(told: dict[int, str], known: dict[int, str]) -> dict[int, int]:
+    return LabelTable(told, "one").held_against(LabelTable(known, "other"))
+
+
+@pytest.mark.parametrize(
+    ("told", "known", "expected"),
+    [
+        pytest.param({1: "liver", 2: "spleen"}, {1: "Liver", 2: "Spleen"}, {1: 1, 2: 2}, id="the same"),
+        pytest.param({1: "kidney", 2: "liver"}, {1: "liver", 2: "kidney"}, {1: 2, 2: 1}, id="exchanged"),
+        pytest.param({5: "liver", 9: "kidney_left"}, {1: "Left kidney", 2: "liver"}, {5: 2, 9: 1}, id="other values"),
+        pytest.param({1: "label_1", 2: "class 2"}, {1: "liver", 2: "kidney"}, {}, id="names that say nothing"),
+        pytest.param({1: "ant", 2: "post"}, {1: "Anterior part", 2: "Posterior part"}, {1: 1, 2: 2}, id="beginnings"),
+        pytest.param({1: "kidney", 7: "aorta"}, {2: "kidney", 3: "liver"}, {1: 2}, id="more names than known"),
+        pytest.param(
+            {2: "liver", 1: "tumour of liver"}, {1: "liver tumor", 2: "liver"}, {1: 1, 2: 2}, id="a lesion of it"
+        ),
+    ],
+)
+def test_names_say_which_value_means_the_same(
+    told: dict[int, str], known: dict[int, str], expected: dict[int, int]
+) -> None:
+    assert meant(told, known) == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        pytest.param({1: "posterior", 2: "anterior"}, {1: "Anterior part", 2: "Posterior part"}, id="crossed"),
+        pytest.param({1: "kidney right"}, {1: "Left kidney"}, id="opposite sides"),
+        pytest.param({1: "spleen"}, {1: "Liver"}, id="nothing in common"),
+        pytest.param({1: "liver", 2: "vessel"}, {1: "portal vein", 2: "liver"}, id="the value of another name"),
+        pytest.param({1: "liver", 2: "liver"}, {1: "liver", 2: "portal vein"}, id="one name for two values"),
+    ],
+)
+def test_contradictions_are_refused_with_both_tables(told: dict[int, str], known: dict[int, str]) -> None:
+    with pytest.raises(InputRefusedError) as refused:
+        meant(told, known)
+    for word in ("one has 1 ", "other has 1 ", *told.values(), *known.values()):
+        assert word in str(refused.value)
+
+
+def labelled(folder: Path, names: dict[str, int], array: np.ndarray) -> Path:
+    """A data set of one case, whose dataset.json names its label values."""
+    for what in ("imagesTr", "labelsTr"):
+        (folder / what).mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(1).normal(100, 10, GRID.shape).astype(np.float32)
+    write_nifti(values, GRID, folder / "imagesTr/a_0000.nii.gz")
+    write_nifti(array.astype(np.uint8), GRID, folder / "labelsTr/a.nii.gz")
+    (folder / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "MRI"}, "labels": {"background": 0, **names}})
+    )
+    return folder
+
+
+def test_labels_of_data_that_number_otherwise_are_read_by_their_names(tmp_path: Path) -> None:
+    """For every reader: evaluation and calibration read by the row, training by MONAI's reader."""
+    truth = lopsided_labels()  # 1 and 2 of different sizes
+    stored = np.choose(truth, [0, 7, 1])
+    data = labelled(tmp_path / "d", {"Posterior hippocampus": 1, "Anterior hippocampus": 7}, stored)
+    files = BundleFiles(HIPPOCAMPUS)
+    (case,) = files.named(find_data(data))
+    row = data_row(case, "a")
+    assert row["label_values"] == [7, 1]
+    np.testing.assert_array_equal(read_labels(row["label"], GRID, FileValues().of_row(row)).array, truth)
+    for reader in (VolumeReader([row]), VolumeReader([data_row(*find_data(data), "a")], label_values={"a": [7, 1]})):
+        np.testing.assert_array_equal(reader.get_data(reader.read([row["label"]]))[0], truth)
+
+
+def test_a_value_whose_usual_meaning_is_another_one_is_no_structure_where_it_has_no_name(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "d", {"Posterior hippocampus": 1}, lopsided_labels())
+    (case,) = BundleFiles(HIPPOCAMPUS).named(find_data(data))
+    row = data_row(case, "a")
+    with pytest.raises(InputRefusedError, match=r"holds the value\(s\) \[2\]"):
+        read_labels(row["label"], GRID, FileValues().of_row(row))
+
+
+def test_names_that_agree_change_no_row_and_the_header_of_a_label_counts(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "d", {"Anterior hippocampus": 1, "Posterior hippocampus": 2}, lopsided_labels())
+    files = BundleFiles(HIPPOCAMPUS)
+    assert "label_values" not in data_row(*files.named(find_data(data)), "a")
+    exchanged = {1: "Posterior hippocampus", 2: "Anterior hippocampus"}
+    write_nifti(lopsided_labels().astype(np.uint8), GRID, data / "labelsTr/a.nii.gz", exchanged)
+    assert names_in_file(data / "labelsTr/a.nii.gz") == exchanged
+    with pytest.raises(InputRefusedError, match="two sources name the label values otherwise"):
+        files.named(find_data(data))
+    (data / "dataset.json").unlink()
+    assert data_row(*files.named(find_data(data)), "a")["label_values"] == [2, 1]
+
+
+def test_data_of_something_else_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "d", {"liver": 1, "spleen": 2}, lopsided_labels())
+    with pytest.raises(
+        InputRefusedError, match=r"dataset\.json has 1 liver, 2 spleen; hippocampus_mri_unet3d has 1 Ant"
+    ):
+        BundleFiles(HIPPOCAMPUS).named(find_data(data))
+
+
+def folders(place: Path, program: dict[str, int], truth: dict[str, int], **more: object) -> LabelFolders:
+    for name, names in (("results", program), ("truth", truth)):
+        (place / name).mkdir()
+        write_nifti(lopsided_labels().astype(np.uint8), GRID, place / name / "a.nii.gz")
+        (place / name / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **names}}))
+    return LabelFolders(place / "results", place / "truth", None, Program("Other", "1.0"), **more)  # type: ignore[arg-type]
+
+
+def test_results_and_truth_meet_by_their_names(tmp_path: Path) -> None:
+    found = folders(tmp_path, {"liver": 1, "kidney": 2}, {"kidney": 1, "liver": 2})
+    names = found.names()
+    assert names == {1: "liver", 2: "kidney"}
+    segments = tuple(named_segment(n, StatedStructure(name)) for n, name in names.items())
+    case = found.read(found.rows[0], segments, list(names))
+    for structure, (of_program, of_truth) in enumerate(((1, 2), (2, 1)), 1):
+        np.testing.assert_array_equal(case.result.labels == structure, lopsided_labels() == of_program)
+        np.testing.assert_array_equal(case.truth.labels == structure, lopsided_labels() == of_truth)
+
+
+def test_what_the_user_says_counts_and_what_it_overrides_is_told(tmp_path: Path) -> None:
+    found = folders(tmp_path, {"Leber": 1, "Niere": 2}, {"liver": 1, "kidney": 2}, named={1: "liver", 2: "kidney"})
+    assert found.overridden == ["dataset.json of results has 1 Leber, 2 Niere"]
+    segments = tuple(named_segment(n, StatedStructure(name)) for n, name in found.names().items())
+    case = found.read(found.rows[0], segments, [1, 2])
+    np.testing.assert_array_equal(case.result.labels, case.truth.labels)
+
+
+def test_names_without_a_common_word_are_refused_and_the_way_out_is_told(tmp_path: Path) -> None:
+    found = folders(tmp_path, {"Leber": 1, "Niere": 2}, {"liver": 1, "kidney": 2})
+    segments = tuple(named_segment(n, StatedStructure(name)) for n, name in found.names().items())
+    with pytest.raises(InputRefusedError, match=r"contradict each other.*--structure VALUE=NAME"):
+        found.read(found.rows[0], segments, [1, 2])
+
+
+def data_of(folder: Path, tables: dict[str, dict[int, str]], structures: dict[str, np.ndarray]) -> Path:
+    """A data set whose label files have a table each, and the structures under the values that it says."""
+    for what in ("images", "labels"):
+        (folder / what).mkdir(parents=True)
+    for case, names in tables.items():
+        values = np.random.default_rng(1).normal(100, 10, GRID.shape).astype(np.float32)
+        write_nifti(values, GRID, folder / f"images/{case}.nii.gz")
+        array = sum((value * structures[name] for value, name in names.items()), np.zeros(GRID.shape, np.uint8))
+        write_nifti(np.asarray(array, np.uint8), GRID, folder / f"labels/{case}.nii.gz", names)
+    return folder
+
+
+def test_tables_that_differ_between_cases_are_resolved_case_by_case(tmp_path: Path) -> None:
+    structures = {"liver": lopsided_labels() == 1, "spleen": lopsided_labels() == 2}
+    tables = {"a": {1: "liver", 2: "spleen"}, "b": {1: "spleen", 4: "liver"}, "c": {2: "liver"}}
+    cases = consistent(find_data(data_of(tmp_path / "d", tables, structures)), None)
+    assert [case.label_values for case in cases] == [(1, 2), (4, 1), (2, -2)]
+    found = inspect_cases(cases, Accepted())
+    volume = {name: int(mask.sum()) for name, mask in structures.items()}
+    for seen, names in zip(found.cases, tables.values(), strict=True):
+        told = {1: volume["liver"]} | ({2: volume["spleen"]} if "spleen" in names.values() else {})
+        assert {value: count for value, count in seen.class_voxels.items() if value} == told
+    assert {v: s.name for v, s in stated_structures(cases, found.label_values).items()} == {1: "liver", 2: "spleen"}
+    config = NnunetConfig(tmp_path / "Dataset001_Named")
+    written = write_nnunet_folder(cases, config)
+    assert written.document["labels"] == {"background": 0, "liver": 1, "spleen": 2}
+    for case, names in tables.items():
+        array = np.asarray(nibabel.load(config.output / f"labelsTr/{case}.nii.gz").dataobj)
+        np.testing.assert_array_equal(array == 1, structures["liver"])
+        np.testing.assert_array_equal(array == 2, structures["spleen"] & ("spleen" in names.values()))
+
+
+def test_a_file_without_names_beside_files_that_differ_is_refused_and_one_table_is_taken(tmp_path: Path) -> None:
+    structures = {"liver": lopsided_labels() == 1, "spleen": lopsided_labels() == 2, "label": lopsided_labels() == 1}
+    differ = {"a": {1: "liver", 2: "spleen"}, "b": {1: "spleen", 2: "liver"}, "c": {1: "label"}}
+    with pytest.raises(InputRefusedError, match="c does not say what its values mean"):
+        consistent(find_data(data_of(tmp_path / "differ", differ, structures)), None)
+    alike = {"a": {1: "liver", 2: "spleen"}, "c": {1: "label"}}
+    cases = consistent(find_data(data_of(tmp_path / "alike", alike, structures)), None)
+    assert not any(case.label_values for case in cases)
+    assert {v: s.name for v, s in stated_structures(cases, [1, 2]).items()} == {1: "liver", 2: "spleen"}
+    said = LabelTable({1: "spleen", 2: "liver"}, "dataset.json")
+    with pytest.raises(
+        InputRefusedError, match=r"two meanings: a\.nii\.gz has 1 liver, 2 spleen; dataset\.json has 1 spleen"
+    ):
+        consistent(cases, said)
