@@ -129,7 +129,7 @@ def _strict_places(
             raise UsageError("--splits is only used with --strict; give --strict, or leave it out")
         return None, []
     own = bundle_files(options.bundle).own_splits if options.bundle else None
-    listed = any(case.listed and case.listed.partition for case in cases)
+    listed = any(case.listed and case.listed.is_placed for case in cases)
     told = options.splits or (own and own.is_file()) or listed or nnunet_folds_of(cases)
     try:
         return places_of(plan_of(cases, options.splits, own).values()) if cases else {}, []

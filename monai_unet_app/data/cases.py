@@ -12,6 +12,7 @@ from monai_unet_app.data.splits import (
     NNUNET_FOLDS,
     Partition,
     SplitCase,
+    check_folds,
     check_subjects,
     deal_folds,
     is_nnunet_folds,
@@ -84,7 +85,7 @@ def known_plan(
     cases: Sequence[CaseFiles], splits: str | Path | None, own: str | Path | None = None
 ) -> dict[str, SplitCase] | None:
     """As `plan_of`, but None where no plan knows the cases."""
-    if not splits and cases and all(case.listed and case.listed.partition for case in cases):
+    if not splits and cases and all(case.listed and case.listed.is_placed for case in cases):
         return _listed_plan(cases)
     beside = nnunet_folds_of(cases) or Path()
     for path in (Path(splits),) if splits else (Path(own or ""), beside, shipped("examples") / "splits.json"):
@@ -113,16 +114,20 @@ def nnunet_folds_of(cases: Sequence[CaseFiles]) -> Path | None:
 
 
 def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:
-    """The plan that a list of cases tells; folds that it does not tell are dealt out."""
-    subjects = subjects_of(cases)
+    """The plan that a list of cases tells: its partitions, and folds, which are dealt out where it does not tell them.
+
+    Where it tells folds alone, every case trains.
+    """
+    subjects, where = subjects_of(cases), "the list of cases"
     dealt = deal_folds("data", subjects)
     plan = {}
     for case in cases:
-        listed = case.listed
-        if listed is not None and listed.partition is not None:
+        if (listed := case.listed) is not None:
             fold = dealt[case.id] if listed.fold is None else listed.fold
-            plan[case.id] = SplitCase(case.id, subjects[case.id], listed.partition, fold)
-    check_subjects(plan.values(), "the list of cases")
+            plan[case.id] = SplitCase(case.id, subjects[case.id], listed.partition or "train", fold)
+    check_subjects(plan.values(), where)
+    if all(case.listed and case.listed.fold is not None for case in cases):
+        check_folds(plan.values(), where)
     return plan
 
 

@@ -3,8 +3,9 @@
 CSV         a row for each case with the columns image and label, and where they are known id, subject, partition and fold; of
             several channels the columns image_T1, image_FLAIR ... instead of image, and of structures that have a mask each the
             columns label_liver, label_vessel ... instead of label
-JSON        a list of such cases, or MONAI's data list: {"training": [{"image": ..., "label": ...}]}; an image of several
-            channels is a list of files, or {"T1": ..., "FLAIR": ...}, and so are masks as its label
+JSON        a list of such cases, or MONAI's data list: {"training": [{"image": ..., "label": ...}]}, with the lists
+            validation (of cases that select) and testing, where there are any; an image of several channels is a list of
+            files, or {"T1": ..., "FLAIR": ...}, and so are masks as its label
 dataset.json    beside imagesTr/ and labelsTr/: the names of the label values and the modality
 
 Paths are taken from the folder of the file.
@@ -13,11 +14,13 @@ Paths are taken from the folder of the file.
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import InputRefusedError
 
@@ -26,6 +29,17 @@ IGNORE = "ignore"
 """nnU-Net's name of voxels without a class."""
 
 _KEYS = ("image", "label", "id", "subject", "partition", "fold")
+_SYNONYMS = {
+    "subject": ("patient", "patient_id", "patientid", "subject_id", "person", "pid"),
+    "partition": ("split", "set", "subset", "phase"),
+    "label": ("mask", "seg", "segmentation"),
+    "image": ("img", "file", "path"),
+    "id": ("case", "case_id", "identifier"),
+    "fold": ("cv", "cv_fold", "kfold"),
+}
+_LISTS: dict[str, Partition] = {"training": "train", "validation": "selection", "testing": "test", "test": "test"}
+"""Of a JSON file: which cases stand in which list, where there are several."""
+
 _SHOWN = 5
 _MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR", "pet": "PT", "pt": "PT", "us": "US"}
 
@@ -62,6 +76,11 @@ class ListedCase:
     channel_names: tuple[str, ...] = ()
     masks: tuple[Path, ...] = ()
     mask_names: tuple[str, ...] = ()
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the list tells its partition or its fold."""
+        return self.partition is not None or self.fold is not None
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,7 @@ def read_datalist(path: Path) -> list[ListedCase]:
             f"{path.name} cannot be read as a list of cases ({error}); CSV or JSON with image and label is needed; see "
             "docs/how-to/train.md"
         ) from error
+    _check_keys(dict.fromkeys(key for row in rows for key in row), path.name)
     if not rows:
         raise InputRefusedError(f"{path.name} lists no case; a row with image and label for each is needed; add them")
     cases = [_listed(row, f"{path.name}, case {number}", path.parent) for number, row in enumerate(rows, 1)]
@@ -125,10 +145,37 @@ def _rows_of_csv(text: str) -> list[dict[str, Any]]:
 
 
 def _rows_of_json(document: Any) -> list[dict[str, Any]]:
-    rows = document.get("training") if isinstance(document, dict) else document
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    """The cases of a list, or of the lists of MONAI's form; of several lists each says the partition of its cases.
+
+    Test cases without a label, which are there to be predicted, count only where there are no others.
+    """
+    lists = document if isinstance(document, dict) else {"training": document}
+    found = {key: rows for key, rows in lists.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)}
+    if unknown := [key for key in found if key not in _LISTS]:
+        raise ValueError(f"{unknown[0]!r} is not known; {_nearest(unknown[0], _LISTS)!r} is the nearest known list")
+    if not found or not all(isinstance(row, dict) for rows in found.values() for row in rows):
         raise ValueError('neither a list of cases nor {"training": [cases]}')
-    return rows
+    labelled = {key: [row for row in rows if _LISTS[key] != "test" or row.get("label")] for key, rows in found.items()}
+    told = {key: rows for key, rows in labelled.items() if rows} or found
+    if len(told) == 1:
+        return next(iter(told.values()))
+    return [{"partition": _LISTS[key], **row} for key, rows in told.items() for row in rows]
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    return next(iter(get_close_matches(key.lower(), list(known), 1, 0)), "")
+
+
+def _check_keys(keys: Iterable[str], where: str) -> None:
+    """Raises InputRefusedError for a key that says what a known one says; others, such as an age, are no business of ours."""
+    for key in keys:
+        word = str(key).strip().lower()
+        meant = next((known for known, words in _SYNONYMS.items() if word in words), None)
+        meant = meant or next(iter(get_close_matches(word, _KEYS, 1, 0.8)), None)
+        if meant and key not in _KEYS and not str(key).startswith(("image_", "label_")):
+            raise InputRefusedError(
+                f"{where} has the key {key!r}, which is not known; {meant!r} is the nearest; rename it"
+            )
 
 
 def _listed(row: Mapping[str, Any], where: str, folder: Path) -> ListedCase:
@@ -195,6 +242,8 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
             f"{path.name} does not state its labels ({type(error).__name__}: {error}); nnU-Net's or the Decathlon's form is "
             "needed; correct or remove it"
         ) from error
+    if isinstance(channels, dict) and channels and all(isinstance(place, int) for place in channels.values()):
+        channels = {str(place): name for name, place in channels.items()}  # {"T1": 0, "FLAIR": 1}
     told = tuple(str(channels[key]) for key in sorted(channels, key=_number)) if isinstance(channels, dict) else ()
     if ignored in {*names, *(value for region in regions.values() for value in region)}:
         raise InputRefusedError(
@@ -202,6 +251,17 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
             "and the labels"
         )
     return LabelFacts({} if regions else names, told, regions, ignored)
+
+
+def listed_labels(folder: Path) -> dict[Path, Path]:
+    """Image -> label of the cases that `dataset.json` in the folder lists, as far as the labels are there; absolute paths."""
+    try:
+        document = json_of(folder / "dataset.json")
+        rows = [row for row in document["training"] if isinstance(row["image"], str) and isinstance(row["label"], str)]
+    except (OSError, ValueError, KeyError, TypeError):  # nnU-Net's form lists none
+        return {}
+    pairs = [((folder / row["image"]).resolve(), (folder / row["label"]).resolve()) for row in rows]
+    return {image: label for image, label in pairs if label.is_file()}
 
 
 def _number(key: str) -> tuple[int, str]:

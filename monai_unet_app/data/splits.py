@@ -146,15 +146,26 @@ def read_nnunet_folds(path: Path, subjects: Mapping[str, str]) -> dict[str, Spli
                 "another plan by --splits"
             )
         plan[case] = SplitCase(case, subject, "train", places[0])
+    check_folds(plan.values(), path.name)
+    return plan
+
+
+def check_folds(cases: Iterable[SplitCase], where: str) -> None:
+    """Raises InputRefusedError if folds that somebody stated are too few or too many, or a subject is in two of them."""
     folds_of: dict[str, int] = {}
-    for entry in plan.values():
+    for entry in cases:
         if (other := folds_of.setdefault(entry.subject, entry.fold)) != entry.fold:
             raise InputRefusedError(
-                f"{path.name}: subject {entry.subject} is in fold {other} and, with case {entry.id}, in fold {entry.fold}; one "
+                f"{where}: subject {entry.subject} is in fold {other} and, with case {entry.id}, in fold {entry.fold}; one "
                 "subject belongs to one fold, otherwise the network of the fold has seen it; correct the file, or give "
                 "another plan by --splits"
             )
-    return plan
+    numbers = sorted(set(folds_of.values()))
+    if len(numbers) < 2 or not 0 <= numbers[0] <= numbers[-1] < MOST_FOLDS:
+        raise InputRefusedError(
+            f"{where} tells the fold(s) {', '.join(map(str, numbers))}; two to {MOST_FOLDS}, from 0 on, are needed; "
+            "correct them"
+        )
 
 
 def _numbered(folds: Sequence[int]) -> str:

@@ -208,7 +208,7 @@ def dealt(cases: Sequence[CaseFiles], splits: Path | None) -> tuple[list[SplitCa
     fewer, every case trains and is tested, in folds, and all subjects count for the statements.
     """
     entries = list(plan_of(cases, splits).values())
-    if splits is None and any(case.listed and case.listed.partition for case in cases):
+    if splits is None and any(case.listed and case.listed.is_placed for case in cases):
         return entries, "as stated in the list of cases"
     if told := splits or nnunet_folds_of(cases):
         return entries, f"as {told.name} says"

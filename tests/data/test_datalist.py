@@ -144,3 +144,87 @@ def test_labels_that_cannot_be_learnt_are_refused_by_name(text: str, says: str, 
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(InputRefusedError, match=says):
         read_dataset_json(tmp_path)
+
+
+def listed(folder: Path, **lists: list[dict[str, Any]]) -> Path:
+    """A JSON list of cases whose files are there."""
+    for rows in lists.values():
+        for row in rows:
+            touch(*(folder / row[what] for what in ("image", "label") if what in row))
+    (folder / "list.json").write_text(json.dumps(lists))
+    return folder / "list.json"
+
+
+def case_row(name: str, **more: Any) -> dict[str, Any]:
+    return {"image": f"{name}.nii.gz", "label": f"l_{name}.nii.gz", **more}
+
+
+def test_folds_of_a_list_are_the_folds(tmp_path: Path) -> None:
+    folds = {"a": 2, "b": 0, "c": 2, "d": 1}
+    data = listed(tmp_path, training=[case_row(name, fold=fold) for name, fold in folds.items()], testing=[])
+    plan = plan_of(find_data(data), None)
+    assert {name: (entry.fold, entry.partition) for name, entry in plan.items()} == {
+        name: (fold, "train") for name, fold in folds.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([case_row("a", fold=0), case_row("b", fold=0)], r"tells the fold\(s\) 0; two to 10"),
+        ([case_row("a", fold=0), case_row("b", fold=10)], r"tells the fold\(s\) 0, 10; two to 10"),
+        ([case_row("a", fold=0, subject="P"), case_row("b", fold=1, subject="P")], "subject P is in fold 0 and"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(rows: list[dict[str, Any]], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match=reason):
+        plan_of(find_data(listed(tmp_path, training=rows)), None)
+
+
+def test_the_lists_of_a_file_say_what_their_cases_are_for(tmp_path: Path) -> None:
+    unlabelled = {"image": "d.nii.gz"}
+    data = listed(tmp_path, training=[case_row("a")], validation=[case_row("b")], testing=[case_row("c"), unlabelled])
+    plan = plan_of(find_data(data), None)
+    assert {name: entry.partition for name, entry in plan.items()} == {"a": "train", "b": "selection", "c": "test"}
+    alone = listed(tmp_path, training=[case_row("a")], testing=[unlabelled])
+    assert [(case.id, case.listed and case.listed.partition) for case in find_data(alone)] == [("a", None)]
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("lable", "label"), ("patient_id", "subject"), ("split", "partition"), ("folds", "fold"), ("Label", "label")],
+)
+def test_a_key_that_says_what_a_known_one_says_is_refused_with_its_name(key: str, nearest: str, tmp_path: Path) -> None:
+    data = listed(tmp_path, training=[case_row("a", age=61, **{key: "x"})])
+    with pytest.raises(InputRefusedError, match=f"the key '{key}', which is not known; '{nearest}' is the nearest"):
+        find_data(data)
+
+
+def test_a_list_under_another_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match="'val' is not known; 'validation' is the nearest known list"):
+        find_data(listed(tmp_path, training=[case_row("a")], val=[case_row("b")]))
+
+
+def test_labels_that_dataset_json_lists_elsewhere_are_never_replaced_by_others(tmp_path: Path) -> None:
+    files = {"image": "imagesTr/a.nii.gz", "label": "labelsTr2/a.nii.gz"}
+    touch(*(tmp_path / name for name in (*files.values(), "labelsTr/a.nii.gz")))
+    document = {"labels": {"0": "background", "1": "liver"}, "training": [files]}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputRefusedError, match=r"lists labelsTr2/a\.nii\.gz as the label of a, and labelsTr/a"):
+        find_data(tmp_path)
+    (case,) = find_data(tmp_path / "imagesTr", tmp_path / "labelsTr2")
+    assert case.label == tmp_path / "labelsTr2/a.nii.gz"
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(document | {"training": [files | {"label": "./labelsTr/a.nii.gz"}]})
+    )
+    assert find_data(tmp_path)[0].label == tmp_path / "labelsTr/a.nii.gz"
+
+
+def test_channels_are_in_the_order_of_their_numbers_whichever_way_round_they_are_named(tmp_path: Path) -> None:
+    for names in ({"1": "FLAIR", "0": "T1", "10": "T2"}, {"FLAIR": 1, "T2": 10, "T1": 0}):
+        (tmp_path / "dataset.json").write_text(
+            json.dumps({"channel_names": names, "labels": {"background": 0, "x": 1}})
+        )
+        facts = read_dataset_json(tmp_path)
+        assert facts is not None
+        assert facts.channels == ("T1", "FLAIR", "T2")
