@@ -17,7 +17,7 @@ from dicom_io.reading.headers import patient_digest, shown
 from dicom_io.reading.instances import Instance, refusing
 from dicom_io.reading.ordering import OrderedSeries, ReadOptions, check_complete, check_ends, order_series, pixel_mm
 from dicom_io.reading.pixels import decode_frames
-from dicom_io.reading.repair import resample
+from dicom_io.reading.repair import made_slices, resample
 from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_at, scan_source, summary, survey_files
 from dicom_io.volume import Provenance, Volume
 
@@ -242,6 +242,8 @@ def _provenance(ordered: OrderedSeries, notes: tuple[str, ...]) -> Provenance:
         pixel_mm(frames[0].instance.header) if ordered.is_picture else None,
         incomplete=ordered.incomplete,
         patient_digest=patient_digest(frames[0].instance.header),
+        other_times=ordered.other_times,
+        made_slices=made_slices(ordered.repair) if ordered.repair else (),
     )
 
 

@@ -50,6 +50,8 @@ class Provenance:
         patient_digest: sha256 of PatientID and IssuerOfPatientID, see `headers.patient_digest`; empty if the source names
             no patient.
         others: Of an image whose channels come from several files or series: where the further channels come from.
+        other_times: Keys, as `slice_keys`, of the slices of the series that belong to time points that were not chosen.
+        made_slices: K of each slice that a repair made between slices of the series, and K of the nearest of these.
     """
 
     kind: Kind
@@ -67,6 +69,8 @@ class Provenance:
     incomplete: bool = False
     patient_digest: str = ""
     others: tuple["Provenance", ...] = ()
+    other_times: frozenset[str] = field(default=frozenset(), repr=False)
+    made_slices: tuple[tuple[int, int], ...] = ()
 
     @property
     def slice_keys(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ every second voxel. So the steps are compared, from pixel to pixel and from slic
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class FrameGrid:
         self._depths: dict[int, set[float]] = {}
         self._normals: dict[int, Floats] = {}
         self._stated_mm: set[float] = set()
+        self._confirmed = True
 
     def voxels(
         self, name: str, plane: Plane, columns: NDArray[Any], rows: NDArray[Any], gap_mm: float | None = None
@@ -87,12 +89,17 @@ class FrameGrid:
             LabelError: The frame lies in another slice.
         """
         named = sorted({self.slices[key] for key in keys if key in self.slices})
+        self._confirmed &= bool(named)
         wrong = ks[~np.isin(ks, named)] if named else ks[:0]
         if len(wrong):
             raise LabelError(
                 f"{name} names {told_slices(named)} of the image but lies in slice {int(wrong[0])}; name and position must "
                 "agree; the file was written with its slices out of order, or for another image"
             )
+
+    def is_of_other_time(self, keys: Sequence[str]) -> bool:
+        """Whether a frame or contour names slices of other time points of this series, and nothing else."""
+        return bool(keys) and self.reference.provenance.other_times.issuperset(keys)
 
     def finish(self, name: str) -> None:
         """Pass if the frames are as far apart as the slices of the image.
@@ -102,12 +109,16 @@ class FrameGrid:
         multiple of it: some writers copy a wrong gap from the image. Without a stated gap, three slices or more at multiples
         of a larger step are taken for slices of that step.
 
+        Frames that lie in the slices which they name need to state none.
+
         Args:
             name: Names the object in a message.
 
         Raises:
             LabelError: The gaps differ.
         """
+        if self._confirmed and not self._stated_mm:
+            return
         for axis, depths in self._depths.items():
             gap_mm = self.reference.spacing_mm[axis]
             other_mm = self._other_gap(axis, np.array(sorted(depths), dtype=np.float64))
@@ -172,6 +183,34 @@ class FrameGrid:
             self._depths.setdefault(axis, set()).add(round(depth) if whole else round(depth, 1))
         if gap_mm is not None:
             self._stated_mm.add(gap_mm)
+
+
+def with_made_slices(labels: Volume) -> Volume:
+    """Labels, on every slice that a repair of their image made those of the nearest slice of the series, with a note."""
+    made = labels.provenance.made_slices
+    filled = [(k, nearest) for k, nearest in made if labels.array[:, :, nearest].any()]
+    if not filled:
+        return labels
+    for k, nearest in filled:
+        labels.array[:, :, k] = labels.array[:, :, nearest]
+    return with_notes(
+        labels, f"{len(filled)} slice(s) that the repair made have the labels of the nearest slice of the series"
+    )
+
+
+def with_notes(volume: Volume, *notes: str) -> Volume:
+    """The same volume with further notes in its provenance."""
+    return replace(volume, provenance=replace(volume.provenance, notes=(*volume.provenance.notes, *notes)))
+
+
+def check_some_left(left_out: int, taken: int, what: str) -> tuple[str, ...]:
+    """A note on what belongs to other time points of the series. Raises LabelError if all of it does."""
+    if left_out and not taken:
+        raise LabelError(
+            f"all {left_out} {what} name images of other time points of this series; those of the chosen one are needed; "
+            "choose their time point with --time-point, or take them by their place with --by-place"
+        )
+    return (f"{left_out} {what} of other time points were left out",) if left_out else ()
 
 
 def named_slices(reference: Volume) -> dict[str, int]:

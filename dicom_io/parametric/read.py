@@ -12,7 +12,7 @@ from pydicom.uid import ParametricMapStorage
 
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.objects.functional_groups import gap_of, items_of, named_sources
-from dicom_io.objects.grid import FrameGrid
+from dicom_io.objects.grid import FrameGrid, check_some_left
 from dicom_io.objects.slice_positions import Floats, Plane, check_frame_of_reference, check_patient_space, plane_of
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import READ_ERRORS, load_object, refusing
@@ -104,15 +104,18 @@ def place_map(frames: Iterable[MapFrame], reference: Volume) -> NDArray[np.float
 
     Raises:
         LabelError: A pixel is no voxel (see `FrameGrid`), lies in another slice than its frame names, or on a voxel that has
-            a value.
+            a value; or all frames name images of other time points of the series.
     """
     # NaN marks the voxels without a frame.
     array = np.full(reference.shape, np.nan, dtype=np.float32)
     # A map of its own, because the value of a frame may be NaN, too.
     taken = np.zeros(reference.shape, dtype=bool)
-    grid = FrameGrid(reference)
+    grid, left_out = FrameGrid(reference), 0
     for number, frame in enumerate(frames, start=1):
         name = f"frame {number}"
+        if grid.is_of_other_time(frame.named):
+            left_out += 1
+            continue
         rows, columns = np.indices(frame.values.shape)
         voxels = grid.voxels(name, frame.plane, columns.ravel(), rows.ravel(), frame.gap_mm)
         grid.check_named(name, frame.named, voxels[:, 2])
@@ -123,6 +126,7 @@ def place_map(frames: Iterable[MapFrame], reference: Volume) -> NDArray[np.float
             )
         taken[where] = True
         array[where] = frame.values.ravel().astype(np.float32)
+    check_some_left(left_out, int(taken.any()), "frame(s)")
     grid.finish("the map")
     return array
 

@@ -77,6 +77,11 @@ class Frame:
         return self.instance.sop_instance_uid, self.tile[0] + 1 if self.tile else self.number
 
     @property
+    def slice_key(self) -> str:
+        """As `Provenance.slice_keys` has it."""
+        return self.instance.sop_instance_uid + (f"#{self.number}" if self.number else "")
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of this frame."""
         if self.tile is not None and self.plane is not None:

@@ -27,6 +27,7 @@ class ReadOptions:
     Attributes:
         series_instance_uid: Which series to read if there are several.
         time_point: Which of several time points, echoes or acquisitions to read, from 1.
+        by_place: Lay labels that name images of other time points on the one that is read, by their place alone.
         resample_gaps: Fill uneven gaps and missing slices by linear interpolation.
         resample_tilt: Put a stack whose slices are shifted sideways (gantry tilt) onto a right-angled grid.
         channels: Read these series of one frame of reference as channels, on the grid of the first (`channels.py`).
@@ -39,6 +40,7 @@ class ReadOptions:
     time_point: int | None = None
     resample_gaps: bool = False
     resample_tilt: bool = False
+    by_place: bool = False
     channels: tuple[str, ...] = ()
     accept_incomplete: bool = False
     before_pixels: Callable[[tuple[int, ...], Points], None] | None = field(default=None, compare=False)
@@ -56,6 +58,7 @@ class OrderedSeries:
         repair: The resampling that the caller asked for.
         notes: One sentence for each irregularity that was accepted.
         incomplete: Whether images are missing by its own headers, and the caller accepts that.
+        other_times: Keys of the slices of time points that were not chosen.
     """
 
     series: SeriesRef
@@ -65,6 +68,7 @@ class OrderedSeries:
     repair: Repair | None
     notes: tuple[str, ...] = ()
     incomplete: bool = False
+    other_times: frozenset[str] = frozenset()
 
     @property
     def is_picture(self) -> bool:
@@ -106,8 +110,10 @@ def order_series(series: SeriesRef, options: ReadOptions) -> OrderedSeries:
         return _picture(frames, headers[0], series, (*series.notes, *copy_notes))
     planes = _planes(frames, series.name)
     checks.check_one_space(headers, series.name)
-    frames, choice_notes = choose_time_point(frames, planes, series.name, options.time_point)
-    return _on_even_grid(series, frames, options, (*series.notes, *copy_notes, *choice_notes))
+    chosen, choice_notes = choose_time_point(frames, planes, series.name, options.time_point)
+    ordered = _on_even_grid(series, chosen, options, (*series.notes, *copy_notes, *choice_notes))
+    keys, own = ({frame.slice_key for frame in some} for some in (frames, chosen))
+    return replace(ordered, other_times=frozenset() if options.by_place else frozenset(keys - own))
 
 
 def _on_even_grid(

@@ -73,6 +73,13 @@ def plan_repair(planes: Sequence[ImagePlane], name: str, *, gaps: bool, tilt: bo
     return Repair(affine_lps, (int(grown[0]), int(grown[1]), count), order, depths_mm, offsets - low, note)
 
 
+def made_slices(repair: Repair) -> tuple[tuple[int, int], ...]:
+    """Each slice of the grid on which no source slice lies, and the nearest one on which one does; the lower of two."""
+    step_mm = repair.depths_mm[-1] / (repair.shape[2] - 1)
+    known = sorted({round(float(depth)) for depth in repair.depths_mm / step_mm})
+    return tuple((k, min(known, key=lambda own: (abs(own - k), own))) for k in range(repair.shape[2]) if k not in known)
+
+
 def resample(slices: NDArray[np.float32], repair: Repair) -> NDArray[np.float32]:
     """Values on the even grid.
 

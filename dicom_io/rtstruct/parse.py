@@ -1,6 +1,6 @@
 """The contours of an RT Structure Set of any software, through pydicom."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,19 @@ class Contour:
     exclusive: bool
 
 
-def closed_contours(dataset: Dataset) -> Iterator[Contour]:
+def closed_contours(dataset: Dataset, wanted: Collection[int]) -> Iterator[Contour]:
     """Every closed contour of an RTSTRUCT, by pydicom; points and open lines enclose nothing and are left out.
+
+    Args:
+        dataset: The structure set.
+        wanted: ROINumbers of the regions whose contours are read.
 
     Raises:
         LabelError: A contour is of a type that the standard does not have, or its coordinates are no points.
     """
     for roi in dataset.get("ROIContourSequence") or []:
+        if int(roi.ReferencedROINumber) not in wanted:
+            continue
         for item in roi.get("ContourSequence") or []:
             kind = item.get("ContourGeometricType")
             if kind in WITHOUT_AREA:
@@ -56,13 +62,14 @@ def closed_contours(dataset: Dataset) -> Iterator[Contour]:
             yield Contour(number, _points(item, number), named, kind == EXCLUSIVE)
 
 
-def without_area(dataset: Dataset) -> dict[int, int]:
-    """How many points and open lines a region has, by ROINumber."""
+def without_area(dataset: Dataset, wanted: Collection[int]) -> dict[int, int]:
+    """How many points and open lines each wanted region has, by ROINumber."""
     counts: dict[int, int] = {}
     for roi in dataset.get("ROIContourSequence") or []:
         kinds = [item.get("ContourGeometricType") for item in roi.get("ContourSequence") or []]
-        if count := sum(kind in WITHOUT_AREA for kind in kinds):
-            counts[int(roi.ReferencedROINumber)] = count
+        count, number = sum(kind in WITHOUT_AREA for kind in kinds), int(roi.ReferencedROINumber)
+        if count and number in wanted:
+            counts[number] = count
     return counts
 
 

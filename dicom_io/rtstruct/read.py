@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RTStructureSetStorage
 
 from dicom_io.errors import LabelError
-from dicom_io.objects.grid import named_slices, told_slices
+from dicom_io.objects.grid import check_some_left, named_slices, told_slices, with_made_slices
 from dicom_io.objects.raster import entangled, filled
 from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, check_patient_space
 from dicom_io.reading.headers import shown_uid
@@ -25,6 +25,7 @@ TWICE = "contours that occur a second time were left out"
 CANCELLED = "CLOSEDPLANAR_XOR contours that occur a second time cancel out the first"
 NOTHING = "contours enclose no voxel's centre"
 VANISHED = "holes enclose the same voxels as the contour around them and leave no voxel"
+OTHER_TIMES = "contours that name images of other time points of this series were left out"
 BEYOND = "contours reach beyond the image and were cut at its edge"
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -55,6 +56,11 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
     check_patient_space(reference)
     with refusing(path):
         numbers = _numbers(dataset)
+        if not all(0 < number < 65536 for number in numbers):
+            raise LabelError(
+                f"the regions are numbered {_some(numbers)}; numbers from 1 to 65535 are needed because they become label "
+                "values; renumber the regions, or write them by monai-unet regions, which numbers anew"
+            )
         array = np.zeros(reference.shape, dtype=number_type(max(numbers, default=0)))
         note_counts: dict[str, Counter[int]] = {}
         for roi, k, inside in _regions(dataset, reference, note_counts):
@@ -66,7 +72,7 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
                 )
             # Contours have rows first, volumes have columns (axis I) first.
             array[:, :, k][inside.T] = roi
-        return _with_notes(reference.with_array(array), note_counts)
+        return with_made_slices(_with_notes(reference.with_array(array), note_counts))
 
 
 def read_regions(path: Path, reference: Volume, names: Sequence[str] | None = None) -> Volume:
@@ -94,7 +100,7 @@ def read_regions(path: Path, reference: Volume, names: Sequence[str] | None = No
         note_counts: dict[str, Counter[int]] = {}
         for roi, k, inside in _regions(dataset, reference, note_counts, frozenset(chosen)):
             array[:, :, k, chosen.index(roi)][inside.T] = 1
-        return _with_notes(reference.with_array(array), note_counts)
+        return with_made_slices(_with_notes(reference.with_array(array), note_counts))
 
 
 def region_names(path: Path) -> dict[int, str]:
@@ -121,12 +127,11 @@ def _regions(
     dataset: Dataset, reference: Volume, note_counts: dict[str, Counter[int]], chosen: frozenset[int] | None = None
 ) -> Iterator[tuple[int, int, Mask]]:
     """ROINumber, slice and voxels, shape (rows, columns), of all regions or the chosen ones; fills `note_counts`."""
-    _check_frames_of_reference(dataset, reference)
-    note_counts[LEFT_OUT] = Counter(without_area(dataset))
+    wanted = frozenset(_numbers(dataset)) if chosen is None else chosen  # others cannot hinder these
+    _check_frames_of_reference(dataset, reference, wanted)
+    note_counts[LEFT_OUT] = Counter(without_area(dataset, wanted))
     # Sorted, so that the same overlap is named whatever the order of the file.
-    for (roi, k), drawn in sorted(_drawn(dataset, reference).items()):
-        if chosen is not None and roi not in chosen:
-            continue
+    for (roi, k), drawn in sorted(_drawn(dataset, reference, wanted, note_counts).items()):
         inside, notes = _inside(roi, k, drawn, (reference.shape[1], reference.shape[0]))
         for note, count in notes.items():
             note_counts.setdefault(note, Counter())[roi] += count
@@ -142,10 +147,9 @@ def _numbers(dataset: Dataset) -> list[int]:
                 "export it again"
             )
     numbers = sorted(int(item.ROINumber) for item in dataset.get("StructureSetROISequence") or [])
-    if not all(0 < number < 65536 for number in numbers) or len(set(numbers)) < len(numbers):
+    if len(set(numbers)) < len(numbers):
         raise LabelError(
-            f"the regions are numbered {_some(numbers)}; different numbers from 1 to 65535 are needed because they "
-            "become label values; renumber the regions"
+            f"the regions are numbered {_some(numbers)}; different numbers are needed; renumber the regions"
         )
     drawn = [item for item in dataset.get("ROIContourSequence") or [] if item.get("ContourSequence")]
     unknown = sorted({int(item.ReferencedROINumber) for item in drawn} - set(numbers))
@@ -157,8 +161,8 @@ def _numbers(dataset: Dataset) -> list[int]:
     return numbers
 
 
-def _check_frames_of_reference(dataset: Dataset, reference: Volume) -> None:
-    """Pass if each region names the frame of reference of the image (Type 1, PS3.3 C.8.8.5).
+def _check_frames_of_reference(dataset: Dataset, reference: Volume, wanted: frozenset[int]) -> None:
+    """Pass if each wanted region names the frame of reference of the image (Type 1, PS3.3 C.8.8.5).
 
     For a region that names none, all frames count that the structure set lists. Raises LabelError for another frame.
     """
@@ -166,6 +170,8 @@ def _check_frames_of_reference(dataset: Dataset, reference: Volume) -> None:
     listed = [item.get("FrameOfReferenceUID") for item in dataset.get("ReferencedFrameOfReferenceSequence") or []]
     elsewhere: dict[str, list[int]] = {}
     for item in dataset.get("StructureSetROISequence") or []:
+        if int(item.ROINumber) not in wanted:
+            continue
         own = item.get("ReferencedFrameOfReferenceUID")
         for uid in [own] if own else listed:
             if uid and of_image and uid != of_image:
@@ -236,12 +242,19 @@ def _some(numbers: list[int]) -> str:
     return f"{numbers[:20]}{' ...' * (len(numbers) > 20)}"
 
 
-def _drawn(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], _Drawn]:
-    """Contours by (ROINumber, slice k) in pixel coordinates of the reference."""
+def _drawn(
+    dataset: Dataset, reference: Volume, wanted: frozenset[int], note_counts: dict[str, Counter[int]]
+) -> dict[tuple[int, int], _Drawn]:
+    """Contours of the wanted regions by (ROINumber, slice k) in pixel coordinates of the reference; fills `note_counts`."""
+    other_times, taken = note_counts.setdefault(OTHER_TIMES, Counter()), 0
     to_index = np.linalg.inv(reference.affine_lps)
     slices = named_slices(reference)
     by_slice: dict[tuple[int, int], _Drawn] = {}
-    for contour in closed_contours(dataset):
+    for contour in closed_contours(dataset, wanted):
+        if contour.named and reference.provenance.other_times.issuperset(contour.named):
+            other_times[contour.roi] += 1
+            continue
+        taken += 1
         index = contour.points_mm @ to_index[:3, :3].T + to_index[:3, 3]
         # The place decides; the names of images can only contradict it.
         k = _slice_of(contour.roi, index, reference.shape[2])
@@ -254,6 +267,7 @@ def _drawn(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], _Drawn]
         drawn = by_slice.setdefault((contour.roi, k), _Drawn())
         drawn.loops.append(index[:, :2])
         drawn.exclusive |= contour.exclusive
+    check_some_left(other_times.total(), taken, "contour(s)")
     return by_slice
 
 

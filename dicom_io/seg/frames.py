@@ -46,15 +46,38 @@ def seg_frames_of(dataset: Dataset) -> Iterator[SegFrame]:
         LabelError: A frame has no place, or is of segment 0, which only a label map has: its background.
     """
     label_map = dataset.get("SegmentationType") == "LABELMAP"
-    padding = dataset.get("PixelPaddingValue") if label_map else None
+    changed = {number: own for number, own in numbering(dataset).items() if number != own}
     placed = _is_placed(dataset)
     for number, frame in enumerate(_pixels_of(dataset), start=1):
         segment = 0 if label_map else _segment_of(dataset, number)
-        pixels = (
-            np.where(frame == padding, 0, frame) if padding else frame
-        )  # PS3.3 C.8.20.2: padding belongs to no segment
+        pixels = frame
+        if changed and label_map:
+            pixels = frame.astype(np.int32)
+            for value, own in changed.items():
+                pixels[frame == value] = own
         plane, gap_mm = (plane_of(dataset, number), gap_of(dataset, number)) if placed else (None, None)
         yield SegFrame(segment, plane, pixels, named_sources(dataset, number), gap_mm)
+
+
+_BACKGROUND = ("125040", "DCM")
+
+
+def numbering(dataset: Dataset) -> dict[int, int]:
+    """SegmentNumber -> the number of the segment here, 0 for the background.
+
+    In a label map the file says which number is its background: PixelPaddingValue belongs to no segment (PS3.3 C.8.20.2), nor
+    does a number whose type is coded as background. If it describes a structure as 0, this gets the first free number.
+    """
+    label_map = dataset.get("SegmentationType") == "LABELMAP"
+    padding, found = dataset.get("PixelPaddingValue") if label_map else None, dict[int, int]()
+    for item in dataset.get("SegmentSequence") or []:
+        kind = (item.get("SegmentedPropertyTypeCodeSequence") or [Dataset()])[0]
+        is_background = (kind.get("CodeValue"), kind.get("CodingSchemeDesignator")) == _BACKGROUND
+        number = int(item.SegmentNumber)
+        found[number] = 0 if number == padding or (label_map and is_background) else number or -1
+    if padding is not None:
+        found[int(padding)] = 0
+    return {number: max(found) + 1 if own < 0 else own for number, own in found.items() if number or label_map}
 
 
 def _segment_of(dataset: Dataset, number: int) -> int:

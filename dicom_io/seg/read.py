@@ -13,12 +13,12 @@ from pydicom.sr.coding import Code
 from dicom_io.coding import NOT_STATED, Segment, is_code, printable
 from dicom_io.errors import LabelError
 from dicom_io.kinds import KIND
-from dicom_io.objects.grid import FrameGrid
+from dicom_io.objects.grid import FrameGrid, check_some_left, with_made_slices, with_notes
 from dicom_io.objects.slice_positions import check_frame_of_reference
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.reading.instances import load_dataset, load_object, refusing
 from dicom_io.reading.titles import numbers_called
-from dicom_io.seg.frames import SegFrame, seg_frames_of
+from dicom_io.seg.frames import SegFrame, numbering, seg_frames_of
 from dicom_io.volume import Volume, number_type
 
 MAX_SEGMENT = 65535  # SegmentNumber is US
@@ -44,10 +44,10 @@ def read_seg(path: Path, reference: Volume) -> Volume:
     """
     dataset = _open(path, reference)
     with refusing(path):
-        return reference.with_array(_labels(dataset, reference))
+        return _labels(dataset, reference)
 
 
-def _labels(dataset: Dataset, reference: Volume) -> NDArray[Any]:
+def _labels(dataset: Dataset, reference: Volume) -> Volume:
     if dataset.SegmentationType == "FRACTIONAL":
         raise LabelError(
             "the label file is a FRACTIONAL segmentation, which holds a probability a voxel; a BINARY or LABELMAP one is "
@@ -65,7 +65,7 @@ def _labels(dataset: Dataset, reference: Volume) -> NDArray[Any]:
                 "for one label map; read them as channels with `read_segments`, or split the SEG into one file for each"
             )
         array[where] = named
-    return array
+    return with_made_slices(with_notes(reference.with_array(array), *segments.notes))
 
 
 def read_segments(path: Path, reference: Volume, names: Sequence[str] | None = None) -> Volume:
@@ -86,25 +86,27 @@ def read_segments(path: Path, reference: Volume, names: Sequence[str] | None = N
     """
     dataset = _open(path, reference)
     with refusing(path):
-        return reference.with_array(_channels(dataset, reference, names))
+        return _channels(dataset, reference, names)
 
 
-def _channels(dataset: Dataset, reference: Volume, names: Sequence[str] | None) -> NDArray[Any]:
+def _channels(dataset: Dataset, reference: Volume, names: Sequence[str] | None) -> Volume:
     segments, steps = _Segments(dataset, reference), float(dataset.get("MaximumFractionalValue") or 255)
     kind, chosen = np.float32 if segments.fractional else np.uint8, list(segments.numbers)
     if names is not None:
-        labels = ((int(item.SegmentNumber), str(item.get("SegmentLabel") or "")) for item in dataset.SegmentSequence)
-        chosen = numbers_called(dataset, ((number, label) for number, label in labels if number), names, "segment")
+        known = numbering(dataset)
+        items = ((known.get(int(item.SegmentNumber), 0), item) for item in dataset.SegmentSequence)
+        labels = [(number, str(item.get("SegmentLabel") or "")) for number, item in items if number]
+        chosen = numbers_called(dataset, labels, names, "segment")
     channels = np.full(segments.numbers[-1] + 1, -1)
     channels[chosen] = np.arange(len(chosen))
     # A segment lies in one piece, so that the system gives memory only where some voxel is set.
     array = np.zeros((len(chosen), *reference.shape[::-1]), dtype=kind).T
-    for where, named, stored in segments.laid():
+    for where, named, stored in segments.laid(None if names is None else chosen):
         channel = channels[named]
         wanted = channel >= 0
         place = (*(axis[wanted] for axis in where), channel[wanted])
         array[place] = stored[wanted] / steps if segments.fractional else 1
-    return array
+    return with_made_slices(with_notes(reference.with_array(array), *segments.notes))
 
 
 def segment_numbers(path: Path) -> tuple[int, ...]:
@@ -128,8 +130,7 @@ def _open(path: Path, reference: Volume) -> Dataset:
 
 
 def _numbers(dataset: Dataset) -> tuple[int, ...]:
-    # A label map may describe its background, as segment 0.
-    numbers = sorted({int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or []} - {0})
+    numbers = sorted(set(numbering(dataset).values()) - {0})
     if not numbers or numbers[-1] > MAX_SEGMENT:
         raise LabelError(
             f"the label file describes the segments {numbers[:20]}; numbers from 1 are needed; export it again"
@@ -143,30 +144,51 @@ class _Segments:
     Attributes:
         numbers: The segments that it describes.
         fractional: Its pixels are steps of fractions.
+        notes: What has been left out or numbered anew, a sentence each; complete when all frames are laid.
     """
 
     def __init__(self, dataset: Dataset, reference: Volume) -> None:
         self.dataset, self.reference = dataset, reference
         self.numbers = _numbers(dataset)
         self.fractional = dataset.SegmentationType == "FRACTIONAL"
+        self.notes = [
+            f"segment {number} of the file has the number {own} here, since 0 is the background"
+            for number, own in numbering(dataset).items() if own not in (0, number)
+        ]  # fmt: skip
         self._grid = FrameGrid(reference)
 
-    def laid(self) -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[Any], NDArray[Any]]]:
+    def laid(
+        self, chosen: Sequence[int] | None = None
+    ) -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[Any], NDArray[Any]]]:
         """For each frame: the voxels (i, j, k) under its pixels that are not 0, the segments there, and these pixels.
+
+        Args:
+            chosen: The segments that are wanted, since others cannot hinder them; None for all.
 
         Raises:
             UnreadableFileError: Its pixels are missing or broken.
             LabelError: The pixels are no voxels of the image, lie in another slice than the frame names, or belong to a
                 segment that is not described.
         """
+        left_out = taken = 0
         for frame in seg_frames_of(self.dataset):
+            if chosen is not None and frame.segment and frame.segment not in chosen:
+                continue
+            if self._grid.is_of_other_time(frame.named):
+                left_out += 1
+                continue
+            taken += 1
             # Only pixels of a segment are placed, so the empty part of a frame may reach beyond the image.
             # Counted in one dimension, in which numpy finds the pixels that are set many times faster.
             rows, columns = np.divmod(np.flatnonzero(frame.pixels.ravel() != 0), frame.pixels.shape[1])
             stored = frame.pixels[rows, columns]
             named = np.full(len(stored), frame.segment) if frame.segment else stored
             self._check_described(named)
+            if chosen is not None and not frame.segment:
+                wanted = np.isin(named, chosen)
+                rows, columns, named, stored = rows[wanted], columns[wanted], named[wanted], stored[wanted]
             yield self._voxels(frame, rows, columns), named, stored
+        self.notes += check_some_left(left_out, taken, "frame(s)")
         self._grid.finish("the SEG")
 
     def _check_described(self, named: NDArray[Any]) -> None:
@@ -208,17 +230,20 @@ def described_segments(seg: Path) -> tuple[Segment, ...]:
     """
     header = load_dataset(seg)
     with refusing(seg):
-        described = [item for item in header.get("SegmentSequence") or [] if int(item.SegmentNumber)]
-        return tuple(sorted(map(_segment, described), key=lambda segment: segment.number))
+        known = numbering(header)
+        described = [(known.get(int(item.SegmentNumber), 0), item) for item in header.get("SegmentSequence") or []]
+        return tuple(
+            sorted((_segment(item, number) for number, item in described if number), key=lambda segment: segment.number)
+        )
 
 
-def _segment(item: Dataset) -> Segment:
+def _segment(item: Dataset, number: int) -> Segment:
     kind = item.SegmentedPropertyTypeCodeSequence[0]
     region = (item.get("AnatomicRegionSequence") or [None])[0]
     colour = item.get("RecommendedDisplayCIELabValue")
     return Segment(
-        number=int(item.SegmentNumber),
-        label=printable(str(item.SegmentLabel), 64) or f"Segment {int(item.SegmentNumber)}",
+        number=number,
+        label=printable(str(item.SegmentLabel), 64) or f"Segment {number}",
         category=_code(item.SegmentedPropertyCategoryCodeSequence[0]),
         type=_code(kind),
         type_modifier=_code_in(kind, "SegmentedPropertyTypeModifierCodeSequence"),

@@ -56,12 +56,14 @@ class Regions(Reading):
         roi: SegmentLabel or ROIName: the first becomes label 1, and so on; where two overlap, the later one counts (default:
             all, a SEG with its segment numbers)
         output: label file, .nii.gz, .nii, .nrrd or .mha; or a folder, which gets a mask file for each structure
+        by_place: take what names images of other time points by its place (default: it is left out)
     """
 
     result: Annotated[Place, Flag(names=("result",), metavar="RESULT")]
     image: Place
     roi: Annotated[list[str], Flag(metavar="NAME")] = field(default_factory=list)
     output: Place
+    by_place: bool = False
 
 
 class Convert(Labels):

@@ -215,7 +215,8 @@ def regions(options: data_flags.Regions) -> Answer:
     from monai_unet_app.convert import label_file
 
     common.check_writable(options.output.parent)
-    made = label_file(options.result, options.image, options.roi, options.output, common.read_options(options))
+    reading = replace(common.read_options(options), by_place=options.by_place)
+    made = label_file(options.result, options.image, options.roi, options.output, reading)
     titles = {"label": "label", "name": "structure", "voxels": "voxels", "overlapped": "given to a later structure"}
     if "file" in made["regions"][0]:
         titles = {"name": "structure", "voxels": "voxels", "file": "file"}

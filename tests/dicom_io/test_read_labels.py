@@ -21,9 +21,10 @@ from result_phantoms import RESULT
 
 from dicom_io.errors import LabelError
 from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, read_parametric_map, write_parametric_map
-from dicom_io.read import read_series
-from dicom_io.rtstruct import read_rtstruct, write_rtstruct
-from dicom_io.seg import read_seg, read_segments, write_seg
+from dicom_io.read import ReadOptions, read_scanned, read_series
+from dicom_io.reading.series import scan_source
+from dicom_io.rtstruct import read_regions, read_rtstruct, region_names, write_rtstruct
+from dicom_io.seg import described_segments, read_seg, read_segments, segment_numbers, write_seg
 from dicom_io.volume import Volume
 
 SHAPE = (12, 10, 8)
@@ -297,15 +298,204 @@ def test_several_frames_of_one_image_may_be_named(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ALL_READERS)
-def test_a_series_whose_gap_was_filled_gets_its_labels_back_but_for_the_slice_that_is_not_there(tmp_path, kind):
-    """Its K axis does not count instances, so that names cannot be compared with K."""
+def test_a_slice_that_a_repair_made_has_the_labels_of_the_nearest_of_the_series(tmp_path, kind):
+    """Its K axis does not count instances, so that names cannot be compared with K. A map has no value there."""
     write_mr_series(tmp_path / "mr", lopsided_array(SHAPE), oblique_affine(), drop=[3])
     source = read_series(tmp_path / "mr", resample_gaps=True)
     assert source.shape == SHAPE
-    found = ALL_READERS[kind](write_any(kind, block(source), tmp_path / "o.dcm"), source)
+    wide = block(source)
+    wide.array[5:7, 1:5, 4:] = 1  # the nearest slices, 2 and 4, are equally near: the lower one counts
+    found = ALL_READERS[kind](write_any(kind, wide, tmp_path / "o.dcm"), source)
     there = [k for k in range(8) if k != 3]
-    check_same(kind, Volume(found.array[:, :, there], np.eye(4)), Volume(block(source).array[:, :, there], np.eye(4)))
-    assert not np.nan_to_num(found.array[:, :, 3]).any()
+    check_same(kind, Volume(found.array[:, :, there], np.eye(4)), Volume(wide.array[:, :, there], np.eye(4)))
+    expected = wide.array[:, :, 2] if kind != "map" else np.full(SHAPE[:2], np.nan)
+    np.testing.assert_array_equal(found.array[:, :, 3, 0] if kind == "channels" else found.array[:, :, 3], expected)
+    said = "1 slice(s) that the repair made have the labels of the nearest slice of the series"
+    assert (said in found.provenance.notes) == (kind != "map")
+
+
+# --- other time points
+
+
+@pytest.fixture(scope="module", params=["classic", "enhanced"])
+def times(request, tmp_path_factory) -> list[Volume]:
+    """Two time points of one series, at the same positions; and the first read by place."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "classic":
+        for time in (1, 2):
+            header = {**SPACE, "SeriesInstanceUID": "1.2.3.8", "StudyInstanceUID": "1.2.3.7"}
+            write_mr_series(
+                folder, lopsided_array(SHAPE) + time, oblique_affine(), prefix=f"t{time}",
+                header=header | {"TemporalPositionIdentifier": time, "NumberOfTemporalPositions": 2},
+            )  # fmt: skip
+    else:
+        both = np.concatenate([lopsided_array(SHAPE), lopsided_array(SHAPE) + 2], axis=2)
+        edited(write_enhanced_mr(folder / "e.dcm", both, oblique_affine()), two_times)
+    by_place = read_scanned(scan_source(folder), ReadOptions(time_point=1, by_place=True))
+    return [read_series(folder, time_point=1), read_series(folder, time_point=2), by_place]
+
+
+def two_times(dataset: Dataset) -> None:
+    """The second half of the frames of an enhanced object becomes a second time point."""
+    groups = dataset.PerFrameFunctionalGroupsSequence
+    for number, group in enumerate(groups):
+        time, k = divmod(number, SHAPE[2])
+        group.PlanePositionSequence = groups[k].PlanePositionSequence
+        content = Dataset()
+        content.StackID, content.TemporalPositionIndex, content.InStackPositionNumber = "1", time + 1, k + 1
+        group.FrameContentSequence = [content]
+
+
+@pytest.mark.parametrize("kind", ALL_READERS)
+def test_what_names_images_of_another_time_point_alone_is_left_out_or_taken_on_request(times, tmp_path, kind):
+    first, second, by_place = times
+    assert first.provenance.other_times == frozenset(second.provenance.slice_keys)
+    path = write_any(kind, block(second), tmp_path / "o.dcm")
+    check_same(kind, ALL_READERS[kind](path, second), block(second))
+    with pytest.raises(
+        LabelError, match=r"name images of other time points of this series; .*--time-point.*--by-place"
+    ):
+        ALL_READERS[kind](path, first)
+    check_same(kind, ALL_READERS[kind](path, by_place), block(second))
+
+
+@pytest.mark.parametrize("kind", ALL_READERS)
+def test_what_names_the_chosen_time_point_too_or_a_whole_object_lies_where_its_place_is(times, tmp_path, kind):
+    first, second, _ = times
+    keys = second.provenance.slice_keys
+
+    def name(dataset: Dataset, ks: set[int], *, beside: bool) -> None:
+        """References to the slices `ks` become those to the first time point, or get these beside them."""
+        for holder in references(dataset):
+            (own,) = holder[images_keyword(dataset)].value
+            frame = own.get("ReferencedFrameNumber")
+            k = keys.index(own.ReferencedSOPInstanceUID + (f"#{frame}" if frame else ""))
+            if k in ks:
+                other = copy.deepcopy(own)
+                uid, _, number = first.provenance.slice_keys[k].partition("#")
+                other.ReferencedSOPInstanceUID = uid
+                if number:
+                    other.ReferencedFrameNumber = int(number)
+                setattr(holder, images_keyword(dataset), [own, other] if beside else [other])
+
+    labels = block(second, [2, 3, 4])
+    path = edited(
+        write_any(kind, labels, tmp_path / "o.dcm"), lambda dataset: name(dataset, {2, 3, 4, *range(8)}, beside=True)
+    )
+    check_same(kind, ALL_READERS[kind](path, first), labels)
+    path = edited(write_any(kind, labels, tmp_path / "o.dcm"), lambda dataset: name(dataset, {2, 3}, beside=False))
+    found = ALL_READERS[kind](path, first)
+    if kind == "map":
+        np.testing.assert_array_equal(np.isfinite(found.array).any(axis=(0, 1)).nonzero()[0], [2, 3])
+    else:
+        check_same(kind, found, block(second, [2, 3]))
+        assert any("other time points" in note for note in found.provenance.notes)
+
+
+# --- what the object says of its background, and what was not asked for
+
+
+def test_a_label_map_says_which_number_is_its_background(image, tmp_path):
+    """Value 9 is padding, 0 a structure, 1 another: PS3.3 C.8.20.2."""
+    stored = np.full(SHAPE, 9, np.uint8)
+    stored[1:4, 1:5], stored[5:9, 2:4, 2:6] = 0, 1
+
+    def renumber(dataset: Dataset) -> None:
+        dataset.PixelData = np.ascontiguousarray(stored.T).tobytes()
+        dataset.PixelPaddingValue = 9
+        one = dataset.SegmentSequence[0] if dataset.SegmentSequence[0].SegmentNumber else dataset.SegmentSequence[1]
+        zero, background = copy.deepcopy(one), copy.deepcopy(one)
+        zero.SegmentNumber, zero.SegmentLabel = 0, "Zero"
+        background.SegmentNumber, background.SegmentLabel = 9, "Background"
+        dataset.SegmentSequence = [zero, one, background]
+
+    full = image.with_array(np.ones(SHAPE, np.uint8))
+    path = edited(write_seg(full, full, tmp_path / "o.dcm", RESULT, encoding="labelmap"), renumber)
+    assert [(segment.number, segment.label) for segment in described_segments(path)] == [
+        (1, "Front part"),
+        (10, "Zero"),
+    ]
+    labels = read_seg(path, image)
+    np.testing.assert_array_equal(labels.array == 10, stored == 0)
+    np.testing.assert_array_equal(labels.array == 1, stored == 1)
+    assert "segment 0 of the file has the number 10 here, since 0 is the background" in labels.provenance.notes
+    np.testing.assert_array_equal(read_segments(path, image, ["Zero"]).array[..., 0] == 1, stored == 0)
+
+
+def test_a_number_that_is_coded_as_background_is_no_segment(image, tmp_path):
+    def background(dataset: Dataset) -> None:
+        one = next(item for item in dataset.SegmentSequence if item.SegmentNumber)
+        other = copy.deepcopy(one)
+        other.SegmentNumber, kind = 5, copy.deepcopy(one.SegmentedPropertyTypeCodeSequence[0])
+        kind.CodeValue, kind.CodingSchemeDesignator, kind.CodeMeaning = "125040", "DCM", "Background"
+        other.SegmentedPropertyTypeCodeSequence = [kind]
+        dataset.SegmentSequence.append(other)
+        dataset.PixelData = np.ascontiguousarray(np.where(block(image).array, 1, 5).astype(np.uint8).T).tobytes()
+
+    full = image.with_array(np.ones(SHAPE, np.uint8))
+    path = edited(write_seg(full, full, tmp_path / "o.dcm", RESULT, encoding="labelmap"), background)
+    np.testing.assert_array_equal(read_seg(path, image).array, block(image).array)
+    assert segment_numbers(path) == (1, 2)
+
+
+def test_frames_that_lie_in_the_images_they_name_need_no_stated_gap(image, tmp_path):
+    labels = block(image, [1, 4, 7])
+
+    def without_gap(dataset: Dataset) -> None:
+        del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+
+    path = edited(write("binary", labels, tmp_path / "o.dcm"), without_gap)
+    np.testing.assert_array_equal(read_seg(path, image).array, labels.array)
+
+
+def test_a_structure_that_was_not_asked_for_hinders_no_other(image, tmp_path):
+    two = block(image)
+    two.array[6:9, 2:7] = 2
+    path = write_rtstruct(two, two, tmp_path / "r.dcm", RESULT)
+
+    def spoil(dataset: Dataset) -> None:
+        dataset.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = "1.2.3.99"
+        for item in dataset.ROIContourSequence[1].ContourSequence:
+            item.ContourGeometricType = "STRANGE"
+
+    name, other = region_names(path).values()
+    edited(path, spoil)
+    np.testing.assert_array_equal(read_regions(path, image, [name]).array[..., 0], two.array == 1)
+    with pytest.raises(LabelError, match="another frame of reference"):
+        read_regions(path, image, [other])
+    with pytest.raises(LabelError, match="another frame of reference"):
+        read_rtstruct(path, image)
+
+
+def test_a_segment_beyond_the_image_hinders_no_other(image, tmp_path):
+    two = block(image)
+    two.array[6:9, 2:7, 3:5] = 2
+    path = write("binary", two, tmp_path / "o.dcm")
+
+    def away(dataset: Dataset) -> None:
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            if group.SegmentIdentificationSequence[0].ReferencedSegmentNumber == 2:
+                group.PlanePositionSequence[0].ImagePositionPatient = [900, 900, 900]
+
+    edited(path, away)
+    names = [segment.label for segment in described_segments(path)]
+    np.testing.assert_array_equal(read_segments(path, image, names[:1]).array[..., 0], two.array == 1)
+    with pytest.raises(LabelError):
+        read_segments(path, image)
+
+
+def test_region_numbers_are_names_where_no_label_value_is_made_of_them(image, tmp_path):
+    path = write_rtstruct(block(image), image, tmp_path / "r.dcm", RESULT)
+
+    def renumber(dataset: Dataset) -> None:
+        dataset.StructureSetROISequence[0].ROINumber = dataset.ROIContourSequence[0].ReferencedROINumber = 70001
+        for item in dataset.get("RTROIObservationsSequence") or []:
+            item.ReferencedROINumber = 70001
+
+    edited(path, renumber)
+    np.testing.assert_array_equal(read_regions(path, image).array[..., -1], block(image).array)
+    with pytest.raises(LabelError, match=r"numbered \[2, 70001\]; numbers from 1 to 65535"):
+        read_rtstruct(path, image)
 
 
 # --- other axes, other frames of reference
