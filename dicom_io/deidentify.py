@@ -11,6 +11,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -48,6 +49,7 @@ _SUSPECT_CLASSES = {
 SUSPECTS = {STORAGE + number: kind for kind, numbers in _SUSPECT_CLASSES.items() for number in numbers.split()}
 """SOP classes whose pixels, sound or document usually hold the patient's name, and what they are."""
 
+_PERSON = ("PatientID", "IssuerOfPatientID")
 UNREADABLE: tuple[type[Exception], ...] = (UnreadableFileError, *READ_ERRORS)
 OTHER_CONTENT = (
     "an object with its new UID and different content is already in the output folder; one object for each UID is needed; "
@@ -95,12 +97,45 @@ class _Protected:
     counts: Counter[tuple[str, str]]
 
 
+class _Persons:
+    """Who the studies are of: PatientID with its issuer (PS3.3 C.7.1.1), which some objects of a study may leave out.
+
+    Args:
+        files: All that are processed.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.found: dict[str, tuple[set[str], set[str]]] = {}
+        for path in files:
+            with suppress(*UNREADABLE):  # processing the file gives the reason
+                if (instance := read_instance(path)) is not None:
+                    header = instance.header
+                    told = self.found.setdefault(str(header.get("StudyInstanceUID")), (set(), set()))
+                    for keyword, values in zip(_PERSON, told, strict=True):
+                        values.update(filter(None, [str(header.get(keyword) or "").strip("\0 ")]))
+
+    def of(self, study: str) -> str:
+        """A text that only objects of the same person share; "" where nothing names the person of a study.
+
+        Raises:
+            DeidentificationError: The study names several persons.
+        """
+        ids, issuers = self.found.get(study, (set(), set()))
+        if len(ids) > 1 or len(issuers) > 1:
+            raise DeidentificationError(
+                f"its study names {len(ids)} PatientID(s) and {len(issuers)} IssuerOfPatientID(s); one person is needed, since "
+                "all objects of a study get one pseudonym; correct them, or leave the study out"
+            )
+        return "\\".join([*ids, *issuers]) if ids else ""
+
+
 @dataclass
 class _Run:
     output: Path
     pseudonyms: Pseudonyms
     options: frozenset[str]
     allow_burned_in: bool
+    persons: "_Persons"
     written: set[str] = field(default_factory=set)
     refused: list[tuple[int, str]] = field(default_factory=list)
     not_dicom: int = 0
@@ -169,7 +204,8 @@ def deidentify(
     Raises:
         DeidentificationError: The options or the key cannot be used.
     """
-    run = _Run(output, Pseudonyms(key), checked_options(options), allow_burned_in)
+    files = list(files)
+    run = _Run(output, Pseudonyms(key), checked_options(options), allow_burned_in, _Persons(files))
     for number, path in enumerate(files, start=1):
         try:
             protected = _protect_file(path, run)
@@ -202,7 +238,7 @@ def _protect_file(path: Path, run: _Run) -> _Protected | None:
                 "looked through is needed; look, then pass --allow-burned-in"
             )
         _cut_behind_pixels(dataset)
-        counts = protect(dataset, run.pseudonyms, run.options)
+        counts = protect(dataset, run.pseudonyms, run.options, run.persons.of(str(dataset.StudyInstanceUID)))
         content = _encoded(dataset)
     # The UIDs are the new ones by now.
     name = f"{dataset.StudyInstanceUID}/{dataset.SeriesInstanceUID}/{dataset.SOPInstanceUID}.dcm"

@@ -73,18 +73,21 @@ COUNTERS = ("SeriesNumber", "AcquisitionNumber", "InstanceNumber")  # some devic
 UID_IN_TEXT = re.compile(r"[012](?:\.\d+){6,}", re.ASCII)
 
 
-def protect(dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str]) -> Counter[tuple[str, str]]:
+def protect(
+    dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str], patient: str = ""
+) -> Counter[tuple[str, str]]:
     """De-identifies a data set in place, nested sequences included, and records that in it.
 
     Args:
         dataset: With SOPClassUID and StudyInstanceUID. Values that are kept are not decoded; neither are pixels.
         pseudonyms: Makes the dummies.
         options: From `checked_options`.
+        patient: What only objects of the same person share; "" for PatientID, or the study where there is none.
 
     Returns:
         (keyword, action) -> how often it was applied. Attributes that need no action are not counted.
     """
-    protection = _Protection(dataset, pseudonyms, options)
+    protection = _Protection(dataset, pseudonyms, options, patient)
     protection.apply(dataset, ())
     _declare(dataset, options)
     return protection.counts
@@ -93,13 +96,13 @@ def protect(dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str]) -
 class _Protection:
     """The de-identification of one data set."""
 
-    def __init__(self, dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str]) -> None:
+    def __init__(self, dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str], patient: str) -> None:
         self.pseudonyms, self.options, self.table = pseudonyms, options, table()
         self.encodings = encodings_of(dataset)
         self.identifiers = identifiers_of(dataset, options)  # before anything is decoded
         self.iod = self.table.sop_classes.get(str(dataset.get("SOPClassUID")))
         # Without a PatientID, a study counts as a patient of its own: two strangers must not share a pseudonym.
-        self.patient = str(dataset.get("PatientID") or "").strip() or str(dataset.StudyInstanceUID)
+        self.patient = patient or str(dataset.get("PatientID") or "").strip() or str(dataset.StudyInstanceUID)
         self.days = pseudonyms.shift_days(self.patient)
         self.counts: Counter[tuple[str, str]] = Counter()
 

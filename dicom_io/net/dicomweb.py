@@ -4,6 +4,7 @@ A RetrieveURL or BulkDataURI in an answer or an instance is never followed.
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
@@ -27,6 +28,8 @@ from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 MOST_INSTANCES = 50
 MOST_BYTES = 64 * 1024 * 1024
+_logger = logging.getLogger(__name__)
+_TAG_OF_UID = {"study": "0020000D", "series": "0020000E", "image": "00080018"}
 PAGE = 500
 _AS_STORED = (("application/dicom", "*"),)  # PS3.18 8.7.3.5.2: in any transfer syntax
 _REFUSED = (400, 409, 413, 415)  # HTTP status of a STOW-RS request; the body may say which instances are refused
@@ -47,7 +50,18 @@ def find(destination: Destination, query: Query) -> list[Dataset]:
         NetworkError: The service cannot be reached, refuses, or its answer is not DICOM JSON.
     """
     with web_client(destination) as client:
-        return [Dataset.from_json(item) for item in _pages(client, query)]
+        return [_match(item) for item in _pages(client, query)]
+
+
+def _match(item: dict[str, Any]) -> Dataset:
+    """A match; an attribute whose value is none of its kind is empty, and hinders no other."""
+    found = Dataset()
+    for tag, element in item.items():
+        try:
+            found.update(Dataset.from_json({tag: element}))
+        except Exception:  # of pydicom's conversions, any
+            found.add_new(int(tag, 16), str(element.get("vr") or "UN"), None)
+    return found
 
 
 def fetch(destination: Destination, query: Query, folder: Path, on_stored: OnStored = lambda stored: None) -> Fetched:
@@ -101,7 +115,10 @@ def store_instances(
 
 
 def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
-    """All matches, page by page; a service without paging repeats the first page, which ends the search."""
+    """All matches, page by page, until a page is empty: a service may give fewer than it was asked for.
+
+    A service without paging repeats what it gave, which ends the search with a warning.
+    """
     searches: dict[str, Any] = {
         "study": client.search_for_studies,
         "series": client.search_for_series,
@@ -110,16 +127,20 @@ def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
     conditions = query.conditions()
     # The UIDs above the level of the search stand in the path (PS3.18 10.6).
     path = {name: conditions.pop(UIDS[name]) for name in ABOVE[query.level]}
-    matches, known = list[dict[str, Any]](), set[str]()
+    matches, known, own = list[dict[str, Any]](), set[str](), _TAG_OF_UID[query.level]
     while not query.limit or len(matches) < query.limit:
         limit = min(PAGE, query.limit - len(matches)) if query.limit else PAGE
         page = searches[query.level](
             **path, fields=RETURNED[query.level], search_filters=conditions, limit=limit, offset=len(matches)
         )
-        new = [item for item in page if json.dumps(item, sort_keys=True) not in known]
-        known.update(json.dumps(item, sort_keys=True) for item in new)
+        new = [item for item in page if json.dumps(item.get(own) or item, sort_keys=True) not in known]
+        known.update(json.dumps(item.get(own) or item, sort_keys=True) for item in new)
         matches += new
-        if not new or len(page) < limit:
+        if not new:
+            if page:
+                _logger.warning(
+                    "the archive repeats its %d match(es) when asked for more; there may be others", len(matches)
+                )
             break
     return matches[: query.limit or None]
 
@@ -133,7 +154,7 @@ def _expected(client: DICOMwebClient, query: Query) -> int | None:
             uids = [query.series_instance_uid]
         else:
             series = _pages(client, Query("series", query.study_instance_uid))
-            uids = [str(Dataset.from_json(item).SeriesInstanceUID) for item in series]
+            uids = [str(_match(item).SeriesInstanceUID) for item in series]
         return sum(len(_pages(client, Query("image", query.study_instance_uid, uid))) for uid in uids)
     except (QueryError, *READ_ERRORS):  # type: ignore[misc]  # errors of requests are among them
         return None

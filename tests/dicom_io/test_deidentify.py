@@ -498,3 +498,60 @@ def test_the_command_line_says_what_became_of_each_file_and_names_nobody(tmp_pat
     assert "file 2: its BurnedInAnnotation is YES" in " ".join(shown.split())
     assert "quixote" not in shown.lower()
     assert "774411" not in shown
+
+
+def of_person(folder: Path, number: int, study: str, patient: str = "", issuer: str = "") -> Path:
+    dataset = Dataset()
+    dataset.SOPInstanceUID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (
+        f"1.2.3.4.{number}",
+        study,
+        f"{study}.1",
+    )
+    dataset.PatientID, dataset.IssuerOfPatientID, dataset.StudyDate = patient, issuer, "20200102"
+    return saved(dataset, folder / f"{number}.dcm")
+
+
+def pseudonyms_by_number(folder: Path, output: Path) -> dict[int, str]:
+    names = {Pseudonyms(KEY).uid(f"1.2.3.4.{number}"): number for number in range(9)}
+    assert run(folder, output, "retain-modified-dates").problems == ()
+    found = map(pydicom.dcmread, output.rglob("*.dcm"))
+    return {names[one.SOPInstanceUID]: one.PatientID + one.StudyDate for one in found}
+
+
+def test_a_person_is_an_id_with_its_issuer_and_a_study_is_of_one_person(tmp_path):
+    """PS3.3 C.7.1.1: IssuerOfPatientID makes the ID unique. One that is absent is unknown, and no other one."""
+    folder = tmp_path / "in"
+    for number, told in enumerate(
+        [
+            ("1.2.5", "7", "A"),
+            ("1.2.5", "7", ""),
+            ("1.2.5", "", ""),
+            ("1.2.6", "7", "B"),
+            ("1.2.7", "7", "A"),
+            ("1.2.8", "7", ""),
+        ]
+    ):
+        of_person(folder, number, *told)
+    found = pseudonyms_by_number(folder, tmp_path / "out")
+    assert found[0] == found[1] == found[2] == found[4]
+    assert len({found[0], found[3], found[5]}) == 3
+    of_person(tmp_path / "alone", 5, "1.2.8", "7")
+    alone = pseudonyms_by_number(tmp_path / "alone", tmp_path / "out_alone")
+    assert alone == {5: found[5]}  # without any issuer, the ID decides as ever
+    assert alone[5].startswith(Pseudonyms(KEY).token("7"))
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ([("7", "A"), ("8", "A")], r"names 2 PatientID\(s\) and 1 IssuerOfPatientID\(s\)"),
+        ([("7", "A"), ("7", "B")], r"names 1 PatientID\(s\) and 2 IssuerOfPatientID\(s\)"),
+    ],
+)
+def test_a_study_of_two_persons_is_refused_with_counts(told, words, tmp_path):
+    for number, one in enumerate(told):
+        of_person(tmp_path / "in", number, "1.2.5", *one)
+    of_person(tmp_path / "in", 8, "1.2.6", "9")
+    outcome = run(tmp_path / "in", tmp_path / "out")
+    assert len(outcome.report["written"]) == 1
+    assert [bool(re.search(words, problem)) for problem in outcome.problems] == [True, True]

@@ -56,11 +56,8 @@ def test_studies_series_and_images_are_found(held: list[Path]) -> None:
         assert [one.PatientName for one in find(there, Query())] == [PATIENT["PatientName"]]
         assert [one.SeriesInstanceUID for one in find(there, Query("series", STUDY))] == [SERIES]
         assert {one.SOPInstanceUID for one in find(there, Query("image", STUDY, SERIES))} == set(uids(held))
-    assert [path for path, _ in archive.asked] == [
-        "/studies",
-        f"/studies/{STUDY}/series",
-        f"/studies/{STUDY}/series/{SERIES}/instances",
-    ]
+    places = ["/studies", f"/studies/{STUDY}/series", f"/studies/{STUDY}/series/{SERIES}/instances"]
+    assert list(dict.fromkeys(path for path, _ in archive.asked)) == places
 
 
 def test_conditions_reach_the_service_as_they_are_meant(held: list[Path]) -> None:
@@ -87,8 +84,51 @@ def test_all_pages_are_read_and_a_service_without_pages_ends_too(
     with WebArchive(held, pages=pages).running() as archive:
         found = find(service(archive), Query("image", STUDY, SERIES))
         assert sorted(one.SOPInstanceUID for one in found) == sorted(uids(held))
-        assert len(archive.asked) == 2
+        assert len(archive.asked) == 2 + pages  # the last page is empty, or the first once more
         assert len(find(service(archive), Query("image", STUDY, SERIES, limit=1))) == 1
+
+
+class Studies:
+    """Answers to searches for studies: at most `most` at a time, whatever is asked for."""
+
+    def __init__(self, count: int, most: int) -> None:
+        self.found = [{"0020000D": {"vr": "UI", "Value": [f"1.2.3.{n}"]}} for n in range(count)]
+        self.most = most
+
+    def search_for_studies(self, *, offset: int, limit: int, **_: object) -> list[dict[str, object]]:
+        return self.found[offset : offset + min(limit, self.most)]
+
+    search_for_series = search_for_instances = search_for_studies
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0, 30), (20, 20), (12, 12), (40, 30)])
+def test_a_short_page_is_not_the_last_one(limit: int, expected: int) -> None:
+    """PS3.18 8.3.4.4: a service may give fewer results than `limit` asks for, and goes on at `offset`."""
+    found = dicomweb._pages(Studies(30, 12), Query(limit=limit))  # type: ignore[arg-type]
+    assert [item["0020000D"]["Value"] for item in found] == [[f"1.2.3.{n}"] for n in range(expected)]
+
+
+def test_a_service_that_repeats_its_answer_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    service = Studies(12, 12)
+    service.search_for_studies = lambda **_: service.found  # type: ignore[method-assign]
+    assert len(dicomweb._pages(service, Query())) == 12  # type: ignore[arg-type]
+    assert "repeats its 12 match(es) when asked for more" in caplog.text
+
+
+def test_an_odd_value_loses_nothing_but_itself() -> None:
+    odd = {
+        "0020000D": {"vr": "UI", "Value": ["1.2.3"]},
+        "00201206": {"vr": "IS", "Value": ["two"]},
+        "00201208": {"vr": "IS", "Value": ["10"]},
+        "00080020": {"vr": "DA", "Value": [""]},
+        "00080061": {"vr": "CS", "Value": [None]},
+        "00100010": {"vr": "PN", "Value": [{"Ideographic": "\u5c71\u7530"}]},
+        "00101030": {"vr": "DS", "Value": [{}]},
+    }
+    found = dicomweb._match(odd)
+    assert (found.StudyInstanceUID, found.NumberOfStudyRelatedInstances) == ("1.2.3", 10)
+    assert not found.NumberOfStudyRelatedSeries
+    assert not found.PatientWeight
 
 
 # --- WADO-RS ----------------------------------------------------------------------------------------------------------
