@@ -4,6 +4,7 @@ import errno
 import math
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,8 @@ from dicom_io.volume import Provenance, Volume
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _SHEAR_TOLERANCE = 1e-4
+_PATIENT_SPACES = {"right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps"}
+_META_DIRECTIONS = ("TransformMatrix", "Orientation", "Rotation")
 _PART = 1 << 20  # bytes that are read at once
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # zlib and gzip streams alike
 
@@ -29,7 +32,8 @@ def read_itk(path: Path) -> Volume:
         The file's own type, shape (I, J, K), or (I, J, K, C) for several components a voxel; affine in LPS mm.
 
     Raises:
-        UnreadableFileError: The file is broken, of another dimension than 3, or has no usable affine.
+        UnreadableFileError: The file is broken, of another dimension than 3, or states no directions of the patient or no
+            usable affine.
     """
     path = Path(path)
     reader = SimpleITK.ImageFileReader()
@@ -55,6 +59,22 @@ def read_itk(path: Path) -> Volume:
         raise UnreadableFileError(
             f"{path.name} does not say where its voxels lie ({error}); an invertible affine is needed; export it again"
         ) from error
+
+
+def slicer_segments(path: Path) -> list[tuple[str, int, int]]:
+    """Name, layer and label value of each segment that 3D Slicer wrote into a .seg.nrrd; empty for other files.
+
+    Such a file covers the segments alone. Segments of one layer exclude each other; layers are components of a voxel.
+    """
+    if path.suffix.lower() != ".nrrd":
+        return []
+    with path.open("rb") as file:
+        fields = _nrrd_fields(file)
+    found = list[tuple[str, int, int]]()
+    while (name := fields.get(f"segment{len(found)}_name")) is not None:
+        own = f"segment{len(found)}_"
+        found.append((name, int(fields.get(f"{own}layer", 0)), int(fields.get(f"{own}labelvalue", 1))))
+    return found
 
 
 def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
@@ -95,6 +115,7 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
     value_bytes = pixel.GetSizeOfPixelComponent() if is_float else min(pixel.GetSizeOfPixelComponent(), 4)
     shape = (*reader.GetSize(), *([components] if components > 1 else []))
     check_claim(path.name, shape, value_bytes, held, is_packed=not as_in_memory)
+    _check_directions(fields, path, is_nrrd=is_nrrd)
     if not packed:
         return
     if name == "LOCAL" and not length:  # MetaIO would take the header for voxels
@@ -108,6 +129,22 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
         raise UnreadableFileError(
             f"{path.name} holds {unpacked} bytes of voxels, and its header says {claimed} or more; a whole file is needed; "
             "copy it again"
+        )
+
+
+def _check_directions(fields: Mapping[str, str], path: Path, *, is_nrrd: bool) -> None:
+    """Raises UnreadableFileError if a header does not say where the patient's left is: then ITK assumes LPS."""
+    if is_nrrd:
+        stated = fields.get("space", "").lower().removesuffix("-time").removesuffix("t") in _PATIENT_SPACES
+        found = f"the space {fields['space']!r}" if "space" in fields else "no space"
+    else:
+        anatomical = fields.get("AnatomicalOrientation", "")
+        stated = any(name in fields for name in _META_DIRECTIONS) or (anatomical != "" and "?" not in anatomical)
+        found = "neither TransformMatrix nor AnatomicalOrientation"
+    if not stated:
+        raise UnreadableFileError(
+            f"{path.name} has {found}, so the patient's left and right are unknown; a file that states its directions is "
+            "needed; export it again with them (NRRD: space left-posterior-superior or right-anterior-superior), or as NIfTI"
         )
 
 
@@ -133,7 +170,7 @@ def _nrrd_fields(file: BinaryIO) -> dict[str, str]:
     fields = {}
     for line in iter(lambda: file.readline(_PART).decode("latin-1").strip(), ""):
         name, _, value = line.partition(":")
-        fields[name.lower().replace(" ", "")] = value.strip()
+        fields[name.lower().replace(" ", "")] = value.removeprefix("=").strip()  # `name:=value` is a pair of its own
     return fields
 
 

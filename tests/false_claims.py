@@ -52,6 +52,7 @@ def claiming(path: Path, shape: tuple[int, ...], held: int = 1000) -> Path:
             "NDims = 3",
             f"DimSize = {by}",
             "ElementSpacing = 1 1 1",
+            "TransformMatrix = 1 0 0 0 1 0 0 0 1",
             "ElementType = MET_SHORT",
         ]
         lines += ["BinaryData = True", f"CompressedData = {is_packed}", f"CompressedDataSize = {len(voxels)}"]

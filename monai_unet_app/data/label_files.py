@@ -2,18 +2,24 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
 
 from dicom_io.volume import Volume
 from monai_unet_app.data.case_files import SHOWN, first_names
 from monai_unet_app.data.read import PICTURE_ENDINGS, has_ending, read_picture, read_volume
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics.boxes import bounding_box
 
 WHITE = 255
+OUTSIDE = 0.5 + 1e-3
+"""Of a voxel, that a corner of a grid may lie beyond the outermost centres of another one."""
+
 GRID_TOLERANCE = 0.1
 """Of a voxel along each axis: how far a label may lie beside its image. Programs round the spacings that they write."""
 
@@ -117,3 +123,22 @@ def on_grid_of_image(labels: Volume, image: Volume, what: str) -> Volume:
             f"{GRID_TOLERANCE} of a voxel is needed; export the label on the image's grid"
         )
     return replace(labels, affine_lps=image.affine_lps)
+
+
+def part_on_grid(labels: Volume, image: Volume, name: str) -> NDArray[Any]:
+    """Labels on the grid of an image, shape (I, J, K), 0 outside the box that the file `name` covers.
+
+    Raises:
+        InputRefusedError: Some lie beyond the image.
+    """
+    step = np.linalg.solve(labels.affine_lps, image.affine_lps)  # index of the image -> index of the labels
+    box = bounding_box(labels.array, (0, 0, 0))
+    if box is not None:
+        ends = np.array(list(product(*((side.start, side.stop - 1) for side in box))))
+        index = np.linalg.solve(step, np.c_[ends, np.ones(8)].T)[:3]
+        if (np.maximum(-index, index - np.reshape(image.shape, (3, 1)) + 1) > OUTSIDE).any():
+            raise InputRefusedError(
+                f"segments of {name} reach beyond the image; those that were drawn on it are needed; take the image that they "
+                "belong to"
+            )
+    return np.asarray(affine_transform(labels.array, step[:3, :3], step[:3, 3], image.shape, order=0, mode="grid-constant"))

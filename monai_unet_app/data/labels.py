@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.coding import WITHOUT_CLASS
+from dicom_io.itk_files import slicer_segments
 from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import read_rtstruct
@@ -21,6 +22,7 @@ from monai_unet_app.data.label_files import (
     WHITE,
     as_mask,
     on_grid_of_image,
+    part_on_grid,
     stored_labels,
     whole_numbers,
 )
@@ -327,7 +329,10 @@ def read_label_numbers(path: Path, image: Volume, values: FileValues = AS_NUMBER
     if not has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
         labels = _read_dicom_labels(path, image, values.ignored)
     else:
-        labels = on_grid_of_image(stored_labels(path), image, f"label {path.name}")
+        labels = stored_labels(path)
+        if labels.array.ndim == 3 and slicer_segments(path):
+            labels = image.with_array(part_on_grid(labels, image, path.name))
+        labels = on_grid_of_image(labels, image, f"label {path.name}")
         if _is_channel_of(labels.array, image):
             raise InputRefusedError(
                 f"label {path.name} is its image, voxel for voxel; class numbers are needed; replace it by the label of "

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
 from dicom_io.coding import Segment
+from dicom_io.itk_files import slicer_segments
 from dicom_io.volume import Volume, corner_indices, number_type
 from monai_unet_app.data.case_files import case_id
 from monai_unet_app.data.coding import named_as
-from monai_unet_app.data.label_files import as_mask, stored_labels, whole_numbers
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
+from monai_unet_app.data.label_files import OUTSIDE, as_mask, part_on_grid, stored_labels, whole_numbers
+from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.boxes import Box, bounding_box
 
 _MOST_OVERLAPPING = 2**32  # voxels of masks that share voxels
-_OUTSIDE = 0.5 + 1e-3  # of a voxel, that a corner of the image may lie beyond the outermost centres of the labels
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def placed_labels(place: Path, source: Volume, *, white: bool = False) -> Placed
     """
     if place.is_dir():
         return _placed_masks(place, source)
+    if len({layer for _, layer, _ in slicer_segments(place)}) > 1:
+        return _placed_layers(place, source)
     numbers, placed = _on_grid(place, source, white=white)
     return PlacedLabels(numbers, [value for value in np.unique(numbers).tolist() if value], placed)
 
@@ -150,6 +152,22 @@ def _placed_masks(folder: Path, source: Volume) -> PlacedLabels:
     return PlacedLabels(numbers, list(boxes), "; ".join(sorted(how)), names, boxes if overlap else {})
 
 
+def _placed_layers(file: Path, source: Volume) -> PlacedLabels:
+    """Segments of 3D Slicer in several layers, numbered as they stand in the file; they may share voxels."""
+    stored, numbers = read_volume(file), np.zeros(source.shape, np.uint16)
+    names, boxes, overlap = dict[int, str](), dict[int, tuple[Box, NDArray[np.bool_]]](), False
+    for number, (name, layer, value) in enumerate(slicer_segments(file), 1):
+        mask = stored.with_array((stored.channels[layer] == value).astype(np.uint8))
+        placed, names[number] = part_on_grid(mask, source, file.name) > 0, name
+        overlap = overlap or bool((placed & (numbers > 0)).any())
+        numbers[placed & (numbers == 0)] = number
+        if (box := bounding_box(placed, (0, 0, 0))) is not None:
+            boxes[number] = box, placed[box]
+    return PlacedLabels(
+        numbers, list(boxes), "from the part of it that the segments fill", names, boxes if overlap else {}
+    )
+
+
 def mask_files(folder: Path) -> list[Path]:
     """The volumes in a folder, by name."""
     return sorted(file for file in folder.iterdir() if has_ending(file, VOLUME_ENDINGS))
@@ -164,7 +182,7 @@ def _on_grid(file: Path, source: Volume, *, white: bool = False) -> tuple[NDArra
         raise InputRefusedError(
             f"{file.name} is no label file; NIfTI, NRRD, MetaImage or, for a picture, a grey picture is needed; export it so"
         )
-    labels = stored_labels(file)
+    labels, is_part = stored_labels(file), bool(slicer_segments(file))
     if labels.array.ndim != 3:
         raise InputRefusedError(
             f"{file.name} has the shape {labels.array.shape}; one whole number for each voxel is needed; export it so"
@@ -182,9 +200,11 @@ def _on_grid(file: Path, source: Volume, *, white: bool = False) -> tuple[NDArra
         return labels.on_grid_of(source).array, "on the grid of the series"
     except ValueError:
         step = np.linalg.solve(labels.affine_lps, source.affine_lps)  # index of the source -> index of the labels
+    if is_part:
+        return part_on_grid(labels, source, file.name), "from the part of it that the segments fill"
     corners = (step @ corner_indices(source.shape))[:3]
     last = np.reshape(labels.shape, (3, 1)) - 1
-    beyond = np.maximum(-corners, corners - last).max(axis=1) - _OUTSIDE  # in voxels of the labels, by axis
+    beyond = np.maximum(-corners, corners - last).max(axis=1) - OUTSIDE  # in voxels of the labels, by axis
     if (beyond > 0).any():
         raise InputRefusedError(
             f"{file.name} ends {float((beyond * labels.spacing_mm).max()):.1f} mm before the image does; labels of the whole "

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydicom.sr.coding import Code
 
 from dicom_io.coding import WITHOUT_CLASS, Segment, snomed_ct
+from dicom_io.itk_files import slicer_segments
 from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import region_names
 from dicom_io.seg import described_segments
@@ -79,9 +80,15 @@ def dicom_structures(path: Path) -> dict[int, StatedStructure]:
 
 
 def stated_in_file(label: Path) -> dict[int, StatedStructure]:
-    """As `dicom_structures`; of a NIfTI file the names in its header, as `label_table`; empty for other files."""
+    """As `dicom_structures`; of NIfTI the names in its header, and of 3D Slicer's segments in one layer; empty for others."""
     if not has_ending(label, FILE_ENDINGS):
         return dicom_structures(label)
+    if segments := slicer_segments(label):
+        return (
+            {value: StatedStructure(name) for name, layer, value in segments}
+            if len({s[1] for s in segments}) == 1
+            else {}
+        )
     return {value: StatedStructure(name) for value, name in label_table(label).items()}
 
 

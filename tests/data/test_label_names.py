@@ -23,6 +23,8 @@ from monai_unet_app.data.labels import FileValues, read_labels
 from monai_unet_app.data.monai_bridge import VolumeReader
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
+from monai_unet_app.data.placed_labels import placed_labels
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.structures import StatedStructure, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate import LabelFolders
@@ -208,3 +210,59 @@ def test_a_file_without_names_beside_files_that_differ_is_refused_and_one_table_
         InputRefusedError, match=r"two meanings: a\.nii\.gz has 1 liver, 2 spleen; dataset\.json has 1 spleen"
     ):
         consistent(cases, said)
+
+
+def slicer_file(path: Path, layers: list[np.ndarray], segments: list[tuple[str, int, int]]) -> Path:
+    """A .seg.nrrd as 3D Slicer writes it: the box of voxels [2:, 1:, 3:] of the grid, with names in its header."""
+    part = np.stack([layer[2:, 1:, 3:] for layer in layers]).astype(np.uint8)
+    several = len(layers) > 1
+    steps = " ".join(f"({','.join(f'{v:.12g}' for v in GRID.affine_lps[:3, axis])})" for axis in range(3))
+    origin = GRID.affine_lps @ [2, 1, 3, 1]
+    sizes = [len(layers), *part.shape[1:]] if several else part.shape[1:]
+    lines = ["NRRD0004", "type: unsigned char", f"dimension: {3 + several}", "space: left-posterior-superior"]
+    lines += [f"sizes: {' '.join(map(str, sizes))}", f"space directions: {'none ' * several}{steps}"]
+    lines += [f"kinds: {'list ' * several}domain domain domain", "encoding: raw"]
+    lines += [f"space origin: ({','.join(f'{v:.12g}' for v in origin[:3])})"]
+    for number, (name, layer, value) in enumerate(segments):
+        lines += [
+            f"Segment{number}_Name:={name}",
+            f"Segment{number}_Layer:={layer}",
+            f"Segment{number}_LabelValue:={value}",
+        ]
+    path.write_bytes(("\n".join(lines) + "\n\n").encode() + (part if several else part[0]).tobytes(order="F"))
+    return path
+
+
+def test_segments_of_slicer_lie_where_their_part_of_the_image_is(tmp_path: Path) -> None:
+    drawn = np.zeros(GRID.shape, np.uint8)
+    drawn[3:8, 2:5, 4:6], drawn[8:10, 6:8, 3:] = 1, 2
+    file = slicer_file(tmp_path / "one.seg.nrrd", [drawn], [("Liver", 0, 1), ("Spleen", 0, 2)])
+    assert names_in_file(file) == {1: "Liver", 2: "Spleen"}
+    np.testing.assert_array_equal(read_labels(file, GRID).array, drawn)
+    found = placed_labels(file, GRID)
+    np.testing.assert_array_equal(found.numbers, drawn)
+    other = np.where(drawn == 2, 1, 0)
+    other[3:5, 2:5, 4:6] = 1  # shares voxels with the liver
+    layered = slicer_file(tmp_path / "two.seg.nrrd", [drawn == 1, other], [("Liver", 0, 1), ("Spleen", 1, 1)])
+    masks = placed_labels(layered, GRID)
+    assert masks.names == {1: "Liver", 2: "Spleen"}
+    np.testing.assert_array_equal(masks.numbered([1, 2]), np.stack([drawn == 1, other]))
+    smaller = Volume(np.zeros((8, 9, 7), np.float32), GRID.affine_lps)
+    with pytest.raises(InputRefusedError, match="reach beyond the image"):
+        placed_labels(file, smaller)
+
+
+@pytest.mark.parametrize(
+    ("ending", "header"),
+    [
+        ("nrrd", "NRRD0004\ntype: uchar\ndimension: 3\nspace: 3D-right-handed\nsizes: 2 2 2\n"
+                 "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: raw\n\n"),
+        ("nrrd", "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nspacings: 1 1 1\nencoding: raw\n\n"),
+        ("mha", "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+                "ElementDataFile = LOCAL\n"),
+    ],
+)  # fmt: skip
+def test_a_file_that_states_no_directions_of_the_patient_is_refused(ending: str, header: str, tmp_path: Path) -> None:
+    (tmp_path / f"a.{ending}").write_bytes(header.encode() + bytes(range(8)))
+    with pytest.raises(InputRefusedError, match="the patient's left and right are unknown"):
+        read_volume(tmp_path / f"a.{ending}")
