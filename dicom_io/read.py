@@ -190,6 +190,7 @@ def _several_images(images: Sequence[SeriesRef]) -> DicomIoError:
     parts = "; ".join(
         f"{counted(series.instance_count, 'file')} ({series.modality or 'without Modality'}"
         f"{', multi-frame' if series.instances[0].header.get('NumberOfFrames') else ''}) of orientation {_cosines(series)}"
+        + (f" (the first {shown(series.instances[0].name)})" if series.orientation is None else "")
         for series in images
     )
     if len({series.study_instance_uid for series in images}) > 1 or not images[0].series_instance_uid:

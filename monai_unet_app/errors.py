@@ -3,6 +3,7 @@
 The CLI exits with 3 for `InputRefusedError` and `UntrainedError`, 2 for `UsageError`, 1 for all others.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,23 @@ def refusal_in(error: BaseException | None) -> AppError | None:
     while error is not None and not isinstance(error, AppError):
         error = error.__cause__
     return error
+
+
+def of_surroundings(error: BaseException | None) -> str | None:
+    """The sentence about a machine that lacks shared memory or disk space, if that is why an error came; None if not."""
+    while error is not None:
+        text = str(error)
+        if "shared memory" in text.lower() or "/torch_" in text or "Bus error" in text:
+            return (
+                "shared memory (/dev/shm) is too small for the processes that prepare data; give --workers 0, or more of it "
+                "(docker run --shm-size 1g)"
+            )
+        if getattr(error, "errno", None) == errno.ENOSPC or "PytorchStreamWriter failed" in text:
+            return (
+                "the disk is full; free space and give the same command again, which goes on after the last whole epoch"
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def first_line(error: Exception) -> str:

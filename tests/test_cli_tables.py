@@ -13,6 +13,7 @@ from rich.console import Console
 from monai_unet_app.cli import show
 from monai_unet_app.cli.common import next_command
 from monai_unet_app.cli.parser import build_parser
+from monai_unet_app.errors import of_surroundings
 
 CLASSES = [f"Structure with a long name number {n}" for n in range(1, 21)]
 
@@ -34,6 +35,8 @@ def test_scores_of_twenty_classes_are_whole_at_any_width(
     keys = ("dice", "iou", "boundary_iou", "precision", "recall", "ece", "ece_band")
     metrics = {key: score(0.5) for key in keys} | {"hd95_mm": score(123.4)}
     metrics["components"] = {"truth": score(7.0), "panoptic_quality": score(0.75)}
+    metrics["hd95_mm"]["undefined_cases"] = dict.fromkeys(CLASSES, 0) | {CLASSES[4]: 3, CLASSES[6]: 1}
+    metrics |= {"absent_cases": {CLASSES[0]: 2, CLASSES[1]: 9}, "undefined": {CLASSES[1]: "nowhere"}}
     monkeypatch.setattr(show, "out", Console(width=width))
     show.metrics_table(metrics)
     printed = capsys.readouterr().out
@@ -41,8 +44,11 @@ def test_scores_of_twenty_classes_are_whole_at_any_width(
     assert "0.4000 to 0.6000" in printed
     assert "panoptic_quality" in printed
     assert "0.6500 to 0.8500" in printed
-    assert max(map(len, printed.splitlines())) <= width
+    sentences = ("HD95 is undefined", "truth and result")
+    assert max(len(line) for line in printed.splitlines() if not line.startswith(sentences)) <= width
     words = " ".join(printed.split())
+    assert f"HD95 is undefined in 3 case(s) of {CLASSES[4]}, 1 of {CLASSES[6]}, where" in words
+    assert f"truth and result are both empty in 2 case(s) of {CLASSES[0]}; Dice counts as 1 there" in words
     for n in range(20):
         assert f" 0.{500 + n} " in words
         assert f" {123.4 + n / 1000:.1f} " in words
@@ -113,3 +119,26 @@ def test_the_bar_moves_while_one_case_is_at_work() -> None:
     assert steps.tasks[0].completed == pytest.approx(0.25)
     steps("a case")
     assert steps.tasks[0].completed == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"),
+            "--workers 0",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/1"),
+            "disk is full",
+        ),
+        (OSError(28, "No space left on device"), "disk is full"),
+        (ValueError("something else"), None),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_one_sentence(error: Exception, words: str | None) -> None:
+    try:
+        raise RuntimeError("Failed to evaluate ConfigExpression") from error
+    except RuntimeError as outer:
+        said = of_surroundings(outer)
+    assert (said is None) if words is None else words in str(said)

@@ -1,5 +1,6 @@
 """A DICOMDIR, the index of a medium (PS3.10 8): the files that it lists, none of them outside its own folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydicom.tag import Tag
@@ -29,7 +30,22 @@ def files_of_dicomdir(path: Path) -> list[Path]:
         if len(names) > _FILE_ID_PARTS or not all(map(_is_component, names)):
             printable = [name if name.isprintable() else "?" for name in names[:_FILE_ID_PARTS]]
             raise broken_file(path, f"it names the file {'/'.join(printable)[:80]!r}, which is not a File ID")
-    return [path.parent.joinpath(*names) for names in files]
+    return [_on_disk(path.parent, names) for names in files]
+
+
+def _on_disk(folder: Path, names: Sequence[str]) -> Path:
+    """The file of a File ID, which a medium may call in lower case and with an ending (PS3.10 8.2); it may be absent."""
+    place = folder.joinpath(*names)
+    if place.is_file():
+        return place
+    found = folder
+    for name in names:
+        entries = list(found.iterdir()) if found.is_dir() else []
+        alike = [entry for entry in entries if name.lower() in (entry.name.lower(), entry.stem.lower())]
+        if len(alike) != 1:
+            return place
+        (found,) = alike
+    return found
 
 
 def _is_component(name: str) -> bool:

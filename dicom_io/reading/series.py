@@ -371,7 +371,7 @@ def _series_ref(group: Sequence[Instance]) -> SeriesRef:
 
 def _without_localizers(groups: list[SeriesRef]) -> list[SeriesRef]:
     """The groups; a few slices across a large stack of the same series are set aside as localizers, also without ImageType,
-    and so are colour pictures beside more grey slices.
+    and so are colour pictures, and pages without a place, beside more grey slices.
     """
     largest: dict[object, SeriesRef] = {}
     for group in groups:
@@ -394,6 +394,12 @@ def _beside_main(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
         return group
     if group.in_colour and group.instance_count < main.instance_count:
         return replace(group, kind="other", set_aside="colour slices beside grey slices")
+    if group.orientation is None and main.orientation is not None:
+        # A slice that lost its place would be missed; a saved page says that it is no slice (PS3.3 C.7.6.1.1.2).
+        pages = [instance for instance in group.instances if "SECONDARY" in image_type(instance.header)]
+        if len(pages) < len(group.instances) or group.instance_count >= main.instance_count:
+            return group
+        return replace(group, kind="other", set_aside=f"page without a place, the first {shown(pages[0].name)}")
     if group.orientation is None or main.orientation is None:
         return group
     # Many slices, or slices turned by less, are a second orientation of the series, and the reader refuses to mix them.

@@ -184,8 +184,22 @@ def metrics_table(metrics: Any) -> None:
     print_table((Column(name, no_wrap=True) for name in ("score", "mean", "95 % interval")), rows)
     headings |= errors
     _classes_table({heading: metrics[key]["per_class"] for key, heading in headings.items()})
+    for key, heading in headings.items():
+        if told := _cases_told(metrics[key].get("undefined_cases")):
+            line(f"{heading} is undefined in {told}, where one of two masks is empty; they are not in its mean")
+    nowhere = metrics.get("undefined") or {}
+    absent = {name: count for name, count in (metrics.get("absent_cases") or {}).items() if name not in nowhere}
+    if told := _cases_told(absent):
+        line(f"truth and result are both empty in {told}; Dice counts as 1 there")
     if metrics["dice"]["mean_interval"] is None:
         line("no interval: at least six subjects are needed")
+
+
+def _cases_told(counts: Mapping[str, int] | None) -> str:
+    """ "3 case(s) of Liver, 1 of Cyst", of classes with any; at most three are named."""
+    held = [f"{count} {'case(s) ' * (not number)}of {name}" for number, (name, count) in
+            enumerate((name, count) for name, count in (counts or {}).items() if count)]  # fmt: skip
+    return ", ".join(held[:NAMES]) + (f" and {len(held) - NAMES} more" if len(held) > NAMES else "")
 
 
 def _classes_table(columns: Mapping[str, Mapping[str, float | None]]) -> None:

@@ -141,4 +141,6 @@ def part_on_grid(labels: Volume, image: Volume, name: str) -> NDArray[Any]:
                 f"segments of {name} reach beyond the image; those that were drawn on it are needed; take the image that they "
                 "belong to"
             )
-    return np.asarray(affine_transform(labels.array, step[:3, :3], step[:3, 3], image.shape, order=0, mode="grid-constant"))
+    return np.asarray(
+        affine_transform(labels.array, step[:3, :3], step[:3, 3], image.shape, order=0, mode="grid-constant")
+    )

@@ -1,5 +1,6 @@
 """`monai-unet train`: a copy of a bundle, trained on a folder of cases by the bundle's own `train.yaml`."""
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +23,7 @@ from monai_unet_app.data.fingerprint import Fingerprint
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import MOST_FOLDS, Partition
-from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusal_in
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, of_surroundings, refusal_in
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.ensemble import check_takes_ensemble, deliver_ensemble, forget_ensemble
@@ -298,6 +299,9 @@ def _trained(run: TrainConfig, device: torch.device) -> Bundle:
     return replace(bundle)  # reads the new weights
 
 
+_LOUD = ("ignite", "monai.engines", "dev_collate")
+
+
 def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
     """Runs `configs/<overlay>.yaml` on top of `inference.yaml`, as `python -m monai.bundle run` does.
 
@@ -312,6 +316,8 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
     from monai.bundle import ConfigWorkflow
 
     configs = [str(root / "configs" / f"{name}.yaml") for name in ("inference", overlay)]
+    for name in _LOUD:  # they print the traceback of an error that is raised here anyway
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         workflow = ConfigWorkflow(
@@ -328,6 +334,8 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
             workflow.finalize()
         except Exception as error:
             if (refusal := refusal_in(error)) is None:
+                if sentence := of_surroundings(error):
+                    raise InputRefusedError(sentence) from error
                 raise
             # MONAI wraps errors in "failed to instantiate"; the user needs the refusal itself
             raise refusal from refusal.__cause__

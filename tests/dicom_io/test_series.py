@@ -17,9 +17,11 @@ from phantoms import (
 )
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.fileset import FileSet
 from pydicom.uid import RLELossless, generate_uid
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
+from dicom_io.read import read_series
 from dicom_io.reading.series import SeriesRef, find_series, scan_files
 
 SAGITTAL = oblique_affine(degrees=(90, 0, 90))
@@ -186,3 +188,38 @@ def test_no_hostile_file_raises_anything_but_a_refusal(shared_data: Path) -> Non
     assert {"MR_truncated.dcm", "rtplan_truncated.dcm", "badVR.dcm", "zipMR.gz"} <= set(refused)
     assert not {"CT_small.dcm", "MR_small_RLE.dcm", "test-SR.dcm", "liver_1frame.dcm"} & set(refused)
     assert all(name in text for name, text in refused.items())
+
+
+def test_a_saved_page_without_a_place_is_set_aside_and_a_slice_that_lost_its_place_is_named(tmp_path: Path) -> None:
+    array = lopsided_array()
+    write_mr_series(
+        tmp_path, array, oblique_affine(), header={"SeriesInstanceUID": "1.2.3.8", "StudyInstanceUID": "1.2.3.7"}
+    )
+    page = dcmread(sorted(tmp_path.iterdir())[0])
+    page.SOPInstanceUID = page.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    del page.ImagePositionPatient, page.ImageOrientationPatient
+    page.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
+    page.save_as(tmp_path / "page.dcm")
+    with pytest.raises(DicomIoError, match=r"orientation none \(the first .*page\.dcm\)"):
+        read_series(tmp_path)
+    page.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
+    page.save_as(tmp_path / "page.dcm")
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.array, array)
+    assert any("page without a place, the first" in note and "page.dcm" in note for note in volume.provenance.notes)
+
+
+def test_a_medium_may_call_its_files_in_lower_case_and_with_an_ending(tmp_path: Path) -> None:
+    """PS3.10 8.2: a File ID is mapped to names of the medium."""
+    files = FileSet()
+    for file in write_mr_series(tmp_path / "series", lopsided_array(), oblique_affine(), header={"PatientID": "1"}):
+        files.add(file)
+    files.write(tmp_path / "cd")
+    for path in sorted((tmp_path / "cd").rglob("*"), key=lambda path: -len(path.parts)):
+        if path.name != "DICOMDIR":
+            path.rename(path.with_name(path.name.lower() + ("" if path.is_dir() else ".dcm")))
+    np.testing.assert_array_equal(read_series(tmp_path / "cd/DICOMDIR").array, lopsided_array())
+    first = next((tmp_path / "cd").rglob("*.dcm"))
+    first.with_suffix(".ima").write_bytes(first.read_bytes())  # which of the two is meant is unknown
+    with pytest.raises(UnreadableFileError, match="of which 1 are absent"):
+        read_series(tmp_path / "cd/DICOMDIR")
