@@ -36,7 +36,7 @@ from monai_unet_app.confidence.assessment import assess
 from monai_unet_app.confidence.statements import Confidence, SizeStatement
 from monai_unet_app.config import OutputConfig, PredictConfig, ResultSettings
 from monai_unet_app.data.case_files import CaseFiles, find_images
-from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.labels import FileValues, read_labels
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
@@ -208,7 +208,8 @@ def test_a_pictures_mask_is_read_back_as_the_labels_it_was_written_from(classes:
     labels[2:5, 1:3] = 1
     labels[6:8, 4:7] = classes
     write_mask_png(Segmentation(image, labels, segments(*"ab"[:classes])), tmp_path / "mask.png")
-    np.testing.assert_array_equal(read_labels(tmp_path / "mask.png", image).array, labels)
+    values = FileValues(white=True).for_structures(classes)  # a mask of one structure is black and white
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.png", image, values).array, labels)
 
 
 @pytest.mark.parametrize("colours", [0, 1, 2, 3, 4])

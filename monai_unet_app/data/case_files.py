@@ -19,7 +19,7 @@ from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileEr
 from dicom_io.read import ReadOptions
 from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.reading.series import SeriesRef, counted, files_below, find_series, scan_files, survey_files
-from monai_unet_app.data.datalist import ListedCase, is_datalist, listed_labels, read_datalist, read_dataset_json
+from monai_unet_app.data.datalist import ListedCase, check_listed_labels, is_datalist, read_datalist, read_dataset_json
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError
 
@@ -468,21 +468,8 @@ def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, lab
         return listed_cases(folder)
     cases = find_cases(*image_and_label_folders(folder, Path(labels_dir) if labels_dir else None), label_suffix)
     if not labels_dir:
-        _check_listed_labels(cases, folder)
+        check_listed_labels(folder, {case.id: (case.files, case.label) for case in cases})
     return [replace(case, folder=folder) for case in cases]
-
-
-def _check_listed_labels(cases: Sequence[CaseFiles], folder: Path) -> None:
-    """Raises InputRefusedError if `dataset.json` says that an image has another label than the one that was found."""
-    listed = listed_labels(folder)
-    for case in cases:
-        told = [label for file in case.files if (label := listed.get(file.resolve())) is not None]
-        if case.label is not None and told and told[0] != case.label.resolve():
-            raise InputRefusedError(
-                f"dataset.json lists {os.path.relpath(told[0], folder)} as the label of {case.id}, and "
-                f"{os.path.relpath(case.label, folder)} was found; one of them is needed; give --labels DIR, or correct "
-                "dataset.json"
-            )
 
 
 def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:

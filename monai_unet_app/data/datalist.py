@@ -13,8 +13,9 @@ Paths are taken from the folder of the file.
 
 import csv
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -253,15 +254,24 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
     return LabelFacts({} if regions else names, told, regions, ignored)
 
 
-def listed_labels(folder: Path) -> dict[Path, Path]:
-    """Image -> label of the cases that `dataset.json` in the folder lists, as far as the labels are there; absolute paths."""
+def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], Path | None]]) -> None:
+    """Raises InputRefusedError if `dataset.json` in the folder lists another label for an image than the one that was found.
+
+    `found`: files of the image and label of each case, by its id.
+    """
     try:
         document = json_of(folder / "dataset.json")
         rows = [row for row in document["training"] if isinstance(row["image"], str) and isinstance(row["label"], str)]
     except (OSError, ValueError, KeyError, TypeError):  # nnU-Net's form lists none
-        return {}
-    pairs = [((folder / row["image"]).resolve(), (folder / row["label"]).resolve()) for row in rows]
-    return {image: label for image, label in pairs if label.is_file()}
+        return
+    listed = {(folder / row["image"]).resolve(): (folder / row["label"]).resolve() for row in rows}
+    for case, (files, label) in found.items():
+        told = next((listed[file.resolve()] for file in files if file.resolve() in listed), None)
+        if told is not None and label is not None and told.is_file() and told != label.resolve():
+            raise InputRefusedError(
+                f"dataset.json lists {os.path.relpath(told, folder)} as the label of {case}, and "
+                f"{os.path.relpath(label, folder)} was found; one of them is needed; give --labels DIR, or correct dataset.json"
+            )
 
 
 def _number(key: str) -> tuple[int, str]:

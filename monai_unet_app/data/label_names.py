@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dicom_io.coding import Segment
+from dicom_io.coding import Segment, printable
 from monai_unet_app.data.case_files import CaseFiles, first_names
 from monai_unet_app.data.coding import named_segment
 from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
@@ -50,7 +50,7 @@ class LabelTable:
                 value.
         """
         described = segments or {
-            value: named_segment(number, StatedStructure(name))
+            value: named_segment(number, StatedStructure(printable(name, 64) or "?"))
             for number, (value, name) in enumerate(known.names.items(), 1)
         }
         told = {value: name for value, name in self.names.items() if not says_nothing(name)}

@@ -253,7 +253,7 @@ def _checked_configuration(
     if (flat or cases[0].axes == "px") and configuration not in (None, "2d"):
         what = "one voxel thick" if flat else "pictures"
         raise InputRefusedError(
-            f"--configuration {configuration}: the images are {what}; volumes of several slices are needed; leave it out"
+            f"--configuration {configuration}: the images are {what}; volumes are needed; leave it out"
         )
     return "2d" if flat else configuration
 
