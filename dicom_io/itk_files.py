@@ -66,14 +66,18 @@ def slicer_segments(path: Path) -> list[tuple[str, int, int]]:
 
     Such a file covers the segments alone. Segments of one layer exclude each other; layers are components of a voxel.
     """
-    if path.suffix.lower() != ".nrrd":
+    if path.suffix.lower() != ".nrrd" or not path.is_file():
         return []
     with path.open("rb") as file:
         fields = _nrrd_fields(file)
     found = list[tuple[str, int, int]]()
     while (name := fields.get(f"segment{len(found)}_name")) is not None:
-        own = f"segment{len(found)}_"
-        found.append((name, int(fields.get(f"{own}layer", 0)), int(fields.get(f"{own}labelvalue", 1))))
+        layer, value = (
+            fields.get(f"segment{len(found)}_{what}", usual) for what, usual in (("layer", "0"), ("labelvalue", "1"))
+        )
+        if not (layer.isdecimal() and value.isdecimal()):
+            return []  # no file of 3D Slicer
+        found.append((name, int(layer), int(value)))
     return found
 
 

@@ -9,6 +9,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset
 from monai_unet_app.data.case_files import IMAGES_OF_NNUNET, CaseFiles, Row, find_data, find_images, first_names
 from monai_unet_app.data.splits import (
+    MOST_FOLDS,
     NNUNET_FOLDS,
     Partition,
     SplitCase,
@@ -128,6 +129,13 @@ def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:
     check_subjects(plan.values(), where)
     if all(case.listed and case.listed.fold is not None for case in cases):
         check_folds(plan.values(), where)
+        numbers = sorted({entry.fold for entry in plan.values()})
+        by_folds = not any(case.listed and case.listed.partition for case in cases)
+        if by_folds and (len(numbers) < 2 or not 0 <= numbers[0] <= numbers[-1] < MOST_FOLDS):
+            raise InputRefusedError(
+                f"{where} tells the fold(s) {', '.join(map(str, numbers))}; two to {MOST_FOLDS}, from 0 on, are needed; "
+                "correct them"
+            )
     return plan
 
 

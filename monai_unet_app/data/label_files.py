@@ -1,4 +1,4 @@
-"""What a file of labels holds, as whole numbers on the grid of its image; what the numbers mean is told in `labels`."""
+"""Reads a label file as whole numbers on the grid of its image; `labels` says what the numbers mean."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace

@@ -156,7 +156,13 @@ def _placed_layers(file: Path, source: Volume) -> PlacedLabels:
     """Segments of 3D Slicer in several layers, numbered as they stand in the file; they may share voxels."""
     stored, numbers = read_volume(file), np.zeros(source.shape, np.uint16)
     names, boxes, overlap = dict[int, str](), dict[int, tuple[Box, NDArray[np.bool_]]](), False
-    for number, (name, layer, value) in enumerate(slicer_segments(file), 1):
+    segments = slicer_segments(file)
+    if (last := max(layer for _, layer, _ in segments)) >= len(stored.channels):
+        raise InputRefusedError(
+            f"{file.name} names the layer {last} and has {len(stored.channels)}; a layer for each segment is needed; save it "
+            "again"
+        )
+    for number, (name, layer, value) in enumerate(segments, 1):
         mask = stored.with_array((stored.channels[layer] == value).astype(np.uint8))
         placed, names[number] = part_on_grid(mask, source, file.name) > 0, name
         overlap = overlap or bool((placed & (numbers > 0)).any())

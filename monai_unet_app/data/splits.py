@@ -151,7 +151,7 @@ def read_nnunet_folds(path: Path, subjects: Mapping[str, str]) -> dict[str, Spli
 
 
 def check_folds(cases: Iterable[SplitCase], where: str) -> None:
-    """Raises InputRefusedError if folds that somebody stated are too few or too many, or a subject is in two of them."""
+    """Raises InputRefusedError if a subject is in two folds."""
     folds_of: dict[str, int] = {}
     for entry in cases:
         if (other := folds_of.setdefault(entry.subject, entry.fold)) != entry.fold:
@@ -160,12 +160,6 @@ def check_folds(cases: Iterable[SplitCase], where: str) -> None:
                 "subject belongs to one fold, otherwise the network of the fold has seen it; correct the file, or give "
                 "another plan by --splits"
             )
-    numbers = sorted(set(folds_of.values()))
-    if len(numbers) < 2 or not 0 <= numbers[0] <= numbers[-1] < MOST_FOLDS:
-        raise InputRefusedError(
-            f"{where} tells the fold(s) {', '.join(map(str, numbers))}; two to {MOST_FOLDS}, from 0 on, are needed; "
-            "correct them"
-        )
 
 
 def _numbered(folds: Sequence[int]) -> str:

@@ -252,6 +252,15 @@ def test_segments_of_slicer_lie_where_their_part_of_the_image_is(tmp_path: Path)
         placed_labels(file, smaller)
 
 
+def test_a_header_that_names_layers_which_are_not_there_is_refused(tmp_path: Path) -> None:
+    drawn = np.ones(GRID.shape, np.uint8)
+    file = slicer_file(tmp_path / "one.seg.nrrd", [drawn], [("Liver", 0, 1), ("Spleen", 3, 1)])
+    with pytest.raises(InputRefusedError, match="names the layer 3 and has 1"):
+        placed_labels(file, GRID)
+    file = slicer_file(tmp_path / "odd.seg.nrrd", [drawn], [("Liver", "x", 1)])  # type: ignore[list-item]
+    assert names_in_file(file) == {}
+
+
 @pytest.mark.parametrize(
     ("ending", "header"),
     [
