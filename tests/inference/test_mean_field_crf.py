@@ -142,6 +142,6 @@ def test_it_takes_no_more_memory_than_it_says() -> None:
     step = MeanFieldCRFd("pred", reach_mm=1.0, iterations=2)
     item = {"pred": MetaTensor(torch.zeros(1, 200, 180, 40)), "prob": p, "image": MetaTensor(image)}
     taken = min(
-        taken_by(lambda: step(item)) for _ in range(2)
+        taken_by(lambda: step(item)) for _ in range(5)
     )  # a process grows by large pages and by what others do, too
     assert taken < bytes_for(3, (200, 180, 40))
