@@ -200,21 +200,26 @@ class Predictor:
         self.run = PredictConfig(with_engine(settings or ResultSettings(), self.bundle, engine)[0])
         self.bundle.engine(self.run.settings)
 
-    def __call__(self, array: NDArray[Any], affine_ras: NDArray[np.float64] | None = None) -> Case:
+    def __call__(self, image: Volume | NDArray[Any], *, affine_ras: NDArray[np.float64] | None = None) -> Case:
         """The segmented image; its labels are `segmentation.labels`.
 
         Args:
-            array: Shape (I, J, K), or (I, J, K, C); of a picture (I, J) or (I, J, C), with I along its width.
-            affine_ras: Shape (4, 4): index to RAS mm, as nibabel gives it. None for a picture.
+            image: A volume, for instance of `dicom_io.read_series`; or an array (I, J, K) or (I, J, K, C) with its affine; or
+                a picture (I, J) or (I, J, C), with I along its width.
+            affine_ras: Shape (4, 4): array index to RAS mm, as nibabel gives it; of an array that is not a picture.
 
         Raises:
+            TypeError: A volume and an affine.
             InputRefusedError: As `segment_case`.
         """
-        if affine_ras is None:
-            return segment_case(
-                Volume(array[:, :, None], np.eye(4), Provenance("image"), planar=True), self.bundle, self.run
-            )
-        return segment_case(Volume.from_ras(array, affine_ras), self.bundle, self.run)
+        if not isinstance(image, Volume):
+            if affine_ras is None:
+                image = Volume(image[:, :, None], np.eye(4), Provenance("image"), planar=True)
+            else:
+                image = Volume.from_ras(image, affine_ras)
+        elif affine_ras is not None:
+            raise TypeError("a volume has an affine of its own; give affine_ras with an array only")
+        return segment_case(image, self.bundle, self.run)
 
 
 def _statements(bundle: Bundle, run: PredictConfig) -> Confidence:

@@ -142,7 +142,7 @@ def test_an_int8_network_lies_beside_the_other_and_gives_its_labels(
         "float32": "network.onnx", "int8": "network_int8.onnx",
     }  # fmt: skip
     settings = ResultSettings(engine="onnxruntime", precision="int8")
-    ours = np.asarray(Predictor(root, "cpu", "onnxruntime", settings)(array, affine).segmentation.labels)
+    ours = np.asarray(Predictor(root, "cpu", "onnxruntime", settings)(array, affine_ras=affine).segmentation.labels)
     theirs, usual = (
         segment.segment(array, affine, folder=tmp_path / "edge", precision=one) for one in ("int8", "float32")
     )

@@ -30,6 +30,19 @@ def test_the_python_of_the_dicom_how_to_runs(tmp_path: Path, monkeypatch: pytest
     assert {path.name for path in tmp_path.glob("*.dcm")} == {"seg.dcm", "rtstruct.dcm", "sr.dcm"}
 
 
+@pytest.mark.slow
+def test_the_python_from_arrays_to_a_calibrated_bundle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/how-to/python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 6
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks), names)
+    assert names["fitted"].nll_after <= names["fitted"].nll_before
+    assert names["case"].segmentation.labels.shape[-3:] == (32, 28, 24)
+    assert (tmp_path / "evaluation/report.html").is_file()
+    assert next((tmp_path / "results").glob("*.nii.gz")).is_file()
+
+
 @pytest.mark.parametrize("name", dicom_io.__all__)
 def test_every_door_opens(name: str) -> None:
     assert getattr(dicom_io, name).__module__.startswith("dicom_io.")

@@ -24,6 +24,7 @@ from small_data import drawn_eyes, eye_picture, predict_logits, set_calibration
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import PredictConfig, ResultSettings
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.pipeline import Predictor, preprocess, segment_case
 
@@ -34,7 +35,13 @@ CPU = torch.device("cpu")
 def test_a_predictor_stays_loaded_and_answers_arrays_as_files(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     image = nibabel.load(EXAMPLES / "images/hippocampus_003.nii.gz")
     predictor = Predictor(tiny_bundle(), "cpu")
-    (case, again) = (predictor(np.asarray(image.dataobj, np.float32), image.affine) for _ in range(2))
+    array = np.asarray(image.dataobj, np.float32)
+    case, again = (
+        predictor(array, affine_ras=image.affine),
+        predictor(read_volume(EXAMPLES / "images/hippocampus_003.nii.gz")),
+    )
+    with pytest.raises(TypeError, match="positional"):  # RAS or LPS: the keyword says it, or the volume
+        predictor(array, image.affine)  # type: ignore[misc]
     expected = segment_case(EXAMPLES / "images/hippocampus_003.nii.gz", predictor.bundle)
     for one in (case, again):
         np.testing.assert_array_equal(one.segmentation.labels, expected.segmentation.labels)

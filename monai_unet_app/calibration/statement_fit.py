@@ -473,6 +473,8 @@ def summary_of(confidence: Confidence, labels: Mapping[int, str], wholes: Mappin
         summary["gate"] = {
             "margins_of_dice": [round(m, 4) for m in confidence.gate.margins],
             "results": confidence.gate.samples,
+            **({"skill": [round(end, 3) for end in confidence.gate.skill]} if confidence.gate.skill else {}),
+            **({"left_out": list(confidence.gate.left_out)} if confidence.gate.left_out else {}),
             **(
                 {"rank_correlation": round(fine.rank_correlation, 3)}
                 if (fine := confidence.gate.fine) and fine.features

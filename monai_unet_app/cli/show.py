@@ -279,6 +279,13 @@ def statements_table(statements: dict[str, Any]) -> None:
         if gate := stated.get("gate"):
             bound = f"Dice at least predicted - {gate['margins_of_dice'][0]:.2f}; from {gate['results']} results"
             rows.append((setting, "quality gate", bound))
+            if own := gate.get("left_out"):
+                verdicts = ", ".join(
+                    f"{n} {verdict}" for n, verdict in zip(own, ("accept", "review", "reject"), strict=True)
+                )
+                rows.append((setting, "its verdicts on subjects left out", verdicts))
+                order = "{:.2f} (90 % interval from {:.2f})".format(*gate["skill"])
+                rows.append((setting, "rank correlation with true Dice, left out", order))
             if (correlation := gate.get("rank_correlation")) is not None:
                 rows.append(
                     (setting, "rank correlation of predicted Dice", f"{correlation:.2f} among sound images, left out")

@@ -18,7 +18,7 @@ from scipy.optimize import lsq_linear
 from .conformal import by_structure, conformal_quantile, subjects_needed
 from .features import FACTS, FEATURES, Described
 from .fine import FEATURES as FINE_FEATURES
-from .fine import FineDice, left_out
+from .fine import FineDice, left_out, skill
 from .json_document import JsonDocument
 from .label_features import EDGE_FEATURES, LABEL_FEATURES
 
@@ -30,6 +30,9 @@ FINE, USELESS = 0.65, 0.5
 
 KEPT = 0.95
 """Part of the people whose sound label files are accepted, unless a useless Dice is predicted. Gates of networks take FINE."""
+
+LEAST_SKILL = 0.1
+"""Of a gate: the lower end of the 90 % interval of its rank correlation with the true Dice, on subjects left out, is above."""
 
 NEAR = 0.05
 """A result is taken for one of a sound image if its predicted Dice is no farther below the mean of sound images."""
@@ -96,6 +99,8 @@ class QualityGate(JsonDocument):
         fine: Predicts the Dice of results of sound images; None in a gate that predicts all by `weights`.
         features: Names of the features that it looks at.
         accept_from: Predicted Dice from which on a label file is accepted; None for FINE.
+        skill: Its rank correlation with the true Dice of subjects left out, and the lower end of the 90 % interval, -1 to 1.
+        left_out: Number of subjects whose sound results it accepts, reviews and rejects when they are left out of its fit.
     """
 
     centre: Mapping[int, tuple[float, ...]]
@@ -108,6 +113,8 @@ class QualityGate(JsonDocument):
     fine: FineDice | None = None
     features: tuple[str, ...] = FEATURES
     accept_from: float | None = None
+    skill: tuple[float, float] | None = None
+    left_out: tuple[int, int, int] | None = None
 
     @classmethod
     def fit(
@@ -126,7 +133,8 @@ class QualityGate(JsonDocument):
             fine_features: Of these, those that tell better from worse among sound results.
 
         Raises:
-            ValueError: Too few subjects for a bound of this coverage, or a structure that no sound image has twice.
+            ValueError: Too few subjects for a bound of this coverage, a structure that no sound image has twice, or predictions
+                without skill.
         """
         subjects = sorted({sample.subject for sample in samples})
         if len(subjects) < subjects_needed(coverage):
@@ -137,13 +145,19 @@ class QualityGate(JsonDocument):
         empty = cls({}, {}, (), (1.0, 1.0), coverage, 0, 0, features=features)
         dice = left_out(samples, lambda others: empty._fitted(others, fine_features).predicted_dice)
         predicted = list(zip(samples, dice.tolist(), strict=True))
+        order = _checked_skill(predicted)
         whole = replace(empty._fitted(samples, fine_features), fine=FineDice.fit(_sound(samples), fine_features))
         # Two margins, since a single margin would be that of the worse kind (decision 18).
         fine, other = (
             _margin([pair for pair in predicted if (pair[1] >= FINE) == is_fine], coverage) for is_fine in (True, False)
         )
         line = _accept_from(predicted) if whole.is_of_labels else None
-        return replace(whole, margins=(fine, other), subjects=len(subjects), samples=len(samples), accept_from=line)
+        worst = np.array(list(_worst_of_each(predicted).values()))
+        accepted, rejected = int((worst >= (line or FINE)).sum()), int((worst < USELESS).sum())
+        return replace(
+            whole, margins=(fine, other), subjects=len(subjects), samples=len(samples), accept_from=line,
+            skill=order, left_out=(accepted, len(worst) - accepted - rejected, rejected),
+        )  # fmt: skip
 
     def _fitted(self, samples: Sequence[Sample], fine_features: Sequence[str]) -> "QualityGate":
         centre, spread = {}, {}
@@ -268,18 +282,44 @@ def _margin(predicted: Sequence[tuple[Sample, float]], coverage: float) -> float
     return min(1.0, max(0.0, conformal_quantile(excesses, [sample.subject for sample, _ in predicted], coverage)))
 
 
+def _checked_skill(predicted: Sequence[tuple[Sample, float]]) -> tuple[float, float]:
+    """As `fine.skill`; ValueError for predictions that do not tell better from worse, or that reject most good results."""
+    samples, dice = zip(*predicted, strict=True)
+    true, people = np.array([sample.dice for sample in samples]), [sample.subject for sample in samples]
+    order, least = skill(np.array(dice), true, [sample.structure for sample in samples], people)
+    if least <= LEAST_SKILL:
+        raise ValueError(
+            f"on subjects left out, predicted and true Dice have a rank correlation of {order:.2f} (90 % interval from "
+            f"{least:.2f}, more than {LEAST_SKILL} is needed); calibrate with more subjects"
+        )
+    good = [seen for sample, seen in predicted if sample.kind == SOUND and sample.dice >= FINE]
+    rejected = sum(seen < USELESS for seen in good)
+    if 2 * rejected > len(good):
+        raise ValueError(
+            f"on subjects left out, it would reject {rejected} of {len(good)} results with a true Dice of {FINE} or more; "
+            "calibrate with more subjects"
+        )
+    return order, least
+
+
 def _accept_from(predicted: Sequence[tuple[Sample, float]]) -> float:
     """The predicted Dice that the worst structure of a new person's sound result reaches with the probability KEPT.
 
     Never above FINE or below USELESS. With too few people for KEPT: as many as their number allows, all of them.
     """
+    worst = _worst_of_each(predicted)
+    part = min(KEPT, len(worst) / (len(worst) + 1))
+    line = -conformal_quantile([-dice for dice in worst.values()], list(worst), part)
+    return float(np.clip(line, USELESS, FINE))
+
+
+def _worst_of_each(predicted: Sequence[tuple[Sample, float]]) -> dict[str, float]:
+    """Subject -> the least Dice that is predicted for its sound results."""
     worst: dict[str, float] = {}
     for sample, dice in predicted:
         if sample.kind == SOUND:
             worst[sample.subject] = min(dice, worst.get(sample.subject, 1.0))
-    part = min(KEPT, len(worst) / (len(worst) + 1))
-    line = -conformal_quantile([-dice for dice in worst.values()], list(worst), part)
-    return float(np.clip(line, USELESS, FINE))
+    return worst
 
 
 def _text(name: str, value: float) -> str:

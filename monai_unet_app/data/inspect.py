@@ -35,7 +35,14 @@ from monai_unet_app.data.datalist import is_datalist
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint, label_voxels_of
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, as_numbers, check_values, read_labels
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.rules import InputRules, along_patient, check_channel_names, check_rules, extent_of
+from monai_unet_app.data.rules import (
+    InputRules,
+    along_patient,
+    check_channel_names,
+    check_rules,
+    constant_reasons,
+    extent_of,
+)
 from monai_unet_app.data.sketch import sketch_of
 from monai_unet_app.data.strict import MOST_CLASSES, Place, StrictCase, compare_cases
 from monai_unet_app.data.structures import stray_values
@@ -251,8 +258,8 @@ def _read_image(case: CaseFiles, rules: InputRules | None, options: ReadOptions 
     volume = read_volume(case.files, options)
     if rules is not None:
         check_rules(volume, rules)
-    elif (volume.array == volume.array.flat[0]).all():
-        raise InputRefusedError(f"every voxel is {volume.array.flat[0]:g}; an image is needed; export it again")
+    elif reasons := "; ".join(constant_reasons(volume, case.channel_names)):
+        raise InputRefusedError(f"{reasons}; export it again")
     return volume
 
 

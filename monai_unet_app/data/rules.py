@@ -21,6 +21,7 @@ class InputRules:
         channels: 1 for grey, 3 for RGB.
         channel_names: Of all channels in their order, if each is a file or a series of its own.
         channel_modality: Of all channels, where they are of unlike modalities; None accepts any.
+        constant_channels: Names of channels that may have the same value everywhere, since training cases had them so.
         planar: True for 2D pictures, False for volumes.
         spacing_mm: Least and most distance of neighbouring voxel centres, along every axis; None for pictures.
         extent_mm: Least and most size along the patient's R-L, A-P and S-I axes (pictures: width and height in pixels).
@@ -33,6 +34,7 @@ class InputRules:
     extent_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     channel_names: tuple[str, ...] = ()
     channel_modality: tuple[str | None, ...] = ()
+    constant_channels: tuple[str, ...] = ()
 
     @property
     def axes(self) -> int:
@@ -44,7 +46,9 @@ class InputRules:
         """The rules in the mapping of the YAML file. Raises BundleError for an unknown or malformed rule."""
         try:
             spacing, extent = rules.get("spacing_mm"), rules.get("extent_mm")
-            unknown = set(rules) - {"modality", "channels", "channel_modality", "planar", "spacing_mm", "extent_mm"}
+            unknown = set(rules) - {
+                "modality", "channels", "channel_modality", "constant_channels", "planar", "spacing_mm", "extent_mm"
+            }  # fmt: skip
             if unknown:
                 raise KeyError(f"unknown rule {sorted(unknown)}")
             axes = 2 if rules.get("planar", False) else 3
@@ -57,11 +61,16 @@ class InputRules:
             count, of_channels = len(names) or int(channels), tuple(rules.get("channel_modality", ()))
             if len(of_channels) not in (0, count):
                 raise ValueError(f"channel_modality needs {count} entries, one for each channel")
+            if odd := set(constant := tuple(rules.get("constant_channels", ()))) - set(names):
+                raise ValueError(
+                    f"constant_channels names {', '.join(sorted(odd))}; {', '.join(names) or 'none'} is a channel"
+                )
             return cls(
                 channels=count,
                 channel_names=names,
                 modality=tuple(rules.get("modality", ())),
                 channel_modality=of_channels,
+                constant_channels=constant,
                 planar=bool(rules.get("planar", False)),
                 spacing_mm=(float(spacing["least"]), float(spacing["most"])) if spacing else None,
                 extent_mm=(tuple(extent["least"]), tuple(extent["most"])) if extent else None,
@@ -121,9 +130,18 @@ def _reasons(volume: Volume, rules: InputRules) -> Iterator[str]:
             axes = "width x height" if volume.planar else "right-left x front-back x foot-head"
             unit = "pixels" if volume.planar else "mm"
             yield f"its field of view is {_by(extent)} {unit} ({axes}), {_by(smallest)} to {_by(largest)} {unit} is needed"
-    value = volume.array.flat[0]
-    if (volume.array == value).all():
-        yield f"every voxel is {value:g}, an image is needed"
+    yield from constant_reasons(volume, rules.channel_names, rules.constant_channels)
+
+
+def constant_reasons(volume: Volume, names: Sequence[str] = (), allowed: Sequence[str] = ()) -> Iterator[str]:
+    """That the image, or a channel of a volume, has one value everywhere; `names` of its channels, of which some may."""
+    values = {n: channel.flat[0] for n, channel in enumerate(volume.channels) if (channel == channel.flat[0]).all()}
+    if len(values) == len(volume.channels):
+        yield f"every voxel is {values[0]:g}, an image is needed"
+    elif not volume.planar or names:
+        named = {n: names[n] if names else str(n + 1) for n in values}
+        for name in sorted(set(named.values()) - set(allowed)):
+            yield f"every voxel of channel {name} is the same, an image is needed (or `constant_channels` in input_rules)"
 
 
 def least_shape(volume: Volume, rules: InputRules) -> tuple[int, ...]:

@@ -283,7 +283,7 @@ class _Run:
             case = segment_case(self._made(rule, axes).image, bundle, run)
             # A result that the gate holds back would never arrive, and the step that looks for it would wait in vain.
             verdict, why = verdict_of(case)
-            if state_of(verdict, hold_review=rule.hold_review) != "sending":
+            if state_of(verdict, hold_review=rule.hold_review, ungated=rule.deliver_ungated) != "sending":
                 raise AppError(
                     f"the quality gate says {verdict} ({why}), so the node would hold the result back; name a usual image "
                     f"with --example {rule.name}=PATH"

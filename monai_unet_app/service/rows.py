@@ -3,7 +3,8 @@
 The life of a result. "By a person" names the decision that leads from one state to the next.
 
     (new)          -> held            the quality gate's verdict is "review", and the rule holds such results;
-                                      or it was accepted, and drawn for review (`state_of`)
+                                      or it was accepted, and drawn for review; or it has no verdict, and the rule does not
+                                      say `deliver_ungated` (`state_of`)
                    -> rejected        the quality gate's verdict is "reject" (`state_of`)
                    -> sending         any other verdict, or a person has accepted or released the same bytes before
                    -> refused         a person has rejected, corrected or refused the same bytes before
@@ -65,17 +66,19 @@ FOLLOW_UPS = ("verified", "corrected", "rejection note")
 """Verdicts of results that follow from a decision. No worker made them; they supersede no result and are not superseded."""
 
 
-def state_of(verdict: str, *, hold_review: bool, drawn: bool = False) -> ResultState:
+def state_of(verdict: str, *, hold_review: bool, ungated: bool, drawn: bool = False) -> ResultState:
     """The state of a new result.
 
     Args:
         verdict: Of the quality gate: "accept", "review", "reject", or empty without a gate.
         hold_review: Of the rule that the result was made for.
+        ungated: The rule delivers results without a verdict.
         drawn: An accepted result is one of the share that the rule has reviewed (`is_drawn`).
     """
     if verdict == "reject":
         return "rejected"
-    return "held" if drawn or (verdict == "review" and hold_review) else "sending"
+    unjudged = not verdict and not ungated
+    return "held" if drawn or unjudged or (verdict == "review" and hold_review) else "sending"
 
 
 def is_drawn(verdict: str, digest: str, share: float) -> bool:

@@ -274,7 +274,7 @@ class Worker:
         (verdict, reason), name = judged, f"{task.output.name}/{folder.name}"
         digest = digest_of(folder)
         drawn = is_drawn(verdict, digest, rule.review_share)
-        state = state_of(verdict, hold_review=rule.hold_review, drawn=drawn)
+        state = state_of(verdict, hold_review=rule.hold_review, ungated=rule.deliver_ungated, drawn=drawn)
         document = json_of(min(folder.rglob("*_result.json")))
         files = image.provenance.files if series else ()
         bundle = self.bundle_of(rule)

@@ -16,6 +16,7 @@ from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training import ranks
 from monai_unet_app.training.replay import ReplayLoader
+from monai_unet_app.training.watch_dog import say
 
 OUT_OF_FOLD = "docs/out_of_fold.csv"
 INFERENCE = "configs/inference.yaml"
@@ -60,6 +61,7 @@ class Checkpoints:
         validator: MONAI evaluator that has run before this handler is called.
         deliver_to: Path of the best weights (float16) when training has completed.
         select: Whether the key metric chooses the weights; otherwise the last are delivered.
+        donor: Name of the weights that a new training begins with; they are validated first, and delivered if none are better.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class Checkpoints:
     validator: Any
     deliver_to: Path
     select: bool = True
+    donor: str = ""
 
     def __post_init__(self) -> None:
         self.folder, self.deliver_to = Path(self.folder), Path(self.deliver_to)
@@ -88,9 +91,11 @@ class Checkpoints:
         engine.add_event_handler(Events.COMPLETED, self.deliver)
 
     def resume(self, engine: Engine) -> None:
-        """Loads `last.pt` if it exists."""
+        """Loads `last.pt` if it exists; otherwise validates the weights of a donor."""
         path = self.folder / "last.pt"
         if not path.exists():
+            if self.donor and self.select:
+                self._judge_donor()
             return
         for left_over in self.folder.glob(".part-*"):  # of a process that was killed while it saved
             shutil.rmtree(left_over)
@@ -107,6 +112,13 @@ class Checkpoints:
         self.history = saved["history"]
         engine.state.epoch, engine.state.iteration = saved["epoch"], saved["iteration"]
         self.loader.begin_at(saved["iteration"])
+
+    def _judge_donor(self) -> None:
+        self.validator.run(0)
+        self.best_metric = float(self.validator.state.metrics[self.validator.state.key_metric_name])
+        say(f"{self.donor} before training: {self.best_metric:.4f}, the metric that selects the best weights")
+        if ranks.is_first():
+            save_atomically(half_weights(self.best), self.folder / "best.pt")
 
     def add_loss(self, engine: Engine) -> None:
         """Adds the loss of a step to those of its epoch."""
@@ -149,7 +161,9 @@ class Checkpoints:
         """
         if not ranks.is_first():
             return
-        if self.best_epoch:
+        if self.best_metric > float("-inf"):
+            if not self.best_epoch:
+                say(f"no epoch was better than {self.donor}, whose weights are delivered")
             best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
         else:
             best = half_weights(self.best)

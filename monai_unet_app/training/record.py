@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ class RunRecord:
             "epochs_done": engine.state.epoch,
             "best": {
                 "epoch": self.checkpoints.best_epoch,  # 0 and null before the first validation: JSON has no infinity
-                "metric": self.checkpoints.best_metric if self.checkpoints.best_epoch else None,
+                "metric": self.checkpoints.best_metric if isfinite(self.checkpoints.best_metric) else None,
             },
             "history": self.checkpoints.history,
             "sessions": self.sessions,

@@ -217,10 +217,23 @@ def _check(template: Bundle, run: TrainConfig, planned: PlannedCases) -> Fingerp
         places = places_of(planned.plan.values(), by_folds=run.fold is not None)
         measured = check_cases(everything, template, step, places)
     _check_leaves_out(template, measured)
+    _check_constant(template, measured)
     for line in measured.to_look_at():
         run.say(line)
     check_classes(template, run, planned, measured)
     return measured
+
+
+def _check_constant(template: Bundle, measured: Fingerprint) -> None:
+    """Raises InputRefusedError if `input_rules` allow a channel without content, and no case has it so."""
+    rules = template.rules
+    for number, name in enumerate(rules.channel_names):
+        of_cases = (case.intensity[number] for case in measured.cases)
+        if name in rules.constant_channels and all(least < most for least, _, most in of_cases):
+            raise InputRefusedError(
+                f"`constant_channels` in input_rules allows channel {name} to be the same everywhere, which is so in no case; "
+                "add such cases, from which the network learns it, or take the name out"
+            )
 
 
 def _check_leaves_out(template: Bundle, measured: Fingerprint) -> None:

@@ -19,6 +19,7 @@ from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.training.update import together
 
 _LEAST = 0.5  # of the donor's tensors, that must fit
+_SLOWER = 0.1  # the learning rate, as a part of that of a network which begins at random
 Weights = Mapping[str, Tensor]
 
 
@@ -246,6 +247,11 @@ def overrides_of(donor: Donor | None, train: Mapping[str, Any]) -> dict[str, Any
             "first_rate": donor.first_rate,
         },
     }  # fmt: skip
+    if rate := train.get("learning_rate"):
+        ids["learning_rate"] = float(rate) * _SLOWER
+    handlers = (train.get("train") or {}).get("handlers") or ()
+    own = [number for number, handler in enumerate(handlers) if str(handler.get("_target_")).endswith(".Checkpoints")]
+    ids |= {f"train::handlers::{number}::donor": donor.name for number in own}
     if "max_lr" in (train.get("scheduler") or {}):
         ids["scheduler::max_lr"] = "$[group['lr'] for group in @optimizer.param_groups]"
     return ids

@@ -134,18 +134,19 @@ class WatchDog:
             self._end_early(f"no gain: {best}, and the patience is {self.stop_patience}", engine)
 
     def _end_early(self, text: str, engine: Engine) -> None:
-        _say(text)
+        say(text)
         self.ended = True
         engine.terminate()
 
 
-def _say(text: str, style: str = "") -> None:
+def say(text: str, style: str = "") -> None:
+    """Prints a line beside the progress bar; of several processes the first does."""
     if ranks.is_first():
         Console(file=sys.stderr).print(text, style=style, highlight=False, soft_wrap=True)
 
 
 def _warn(text: str) -> None:
-    _say(f"warning: {text}", "bold yellow")
+    say(f"warning: {text}", "bold yellow")
 
 
 def _end(text: str) -> None:

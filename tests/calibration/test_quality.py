@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import stats
 from segmentations import exclusive
 
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.calibration.corruptions import CORRUPTIONS, TRUNCATED, corrupted, corruptions_of
 from monai_unet_app.confidence.features import Features, describe_structures
-from monai_unet_app.confidence.fine import FineDice
+from monai_unet_app.confidence.fine import FineDice, skill
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 
 SPACING = (0.8, 1.0, 3.0)
@@ -152,6 +155,37 @@ def test_a_number_that_tells_nothing_is_not_shown_and_its_bound_holds() -> None:
 def test_a_gate_needs_subjects_for_its_bound() -> None:
     with pytest.raises(ValueError, match=r"3 subject\(s\); a bound that holds 90% of the time needs 9"):
         QualityGate.fit(samples(3, 0))
+
+
+def test_predictions_without_skill_are_no_gate_and_its_own_verdicts_are_counted() -> None:
+    gate = made_gate()
+    assert gate.skill is not None
+    assert 0.9 < gate.skill[1] <= gate.skill[0] <= 1  # badness decides features and Dice
+    assert gate.left_out == (15, 0, 0)
+    generator = np.random.default_rng(6)
+    by_chance = [replace(one, dice=float(generator.uniform(0.82, 0.87))) for one in samples(12, 0)]
+    with pytest.raises(ValueError, match=r"rank correlation of .* from -?0\.\d+, more than 0\.1 is needed"):
+        QualityGate.fit(by_chance)
+
+
+def test_a_gate_that_would_reject_good_results_is_not_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = samples(12, 0)  # sound ones have a Dice of about 0.9
+    halved = np.array([one.dice / 2 for one in made])  # in the right order, and far too low
+    monkeypatch.setattr("monai_unet_app.confidence.quality.left_out", lambda *of: halved)
+    with pytest.raises(ValueError, match=r"it would reject 12 of 12 results with a true Dice of 0\.65 or more"):
+        QualityGate.fit(made)
+
+
+def test_the_rank_correlation_is_that_of_scipy_and_people_are_drawn_whole() -> None:
+    generator = np.random.default_rng(8)
+    true, people, structures = generator.random(120), np.repeat(np.arange(30).astype(str), 4), np.tile([1, 2], 60)
+    predicted = true + generator.normal(0, 0.3, 120)
+    order, least = skill(predicted, true, structures.tolist(), people.tolist())
+    expected = np.mean([stats.spearmanr(predicted[structures == n], true[structures == n])[0] for n in (1, 2)])
+    assert order == pytest.approx(expected, abs=1e-12)
+    # The normal interval of Fisher's z, of 60 pairs a structure and a mean of two
+    assert least == pytest.approx(np.tanh(np.arctanh(expected) - 1.645 / np.sqrt(2 * 57)), abs=0.03)
+    assert skill(np.full(120, 0.8), true, structures.tolist(), people.tolist()) == (0.0, 0.0)
 
 
 def test_a_gate_is_the_same_after_it_was_written_and_read() -> None:

@@ -86,6 +86,27 @@ def test_a_picture_bundle_counts_pixels_and_refuses_volumes_and_grey() -> None:
             check_rules(image, rules)
 
 
+def test_a_constant_channel_is_refused_by_name_unless_the_rules_allow_it() -> None:
+    image = volume((34, 48, 33, 2))
+    image.array[..., 1] = 3
+    said = {"channels": ["T1", "FLAIR"]}
+    with pytest.raises(InputRefusedError, match="every voxel of channel FLAIR is the same"):
+        check_rules(image, InputRules.parse(said))
+    check_rules(image, InputRules.parse({**said, "constant_channels": ["FLAIR"]}))
+    with pytest.raises(InputRefusedError, match="channel FLAIR"):
+        check_rules(image, InputRules.parse({**said, "constant_channels": ["T1"]}))
+    with pytest.raises(InputRefusedError, match="channel 2 "):
+        check_rules(image, InputRules.parse({"channels": 2}))
+    nothing = image.with_array(np.full(image.array.shape, 7.0))
+    with pytest.raises(InputRefusedError, match="every voxel is 7"):
+        check_rules(nothing, InputRules.parse({**said, "constant_channels": ["T1", "FLAIR"]}))
+    with pytest.raises(BundleError, match="constant_channels names flair; T1, FLAIR is a channel"):
+        InputRules.parse({**said, "constant_channels": ["flair"]})
+    red = volume((30, 45, 1, 3), planar=True)
+    red.array[..., 1:] = 0
+    check_rules(red, InputRules.parse({"planar": True, "channels": 3}))  # a colour picture has no channels of its own
+
+
 @pytest.mark.parametrize(
     "rules",
     [{}, {"channels": "many"}, {"channels": 1, "colour": True}, {"channels": 1, "spacing_mm": {"least": 1}}],

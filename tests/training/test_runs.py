@@ -381,7 +381,7 @@ def test_the_record_tells_waiting_for_data_from_the_steps(tmp_path: Path, monkey
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     engine = Engine(lambda engine, batch: passes(0.05))
     engine.state.device = "cpu"  # type: ignore[attr-defined]
-    kept = SimpleNamespace(best_epoch=0, best_metric=None, history=[])
+    kept = SimpleNamespace(best_epoch=0, best_metric=float("-inf"), history=[])
     RunRecord(tmp_path / "run.json", {}, {}, [], "f32", kept).attach(engine)  # type: ignore[arg-type]
     engine.run(slow_draws(), max_epochs=1, epoch_length=4)
     (session,) = json.loads((tmp_path / "run.json").read_text())["sessions"]

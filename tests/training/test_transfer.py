@@ -29,7 +29,7 @@ from monai_unet_app.planning.write import write_plan
 from monai_unet_app.report.stored_evaluation import read_evaluation
 from monai_unet_app.training.learning_curve import taken_cases
 from monai_unet_app.training.run import TrainConfig, train_folds
-from monai_unet_app.training.transfer import rates_by_depth, started
+from monai_unet_app.training.transfer import Donor, overrides_of, rates_by_depth, started
 
 
 def unet(outputs: int = 3, channels: int = 1, width: int = 4) -> BasicUNet:
@@ -196,6 +196,32 @@ def test_a_training_that_begins_with_a_bundle(
     assert choose_out_of_fold(bundle, find_data(others)).folds
     with pytest.raises(InputRefusedError, match="no case is left to work on"):
         choose_cases(bundle, find_data(volumes))
+
+
+@pytest.mark.slow
+def test_the_donor_is_measured_first_and_delivered_if_nothing_is_better(
+    donor: Path, others: Path, tmp_path: Path, run: Run
+) -> None:
+    template, places = planned(others, tmp_path / "plan"), ("train", "train", "selection", "calibration", "test")
+    cases = [{"id": f"other{n}", "subject": str(n), "partition": place, "fold": 0} for n, place in enumerate(places)]
+    (tmp_path / "splits.json").write_text(
+        json.dumps({"schema_version": "1.0", "datasets": {others.name: {"cases": cases}}})
+    )
+    command = ["train", "--bundle", template.root, "--data", others, "--splits", tmp_path / "splits.json", *FLAGS[:-2]]
+    spoilt = run(*command, "--output", tmp_path / "out", "--from", donor, "--learning-rate", 30)
+    assert spoilt.code == 0, spoilt.err
+    assert re.search(r"donor before training: 0\.\d{4}, the metric", spoilt.err)
+    assert "no epoch was better than donor, whose weights are delivered" in spoilt.err
+    before, after = (torch.load(root / "models/model.pt", weights_only=True) for root in (donor, tmp_path / "out"))
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    best = json.loads((tmp_path / "out/models/run.json").read_text())["best"]
+    assert (best["epoch"], best["metric"]) == (0, pytest.approx(float(spoilt.err.split("training: ")[1][:6]), abs=1e-4))
+
+
+def test_other_weights_learn_at_a_tenth_of_the_rate() -> None:
+    train = {"learning_rate": 0.003, "train": {"handlers": [{}, {"_target_": "monai_unet_app.training.Checkpoints"}]}}
+    ids = overrides_of(Donor(Path("x.pt"), "x"), train)
+    assert (ids["learning_rate"], ids["train::handlers::1::donor"]) == (pytest.approx(0.0003), "x")
 
 
 @pytest.mark.slow
