@@ -14,7 +14,15 @@ from nodes import pending
 
 from monai_unet_app.service import database
 from monai_unet_app.service.queue import Queue
-from monai_unet_app.service.rows import FOLLOW_UPS, DecidedError, Decision, DecisionKind, NewResult, ResultState
+from monai_unet_app.service.rows import (
+    FOLLOW_UPS,
+    DecidedError,
+    Decision,
+    DecisionKind,
+    NewResult,
+    ResultState,
+    state_of,
+)
 
 FOUND = NewResult("hippocampus", "1.2.3.4", "1-1/one", "sending", "accept", "", "abc", ("pacs", "viewer"))
 NOTICE = replace(FOUND, state="not processed", verdict="", reason="slice gaps", digest="notice")
@@ -493,3 +501,13 @@ def test_a_file_that_cannot_be_opened_just_now_leaves_no_open_connection(
         Queue(tmp_path / "node.sqlite")
     with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
         connections[0].execute("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ungated", "state"),
+    [("", False, "held"), ("", True, "sending"), ("accept", False, "sending"), ("reject", True, "rejected")],
+)
+def test_a_result_without_a_verdict_is_held_unless_the_rule_delivers_it(
+    verdict: str, ungated: bool, state: str
+) -> None:
+    assert state_of(verdict, hold_review=False, ungated=ungated) == state
