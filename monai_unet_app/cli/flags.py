@@ -198,6 +198,7 @@ class Plan(Labels, Device, Network):
         memory_limit: memory that a training may take (default: 8GB)
         time: time that a training may take on this machine, such as 90min or 2h (default: 1h)
         networks: number of networks that are trained together; their answer is the mean (default: 1)
+        show: draw so many windows as training will see them, augmented, as pictures in OUTPUT/windows
     """
 
     data: Annotated[Place, Flag(names=("data",))]
@@ -211,6 +212,7 @@ class Plan(Labels, Device, Network):
     memory_limit: Annotated[Bytes, Flag(metavar="SIZE")] = 8e9
     time: Annotated[Seconds, Flag(metavar="TIME")] = 3600.0
     networks: FromOne = 1
+    show: Annotated[FromOne | None, Flag(metavar="N")] = None
 
 
 class Train(Labels, Device, Network):

@@ -18,6 +18,7 @@ from monai_unet_app.processes import load_monai
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
+    from monai_unet_app.planning.plan import BundlePlan
     from monai_unet_app.report.stored_evaluation import StoredEvaluation
     from monai_unet_app.report.targets import Bounds
     from monai_unet_app.training.ranking import Ranking
@@ -69,6 +70,8 @@ def plan(options: flags.Plan) -> Answer:
         rows = [*own.overview(by_folds=by_folds), *decided]
         show.print_table(("what", show.folded("value"), show.folded("why")), rows)
         show.line(f"wrote {bundle}")
+        if options.show:
+            _draw_windows(bundle, own, options, 0 if by_folds else None)
     if problem := uncoded(load_segments(next(iter(bundles)) / "configs/segments.json")):
         show.say(problem)
     if made[0].values["planar"]:
@@ -80,6 +83,17 @@ def plan(options: flags.Plan) -> Answer:
     show.line(common.next_command("train", options.output, options, more))
     answers = [{"bundle": str(path), "values": own.values, "reasons": own.reasons} for path, own in bundles.items()]
     return answers[0] if len(answers) == 1 else {"bundles": answers}, EXIT_DONE
+
+
+def _draw_windows(bundle: "Path", plan: "BundlePlan", options: flags.Plan, fold: int | None) -> None:
+    from monai_unet_app.training.pictures import draw_windows
+
+    spacing, axis = list(plan.values["spacing_mm"] or (1.0, 1.0)), plan.values["slice_axis"]
+    kept = spacing if axis is None else [*spacing[:axis], *spacing[axis + 1 :]]
+    cases = {"dataset_dir": options.data, "labels_dir": options.labels, "splits": options.splits}
+    values = {name: str(place) for name, place in cases.items() if place} | {"fold": fold}
+    for file in draw_windows(bundle, values, kept, options.show or 0, bundle / "windows"):
+        show.line(f"wrote {file}")
 
 
 def train(options: flags.Train) -> Answer:

@@ -5,8 +5,10 @@ pictures of this module are those of the report.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +111,43 @@ class WorstCases:
         place = 1 - GAP_INCHES / width, 0.5 * LINE_INCHES / height
         figure.text(*place, case.name, color="#c6ccd4", fontsize=9, ha="right", va="center", parse_math=False)
         return png(figure, _DPI)
+
+
+def draw_windows(
+    root: Path, values: Mapping[str, Any], spacing: Sequence[float], count: int, folder: Path
+) -> list[Path]:
+    """Draws windows as the training of a bundle takes them, augmented, with outlines of their labels.
+
+    Args:
+        root: The bundle.
+        values: Of `train.yaml` by id, by which it finds its cases.
+        spacing: Of a window's voxels, mm; of its pixels 1.
+        count: Number of windows, of one case after the other.
+        folder: Gets window_1.png and so on.
+    """
+    from monai.bundle import ConfigParser
+
+    from monai_unet_app.report.case_pictures import case_figure, png
+    from monai_unet_app.report.evaluation_report import CasePicture
+
+    parser = ConfigParser()
+    parser.read_config([str(root / "configs" / f"{name}.yaml") for name in ("inference", "train")])
+    segments = load_segments(root / "configs/segments.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"window_{number}.png" for number in range(1, count + 1)]
+    with TemporaryDirectory() as cache:
+        parser.update({"bundle_root": str(root), "cache_dir": cache, **values})
+        windows, is_exclusive = parser.get_parsed_content("train::dataset"), parser.get("outputs") == "exclusive"
+        for number, file in enumerate(files):
+            window = windows[number % len(windows), number]
+            image, label = window["image"], window["label"].numpy()
+            shown = label[0].astype(int) if is_exclusive else label[: len(segments)] > 0
+            colour = image.ndim == 3 and len(image) == 3
+            picture = CasePicture(file.stem, "worst", _visible(image, colour=colour), shown, shown, spacing)
+            names, colours = [segment.label for segment in segments], [segment.colour for segment in segments]
+            figure = case_figure(picture, names, colours, legend=len(names) <= _MOST_NAMED)
+            file.write_bytes(png(figure, _DPI))
+    return files
 
 
 def _picture(name: str, item: dict[str, Any], structures: int) -> "CasePicture":

@@ -293,6 +293,25 @@ def test_the_verb_shows_reasons_and_the_next_command(
 
 
 @pytest.mark.usefixtures("timed")
+@pytest.mark.parametrize("configuration", ["3d", "2d", "pictures"])
+def test_windows_are_shown_as_training_sees_them(
+    configuration: str, volumes: Path, pictures: Path, tmp_path: Path, run: Run
+) -> None:
+    planar = configuration == "pictures"
+    words = ["--objects", "disc"] if planar else ["--structure", "2=liver", "--structure", "5=spleen"]
+    words += [] if planar else ["--configuration", configuration]
+    answer = run("plan", pictures if planar else volumes, "--output", tmp_path / "made", "--show", 3, *words)
+    assert answer.code == 0, answer.err
+    shown = sorted((tmp_path / "made/windows").iterdir())
+    assert [file.name for file in shown] == ["window_1.png", "window_2.png", "window_3.png"]
+    drawn = [np.asarray(Image.open(file).convert("RGB")) for file in shown]
+    assert not np.array_equal(drawn[0], drawn[1])
+    saturated = [(picture.max(-1).astype(int) - picture.min(-1) > 100).sum() for picture in drawn]
+    assert max(saturated) > 50  # outlines in the colours of the structures
+    assert not list((tmp_path / "made").rglob("*.pt"))
+
+
+@pytest.mark.usefixtures("timed")
 def test_unknown_structures_are_told_and_written_with_a_private_code(volumes: Path, tmp_path: Path, run: Run) -> None:
     answer = run("plan", volumes, "--output", tmp_path / "made", "--time", "1min")
     assert answer.code == 0, answer.err
