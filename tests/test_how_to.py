@@ -35,6 +35,9 @@ def test_the_python_from_arrays_to_a_calibrated_bundle_runs(tmp_path: Path, monk
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/how-to/python.md").read_text(), re.DOTALL)
     assert len(blocks) == 6
     monkeypatch.chdir(tmp_path)
+    # A busy machine gets the same network, and a small one
+    monkeypatch.setattr("monai_unet_app.planning.speed.seconds_of_a_window", lambda *of, **named: 0.02)
+    monkeypatch.setattr("monai_unet_app.planning.sizing._FILTERS", (8,))
     names: dict[str, Any] = {}
     exec("\n".join(blocks), names)
     assert names["fitted"].nll_after <= names["fitted"].nll_before
