@@ -203,11 +203,14 @@ def add_side(dataset: Dataset, header: Dataset) -> None:
 
 
 def add_image_side(dataset: Dataset, header: Dataset) -> None:
-    """The same for segmentations: Image Laterality of the General Image module, beside which Laterality is not needed."""
-    if header.get("BodyPartExamined"):
-        dataset.BodyPartExamined = header.BodyPartExamined
-    if side_of(header):
-        dataset.ImageLaterality = side_of(header)
+    """The same for segmentations: Image Laterality of the General Image module, beside which Laterality is not needed.
+
+    U is unpaired (PS3.3 C.7.6.1). An unknown side is empty: without Image Laterality, Laterality is needed for a paired part.
+    """
+    part = header.get("BodyPartExamined")
+    if part:
+        dataset.BodyPartExamined = part
+    dataset.ImageLaterality = "U" if part in UNPAIRED_PARTS.split() else side_of(header)
 
 
 def side_of(header: Dataset) -> str:

@@ -332,7 +332,19 @@ def test_an_unpaired_part_has_no_side(tmp_path):
     labels = phantoms.lopsided(source)
     for kind in ("SEG", "SR", "RTSTRUCT", "GSPS"):
         dataset = pydicom.dcmread(write(kind, labels, source, tmp_path / kind))
-        assert not {"Laterality", "ImageLaterality"} & {element.keyword for element in dataset}
+        assert "Laterality" not in dataset
+        assert dataset.get("ImageLaterality") == ("U" if kind == "SEG" else None)  # unpaired, PS3.3 C.7.6.1
+
+
+@pytest.mark.parametrize("part", ["KNEE", ""])
+def test_the_image_laterality_of_a_seg_is_empty_where_the_source_states_no_side(part, tmp_path):
+    """Laterality is needed for a paired part where Image Laterality is absent (PS3.3 C.7.3.1)."""
+    source = phantoms.oblique_mr(tmp_path / "mr", {"BodyPartExamined": part})
+    path = write("SEG", phantoms.lopsided(source), source, tmp_path / "SEG")
+    dataset = pydicom.dcmread(path)
+    assert dataset.ImageLaterality == ""
+    assert "Laterality" not in dataset
+    assert dciodvfy_errors(path) == []
 
 
 def test_the_slice_thickness_of_an_enhanced_source_is_that_of_its_frames(tmp_path):
