@@ -106,6 +106,9 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
         instance_number=1,
         manufacturer=str(headers[0].get("Manufacturer") or "monai-unet-app"),
     )
+    for item in note.ContentSequence:
+        if item.ValueType in ("IMAGE", "COMPOSITE"):  # TID 2010: no purpose of reference; highdicom writes one
+            del item.ConceptNameCodeSequence
     _stamp(note, headers[0], rejection.moment)
     return proof.save_proved(note, path, lambda file: _prove(file, headers, REASONS[rejection.reason]))
 

@@ -32,6 +32,12 @@ def rejected(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [seg, write_sr(lopsided(source), source, folder / "sr.dcm", RESULT, seg=seg)]
 
 
+def named_items(note: pydicom.Dataset) -> dict[str, pydicom.Dataset]:
+    """The content items that have a concept name, by its code value."""
+    named = (item for item in note.ContentSequence if "ConceptNameCodeSequence" in item)
+    return {item.ConceptNameCodeSequence[0].CodeValue: item for item in named}
+
+
 @pytest.mark.parametrize(("reason", "code"), [("quality", "113001"), ("patient safety", "113037")])  # PS3.16 CID 7010
 def test_a_rejection_note_names_every_object_and_says_why(
     reason: str, code: str, rejected: list[Path], tmp_path: Path
@@ -43,11 +49,12 @@ def test_a_rejection_note_names_every_object_and_says_why(
     title = note.ConceptNameCodeSequence[0]
     assert (title.CodeValue, title.CodingSchemeDesignator) == (code, "DCM")
     assert note.ContentTemplateSequence[0].TemplateIdentifier == "2010"
-    said = {item.ConceptNameCodeSequence[0].CodeValue: item for item in note.ContentSequence}
+    said = named_items(note)
     assert said["113012"].TextValue == "the left side is on the right"
     assert said["121008"].PersonName == "Lang^Eva^^Dr"
-    named = [item for item in note.ContentSequence if item.ValueType in ("IMAGE", "COMPOSITE")]
-    assert {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in named} == {
+    references = [item for item in note.ContentSequence if item.ValueType in ("IMAGE", "COMPOSITE")]
+    assert not any("ConceptNameCodeSequence" in item for item in references)  # TID 2010: no purpose of reference
+    assert {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in references} == {
         one.SOPInstanceUID for one in objects
     }
     (study,) = note.CurrentRequestedProcedureEvidenceSequence
@@ -71,8 +78,7 @@ def test_the_same_rejection_gives_the_same_bytes_and_another_another_uid(rejecte
 def test_a_comment_in_other_letters_is_written_in_those_of_the_study(rejected: list[Path], tmp_path: Path) -> None:
     """The study's text is ASCII; a rejection is not refused for a letter that it cannot hold."""
     path = write_rejection_note(rejected, tmp_path / "note.dcm", replace(REJECTION, comment="größer, 左"))
-    said = {item.ConceptNameCodeSequence[0].CodeValue: item for item in pydicom.dcmread(path).ContentSequence}
-    assert said["113012"].TextValue == "gro?er, ?"
+    assert named_items(pydicom.dcmread(path))["113012"].TextValue == "gro?er, ?"
 
 
 def test_a_note_that_names_too_little_does_not_leave(rejected: list[Path], tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ def test_a_program_that_rejects_by_a_rule_is_named_as_a_device(rejected: list[Pa
     by = Rejection(Program("a node", "1.2"), "", WHEN, "replaced by a later result")
     path = write_rejection_note(rejected, tmp_path / "note.dcm", by)
     assert dciodvfy_errors(path) == []
-    items = {item.ConceptNameCodeSequence[0].CodeValue: item for item in pydicom.dcmread(path).ContentSequence}
+    items = named_items(pydicom.dcmread(path))
     assert items["121005"].ConceptCodeSequence[0].CodeValue == "121007"  # Observer Type: Device (PS3.16 TID 1002)
     assert items["121013"].TextValue == "a node"  # Device Observer Name (TID 1004)
     assert "121008" not in items  # Person Observer Name

@@ -44,7 +44,7 @@ def test_a_rejection_after_delivery_sends_a_note_that_names_every_object(tmp_pat
         assert note.SOPClassUID == KEY_OBJECTS
         assert named(note) == before
         assert note.ConceptNameCodeSequence[0].CodeValue == "113001"  # Rejected for Quality Reasons
-        said = {item.ConceptNameCodeSequence[0].CodeValue: item for item in note.ContentSequence}
+        said = {item.ConceptNameCodeSequence[0].CodeValue: item for item in note.ContentSequence if "TextValue" in item}
         assert said["113012"].TextValue == "wrong side"  # Key Object Description
         assert note.PatientID == "PID-4711"
         assert site.node.queue.result(number).state == "refused"

@@ -65,7 +65,8 @@ def test_the_version_that_another_replaces_is_rejected_once_the_other_is_deliver
         (note,) = notes(tmp_path / "pacs")
         assert named(note) == {versions(tmp_path / "pacs")["3"]}
         assert note.ConceptNameCodeSequence[0].CodeValue == "113001"  # Rejected for Quality Reasons, DCM
-        said = {item.ConceptNameCodeSequence[0].CodeValue: item for item in note.ContentSequence}
+        others = [item for item in note.ContentSequence if item.ValueType not in ("IMAGE", "COMPOSITE")]
+        said = {item.ConceptNameCodeSequence[0].CodeValue: item for item in others}
         assert said["121005"].ConceptCodeSequence[0].CodeValue == "121007"  # the observer is a device (TID 1002)
         assert said["121013"].TextValue == "monai-unet node"  # Device Observer Name
         assert said["113012"].TextValue == "replaced by a later result of the same series (result 2 of the node)"
