@@ -43,7 +43,7 @@ test-changed: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(BIN)/pytest $(NOTED) -n $(PROCESSES) --dist worksteal -m "slow and not ($(OF_OTHER_SUITES))"
 
-# the round trip through Orthanc and dcmtk, OHIF and the review page in Chromium; installs them if they are absent (root, Debian)
+# the round trip through Orthanc and dcmtk, PixelMed's validators, OHIF and the review page in Chromium; installs them if they are absent (root, Debian)
 interop: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/pytest $(NOTED) -m interop tests/interop tests/review
