@@ -263,6 +263,23 @@ def test_an_image_that_the_bundle_was_not_made_for_is_refused(volumes: tuple[Pat
     )
     with pytest.raises(ValueError, match="there is no network in int8"):
         segment.segment(array, affine, folder=volumes[1], precision="int8")
+    rules = {**json.loads((volumes[1] / "settings.json").read_text())["input"], "channel_names": ["T1", "FLAIR"]}
+    two = np.stack([array, np.full_like(array, 3)])
+    with pytest.raises(ValueError, match="every voxel of channel FLAIR is the same"):
+        segment._check(two, affine, rules)
+    segment._check(two, affine, {**rules, "constant_channels": ["FLAIR"]})
+
+
+def test_a_file_without_directions_is_refused(
+    volumes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = nibabel.Nifti1Image(lopsided()[0], None)  # both codes are 0
+    nibabel.save(image, tmp_path / "bare.nii.gz")
+    monkeypatch.setattr(segment, "HERE", volumes[1])
+    monkeypatch.setattr("sys.argv", ["segment.py", str(tmp_path / "bare.nii.gz"), str(tmp_path / "out.nii.gz")])
+    with pytest.raises(SystemExit, match=r"bare\.nii\.gz has neither sform nor qform"):
+        segment.main()
+    assert not (tmp_path / "out.nii.gz").exists()
 
 
 def test_output_is_for_the_edge_alone(run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:

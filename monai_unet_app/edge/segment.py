@@ -106,8 +106,13 @@ def _loaded(folder: Path, precision: str) -> tuple[Settings, Callable[[Array], A
 
 def _check(image: Array, affine: Array, rules: Settings) -> None:
     """Raises ValueError if the image is not one that the network was made for."""
-    if not np.isfinite(image).all() or image.max() == image.min():
+    flat = [channel.max() == channel.min() for channel in image]
+    names = rules["channel_names"] or range(1, len(image) + 1)
+    odd = [name for name, same in zip(names, flat, strict=True) if same and name not in rules["constant_channels"]]
+    if not np.isfinite(image).all() or all(flat):
         raise ValueError("the image is constant or has values that are no numbers; an image is needed")
+    if odd and not rules["planar"]:
+        raise ValueError(f"every voxel of channel {odd[0]} is the same; an image is needed")
     size = np.array(image.shape[1:], float)
     if not rules["planar"]:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -294,6 +299,10 @@ def main() -> None:
         import nibabel
 
         file: Any = nibabel.load(given.image)
+        if not (int(file.header["sform_code"]) or int(file.header["qform_code"])):
+            raise SystemExit(
+                f"{given.image.name} has neither sform nor qform, so left and right are unknown; set one if you know it"
+            )
         array, affine = np.asarray(file.dataobj), file.affine
     for _ in range(given.repeat):
         began = time.perf_counter()
