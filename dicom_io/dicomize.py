@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
@@ -45,6 +46,7 @@ from dicom_io.volume import Provenance, Volume, number_type
 
 MADE_UP_DATE, MADE_UP_TIME = "20000101", "000000"
 SHEAR_TOLERANCE_MM = 0.01
+_CASE_ID = re.compile(r"[A-Za-z0-9_.\- ]{1,48}")
 MODEL, LABEL_VERSION = "dicomize", "converted from NIfTI"  # by which an earlier conversion is recognised
 SEG_NAME = "seg.dcm"
 ConvertedModality = Literal["MR", "CT"]
@@ -154,6 +156,15 @@ def dicomize(
     )
 
 
+def plain_case_id(name: str) -> str:
+    """The name of a case as `dicomize` takes it: unchanged if it can be, else its letters of ASCII and a digest of all."""
+    if _CASE_ID.fullmatch(name):
+        return name
+    bare = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_. -]', '_', bare)[:39]}-{digest[:8]}"
+
+
 def _check(image: Volume, case_id: str) -> None:
     if image.array.ndim != 3 or not image.has_patient_space:
         raise SeriesGeometryError(
@@ -170,7 +181,7 @@ def _check(image: Volume, case_id: str) -> None:
             f"the image has {unusable} voxels that are NaN, infinite or beyond float32; "
             "finite values are needed; repair the image first"
         )
-    if not re.fullmatch(r"[A-Za-z0-9_.\- ]{1,48}", case_id):
+    if not _CASE_ID.fullmatch(case_id):
         raise DicomIoError(
             f"the case id has {len(case_id)} characters or unusual ones; 1 to 48 letters, digits, '_', '-', "
             "'.' or spaces are needed; choose another"

@@ -25,7 +25,7 @@ from dicom_io.files import write_whole
 from monai_unet_app.data.archives import unpack
 from monai_unet_app.data.naming import obeyed
 from monai_unet_app.data.schemas import json_of, validate
-from monai_unet_app.data.splits import read_splits
+from monai_unet_app.data.splits import read_splits, trains_by_folds
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
 
@@ -320,7 +320,7 @@ class BundleFiles:
         if any(part.startswith(_UNPACKED) for part in root.parts):
             bundle = "ZIP"  # it is gone when this process ends
         plan = read_splits(self.own_splits).values() if self.own_splits.is_file() else ()
-        by_folds = " --folds all" if plan and all(case.partition == "train" for case in plan) else ""
+        by_folds = " --folds all" if plan and trains_by_folds(plan, self.own_splits.name) else ""
         return f"monai-unet train --bundle {shlex.quote(bundle)} --data DATA{by_folds} --output OUT"
 
     def check_trained(self) -> None:

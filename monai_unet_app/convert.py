@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.coding import Segment, not_labelled, printable, uncoded
-from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
+from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize, plain_case_id
 from dicom_io.errors import DicomIoError, LabelError
 from dicom_io.files import replace_when_whole
 from dicom_io.itk_files import ITK_ENDINGS, write_itk
@@ -83,7 +83,7 @@ def dicomize_cases(
                 output / case.id,
                 labels=written,
                 segments=own,
-                case_id=case.id,
+                case_id=plain_case_id(case.id),
                 options=ConversionOptions(modality, overwrite=True),
             )
         except (InputRefusedError, DicomIoError) as error:

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io.coding import Segment, Whole, uncoded
-from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
+from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize, plain_case_id
 from dicom_io.errors import DicomIoError
 from dicom_io.kinds import RESULT_KINDS, write_objects
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
@@ -224,7 +224,7 @@ def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
             folder = output.file("dicom")
             options = ConversionOptions(converted_modality(output.case.bundle))
             first = image.channel(0)
-            made = dicomize(first, folder, case_id=case_id, options=options)
+            made = dicomize(first, folder, case_id=plain_case_id(case_id), options=options)
             return read_series(made.series_folder), {"series": f"{folder.name}/{made.series_folder.name}"}
     except (DicomIoError, ValueError) as error:
         raise InputRefusedError(f"{case_id}: {error}") from error

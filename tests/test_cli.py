@@ -674,6 +674,25 @@ def test_tta_of_a_bundle_that_was_calibrated_without_it_says_that_nothing_judged
     assert "not judged; no quality gate has judged this result: " in str(pydicom.dcmread(report))
 
 
+def test_a_result_of_a_made_series_is_reviewed_without_naming_it_whatever_letters_its_case_has(
+    run: Run, small_crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    names = {good(tmp_path, small_crop).rename(tmp_path / f"{name}.nii.gz"): name for name in ("Müller_1", "Mäller_1")}
+    patients, bundle = set(), tiny_bundle()
+    for image, name in names.items():
+        words = ["--input", image, "--output", tmp_path / name, "--format", "nifti,seg", "--dicomize"]
+        answer = run("predict", "--bundle", bundle, *words)
+        assert answer.code == 0, answer.err
+        patient = str(pydicom.dcmread(next((tmp_path / name).rglob("0001.dcm"))).PatientID)
+        assert f"{name}: the PatientID in its series is {patient}" in " ".join(answer.err.split())
+        patients.add(patient)
+        for made in ([], ["--input", tmp_path / name / f"{name}_dicom/mr"]):
+            answer = run("review", "--result", tmp_path / name, "--output", tmp_path / "review", "--no-pdf", *made)
+            assert answer.code == 0, answer.err
+    assert len(patients) == 2
+    assert all(re.fullmatch(r"DEMO-M[ua]ller_1-[0-9a-f]{8}", patient) for patient in patients)
+
+
 @pytest.mark.parametrize("verb", ["predict", "evaluate"])
 def test_elsewhere_is_refused_before_an_image_is_read_if_the_bundle_has_no_wider_intervals(
     run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path, verb: str

@@ -153,6 +153,17 @@ def labelled_cases(options: Data) -> "list[CaseFiles]":
     return find_data(options.source, options.labels, options.label_suffix)
 
 
+def say_plain_ids(cases: "Sequence[CaseFiles]") -> None:
+    """Says which cases have another name in the series that is made of them, whose PatientID needs ASCII."""
+    from dicom_io.dicomize import plain_case_id
+
+    for case in cases:
+        if (name := plain_case_id(case.id)) != case.id:
+            show.say(
+                f"{case.id}: the PatientID in its series is DEMO-{name}; 1 to 48 letters, digits and ' _-.' are possible"
+            )
+
+
 def with_engine(settings: "ResultSettings", bundle: "Bundle", options: Engine | Predict) -> "ResultSettings":
     """The settings with --engine and --precision; the engine is loaded, and what auto chose is said."""
     from monai_unet_app.inference.engines import chooser

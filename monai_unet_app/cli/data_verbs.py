@@ -123,6 +123,7 @@ def _strict_places(
     """Where the plan that `train` would take puts each case, None without --strict; and what is wrong with that plan."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
+    from monai_unet_app.data.splits import trains_by_folds
 
     if not options.strict:
         if options.splits:
@@ -132,7 +133,8 @@ def _strict_places(
     listed = any(case.listed and case.listed.is_placed for case in cases)
     told = options.splits or (own and own.is_file()) or listed or nnunet_folds_of(cases)
     try:
-        return places_of(plan_of(cases, options.splits, own).values()) if cases else {}, []
+        plan = plan_of(cases, options.splits, own).values() if cases else ()
+        return places_of(plan, by_folds=bool(cases) and trains_by_folds(plan, options.data.name)), []
     except InputRefusedError as error:  # too few subjects to deal out are no fault of the data
         return {}, [str(error)] if told else []
 
@@ -169,6 +171,7 @@ def dicomize(options: data_flags.Dicomize) -> Answer:
     values = FileValues.parse(stated.get("label_values"), stated.get("ignore_label"))
     values = values.for_structures(len(files.segments) if files else 0)
     common.check_writable(options.output)
+    common.say_plain_ids(cases)
     with show.Steps("converting", len(cases)) as step:
         rows, problems = dicomize_cases(
             cases, options.output, files.segments if files else None, step, options.modality or "MR", values

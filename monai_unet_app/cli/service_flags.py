@@ -90,7 +90,7 @@ class Review(Reading):
 
     Attributes:
         result: a result.json with its files beside it, or their folder
-        input: the image that the result was made from
+        input: the image that the result was made from (default: the series that predict --dicomize made of it)
         output: folder for the page, or for the files that follow from a decision
         bundle: the bundle that made the result, for its colours and its measured calibration
         prior: an earlier result.json of the same patient, for comparing sizes

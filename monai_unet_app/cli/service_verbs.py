@@ -293,8 +293,10 @@ def _write_review(options: service_flags.Review) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.read import read_volume
     from monai_unet_app.review.export import ReviewConfig, write_review
+    from monai_unet_app.review.reviewed_case import made_series
 
-    if options.input is None:
+    source = options.input or made_series(options.result)
+    if source is None:
         raise UsageError(
             "--input is missing; the image that the result was made from is needed, or --apply and a decision"
         )
@@ -309,7 +311,7 @@ def _write_review(options: service_flags.Review) -> Answer:
     written = write_review(
         options.result,
         options.output,
-        image=read_volume(options.input, common.read_options(options)),
+        image=read_volume(source, common.read_options(options)),
         bundle=bundle_files(options.bundle) if options.bundle else None,
         prior=options.prior,
         how=config,

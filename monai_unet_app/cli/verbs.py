@@ -193,7 +193,7 @@ def _ranked(ranking: "Ranking", options: flags.Train, delivered: bool) -> Answer
     if delivered:
         show.line(common.next_command("calibrate", best, options))
     else:
-        show.line("next: the same command with --folds all, which trains the other folds and the network of the best")
+        show.line("the same command with --folds all trains the other folds and the network of the best")
     return {"bundle": str(best), "ranking": ranking.document()}, EXIT_DONE
 
 
@@ -217,7 +217,16 @@ def _trained(bundle: "Bundle", options: flags.Train) -> Answer:
             f"it waited for data {waited:.0%} of the time; if a core is free, --workers 1 prepares data at the same time"
         )
     few = few_to_calibrate({case.subject for case in bundle.seen if case.partition == "calibration"})
-    show.line((not folds and few) or common.next_command("calibrate", bundle.root, options))
+    if few and not folds:
+        show.line(few)
+    if folds or not few:
+        show.line(common.next_command("calibrate", bundle.root, options))
+    elif any(case.partition == "test" for case in bundle.seen):
+        show.line(common.next_command("evaluate", bundle.root, options))
+    else:
+        more = [f"--splits={options.splits}"] if options.splits else []
+        more += ["--output", f"{options.output}_folds", "--folds", "all"]
+        show.line(common.next_command("train", Path(options.bundle), options, more))
     return answer | {"sha256": bundle.sha256}, EXIT_DONE
 
 
@@ -383,6 +392,8 @@ def predict(options: flags.Predict) -> Answer:
     cases = find_images(options.input, named_series(run.reading), own.channel_names)
     # What can be refused without the network is refused before it is loaded, which takes seconds.
     check_flags(cases, run, outputs)
+    if options.dicomize:
+        common.say_plain_ids(cases)
     common.check_writable(options.output)
     load_monai(to_segment=own.only_segments)
     bundle = common.loaded_bundle(own.root, options.device, overrides=overrides)

@@ -145,18 +145,19 @@ def find_images(source: Path, series: Sequence[str] = (), channels: Sequence[str
     cases = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series)
     if not cases:
         raise InputRefusedError(
-            f"no image found in {source.name}/{_dicomdir_note(source)}; NIfTI, NRRD or MetaImage "
+            f"no image found in {source.name}/{_note_on_files(source)}; NIfTI, NRRD or MetaImage "
             f"({', '.join(VOLUME_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
     cases = _with_unique_ids(cases, source)
     return by_channels(cases, len(channels)) if channels and any(_without_number(case.id) for case in cases) else cases
 
 
-def _dicomdir_note(folder: Path) -> str:
-    """How many files a DICOMDIR in the folder lists, for a message about a folder without images; empty without DICOMDIR."""
+def _note_on_files(folder: Path) -> str:
+    """What a folder without images has instead, for a message: a folder of images, a DICOMDIR and what it lists, or nothing."""
+    inner = next((file.parent.name for file in sorted(folder.glob("*/*")) if has_ending(file, FILE_ENDINGS)), None)
     index = next((file for file in folder.iterdir() if file.is_file() and is_dicomdir(file)), None)
-    if index is None:
-        return ""
+    if inner or index is None:
+        return f", but in its folder {inner}/" if inner else ""
     try:
         listed = files_of_dicomdir(index)
     except DicomIoError as error:
@@ -291,7 +292,10 @@ def _all_labelled(cases: Sequence[CaseFiles], labels: Path) -> bool:
 
 def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseFiles]:
     if not labels.is_dir():
-        raise InputRefusedError(f"{labels.name}/ is not a folder; a folder with a label for each image is needed")
+        raise InputRefusedError(
+            f"{labels.name}/ is not a folder; one with a label for each image is needed, {cases[0].id}{suffix} and so on; give "
+            "--labels DIR"
+        )
     by_id: dict[str, Path] = {}
     for file in sorted(file for file in labels.iterdir() if not file.name.startswith(".")):
         other = by_id.setdefault(case_id(file), file)

@@ -1,5 +1,6 @@
 """Cases as MONAI's data lists: the subject and the partition of each."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset
 from monai_unet_app.data.case_files import IMAGES_OF_NNUNET, CaseFiles, Row, find_data, find_images, first_names
 from monai_unet_app.data.splits import (
-    MOST_FOLDS,
     NNUNET_FOLDS,
     Partition,
     SplitCase,
@@ -20,6 +20,7 @@ from monai_unet_app.data.splits import (
     make_split,
     read_nnunet_folds,
     read_splits,
+    trains_by_folds,
 )
 from monai_unet_app.data.strict import FOLD, Place
 from monai_unet_app.errors import InputRefusedError
@@ -30,12 +31,15 @@ Fold = int | Literal["all"] | None
 """What a training leaves out: the partitions of the plan, a fold, or the test cases only."""
 
 MOST_WATCHED = 4
+_SIDE = re.compile(r"(.*\d)[ _-]?(L|R|left|right|OD|OS)", re.IGNORECASE)
+"""A case's name that ends with a number and a side: the two eyes of a child are Image_01L and Image_01R."""
 
 
 def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
-    """The subject of each case: from the shipped plan if it knows the case, else by PatientID, else the case itself.
+    """The subject of each case: from a list or the shipped plan that knows it, else by PatientID, else by its name.
 
-    A subject that the plan does not name has the name of its first case; a PatientID is written nowhere.
+    Names that end with a number and a side, and differ in the side alone, are of one subject; any other case is its own. A
+    subject that the plan does not name has the name of its first case; a PatientID is written nowhere.
     """
     # The plan knows which two hippocampi or eyes of the examples are of one person; their files have no PatientID
     known = read_splits(shipped("examples") / "splits.json")
@@ -48,8 +52,9 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
 
 
 def _patient(case: CaseFiles) -> tuple[str, str]:
-    """A key that all series of one patient share, and no other series."""
-    own = "case", case.id
+    """A key that all cases of one patient share, and no other case."""
+    side = _SIDE.fullmatch(case.id)
+    own = ("side", side[1]) if side else ("case", case.id)
     if case.header is None:
         return own
     try:
@@ -129,30 +134,23 @@ def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:
     check_subjects(plan.values(), where)
     if all(case.listed and case.listed.fold is not None for case in cases):
         check_folds(plan.values(), where)
-        numbers = sorted({entry.fold for entry in plan.values()})
-        by_folds = not any(case.listed and case.listed.partition for case in cases)
-        if by_folds and (len(numbers) < 2 or not 0 <= numbers[0] <= numbers[-1] < MOST_FOLDS):
-            raise InputRefusedError(
-                f"{where} tells the fold(s) {', '.join(map(str, numbers))}; two to {MOST_FOLDS}, from 0 on, are needed; "
-                "correct them"
-            )
+        if not any(case.listed and case.listed.partition for case in cases):
+            trains_by_folds(plan.values(), where, wanted=True)
     return plan
 
 
-def places_of(plan: Iterable[SplitCase], *, by_folds: bool = False) -> dict[str, Place]:
+def places_of(plan: Iterable[SplitCase], *, by_folds: bool) -> dict[str, Place]:
     """What each case must be kept apart from: the other partitions; the other folds and the test cases if folds are trained.
 
     Args:
         plan: The entry of each case.
-        by_folds: Whether folds are trained. They are also if every case is in the partition `train`.
+        by_folds: Whether folds are trained, as `trains_by_folds`.
     """
-    entries = list(plan)
-    folds = by_folds or all(entry.partition == "train" for entry in entries)
     return {
         entry.id: Place(
-            f"{FOLD}{entry.fold}" if folds and entry.partition != "test" else entry.partition, entry.subject
+            f"{FOLD}{entry.fold}" if by_folds and entry.partition != "test" else entry.partition, entry.subject
         )
-        for entry in entries
+        for entry in plan
     }
 
 

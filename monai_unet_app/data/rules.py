@@ -129,7 +129,10 @@ def _reasons(volume: Volume, rules: InputRules) -> Iterator[str]:
         if not all(low <= size <= high for low, size, high in zip(smallest, extent, largest, strict=True)):
             axes = "width x height" if volume.planar else "right-left x front-back x foot-head"
             unit = "pixels" if volume.planar else "mm"
-            yield f"its field of view is {_by(extent)} {unit} ({axes}), {_by(smallest)} to {_by(largest)} {unit} is needed"
+            yield (
+                f"its field of view is {_by(extent)} {unit} ({axes}), {_by(smallest)} to {_by(largest)} {unit} is needed"
+                + (_other_size(extent, smallest, largest) if volume.planar else "")
+            )
     yield from constant_reasons(volume, rules.channel_names, rules.constant_channels)
 
 
@@ -142,6 +145,16 @@ def constant_reasons(volume: Volume, names: Sequence[str] = (), allowed: Sequenc
         named = {n: names[n] if names else str(n + 1) for n in values}
         for name in sorted(set(named.values()) - set(allowed)):
             yield f"every voxel of channel {name} is the same, an image is needed (or `constant_channels` in input_rules)"
+
+
+def _other_size(size: tuple[float, ...], least: Sequence[float], most: Sequence[float]) -> str:
+    """What to do with a picture of another size: the nearest size that is accepted, if there is one of its proportions."""
+    low, high = (max(np.divide(least, size)), min(np.divide(most, size)))
+    plan = "plan and train a bundle on pictures of this size too"
+    if low > high:
+        return f"; {plan}"
+    scaled = np.ceil(np.multiply(size, low)) if low > 1 else np.floor(np.multiply(size, high))
+    return f"; scale it to {_by(scaled)} pixels, if its structures are then as large as in training, or {plan}"
 
 
 def least_shape(volume: Volume, rules: InputRules) -> tuple[int, ...]:

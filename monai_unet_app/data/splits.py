@@ -19,6 +19,10 @@ MOST_FOLDS = 10
 NNUNET_FOLDS = "splits_final.json"
 """Of nnU-Net, in its folder of preprocessed data: a list with the cases that train and that validate, for each fold."""
 
+ENOUGH_TO_CHECK = 2
+"""Number of subjects that a check needs: a calibration is fitted on some and checked on another."""
+
+VERBS = {"train": "train on", "selection": "select the best model", "calibration": "calibrate", "test": "test"}
 SHARES: Mapping[Partition, float] = {"test": 0.2, "calibration": 0.11, "selection": 0.07, "train": 0.62}
 
 
@@ -49,7 +53,7 @@ def make_split(name: str, subjects: Mapping[str, str]) -> list[SplitCase]:
     if len(order) < len(SHARES):
         raise InputRefusedError(
             f"{len(order)} subject(s) found; at least {len(SHARES)} are needed, one each to train, select, calibrate "
-            "and test; add cases"
+            "and test; add cases, or state two folds or more in the column fold of a list"
         )
     partition, fold = _partitions(order), deal_folds(name, subjects)
     return [SplitCase(case, subject, partition[subject], fold[case]) for case, subject in sorted(subjects.items())]
@@ -72,6 +76,45 @@ def _partitions(order: list[str]) -> dict[str, Partition]:
     counts = {part: max(1, round(share * len(order))) for part, share in SHARES.items() if part != "train"}
     parts: list[Partition] = [part for part, count in counts.items() for _ in range(count)]
     return dict(zip_longest(order, parts, fillvalue="train"))
+
+
+def folds_of(plan: Iterable[SplitCase]) -> list[int]:
+    """The folds of a plan, in order; its test cases are in none."""
+    return sorted({entry.fold for entry in plan if entry.partition != "test"})
+
+
+def trains_by_folds(plan: Iterable[SplitCase], where: str, wanted: bool | None = None) -> bool:
+    """Whether a plan is trained in folds, not by its partitions.
+
+    Partitions need cases that train and that select, and by themselves are taken only where others calibrate or test.
+
+    Args:
+        plan: The entry of each case.
+        where: The source of the plan, for a message.
+        wanted: What the user asks for; None for what the plan allows.
+
+    Raises:
+        InputRefusedError: The plan does not allow it; the message says what it allows.
+    """
+    entries = list(plan)
+    folds, subjects = folds_of(entries), {part: {e.subject for e in entries if e.partition == part} for part in SHARES}
+    possible = len(folds) > 1 and folds[0] >= 0 and folds[-1] < MOST_FOLDS
+    absent = next((part for part in ("train", "selection") if not subjects[part]), None)
+    if wanted is None:
+        left = subjects["test"] or len(subjects["calibration"]) >= ENOUGH_TO_CHECK
+        wanted = possible and not (left and absent is None)
+    if wanted and not possible:
+        raise InputRefusedError(
+            f"{where} has cases to train on in fold {', '.join(map(str, folds)) or 'none'}; two to {MOST_FOLDS} folds, from 0 "
+            "on, are needed; state them in the column fold of a list, or by --splits"
+        )
+    if not wanted and absent:
+        instead = "give --folds all, which trains a network for each fold and one on all cases"
+        raise InputRefusedError(
+            f"{where} has no case to {VERBS[absent]}; at least one is needed; "
+            + (instead if possible else "correct the partitions, or leave them out")
+        )
+    return wanted
 
 
 def read_splits(path: Path) -> dict[str, SplitCase]:
@@ -173,5 +216,5 @@ def check_subjects(cases: Iterable[SplitCase], where: str) -> None:
         if partitions.setdefault(case.subject, case.partition) != case.partition:
             raise InputRefusedError(
                 f"{where}: subject {case.subject} is in {partitions[case.subject]} and in {case.partition}; "
-                "one subject belongs to one partition, otherwise the test is not independent"
+                "one subject belongs to one partition, otherwise the test is not independent; correct one of the two"
             )

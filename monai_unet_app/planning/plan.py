@@ -19,7 +19,7 @@ from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases,
 from monai_unet_app.data.label_names import understood
 from monai_unet_app.data.labels import FileValues, masks_of
 from monai_unet_app.data.naming import says_nothing, side_in
-from monai_unet_app.data.splits import SplitCase
+from monai_unet_app.data.splits import SplitCase, trains_by_folds
 from monai_unet_app.data.structures import StatedStructure, named_values, stated_ignored, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.machine_memory import ever_resident_bytes
@@ -74,8 +74,8 @@ class BundlePlan:
 
     @property
     def by_folds(self) -> bool:
-        """Whether every case trains and is tested, in folds."""
-        return all(case["partition"] == "train" for case in self.cases)
+        """As `trains_by_folds`."""
+        return trains_by_folds((SplitCase(**case) for case in self.cases), "the plan")
 
     def overview(self, *, by_folds: bool) -> list[tuple[str, str, str]]:
         """What, value and reason of the data, of their places, and of the time of all trainings.
@@ -83,9 +83,15 @@ class BundlePlan:
         Args:
             by_folds: Whether a network is trained for each fold, and one more.
         """
-        subjects, channels = {case["subject"] for case in self.cases}, self.values["channels"]
-        in_parts = Counter(case["fold" if by_folds else "partition"] for case in self.cases)
+        subjects, channels = Counter(case["subject"] for case in self.cases), self.values["channels"]
+        several = [case["id"] for case in self.cases if case["subject"] == subjects.most_common(1)[0][0]]
+        of_one = f"; {several[0]} and {several[1]} are of one, for instance" if several[1:] else ""
+        kept = [case for case in self.cases if not by_folds or case["partition"] != "test"]
+        in_parts = Counter(case["fold" if by_folds else "partition"] for case in kept)
         sizes = sorted(in_parts.values())
+        why = self.reasons["places"] if by_folds == self.by_folds else "to rank configurations"
+        if self.by_folds and any(case["partition"] != "train" for case in self.cases):
+            why += "; its partitions leave no case to select, or none to calibrate or test"
         name, places = "partitions", ", ".join(f"{part} {count}" for part, count in in_parts.items())
         trainings, seconds = 1, self.values["training_s"]
         if by_folds:
@@ -95,9 +101,9 @@ class BundlePlan:
             f"{trainings} trainings of {lasting(seconds)}, one after the other: one for each fold, and one on all cases"
         )
         return [
-            ("cases", str(len(self.cases)), f"of {len(subjects)} subject(s)"),
+            ("cases", str(len(self.cases)), f"of {len(subjects)} subject(s){of_one}"),
             ("channels", str(channels), self.reasons["channels"]),
-            (name, places, self.reasons["places"] if by_folds == self.by_folds else "to rank configurations"),
+            (name, places, why),
             ("time", f"about {lasting(trainings * seconds)}", each if by_folds else "one training"),
         ]
 
@@ -122,18 +128,19 @@ def plan_configurations(
     _check_memory(config)
     checked_values(known(config.network.name), config.network.values)
     cases = find_data(config.data, config.labels, config.label_suffix)
+    plan, why = dealt(cases, config.splits)
+    by_folds = trains_by_folds(plan, config.data.name, True if len(configurations) > 1 else None)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
     regions = config.regions or (facts.regions if facts and not config.structures else {})
     config = replace(config, channels=config.channels or _channel_names(cases), regions=regions)
     if config.ignore is None:
         config = replace(config, ignore=stated_ignored(cases, facts))
-    plan, why = dealt(cases, config.splits)
     masks = 0 if regions or config.objects else masks_of(cases)
     _check_ignored(config)
     values = FileValues((), config.objects is not None, config.ignore, tuple(regions.values()), masks)
     cases, values = understood(cases, values, config.structures, facts)
     config = replace(config, white=values.white)
-    fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan))
+    fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan, by_folds=by_folds))
     check_one_kind(fingerprint)
     measured = fingerprint.cases
     wanted = [_checked_configuration(measured, configuration) for configuration in configurations]
@@ -149,10 +156,8 @@ def plan_configurations(
     refuse_faults(fingerprint)  # after the label values, since a stray one looks like a class of one fold
     of_channels = config.channels or (facts.channels if facts else ())
     modalities = (config.modality,) * measured[0].channels if config.modality else _modalities(measured, of_channels)
-    splits = {
-        "schema_version": "1.0",
-        "datasets": {config.data.resolve().name: {"cases": [asdict(entry) for entry in plan]}},
-    }
+    dataset = {"cases": [asdict(entry) for entry in plan]}
+    splits = {"schema_version": "1.0", "datasets": {config.data.resolve().name: dataset}}
     plans = []
     for configuration in wanted:
         decided = _decided(measured, structures, modalities, replace(config, configuration=configuration), speed)

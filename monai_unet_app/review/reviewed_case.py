@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.label_files import on_grid_of_image
 from monai_unet_app.data.labels import FileValues, read_label_numbers, unknown_values
-from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import json_of, validate
 from monai_unet_app.errors import InputRefusedError, refusing_as
 
@@ -112,6 +113,8 @@ def read_reviewed(
     _check_image(document, volume)
     earlier = None if prior is None else read_result(find_result(prior))
     labels = labels_file(path, document)
+    if labels is not None and "series" in document["files"] and has_ending(labels, VOLUME_ENDINGS):
+        volume = _as_labelled(volume, labels)
     segments = _segments(document, bundle)
     if labels is None:
         segmentation = Segmentation(volume, np.zeros(volume.shape, np.uint8), segments)
@@ -130,6 +133,21 @@ def read_reviewed(
         bundle=bundle,
         prior=earlier,
     )
+
+
+def made_series(result: Path) -> Path | None:
+    """The series that `predict --dicomize` has made of the image of a result; None where it has made none."""
+    path = find_result(result)
+    document = read_result(path)
+    return named_file(path, document, "series") if "series" in document["files"] else None
+
+
+def _as_labelled(series: Volume, labels: Path) -> Volume:
+    """A series made of an image, with the axes of that image, on which labels lie: a viewer wants them in another direction."""
+    stored = read_volume(labels)
+    with suppress(ValueError):  # reading the labels gives the reason
+        return series if np.allclose(series.affine_lps, stored.affine_lps, atol=1e-3) else series.on_grid_of(stored)
+    return series
 
 
 def file_name(case_id: str) -> str:
@@ -187,11 +205,11 @@ def labels_file(result: Path, document: Mapping[str, Any]) -> Path | None:
 
 
 def named_file(result: Path, document: Mapping[str, Any], kind: str) -> Path:
-    """The file of this kind beside a `result.json`. Raises InputRefusedError if it is absent or in another folder."""
+    """The file of this kind, or folder of a series, beside a `result.json`. Raises InputRefusedError if it is not there."""
     name = str(document["files"][kind])
     path = result.parent / name
     # A record from elsewhere may name "../../file" or hold a link; only files of the result are read
-    if not path.resolve().is_relative_to(result.parent.resolve()) or not path.is_file():
+    if not path.resolve().is_relative_to(result.parent.resolve()) or not path.exists():
         raise InputRefusedError(
             f"{result.name} names {name}, which is not in the same folder; all files of a result are needed; copy the "
             "whole folder"

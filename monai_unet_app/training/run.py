@@ -17,12 +17,11 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import FITTED, NEEDED_FILES, BundleFiles
 from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
 from monai_unet_app.config import resolve_device
-from monai_unet_app.data.case_files import Row, find_data
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.fingerprint import Fingerprint
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.data.splits import MOST_FOLDS, Partition
+from monai_unet_app.data.splits import ENOUGH_TO_CHECK, VERBS, folds_of, trains_by_folds
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, of_surroundings, refusal_in
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.training.checkpoints import forget_figures
@@ -33,9 +32,6 @@ from monai_unet_app.training.record import recipe_sha256
 from monai_unet_app.training.transfer import Donor, check_donor, check_unseen, overrides_of, record_donor
 
 COPIED = ("configs", "docs", "LICENSE")
-ENOUGH_TO_CHECK = 2
-"""Number of subjects that a check needs: a calibration is fitted on some and checked on another."""
-
 
 Delivery = Literal["all-data", "ensemble"]
 """The bundle's own network beside its folds: trained on all but the test cases, or the mean of the networks of the folds."""
@@ -103,10 +99,11 @@ def train_bundle(template: Bundle, run: TrainConfig) -> Bundle:
     """
     check_output(template, run.output)
     template.check_network()
-    _check(template, run, planned_cases(template, run))
+    planned = planned_cases(template, run)
+    _check(template, run, planned)
     _copy(template, run)
     forget_ensemble(run.output)
-    trained = _trained(run, template.device)
+    trained = _trained(_with_label_values(run, planned), template.device)
     _forget_cache(run)
     return trained
 
@@ -151,12 +148,11 @@ def check_folds(
         )
     template.check_network()
     planned = planned_cases(template, run)
-    wanted = folds or [fold for fold in range(MOST_FOLDS) if planned.rows(fold)["test"]]
+    wanted = folds or folds_of(planned.plan.values())
+    _check_plan(run, planned, wanted)
     if deliver == "ensemble":
         check_takes_ensemble(template)
     check_output(template, run.output)
-    for fold in wanted:
-        _check_rows(replace(run, fold=fold), planned.rows(fold))
     measured = _check(template, replace(run, fold=ALL), planned)
     for fold in wanted:
         check_classes(template, replace(run, fold=fold), planned, measured)
@@ -168,6 +164,7 @@ def check_folds(
 def train_checked_folds(template: Bundle, run: TrainConfig, folds: Sequence[Fold]) -> None:
     """Trains these folds, and the bundle's own network if ALL is among them, after `check_folds`."""
     _copy(template, run)
+    run = _with_label_values(run, planned_cases(template, run))
     if ALL in folds:
         forget_ensemble(run.output)  # before any fold reads the configs
     runs = {"all data" if fold == ALL else f"fold {fold}": replace(run, fold=fold) for fold in folds}
@@ -202,11 +199,17 @@ def planned_cases(template: Bundle, run: TrainConfig) -> PlannedCases:
     return replace(planned, cases=template.named(planned.cases))
 
 
+def _with_label_values(run: TrainConfig, planned: PlannedCases) -> TrainConfig:
+    """The run with the label values of cases that have others than the bundle."""
+    own = {case.id: list(case.label_values) for case in planned.cases if case.label_values}
+    return replace(run, overrides={"reader::label_values": own, **run.overrides}) if own else run
+
+
 def _check(template: Bundle, run: TrainConfig, planned: PlannedCases) -> Fingerprint:
     """Checks the plan of the cases, then every image and label."""
     cases = planned.rows(run.fold)
-    _check_rows(run, cases)
-    run.say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
+    _check_plan(run, planned, [run.fold])
+    run.say(", ".join(f"{len(rows)} to {VERBS[part]}" for part, rows in cases.items() if rows))
     if run.fold is None and (few := few_to_calibrate({row["subject"] for row in cases["calibration"]})):
         run.say(few)
     if run.donor:
@@ -261,21 +264,14 @@ def check_classes(template: Bundle, run: TrainConfig, planned: PlannedCases, mea
         )
 
 
-def _check_rows(run: TrainConfig, cases: Mapping[Partition, Sequence[Row]]) -> None:
-    """Raises InputRefusedError if a partition that the training needs has no case."""
-    needed: dict[Fold, tuple[Partition, ...]] = {None: ("train", "selection"), ALL: ("train",)}
-    for part in needed.get(run.fold, ("train", "test")):
-        if cases[part]:
-            continue
-        if run.fold is None and cases["train"] and not any(cases[other] for other in ("calibration", "test")):
-            raise InputRefusedError(
-                f"{run.data.name}: the plan has no case to {_VERBS[part]}, it puts all cases into folds; give --folds all, "
-                "which trains a network for each fold and one on all cases"
-            )
+def _check_plan(run: TrainConfig, planned: PlannedCases, folds: Sequence[Fold]) -> None:
+    """Raises InputRefusedError if the plan has no cases for the trainings of these folds."""
+    known = folds_of(planned.plan.values())
+    trains_by_folds(planned.plan.values(), run.data.name, folds != [None])
+    if absent := [fold for fold in folds if isinstance(fold, int) and fold not in known]:
         raise InputRefusedError(
-            f"{run.data.name} has no case to {_VERBS[part]}"
-            f"{f' in fold {run.fold}' if isinstance(run.fold, int) else ''}; at least one is needed; give another --splits or "
-            "--folds, or leave them out"
+            f"{run.data.name} has no case to test in fold {absent[0]}; one of {', '.join(map(str, known))} is needed; correct "
+            "--folds, or give --folds all"
         )
 
 
@@ -304,9 +300,6 @@ def _trained(run: TrainConfig, device: torch.device) -> Bundle:
         **overrides_of(run.donor, yaml.safe_load((run.output / "configs/train.yaml").read_text(encoding="utf-8"))),
         **run.overrides,
     }
-    named = bundle.named(find_data(run.data, run.labels, run.label_suffix))
-    if own := {case.id: list(case.label_values) for case in named if case.label_values}:
-        overrides["reader::label_values"] = own
     run.say("training")
     run_overlay(run.output, "train", overrides)
     return replace(bundle)  # reads the new weights
@@ -365,12 +358,10 @@ def few_to_calibrate(subjects: Collection[str]) -> str | None:
         return None
     return (
         f"{len(subjects)} subject(s) to calibrate: monai-unet calibrate needs {ENOUGH_TO_CHECK} or more to check that its fit "
-        "helps others, and 9 or more for a quality gate; give another --splits, calibrate on other data, or "
+        "helps others, and 9 or more for a quality gate; train with --folds all, by which cases of all folds calibrate, "
+        "give another --splits, calibrate on other data, or "
         f"{'calibrate --unchecked' if subjects else 'leave the bundle without calibration'}"
     )
-
-
-_VERBS = {"train": "train on", "selection": "select the best model", "calibration": "calibrate", "test": "test"}
 
 
 def check_output(template: Bundle, output: Path) -> None:

@@ -66,6 +66,12 @@ def test_a_folder_without_an_image_is_refused(names: list[str], tmp_path: Path) 
         find_images(tmp_path / "none")
 
 
+def test_a_folder_that_has_images_in_a_folder_only_says_in_which(tmp_path: Path) -> None:
+    touch(tmp_path / "in/imagesTr", ["a.nii.gz"])
+    with pytest.raises(InputRefusedError, match="no image found in in/, but in its folder imagesTr/; NIfTI"):
+        find_images(touch(tmp_path / "in", ["README.md"]))
+
+
 def test_two_files_of_one_name_are_refused_because_one_result_would_replace_the_other(tmp_path: Path) -> None:
     with pytest.raises(InputRefusedError, match=r"2 cases of in/ are called a \(a\.nii, a\.nii\.gz\)"):
         find_images(touch(tmp_path / "in", ["a.nii", "a.nii.gz", "b.nii"]))
@@ -80,7 +86,9 @@ def test_labels_are_found_by_name_and_suffix(tmp_path: Path) -> None:
     assert [case.label for case in find_cases(images, labels, "_2nd", need_all=False)] == [labels / "a_2nd.png", None]
     with pytest.raises(InputRefusedError, match=r"2 of 2 image\(s\) have no label"):
         find_cases(images, labels, "_3rd", need_all=False)
-    with pytest.raises(InputRefusedError, match="none/ is not a folder"):
+    with pytest.raises(
+        InputRefusedError, match="none/ is not a folder; one with a label for each image is needed, a and so on"
+    ):
         find_cases(images, tmp_path / "none")
 
 
@@ -231,6 +239,16 @@ def test_two_series_of_one_patient_are_one_subject(tmp_path: Path) -> None:
     plan = plan_of(cases, None)
     assert plan["a"].partition == plan["c"].partition
     assert "17" not in json.dumps([vars(place) for place in plan.values()])
+
+
+def test_names_that_differ_in_the_side_alone_are_of_one_subject(tmp_path: Path) -> None:
+    pairs = [("Image_21L", "Image_21R"), ("p7_left", "p7_right"), ("RET3OD", "RET3OS")]
+    alone = ["Image_22L", "p8", "p8_1", "scan_left", "scan_right"]
+    cases = find_images(touch(tmp_path, [f"{name}.png" for name in [*(one for pair in pairs for one in pair), *alone]]))
+    subjects = subjects_of(cases)
+    assert subjects == {one: pair[0] for pair in pairs for one in pair} | {one: one for one in alone}
+    plan = plan_of(cases, None)
+    assert all((plan[a].partition, plan[a].fold) == (plan[b].partition, plan[b].fold) for a, b in pairs)
 
 
 def test_a_case_of_the_users_does_not_part_subjects_that_the_shipped_plan_knows(tmp_path: Path) -> None:

@@ -171,8 +171,8 @@ def test_folds_of_a_list_are_the_folds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([case_row("a", fold=0), case_row("b", fold=0)], r"tells the fold\(s\) 0; two to 10"),
-        ([case_row("a", fold=0), case_row("b", fold=10)], r"tells the fold\(s\) 0, 10; two to 10"),
+        ([case_row("a", fold=0), case_row("b", fold=0)], "to train on in fold 0; two to 10"),
+        ([case_row("a", fold=0), case_row("b", fold=10)], "to train on in fold 0, 10; two to 10"),
         ([case_row("a", fold=0, subject="P"), case_row("b", fold=1, subject="P")], "subject P is in fold 0 and"),
     ],
 )

@@ -107,6 +107,21 @@ def test_a_constant_channel_is_refused_by_name_unless_the_rules_allow_it() -> No
     check_rules(red, InputRules.parse({"planar": True, "channels": 3}))  # a colour picture has no channels of its own
 
 
+@pytest.mark.parametrize(("size", "scaled"), [((60, 90), (33, 50)), ((10, 16), (20, 32)), ((100, 10), None)])
+def test_a_picture_of_another_size_is_refused_with_the_nearest_size_of_its_proportions_that_is_taken(
+    size: tuple[int, int], scaled: tuple[int, int] | None
+) -> None:
+    """20 to 40 and 20 to 50 pixels are taken: 60 x 90 is at most 5 / 9 of it, 10 x 16 at least twice it."""
+    rules = InputRules.parse({"planar": True, "channels": 1, "extent_mm": {"least": [20, 20], "most": [40, 50]}})
+    with pytest.raises(InputRefusedError) as refused:
+        check_rules(volume((*size, 1), planar=True), rules)
+    assert "plan and train a bundle on pictures of this size too" in str(refused.value)
+    assert ("scale it to" in str(refused.value)) == (scaled is not None)
+    if scaled:
+        assert f"scale it to {scaled[0]} x {scaled[1]} pixels" in str(refused.value)
+        check_rules(volume((*scaled, 1), planar=True), rules)
+
+
 @pytest.mark.parametrize(
     "rules",
     [{}, {"channels": "many"}, {"channels": 1, "colour": True}, {"channels": 1, "spacing_mm": {"least": 1}}],

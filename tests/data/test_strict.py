@@ -108,9 +108,9 @@ def test_the_same_voxels_in_another_order_of_axes_are_the_same_image(tmp_path: P
 
 def test_a_subject_on_two_sides_is_a_fault_by_the_plan(tmp_path: Path) -> None:
     plan = [SplitCase(name, name, "train", n % 5) for n, name in enumerate(people(5))]
-    assert found(tmp_path, people(5), places=places_of(plan)).faults == ()
+    assert found(tmp_path, people(5), places=places_of(plan, by_folds=True)).faults == ()
     plan[1] = SplitCase("p01", "p00", "train", 1)
-    (fault,) = found(tmp_path, people(5), places=places_of(plan)).faults
+    (fault,) = found(tmp_path, people(5), places=places_of(plan, by_folds=True)).faults
     assert fault.startswith("p00 (fold 0) and p01 (fold 1) are of one subject")
 
 

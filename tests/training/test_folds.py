@@ -229,7 +229,9 @@ def test_a_plan_of_folds_has_no_single_training(volumes: Path, template: Path, t
     path.write_text(path.read_text().replace('"test"', '"train"'))
     said: list[str] = []
     run = TrainConfig(volumes, tmp_path / "out", overrides=QUICK, say=said.append)
-    with pytest.raises(InputRefusedError, match="it puts all cases into folds; give --folds all"):
+    with pytest.raises(
+        InputRefusedError, match="no case to select the best model; at least one is needed; give --folds all"
+    ):
         train_bundle(load_bundle(path.parents[1]), run)
     assert said == []  # nothing of subjects to calibrate
     assert not (tmp_path / "out").exists()
