@@ -273,7 +273,7 @@ def main() -> int:
     done = list(runs(chosen, options))
     if not options.short:
         PAGE.write_text(page(done), encoding="utf-8")
-        print(f"written: {PAGE.relative_to(REPOSITORY)}")
+        print(f"wrote {PAGE.relative_to(REPOSITORY)}")
     for one in done:
         word = "left out" if one.code is None else "reached" if one.code == 0 else "MISSED"
         print(f"{one.benchmark.name:22} {word:9} {one.seconds:6.0f} s")

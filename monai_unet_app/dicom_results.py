@@ -23,6 +23,7 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import figure_of
+from monai_unet_app.confidence.size_words import interval_text
 from monai_unet_app.config import OutputConfig
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusing_as
 from monai_unet_app.pipeline import Case
@@ -157,7 +158,11 @@ def _counts(case: Case) -> list[str]:
     ends = {one.number: one.count_interval for one in stated if one.count_interval}
     return [
         f"{structure.label}: {structure.objects} object(s)"
-        + (" ({} to {})".format(*ends[structure.number]) if structure.number in ends else "")
+        + (
+            f" ({interval_text(structure.objects, ends[structure.number], 'objects')})"
+            if structure.number in ends
+            else ""
+        )
         for structure in case.segmentation.structures
         if structure.objects is not None
     ]

@@ -139,7 +139,9 @@ def test_without_a_verb_or_with_an_unknown_flag_the_usage_is_shown(run: Run) -> 
     for words in ([], ["predict", "--colour"], ["frobnicate"]):
         answer = run(*words)
         assert answer.code == 2
-        assert "usage: monai-unet" in answer.err
+        sentence, usage = answer.err.split("\n", 1)
+        assert sentence.startswith("error: ")
+        assert usage.startswith("usage: monai-unet ")
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -44,12 +44,13 @@ def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
     made = bundle_of(Import(**told, folds=folds, mirroring=not options.no_mirroring))
     origin, folder = made.metadata["nnunet"], shlex.quote(str(options.output))
     several = f"the mean of {len(origin['folds'])} networks" if made.is_ensemble else f"fold {origin['folds'][0]}"
+    show.wrote([options.output])
     show.line(f"imported {origin['trainer']}, {origin['configuration']}, {several}")
     answer = {"bundle": str(options.output), "nnunet": origin, "cases": len(made.seen), "folds": len(made.folds)}
     is_unseen = made.folds or any(case.partition == "calibration" for case in made.seen)
     if not options.data or not is_unseen:
         show.line("it states nothing yet: no cases are known that its networks have not seen")
-        show.line(f"now: monai-unet calibrate --bundle {folder} --data CASES_THAT_IT_HAS_NOT_SEEN")
+        show.line(f"next: monai-unet calibrate --bundle {folder} --data CASES_THAT_IT_HAS_NOT_SEEN")
         return answer, EXIT_DONE
     # Post-processing would change labels, which are to be those of nnU-Net
     calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data, tidy="keep"))
@@ -66,6 +67,7 @@ def import_monai(options: bundle_flags.ImportMonai) -> Answer:
 
     zoo = ZooBundle(bundle_root(str(options.source)), common.structures(options.structure, least=0))
     made, name = bundle_of_zoo(zoo, options.output), zoo.origin["name"]
+    show.wrote([options.output])
     show.line(
         f"imported {name} {zoo.origin['version']}: {zoo.parts['network_def']['_target_']}, {', '.join(zoo.names)}"
     )
@@ -73,7 +75,7 @@ def import_monai(options: bundle_flags.ImportMonai) -> Answer:
         show.line(f"{zoo.differs}; here probabilities go back, so edges differ by parts of a voxel")
     show.line("it states nothing yet: no cases are known that its network has not seen")
     show.line(
-        f"now: monai-unet calibrate --bundle {shlex.quote(str(options.output))} --data CASES_THAT_IT_HAS_NOT_SEEN"
+        f"next: monai-unet calibrate --bundle {shlex.quote(str(options.output))} --data CASES_THAT_IT_HAS_NOT_SEEN"
     )
     return {"bundle": str(options.output), "imported": zoo.origin, "sha256": made.sha256}, EXIT_DONE
 
@@ -106,7 +108,8 @@ def external(options: bundle_flags.External) -> Answer:
         shutil.copytree(model.root, root, dirs_exist_ok=True)
         write_external(model, command, root)
     made = ExternalBundle(options.output)
-    show.line(f"written into {options.output}; it starts {command.words[0]} for at most {command.seconds:g} s an image")
+    show.wrote([options.output])
+    show.line(f"it starts {command.words[0]} for at most {command.seconds:g} s an image")
     place = shlex.quote(str(options.output))
     show.line(f"next: monai-unet predict --bundle {place} --trust --input SERIES --output OUT --format seg,sr")
     return {"bundle": str(options.output), "sha256": made.sha256, "words": list(command.words)}, EXIT_DONE
@@ -135,8 +138,10 @@ def export(options: bundle_flags.Export) -> Answer:
 
         settings = export_edge(bundle, options.output, rows)
         networks, folder = ", ".join(settings["networks"]), shlex.quote(str(options.output))
-        show.line(f"wrote {settings['size_mb']:.1f} MB, with the network in {networks}; its labels are ours")
-        show.line(f"now: python {folder}/segment.py IMAGE LABELS")
+        show.line(
+            f"wrote {options.output}: {settings['size_mb']:.1f} MB, with the network in {networks}; its labels are ours"
+        )
+        show.line(f"next: python {folder}/segment.py IMAGE LABELS")
         return settings, EXIT_DONE
     assert options.to != "edge"
     entry = export_bundle(bundle, options.to, rows)
@@ -147,10 +152,12 @@ def export(options: bundle_flags.Export) -> Answer:
     )
     show.line(f"sha256 of the export: {entry['sha256']}")
     common.put_certificate(bundle)
-    words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to}" + (" --precision int8" if is_int8 else "")
+    words = f"--bundle {shlex.quote(options.bundle)} --engine {options.to}"
     if is_int8:
-        show.line(f"it states nothing until it has passed: monai-unet bundle certify {words} --data DATA")
-    show.line(f"now: monai-unet predict {words} --input IMAGE --output OUT")
+        show.line("it states nothing until bundle certify has passed")
+        show.line(f"next: monai-unet bundle certify {words} --precision int8 --data DATA")
+    else:
+        show.line(f"next: monai-unet predict {words} --input IMAGE --output OUT")
     return entry, EXIT_DONE
 
 
@@ -259,7 +266,8 @@ def upgrade(options: bundle_flags.Upgrade) -> Answer:
     from monai_unet_app.upgrade import upgrade_bundle
 
     files = upgrade_bundle(Path(options.bundle))
-    show.line(f"labels and probabilities of a made image are equal; replaced {', '.join(files)}")
+    show.line("labels and probabilities of a made image are equal")
+    show.wrote(Path(options.bundle) / name for name in files)
     return {"files": files}, EXIT_DONE
 
 
@@ -302,7 +310,7 @@ def _bundles() -> dict[str, Any]:
         rows.append({**row, "sha256": sha256, "untrained": untrained, "folder": str(folder)})
     cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
     show.print_table(("bundle", "version", "what it does", "weights"), cells)
-    show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
+    show.line("next: monai-unet predict --bundle NAME --input IMAGE --output OUT")
     for row in rows:
         if row["untrained"]:
             show.line(f"{row['name']} has {row['untrained']}")

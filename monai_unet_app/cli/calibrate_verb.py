@@ -149,7 +149,7 @@ def _next(bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "LabelledCases"
     if chosen.folds or (bundle.folds and made_with.issuperset(case.id for case in data)):
         return common.next_command("evaluate", bundle.root, options, by_folds=True)
     if made_with.issuperset(case.id for case in data):
-        return "every case has trained, selected or calibrated the bundle; evaluate it on labelled cases that it has not seen"
+        return "next: evaluate it on labelled cases that it has not seen; each of these has trained, selected or calibrated it"
     return common.next_command("evaluate", bundle.root, options)
 
 
@@ -224,7 +224,7 @@ def _calibration_lines(fitted: "Fitted", statements: dict[str, Any], bundle: "Bu
         show.line(fitted.check.sentence)
     show.line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
     show.statements_table(statements)
-    show.line(f"written into {bundle.root}/models/fitted.json and configs/confidence.json")
+    show.wrote(bundle.root / name for name in ("models/fitted.json", "configs/confidence.json"))
 
 
 def _compare_forms(

@@ -230,7 +230,7 @@ def regions(options: data_flags.Regions) -> Answer:
     if made["shared"]:
         which = "" if "file" in titles else "; the later one counts there"
         show.say(f"{made['shared']} voxel(s) lie in several structures{which}")
-    show.line(f"written: {options.output}")
+    show.wrote([options.output])
     return {"output": str(options.output), **made}, EXIT_DONE
 
 

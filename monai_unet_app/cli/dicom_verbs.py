@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
@@ -44,7 +43,6 @@ _COLUMNS = {
     },
     "image": {"SOPInstanceUID": "instance", "SOPClassUID": "class", "InstanceNumber": "number"},
 }
-_FILE_WIDTH = 400  # characters of a table in a file or pipe: wide enough for every UID
 _MOST_FILES = 8  # in one line
 _PROBLEMS = ("refused", "failed", "held back")
 _PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
@@ -182,8 +180,7 @@ def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> Non
                 show.out.print(f"[bold]{name:>13}[/bold]  {escape(row[keyword])}", soft_wrap=True)
             show.out.print()
         return
-    console = show.out if show.out.is_terminal else Console(width=_FILE_WIDTH, quiet=show.out.quiet)
-    show.print_table(map(show.folded, columns.values()), (row.values() for row in rows), console)
+    show.print_table(map(show.folded, columns.values()), (row.values() for row in rows))
 
 
 def fetch(options: dicom_flags.Fetch) -> Answer:

@@ -137,7 +137,7 @@ def export_version(options: lifecycle_flags.RegistryExport) -> Answer:
     with _opened(options) as opened:
         folder = opened.export(options.name, options.version, options.output, options.public_key)
         version = opened.version(options.name, options.version)
-    show.line(f"version {version.number} of {options.name} is {folder}")
+    show.line(f"wrote {folder}: version {version.number} of {options.name}")
     return {**version.document(), "folder": str(folder)}, EXIT_DONE
 
 

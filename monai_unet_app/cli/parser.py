@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 from monai_unet_app import __version__
 from monai_unet_app.cli import (
@@ -23,7 +23,7 @@ from monai_unet_app.cli import (
     service_verbs,
     verbs,
 )
-from monai_unet_app.cli.common import Answer, networks_listed
+from monai_unet_app.cli.common import EXIT_USAGE, Answer, networks_listed
 from monai_unet_app.cli.dataclass_parser import Options, add_flags
 from monai_unet_app.cli.flags import Network
 
@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that puts `more_help`, which takes time to write, before its epilog when the help is shown."""
+    """A parser that says what is wrong before its usage, and puts `more_help`, which takes time to write, before its epilog."""
 
     more_help: Callable[[], str] | None = None
 
@@ -114,6 +114,9 @@ class _Parser(argparse.ArgumentParser):
         if self.more_help:
             self.epilog, self.more_help = f"{self.more_help()}\n\n{self.epilog}", None
         return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"error: {message}\n{self.format_usage()}")
 
 
 def _word(run: Verb) -> str:

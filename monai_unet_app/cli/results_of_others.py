@@ -81,7 +81,7 @@ def calibrate_results(options: flags.Calibrate, results: Path) -> Answer:
     labels = {segment.number: segment.label for segment in bundle.segments}
     statements = {str(folders.program): summary_of(stated, labels)}
     show.statements_table(statements)
-    show.line(f"written into {options.output}")
+    show.wrote([options.output])
     show.line(
         f"next: monai-unet dicomize --labels LABELS --source SERIES --algorithm {shlex.quote(str(folders.program))} --bundle "
         f"{shlex.quote(str(options.output))} --output OUT"
@@ -178,7 +178,8 @@ def write_labels(request: "LabelRequest", options: data_flags.Dicomize | flags.P
     result, judged = made["result"], made["result"]["assessment"] is not None
     gates = [[show.gate(row)] if judged else [] for row in result["structures"]]
     cells = [(row["number"], row["label"], show.size(row)) for row in result["structures"]]
-    rows = ((*own, *gate) for own, gate in zip(cells, gates, strict=True))
+    rows = [(*own, *gate) for own, gate in zip(cells, gates, strict=True)]
+    rows += [("", "result", "", show.verdict(result))] * judged
     show.print_table(("number", show.folded("structure"), "size", *(["gate"] if judged else [])), rows)
     show.reasons_list([result])
     if made["empty"]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -239,7 +240,7 @@ def commission(options: service_flags.Commission) -> Answer:
     not_tried = acceptance.of("not tried")
     more = f", {len(not_tried)} not tried" if not_tried else ""
     show.line(f"{len(acceptance.of('passed'))} of {len(acceptance.checks)} checks passed{more}")
-    show.line(f"written: {written[0]} and {written[1]}")
+    show.wrote(written)
     return acceptance.document(), EXIT_DONE if acceptance.passed else EXIT_FAILED
 
 
@@ -316,9 +317,10 @@ def _write_review(options: service_flags.Review) -> Answer:
         prior=options.prior,
         how=config,
     )
-    show.line(f"open {written['page']} in a browser")
+    show.wrote(written.values())
     if "identity" in written:
         show.line(f"{options.output} names a patient: protect it accordingly")
+    show.line(f"next: open {written['page']} in a browser")
     return {kind: str(path) for kind, path in written.items()}, EXIT_DONE
 
 
@@ -344,9 +346,9 @@ def _apply_decision(decision: Path, options: service_flags.Review) -> Answer:
     )
     record = apply_decision(read_decision(decision), options.result, options.output, context)
     show.line(f"{record['case']}: {record['decision']}")
-    show.line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")
-    for row in record["objects"]:
-        show.line(f"  {row['kind']}: {row['file']}")
+    if record["not_verified"]:
+        show.line(f"no verified report: {record['not_verified']}")
+    show.wrote(options.output / row["file"] for row in record["objects"])
     return record, EXIT_DONE
 
 
@@ -363,5 +365,6 @@ def package(options: service_flags.Package) -> Answer:
         changes["format"] = tuple(word.strip() for word in options.format.split(","))
     resources = Resources(**common.set_fields(options, Resources))
     made = render_package(options.bundle, options.output, replace(usual_settings(options.bundle), **changes), resources)
-    show.line(f"{made} is a MONAI application package; next: docker build --tag NAME {made}")
+    show.wrote([made])
+    show.line(f"next: docker build --tag NAME {shlex.quote(str(made))}")
     return {"package": str(made)}, EXIT_DONE

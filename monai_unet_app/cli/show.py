@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from monai_unet_app.machine_memory import peak_bytes
+from monai_unet_app.progress_bars import Bars
 
 if TYPE_CHECKING:
     from monai_unet_app.calibration.form_comparison import FormScore
@@ -31,9 +32,17 @@ def _shown(text: str) -> str:
     )
 
 
+_FILE_WIDTH = 400  # characters of a line in a file or pipe: wide enough for the names and reasons of a table
+
+
 class _Screen(Console):
     def render_str(self, text: str, *given: Any, **more: Any) -> Text:
         return super().render_str(_shown(text), *given, **more)
+
+    @property
+    def size(self) -> ConsoleDimensions:  # type: ignore[misc]  # nothing sets it
+        """Of the terminal; wide in a file or pipe, since rich takes 80 columns there and would cut names."""
+        return super().size if self.is_terminal else ConsoleDimensions(_FILE_WIDTH, 25)
 
 
 out = _Screen(emoji=False)  # ":x:" in a file name stays as it is
@@ -72,10 +81,8 @@ def wrote(files: Iterable[Path]) -> None:
         line(f"wrote {file}")
 
 
-def print_table(
-    columns: Iterable[Column | str], rows: Iterable[Iterable[object]], console: Console | None = None, **style: Any
-) -> None:
-    """Prints a table on stdout or another console, unless it has no rows.
+def print_table(columns: Iterable[Column | str], rows: Iterable[Iterable[object]], **style: Any) -> None:
+    """Prints a table on stdout, unless it has no rows.
 
     Brackets in a cell are no markup; a cell that is a `Text` may have a style.
     """
@@ -83,7 +90,7 @@ def print_table(
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(_shown(str(cell))) for cell in row))
     if table.row_count:
-        (console or out).print(table)
+        out.print(table)
 
 
 def folded(name: str) -> Column:
@@ -91,8 +98,8 @@ def folded(name: str) -> Column:
     return Column(name, overflow="fold")
 
 
-class Steps(Progress):
-    """A progress bar over cases, on stderr. A call moves it on by one case.
+class Steps(Bars):
+    """A progress bar over cases, on stderr, or dated lines. A call moves it on by one case.
 
     Args:
         text: Stands before the bar.
@@ -102,9 +109,9 @@ class Steps(Progress):
     def __init__(self, text: str, total: int | None) -> None:
         super().__init__(
             TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=err, disable=err.quiet or not err.is_terminal, transient=True,
+            TimeRemainingColumn(), console=err, is_shown=not err.quiet, transient=True,
         )  # fmt: skip
-        self.cases, self.done = self.add_task("", total=total), 0
+        self.cases, self.done = self.add_task("", total=total, name=text), 0
 
     def __call__(self, description: str = "") -> None:
         self.done += 1
@@ -299,15 +306,13 @@ def statements_table(statements: dict[str, Any]) -> None:
 
 def size(row: Mapping[str, Any]) -> str:
     """The size of a structure, with the interval of its true size below; then the number of counted objects."""
-    text = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
-    text += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
-    interval = row.get("volume_interval_ml") or row.get("pixels_interval")
-    digits = 3 if "volume_ml" in row else 0
-    text += f"\n({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
-    if "objects" not in row:
-        return text
-    between = row.get("objects_interval")
-    return f"{text}\n{row['objects']} object(s)" + (f"\n({between[0]} to {between[1]})" if between else "")
+    from monai_unet_app.confidence.size_words import amount, interval, interval_text, size_text, unit
+
+    found = [(size_text(row), interval_text(amount(row), interval(row), unit(row)))]
+    if "objects" in row:
+        number = row["objects"]
+        found += [(f"{number} object(s)", interval_text(number, row.get("objects_interval"), "objects"))]
+    return "\n".join(text + f"\n({ends})" * bool(ends) for text, ends in found)
 
 
 def _dice(row: Mapping[str, Any]) -> str:
@@ -322,8 +327,13 @@ def gate(row: Mapping[str, Any]) -> str:
     return f"{row['verdict']}{_dice(row)}" if "verdict" in row else "-"
 
 
+def verdict(case: Mapping[str, Any]) -> str:
+    """The verdict on a result as a whole, as it stands in its record; empty where nothing is stated."""
+    return (case["assessment"]["verdict"] or "not judged") if case["assessment"] else ""
+
+
 def structures_table(done: Sequence[dict[str, Any]]) -> None:
-    """A row for each structure of each case."""
+    """A row for each structure of each case, and one for its result as a whole."""
     rows = []
     for case in done:
         name, seconds = case["case"], f"{sum(case['seconds'].values()):.1f}"
@@ -331,6 +341,8 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
             rows.append((name, row["label"], size(row), inside, gate(row), seconds))
         rows += [(name, f"{row['label']}, whole", size(row), "", "", "") for row in case["wholes"]]
+        if word := verdict(case):
+            rows.append((name, "result", "", "", word, ""))
     print_table((folded("case"), folded("structure"), "size", "mean p", "gate", "seconds"), rows)
 
 

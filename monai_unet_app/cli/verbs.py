@@ -52,9 +52,8 @@ def plan(options: flags.Plan) -> Answer:
     structures = {} if regions else common.structures(options.structure)
     config = PlanConfig(**said, structures=structures, regions=regions, time_s=options.time)
     names = list(dict.fromkeys(options.configuration))
-    with show.Steps("reading", None) as step:
-        speed = partial(seconds_of_a_window, choice=config.network, device=options.device)
-        made = plan_configurations(config, names or [None], speed, step)
+    speed = partial(seconds_of_a_window, choice=config.network, device=options.device)
+    made = plan_configurations(config, names or [None], speed, show.Steps)
     if len(made) == 1:
         bundles = {options.output: made[0]}
         write_plan(made[0], options.output)
@@ -69,7 +68,7 @@ def plan(options: flags.Plan) -> Answer:
         decided = [(name, str(own.values[name] or "none"), own.reasons[name]) for name in shown]
         rows = [*own.overview(by_folds=by_folds), *decided]
         show.print_table(("what", show.folded("value"), show.folded("why")), rows)
-        show.line(f"wrote {bundle}")
+        show.wrote([bundle])
         if options.show:
             _draw_windows(bundle, own, options, 0 if by_folds else None)
     if problem := uncoded(load_segments(next(iter(bundles)) / "configs/segments.json")):
@@ -186,10 +185,10 @@ def _curve(template: "Bundle", run: "TrainConfig", options: flags.Train) -> Answ
 def _ranked(ranking: "Ranking", options: flags.Train, delivered: bool) -> Answer:
     from monai_unet_app.training.ranking import COLUMNS, RANKING, TABLE
 
-    show.print_table(COLUMNS, ranking.rows())
-    show.wrote(options.output / name for name in (RANKING, TABLE))
     best = options.output / ranking.chosen.name
-    show.line(f"{'trained bundle' if delivered else 'best'}: {best}: {ranking.reason}")
+    show.print_table(COLUMNS, ranking.rows())
+    show.wrote([*(options.output / name for name in (RANKING, TABLE)), *[best] * delivered])
+    show.line(f"best: {best}: {ranking.reason}")
     if delivered:
         show.line(common.next_command("calibrate", best, options))
     else:
@@ -211,7 +210,7 @@ def _trained(bundle: "Bundle", options: flags.Train) -> Answer:
     if not bundle.run_record:  # folds alone, without a network of its own
         show.line(common.next_command("evaluate", bundle.root, options, by_folds=True))
         return answer, EXIT_DONE
-    show.line(f"trained bundle: {bundle.root}")
+    show.wrote([bundle.root])
     if (waited := waiting_share(bundle.run_record)) > MUCH_WAITING:
         show.line(
             f"it waited for data {waited:.0%} of the time; if a core is free, --workers 1 prepares data at the same time"

@@ -6,7 +6,7 @@ counts an image unlike the training, a structure that is cut off, and a size out
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from numpy.typing import ArrayLike
 
@@ -19,6 +19,7 @@ from .border import BorderCut
 from .features import FEATURES, Described, describe_structures
 from .label_features import EDGE_FEATURES, describe_labels
 from .quality import GateVerdict, Grade
+from .size_words import in_unit, interval_text
 from .statements import Confidence
 
 FAR_SHIFT = 2.0
@@ -40,11 +41,13 @@ class SizeAssessment:
         size_interval: (low, high) that holds the true size with the stated coverage, in the unit of `size`; None if unknown,
             and for a structure that is cut off, since intervals hold for whole structures.
         of_probabilities: The interval follows from the probabilities that the mask was cut from; else from the mask itself.
+        unit: Of `size`: "mL" or "px".
     """
 
     size: float
     size_interval: tuple[float, float] | None
     of_probabilities: bool
+    unit: str = field(default="mL", kw_only=True)
 
     @property
     def is_beside_its_interval(self) -> bool:
@@ -92,11 +95,11 @@ class StructureAssessment(SizeAssessment):
             reasons.insert(0, f"predicted Dice {grade.dice:.2f}, at least {grade.at_least:.2f}")
         if self.cut:
             reasons.append(self.cut.reason)
-        if self.is_beside_its_interval:
-            reasons.append("its size lies outside the interval that the probabilities give")
-        if self.size_interval and not self.reportable_interval and not self.of_probabilities and self.size:
-            low, high = (end / self.size for end in self.size_interval)
-            reasons.append(f"its true size is {low:.2f} to {high:.2f} times that of the mask")
+        ends, unit = self.size_interval, self.unit
+        if ends and not self.reportable_interval and (self.size or self.of_probabilities):
+            by = "its probabilities" if self.of_probabilities else "earlier results of the program"
+            text = interval_text(self.size, ends, unit)
+            reasons.append(f"its size of {in_unit(self.size, unit)} is {text} {unit} by {by}")
         return tuple(reasons)
 
 
@@ -247,7 +250,15 @@ def _assess_structure(confidence: Confidence, structure: Structure, features: De
     whole_ends = None if ends is None else (math.ceil(ends[0]), math.floor(ends[1]))
     of_probabilities = structure.evidence is not None or structure.probabilities is not None
     return StructureAssessment(
-        structure.size, interval, of_probabilities, number, structure.label, grade, cut, whole_ends
+        structure.size,
+        interval,
+        of_probabilities,
+        number,
+        structure.label,
+        grade,
+        cut,
+        whole_ends,
+        unit=structure.grid.size_unit,
     )
 
 
@@ -263,4 +274,5 @@ def _assess_whole(
         expected = sum(_expected_size(segmentation.structures[n]) for n in parts)
         interval = confidence.wholes.interval(number, expected)
     of_probabilities = all(assessed[n].of_probabilities for n in parts)
-    return WholeAssessment(sum(assessed[n].size for n in parts), interval, of_probabilities, whole)
+    size, unit = sum(assessed[n].size for n in parts), segmentation.image.size_unit
+    return WholeAssessment(size, interval, of_probabilities, whole, unit=unit)

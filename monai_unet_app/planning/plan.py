@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from monai_unet_app.planning.decisions import (
     target_spacing,
 )
 from monai_unet_app.planning.family import checked_values, known
-from monai_unet_app.planning.sizing import Grid, lasting, least_memory, network_and_length
+from monai_unet_app.planning.sizing import Grid, least_memory, network_and_length
+from monai_unet_app.progress_bars import Display, lasting, no_display
 
 LEAST_SEEN = 0.2
 """Of a usual image, by a window."""
@@ -112,7 +113,7 @@ def plan_configurations(
     config: PlanConfig,
     configurations: Sequence[Configuration | None],
     speed: Speed,
-    step: Callable[[str], None] = lambda case_id: None,
+    display: Display = no_display,
 ) -> list[BundlePlan]:
     """Measures the data once and decides for each configuration; all have the same partitions and folds.
 
@@ -120,7 +121,7 @@ def plan_configurations(
         config: The data, and what the user says of it; its own configuration does not count.
         configurations: One or more.
         speed: Measures or estimates one training step.
-        step: Called with the id of each case when it has been read.
+        display: Shows how many cases have been read; called once.
 
     Raises:
         InputRefusedError: Cases cannot be used, or are no one kind of images; the message lists all.
@@ -140,7 +141,8 @@ def plan_configurations(
     values = FileValues((), config.objects is not None, config.ignore, tuple(regions.values()), masks)
     cases, values = understood(cases, values, config.structures, facts)
     config = replace(config, white=values.white)
-    fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan, by_folds=by_folds))
+    with display("reading", len(cases)) as step:
+        fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan, by_folds=by_folds))
     check_one_kind(fingerprint)
     measured = fingerprint.cases
     wanted = [_checked_configuration(measured, configuration) for configuration in configurations]

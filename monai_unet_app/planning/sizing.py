@@ -9,6 +9,7 @@ from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.planning.decisions import Decisions, PlanConfig, Reasoned, Speed
 from monai_unet_app.planning.family import DEFAULT, NetworkChoice, known, layer_line, packages, written
 from monai_unet_app.planning.network import LEAST_EDGE, NetworkPlan, plan_network
+from monai_unet_app.progress_bars import lasting
 
 EPOCHS = 24
 LEAST_STEPS = 2000
@@ -199,10 +200,3 @@ def _why_this_size(steps: int, base: int, voxels: float, config: PlanConfig) -> 
     if base == max(_FILTERS):
         return f"{base} filters at the first level are the most that a plan uses; {LEAST_STEPS} steps or more fit into the time"
     return f"The number of filters and the window are the largest with which {LEAST_STEPS} steps fit into the time"
-
-
-def lasting(seconds: float) -> str:
-    """A duration in words: "40 s", "12 minutes", "2.5 hours"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from monai_unet_app.bundle_folder import figure_of
+from monai_unet_app.confidence.size_words import amount, digits, interval, interval_text, size_text, unit
 from monai_unet_app.report.blocks import (
     Block,
     Cell,
@@ -18,7 +19,7 @@ from monai_unet_app.report.blocks import (
     Title,
     Tone,
 )
-from monai_unet_app.report.words import between, percent, plural
+from monai_unet_app.report.words import percent, plural
 
 from .key_images import KeySection, side_by_side
 from .patient import headline
@@ -55,7 +56,7 @@ def structure_table(case: ReviewedCase) -> Table:
     for name, row, grade in lines:
         change = _change(row, _earlier_row(row, case.prior)) if case.prior else ""
         cells = {"Number": _number(row, coverage), "Change": change, "Gate, Dice": grade}
-        size = Cell(_size(row), _interval_text(row, coverage))
+        size = Cell(size_text(row), _interval_text(row, coverage))
         table.append((name, size, *(cells[column] for column in shown)))
     return Table(("Structure", "Size", *shown), tuple(table))
 
@@ -181,42 +182,18 @@ def _where(key: str) -> str:
     return f"within {band[1]} {band[2]} of the surface" if band else "over the whole image"
 
 
-def _amount(row: Mapping[str, Any]) -> float:
-    return float(row.get("volume_ml", row.get("pixels", row["voxels"])))
-
-
-def _unit(row: Mapping[str, Any]) -> str:
-    return "mL" if "volume_ml" in row else "px"
-
-
-def _digits(row: Mapping[str, Any]) -> int:
-    """Number of decimals: three significant digits for a volume, none for pixels."""
-    if "volume_ml" not in row:
-        return 0
-    return 3 if row["volume_ml"] < 1 else 2 if row["volume_ml"] < 100 else 1
-
-
-def _size(row: Mapping[str, Any]) -> str:
-    area = f" ({row['area_mm2']:.1f} mm²)" if "area_mm2" in row else ""
-    return f"{_amount(row):.{_digits(row)}f} {_unit(row)}{area}"
-
-
-def _interval(row: Mapping[str, Any]) -> list[float] | None:
-    return row.get("volume_interval_ml") or row.get("pixels_interval")
-
-
 def _interval_text(row: Mapping[str, Any], coverage: float | None) -> str:
     """The interval of a size, and the share of cases in which such an interval contains the true size."""
     if row.get("cut_off"):
         return "touches the border of the image: part may be missing, no interval"
-    interval = _interval(row)
-    return f"{between(interval, _digits(row))}{_often(coverage)}" if interval else ""
+    text = interval_text(amount(row), interval(row), unit(row))
+    return text and text + _often(coverage)
 
 
 def _number(row: Mapping[str, Any], coverage: float | None) -> Cell:
     """The number of objects of a structure, with its interval if that is stated."""
-    interval = row.get("objects_interval")
-    return Cell(str(row.get("objects", "")), f"{between(interval, 0)}{_often(coverage)}" if interval else "")
+    text = interval_text(row.get("objects", 0), row.get("objects_interval"), "objects")
+    return Cell(str(row.get("objects", "")), text and text + _often(coverage))
 
 
 def _earlier_row(row: Mapping[str, Any], prior: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -234,14 +211,14 @@ def _change(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Cell:
     """The change from the earlier size, and whether the intervals of the two sizes overlap, so that it may be no change."""
     if before is None:
         return Cell("–", "not present before")
-    change, old = _amount(row) - _amount(before), _amount(before)
+    change, old = amount(row) - amount(before), amount(before)
     part = f"{100 * change / old:+.1f} %" if old else "from zero"
-    intervals = _interval(row), _interval(before)
-    below = f"from {_size(before)}"
+    intervals = interval(row), interval(before)
+    below = f"from {size_text(before)}"
     if intervals[0] and intervals[1]:
         apart = intervals[0][0] > intervals[1][1] or intervals[1][0] > intervals[0][1]
         below += ", intervals do not overlap" if apart else ", intervals overlap"
-    return Cell(f"{change:+.{_digits(row)}f} {_unit(row)} ({part})", below)
+    return Cell(f"{change:+.{digits(amount(row), unit(row))}f} {unit(row)} ({part})", below)
 
 
 def _grade(row: Mapping[str, Any], coverage: float | None) -> Cell:

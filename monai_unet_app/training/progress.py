@@ -1,4 +1,4 @@
-"""The display of a training: a bar with the time that is left, and one line for each epoch."""
+"""The display of a training: a bar, or dated lines, with the time that is left, and one line for each epoch."""
 
 import sys
 from collections.abc import Callable
@@ -7,16 +7,9 @@ from typing import Any, Self
 
 from ignite.engine import Engine, Events
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from monai_unet_app.progress_bars import Bars
 from monai_unet_app.training import ranks
 from monai_unet_app.training.checkpoints import Checkpoints
 
@@ -28,7 +21,7 @@ DISPLAY_ELSEWHERE: ContextVar[Callable[[StepsDone], None] | None] = ContextVar("
 
 
 class ProgressBar:
-    """Ignite handler: draws a bar on stderr; into a file it writes one line for each epoch.
+    """Ignite handler: draws a bar on stderr, see `Bars`, and writes one line for each epoch.
 
     Args:
         checkpoints: Holds the history and the best metric; must stand before this handler in the list.
@@ -37,7 +30,7 @@ class ProgressBar:
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.console = Console(file=sys.stderr)
-        self.bar: Progress | None = None
+        self.bar: Bars | None = None
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer."""
@@ -53,8 +46,8 @@ class ProgressBar:
         """Opens the bar at the step from which a resumed run goes on."""
         length, epochs = engine.state.epoch_length or 1, engine.state.max_epochs or 1
         self.steps, self.tell = length * epochs, DISPLAY_ELSEWHERE.get()
-        self.bar = _bars(self.console, is_shown=self.console.is_terminal and self.tell is None)
-        self.task = self.bar.add_task("loss -", total=self.steps, completed=engine.state.iteration, name="training")
+        self.bar, begun = _bars(self.console, is_shown=self.tell is None), engine.state.iteration
+        self.task = self.bar.add_task("loss -", total=self.steps, completed=begun, name="training", begun=begun)
         self.bar.start()
         if engine.state.epoch:
             self.console.print(f"resumed after epoch {engine.state.epoch} of {epochs}")
@@ -100,7 +93,7 @@ class NamedBars:
 
     def __init__(self) -> None:
         self.console = Console(file=sys.stderr)
-        self.bars = _bars(self.console, is_shown=self.console.is_terminal)
+        self.bars = _bars(self.console)
         self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -115,7 +108,9 @@ class NamedBars:
         match message:
             case (int(completed), int(total), str(text)):
                 if name not in self.tasks:  # from here on the time that is left is estimated
-                    self.tasks[name] = self.bars.add_task(text, total=total, completed=completed, name=name)
+                    self.tasks[name] = self.bars.add_task(
+                        text, total=total, completed=completed, name=name, begun=completed
+                    )
                 self.bars.update(self.tasks[name], completed=completed, description=text)
             case None:
                 if name in self.tasks:
@@ -129,9 +124,9 @@ class NamedBars:
         self.console.print(f"{name} · {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _bars(console: Console, *, is_shown: bool) -> Progress:
+def _bars(console: Console, *, is_shown: bool = True) -> Bars:
     """Bars for trainings; a task has a field `name`, which stands before its bar."""
-    return Progress(
+    return Bars(
         TextColumn("{task.fields[name]}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
@@ -140,5 +135,5 @@ def _bars(console: Console, *, is_shown: bool) -> Progress:
         TextColumn("· left"),
         TimeRemainingColumn(elapsed_when_finished=False),
         console=console,
-        disable=not is_shown,
+        is_shown=is_shown,
     )

@@ -4,7 +4,6 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import ENOUGH_TO_CHECK, VERBS, folds_of, trains_by_folds
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, of_surroundings, refusal_in
 from monai_unet_app.processes import Send, run_in_processes
+from monai_unet_app.progress_bars import Display, no_display, say_nothing
 from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.ensemble import check_takes_ensemble, deliver_ensemble, forget_ensemble
 from monai_unet_app.training.identity import forget_template
@@ -35,19 +35,6 @@ COPIED = ("configs", "docs", "LICENSE")
 
 Delivery = Literal["all-data", "ensemble"]
 """The bundle's own network beside its folds: trained on all but the test cases, or the mean of the networks of the folds."""
-
-Step = Callable[[str], None]
-Display = Callable[[str, int], AbstractContextManager[Step]]
-"""Takes a text and a number of steps, and gives a context manager with a function that is called after each step."""
-
-
-def say_nothing(text: str) -> None:
-    """A `TrainConfig.say` that drops the text."""
-
-
-def no_display(text: str, total: int) -> AbstractContextManager[Step]:
-    """A `Display` that shows nothing."""
-    return nullcontext(say_nothing)
 
 
 @dataclass(frozen=True)

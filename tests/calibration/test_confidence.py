@@ -302,6 +302,10 @@ def test_a_picture_is_measured_in_pixels() -> None:
     result = Segmentation(picture, np.ones((1, 6, 5, 1), np.uint8), segments("vessel"), p)
     (found,) = measure_structures("s", result, result, [(np.s_[:, :, :], p)])
     assert (found.expected, found.true, found.voxel) == (15.0, 30.0, 1.0)
+    # exp(-0.1) to exp(0.1) times 15 + 1 pixels, less 1
+    stated = Confidence(sizes=SizeStatement(0.9, {1: (-0.1, 0.1)}, 1.0, 20))
+    words = "its size of 30 px is probably too large: 13 to 17 px by its probabilities"
+    assert assess(stated, result, None).reasons[1:] == (f"vessel: {words}",)
 
 
 def test_risk_falls_as_less_is_kept_and_its_area_is_the_mean() -> None:
@@ -397,7 +401,13 @@ def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
     sure, doubtful = mask.astype(np.float32), np.where(mask, 0.5, 0.0).astype(np.float32)
     usual, beside = (assess(confidence, exclusive(VOLUME, [mask], [p]), None) for p in (sure, doubtful))
     assert usual.reasons == ("no quality gate has judged this result: none was fitted",)
-    assert beside.reasons[1:] == ("a: its size lies outside the interval that the probabilities give",)
+    # 64 voxels of 0.006 mL, of which the probabilities expect half: exp(-0.1) to exp(0.1) times 0.192 + 0.06 mL, less 0.06 mL
+    words = "its size of 0.384 mL is probably too large: 0.168 to 0.219 mL by its probabilities"
+    assert beside.reasons[1:] == (f"a: {words}",)
+    # Labels alone: exp(0.2) to exp(0.3) times 0.384 + 0.06 mL, less 0.06 mL
+    known = Confidence(sizes=SizeStatement(0.9, {1: (0.2, 0.3)}, 0.06, 20))
+    words = "its size of 0.384 mL is probably too small: 0.482 to 0.539 mL by earlier results of the program"
+    assert assess(known, exclusive(VOLUME, [mask], None), None).reasons[1:] == (f"a: {words}",)
     accepted = Grade(dice=0.9, at_least=0.8, verdict="accept", reasons=())
     for found, verdict in ((usual, "accept"), (beside, "review")):
         graded = replace(found, structures=tuple(replace(one, grade=accepted) for one in found.structures))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import torch
 from monai.transforms import AsDiscrete
 from small_data import calibration_of, few_examples, set_calibration
 
+from monai_unet_app import progress_bars
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.fit import CalibrationFit, Fitted, StoredLogits, fit_parameters
 from monai_unet_app.calibration.form_comparison import labels_changed
 from monai_unet_app.calibration.statement_fit import state_confidence
+from monai_unet_app.cli import main
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.inference import kernels
@@ -360,3 +363,20 @@ def test_the_record_of_a_calibration_on_two_subjects_says_how_it_was_checked(
     record = json.loads((root / "models/calibration.json").read_text())
     assert record["check"] == fitted.check.document()
     assert record["check"]["subjects"] == 2
+
+
+def test_without_a_terminal_the_verb_says_how_far_it_is_and_what_it_wrote(
+    tiny_bundle: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", ("hippocampus_053",))
+    monkeypatch.setattr(progress_bars, "EVERY_S", 0.005)
+    assert main(["calibrate", "--bundle", str(root), "--data", str(data), "--device", "cpu", "--unchecked"]) == 0
+    shown = capsys.readouterr()
+    for text in ("calibrating", "stating"):
+        assert re.search(rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d {text}: 0 of 1$", shown.err, re.MULTILINE)
+    last = shown.out.splitlines()[-3:]
+    assert last[:2] == [f"wrote {root}/models/fitted.json", f"wrote {root}/configs/confidence.json"]
+    assert last[2].startswith("next: evaluate it on labelled cases that it has not seen")

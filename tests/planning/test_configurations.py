@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,9 @@ import yaml
 from shell import Run, shell
 from small_data import numbered_discs, plan_bundle, tilted_volumes
 
+from monai_unet_app import progress_bars
 from monai_unet_app.bundle import load_bundle
+from monai_unet_app.cli import show
 from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.network import NetworkPlan
 from monai_unet_app.planning.plan import plan_configurations
@@ -45,7 +50,8 @@ def quick(network: NetworkPlan, channels: int, outputs: int) -> float:
 
 def test_each_case_is_read_once_whatever_the_number_of_configurations(volumes: Path) -> None:
     read: list[str] = []
-    made = plan_configurations(PlanConfig(volumes, time_s=1.0), ["2d", "3d", "3d_low"], quick, read.append)
+    said = PlanConfig(volumes, time_s=1.0)
+    made = plan_configurations(said, ["2d", "3d", "3d_low"], quick, lambda text, total: nullcontext(read.append))
     assert sorted(read) == [f"case{n}" for n in range(5)]
     # A network for slices has two axes, the others three
     assert [len(plan.values["window"]) for plan in made] == [2, 3, 3]
@@ -86,6 +92,25 @@ def test_one_configuration_is_a_bundle_and_not_a_folder_of_them(volumes: Path, t
     answer = run("plan", volumes, "--output", tmp_path / "one", "--configuration", "2d", "2d", "--time", "1min")
     assert answer.code == 0, answer.err
     assert (tmp_path / "one/configs/inference.yaml").is_file()
+
+
+def test_without_a_terminal_the_verb_says_how_long_it_goes_on_reading(
+    volumes: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = show.Steps.__call__
+
+    def slowly(steps: show.Steps, text: str = "") -> None:
+        moved(steps, text)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(show.Steps, "__call__", slowly)
+    monkeypatch.setattr(progress_bars, "EVERY_S", 0.005)
+    answer = run("plan", volumes, "--output", tmp_path / "one", "--configuration", "2d", "--time", "1min")
+    assert re.search(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d reading: 4 of 5, about \d s left$", answer.err, re.MULTILINE)
+    assert answer.out.splitlines()[-2:] == [
+        f"wrote {tmp_path / 'one'}",
+        next(line for line in answer.out.splitlines() if line.startswith("next: monai-unet train ")),
+    ]
 
 
 def test_a_configuration_that_the_data_refuse_leaves_nothing(tmp_path: Path, run: Run) -> None:

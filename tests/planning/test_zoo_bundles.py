@@ -245,7 +245,8 @@ def test_the_command_takes_a_zip_and_says_what_it_found(
     assert main([*words, *names]) == 0
     said = capsys.readouterr().out
     assert "imported abdomen_ct 1.2: UNet, background, liver, spleen" in said
-    assert "calibrate --bundle" in said
+    assert said.splitlines()[0] == f"wrote {tmp_path / 'ours'}"
+    assert "\nnext: monai-unet calibrate --bundle " in said
 
 
 PRE, POST = "preprocessing", "postprocessing"

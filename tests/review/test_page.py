@@ -149,6 +149,18 @@ def test_volumes_and_intervals_are_those_of_the_record(delivered: Delivered, pag
     assert f"{0.8 * volume_ml:.3f} to {1.3 * volume_ml:.3f} in 90\u00a0%" in page.words
 
 
+def test_page_and_paper_say_how_a_size_outside_its_own_interval_is_probably_off(
+    delivered: Delivered, tmp_path: Path
+) -> None:
+    first, second = json.loads(delivered.result.read_text())["structures"]
+    first |= {"volume_ml": 5.1, "volume_interval_ml": [3.65, 4.39]}
+    record = altered(delivered, tmp_path, structures=[first, second])
+    files = write_review(record, tmp_path / "review", image=delivered.volume)
+    paper = "".join(page.extract_text() for page in PdfReader(files["pdf"]).pages)
+    for words in (Page(files["page"]).words, " ".join(paper.split())):
+        assert "5.10 mL probably too large: 3.65 to 4.39 in" in words
+
+
 def test_the_page_loads_nothing_from_elsewhere(page: Page) -> None:
     fetched = [
         value

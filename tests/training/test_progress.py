@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from monai_unet_app import progress_bars
 from monai_unet_app.errors import AppError
 from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars, ProgressBar, StepsDone
 
@@ -25,6 +27,19 @@ def test_lines_begin_with_the_name_of_their_training(capsys: pytest.CaptureFixtu
         "fold 2 · epoch   3/25 · loss 0.4321 · Dice on watched cases 0.1234 [best]",
         "fold 1 · failed: no room; the running trainings go on to their end, no other begins",
     ]
+
+
+def test_without_a_terminal_the_time_that_is_left_counts_from_where_a_training_resumed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_bars, "EVERY_S", 0.005)
+    with NamedBars() as bars:
+        bars.hear("fold 2", (400, 1000, "loss 0.5"))
+        bars.bars.tasks[0].start_time -= 60.0  # type: ignore[operator]
+        bars.hear("fold 2", (500, 1000, "loss 0.4"))
+        time.sleep(0.1)
+    # A minute for 100 steps is 5 for the other 500
+    assert " fold 2: 500 of 1000, about 5 minutes left\n" in capsys.readouterr().err
 
 
 def test_a_terminal_has_a_bar_for_each_training_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
