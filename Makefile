@@ -20,9 +20,9 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
-# EPOCHS=1: a shorter training
+# EPOCHS=1: a shorter training; OUTPUT=FOLDER: another folder than demo/, such as for a training of another length
 demo: $(VENV)/ready
-	$(BIN)/monai-unet demo --output demo $(if $(EPOCHS),--epochs $(EPOCHS))
+	$(BIN)/monai-unet demo --output "$(or $(OUTPUT),demo)" $(if $(EPOCHS),--epochs $(EPOCHS))
 
 # seconds of each item, from which `make minutes` makes its tables
 NOTED = --junitxml=build/tests/$@.xml

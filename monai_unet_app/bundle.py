@@ -291,7 +291,11 @@ class Bundle(BundleFiles):
             # float32.
             network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
         except Exception as error:  # pickle, zip and key errors all mean that these are not the weights
-            raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {_summary(error)}") from error
+            fits = f"does not fit network_def: {_summary(error)}"
+            whole = f"is damaged ({_summary(error)}); copy the whole bundle again"
+            raise BundleError(
+                f"{self.name}: models/model.pt {fits if 'state_dict' in str(error) else whole}"
+            ) from error
         self._check_network(network.eval(), trained=True)
         return network
 
@@ -331,12 +335,6 @@ class Bundle(BundleFiles):
             check_network(network, demands, trained=trained)
         except UnfitNetworkError as error:
             raise BundleError(f"{self.name}: {error}") from error
-
-    @cached_property
-    def run_record(self) -> dict[str, Any]:
-        """`models/run.json`: how the weights were trained, and on which cases; empty if the file is absent."""
-        path = self.weights_dir / "run.json"
-        return json_of(path) if path.is_file() else {}
 
     @cached_property
     def seen(self) -> tuple[SeenCase, ...]:

@@ -24,7 +24,7 @@ from dicom_io.coding import Segment, load_segments
 from dicom_io.files import write_whole
 from monai_unet_app.data.archives import unpack
 from monai_unet_app.data.naming import obeyed
-from monai_unet_app.data.schemas import json_of, validate
+from monai_unet_app.data.schemas import check_version, json_of, validate
 from monai_unet_app.data.splits import read_splits, trains_by_folds
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
@@ -221,6 +221,7 @@ class BundleFiles:
                     "calibrate"
                 )
         for part, then in self.stale_findings.items():
+            self.check_undamaged()
             raise BundleError(
                 f"{self.name}: `{part}` of {FITTED} was fitted to weights with sha256 {then[:16]}, {WEIGHTS} has "
                 f"{str(self.weights_sha256)[:16]}; findings of these weights are needed; run monai-unet calibrate"
@@ -327,6 +328,27 @@ class BundleFiles:
         """Raises UntrainedError if there are no trained weights."""
         if untrained := self.untrained:
             raise UntrainedError(f"{self.name} has {untrained}")
+        self.check_undamaged()
+
+    def check_undamaged(self) -> None:
+        """Raises BundleError if the weights are not those that their training wrote, as far as `run.json` beside them says."""
+        told = self.run_record.get("weights_sha256")
+        if told and hashlib.sha256(self.weights.read_bytes()).hexdigest() != told:
+            raise BundleError(
+                f"{self.name}: {self.weights.relative_to(self.root).as_posix()} is damaged or was replaced: its sha256 is not "
+                f"{told[:16]}..., as run.json states; the weights as trained are needed; copy the whole bundle again"
+            )
+
+    @cached_property
+    def run_record(self) -> dict[str, Any]:
+        """`models/run.json`: how the weights were trained, and on which cases; empty if the file is absent."""
+        path = self.weights_dir / "run.json"
+        try:
+            record: dict[str, Any] = json_of(path) if path.is_file() else {}
+        except ValueError as error:
+            raise BundleError(f"{self.name}: run.json is damaged ({error}); copy the whole bundle again") from error
+        check_version(record, "run")
+        return record
 
     @cached_property
     def weights_sha256(self) -> str | None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import format_tb
 
 from dicom_io.errors import DicomIoError
 
@@ -57,21 +58,52 @@ def refusal_in(error: BaseException | None) -> AppError | None:
     return error
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of torch, OpenVINO and SQLite, and of `shutil.Error`, which has no errno
+_SAID_OF_FULL = ("No space left", "PytorchStreamWriter failed", "unexpected pos", "iostream error", "disk is full")
+_SAID_OF_SHARED_MEMORY = ("shared memory", "</torch_", "Bus error")
+
+
 def of_surroundings(error: BaseException | None) -> str | None:
-    """The sentence about a machine that lacks shared memory or disk space, if that is why an error came; None if not."""
+    """The sentence about shared memory, the disk, permissions, a link or a package, if one is why an error came; or None."""
     while error is not None:
-        text = str(error)
-        if "shared memory" in text.lower() or "/torch_" in text or "Bus error" in text:
+        text, number, file = str(error), getattr(error, "errno", None), getattr(error, "filename", None)
+        about = f"{getattr(error, 'strerror', None)}: {file}" if file else text
+        # A semaphore lies in shared memory, too
+        is_of_processes = number == errno.ENOSPC and "multiprocessing" in str(format_tb(error.__traceback__)[-1:])
+        if is_of_processes or any(words in text for words in _SAID_OF_SHARED_MEMORY):
             return (
                 "shared memory (/dev/shm) is too small for the processes that prepare data; give --workers 0, or more of it "
                 "(docker run --shm-size 1g)"
             )
-        if getattr(error, "errno", None) == errno.ENOSPC or "PytorchStreamWriter failed" in text:
-            return (
-                "the disk is full; free space and give the same command again, which goes on after the last whole epoch"
-            )
+        if number in _FULL or any(words in text for words in _SAID_OF_FULL):
+            where = f" ({about})" if file else ""
+            return f"the disk is full{where}; free space, or choose another place, and give the same command again"
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"{about}; permission is needed; change the permissions (chmod), or choose another place"
+        if number == errno.ELOOP or text.startswith("Symlink loop"):
+            place = file or text.removeprefix("Symlink loop from ")
+            return f"{place} is a symbolic link to itself; a file or folder is needed; correct the link"
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("monai_unet_app"):
+            return f"the package {error.name} is not installed; it is needed for this; pip install {error.name}"
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Turns an import that fails in the `with` block into a UsageError with the extra that contains the package."""
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(
+            f"{what} needs {error.name}, which is absent; pip install 'monai-unet-app[{extra}]'"
+        ) from error
+
+
+def absence(path: Path) -> str:
+    """What is the matter with a path at which there is nothing, for a message."""
+    return "is a symbolic link that leads to no file" if path.is_symlink() else "does not exist"
 
 
 def first_line(error: Exception) -> str:

@@ -263,6 +263,8 @@ def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileE
     text = " ".join(str(error).split())
     if isinstance(error, OddHeaderError):
         return UnreadableFileError(f"{shown(path)} holds {text}; export it again from its source, or leave it out")
+    if isinstance(error, PermissionError):
+        return UnreadableFileError(f"{shown(path)} may not be read; permission is needed; change it or leave it out")
     if not isinstance(error, str):
         # Quoted parts of the text are values of the file. An apostrophe within a word begins no quotation.
         text = f"{type(error).__name__}: " + re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", "...", text)

@@ -4,7 +4,6 @@ Results go to stdout (`--json` for machines), progress and messages to stderr.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input refused.
 """
 
-import errno
 import io
 import json
 import logging
@@ -18,10 +17,8 @@ from dicom_io.errors import DicomIoError, NetworkError
 from monai_unet_app.cli import show
 from monai_unet_app.cli.common import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
 from monai_unet_app.cli.parser import read_command
-from monai_unet_app.errors import AppError, InputRefusedError, UntrainedError, UsageError
+from monai_unet_app.errors import AppError, InputRefusedError, UntrainedError, UsageError, of_surroundings
 from monai_unet_app.processes import begin_program
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_REFUSED)
     except AppError as error:
         return _fail(str(error), EXIT_FAILED)
-    except OSError as error:
-        hint = (
-            "free space or choose another place" if error.errno in _NO_ROOM else "check that it exists and may be used"
-        )
-        return _fail(f"{error.strerror or error}: {error.filename or ''}; {hint}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _fail("stopped; run the same command again", 130)  # 128 + SIGINT, as a shell reports it
+    except Exception as error:
+        if sentence := of_surroundings(error):
+            return _fail(sentence, EXIT_FAILED)
+        if isinstance(error, OSError):
+            return _fail(f"{error.strerror or error}: {error.filename or ''}; check that it can be used", EXIT_FAILED)
+        raise
     if options.json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     return code

@@ -128,6 +128,10 @@ def export(options: bundle_flags.Export) -> Answer:
     is_int8 = options.precision == "int8"
     if (options.data or options.images) and not is_int8:
         raise UsageError("labelled cases are for --precision int8 alone; give it, or leave them out")
+    from monai_unet_app.inference.engines.runtimes import imported
+
+    for package in [options.to, *["nncf"] * is_int8] if options.to == "openvino" else ["onnxscript", "onnxruntime"]:
+        imported(package)  # now, since the network is exported after cases were read
     data = common.labelled_cases(options) if is_int8 else []
     from monai_unet_app.export import export_bundle
 

@@ -253,8 +253,6 @@ def convert(options: data_flags.Convert) -> Answer:
         raise UsageError(
             f"{' and '.join(naming)} all say what label values mean; only one is allowed; leave the others out"
         )
-    if not options.data.exists():
-        raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
     files = bundle_files(options.bundle) if options.bundle else None
     stated = files.inference_document if files else {}
     rules = stated.get("input_rules") or {}

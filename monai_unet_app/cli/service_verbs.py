@@ -16,7 +16,7 @@ from pydicom.datadict import tag_for_keyword
 from dicom_io.errors import DicomIoError
 from monai_unet_app.cli import common, service_flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
-from monai_unet_app.errors import InputRefusedError, UntrainedError, UsageError
+from monai_unet_app.errors import InputRefusedError, UntrainedError, UsageError, needing
 
 if TYPE_CHECKING:
     from monai_unet_app.service.acceptance_checks import Check
@@ -96,13 +96,8 @@ def _http_server(running: "Node") -> AbstractContextManager[object]:
     """The HTTP server, if the site file has a table [http]."""
     if running.site.http is None:
         return nullcontext()
-    try:
+    with needing("node", "[http] of the site file"):
         from monai_unet_app.service.http_api import serve
-    except ImportError as error:
-        raise UsageError(
-            f"the HTTP API needs {error.name}; the extra `node` contains it; pip install 'monai-unet-app[node]', or remove "
-            "[http] from the site file"
-        ) from error
     return serve(running, running.site.http)
 
 
@@ -213,12 +208,8 @@ def commission(options: service_flags.Commission) -> Answer:
 
     Example: monai-unet node commission --config site.toml --key site.pem --holder 'Radiology IT' --output ACCEPTANCE
     """
-    try:
+    with needing("node", "signing"):
         from monai_unet_app.service.acceptance import site_key, verify_acceptance, write_acceptance
-    except ImportError as error:
-        raise UsageError(
-            f"signing needs {error.name}; the extra `node` contains it; pip install 'monai-unet-app[node]'"
-        ) from error
     if options.verify:
         report = verify_acceptance(options.verify)
         show.line(

@@ -13,7 +13,8 @@ from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
 from monai_unet_app.cli.dicom_verbs import destination_of_site
 from monai_unet_app.cli.results_of_others import evaluate_results, given, predict_by_program, with_network
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.config import resolve_device
+from monai_unet_app.errors import InputRefusedError, UsageError, absence, needing
 from monai_unet_app.processes import load_monai
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def plan(options: flags.Plan) -> Answer:
     from monai_unet_app.planning.write import check_new, write_plan, write_plans
 
     check_new(options.output)
-    if not options.data.exists():
-        raise InputRefusedError(f"{options.data} does not exist; a folder of cases is needed; check the path")
+    resolve_device(options.device)
     if options.objects and options.structure:
         raise UsageError(
             "--objects and --structure both say what label values mean; only one is allowed; leave the other out"
@@ -52,7 +52,7 @@ def plan(options: flags.Plan) -> Answer:
     structures = {} if regions else common.structures(options.structure)
     config = PlanConfig(**said, structures=structures, regions=regions, time_s=options.time)
     names = list(dict.fromkeys(options.configuration))
-    speed = partial(seconds_of_a_window, choice=config.network, device=options.device)
+    speed = partial(seconds_of_a_window, choice=config.network, device=options.device, tell=show.say)
     made = plan_configurations(config, names or [None], speed, show.Steps)
     if len(made) == 1:
         bundles = {options.output: made[0]}
@@ -131,8 +131,11 @@ def train(options: flags.Train) -> Answer:
             "is needed; make one with monai-unet plan"
         )
     if not options.data.exists():
-        raise InputRefusedError(f"--data {options.data} does not exist; a folder of cases is needed; check the path")
+        raise InputRefusedError(f"--data {options.data} {absence(options.data)}; a folder of cases is needed; check it")
     common.check_writable(options.output)
+    if options.tracking == "mlflow":
+        with needing("mlflow", "--tracking mlflow"):
+            import mlflow  # noqa: F401
     network = common.network_of(options)
     # this import takes seconds, since it brings torch; the checks that need none of it come first
     load_monai()
@@ -143,6 +146,7 @@ def train(options: flags.Train) -> Answer:
     names = ("epochs", "seed", "learning_rate", "precision", "workers")
     overrides = {**{name: getattr(options, name) for name in names}, "tracker": options.tracking}
     overrides = {name: value for name, value in overrides.items() if value is not None}
+    resolve_device(options.device)  # refused before the cases are read
     donor = find_donor(options.donor, options.freeze, options.first_rate or 1.0) if options.donor else None
     said = common.set_fields(options, TrainConfig) | {"donor": donor}
     run = TrainConfig(**said, overrides=overrides, say=show.say, display=show.Steps)

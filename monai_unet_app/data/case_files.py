@@ -21,7 +21,7 @@ from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.reading.series import SeriesRef, counted, files_below, find_series, scan_files, survey_files
 from monai_unet_app.data.datalist import ListedCase, check_listed_labels, is_datalist, read_datalist, read_dataset_json
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, absence
 
 FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
 SHOWN = 5  # names in a message
@@ -123,7 +123,7 @@ def find_images(source: Path, series: Sequence[str] = (), channels: Sequence[str
     source = Path(os.path.abspath(source))  # "." has no name
     if not source.exists():
         raise InputRefusedError(
-            f"{source.name} does not exist; an image, a DICOM folder or a folder of cases is needed"
+            f"{source.name} {absence(source)}; an image, a DICOM folder or a folder of cases is needed"
         )
     if is_datalist(source):
         return listed_cases(source, need_all=False)

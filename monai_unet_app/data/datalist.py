@@ -25,7 +25,8 @@ from monai_unet_app.data.schemas import json_of
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import InputRefusedError
 
-LIST_ENDINGS = (".csv", ".json")
+# A spreadsheet is no list that can be read; `read_datalist` says so
+LIST_ENDINGS = (".csv", ".json", ".xlsx", ".xlsm", ".xls", ".ods")
 IGNORE = "ignore"
 """nnU-Net's name of voxels without a class."""
 
@@ -117,8 +118,8 @@ def read_datalist(path: Path) -> list[ListedCase]:
         rows = _rows_of_csv(text) if path.name.lower().endswith(".csv") else _rows_of_json(json.loads(text))
     except (OSError, ValueError, csv.Error) as error:
         raise InputRefusedError(
-            f"{path.name} cannot be read as a list of cases ({error}); CSV or JSON with image and label is needed; see "
-            "docs/how-to/train.md"
+            f"{path.name} cannot be read as a list of cases ({error}); CSV or JSON with image and label is needed; save a "
+            "spreadsheet as CSV (Save As in Excel or LibreOffice); see docs/how-to/train.md"
         ) from error
     _check_keys(dict.fromkeys(key for row in rows for key in row), path.name)
     if not rows:

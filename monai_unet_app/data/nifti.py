@@ -17,7 +17,7 @@ from dicom_io.coding import display_rgb
 from dicom_io.errors import UnreadableFileError
 from dicom_io.reading.claims import check_claim
 from dicom_io.volume import Volume
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, of_surroundings
 
 _GZIP = b"\x1f\x8b"
 _LONGEST_HEADER_BYTES = 540  # of NIfTI-2
@@ -131,6 +131,8 @@ def one_line(error: Exception) -> str:
 
 def not_nifti(name: str, error: Exception) -> InputRefusedError:
     """The refusal of a file that cannot be read as NIfTI."""
+    if isinstance(error, OSError) and (sentence := of_surroundings(error)):
+        return InputRefusedError(f"{name}: {sentence}")
     return InputRefusedError(
         f"{name} cannot be read as NIfTI ({one_line(error)}); a whole, undamaged file is needed; copy it again"
     )

@@ -114,33 +114,28 @@ def write_nnunet_folder(
     check_one_kind(fingerprint)
     numbering = _numbering(cases, fingerprint, config)
     channels = _channel_names(fingerprint, config, cases[0].channel_names)
-    try:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=config.output.parent) as folder:
-            part = Path(folder) / config.output.name
-            sheared = False
-            for case in cases:
-                sheared |= _write_case(case, part, "Ts" if case.id in test else "Tr", numbering)
-                step(case.id)
-            document = {
-                "channel_names": {str(number): name for number, name in enumerate(channels)},
-                **numbering.labels,
-                "numTraining": len(training),
-                "file_ending": ".png" if fingerprint.cases[0].axes == "px" else ".nii.gz",
-                "name": config.output.name,
-                # ITK cannot express a sheared grid
-                **({"overwrite_image_reader_writer": "NibabelIO"} if sheared else {}),
-                **({"source_label_values": numbering.sources} if numbering.changes else {}),
-            }
-            write_json(document, part / "dataset.json")
-            folds = _folds(config.plan, training)
-            if folds:
-                write_json(folds, part / "splits_final.json")
-            part.rename(config.output)
-    except OSError as error:
-        raise InputRefusedError(
-            f"{config.output.name} could not be written ({error.strerror or error}); free space or choose another --output"
-        ) from error
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=config.output.parent) as folder:
+        part = Path(folder) / config.output.name
+        sheared = False
+        for case in cases:
+            sheared |= _write_case(case, part, "Ts" if case.id in test else "Tr", numbering)
+            step(case.id)
+        document = {
+            "channel_names": {str(number): name for number, name in enumerate(channels)},
+            **numbering.labels,
+            "numTraining": len(training),
+            "file_ending": ".png" if fingerprint.cases[0].axes == "px" else ".nii.gz",
+            "name": config.output.name,
+            # ITK cannot express a sheared grid
+            **({"overwrite_image_reader_writer": "NibabelIO"} if sheared else {}),
+            **({"source_label_values": numbering.sources} if numbering.changes else {}),
+        }
+        write_json(document, part / "dataset.json")
+        folds = _folds(config.plan, training)
+        if folds:
+            write_json(folds, part / "splits_final.json")
+        part.rename(config.output)
     return NnunetFolder(document, numbering.sources, training, tuple(sorted(test)), len(folds))
 
 

@@ -21,7 +21,7 @@ from dicom_io.reading.claims import check_claim
 from dicom_io.reading.series import scan_source
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.data.nifti import check_nifti, not_nifti, one_line, opened_nifti
-from monai_unet_app.errors import InputRefusedError, refusing_as
+from monai_unet_app.errors import InputRefusedError, absence, refusing_as
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 MM_IN = {"meter": 1e3, "micron": 1e-3}  # NIfTI's other units of length
@@ -71,7 +71,7 @@ def read_volume(files: ImageFiles, options: ReadOptions | None = None) -> Volume
 
 def _read_one(path: Path, options: ReadOptions) -> Volume:
     if not path.exists():
-        raise InputRefusedError(f"{path.name} does not exist; a NIfTI file, a DICOM folder or a picture is needed")
+        raise InputRefusedError(f"{path.name} {absence(path)}; a NIfTI file, a DICOM folder or a picture is needed")
     if path.is_file() and has_ending(path, NIFTI_ENDINGS):
         volume = _read_nifti(path, options)
     elif path.is_file() and has_ending(path, PICTURE_ENDINGS):

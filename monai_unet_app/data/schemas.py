@@ -1,6 +1,8 @@
 """The committed JSON Schemas; every document is checked against them and written here."""
 
 import json
+import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from itertools import count
@@ -11,7 +13,7 @@ import jsonschema
 
 from dicom_io.files import write_whole
 from monai_unet_app.data.naming import harmless
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import AppError, InputRefusedError
 
 
 @cache
@@ -23,11 +25,24 @@ def schema(name: str) -> dict[str, Any]:
 
 def validate(document: object, name: str) -> None:
     """Raises InputRefusedError with the path and the value if `document` breaks the schema `name`."""
+    if isinstance(document, Mapping):
+        check_version(document, name)
     # The error that is nearest to the cause: a wrong value fails many branches of a schema at once
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema(name)).iter_errors(document))
     if error is not None:
         place = "/".join(map(str, error.absolute_path)) or "the document"
         raise InputRefusedError(f"{name}: at {place}: {error.message}; see {name}.schema.json")
+
+
+def check_version(document: Mapping[str, Any], name: str) -> None:
+    """Raises AppError if the `schema_version` of a document is above those of the schema `name`."""
+    stated = schema(name)["properties"]["schema_version"]
+    known, found = stated.get("const") or stated["enum"][-1], document.get("schema_version")
+    if [int(n) for n in re.findall(r"\d+", str(found))] > [int(n) for n in re.findall(r"\d+", known)]:
+        raise AppError(
+            f"{name}.json has version {found}, and {known} is the latest that this monai-unet-app reads; a later version wrote "
+            "it; update this one (pip install --upgrade monai-unet-app)"
+        )
 
 
 def json_of(path: Path) -> Any:

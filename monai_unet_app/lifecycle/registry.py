@@ -25,7 +25,7 @@ from monai_unet_app.comparison.differences import compare
 from monai_unet_app.comparison.release_gate import GATED_SCORES, ReleaseOutcome, gate
 from monai_unet_app.confidence.results_bundle import results_bundle
 from monai_unet_app.data.digest import file_sha256
-from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError, needing
 from monai_unet_app.report.stored_evaluation import read_evaluation
 from monai_unet_app.service.audit import AuditTrail, entries
 from monai_unet_app.service.database import Database
@@ -406,16 +406,12 @@ def open_registry(folder: Path, uri: str = "", *, new: bool = True) -> Iterator[
             f"{folder} holds no registry; correct its place, or let the disk that it is on come back; monai-unet registry add "
             "makes a new one"
         )
-    try:
+    with needing("mlops", "the registry"):
         os.environ.update(_QUIET)
         import sqlalchemy  # noqa: F401  (the store; mlflow-skinny comes without it)
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # that it makes tables is nobody's concern
-    except ImportError as error:
-        raise UsageError(
-            f"the registry needs {error.name}; the extra `mlops` contains it; pip install 'monai-unet-app[mlops]'"
-        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "registry.lock").open("w") as lock:
         try:

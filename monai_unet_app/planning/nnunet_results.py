@@ -24,7 +24,7 @@ from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import data_row, nnunet_folds_of, subjects_of
 from monai_unet_app.data.datalist import LabelFacts, modality_of, read_dataset_json
-from monai_unet_app.data.digest import dataset_sha256, seen_entry
+from monai_unet_app.data.digest import dataset_sha256, file_sha256, seen_entry
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import Partition, SplitCase, read_nnunet_folds
@@ -415,6 +415,7 @@ def _write_records(results: Results, root: Path, cases: Sequence[CaseFiles], pla
             "best": {"epoch": 0, "metric": None},
             "history": [],
             "sessions": [],
+            "weights_sha256": file_sha256(folder / "model.pt"),
         }
         write_json(document, folder / "run.json", "run")
     listed = [asdict(replace(plan[case.id], partition=own[case.id])) for case in cases]

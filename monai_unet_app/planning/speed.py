@@ -1,6 +1,7 @@
 """What a step of a training takes: its time on this machine, measured by doing some, and its memory beside other networks'."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,18 @@ from monai_unet_app.training.update import autocast, loss_of, resolve_precision
 
 _STEPS = 4
 _VOXELS = 2**17  # of the window that is timed: the time of a larger one is in proportion
+_LEAST_SHARE = 0.5  # of the cores, that a step uses on a quiet machine
 _BYTES_A_WEIGHT = 20  # the weight, its gradient, two moments and the average
 
 
 def seconds_of_a_window(
-    plan: NetworkPlan, channels: int, outputs: int, choice: NetworkChoice | None = None, device: str = "auto"
-) -> float:
+    plan: NetworkPlan, channels: int, outputs: int, choice: NetworkChoice | None = None, device: str = "auto",
+    tell: Callable[[str], None] = lambda line: None,
+) -> float:  # fmt: skip
     """Seconds that a training step of this network takes for each window, without reading and varying the image.
+
+    On a CPU that other processes use as well, they are those of a machine on which it gets half of its cores: a step waits
+    for the others, but takes no more core-seconds.
 
     Args:
         plan: Window and levels.
@@ -29,6 +35,7 @@ def seconds_of_a_window(
         outputs: Labels.
         choice: The network; None takes that of a plan.
         device: As in `resolve_device`.
+        tell: Takes a line about seconds and core-seconds.
     """
     where = resolve_device(device)
     timed = replace(plan, window=plan.smaller_window(_VOXELS))
@@ -39,17 +46,25 @@ def seconds_of_a_window(
     optimizer, loss = torch.optim.AdamW(network.parameters()), DiceCELoss(sigmoid=outputs == 1, batch=True)
     image = torch.randn(2, channels, *timed.window, device=where)
     label = torch.randint(0, 2, (2, outputs, *timed.window), device=where).float()
-    seconds: list[float] = []
+    taken: list[tuple[float, float]] = []
     for _ in range(_STEPS):
-        begun = time.perf_counter()
+        begun, core_begun = time.perf_counter(), time.process_time()
         optimizer.zero_grad(set_to_none=True)
         with autocast(resolve_precision("auto", where, network), where, network):
             answer = network(image)
         loss_of(loss, answer, label).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        seconds.append(time.perf_counter() - begun)
+        taken.append((time.perf_counter() - begun, time.process_time() - core_begun))
     # The first step also allocates, and others may have to wait for what else the machine does
-    return min(seconds) / len(image) * plan.voxels / timed.voxels
+    (seconds, core), cores = min(taken), torch.get_num_threads()
+    line = f"a training step: {seconds:.2g} s, {core:.2g} core-seconds, {core / seconds:.1f} of {cores} cores"
+    if where.type == "cpu" and core < _LEAST_SHARE * cores * seconds:
+        seconds = core / (_LEAST_SHARE * cores)
+        line += (
+            f"; other processes use this machine, so {seconds:.2g} s are planned; if they stay, give a longer --time"
+        )
+    tell(line)
+    return seconds / len(image) * plan.voxels / timed.voxels
 
 
 def memory_beside(plan: NetworkPlan, channels: int, outputs: int, choice: NetworkChoice) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def write_plans(plans: Mapping[str, BundlePlan], output: Path) -> None:
 
 def check_new(output: Path) -> None:
     """Raises UsageError if there is a file at this place, or a folder that holds something."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if (output.exists() or output.is_symlink()) and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not empty; a plan never replaces files; choose another folder")
 
 

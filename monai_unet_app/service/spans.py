@@ -3,7 +3,7 @@
 import time
 
 from monai_unet_app import __version__
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import needing
 
 
 class Spans:
@@ -11,15 +11,11 @@ class Spans:
 
     def __init__(self, endpoint: str) -> None:
         """`endpoint`: such as http://127.0.0.1:4318/v1/traces. Raises UsageError if OpenTelemetry is not installed."""
-        try:
+        with needing("mlops", "--otlp"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        except ImportError as error:
-            raise UsageError(
-                f"--otlp needs {error.name}; the extra `mlops` contains it; pip install 'monai-unet-app[mlops]'"
-            ) from error
         about = Resource.create({"service.name": "monai-unet-node", "service.version": __version__})
         self._provider = TracerProvider(resource=about)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))

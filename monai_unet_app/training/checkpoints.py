@@ -12,8 +12,9 @@ from ignite.engine import Engine, Events
 from dicom_io.files import replace_when_whole, write_whole
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE
 from monai_unet_app.calibration.fitted import forget_fitted
+from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.schemas import json_of, write_json
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import BundleError, UsageError, first_line
 from monai_unet_app.training import ranks
 from monai_unet_app.training.replay import ReplayLoader
 from monai_unet_app.training.watch_dog import say
@@ -27,6 +28,16 @@ def save_atomically(payload: object, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_when_whole(path, sync=True) as part, part.open("wb") as stream:
         torch.save(payload, stream)
+
+
+def load_checkpoint(path: Path, *, own: bool = False) -> dict[str, Any]:
+    """What a file of torch holds, on the CPU; of the `own` ones, code is run. Raises BundleError if it is damaged."""
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=not own)
+    except Exception as error:  # a damaged pickle or zip fails in any way
+        what = f"{path} is damaged, or holds more than weights ({first_line(error)})"
+        raise BundleError(f"{what}; a whole file is needed; copy it again, or train into a new folder") from error
+    return saved
 
 
 def half_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -99,7 +110,7 @@ class Checkpoints:
             return
         for left_over in self.folder.glob(".part-*"):  # of a process that was killed while it saved
             shutil.rmtree(left_over)
-        saved = torch.load(path, map_location="cpu", weights_only=False)
+        saved = load_checkpoint(path, own=True)
         try:
             for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])
@@ -164,7 +175,7 @@ class Checkpoints:
         if self.best_metric > float("-inf"):
             if not self.best_epoch:
                 say(f"no epoch was better than {self.donor}, whose weights are delivered")
-            best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
+            best = load_checkpoint(self.folder / "best.pt")
         else:
             best = half_weights(self.best)
         # A finished run that is started again delivers the same weights; their calibration and figures are still true
@@ -175,7 +186,8 @@ class Checkpoints:
             save_atomically(best, self.deliver_to)
         record = self.folder / "run.json"
         if record.exists():
-            shutil.copy2(record, self.deliver_to.with_name("run.json"))
+            known = {**json_of(record), "weights_sha256": file_sha256(self.deliver_to)}
+            write_json(known, self.deliver_to.with_name("run.json"), "run")
 
 
 def has_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:

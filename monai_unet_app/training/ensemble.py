@@ -8,9 +8,10 @@ import torch
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import WEIGHTS, BundleFiles
 from monai_unet_app.calibration.fitted import change_fitted
+from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
-from monai_unet_app.training.checkpoints import forget_figures, has_weights, save_atomically
+from monai_unet_app.training.checkpoints import forget_figures, has_weights, load_checkpoint, save_atomically
 from monai_unet_app.training.record import SCHEMA_VERSION, Cases, identity_of_data
 
 _NEEDED = ("folds: \"$@fitted['folds']['number']\"", "of_fold: {folds: 1}")
@@ -42,7 +43,7 @@ def deliver_ensemble(bundle: Bundle, folds: Sequence[int], cases: Cases) -> None
     """
     check_takes_ensemble(bundle)
     trained = [bundle.of_fold(fold) for fold in folds]
-    states = [torch.load(fold.weights_dir / "model.pt", map_location="cpu", weights_only=True) for fold in trained]
+    states = [load_checkpoint(fold.weights) for fold in trained]
     several = bundle.of_fold(folds[0]).part("count") > 1
     weights = dict(side_by_side(states, several=several))
     model = bundle.root / WEIGHTS
@@ -53,7 +54,7 @@ def deliver_ensemble(bundle: Bundle, folds: Sequence[int], cases: Cases) -> None
         why = f"the mean of the networks of folds {', '.join(map(str, folds))}"
         change_fitted(bundle.root, "folds", number=len(folds), why=why)
         save_atomically(weights, model)
-    write_json(_record(trained, cases), model.with_name("run.json"), "run")
+    write_json({**_record(trained, cases), "weights_sha256": file_sha256(model)}, model.with_name("run.json"), "run")
 
 
 def side_by_side(states: Sequence[Mapping[str, torch.Tensor]], *, several: bool) -> Iterator[tuple[str, torch.Tensor]]:

@@ -19,12 +19,12 @@ from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.fingerprint import Fingerprint
 from monai_unet_app.data.inspect import check_cases
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import ENOUGH_TO_CHECK, VERBS, folds_of, trains_by_folds
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, of_surroundings, refusal_in
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.progress_bars import Display, no_display, say_nothing
-from monai_unet_app.training.checkpoints import forget_figures
+from monai_unet_app.training.checkpoints import forget_figures, load_checkpoint
 from monai_unet_app.training.ensemble import check_takes_ensemble, deliver_ensemble, forget_ensemble
 from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
@@ -85,6 +85,7 @@ def train_bundle(template: Bundle, run: TrainConfig) -> Bundle:
         BundleError: The configs of the template contradict each other, or its network does not fit them.
     """
     check_output(template, run.output)
+    _check_settings(template, run)
     template.check_network()
     planned = planned_cases(template, run)
     _check(template, run, planned)
@@ -140,6 +141,8 @@ def check_folds(
     if deliver == "ensemble":
         check_takes_ensemble(template)
     check_output(template, run.output)
+    for fold in wanted:
+        _check_settings(template, replace(run, fold=fold))
     measured = _check(template, replace(run, fold=ALL), planned)
     for fold in wanted:
         check_classes(template, replace(run, fold=fold), planned, measured)
@@ -328,10 +331,20 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
         except Exception as error:
             if (refusal := refusal_in(error)) is None:
                 if sentence := of_surroundings(error):
-                    raise InputRefusedError(sentence) from error
+                    raise InputRefusedError(sentence + _kept(Path(overrides.get("run_dir", root / "run")))) from error
                 raise
             # MONAI wraps errors in "failed to instantiate"; the user needs the refusal itself
             raise refusal from refusal.__cause__
+
+
+def _kept(folder: Path) -> str:
+    """The end of a message that says where a training that has ended early goes on; empty before its first whole epoch."""
+    last = folder / "last.pt"
+    return (
+        f"; {last} keeps epoch {load_checkpoint(last, own=True)['epoch']}, from which it goes on"
+        if last.is_file()
+        else ""
+    )
 
 
 def _forget_cache(run: TrainConfig) -> None:
@@ -377,6 +390,24 @@ def check_output(template: Bundle, output: Path) -> None:
         )
 
 
+def _check_settings(template: Bundle, run: TrainConfig) -> None:
+    """Raises UsageError if the training that would be resumed had other settings; no case has been read by then."""
+    root = run.output / f"folds/{run.fold}" if isinstance(run.fold, int) else run.output
+    held = json_of(root / "run/run.json")["settings"] if (root / "run/run.json").is_file() else {}
+    asked = yaml.safe_load((template.root / "configs/train.yaml").read_text(encoding="utf-8")) | run.overrides
+    # A value that is an expression is compared when it is known, by RunRecord
+    other = [
+        f"{name} {value} (now {asked[name]})"
+        for name, value in held.items()
+        if type(asked.get(name)) is type(value) and asked[name] != value
+    ]
+    if other:
+        raise UsageError(
+            f"{root} holds a run with {', '.join(other)}; only the same run can be resumed; give the same values, or another "
+            "output folder (make demo OUTPUT=FOLDER)"
+        )
+
+
 def _is_new(output: Path) -> bool:
     return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
@@ -388,19 +419,23 @@ def _copy(template: Bundle, run: TrainConfig) -> None:
         record_donor(run.donor, output)
         return
     output.mkdir(parents=True, exist_ok=True)
-    for part in COPIED:
-        source = template.root / part
-        if source.is_dir():
-            shutil.copytree(source, output / part, dirs_exist_ok=True)
-        elif source.is_file():
-            shutil.copy2(source, output / part)
-    if template.fitted is not None:
-        write_json(template.fitted, output / FITTED)
-    elif "fitted" in template.inference_document:
-        begin_fitted(output)
-    forget_figures(output)
-    forget_template(output, template.root, run.name)
-    record_donor(run.donor, output)
+    try:
+        for part in COPIED:
+            source = template.root / part
+            if source.is_dir():
+                shutil.copytree(source, output / part, dirs_exist_ok=True)
+            elif source.is_file():
+                shutil.copy2(source, output / part)
+        if template.fitted is not None:
+            write_json(template.fitted, output / FITTED)
+        elif "fitted" in template.inference_document:
+            begin_fitted(output)
+        forget_figures(output)
+        forget_template(output, template.root, run.name)
+        record_donor(run.donor, output)
+    except BaseException:  # a part of a bundle could not be trained further, nor be written again
+        shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 def _configs(root: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from monai_unet_app.data.schemas import json_of
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import UsageError, needing
 from monai_unet_app.training import ranks
 from monai_unet_app.training.checkpoints import Checkpoints
 from monai_unet_app.training.pictures import WorstCases
@@ -147,10 +147,8 @@ class _MLflow:
         # By default MLflow wants a database. A plain folder needs no server and no SQL; this variable permits it.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow would report to its makers
-        try:
+        with needing("mlflow", "the tracking"):
             from mlflow.tracking import MlflowClient
-        except ImportError as error:
-            raise UsageError("MLflow is not installed; run: pip install 'monai-unet-app[mlflow]'") from error
         uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
         if not uri:
             store = (folder / "mlflow").resolve()

@@ -16,6 +16,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.training.checkpoints import load_checkpoint
 from monai_unet_app.training.update import together
 
 _LEAST = 0.5  # of the donor's tensors, that must fit
@@ -47,7 +48,7 @@ class Donor:
     def fitting(self, network: nn.Module) -> dict[str, Tensor]:
         """The weights that a network takes over, by its own names. Raises InputRefusedError as `started`."""
         own = network.state_dict()
-        donor = _state_of(torch.load(self.path, map_location="cpu", weights_only=True))
+        donor = _state_of(load_checkpoint(self.path))
         needed = len(network) if isinstance(network, nn.ModuleList) else 0
         if needed > max(1, self.networks):
             raise InputRefusedError(

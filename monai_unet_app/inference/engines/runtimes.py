@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_unet_app.config import EngineName
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import UsageError, needing
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Windows of shape (B, C_in, *window), float32, to logits and layer, as in `Answer`."""
@@ -25,12 +25,8 @@ def imported(package: str) -> Any:
         # Its absence is what keeps OpenVINO from telling its makers of each use
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reads it when it is imported, and never again
-        return import_module(package)
-    except ImportError as error:
-        what, extra = ("nncf", "quantise") if package == "nncf" else (f"the engine {package}", "engines")
-        raise UsageError(
-            f"{what} is not installed ({error}); its package is needed; pip install 'monai-unet-app[{extra}]'"
-        ) from error
+        with needing("quantise" if package == "nncf" else "engines", package):
+            return import_module(package)
     finally:
         del sys.modules["openvino_telemetry"]
 
