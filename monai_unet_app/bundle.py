@@ -25,8 +25,9 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import json_of
 from monai_unet_app.data.splits import Partition
-from monai_unet_app.errors import BundleError, InputRefusedError, refusing_as
+from monai_unet_app.errors import BundleError, InputRefusedError, innermost, refusing_as
 from monai_unet_app.metrics.outputs import OUTPUTS, Outputs
+from monai_unet_app.written_config import check_config
 
 if TYPE_CHECKING:
     import torch
@@ -108,15 +109,20 @@ class Bundle(BundleFiles):
         own = (("bundle_root", str(self.root)), ("device", self.device))
         for name, value in (*written.items(), *own, *self.values_of_fold.items(), *self.overrides):
             parser[name] = value
-        parser.parse()
+        try:
+            parser.parse()
+        except Exception as error:  # a reference out of its level, for instance
+            raise BundleError(f"{self.name}: inference.yaml cannot be parsed: {innermost(error)}") from error
         return parser
 
     def part(self, name: str) -> Any:
         """The object that `inference.yaml` builds under this id. Raises BundleError if it cannot be built."""
+        parser = self.parser
         try:
-            return self.parser.get_parsed_content(name)
+            return parser.get_parsed_content(name)
         except Exception as error:  # a config can fail in any way that Python can
-            raise BundleError(f"{self.name}: inference.yaml does not give `{name}`: {error}") from error
+            check_config(parser, {f"{self.name}: inference.yaml": self.inference_document}, name=name)
+            raise BundleError(f"{self.name}: inference.yaml does not give `{name}`: {innermost(error)}") from error
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -144,7 +150,7 @@ class Bundle(BundleFiles):
     def check_configs(self) -> None:
         """Raises BundleError if the configs contradict each other. Neither weights are read nor a network is built."""
         self.check_fitted()
-        _ = self.labels, self.wholes, self.windows, self.thresholds
+        _ = self.labels, self.wholes, self.windows, self.thresholds, self.grid_spacing
         sided = [segment.label for segment in self.segments if side_of(segment)]
         if not (sided and self.mirror_axes):
             return
@@ -202,11 +208,20 @@ class Bundle(BundleFiles):
 
     @cached_property
     def grid_spacing(self) -> tuple[float, ...] | None:
-        """Voxel size in mm of the grid of the network, along its axes; None if images keep their own."""
+        """Voxel size in mm of the grid of the network, along its axes; None if images keep their own.
+
+        Raises BundleError if it has two numbers and an image three axes: MONAI would take the second for the third, too.
+        """
         from monai.transforms import Spacingd
 
         steps = [step for step in self.preprocessing.transforms if isinstance(step, Spacingd)]
-        return tuple(np.resize(steps[-1].spacing_transform.pixdim, 3)) if steps else None
+        spacing = steps[-1].spacing_transform.pixdim if steps else ()
+        if len(spacing) == 2 and not self.rules.planar:
+            raise BundleError(
+                f"{self.name}: the spacing of inference.yaml is {list(map(float, spacing))}; three numbers are needed, one for "
+                "each axis; correct `spacing_mm`"
+            )
+        return tuple(np.resize(spacing, 3)) if steps else None
 
     @cached_property
     def result(self) -> "ResultSteps":

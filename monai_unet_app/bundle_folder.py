@@ -18,8 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dicom_io.coding import Segment, load_segments
 from dicom_io.files import write_whole
 from monai_unet_app.data.archives import unpack
@@ -28,6 +26,7 @@ from monai_unet_app.data.schemas import check_version, json_of, validate
 from monai_unet_app.data.splits import read_splits, trains_by_folds
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
+from monai_unet_app.written_config import merged, read_config
 
 if TYPE_CHECKING:
     from monai_unet_app.data.case_files import CaseFiles
@@ -67,7 +66,6 @@ _NEEDS_MORE = re.compile(
 )
 """What needs a package that `processes.load_monai` can leave out."""
 
-_SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # written in C where PyYAML has it: a tenth of the time
 _MOST_FILES = 10_000  # in the zip of a bundle; ours hold a dozen
 _MOST_RATIO = 20  # of unpacked to packed size: weights do not shrink, texts shrink to a fifth
 _SMALL_BYTES = 2**28  # every zip may unpack to this size, however small it is
@@ -245,29 +243,13 @@ class BundleFiles:
     @cached_property
     def inference_document(self) -> dict[str, Any]:
         """`configs/inference.yaml`, its keys merged, with no expression evaluated. Raises BundleError if it is damaged."""
-        try:
-            # A safe loader builds plain values only; another one could make any Python object from a foreign file
-            document = yaml.load((self.root / "configs/inference.yaml").read_text(encoding="utf-8"), _SAFE_LOADER)
-        except (yaml.YAMLError, ValueError) as error:
-            raise BundleError(f"{self.name}: inference.yaml cannot be read: {error}") from error
-        if not isinstance(document, dict):
-            raise BundleError(f"{self.name}: inference.yaml holds no ids; see docs/bundles.md")
+        document = read_config(self.root / "configs/inference.yaml")
         rules = document.get("input_rules")
         names = document.get("labels"), rules.get("channels") if isinstance(rules, dict) else None
         self._check_harmless("inference.yaml", [one for one in names if isinstance(one, list)])
         if not any(name.startswith("+") or "::" in name for name in map(str, document)):
             return document
-        from monai.bundle import ConfigParser
-        from monai.bundle.utils import merge_kv
-
-        parser = ConfigParser()
-        try:
-            for name, value in document.items():
-                merge_kv(parser, str(name), value)
-        except (ValueError, LookupError, TypeError) as error:
-            raise BundleError(f"{self.name}: inference.yaml has a key that cannot be merged: {error}") from error
-        merged: dict[str, Any] = parser.get()
-        return {name: value for name, value in merged.items() if name != "_meta_"}
+        return merged(f"{self.name}: inference.yaml", document)
 
     @property
     def only_segments(self) -> bool:

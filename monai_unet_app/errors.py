@@ -111,6 +111,13 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def innermost(error: BaseException) -> str:
+    """The first line of what an error came from, with its kind: other software wraps errors in others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip() or 'no text').splitlines()[0][:200]}"
+
+
 def without_folders(text: str, *roots: Path) -> str:
     """The message with the folders below these roots removed, so that only file names leave this machine."""
     for root in roots:

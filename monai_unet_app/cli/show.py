@@ -39,8 +39,8 @@ class _Screen(Console):
     def render_str(self, text: str, *given: Any, **more: Any) -> Text:
         return super().render_str(_shown(text), *given, **more)
 
-    @property
-    def size(self) -> ConsoleDimensions:  # type: ignore[misc]  # nothing sets it
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:  # nothing sets it
         """Of the terminal; wide in a file or pipe, since rich takes 80 columns there and would cut names."""
         return super().size if self.is_terminal else ConsoleDimensions(_FILE_WIDTH, 25)
 

@@ -7,8 +7,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dicom_io.files import replace_when_whole, write_whole
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.comparison.differences import Difference, compare
@@ -27,6 +25,7 @@ from monai_unet_app.training.run import (
     planned_cases,
     train_checked_folds,
 )
+from monai_unet_app.written_config import read_config
 
 TABLE, PICTURE, PLANS = "learning_curve.md", "learning_curve.png", "plans"
 COLUMNS = ("cases", "begins", "Dice, 95 % interval", "gain by the donor, 95 % interval")
@@ -140,7 +139,7 @@ def _trainings(
     template: Bundle, run: TrainConfig, planned: PlannedCases, numbers: Sequence[int], folds: Sequence[int]
 ) -> list[_Training]:
     """All networks, those on few cases first."""
-    document = yaml.safe_load((template.root / "configs/train.yaml").read_text(encoding="utf-8"))
+    document = read_config(template.root / "configs/train.yaml")
     windows = document.get("train", {}).get("loader", {}).get("windows_per_case")
     if not isinstance(windows, int):
         raise BundleError(

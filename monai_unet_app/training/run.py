@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.bundle_folder import FITTED, NEEDED_FILES, BundleFiles
+from monai_unet_app.bundle_folder import BUILT_TO_SEGMENT, FITTED, NEEDED_FILES, BundleFiles
 from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
@@ -21,7 +20,7 @@ from monai_unet_app.data.fingerprint import Fingerprint
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import ENOUGH_TO_CHECK, VERBS, folds_of, trains_by_folds
-from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, of_surroundings, refusal_in
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, innermost, of_surroundings, refusal_in
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.progress_bars import Display, no_display, say_nothing
 from monai_unet_app.training.checkpoints import forget_figures, load_checkpoint
@@ -30,6 +29,7 @@ from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
 from monai_unet_app.training.record import recipe_sha256
 from monai_unet_app.training.transfer import Donor, check_donor, check_unseen, overrides_of, record_donor
+from monai_unet_app.written_config import check_config, merged, read_config, references
 
 COPIED = ("configs", "docs", "LICENSE")
 
@@ -287,7 +287,7 @@ def _trained(run: TrainConfig, device: torch.device) -> Bundle:
         "weights_dir": str(bundle.weights_dir),
         "device": resolve_device(run.device),
         **bundle.values_of_fold,
-        **overrides_of(run.donor, yaml.safe_load((run.output / "configs/train.yaml").read_text(encoding="utf-8"))),
+        **overrides_of(run.donor, read_config(run.output / "configs/train.yaml")),
         **run.overrides,
     }
     run.say("training")
@@ -324,14 +324,20 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
         )
         # Not as arguments: ConfigWorkflow has parameters whose names a config may use as ids, such as `tracking`
         workflow.parser.update({"bundle_root": str(root), **overrides})
+        is_built = False
         try:
             workflow.initialize()
+            for name in references(workflow.parser, "run"):
+                workflow.parser.get_parsed_content(name)
+            is_built = True
             workflow.run()
             workflow.finalize()
         except Exception as error:
             if (refusal := refusal_in(error)) is None:
                 if sentence := of_surroundings(error):
                     raise InputRefusedError(sentence + _kept(Path(overrides.get("run_dir", root / "run")))) from error
+                if not is_built:
+                    raise BundleError(f"{root.name}: {overlay}.yaml does not give `run`: {innermost(error)}") from error
                 raise
             # MONAI wraps errors in "failed to instantiate"; the user needs the refusal itself
             raise refusal from refusal.__cause__
@@ -394,7 +400,7 @@ def _check_settings(template: Bundle, run: TrainConfig) -> None:
     """Raises UsageError if the training that would be resumed had other settings; no case has been read by then."""
     root = run.output / f"folds/{run.fold}" if isinstance(run.fold, int) else run.output
     held = json_of(root / "run/run.json")["settings"] if (root / "run/run.json").is_file() else {}
-    asked = yaml.safe_load((template.root / "configs/train.yaml").read_text(encoding="utf-8")) | run.overrides
+    asked = _checked_config(template, run.overrides) | run.overrides
     # A value that is an expression is compared when it is known, by RunRecord
     other = [
         f"{name} {value} (now {asked[name]})"
@@ -406,6 +412,16 @@ def _check_settings(template: Bundle, run: TrainConfig) -> None:
             f"{root} holds a run with {', '.join(other)}; only the same run can be resumed; give the same values, or another "
             "output folder (make demo OUTPUT=FOLDER)"
         )
+
+
+def _checked_config(template: Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`train.yaml`. Raises BundleError if it cannot be built on `inference.yaml`, as far as this can be seen unbuilt."""
+    own = read_config(template.root / "configs/train.yaml")
+    together = merged(f"{template.name}: train.yaml", template.inference_document, own)
+    parser = replace(template, overrides=tuple({"dataset_dir": None, **together, **overrides}.items())).parser
+    stated = {f"{template.name}: inference.yaml": template.inference_document, f"{template.name}: train.yaml": own}
+    check_config(parser, stated, {*BUILT_TO_SEGMENT, *overrides})
+    return own
 
 
 def _is_new(output: Path) -> bool:
