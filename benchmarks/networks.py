@@ -696,7 +696,7 @@ or less is smooth. On the way up `segresnet`, `light_unet` and `flexible_unet` r
 ## Few cases, and weights that were trained before
 
 It is said that 500 to 2,000 samples suffice with weights that were trained before. No data set of this size is at hand; here is
-what fewer cases say, by `train --learning-curve --from`, which [measures it on yours](how-to/train.md#curve), too. A number is
+what fewer cases say, by [benchmarks/learning_curve.py](how-to/train.md#curve), which measures it on yours, too. A number is
 trained twice, with the same steps and windows; the gain is that of the weights, paired by case. Written by
 `python benchmarks/transfer.py`.
 

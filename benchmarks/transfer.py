@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py [--data ../shared/data] [--only hippocampus abdomen]
 
-Each curve is planned for the network of another bundle and trained by `train --learning-curve --from`, so each number of
+Each curve is planned for the network of another bundle and trained by `learning_curve.py --from`, so each number of
 cases twice: at random, and beginning with the weights of that bundle: the shipped hippocampus, or a training on CHAOS. Both
 have the same steps and windows. Gains are paired by case, with an interval of 95 % by subject. The same command goes on where
 it was ended: trainings are kept in build/transfer. An hour or two of a core for each curve. Without data a curve is left
@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def main() -> int:
 
 
 def trained(curve: Curve, data: Path, build: Path) -> dict[str, object]:
-    """What a curve was measured on, and its points as `train --learning-curve` gives them."""
+    """What a curve was measured on, and its points as `learning_curve.py` gives them."""
     plan, splits = build / "plan", ["--splits", curve.splits] if curve.splits else []
     donor: str | Path = curve.donor
     if (others := data.parent / curve.donor).is_dir():
@@ -88,8 +89,8 @@ def trained(curve: Curve, data: Path, build: Path) -> dict[str, object]:
     if not plan.exists():
         _call("plan", data, "--output", plan, "--network", donor, "--time", f"{curve.minutes}min", *splits)
     answer = _call(
-        "train", "--bundle", plan, "--data", data, "--output", build / "curve", "--folds", *curve.folds, "--from", donor,
-        "--learning-curve", ",".join(map(str, curve.numbers)), "--tracking", "none", *splits,
+        "--bundle", plan, "--data", data, "--output", build / "curve", "--folds", *curve.folds, "--from", donor, "--cases",
+        *curve.numbers, *splits, program=[REPOSITORY / "benchmarks/learning_curve.py"],
     )  # fmt: skip
     line = next(line for line in (build / "curve/learning_curve.md").read_text().splitlines() if " case(s) of " in line)
     return {"measured": line.partition(",")[0], "points": answer["points"]}
@@ -107,9 +108,9 @@ def _splits(data: Path, path: Path) -> Path:
     return path
 
 
-def _call(*words: object) -> dict[str, object]:
+def _call(*words: object, program: Sequence[object] = ("-m", "monai_unet_app")) -> dict[str, object]:
     """The answer of one command on one core. SystemExit if it fails."""
-    command = [sys.executable, "-m", "monai_unet_app", *map(str, words), "--device", "cpu", "--json"]
+    command = [sys.executable, *map(str, (*program, *words)), "--device", "cpu", "--json"]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment_of(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, check=False
     )

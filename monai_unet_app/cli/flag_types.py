@@ -70,11 +70,6 @@ def seconds(text: str) -> float:
     return above_zero(match[1]) * {"ms": 0.001, "s": 1, "min": 60, "h": 3600}[match[2]]
 
 
-def numbers(text: str) -> list[int]:
-    """Whole numbers from 1, with commas between them, smallest first."""
-    return sorted({at_least(1)(word) for word in text.split(",")})
-
-
 def box(text: str) -> tuple[tuple[int, int], ...]:
     """First voxel and end along each axis, of a text such as 10:45,0:60,5:40."""
     match = re.fullmatch(r"\d+:\d+(,\d+:\d+){1,2}", text.replace(" ", ""))

@@ -21,7 +21,6 @@ from monai_unet_app.cli.flag_types import (
     Share,
     ShareFromZero,
     Text,
-    numbers,
 )
 from monai_unet_app.config import EngineName, EngineWish, Precision
 from monai_unet_app.errors import UsageError
@@ -232,8 +231,6 @@ class Train(Labels, Device, Network):
             begins at random (default: all do)
         freeze: with --from, beginnings of names of layers that keep its weights, such as input_block downsamples
         first_rate: with --from, the learning rate of the first layer as a part of that of the last (default: 1)
-        learning_curve: numbers of cases, such as 20,50,118: train on so many only, measured on the cases of fold 0, or of
-            --folds; with --from, with and without its weights
         epochs: length of the training (default: the bundle's)
         seed: seed for windows, augmentation and weights (default: the bundle's)
         learning_rate: largest learning rate (default: the bundle's)
@@ -255,9 +252,6 @@ class Train(Labels, Device, Network):
     donor: Annotated[Text | None, Flag(names=("--from",), metavar="WEIGHTS")] = None
     freeze: Annotated[list[Text], Flag(metavar="LAYER")] = field(default_factory=list)
     first_rate: Share | None = None
-    learning_curve: Annotated[list[int], Flag(nargs=None, type=numbers, metavar="NUMBERS")] = field(
-        default_factory=list
-    )
     epochs: FromOne | None = None
     seed: FromZero | None = None
     learning_rate: AboveZero | None = None

@@ -114,11 +114,6 @@ def train(options: flags.Train) -> Answer:
     if not options.donor and (options.freeze or options.first_rate is not None):
         raise UsageError("--freeze and --first-rate are about the weights of --from; give it, or leave them out")
     several = bundles_in(Path(options.bundle))
-    if options.learning_curve and (several or options.parallel or "all" in options.folds):
-        raise UsageError(
-            "--learning-curve trains folds of one bundle on some of their cases, one after the other; give one --bundle, no "
-            "--parallel, and with --folds numbers, such as 0 1"
-        )
     if several and (len(several) < 2 or not options.folds):
         raise UsageError(
             f"--bundle {options.bundle} holds the bundle(s) {', '.join(several)}; to rank them two or more and --folds are "
@@ -164,8 +159,6 @@ def _trained_from(templates: "Mapping[str, Bundle]", run: "TrainConfig", options
     from monai_unet_app.training.ranking import train_ranked
     from monai_unet_app.training.run import train_bundle, train_folds
 
-    if options.learning_curve:
-        return _curve(templates[""], run, options)
     if not options.folds:
         return _trained(train_bundle(templates[""], run), options)
     whole = "all" in options.folds
@@ -174,16 +167,6 @@ def _trained_from(templates: "Mapping[str, Bundle]", run: "TrainConfig", options
     if "" in templates:
         return _trained(train_folds(templates[""], run, folds, deliver=deliver), options)
     return _ranked(train_ranked(templates, run, folds, deliver=deliver), options, bool(deliver))
-
-
-def _curve(template: "Bundle", run: "TrainConfig", options: flags.Train) -> Answer:
-    from monai_unet_app.training.learning_curve import COLUMNS, PICTURE, TABLE, train_learning_curve
-
-    folds = sorted({int(fold) for fold in options.folds}) or [0]
-    points = train_learning_curve(template, run, options.learning_curve, folds)
-    show.print_table(COLUMNS, [point.row() for point in points])
-    show.wrote(options.output / name for name in (TABLE, PICTURE))
-    return {"points": [point.document() for point in points]}, EXIT_DONE
 
 
 def _ranked(ranking: "Ranking", options: flags.Train, delivered: bool) -> Answer:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_sums
+from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_sums
 from monai_unet_app.metrics.case_scores import CaseScores
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.reliability import TOP_LABEL, ReliabilityCounts, expected_calibration_error
@@ -148,32 +148,6 @@ def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette 
     axis.set(xlim=(0, 100), ylim=(0, 1.35 * max(float(risk.max()), 1e-3)))
     axis.set_xlabel("kept, % of results, the most certain first", color=palette.ink)
     axis.set_ylabel("mean of 1 - Dice among them", color=palette.ink)
-    axis.grid(True, color=palette.grid, lw=0.8)
-    return figure
-
-
-def curve_figure(
-    curves: Mapping[str, Sequence[tuple[float, Estimate]]], across: str, upwards: str, palette: Palette = Palette()
-) -> Figure:
-    """Up to two curves with the interval of each point.
-
-    Args:
-        curves: Name -> place and value of each point.
-        across: What the places are.
-        upwards: What the values are.
-        palette: Colours.
-    """
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=palette.ground)
-    axis = figure.subplots()
-    style_axis(axis, palette)
-    for (name, points), colour, marker in zip(curves.items(), (palette.first, palette.second), "os", strict=False):
-        places, values = [place for place, _ in points], [value.value for _, value in points]
-        axis.plot(places, values, color=colour, lw=1.6, marker=marker, ms=5, label=name, zorder=3)
-        for place, value in points:
-            axis.vlines(place, value.low, value.high, color=colour, lw=1.2, alpha=0.6, zorder=2)
-    axis.legend(loc="lower right", frameon=False, fontsize=10, labelcolor=palette.ink)
-    axis.set_xlabel(across, color=palette.ink)
-    axis.set_ylabel(upwards, color=palette.ink)
     axis.grid(True, color=palette.grid, lw=0.8)
     return figure
 

@@ -400,7 +400,8 @@ def _check_settings(template: Bundle, run: TrainConfig) -> None:
     """Raises UsageError if the training that would be resumed had other settings; no case has been read by then."""
     root = run.output / f"folds/{run.fold}" if isinstance(run.fold, int) else run.output
     held = json_of(root / "run/run.json")["settings"] if (root / "run/run.json").is_file() else {}
-    asked = _checked_config(template, run.overrides) | run.overrides
+    config = _checked_config(template, run.overrides)
+    asked = config | overrides_of(run.donor, config) | run.overrides
     # A value that is an expression is compared when it is known, by RunRecord
     other = [
         f"{name} {value} (now {asked[name]})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,16 @@ from monai_unet_app.evaluate import choose_cases, choose_out_of_fold
 from monai_unet_app.planning.decisions import PlanConfig
 from monai_unet_app.planning.write import write_plan
 from monai_unet_app.report.stored_evaluation import read_evaluation
-from monai_unet_app.training.learning_curve import taken_cases
 from monai_unet_app.training.run import TrainConfig, train_folds
 from monai_unet_app.training.transfer import Donor, overrides_of, rates_by_depth, started
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import learning_curve
+from learning_curve import taken_cases
+
+
+def curve(*words: object) -> int:
+    return learning_curve.main(list(map(str, words)))
 
 
 def unet(outputs: int = 3, channels: int = 1, width: int = 4) -> BasicUNet:
@@ -251,13 +259,12 @@ def test_flags_about_other_weights_need_them(tmp_path: Path, run: Run) -> None:
 
 @pytest.mark.slow
 def test_a_learning_curve_measures_all_trainings_on_the_same_cases(
-    donor: Path, others: Path, tmp_path: Path, run: Run
+    donor: Path, others: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     template, out = planned(others, tmp_path / "plan"), tmp_path / "out"
-    command = ["train", "--bundle", template.root, "--data", others, "--output", out, *FLAGS]
-    answer = run(*command, "--learning-curve", "4,2", "--from", donor, "--json")
-    assert answer.code == 0, answer.err
-    points = json.loads(answer.out)["points"]
+    command = ["--bundle", template.root, "--data", others, "--output", out, "--device", "cpu", "--epochs", 1]
+    assert curve(*command, "--cases", 4, 2, "--from", donor, "--json") == 0
+    points = json.loads(capsys.readouterr().out)["points"]
     assert [(point["cases"], point["donor"]) for point in points] == [(2, None), (2, "donor"), (4, None), (4, "donor")]
     folders = ["2_random", "2_from", "4_random", "4_from"]
     tables = [read_evaluation(out / folder / "out_of_fold").table.values("dice", "mean") for folder in folders]
@@ -274,18 +281,14 @@ def test_a_learning_curve_measures_all_trainings_on_the_same_cases(
     # As many steps whatever the number of cases
     last = [torch.load(out / folder / "folds/0/run/last.pt", weights_only=False) for folder in folders]
     assert len({saved["iteration"] for saved in last}) == 1
-    assert Image.open(out / "learning_curve.png").size == (768, 480)
+    with Image.open(out / "learning_curve.png") as picture:
+        assert picture.size == (768, 480)
     assert (out / "learning_curve.md").read_text().count("\n| ") == 6
 
-    again = run(*command, "--learning-curve", "2,4", "--from", donor)
-    assert (again.code, "loss" in again.err) == (0, False)
-    for flags, code, said in (
-        (["--learning-curve", "5"], 3, "fold 0 has 4 case(s) to train on; at most as many are possible"),
-        (["--learning-curve", "2", "--folds", "all"], 2, "trains folds of one bundle on some of their cases"),
-        (["--learning-curve", "2,x"], 2, "--learning-curve"),
-    ):
-        answer = run(*command, *flags)
-        assert (answer.code, said in answer.err) == (code, True), answer.err
+    assert curve(*command, "--cases", 2, 4, "--from", donor) == 0
+    assert "loss" not in capsys.readouterr().err
+    assert curve(*command, "--cases", 5) == 1
+    assert "fold 0 has 4 case(s) to train on; at most as many are possible" in capsys.readouterr().err
 
 
 def subjects_of_three_sizes() -> PlannedCases:
@@ -317,21 +320,31 @@ def test_a_number_that_no_subject_is_small_enough_for_is_refused() -> None:
     pair = {case: SplitCase(case, case[0], "train", n) for n, case in enumerate(["a1", "b1"])}
     pair |= {"b2": SplitCase("b2", "b", "train", 1)}
     planned = PlannedCases([CaseFiles(case, Path(case), Path(case)) for case in pair], pair)
-    with pytest.raises(InputRefusedError, match="--learning-curve 1: every subject of fold 0 has more cases than that"):
+    with pytest.raises(InputRefusedError, match="--cases 1: every subject of fold 0 has more cases than that"):
         taken_cases(planned, 0, [1])
 
 
 @pytest.mark.slow
-def test_a_learning_curve_on_people_with_two_cases_each(tmp_path: Path, run: Run) -> None:
+def test_a_learning_curve_on_people_with_two_cases_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tilted_volumes(tmp_path / "volumes", 8)
     rows = [f"imagesTr/case{n}_0000.nii.gz,labelsTr/case{n}.nii.gz,case{n},{'aabbccde'[n]}" for n in range(8)]
     (folder / "list.csv").write_text("\n".join(["image,label,id,subject", *rows]))
     template, out = planned(folder / "list.csv", tmp_path / "plan"), tmp_path / "out"
-    command = ["train", "--bundle", template.root, "--data", folder / "list.csv", "--output", out, *FLAGS]
-    answer = run(*command, "--learning-curve", "2,3,5", "--json")
-    assert answer.code == 0, answer.err
+    command = [
+        "--bundle",
+        template.root,
+        "--data",
+        folder / "list.csv",
+        "--output",
+        out,
+        "--device",
+        "cpu",
+        "--epochs",
+        1,
+    ]
+    assert curve(*command, "--cases", 2, 3, 5, "--json") == 0
     trained = [cases_that_trained(out / f"{number}_random/folds/0") for number in (2, 3, 5)]
-    assert [point["cases"] for point in json.loads(answer.out)["points"]] == list(map(len, trained))
+    assert [point["cases"] for point in json.loads(capsys.readouterr().out)["points"]] == list(map(len, trained))
     assert all(asked - 1 <= len(cases) <= asked for asked, cases in zip((2, 3, 5), trained, strict=True))
     assert trained[0] < trained[1] < trained[2]
     for cases in trained:

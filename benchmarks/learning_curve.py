@@ -1,20 +1,37 @@
-"""How Dice grows with the number of cases: one training on more and more of them, measured on the same cases out of fold."""
+"""How many cases are enough? One training on more and more of them, measured on the same cases out of fold.
 
+    python benchmarks/learning_curve.py --bundle PLAN --data DATA --output OUT --cases 20 50 118 [--folds 0 1] [--from DONOR]
+
+The network of each fold (of fold 0 if none is named) is trained on so many of its cases. The cases of a smaller number are
+among those of a larger one, and all cases of a subject train or none. Each training has as many steps as one on all cases,
+since it takes more windows of each, and more epochs. With --from each number is trained twice, at random and with the weights
+of the donor; the gain is paired by case, with its interval by subject. OUT/learning_curve.md and .png have the table and the
+plot, OUT/20_random/out_of_fold the report behind a point. The same command resumes. Cases that are set aside count as test
+cases in the run.json of these bundles: they are for the curve, not for use. One curve is one draw of cases and one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
 import hashlib
+import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from dicom_io.files import replace_when_whole, write_whole
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.comparison.differences import Difference, compare
 from monai_unet_app.data.cases import PlannedCases
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.errors import AppError, BundleError, InputRefusedError
 from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_mean
-from monai_unet_app.report.charts import LIGHT, curve_figure
+from monai_unet_app.report.charts import LIGHT, Palette, style_axis
 from monai_unet_app.report.stored_evaluation import MEAN, read_evaluation
 from monai_unet_app.training.ranking import OUT_OF_FOLD, check_folder, digests_of, interval_text, measure_out_of_fold
 from monai_unet_app.training.run import (
@@ -25,6 +42,7 @@ from monai_unet_app.training.run import (
     planned_cases,
     train_checked_folds,
 )
+from monai_unet_app.training.transfer import find_donor
 from monai_unet_app.written_config import read_config
 
 TABLE, PICTURE, PLANS = "learning_curve.md", "learning_curve.png", "plans"
@@ -184,7 +202,7 @@ def taken_cases(planned: PlannedCases, fold: int, numbers: Sequence[int]) -> dic
         cases.setdefault(row["subject"], []).append(row["id"])
     if numbers[-1] > (most := sum(map(len, cases.values()))):
         raise InputRefusedError(
-            f"--learning-curve {numbers[-1]}: fold {fold} has {most} case(s) to train on; at most as many are possible; give "
+            f"--cases {numbers[-1]}: fold {fold} has {most} case(s) to train on; at most as many are possible; give "
             "smaller numbers"
         )
     left = sorted(cases, key=lambda subject: hashlib.sha256(subject.encode()).hexdigest())
@@ -198,7 +216,7 @@ def taken_cases(planned: PlannedCases, fold: int, numbers: Sequence[int]) -> dic
         found[number] = list(taken)
     if not found[numbers[0]]:
         raise InputRefusedError(
-            f"--learning-curve {numbers[0]}: every subject of fold {fold} has more cases than that, and all cases of a subject "
+            f"--cases {numbers[0]}: every subject of fold {fold} has more cases than that, and all cases of a subject "
             "train together; give a larger number"
         )
     return found
@@ -228,6 +246,11 @@ def _point(run: TrainConfig, number: int, with_donor: bool, trained: Mapping[int
     return Point(trained[number], run.donor.name, dice, compared.of("dice", MEAN))
 
 
+def _table(points: Sequence[Point]) -> str:
+    rows = (COLUMNS, ("---",) * 4, *(point.row() for point in points))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def _write(points: Sequence[Point], output: Path) -> None:
     count = points[0].dice
     lines = [
@@ -235,7 +258,7 @@ def _write(points: Sequence[Point], output: Path) -> None:
         "",
         f"{count.cases} case(s) of {count.subjects} subject(s), the same for every training, seen by none.",
         "",
-        *(f"| {' | '.join(row)} |" for row in (COLUMNS, ("---",) * 4, *(point.row() for point in points))),
+        _table(points),
         "",
         f"![Dice against the number of cases]({PICTURE})",
     ]
@@ -244,6 +267,56 @@ def _write(points: Sequence[Point], output: Path) -> None:
     for point in points:
         name = f"begins with {point.donor}" if point.donor else "begins at random"
         curves.setdefault(name, []).append((point.cases, point.dice))
-    figure = curve_figure(curves, "cases that trained", "Dice on cases out of fold", LIGHT)
+    figure = curve_figure(curves, LIGHT)
     with replace_when_whole(output / PICTURE) as part:
         figure.savefig(part, format="png", dpi=120)
+
+
+def curve_figure(curves: Mapping[str, Sequence[tuple[float, Estimate]]], palette: Palette) -> Figure:
+    """Up to two curves with the interval of each point: name -> number of cases and Dice of each point."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=palette.ground)
+    axis = figure.subplots()
+    style_axis(axis, palette)
+    for (name, points), colour, marker in zip(curves.items(), (palette.first, palette.second), "os", strict=False):
+        places, values = [place for place, _ in points], [value.value for _, value in points]
+        axis.plot(places, values, color=colour, lw=1.6, marker=marker, ms=5, label=name, zorder=3)
+        for place, value in points:
+            axis.vlines(place, value.low, value.high, color=colour, lw=1.2, alpha=0.6, zorder=2)
+    axis.legend(loc="lower right", frameon=False, fontsize=10, labelcolor=palette.ink)
+    axis.set_xlabel("cases that trained", color=palette.ink)
+    axis.set_ylabel("Dice on cases out of fold", color=palette.ink)
+    axis.grid(True, color=palette.grid, lw=0.8)
+    return figure
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Trains what is missing, prints the points and keeps table and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", required=True, help="template, such as the output of monai-unet plan")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--cases", type=int, nargs="+", required=True, metavar="N", help="numbers of cases to train on")
+    parser.add_argument("--folds", type=int, nargs="+", default=[0], choices=range(10), metavar="FOLD")
+    parser.add_argument("--from", dest="donor", metavar="WEIGHTS", help="train each number with these weights, too")
+    parser.add_argument("--splits", type=Path)
+    parser.add_argument("--epochs", type=int, help="of a training on all cases (default: the template's)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print the points as JSON")
+    options = parser.parse_args(words)
+    overrides = {"tracker": "none"} | ({"epochs": options.epochs} if options.epochs else {})
+    try:
+        donor = find_donor(options.donor, [], 1.0) if options.donor else None
+        run = TrainConfig(
+            options.data, options.output, splits=options.splits, device=options.device, donor=donor, overrides=overrides,
+            say=lambda line: print(line, file=sys.stderr),
+        )  # fmt: skip
+        points = train_learning_curve(load_bundle(options.bundle), run, options.cases, options.folds)
+    except AppError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps({"points": [point.document() for point in points]}) if options.json else _table(points))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
