@@ -43,7 +43,7 @@ from monai_unet_app.training.run import (
     train_checked_folds,
 )
 from monai_unet_app.training.transfer import find_donor
-from monai_unet_app.written_config import read_config
+from monai_unet_app.written_config import yaml_of
 
 TABLE, PICTURE, PLANS = "learning_curve.md", "learning_curve.png", "plans"
 COLUMNS = ("cases", "begins", "Dice, 95 % interval", "gain by the donor, 95 % interval")
@@ -157,7 +157,7 @@ def _trainings(
     template: Bundle, run: TrainConfig, planned: PlannedCases, numbers: Sequence[int], folds: Sequence[int]
 ) -> list[_Training]:
     """All networks, those on few cases first."""
-    document = read_config(template.root / "configs/train.yaml")
+    document = yaml_of(template.root / "configs/train.yaml")
     windows = document.get("train", {}).get("loader", {}).get("windows_per_case")
     if not isinstance(windows, int):
         raise BundleError(

@@ -5,6 +5,7 @@ refused at once.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -304,7 +305,7 @@ class Bundle(BundleFiles):
         try:
             # weights_only: a pickle from elsewhere could run any code. load_state_dict casts float16 to the network's
             # float32.
-            network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
+            network.load_state_dict(unwrapped(torch.load(self.weights, map_location="cpu", weights_only=True)))
         except Exception as error:  # pickle, zip and key errors all mean that these are not the weights
             fits = f"does not fit network_def: {_summary(error)}"
             whole = f"is damaged ({_summary(error)}); copy the whole bundle again"
@@ -475,6 +476,11 @@ def _components() -> "ComponentLocator":
     from monai.bundle import ComponentLocator
 
     return ComponentLocator(excludes=["monai_unet_app"])
+
+
+def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights by the names of the bare network, without what `DataParallel` and `torch.compile` put before them."""
+    return {re.sub(r"^(?:(?:module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
 
 
 def _summary(error: Exception) -> str:

@@ -26,7 +26,7 @@ from monai_unet_app.data.schemas import check_version, json_of, validate
 from monai_unet_app.data.splits import read_splits, trains_by_folds
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
-from monai_unet_app.written_config import merged, read_config
+from monai_unet_app.written_config import merged, yaml_of
 
 if TYPE_CHECKING:
     from monai_unet_app.data.case_files import CaseFiles
@@ -243,7 +243,7 @@ class BundleFiles:
     @cached_property
     def inference_document(self) -> dict[str, Any]:
         """`configs/inference.yaml`, its keys merged, with no expression evaluated. Raises BundleError if it is damaged."""
-        document = read_config(self.root / "configs/inference.yaml")
+        document = yaml_of(self.root / "configs/inference.yaml")
         rules = document.get("input_rules")
         names = document.get("labels"), rules.get("channels") if isinstance(rules, dict) else None
         self._check_harmless("inference.yaml", [one for one in names if isinstance(one, list)])

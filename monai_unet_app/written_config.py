@@ -38,7 +38,7 @@ class _Loader(_SAFE_LOADER):  # type: ignore[misc, valid-type]
         return super().construct_mapping(node, deep)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def yaml_of(path: Path) -> dict[str, Any]:
     """What a YAML config of a bundle holds. Raises BundleError with the line of the fault if it cannot be read."""
     of = f"{path.resolve().parents[1].name}: {path.name}"
     try:

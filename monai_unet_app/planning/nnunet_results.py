@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from nibabel.orientations import aff2axcodes
 
-from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle import Bundle, unwrapped
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import data_row, nnunet_folds_of, subjects_of
@@ -339,7 +339,7 @@ def _write_weights(results: Results, root: Path) -> None:
     for fold, checkpoint in results.checkpoints.items():
         network = bundle.of_fold(0).part("network_def")
         try:
-            network.network.load_state_dict(checkpoint["network_weights"])
+            network.network.load_state_dict(unwrapped(checkpoint["network_weights"]))
         except RuntimeError as error:
             raise InputRefusedError(
                 f"fold_{fold}: its weights do not fit the network of plans.json ({first_line(error)}); the plans that "

@@ -19,7 +19,7 @@ import monai
 import torch
 from monai.networks import nets
 
-from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle import Bundle, unwrapped
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.datalist import modality_of
 from monai_unet_app.data.schemas import validate
@@ -424,7 +424,7 @@ def _trained(zoo: ZooBundle) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     try:
         _check_file(plain_file(path, math.inf), sum(math.prod(shape) for shape in wanted.values()))
         found = torch.load(path, map_location="cpu", weights_only=True)
-        state = found[key] if isinstance(found.get(key), dict) else found
+        state = unwrapped(found[key] if isinstance(found.get(key), dict) else found)
         if {name: weight.shape for name, weight in state.items()} != wanted:
             odd = sorted(set(wanted) ^ set(state))
             raise ValueError(f"it is of another network: {odd[0] if odd else 'shapes differ'}")

@@ -29,7 +29,7 @@ from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
 from monai_unet_app.training.record import recipe_sha256
 from monai_unet_app.training.transfer import Donor, check_donor, check_unseen, overrides_of, record_donor
-from monai_unet_app.written_config import check_config, merged, read_config, references
+from monai_unet_app.written_config import check_config, merged, references, yaml_of
 
 COPIED = ("configs", "docs", "LICENSE")
 
@@ -287,7 +287,7 @@ def _trained(run: TrainConfig, device: torch.device) -> Bundle:
         "weights_dir": str(bundle.weights_dir),
         "device": resolve_device(run.device),
         **bundle.values_of_fold,
-        **overrides_of(run.donor, read_config(run.output / "configs/train.yaml")),
+        **overrides_of(run.donor, yaml_of(run.output / "configs/train.yaml")),
         **run.overrides,
     }
     run.say("training")
@@ -417,7 +417,7 @@ def _check_settings(template: Bundle, run: TrainConfig) -> None:
 
 def _checked_config(template: Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`train.yaml`. Raises BundleError if it cannot be built on `inference.yaml`, as far as this can be seen unbuilt."""
-    own = read_config(template.root / "configs/train.yaml")
+    own = yaml_of(template.root / "configs/train.yaml")
     together = merged(f"{template.name}: train.yaml", template.inference_document, own)
     parser = replace(template, overrides=tuple({"dataset_dir": None, **together, **overrides}.items())).parser
     stated = {f"{template.name}: inference.yaml": template.inference_document, f"{template.name}: train.yaml": own}

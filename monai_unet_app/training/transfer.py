@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle import load_bundle, unwrapped
 from monai_unet_app.bundle_folder import DONOR
 from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.digest import file_sha256, place_among
@@ -264,7 +264,7 @@ def _state_of(found: Any) -> Weights:
         found = max((part for part in found.values() if isinstance(part, Mapping)), key=len, default=None)
     if not found:
         raise InputRefusedError("--from: the file holds no weights; a state_dict is needed; give another checkpoint")
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    return unwrapped({name: value for name, value in found.items() if isinstance(value, Tensor)})
 
 
 def _beginnings(weights: Weights) -> Iterator[str]:

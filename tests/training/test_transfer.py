@@ -63,9 +63,10 @@ def test_all_but_the_head_comes_from_the_donor(tmp_path: Path) -> None:
     [
         lambda state: {"state_dict": state, "epoch": 3},
         lambda state: {"epoch": 3, "model": {f"module.{name}": value for name, value in state.items()}},
+        lambda state: {"model": {f"module._orig_mod.{name}": value for name, value in state.items()}},
         lambda state: {name: value.half() for name, value in state.items()},
     ],
-    ids=["inside", "parallel", "halves"],
+    ids=["inside", "parallel", "compiled", "halves"],
 )
 def test_checkpoints_as_they_are_written_elsewhere(tmp_path: Path, wrap: Any) -> None:
     donor, network = unet(), unet()
