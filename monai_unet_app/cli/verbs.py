@@ -62,7 +62,17 @@ def plan(options: flags.Plan) -> Answer:
         write_plans({bundle.name: own for bundle, own in bundles.items()}, options.output)
     for odd in made[0].fingerprint.to_look_at():
         show.say(odd)
-    shown = ("spacing_mm", "intensities", "window", "network_def", "mirror_axes", "ratios", "rotation", "epochs")
+    shown = (
+        "labels",
+        "spacing_mm",
+        "intensities",
+        "window",
+        "network_def",
+        "mirror_axes",
+        "ratios",
+        "rotation",
+        "epochs",
+    )
     by_folds = len(made) > 1 or made[0].by_folds
     for bundle, own in bundles.items():
         decided = [(name, str(own.values[name] or "none"), own.reasons[name]) for name in shown]

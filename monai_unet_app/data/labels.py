@@ -53,6 +53,7 @@ class FileValues:
         instances: Every value above 0 is an object of the only structure, and stays.
         white: A picture of 0 and 255 alone is a mask in black and white, of structure 1. In any other file 255 is a value like
             others.
+        structures: Number of structures, where a bundle knows it.
     """
 
     values: tuple[int, ...] = ()
@@ -62,6 +63,7 @@ class FileValues:
     masks: int = 0
     instances: bool = False
     white: bool = False
+    structures: int = 0
 
     @classmethod
     def parse(cls, told: object, ignored: int | None = None) -> "FileValues":
@@ -107,7 +109,8 @@ class FileValues:
 
     def for_structures(self, count: int) -> "FileValues":
         """The same for a bundle of so many structures: of several, white pixels do not say which."""
-        return replace(self, white=self.white and (self.masks > 0 or self.instances or count == 1))
+        white = self.white and (self.masks > 0 or self.instances or count == 1)
+        return replace(self, white=white, structures=count)
 
     def known(self, numbers: Sequence[int]) -> Sequence[int]:
         """What labels may hold whose structures have these numbers, 0 included."""
@@ -231,6 +234,9 @@ def _read_masks(paths: Sequence[Path], image: Volume, values: FileValues) -> Vol
         masks = found[0].with_array(np.stack([mask.array for mask in found], axis=-1))
     elif has_ending(first, VOLUME_ENDINGS) and (structures or mask_count(first) > 1):
         masks = on_grid_of_image(read_volume(first), image, f"label {first.name}")
+        own = structures or values.structures
+        if masks.array.ndim == 4 and masks.array.shape[3] != own and is_one_hot(masks.array, values.ignored):
+            masks = masks.with_array(masks.array[..., 1:])
     elif structures and not has_ending(first, PICTURE_ENDINGS):
         masks = _read_segments(first, image, values)
     else:
@@ -246,8 +252,20 @@ def _read_masks(paths: Sequence[Path], image: Volume, values: FileValues) -> Vol
     return masks
 
 
-def masks_of(cases: Sequence[CaseFiles]) -> int:
+def is_one_hot(masks: NDArray[Any], ignored: int | None = None) -> bool:
+    """Whether every voxel is in one of several masks, shape (..., S), or ignored: then the first is the background."""
+    counted = (masks.sum(axis=-1) == 1) | (masks[..., 0] == ignored)
+    return masks.shape[-1] > 1 and bool(counted.all())
+
+
+def masks_of(cases: Sequence[CaseFiles], named: int = 0) -> int:
     """Number of structures that have a mask each in the labels of a data set; 0 where labels are numbers.
+
+    Of channels that are classes one-hot the first is the background and does not count, unless as many structures are named.
+
+    Args:
+        cases: Some have labels.
+        named: Number of structures that the user, or the data set, names.
 
     Raises:
         InputRefusedError: The cases name other structures.
@@ -259,6 +277,10 @@ def masks_of(cases: Sequence[CaseFiles]) -> int:
         )
     counts = [len(case.masks) + 1 if case.masks else mask_count(case.label) for case in cases if case.label]
     most = max(counts, default=1)
+    first = next((case.label for case in cases if case.label and not case.masks), None)
+    if most > 1 and named != most and first and has_ending(first, VOLUME_ENDINGS):
+        with suppress(InputRefusedError):  # reading all cases gives the reason
+            return most - is_one_hot(read_volume(first).array)
     return most if most > 1 else 0
 
 

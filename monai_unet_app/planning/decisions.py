@@ -64,6 +64,7 @@ class PlanConfig:
         network: Of the family.
         channels: Names of the channels that are a file or a series each; None takes those of the data.
         masks: Number of structures that share voxels and have a mask each; found out.
+        one_hot: Labels are classes one-hot, the background first; found out.
         regions: Name of a structure -> its label values, of structures that may share voxels; empty takes those of the data.
         ignore: Label value of voxels without a class; None takes that of the data.
         white: Labels are pictures in black and white; found out.
@@ -83,6 +84,7 @@ class PlanConfig:
     network: NetworkChoice = field(default_factory=NetworkChoice)
     channels: tuple[str, ...] | None = None
     masks: int = 0
+    one_hot: bool = False
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore: int | None = None
     white: bool = False

@@ -17,7 +17,7 @@ from monai_unet_app.data.datalist import modality_of, read_dataset_json
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
 from monai_unet_app.data.label_names import understood
-from monai_unet_app.data.labels import FileValues, masks_of
+from monai_unet_app.data.labels import FileValues, mask_count, masks_of
 from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase, trains_by_folds
 from monai_unet_app.data.structures import StatedStructure, named_values, stated_ignored, stated_structures
@@ -136,7 +136,9 @@ def plan_configurations(
     config = replace(config, channels=config.channels or _channel_names(cases), regions=regions)
     if config.ignore is None:
         config = replace(config, ignore=stated_ignored(cases, facts))
-    masks = 0 if regions or config.objects else masks_of(cases)
+    named = config.structures or (facts.names if facts else {})
+    masks = 0 if regions or config.objects else masks_of(cases, len(named))
+    config = replace(config, one_hot=0 < masks < max(mask_count(case.label) for case in cases if case.label))
     _check_ignored(config)
     values = FileValues((), config.objects is not None, config.ignore, tuple(regions.values()), masks)
     cases, values = understood(cases, values, config.structures, facts)
@@ -359,7 +361,12 @@ def _decide(
         "outputs": Reasoned(
             outputs.name, "structures may share voxels" if overlap else "each voxel has one label value"
         ),
-        "labels": Reasoned(named, "as the data set names them"),
+        "labels": Reasoned(
+            named,
+            "label files are one-hot, the background first; if each channel is a structure, name them all by --structure"
+            if config.one_hot
+            else "as the data set names them",
+        ),
         "label_values": _label_values(structures, config, planar=planar),
         "ignore_label": Reasoned(config.ignore, "voxels with this label value have no class: they count nowhere"),
         "classes": Reasoned(classes, "background included"),

@@ -74,6 +74,27 @@ def test_regions_are_masks_of_their_values(tmp_path: Path) -> None:
     assert np.array_equal(labels.array[1:], masks_of_nested()[1:])
 
 
+def test_channels_that_hold_every_voxel_once_are_classes_with_the_background_first(tmp_path: Path) -> None:
+    """One-hot as torch writes it; with as many names as channels they are structures that fill the image."""
+    numbers = nested()
+    one_hot = np.stack([numbers == value for value in range(4)], axis=-1).astype(np.uint8)
+    image = read_volume(image_file(tmp_path / "images/a.nii.gz"))
+    path = saved(tmp_path / "labels/a.nii.gz", one_hot)
+    cases = find_data(tmp_path)
+    assert (masks_of(cases), masks_of(cases, 3), masks_of(cases, 4)) == (3, 3, 4)
+    assert np.array_equal(as_numbers(read_labels(path, image, FileValues(masks=3))).array, numbers)
+    assert np.array_equal(read_labels(path, image).array, numbers)
+    assert np.array_equal(read_labels(path, image, FileValues().for_structures(3)).array, numbers)
+    assert np.array_equal(read_labels(path, image, FileValues().for_structures(4)).array, numbers + 1)
+    assert read_labels(path, image, FileValues(masks=4)).array.shape == (*SHAPE, 4)
+    one_hot[2, 2, 2] = 0  # not every voxel has a class: these are masks, without a background
+    cases[0].label.unlink()
+    saved(path, one_hot)
+    assert masks_of(cases) == 4
+    two = saved(tmp_path / "two.nii.gz", np.stack([numbers == 0, numbers > 0], axis=-1).astype(np.uint8))
+    assert np.array_equal(read_labels(two, image, FileValues().for_structures(1)).array, numbers > 0)
+
+
 @pytest.mark.parametrize("told", [[[]], [[1, 2], [2, 1]], [[1, -1]], {"masks": 0}, {"mask": 2}, [["a"]]])
 def test_other_label_values_are_refused(told: object) -> None:
     with pytest.raises(BundleError, match="label_values is"):
