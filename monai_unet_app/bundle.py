@@ -5,7 +5,6 @@ refused at once.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from monai_unet_app.data.schemas import json_of
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import BundleError, InputRefusedError, innermost, refusing_as
 from monai_unet_app.metrics.outputs import OUTPUTS, Outputs
+from monai_unet_app.weights import load_checkpoint, misfit, unwrapped
 from monai_unet_app.written_config import check_config
 
 if TYPE_CHECKING:
@@ -297,21 +297,15 @@ class Bundle(BundleFiles):
         Raises:
             BundleError: The configs contradict each other, weights are absent, or the network does not fit the bundle.
         """
-        import torch
 
         self.check_configs()
         self.check_trained()
         network = self._new_network.to(self.device)
+        saved = load_checkpoint(self.weights)
         try:
-            # weights_only: a pickle from elsewhere could run any code. load_state_dict casts float16 to the network's
-            # float32.
-            network.load_state_dict(unwrapped(torch.load(self.weights, map_location="cpu", weights_only=True)))
-        except Exception as error:  # pickle, zip and key errors all mean that these are not the weights
-            fits = f"does not fit network_def: {_summary(error)}"
-            whole = f"is damaged ({_summary(error)}); copy the whole bundle again"
-            raise BundleError(
-                f"{self.name}: models/model.pt {fits if 'state_dict' in str(error) else whole}"
-            ) from error
+            network.load_state_dict(unwrapped(saved))  # which casts float16 to the network's float32
+        except Exception as error:  # key and type errors mean that these are not the weights
+            raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {misfit(error)}") from error
         self._check_network(network.eval(), trained=True)
         return network
 
@@ -476,17 +470,6 @@ def _components() -> "ComponentLocator":
     from monai.bundle import ComponentLocator
 
     return ComponentLocator(excludes=["monai_unet_app"])
-
-
-def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights by the names of the bare network, without what `DataParallel` and `torch.compile` put before them."""
-    return {re.sub(r"^(?:(?:module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
-
-
-def _summary(error: Exception) -> str:
-    """The first lines of an error about weights that do not fit: torch names every tensor of the network."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2])[:300] + (f" ... and {len(lines) - 2} more" if len(lines) > 2 else "")
 
 
 def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: Sequence[Partition]) -> None:

@@ -26,6 +26,7 @@ from monai_unet_app.data.schemas import check_version, json_of, validate
 from monai_unet_app.data.splits import read_splits, trains_by_folds
 from monai_unet_app.errors import BundleError, InputRefusedError, UntrainedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
+from monai_unet_app.weights import sha256_of
 from monai_unet_app.written_config import merged, yaml_of
 
 if TYPE_CHECKING:
@@ -315,7 +316,7 @@ class BundleFiles:
     def check_undamaged(self) -> None:
         """Raises BundleError if the weights are not those that their training wrote, as far as `run.json` beside them says."""
         told = self.run_record.get("weights_sha256")
-        if told and hashlib.sha256(self.weights.read_bytes()).hexdigest() != told:
+        if told and sha256_of(self.weights) != told:
             raise BundleError(
                 f"{self.name}: {self.weights.relative_to(self.root).as_posix()} is damaged or was replaced: its sha256 is not "
                 f"{told[:16]}..., as run.json states; the weights as trained are needed; copy the whole bundle again"
@@ -327,19 +328,15 @@ class BundleFiles:
         path = self.weights_dir / "run.json"
         try:
             record: dict[str, Any] = json_of(path) if path.is_file() else {}
-        except ValueError as error:
+            check_version(record, "run")
+        except (ValueError, AttributeError) as error:
             raise BundleError(f"{self.name}: run.json is damaged ({error}); copy the whole bundle again") from error
-        check_version(record, "run")
         return record
 
     @cached_property
     def weights_sha256(self) -> str | None:
         """Hex digest of `models/model.pt`; None if the file is absent."""
-        path = self.root / WEIGHTS
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path) if (path := self.root / WEIGHTS).is_file() else None
 
     @cached_property
     def sha256(self) -> str:

@@ -572,7 +572,7 @@ def test_a_bundle_that_is_none_or_broken_fails_in_words(
     (bundle / "models/model.pt").write_bytes(b"no weights")
     answer = run("predict", "--bundle", bundle, "--input", image, "--output", tmp_path / "out")
     assert answer.code == 1
-    assert "models/model.pt does not fit" in answer.err
+    assert "models/model.pt is damaged, or holds more than weights" in answer.err
     assert files_below(tmp_path / "out") == []
 
 

@@ -62,21 +62,9 @@ def plan(options: flags.Plan) -> Answer:
         write_plans({bundle.name: own for bundle, own in bundles.items()}, options.output)
     for odd in made[0].fingerprint.to_look_at():
         show.say(odd)
-    shown = (
-        "labels",
-        "spacing_mm",
-        "intensities",
-        "window",
-        "network_def",
-        "mirror_axes",
-        "ratios",
-        "rotation",
-        "epochs",
-    )
     by_folds = len(made) > 1 or made[0].by_folds
     for bundle, own in bundles.items():
-        decided = [(name, str(own.values[name] or "none"), own.reasons[name]) for name in shown]
-        rows = [*own.overview(by_folds=by_folds), *decided]
+        rows = [*own.overview(by_folds=by_folds), *own.decided()]
         show.print_table(("what", show.folded("value"), show.folded("why")), rows)
         show.wrote([bundle])
         if options.show:

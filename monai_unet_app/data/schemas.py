@@ -13,7 +13,7 @@ import jsonschema
 
 from dicom_io.files import write_whole
 from monai_unet_app.data.naming import harmless
-from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.errors import InputRefusedError
 
 
 @cache
@@ -35,11 +35,11 @@ def validate(document: object, name: str) -> None:
 
 
 def check_version(document: Mapping[str, Any], name: str) -> None:
-    """Raises AppError if the `schema_version` of a document is above those of the schema `name`."""
+    """Raises InputRefusedError if the `schema_version` of a document is above those of the schema `name`."""
     stated = schema(name)["properties"]["schema_version"]
     known, found = stated.get("const") or stated["enum"][-1], document.get("schema_version")
     if [int(n) for n in re.findall(r"\d+", str(found))] > [int(n) for n in re.findall(r"\d+", known)]:
-        raise AppError(
+        raise InputRefusedError(
             f"{name}.json has version {found}, and {known} is the latest that this monai-unet-app reads; a later version wrote "
             "it; update this one (pip install --upgrade monai-unet-app)"
         )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from nibabel.orientations import aff2axcodes
 
-from monai_unet_app.bundle import Bundle, unwrapped
+from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import data_row, nnunet_folds_of, subjects_of
@@ -33,6 +33,7 @@ from monai_unet_app.errors import InputRefusedError, UsageError, first_line
 from monai_unet_app.planning.write import OF_OTHERS, metadata, whole_folder, write_files
 from monai_unet_app.training.ensemble import side_by_side
 from monai_unet_app.training.identity import write_card
+from monai_unet_app.weights import unwrapped
 
 CHECKPOINT = "checkpoint_final.pth"
 PLANS, DATASET = "plans.json", "dataset.json"

@@ -13,7 +13,7 @@ from monai_unet_app.calibration.statement_fit import COVERAGE
 from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
-from monai_unet_app.data.datalist import modality_of, read_dataset_json
+from monai_unet_app.data.datalist import LabelFacts, modality_of, read_dataset_json
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
 from monai_unet_app.data.label_names import understood
@@ -46,6 +46,8 @@ from monai_unet_app.progress_bars import Display, lasting, no_display
 
 LEAST_SEEN = 0.2
 """Of a usual image, by a window."""
+
+_SHOWN = ("labels", "spacing_mm", "intensities", "window", "network_def", "mirror_axes", "ratios", "rotation", "epochs")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,10 @@ class BundlePlan:
             ("time", f"about {lasting(trainings * seconds)}", each if by_folds else "one training"),
         ]
 
+    def decided(self) -> list[tuple[str, str, str]]:
+        """What the plan table shows of its decisions: name, value and reason."""
+        return [(name, str(self.values[name] or "none"), self.reasons[name]) for name in _SHOWN]
+
 
 def plan_configurations(
     config: PlanConfig,
@@ -132,26 +138,16 @@ def plan_configurations(
     plan, why = dealt(cases, config.splits)
     by_folds = trains_by_folds(plan, config.data.name, True if len(configurations) > 1 else None)
     facts = read_dataset_json(config.data) if config.data.is_dir() else None
-    regions = config.regions or (facts.regions if facts and not config.structures else {})
-    config = replace(config, channels=config.channels or _channel_names(cases), regions=regions)
-    if config.ignore is None:
-        config = replace(config, ignore=stated_ignored(cases, facts))
-    named = config.structures or (facts.names if facts else {})
-    masks = 0 if regions or config.objects else masks_of(cases, len(named))
-    config = replace(config, one_hot=0 < masks < max(mask_count(case.label) for case in cases if case.label))
-    _check_ignored(config)
-    values = FileValues((), config.objects is not None, config.ignore, tuple(regions.values()), masks)
-    cases, values = understood(cases, values, config.structures, facts)
-    config = replace(config, white=values.white)
+    config, cases, values = _with_meaning(config, cases, facts)
     with display("reading", len(cases)) as step:
         fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan, by_folds=by_folds))
     check_one_kind(fingerprint)
     measured = fingerprint.cases
     wanted = [_checked_configuration(measured, configuration) for configuration in configurations]
-    if masks and any(case.overlaps for case in measured):
-        config = replace(config, masks=masks)
+    if values.masks and any(case.overlaps for case in measured):
+        config = replace(config, masks=values.masks)
     in_files = dict(enumerate(cases[0].mask_names, 1)) or (facts.names if facts else {})
-    names = dict(enumerate(regions, 1)) or config.structures or in_files
+    names = dict(enumerate(config.regions, 1)) or config.structures or in_files
     if config.objects is not None:
         names = {1: config.objects}
     stated = {} if names else stated_structures(cases, fingerprint.label_values)
@@ -170,6 +166,25 @@ def plan_configurations(
         reasons = {name: reasoned.reason for name, reasoned in decided.items()} | {"places": why}
         plans.append(BundlePlan(told, reasons, structures, fingerprint, splits, stated))
     return plans
+
+
+def _with_meaning(
+    config: PlanConfig, cases: list[CaseFiles], facts: LabelFacts | None
+) -> tuple[PlanConfig, list[CaseFiles], FileValues]:
+    """The config with what the data say of channels, regions and values without a class; and what label values mean."""
+    regions = config.regions or (facts.regions if facts and not config.structures else {})
+    config = replace(config, channels=config.channels or _channel_names(cases), regions=regions)
+    if config.ignore is None:
+        config = replace(config, ignore=stated_ignored(cases, facts))
+    named = config.structures or (facts.names if facts else {})
+    masks = 0 if regions or config.objects else masks_of(cases, len(named))
+    config = replace(
+        config, one_hot=0 < masks < max((mask_count(case.label) for case in cases if case.label), default=0)
+    )
+    _check_ignored(config)
+    values = FileValues((), config.objects is not None, config.ignore, tuple(regions.values()), masks)
+    cases, values = understood(cases, values, config.structures, facts)
+    return replace(config, white=values.white), cases, values
 
 
 def _check_memory(config: PlanConfig) -> None:

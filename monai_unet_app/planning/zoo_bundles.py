@@ -19,7 +19,7 @@ import monai
 import torch
 from monai.networks import nets
 
-from monai_unet_app.bundle import Bundle, unwrapped
+from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.datalist import modality_of
 from monai_unet_app.data.schemas import validate
@@ -29,6 +29,7 @@ from monai_unet_app.planning.family import layer_line, yaml_text
 from monai_unet_app.planning.write import LICENSE, OF_OTHERS, check_new, metadata, whole_folder, write_files
 from monai_unet_app.planning.zoo_config import Config, checked_text, plain_file, read_config, shown
 from monai_unet_app.training.identity import REQUIRED, write_card
+from monai_unet_app.weights import unwrapped
 
 WEIGHTS = "models/model.pt"
 _READING = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CastToTyped", "ToTensord")

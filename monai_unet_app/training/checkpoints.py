@@ -14,10 +14,11 @@ from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFI
 from monai_unet_app.calibration.fitted import forget_fitted
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.schemas import json_of, write_json
-from monai_unet_app.errors import BundleError, UsageError, first_line
+from monai_unet_app.errors import UsageError
 from monai_unet_app.training import ranks
 from monai_unet_app.training.replay import ReplayLoader
 from monai_unet_app.training.watch_dog import say
+from monai_unet_app.weights import load_checkpoint
 
 OUT_OF_FOLD = "docs/out_of_fold.csv"
 INFERENCE = "configs/inference.yaml"
@@ -28,16 +29,6 @@ def save_atomically(payload: object, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_when_whole(path, sync=True) as part, part.open("wb") as stream:
         torch.save(payload, stream)
-
-
-def load_checkpoint(path: Path, *, own: bool = False) -> dict[str, Any]:
-    """What a file of torch holds, on the CPU; of the `own` ones, code is run. Raises BundleError if it is damaged."""
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=not own)
-    except Exception as error:  # a damaged pickle or zip fails in any way
-        what = f"{path} is damaged, or holds more than weights ({first_line(error)})"
-        raise BundleError(f"{what}; a whole file is needed; copy it again, or train into a new folder") from error
-    return saved
 
 
 def half_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:

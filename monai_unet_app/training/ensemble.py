@@ -11,8 +11,9 @@ from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
-from monai_unet_app.training.checkpoints import forget_figures, has_weights, load_checkpoint, save_atomically
+from monai_unet_app.training.checkpoints import forget_figures, has_weights, save_atomically
 from monai_unet_app.training.record import SCHEMA_VERSION, Cases, identity_of_data
+from monai_unet_app.weights import load_checkpoint
 
 _NEEDED = ("folds: \"$@fitted['folds']['number']\"", "of_fold: {folds: 1}")
 

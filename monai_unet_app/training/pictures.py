@@ -137,11 +137,11 @@ def draw_windows(
     files = [folder / f"window_{number}.png" for number in range(1, count + 1)]
     with TemporaryDirectory() as cache:
         parser.update({"bundle_root": str(root), "cache_dir": cache, **values})
-        windows, is_exclusive = parser.get_parsed_content("train::dataset"), parser.get("outputs") == "exclusive"
+        windows = parser.get_parsed_content("train::dataset")
         for number, file in enumerate(files):
             window = windows[number % len(windows), number]
             image, label = window["image"], window["label"].numpy()
-            shown = label[0].astype(int) if is_exclusive else label[: len(segments)] > 0
+            shown = label[0].astype(int) if len(label) == 1 else label[: len(segments)] > 0
             colour = image.ndim == 3 and len(image) == 3
             picture = CasePicture(file.stem, "worst", _visible(image, colour=colour), shown, shown, spacing)
             names, colours = [segment.label for segment in segments], [segment.colour for segment in segments]

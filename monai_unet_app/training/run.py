@@ -23,12 +23,13 @@ from monai_unet_app.data.splits import ENOUGH_TO_CHECK, VERBS, folds_of, trains_
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, innermost, of_surroundings, refusal_in
 from monai_unet_app.processes import Send, run_in_processes
 from monai_unet_app.progress_bars import Display, no_display, say_nothing
-from monai_unet_app.training.checkpoints import forget_figures, load_checkpoint
+from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.ensemble import check_takes_ensemble, deliver_ensemble, forget_ensemble
 from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
 from monai_unet_app.training.record import recipe_sha256
 from monai_unet_app.training.transfer import Donor, check_donor, check_unseen, overrides_of, record_donor
+from monai_unet_app.weights import load_checkpoint
 from monai_unet_app.written_config import check_config, merged, references, yaml_of
 
 COPIED = ("configs", "docs", "LICENSE")
@@ -328,7 +329,8 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
         try:
             workflow.initialize()
             for name in references(workflow.parser, "run"):
-                workflow.parser.get_parsed_content(name)
+                if not name.startswith("run::"):  # an expression that runs what is built here
+                    workflow.parser.get_parsed_content(name)
             is_built = True
             workflow.run()
             workflow.finalize()

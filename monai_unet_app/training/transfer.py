@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_unet_app.bundle import load_bundle, unwrapped
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import DONOR
 from monai_unet_app.data.case_files import Row
 from monai_unet_app.data.digest import file_sha256, place_among
@@ -16,8 +16,8 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.training.checkpoints import load_checkpoint
 from monai_unet_app.training.update import together
+from monai_unet_app.weights import load_checkpoint, unwrapped
 
 _LEAST = 0.5  # of the donor's tensors, that must fit
 _SLOWER = 0.1  # the learning rate, as a part of that of a network which begins at random

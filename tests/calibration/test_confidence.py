@@ -407,7 +407,7 @@ def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
     # Labels alone: exp(0.2) to exp(0.3) times 0.384 + 0.06 mL, less 0.06 mL
     known = Confidence(sizes=SizeStatement(0.9, {1: (0.2, 0.3)}, 0.06, 20))
     words = "its size of 0.384 mL is probably too small: 0.482 to 0.539 mL by earlier results of the program"
-    assert assess(known, exclusive(VOLUME, [mask], None), None).reasons[1:] == (f"a: {words}",)
+    assert assess(known, replace(exclusive(VOLUME, [mask]), probabilities=None), None).reasons[1:] == (f"a: {words}",)
     accepted = Grade(dice=0.9, at_least=0.8, verdict="accept", reasons=())
     for found, verdict in ((usual, "accept"), (beside, "review")):
         graded = replace(found, structures=tuple(replace(one, grade=accepted) for one in found.structures))
