@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import cycle, product
@@ -53,6 +54,22 @@ def follow(run: Run, *first: object, verbs: list[str] = WAY) -> dict[str, Answer
         commands += [shlex.split(line)[2:] for line in printed]
         assert all(line.startswith("next: monai-unet ") for line in printed), printed
     return answers
+
+
+def test_a_printed_step_that_is_pasted_into_a_shell_names_the_folders_and_runs_nothing_else(
+    run: Run, tmp_path: Path
+) -> None:
+    odd = "-it's $(touch RAN); `touch RAN` \"&|>RAN #*"
+    data, bundle = tilted_volumes(tmp_path / odd, 8), tmp_path / f"{odd} plan"
+    answer = run("plan", data, "--output", bundle)
+    assert answer.code == 0, answer.err
+    (step,) = (line.removeprefix("next: ") for line in answer.out.splitlines() if line.startswith("next: "))
+    shell_line = "monai-unet() { printf '%s\\n' \"$@\"; }\n" + step
+    words = subprocess.run(["bash", "-c", shell_line], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert (words[0], words[words.index("--bundle") + 1], words[words.index("--data") + 1]) == (
+        "train", str(bundle), str(data),
+    )  # fmt: skip
+    assert not list(tmp_path.rglob("RAN"))
 
 
 def seg_of(output: Path) -> pydicom.Dataset:
