@@ -49,7 +49,7 @@ _SUSPECT_CLASSES = {
 SUSPECTS = {STORAGE + number: kind for kind, numbers in _SUSPECT_CLASSES.items() for number in numbers.split()}
 """SOP classes whose pixels, sound or document usually hold the patient's name, and what they are."""
 
-_PERSON = ("PatientID", "IssuerOfPatientID")
+_PERSON = ("PatientID", "IssuerOfPatientID", "UniversalEntityID")
 UNREADABLE: tuple[type[Exception], ...] = (UnreadableFileError, *READ_ERRORS)
 OTHER_CONTENT = (
     "an object with its new UID and different content is already in the output folder; one object for each UID is needed; "
@@ -105,14 +105,16 @@ class _Persons:
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self.found: dict[str, tuple[set[str], set[str]]] = {}
+        self.found: dict[str, tuple[set[str], ...]] = {}
         for path in files:
             with suppress(*UNREADABLE):  # processing the file gives the reason
                 if (instance := read_instance(path)) is not None:
                     header = instance.header
-                    told = self.found.setdefault(str(header.get("StudyInstanceUID")), (set(), set()))
+                    told = self.found.setdefault(str(header.get("StudyInstanceUID")), (set(), set(), set()))
+                    more = (header.get("IssuerOfPatientIDQualifiersSequence") or [Dataset()])[0]
                     for keyword, values in zip(_PERSON, told, strict=True):
-                        values.update(filter(None, [str(header.get(keyword) or "").strip("\0 ")]))
+                        value = more.get(keyword) if keyword == _PERSON[2] else header.get(keyword)
+                        values.update(filter(None, [str(value or "").strip("\0 ")]))
 
     def of(self, study: str) -> str:
         """A text that only objects of the same person share; "" where nothing names the person of a study.
@@ -120,7 +122,8 @@ class _Persons:
         Raises:
             DeidentificationError: The study names several persons.
         """
-        ids, issuers = self.found.get(study, (set(), set()))
+        ids, issuers, universal = self.found.get(study, (set(), set(), set()))
+        issuers = issuers or universal
         if len(ids) > 1 or len(issuers) > 1:
             raise DeidentificationError(
                 f"its study names {len(ids)} PatientID(s) and {len(issuers)} IssuerOfPatientID(s); one person is needed, since "

@@ -32,6 +32,7 @@ from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.case_files import CaseFiles
 from monai_unet_app.data.coding import codes_of
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_labels
+from monai_unet_app.data.naming import check_side
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusing_as
@@ -194,6 +195,10 @@ def _structures(result: Path, volume: Volume, names: Sequence[str]) -> tuple[Vol
         raise LabelError(
             f"it has SOP class {shown_uid(uid)}; a SEG or an RT Structure Set is needed; check which it is"
         )
+    described = described_segments(result) if kind.name == "SEG" else ()
+    for segment in described:
+        if not names or segment.label in names:
+            check_side(segment)
     masks = (read_segments if kind.name == "SEG" else read_regions)(result, volume, names or None)
     if masks.array.dtype.kind == "f":
         raise LabelError(
@@ -205,7 +210,7 @@ def _structures(result: Path, volume: Volume, names: Sequence[str]) -> tuple[Vol
     if names:
         return masks, dict(enumerate(names, 1))
     if kind.name == "SEG":
-        told = {segment.number: segment.label for segment in described_segments(result)}
+        told = {segment.number: segment.label for segment in described}
     else:
         told = {number: " ".join(name.split()) for number, name in enumerate(region_names(result).values(), 1)}
     # A word of anatomy stays, though a patient may be called so: PANCREAS_0001

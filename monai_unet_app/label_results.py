@@ -193,7 +193,9 @@ def _found(request: LabelRequest, source: Volume) -> tuple[PlacedLabels, Mapping
     if stated:
         found, unknown = found.known(stated.segments, stated.values, request.maker.name)
         return found, dict(zip(stated.values, stated.structure_names, strict=True)), unknown
-    told = found.names or request.names or {segment.number: segment.label for segment in request.segments}
+    told: Mapping[int, str] = {**found.names, **request.names} or {
+        segment.number: segment.label for segment in request.segments
+    }
     if not told and tables:
         told, meant = tables[0].names, merged(tables[1:], tables[0])
         if any(value != other for value, other in meant.items()):

@@ -186,9 +186,9 @@ class FrameGrid:
 
 
 def with_made_slices(labels: Volume) -> Volume:
-    """Labels, on every slice that a repair of their image made those of the nearest slice of the series, with a note."""
+    """Labels, on every empty slice that a repair of their image made those of the nearest slice of the series, with a note."""
     made = labels.provenance.made_slices
-    filled = [(k, nearest) for k, nearest in made if labels.array[:, :, nearest].any()]
+    filled = [(k, near) for k, near in made if labels.array[:, :, near].any() and not labels.array[:, :, k].any()]
     if not filled:
         return labels
     for k, nearest in filled:

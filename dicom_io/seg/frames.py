@@ -29,6 +29,7 @@ class SegFrame:
         pixels: Shape (rows, columns), as stored: 0 and 1, segment numbers, or steps of a fraction.
         named: The slices that it names, as `Slice.key`.
         gap_mm: SpacingBetweenSlices; None where the frame does not state it.
+        time: TemporalPositionIndex; None where the frame does not state it.
     """
 
     segment: int
@@ -36,6 +37,7 @@ class SegFrame:
     pixels: NDArray[Any]
     named: tuple[str, ...]
     gap_mm: float | None
+    time: int | None = None
 
 
 def seg_frames_of(dataset: Dataset) -> Iterator[SegFrame]:
@@ -56,10 +58,29 @@ def seg_frames_of(dataset: Dataset) -> Iterator[SegFrame]:
             for value, own in changed.items():
                 pixels[frame == value] = own
         plane, gap_mm = (plane_of(dataset, number), gap_of(dataset, number)) if placed else (None, None)
-        yield SegFrame(segment, plane, pixels, named_sources(dataset, number), gap_mm)
+        content = macro(dataset, number, "FrameContentSequence")
+        yield SegFrame(
+            segment, plane, pixels, named_sources(dataset, number), gap_mm, content.get("TemporalPositionIndex")
+        )
 
 
 _BACKGROUND = ("125040", "DCM")
+
+
+def padded(dataset: Dataset) -> dict[int, str]:
+    """SegmentNumber -> label of what a label map describes as a structure, although it is its PixelPaddingValue."""
+    return {
+        int(item.SegmentNumber): str(item.get("SegmentLabel") or "")[:64]
+        for item in dataset.get("SegmentSequence") or []
+        if dataset.get("SegmentationType") == "LABELMAP"
+        and item.SegmentNumber == dataset.get("PixelPaddingValue")
+        and not _is_background(item)
+    }
+
+
+def _is_background(segment: Dataset) -> bool:
+    kind = (segment.get("SegmentedPropertyTypeCodeSequence") or [Dataset()])[0]
+    return (kind.get("CodeValue"), kind.get("CodingSchemeDesignator")) == _BACKGROUND
 
 
 def numbering(dataset: Dataset) -> dict[int, int]:
@@ -71,10 +92,8 @@ def numbering(dataset: Dataset) -> dict[int, int]:
     label_map = dataset.get("SegmentationType") == "LABELMAP"
     padding, found = dataset.get("PixelPaddingValue") if label_map else None, dict[int, int]()
     for item in dataset.get("SegmentSequence") or []:
-        kind = (item.get("SegmentedPropertyTypeCodeSequence") or [Dataset()])[0]
-        is_background = (kind.get("CodeValue"), kind.get("CodingSchemeDesignator")) == _BACKGROUND
         number = int(item.SegmentNumber)
-        found[number] = 0 if number == padding or (label_map and is_background) else number or -1
+        found[number] = 0 if number == padding or (label_map and _is_background(item)) else number or -1
     if padding is not None:
         found[int(padding)] = 0
     return {number: max(found) + 1 if own < 0 else own for number, own in found.items() if number or label_map}

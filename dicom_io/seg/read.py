@@ -18,7 +18,7 @@ from dicom_io.objects.slice_positions import check_frame_of_reference
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.reading.instances import load_dataset, load_object, refusing
 from dicom_io.reading.titles import numbers_called
-from dicom_io.seg.frames import SegFrame, numbering, seg_frames_of
+from dicom_io.seg.frames import SegFrame, numbering, padded, seg_frames_of
 from dicom_io.volume import Volume, number_type
 
 MAX_SEGMENT = 65535  # SegmentNumber is US
@@ -154,6 +154,9 @@ class _Segments:
         self.notes = [
             f"segment {number} of the file has the number {own} here, since 0 is the background"
             for number, own in numbering(dataset).items() if own not in (0, number)
+        ] + [
+            f"segment {number} ({shown(name)}) is the PixelPaddingValue of the file, and so no structure"
+            for number, name in padded(dataset).items()
         ]  # fmt: skip
         self._grid = FrameGrid(reference)
 
@@ -171,6 +174,7 @@ class _Segments:
                 segment that is not described.
         """
         left_out = taken = 0
+        times = dict[tuple[float, ...], int | None]()
         for frame in seg_frames_of(self.dataset):
             if chosen is not None and frame.segment and frame.segment not in chosen:
                 continue
@@ -182,6 +186,15 @@ class _Segments:
             # Counted in one dimension, in which numpy finds the pixels that are set many times faster.
             rows, columns = np.divmod(np.flatnonzero(frame.pixels.ravel() != 0), frame.pixels.shape[1])
             stored = frame.pixels[rows, columns]
+            if len(stored) and frame.plane is not None:
+                place = (frame.segment, *np.round(frame.plane.origin_mm, 2))
+                if place in times and (self.reference.provenance.other_times or times[place] != frame.time):
+                    which = f"segment {frame.segment}" if frame.segment else "the label map"
+                    raise LabelError(
+                        f"two frames of {which} lie at one place, and may be of two time points; one is needed; export each "
+                        "time point as an object of its own"
+                    )
+                times[place] = frame.time
             named = np.full(len(stored), frame.segment) if frame.segment else stored
             self._check_described(named)
             if chosen is not None and not frame.segment:

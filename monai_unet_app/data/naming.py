@@ -10,6 +10,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 from dicom_io.coding import Segment
+from monai_unet_app.errors import InputRefusedError
 
 _SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
 _SIDE_CODES = {"7771000": "left", "24028007": "right"}  # SNOMED CT: Left, Right
@@ -99,6 +100,16 @@ def side_of(segment: Segment) -> str | None:
     codes = (segment.type_modifier, segment.anatomic_region_modifier)
     coded = {_SIDE_CODES[code.value] for code in codes if code is not None and code.value in _SIDE_CODES}
     return coded.pop() if len(coded) == 1 else side_in(f"{segment.label} {segment.type.meaning}")
+
+
+def check_side(segment: Segment) -> None:
+    """Raises InputRefusedError if the label and the codes of a segment have opposite sides."""
+    told, coded = side_in(segment.label), side_of(segment)
+    if told and coded and told != coded:
+        raise InputRefusedError(
+            f"segment {segment.number} is called {segment.label!r}, and its codes say {coded}; label and codes have to agree; "
+            "correct one of them in the file"
+        )
 
 
 def side_in(text: str) -> str | None:

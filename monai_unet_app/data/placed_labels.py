@@ -153,16 +153,18 @@ def _placed_masks(folder: Path, source: Volume) -> PlacedLabels:
 
 
 def _placed_layers(file: Path, source: Volume) -> PlacedLabels:
-    """Segments of 3D Slicer in several layers, numbered as they stand in the file; they may share voxels."""
+    """Segments of 3D Slicer in several layers, by their values, or as they stand in the file; they may share voxels."""
     stored, numbers = read_volume(file), np.zeros(source.shape, np.uint16)
     names, boxes, overlap = dict[int, str](), dict[int, tuple[Box, NDArray[np.bool_]]](), False
     segments = slicer_segments(file)
+    apart = len({value for _, _, value in segments}) == len(segments)
     if (last := max(layer for _, layer, _ in segments)) >= len(stored.channels):
         raise InputRefusedError(
             f"{file.name} names the layer {last} and has {len(stored.channels)}; a layer for each segment is needed; save it "
             "again"
         )
-    for number, (name, layer, value) in enumerate(segments, 1):
+    for place, (name, layer, value) in enumerate(segments, 1):
+        number = value if apart else place
         mask = stored.with_array((stored.channels[layer] == value).astype(np.uint8))
         placed, names[number] = part_on_grid(mask, source, file.name) > 0, name
         overlap = overlap or bool((placed & (numbers > 0)).any())
@@ -170,7 +172,7 @@ def _placed_layers(file: Path, source: Volume) -> PlacedLabels:
         if (box := bounding_box(placed, (0, 0, 0))) is not None:
             boxes[number] = box, placed[box]
     return PlacedLabels(
-        numbers, list(boxes), "from the part of it that the segments fill", names, boxes if overlap else {}
+        numbers, sorted(boxes), "from the part of it that the segments fill", names, boxes if overlap else {}
     )
 
 

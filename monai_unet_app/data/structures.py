@@ -15,7 +15,7 @@ from dicom_io.seg import described_segments
 from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles, first_names
 from monai_unet_app.data.datalist import LabelFacts
 from monai_unet_app.data.labels import has_unlabelled_segment
-from monai_unet_app.data.naming import same_name, says_nothing, side_in, side_of
+from monai_unet_app.data.naming import check_side, same_name, says_nothing, side_in, side_of
 from monai_unet_app.data.nifti import label_table
 from monai_unet_app.data.read import has_ending
 from monai_unet_app.data.strict import MOST_CLASSES
@@ -72,11 +72,10 @@ def dicom_structures(path: Path) -> dict[int, StatedStructure]:
         found = scan_files(files_at(path)).series[0]
         if found.kind == "rtstruct":
             return {number: StatedStructure(name) for number, name in region_names(found.files[0]).items()}
-        return {
-            segment.number: StatedStructure(_name_of(segment), _codes_of(segment), segment.display_rgb)
-            for segment in described_segments(found.files[0])
-            if segment.type != WITHOUT_CLASS
-        }
+        described = [one for one in described_segments(found.files[0]) if one.type != WITHOUT_CLASS]
+        for segment in described:
+            check_side(segment)
+        return {one.number: StatedStructure(_name_of(one), _codes_of(one), one.display_rgb) for one in described}
 
 
 def stated_in_file(label: Path) -> dict[int, StatedStructure]:

@@ -73,8 +73,7 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
     # Of counted objects some may have been deleted, joined or added
     if header is not None and header.get("SegmentSequence") and not counts_objects(case.document):
         numbers, paired_by = _paired_numbers(path, header, case)
-        if paired_by == "image grid":
-            _check_names(path, case, numbers)
+        _check_names(path, case, numbers)
         return Correction(_read_seg(path, numbers, case), paired_by, ending)
     if not counts_objects(case.document):
         if header is not None:
@@ -181,7 +180,9 @@ def _check_regions(path: Path, header: Dataset, case: ReviewedCase) -> None:
     """
     with refusing(path):
         described = {int(item.ROINumber) for item in header.get("StructureSetROISequence") or []}
-    missing = [structure.label for structure in case.structures if structure.number not in described]
+    missing = [
+        f"{structure.label} ({structure.number})" for structure in case.structures if structure.number not in described
+    ]
     if missing:
         raise InputRefusedError(
             f"the correction {path.name} has no region for {', '.join(missing)}; one for each structure, with its number as "

@@ -247,6 +247,10 @@ def test_segments_of_slicer_lie_where_their_part_of_the_image_is(tmp_path: Path)
     masks = placed_labels(layered, GRID)
     assert masks.names == {1: "Liver", 2: "Spleen"}
     np.testing.assert_array_equal(masks.numbered([1, 2]), np.stack([drawn == 1, other]))
+    turned = [("Spleen", 1, 2), ("Liver", 0, 1)]  # listed in another order than their values, which are their numbers
+    masks = placed_labels(slicer_file(tmp_path / "turned.seg.nrrd", [drawn == 1, 2 * other], turned), GRID)
+    assert masks.names == {1: "Liver", 2: "Spleen"}
+    np.testing.assert_array_equal(masks.numbered([1, 2]), np.stack([drawn == 1, other]))
     smaller = Volume(np.zeros((8, 9, 7), np.float32), GRID.affine_lps)
     with pytest.raises(InputRefusedError, match="reach beyond the image"):
         placed_labels(file, smaller)

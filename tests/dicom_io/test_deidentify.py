@@ -541,6 +541,18 @@ def test_a_person_is_an_id_with_its_issuer_and_a_study_is_of_one_person(tmp_path
     assert alone[5].startswith(Pseudonyms(KEY).token("7"))
 
 
+def test_an_issuer_may_be_stated_by_its_universal_id_alone(tmp_path):
+    """PS3.3 C.7.1.1: IssuerOfPatientIDQualifiersSequence."""
+    for number, (study, issuer) in enumerate([("1.2.5", "1.2.840.1"), ("1.2.6", "1.2.840.2"), ("1.2.7", "1.2.840.1")]):
+        path = of_person(tmp_path / "in", number, study, "7")
+        dataset, item = pydicom.dcmread(path), Dataset()
+        item.UniversalEntityID, item.UniversalEntityIDType = issuer, "ISO"
+        dataset.IssuerOfPatientIDQualifiersSequence = [item]
+        dataset.save_as(path)
+    found = pseudonyms_by_number(tmp_path / "in", tmp_path / "out")
+    assert found[0] == found[2] != found[1]
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [

@@ -314,6 +314,20 @@ def test_a_slice_that_a_repair_made_has_the_labels_of_the_nearest_of_the_series(
     assert (said in found.provenance.notes) == (kind != "map")
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ALL_READERS if kind != "map"])
+def test_what_was_drawn_on_a_slice_that_is_missing_now_stays(tmp_path, kind):
+    """The object was made when slice 3 was there."""
+    write_mr_series(tmp_path / "mr", lopsided_array(SHAPE), oblique_affine())
+    whole = read_series(tmp_path / "mr")
+    drawn = block(whole)
+    drawn.array[5:7, 1:5, 3] = 1
+    path = write_any(kind, drawn, tmp_path / "o.dcm")
+    whole.provenance.files[3].unlink()
+    source = read_series(tmp_path / "mr", resample_gaps=True)
+    assert source.shape == SHAPE
+    check_same(kind, ALL_READERS[kind](path, source), drawn)
+
+
 # --- other time points
 
 
@@ -392,7 +406,36 @@ def test_what_names_the_chosen_time_point_too_or_a_whole_object_lies_where_its_p
         assert any("other time points" in note for note in found.provenance.notes)
 
 
+@pytest.mark.parametrize("stated", [True, False], ids=["index", "no index"])
+def test_frames_of_two_times_at_one_place_that_name_no_image_are_not_one_structure(times, tmp_path, stated):
+    """PS3.3 C.8.20.3: a SEG may name no images; then its TemporalPositionIndex alone tells the time of a frame."""
+    first, second, _ = times
+    alone = first.with_array(block(second).array)
+
+    def two(dataset: Dataset) -> None:
+        groups = dataset.PerFrameFunctionalGroupsSequence
+        for number, group in enumerate(groups):
+            if "DerivationImageSequence" in group:
+                del group.DerivationImageSequence
+            if stated:
+                group.FrameContentSequence[0].TemporalPositionIndex = 1 + number % 2
+        for group in groups[1::2]:  # every other frame lies where the one before lies
+            group.PlanePositionSequence = groups[list(groups).index(group) - 1].PlanePositionSequence
+
+    path = edited(write_seg(alone, alone, tmp_path / "o.dcm", RESULT), two)
+    with pytest.raises(LabelError, match="two frames of segment 1 lie at one place, and may be of two time points"):
+        read_seg(path, first)
+
+
 # --- what the object says of its background, and what was not asked for
+
+
+def test_a_structure_that_is_also_the_padding_is_named(image, tmp_path):
+    full = image.with_array(np.ones(SHAPE, np.uint8))
+    path = write_seg(full, full, tmp_path / "o.dcm", RESULT, encoding="labelmap")
+    edited(path, lambda dataset: setattr(dataset, "PixelPaddingValue", 2))
+    (note,) = (one for one in read_seg(path, image).provenance.notes if "PixelPaddingValue" in one)
+    assert note == "segment 2 (Back part) is the PixelPaddingValue of the file, and so no structure"
 
 
 def test_a_label_map_says_which_number_is_its_background(image, tmp_path):

@@ -22,6 +22,7 @@ from dicom_io.coding import Segment, load_segments, snomed_ct
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
 from dicom_io.volume import Volume
+from monai_unet_app.convert import label_file
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.structures import dicom_structures, stated_structures
 from monai_unet_app.errors import InputRefusedError
@@ -114,6 +115,15 @@ def test_codes_and_colours_of_a_seg_are_those_of_the_planned_bundle(write: Write
         for name in ("number", "category", "type", "type_modifier", "anatomic_region", "anatomic_region_modifier"):
             assert getattr(found, name) == getattr(stated, name), name
         assert np.abs(np.subtract(found.rgb, stated.rgb)).max() <= 1  # CIELab has 16 bits, RGB eight
+
+
+def test_a_label_and_codes_of_opposite_sides_are_refused(tmp_path: Path) -> None:
+    data = series_with_segs(tmp_path / "data", by_us, 2)
+    spoil(data / "case1/seg.dcm", lambda item: setattr(item, "SegmentLabel", "Right Niere"))
+    with pytest.raises(InputRefusedError, match="segment 1 is called 'Right Niere', and its codes say left"):
+        stated_structures(find_data(data), {1, 2})
+    with pytest.raises(InputRefusedError, match="its codes say left"):
+        label_file(data / "case1/seg.dcm", data / "case1/mr", (), tmp_path / "masks")
 
 
 def make_private(item: Dataset) -> None:

@@ -356,6 +356,10 @@ def test_a_segmentation_that_was_numbered_anew_is_paired_by_tracking_uid(
     first, second = dataset.SegmentSequence
     first.TrackingUID, second.TrackingUID = second.TrackingUID, first.TrackingUID
     dataset.save_as(path)
+    with pytest.raises(InputRefusedError, match="names that contradict each other"):  # the reader saw names
+        read_correction(path, case)
+    first.SegmentLabel, second.SegmentLabel = second.SegmentLabel, first.SegmentLabel
+    dataset.save_as(path)
     found = read_correction(path, case)
     assert found.paired_by == "tracking UID"
     for number, mask in enumerate((one.mask_on_grid for one in found.segmentation.structures), start=1):
