@@ -49,7 +49,7 @@ HEADER_KEYWORDS = (
     "RescaleIntercept ModalityLUTSequence RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
     "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
-    "SegmentedBluePaletteColorLookupTableData"
+    "SegmentedBluePaletteColorLookupTableData IssuerOfPatientIDQualifiersSequence"
 )
 """The attributes of a header that reading uses, together with DISTINGUISHING; others are not kept."""
 
