@@ -154,22 +154,11 @@ class BundleFiles:
 
     @cached_property
     def confidence_document(self) -> dict[str, Any] | None:
-        """`configs/confidence.json`; None where it is absent.
-
-        Raises:
-            BundleError: The file was written by an older version of this program.
-            ValueError or InputRefusedError: The file is damaged.
-        """
+        """`configs/confidence.json`; None where it is absent. Raises ValueError or InputRefusedError if it is damaged."""
         path = self.root / CONFIDENCE
         if not path.is_file():
             return None
         document: dict[str, Any] = json_of(path)
-        if isinstance(document, dict) and document.get("schema_version") == "1.0":
-            raise BundleError(
-                f"{self.name}: {CONFIDENCE} has version 1.0, which does not record whether the border of the image cuts off a "
-                "structure; version 1.1 is needed; run monai-unet calibrate again with the same flags, or remove the file "
-                "and results are then made without statements"
-            )
         validate(document, "confidence")
         return document
 

@@ -13,8 +13,7 @@ from monai_unet_app.config import InferenceSetting, ResultSettings
 from monai_unet_app.errors import BundleError, refusing_as
 
 SCHEMA_VERSION = "1.2"
-"""Of confidence.json. 1.0 did not know whether a structure is cut off where the image ends: such a bundle is calibrated again.
-1.1 did not say what its statements were fitted to: they are not used."""
+"""Of confidence.json."""
 
 INFERENCE, SEGMENTS, WEIGHTS = "configs/inference.yaml", "configs/segments.json", "models/model.pt"
 

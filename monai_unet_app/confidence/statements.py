@@ -310,11 +310,6 @@ def _stated(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:
         entry = document["settings"].get(setting)
         if entry is None:
             return _nothing_stated(_NOT_FITTED[setting].format(bundle.name))
-        if "fitted_to" not in entry:
-            return _nothing_stated(
-                f"{bundle.name}: its statements do not say which weights and configs they were fitted to (an older version "
-                "wrote them); run monai-unet calibrate again"
-            )
         if changed := changed_since(bundle, setting, entry["fitted_to"]):
             return _nothing_stated(
                 f"{bundle.name} was changed after its statements were fitted ({', '.join(changed)}); run monai-unet calibrate "
