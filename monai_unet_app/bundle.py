@@ -424,27 +424,18 @@ class Bundle(BundleFiles):
         """The sliding window, from `inferer`."""
         from monai.inferers import SlidingWindowInferer
 
-        from monai_unet_app.inference.nnunet import WindowInferer
         from monai_unet_app.inference.windows import WindowSettings
 
         inferer = self.part("inferer")
         if not isinstance(inferer, SlidingWindowInferer):
             raise BundleError(f"{self.name}: inferer is {type(inferer).__name__}; a SlidingWindowInferer is needed")
-        values = vars(inferer)  # MONAI types them for every possible use; a bundle gives plain numbers
-        # SliceInferer writes a 3D size into roi_size when it runs; orig_roi_size keeps the 2D size
-        window = [int(size) for size in values.get("orig_roi_size", values["roi_size"])]
-        if self.slice_axis is not None:
-            window.insert(self.slice_axis, 1)
-        return WindowSettings(
-            window=tuple(window),
-            overlap=float(values["overlap"]),
-            batch=int(values["sw_batch_size"]),
-            mode=str(values["mode"]),
-            sigma_scale=float(values["sigma_scale"]),
-            padding_mode=str(values["padding_mode"]),
-            padding_value=float(values["cval"]),
-            of_nnunet=isinstance(inferer, WindowInferer),
-        )
+        try:
+            return WindowSettings.of(inferer, self.slice_axis)
+        except (TypeError, ValueError) as error:
+            raise BundleError(
+                f"{self.name}: inferer of inference.yaml cannot be used ({error}); a window of whole numbers from 1, and "
+                "numbers with a decimal point, are needed; correct it"
+            ) from error
 
     @cached_property
     def mirror_axes(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
 from dicom_io.read import ReadOptions
@@ -298,14 +299,15 @@ def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[
         )
     by_id: dict[str, Path] = {}
     for file in sorted(file for file in labels.iterdir() if not file.name.startswith(".")):
-        other = by_id.setdefault(case_id(file), file)
+        name = normalize("NFC", case_id(file))  # macOS parts umlauts into letter and dots
+        other = by_id.setdefault(name, file)
         if other != file and has_ending(file, FILE_ENDINGS) and has_ending(other, FILE_ENDINGS):
             raise InputRefusedError(
                 f"{labels.name}/ has {other.name} and {file.name}; one label for each name is needed; move the others away"
             )
         if has_ending(file, FILE_ENDINGS):
-            by_id[case_id(file)] = file
-    return [replace(case, label=by_id.get(case.id + suffix)) for case in cases]
+            by_id[name] = file
+    return [replace(case, label=by_id.get(normalize("NFC", case.id + suffix))) for case in cases]
 
 
 def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]:
@@ -319,8 +321,6 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
         raise InputRefusedError(
             "no labels are given; give --labels DIR, or --label-suffix if images and labels are in one folder"
         )
-    # Steps: which files are images (they have a label), by which endings other names extend them, which of these
-    # endings every image has
     ids = {case.id for case in cases}
     images = {name for name in ids if name + suffix in ids}
     suffixes = {name[len(image) :] for name in ids for image in images if name != image and name.startswith(image)}

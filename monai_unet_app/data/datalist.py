@@ -14,6 +14,7 @@ Paths are taken from the folder of the file.
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ IGNORE = "ignore"
 
 _KEYS = ("image", "label", "id", "subject", "partition", "fold")
 _SYNONYMS = {
-    "subject": ("patient", "patient_id", "patientid", "subject_id", "person", "pid"),
+    "subject": ("patient", "patient_id", "patientid", "subject_id", "person", "pid", "participant", "participant_id"),
     "partition": ("split", "set", "subset", "phase"),
     "label": ("mask", "seg", "segmentation"),
     "image": ("img", "file", "path"),
@@ -101,6 +102,11 @@ class LabelFacts:
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignored: int | None = None
 
+    @property
+    def named(self) -> Mapping[int, str]:
+        """The names of values that are a structure by themselves, among regions, too."""
+        return self.names or {values[0]: name for name, values in self.regions.items() if len(values) == 1}
+
 
 def is_datalist(path: Path) -> bool:
     """Whether this is a file that lists cases."""
@@ -118,8 +124,8 @@ def read_datalist(path: Path) -> list[ListedCase]:
         rows = _rows_of_csv(text) if path.name.lower().endswith(".csv") else _rows_of_json(json.loads(text))
     except (OSError, ValueError, csv.Error) as error:
         raise InputRefusedError(
-            f"{path.name} cannot be read as a list of cases ({error}); CSV or JSON with image and label is needed; save a "
-            "spreadsheet as CSV (Save As in Excel or LibreOffice); see docs/how-to/train.md"
+            f"{path.name} cannot be read as a list of cases ({error}); CSV or JSON with image and label, in UTF-8, is "
+            "needed; save a spreadsheet as CSV UTF-8 (Save As in Excel or LibreOffice); see docs/how-to/train.md"
         ) from error
     _check_keys(dict.fromkeys(key for row in rows for key in row), path.name)
     if not rows:
@@ -153,6 +159,8 @@ def _rows_of_json(document: Any) -> list[dict[str, Any]]:
     """
     lists = document if isinstance(document, dict) else {"training": document}
     found = {key: rows for key, rows in lists.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)}
+    if odd := [key for key in ("training", "validation") if lists.get(key) and key not in found]:
+        raise ValueError(f"{odd[0]!r} is no list of cases, each with an image and a label")
     if unknown := [key for key in found if key not in _LISTS]:
         raise ValueError(f"{unknown[0]!r} is not known; {_nearest(unknown[0], _LISTS)!r} is the nearest known list")
     if not found or not all(isinstance(row, dict) for rows in found.values() for row in rows):
@@ -171,7 +179,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 def _check_keys(keys: Iterable[str], where: str) -> None:
     """Raises InputRefusedError for a key that says what a known one says; others, such as an age, are no business of ours."""
     for key in keys:
-        word = str(key).strip().lower()
+        word = re.sub(r"[\s.-]+", "_", str(key).strip().lower())
         meant = next((known for known, words in _SYNONYMS.items() if word in words), None)
         meant = meant or next(iter(get_close_matches(word, _KEYS, 1, 0.8)), None)
         if meant and key not in _KEYS and not str(key).startswith(("image_", "label_")):
@@ -191,7 +199,7 @@ def _listed(row: Mapping[str, Any], where: str, folder: Path) -> ListedCase:
             f"{where} has the partition {told['partition']!r}; {', '.join(get_args(Partition))} is needed; correct it"
         )
     try:
-        fold = int(told["fold"]) if "fold" in told else None
+        fold = int(str(told["fold"])) if "fold" in told else None
     except (TypeError, ValueError) as error:
         raise InputRefusedError(f"{where} has the fold {told['fold']!r}; 0, 1, 2 ... is needed; correct it") from error
     return ListedCase(
@@ -256,7 +264,7 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
 
 
 def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], Path | None]]) -> None:
-    """Raises InputRefusedError if `dataset.json` in the folder lists another label for an image than the one that was found.
+    """Raises InputRefusedError if `dataset.json` in the folder lists another label for a case, or leaves out a case.
 
     `found`: files of the image and label of each case, by its id.
     """
@@ -265,14 +273,24 @@ def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], 
         rows = [row for row in document["training"] if isinstance(row["image"], str) and isinstance(row["label"], str)]
     except (OSError, ValueError, KeyError, TypeError):  # nnU-Net's form lists none
         return
-    listed = {(folder / row["image"]).resolve(): (folder / row["label"]).resolve() for row in rows}
+    listed = {_bare(row["image"]): (folder / row["label"]).resolve() for row in rows}
     for case, (files, label) in found.items():
-        told = next((listed[file.resolve()] for file in files if file.resolve() in listed), None)
+        told = next((listed[_bare(file.name)] for file in files if _bare(file.name) in listed), None)
+        if told is None and label is not None and listed:
+            raise InputRefusedError(
+                f"{case} has an image and a label, and is not among the {len(listed)} cases of `training` in dataset.json; add "
+                "it there, or move its files away"
+            )
         if told is not None and label is not None and told.is_file() and told != label.resolve():
             raise InputRefusedError(
                 f"dataset.json lists {os.path.relpath(told, folder)} as the label of {case}, and "
                 f"{os.path.relpath(label, folder)} was found; one of them is needed; give --labels DIR, or correct dataset.json"
             )
+
+
+def _bare(file: str) -> str:
+    """The name of an image without endings and nnU-Net's number of a channel, which its first version does not list."""
+    return re.sub(r"(_\d{4})?(\.nii)?(\.\w+)?$", "", Path(file).name)
 
 
 def _number(key: str) -> tuple[int, str]:

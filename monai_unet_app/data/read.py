@@ -165,6 +165,13 @@ def _check_placed(header: Any, path: Path) -> None:
             f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image that states "
             "its orientation is needed; export it again, or set the sform if you know it"
         )
+    if "sform_code" in header and int(header["sform_code"]) and int(header["qform_code"]):
+        turned = [np.linalg.det(form[:3, :3]) for form in (header.get_sform(), header.get_qform())]
+        if turned[0] * turned[1] < 0:
+            raise InputRefusedError(
+                f"{path.name} has a sform and a qform that are mirror images of each other, so left and right are unknown; two "
+                "that agree are needed; export it again, or remove the wrong one"
+            )
 
 
 def _check_precision(stored: NDArray[Any], array: NDArray[np.float32], path: Path) -> None:
@@ -239,6 +246,11 @@ def _of_pillow(path: Path, *, classes: bool) -> tuple[NDArray[Any], Any]:
         is_deep = opened.format == "PNG" and str(tile[0][3]).endswith(";16B") and not opened.mode.startswith("I")
         # Image.open reads the header only; a truncated file fails here
         opened.load()
+        if classes and "A" in opened.getbands() and opened.getchannel("A").getextrema()[0] != 255:
+            raise InputRefusedError(
+                f"{path.name} is a mask with transparent pixels, which may be labelled or not; a mask without transparency is "
+                "needed; save it without an alpha channel"
+            )
         orientation = opened.getexif().get(ExifTags.Base.Orientation)
         if not is_deep:
             return np.asarray(_without_palette(opened, classes=classes)), orientation

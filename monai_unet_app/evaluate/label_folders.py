@@ -89,7 +89,7 @@ class LabelFolders:
             for folder in (self.results, self.labels)
         }
         return {
-            folder: [LabelTable(facts.names, source) for facts, source in found if facts and facts.names]
+            folder: [LabelTable(names, source) for facts, source in found if facts and (names := facts.named)]
             for folder, found in read.items()
         }
 

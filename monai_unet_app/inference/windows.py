@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
+from typing import Any
 
 from monai.data.utils import dense_patch_slices
 
@@ -39,6 +40,29 @@ class WindowSettings:
     mirror_axes: tuple[int, ...] = ()
     most_bytes: float = math.inf
     of_nnunet: bool = False
+
+    @classmethod
+    def of(cls, inferer: Any, slice_axis: int | None) -> "WindowSettings":
+        """Those of a `SlidingWindowInferer` of MONAI. Raises TypeError or ValueError for what is no number."""
+        from monai_unet_app.inference.nnunet import WindowInferer
+
+        values = vars(inferer)  # MONAI types them for every possible use; a bundle gives plain numbers
+        # SliceInferer writes a 3D size into roi_size when it runs; orig_roi_size keeps the 2D size
+        window = [int(size) for size in values.get("orig_roi_size", values["roi_size"])]
+        if min(window) < 1:
+            raise ValueError(f"the window is {window}")
+        if slice_axis is not None:
+            window.insert(slice_axis, 1)
+        return cls(
+            window=tuple(window),
+            overlap=float(values["overlap"]),
+            batch=int(values["sw_batch_size"]),
+            mode=str(values["mode"]),
+            sigma_scale=float(values["sigma_scale"]),
+            padding_mode=str(values["padding_mode"]),
+            padding_value=float(values["cval"]),
+            of_nnunet=isinstance(inferer, WindowInferer),
+        )
 
     def plan(self, shape: tuple[int, ...]) -> "WindowPlan":
         """The windows of an image of this spatial shape. Raises ValueError as `plan_windows`."""

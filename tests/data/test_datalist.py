@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 
@@ -70,6 +71,7 @@ def test_a_list_with_partitions_is_the_plan(tmp_path: Path) -> None:
         ("image,label,partition\na.nii.gz,la.nii.gz,validation\n", "'validation'; train, selection, calibration, test"),
         ("image,label,partition\na.nii.gz,la.nii.gz,train\nb.nii.gz,lb.nii.gz,\n", r"partition of 1 of 2 case\(s\)"),
         ("image,label,fold\na.nii.gz,la.nii.gz,first\n", "fold 'first'"),
+        ("image,label,fold\na.nii.gz,la.nii.gz,0.5\n", "fold '0.5'"),
         ("image,label\na.nii.gz,la.nii.gz\na.nii.gz,lb.nii.gz\n", "2 cases of .* are called a"),
         (
             "image,label,subject,partition\na.nii.gz,la.nii.gz,P,train\nb.nii.gz,lb.nii.gz,P,test\n",
@@ -84,7 +86,9 @@ def test_a_list_that_cannot_be_used_is_refused(text: str, says: str, tmp_path: P
         plan_of(find_data(tmp_path / "list.csv"), None)
 
 
-@pytest.mark.parametrize("text", ["{", '{"validation": []}', "[1, 2]"])
+@pytest.mark.parametrize(
+    "text", ["{", '{"validation": []}', "[1, 2]", '{"training": [{"image": "a"}], "validation": ["b.nii.gz"]}']
+)
 def test_json_that_is_no_list_of_cases_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(InputRefusedError, match="cannot be read as a list of cases"):
@@ -172,6 +176,7 @@ def test_folds_of_a_list_are_the_folds(tmp_path: Path) -> None:
     ("rows", "reason"),
     [
         ([case_row("a", fold=0), case_row("b", fold=0)], "to train on in fold 0; two to 10"),
+        ([case_row("a", fold=0.5), case_row("b", fold=1.5)], "has the fold 0.5"),
         ([case_row("a", fold=0), case_row("b", fold=10)], "to train on in fold 0, 10; two to 10"),
         ([case_row("a", fold=0, subject="P"), case_row("b", fold=1, subject="P")], "subject P is in fold 0 and"),
     ],
@@ -192,7 +197,15 @@ def test_the_lists_of_a_file_say_what_their_cases_are_for(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("lable", "label"), ("patient_id", "subject"), ("split", "partition"), ("folds", "fold"), ("Label", "label")],
+    [
+        ("lable", "label"),
+        ("patient_id", "subject"),
+        ("split", "partition"),
+        ("folds", "fold"),
+        ("Label", "label"),
+        ("Patient ID", "subject"),
+        ("participant_id", "subject"),
+    ],
 )
 def test_a_key_that_says_what_a_known_one_says_is_refused_with_its_name(key: str, nearest: str, tmp_path: Path) -> None:
     data = listed(tmp_path, training=[case_row("a", age=61, **{key: "x"})])
@@ -218,6 +231,33 @@ def test_labels_that_dataset_json_lists_elsewhere_are_never_replaced_by_others(t
         json.dumps(document | {"training": [files | {"label": "./labelsTr/a.nii.gz"}]})
     )
     assert find_data(tmp_path)[0].label == tmp_path / "labelsTr/a.nii.gz"
+
+
+def test_the_list_of_nnunet_1_is_that_of_the_folder_without_the_numbers_of_channels(tmp_path: Path) -> None:
+    files = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr2/a.nii.gz"}
+    touch(*(tmp_path / name for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr2/a.nii.gz")))
+    document = {"labels": {"0": "background", "1": "liver"}, "training": [files]}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputRefusedError, match=r"lists labelsTr2/a\.nii\.gz as the label of a, and labelsTr/a"):
+        find_data(tmp_path)
+    (tmp_path / "labelsTr2/a.nii.gz").rename(tmp_path / "labelsTr2/b.nii.gz")
+    document["training"] = [files | {"label": "labelsTr/a.nii.gz"}]
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    assert [case.id for case in find_data(tmp_path)] == ["a"]
+    touch(tmp_path / "imagesTr/c_0000.nii.gz", tmp_path / "labelsTr/c.nii.gz")
+    with pytest.raises(
+        InputRefusedError, match="c has an image and a label, and is not among the 1 cases of `training`"
+    ):
+        find_data(tmp_path)
+
+
+def test_names_match_whichever_way_umlauts_are_written(tmp_path: Path) -> None:
+    touch(
+        tmp_path / "images" / f"{normalize('NFC', 'Mädchen')}.nii.gz",
+        tmp_path / "labels" / f"{normalize('NFD', 'Mädchen')}.nii.gz",
+    )
+    (case,) = find_data(tmp_path)
+    assert case.label is not None
 
 
 def test_channels_are_in_the_order_of_their_numbers_whichever_way_round_they_are_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -130,12 +131,19 @@ def test_data_of_something_else_are_refused_before_they_are_read(tmp_path: Path)
         BundleFiles(HIPPOCAMPUS).named(find_data(data))
 
 
-def folders(place: Path, program: dict[str, int], truth: dict[str, int], **more: object) -> LabelFolders:
+def folders(place: Path, program: dict[str, Any], truth: dict[str, Any], **more: object) -> LabelFolders:
     for name, names in (("results", program), ("truth", truth)):
         (place / name).mkdir()
         write_nifti(lopsided_labels().astype(np.uint8), GRID, place / name / "a.nii.gz")
         (place / name / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **names}}))
     return LabelFolders(place / "results", place / "truth", None, Program("Other", "1.0"), **more)  # type: ignore[arg-type]
+
+
+def test_a_structure_of_one_value_among_regions_is_named_too(tmp_path: Path) -> None:
+    found = folders(tmp_path, {"cyst": 1, "lesion": 2}, {"whole": [1, 2], "cyst": 2})
+    segments = tuple(named_segment(n, StatedStructure(name)) for n, name in ((1, "cyst"), (2, "lesion")))
+    with pytest.raises(InputRefusedError, match="holds the value 1, of which its names say nothing"):
+        found.read(found.rows[0], segments, [1, 2])
 
 
 def test_results_and_truth_meet_by_their_names(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from dicom_io.volume import LPS_FROM_RAS, Volume
 from monai_unet_app.data.labels import FileValues, check_values, read_labels
 from monai_unet_app.data.monai_bridge import VolumeReader, to_metatensor
-from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.read import read_picture, read_volume
 from monai_unet_app.errors import InputRefusedError
 
 OBLIQUE_RAS = LPS_FROM_RAS @ oblique_affine()
@@ -587,6 +587,28 @@ def test_a_nifti_that_says_nowhere_how_it_lies_is_refused(tmp_path: Path) -> Non
     nibabel.save(nibabel.Nifti1Image(lopsided_array(), None), tmp_path / "a.nii.gz")
     with pytest.raises(InputRefusedError, match=r"neither sform nor qform \(both codes are 0\).*set the sform"):
         read_volume(tmp_path / "a.nii.gz")
+
+
+def test_two_forms_that_are_mirror_images_of_each_other_are_refused(tmp_path: Path) -> None:
+    affine = LPS_FROM_RAS @ oblique_affine()
+    image = nibabel.Nifti1Image(lopsided_array(), affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine @ np.diag([-1, 1, 1, 1]), 1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(InputRefusedError, match="a sform and a qform that are mirror images of each other"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_mask_with_transparent_pixels_is_refused_and_an_image_is_not(mode: str, tmp_path: Path) -> None:
+    values = np.full((6, 9, len(mode)), 255, np.uint8)
+    Image.fromarray(values, mode).save(tmp_path / "whole.png")
+    assert (read_picture(tmp_path / "whole.png", classes=True).array == 255).all()
+    values[:, 4:, -1] = 0
+    Image.fromarray(values, mode).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").shape == (9, 6, 1)
+    with pytest.raises(InputRefusedError, match="a mask with transparent pixels"):
+        read_picture(tmp_path / "a.png", classes=True)
 
 
 def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path: Path) -> None:

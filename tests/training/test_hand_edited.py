@@ -27,6 +27,7 @@ TRAIN = {
 INFERENCE = {
     "two numbers": ("spacing_mm: [1.0, 1.0, 1.0]", "spacing_mm: [1.0, 1.0]", "three numbers are needed.*`spacing_mm`"),
     "a transform": ("_target_: Spacingd", "_target_: Spacngd", "`deterministic::3` has .* Spacngd.* mean Spacingd?"),
+    "a decimal comma": ("overlap: 0.5", "overlap: 0,5", "inferer of inference.yaml cannot be used.*'0,5'"),
     "an id": ('pixdim: "@spacing_mm"', 'pixdim: "@spacing_m"', "inference.yaml: .*refers to @spacing_m,.* mean spacing_mm?"),
 }  # fmt: skip
 EDITS = [
