@@ -33,6 +33,10 @@ class BundleError(AppError):
     """A bundle is incomplete or contradicts itself."""
 
 
+class SidesError(InputRefusedError):
+    """Label and codes of a structure have opposite sides."""
+
+
 class UntrainedError(BundleError):
     """A bundle without trained weights is asked for what only weights can give."""
 

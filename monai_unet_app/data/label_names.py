@@ -1,7 +1,6 @@
 """What data say that their label values mean, held against the names that somebody else gives these values."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from monai_unet_app.data.label_files import is_black_and_white
 from monai_unet_app.data.labels import FileValues
 from monai_unet_app.data.naming import contradiction, same_name, says_nothing
 from monai_unet_app.data.structures import StatedStructure, stated_in_file
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, SidesError
 
 _SHOWN = 12
 
@@ -88,10 +87,16 @@ def tables_of(case: CaseFiles, folder: Path | None) -> list[LabelTable]:
 
 
 def names_in_file(label: Path) -> dict[int, str]:
-    """Label value -> name, as the header of a NIfTI file, a SEG or an RTSTRUCT says; empty for others and damaged files."""
-    with suppress(Exception):  # reading the label gives the reason
+    """Label value -> name, as the header of a NIfTI file, a SEG or an RTSTRUCT says; empty for others and damaged files.
+
+    Raises SidesError if the label and the codes of a segment have opposite sides.
+    """
+    try:
         return {value: stated.name for value, stated in stated_in_file(label).items()}
-    return {}
+    except SidesError:
+        raise
+    except Exception:  # reading the label gives the reason
+        return {}
 
 
 def understood(

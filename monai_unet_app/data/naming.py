@@ -10,7 +10,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 from dicom_io.coding import Segment
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import SidesError
 
 _SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
 _SIDE_CODES = {"7771000": "left", "24028007": "right"}  # SNOMED CT: Left, Right
@@ -103,10 +103,10 @@ def side_of(segment: Segment) -> str | None:
 
 
 def check_side(segment: Segment) -> None:
-    """Raises InputRefusedError if the label and the codes of a segment have opposite sides."""
+    """Raises SidesError if the label and the codes of a segment have opposite sides."""
     told, coded = side_in(segment.label), side_of(segment)
     if told and coded and told != coded:
-        raise InputRefusedError(
+        raise SidesError(
             f"segment {segment.number} is called {segment.label!r}, and its codes say {coded}; label and codes have to agree; "
             "correct one of them in the file"
         )
