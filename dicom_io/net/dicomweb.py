@@ -5,6 +5,7 @@ A RetrieveURL or BulkDataURI in an answer or an instance is never followed.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
@@ -31,6 +32,7 @@ MOST_BYTES = 64 * 1024 * 1024
 _logger = logging.getLogger(__name__)
 _TAG_OF_UID = {"study": "0020000D", "series": "0020000E", "image": "00080018"}
 PAGE = 500
+_BEYOND_THE_LAST = (400, 404, 416, 422)  # HTTP status by which services refuse an offset behind the last match
 _AS_STORED = (("application/dicom", "*"),)  # PS3.18 8.7.3.5.2: in any transfer syntax
 _REFUSED = (400, 409, 413, 415)  # HTTP status of a STOW-RS request; the body may say which instances are refused
 
@@ -54,13 +56,14 @@ def find(destination: Destination, query: Query) -> list[Dataset]:
 
 
 def _match(item: dict[str, Any]) -> Dataset:
-    """A match; an attribute whose value is none of its kind is empty, and hinders no other."""
+    """A match; an attribute whose value is none of its kind is empty, and hinders no other, nor does a key that is no tag."""
     found = Dataset()
     for tag, element in item.items():
         try:
             found.update(Dataset.from_json({tag: element}))
         except Exception:  # of pydicom's conversions, any
-            found.add_new(int(tag, 16), str(element.get("vr") or "UN"), None)
+            if re.fullmatch("[0-9A-Fa-f]{8}", tag):
+                found.add_new(int(tag, 16), "UN", None)
     return found
 
 
@@ -117,7 +120,8 @@ def store_instances(
 def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
     """All matches, page by page, until a page is empty: a service may give fewer than it was asked for.
 
-    A service without paging repeats what it gave, which ends the search with a warning.
+    A service without paging repeats what it gave, and some refuse a page beyond the last: both end the search with a warning.
+    Items that are no matches are left out with a warning.
     """
     searches: dict[str, Any] = {
         "study": client.search_for_studies,
@@ -127,22 +131,40 @@ def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
     conditions = query.conditions()
     # The UIDs above the level of the search stand in the path (PS3.18 10.6).
     path = {name: conditions.pop(UIDS[name]) for name in ABOVE[query.level]}
-    matches, known, own = list[dict[str, Any]](), set[str](), _TAG_OF_UID[query.level]
+    matches, known, own, odd = list[dict[str, Any]](), set[str](), _TAG_OF_UID[query.level], 0
     while not query.limit or len(matches) < query.limit:
         limit = min(PAGE, query.limit - len(matches)) if query.limit else PAGE
-        page = searches[query.level](
-            **path, fields=RETURNED[query.level], search_filters=conditions, limit=limit, offset=len(matches)
-        )
-        new = [item for item in page if json.dumps(item.get(own) or item, sort_keys=True) not in known]
+        try:
+            page = searches[query.level](
+                **path, fields=RETURNED[query.level], search_filters=conditions, limit=limit, offset=len(matches) + odd
+            )
+        except requests.HTTPError as error:
+            code = None if error.response is None else error.response.status_code
+            if not matches or code not in _BEYOND_THE_LAST:
+                raise
+            _logger.warning("HTTP status %d came after %d match(es); there may be others", code, len(matches))
+            break
+        items = [item for item in page if _is_match(item)]
+        odd += len(page) - len(items)
+        new = [item for item in items if json.dumps(item.get(own) or item, sort_keys=True) not in known]
         known.update(json.dumps(item.get(own) or item, sort_keys=True) for item in new)
         matches += new
         if not new:
-            if page:
+            if items:
                 _logger.warning(
                     "the archive repeats its %d match(es) when asked for more; there may be others", len(matches)
                 )
             break
+    if odd and not matches:
+        raise TypeError("an answer without any match")  # `web_client` explains it
+    if odd:
+        _logger.warning("the archive's answer holds items that are no DICOM JSON objects; they were left out")
     return matches[: query.limit or None]
+
+
+def _is_match(item: object) -> bool:
+    """Whether an item is an object that holds an attribute (PS3.18 F.2.2); the text of an error, say, is none."""
+    return isinstance(item, dict) and any(isinstance(value, dict) and "vr" in value for value in item.values())
 
 
 def _expected(client: DICOMwebClient, query: Query) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pydicom
 import pytest
+import requests
 from net_peers import PATIENT, SERIES, STUDY, ct_series, make_certificates, mute_listener, same_data_set
 from ports import free_port
 from pydicom.uid import RLELossless
@@ -115,8 +116,49 @@ def test_a_service_that_repeats_its_answer_is_told_of(caplog: pytest.LogCaptureF
     assert "repeats its 12 match(es) when asked for more" in caplog.text
 
 
+class Refusing(Studies):
+    """Answers with an HTTP status to a search from an offset on, as some services do for a page beyond the last."""
+
+    def __init__(self, count: int, most: int, status: int, start: int) -> None:
+        super().__init__(count, most)
+        self.refusal, self.start = requests.Response(), start
+        self.refusal.status_code = status
+
+    def search_for_studies(self, *, offset: int, limit: int, **more: object) -> list[dict[str, object]]:
+        if offset >= self.start:
+            raise requests.HTTPError(response=self.refusal)
+        return super().search_for_studies(offset=offset, limit=limit, **more)
+
+
+@pytest.mark.parametrize("status", [404, 400])
+def test_a_refused_page_beyond_the_last_loses_no_match(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    found = dicomweb._pages(Refusing(30, 12, status, 30), Query())  # type: ignore[arg-type]
+    assert [item["0020000D"]["Value"] for item in found] == [[f"1.2.3.{n}"] for n in range(30)]
+    assert f"HTTP status {status} came after 30 match(es); there may be others" in caplog.text
+
+
+@pytest.mark.parametrize(("status", "start"), [(404, 0), (400, 0), (500, 12), (401, 12)])
+def test_a_refused_first_page_and_other_failures_stay_errors(status: int, start: int) -> None:
+    with pytest.raises(requests.HTTPError):
+        dicomweb._pages(Refusing(30, 12, status, start), Query())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("odd", [None, 7, "text", ["a"], {}, {"error": "no"}])
+def test_an_item_that_is_no_match_loses_nothing_but_itself(odd: object, caplog: pytest.LogCaptureFixture) -> None:
+    service = Studies(6, 2)
+    service.found[3] = odd  # type: ignore[call-overload]
+    found = dicomweb._pages(service, Query())  # type: ignore[arg-type]
+    assert [item["0020000D"]["Value"] for item in found] == [[f"1.2.3.{n}"] for n in (0, 1, 2, 4, 5)]
+    assert "items that are no DICOM JSON objects; they were left out" in caplog.text
+    assert "repeats" not in caplog.text
+
+
 def test_an_odd_value_loses_nothing_but_itself() -> None:
-    odd = {
+    odd: dict[str, Any] = {
+        "RetrieveURL": "http://x",
+        "a note": None,
+        "00081030": None,
+        "00080050": "plain",
         "0020000D": {"vr": "UI", "Value": ["1.2.3"]},
         "00201206": {"vr": "IS", "Value": ["two"]},
         "00201208": {"vr": "IS", "Value": ["10"]},
@@ -129,6 +171,9 @@ def test_an_odd_value_loses_nothing_but_itself() -> None:
     assert (found.StudyInstanceUID, found.NumberOfStudyRelatedInstances) == ("1.2.3", 10)
     assert not found.NumberOfStudyRelatedSeries
     assert not found.PatientWeight
+    assert not found.StudyDescription
+    assert not found.AccessionNumber
+    assert len(found) == len(odd) - 2
 
 
 # --- WADO-RS ----------------------------------------------------------------------------------------------------------
@@ -381,7 +426,7 @@ def test_addresses_in_answers_and_instances_are_not_visited(
 # --- trouble ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"a": ', b"[1, 2]", b'"text"'])
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"a": ', b"[1, 2]", b'"text"', b'{"error": "no"}', b"null"])
 def test_an_answer_that_is_no_dicom_json_is_told(body: bytes, held: list[Path]) -> None:
     message = r"gave an answer that is not DICOM.*check the URL"
     with WebArchive(held, body=body).running() as archive, pytest.raises(NetworkError, match=message):
