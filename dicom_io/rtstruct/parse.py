@@ -23,7 +23,7 @@ class Contour:
 
     Attributes:
         roi: The region.
-        points_mm: Shape (n, 3), LPS.
+        points_mm: Shape (n, 3), LPS; n is 0 where a program left an erased contour.
         named: The slices that it names, as `Slice.key`.
         exclusive: It is of the type CLOSEDPLANAR_XOR.
     """
@@ -100,12 +100,14 @@ def _points(contour: Dataset, roi: int) -> Floats:
     """Shape (n, 3), LPS mm."""
     element = contour.get_item("ContourData") if "ContourData" in contour else None
     data = element.value if element else None  # bytes as in the file, because pydicom converts them slowly
-    values = data.rstrip(b" \0").split(b"\\") if isinstance(data, bytes) else data or []
+    data = data.rstrip(b" \0") if isinstance(data, bytes) else data
+    values = data.split(b"\\") if isinstance(data, bytes) and data else data or []
     try:
         points_mm = np.array([float(value) for value in values]).reshape(-1, 3)
     except (TypeError, ValueError):
         points_mm = np.full((1, 3), np.nan)
-    if not len(points_mm) or not np.isfinite(points_mm).all():
+    is_lost = not len(points_mm) and bool(contour.get("NumberOfContourPoints"))  # else it states that it has none
+    if is_lost or not np.isfinite(points_mm).all():
         raise LabelError(
             f"region {roi} has a contour whose coordinates are not finite numbers, three for each point; these are needed; "
             "export the structure set again"

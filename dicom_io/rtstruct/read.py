@@ -16,17 +16,22 @@ from dicom_io.objects.raster import entangled, filled
 from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, check_patient_space
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_object, refusing
-from dicom_io.reading.titles import numbers_called
+from dicom_io.reading.titles import numbers_called, without_patient
 from dicom_io.rtstruct.parse import closed_contours, without_area, without_repeats
 from dicom_io.volume import Volume, number_type
 
 LEFT_OUT = "points and open lines enclose no voxel and were left out"
+EMPTY = "contours without points were left out"
 TWICE = "contours that occur a second time were left out"
 CANCELLED = "CLOSEDPLANAR_XOR contours that occur a second time cancel out the first"
 NOTHING = "contours enclose no voxel's centre"
 VANISHED = "holes enclose the same voxels as the contour around them and leave no voxel"
 OTHER_TIMES = "contours that name images of other time points of this series were left out"
 BEYOND = "contours reach beyond the image and were cut at its edge"
+_WAY_OUT = (
+    "use the structure set that was made for this image, or read the wanted regions by name (monai-unet regions --roi, "
+    "read_regions)"
+)
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -42,7 +47,7 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
     could be meant.
 
     The notes of the provenance list what the labels do not show: points and open lines, which enclose no voxel, contours that
-    are repeated, enclose no voxel's centre or reach beyond the image, and holes that leave nothing.
+    have no points, are repeated, enclose no voxel's centre or reach beyond the image, and holes that leave nothing.
 
     Returns:
         `reference` with label values = ROINumber, shape (I, J, K), uint8 (uint16 above 255).
@@ -247,17 +252,21 @@ def _drawn(
 ) -> dict[tuple[int, int], _Drawn]:
     """Contours of the wanted regions by (ROINumber, slice k) in pixel coordinates of the reference; fills `note_counts`."""
     other_times, taken = note_counts.setdefault(OTHER_TIMES, Counter()), 0
+    called = {roi: f"{roi} ({without_patient(dataset, name)})".removesuffix(" ()") for roi, name in _named(dataset)}
     to_index = np.linalg.inv(reference.affine_lps)
     slices = named_slices(reference)
     by_slice: dict[tuple[int, int], _Drawn] = {}
     for contour in closed_contours(dataset, wanted):
+        if not len(contour.points_mm):
+            note_counts.setdefault(EMPTY, Counter())[contour.roi] += 1
+            continue
         if contour.named and reference.provenance.other_times.issuperset(contour.named):
             other_times[contour.roi] += 1
             continue
         taken += 1
         index = contour.points_mm @ to_index[:3, :3].T + to_index[:3, 3]
         # The place decides; the names of images can only contradict it.
-        k = _slice_of(contour.roi, index, reference.shape[2])
+        k = _slice_of(called[contour.roi], index, reference.shape[2])
         named = sorted({slices[key] for key in contour.named if key in slices})
         if named and k not in named:
             raise LabelError(
@@ -271,18 +280,17 @@ def _drawn(
     return by_slice
 
 
-def _slice_of(roi: int, index: Floats, count: int) -> int:
+def _slice_of(roi: str, index: Floats, count: int) -> int:
     # By the mean, because rounding scatters the points of a contour about its plane.
     k = int(np.rint(index[:, 2].mean()))
     if not 0 <= k < count:
         raise LabelError(
-            f"a contour of region {roi} lies in slice {k}; slices 0 to {count - 1} of the image are needed; "
-            "use the structure set that was made for this image"
+            f"a contour of region {roi} lies in slice {k}; slices 0 to {count - 1} of the image are needed; {_WAY_OUT}"
         )
     away = float(np.abs(index[:, 2] - k).max())
     if away > TOLERANCE_VOXELS:
         raise LabelError(
             f"a contour of region {roi} lies {away:.2f} slices away from slice {k} of {count}; contours on "
-            "the slices of the image are needed; use the structure set that was made for this image"
+            f"the slices of the image are needed; {_WAY_OUT}"
         )
     return k

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import replace
 
@@ -424,6 +425,53 @@ def test_points_and_open_lines_are_left_out_and_told(case, written, tmp_path):
     labels = read_rtstruct(edited(written, tmp_path / "e.dcm", mark), case.volume)
     np.testing.assert_array_equal(labels.array, case.labels.array)
     assert "left out: 3 in region 2" in labels.provenance.notes[-1]
+
+
+def _erased(contour: pydicom.Dataset) -> None:
+    contour.NumberOfContourPoints, contour.ContourData = 0, None
+
+
+def test_contours_without_points_are_left_out_and_told(case, written, tmp_path):
+    def erase_two(dataset):
+        contours = dataset.ROIContourSequence[1].ContourSequence
+        contours += [copy.deepcopy(contours[0]), copy.deepcopy(contours[0])]
+        _erased(contours[-1])
+        _erased(contours[-2])
+        del contours[-2].ContourData
+
+    def erase_region(dataset):
+        for contour in dataset.ROIContourSequence[0].ContourSequence:
+            _erased(contour)
+
+    labels = read_rtstruct(edited(written, tmp_path / "e.dcm", erase_two), case.volume)
+    np.testing.assert_array_equal(labels.array, case.labels.array)
+    assert labels.provenance.notes[-1] == "contours without points were left out: 2 in region 2"
+    # A region of which nothing remains is empty, as one without contours is
+    labels = read_rtstruct(edited(written, tmp_path / "e.dcm", erase_region), case.volume)
+    np.testing.assert_array_equal(labels.array, np.where(case.labels.array == 2, 2, 0))
+    assert "without points were left out" in labels.provenance.notes[-1]
+
+
+def test_contours_whose_points_are_lost_are_refused(case, written, tmp_path):
+    def lose(dataset):
+        dataset.ROIContourSequence[0].ContourSequence[0].ContourData = None
+
+    with pytest.raises(LabelError, match="region 1 has a contour whose coordinates"):
+        read_rtstruct(edited(written, tmp_path / "e.dcm", lose), case.volume)
+
+
+@pytest.mark.parametrize("edit", [_beyond, _lift])
+def test_a_region_off_the_image_is_named_with_the_way_out(case, written, tmp_path, edit):
+    def couch(dataset):
+        edit(dataset)
+        dataset.PatientName = "Rossi^Anna"
+        dataset.StructureSetROISequence[0].ROIName = "Couch Rossi"
+        dataset.StructureSetROISequence[1].ROIName = "Liver"
+
+    path = edited(written, tmp_path / "e.dcm", couch)
+    with pytest.raises(LabelError, match=r"a contour of region 1 \(Couch \.\.\.\) lies .* by name .*regions --roi"):
+        read_regions(path, case.volume)
+    np.testing.assert_array_equal(read_regions(path, case.volume, ["Liver"]).array[..., 0], case.labels.array == 2)
 
 
 # --- several contours of one region in one slice
