@@ -238,8 +238,10 @@ class _Segments:
 def described_segments(seg: Path) -> tuple[Segment, ...]:
     """The meaning of each segment of a SEG, in increasing SegmentNumber, without a background.
 
+    A segment without a label is called "Segment" with its number; absent codes are NOT_STATED.
+
     Raises:
-        UnreadableFileError: The file cannot be read, or a segment lacks an attribute that the standard requires.
+        UnreadableFileError: The file cannot be read.
     """
     header = load_dataset(seg)
     with refusing(seg):
@@ -251,13 +253,13 @@ def described_segments(seg: Path) -> tuple[Segment, ...]:
 
 
 def _segment(item: Dataset, number: int) -> Segment:
-    kind = item.SegmentedPropertyTypeCodeSequence[0]
+    kind = (item.get("SegmentedPropertyTypeCodeSequence") or [Dataset()])[0]
     region = (item.get("AnatomicRegionSequence") or [None])[0]
     colour = item.get("RecommendedDisplayCIELabValue")
     return Segment(
         number=number,
-        label=printable(str(item.SegmentLabel), 64) or f"Segment {number}",
-        category=_code(item.SegmentedPropertyCategoryCodeSequence[0]),
+        label=printable(str(item.get("SegmentLabel") or ""), 64) or f"Segment {number}",
+        category=_code_in(item, "SegmentedPropertyCategoryCodeSequence") or NOT_STATED,
         type=_code(kind),
         type_modifier=_code_in(kind, "SegmentedPropertyTypeModifierCodeSequence"),
         anatomic_region=None if region is None else _code(region),
@@ -270,7 +272,7 @@ def _segment(item: Dataset, number: int) -> Segment:
 
 def _code(item: Dataset) -> Code:
     value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
-    scheme, meaning = str(item.get("CodingSchemeDesignator") or ""), printable(str(item.CodeMeaning), 64)
+    scheme, meaning = str(item.get("CodingSchemeDesignator") or ""), printable(str(item.get("CodeMeaning") or ""), 64)
     code = Code(str(value or ""), scheme, meaning or NOT_STATED.meaning)
     return code if is_code(code) else NOT_STATED._replace(meaning=code.meaning)
 

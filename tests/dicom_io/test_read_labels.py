@@ -19,6 +19,7 @@ from phantoms import lopsided_array, oblique_affine, write_enhanced_mr, write_mr
 from pydicom.dataset import Dataset
 from result_phantoms import RESULT
 
+from dicom_io.coding import NOT_STATED
 from dicom_io.errors import LabelError
 from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, read_parametric_map, write_parametric_map
 from dicom_io.read import ReadOptions, read_scanned, read_series
@@ -525,6 +526,30 @@ def test_a_segment_beyond_the_image_hinders_no_other(image, tmp_path):
     np.testing.assert_array_equal(read_segments(path, image, names[:1]).array[..., 0], two.array == 1)
     with pytest.raises(LabelError):
         read_segments(path, image)
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["SegmentLabel", "SegmentedPropertyTypeCodeSequence", "SegmentedPropertyCategoryCodeSequence", "CodeMeaning"],
+)
+def test_a_segment_without_a_label_or_codes_is_read_and_says_nothing_of_itself(image, tmp_path, keyword):
+    path = write("binary", block(image), tmp_path / "o.dcm")
+    whole = described_segments(path)[0]
+
+    def strip(dataset: Dataset) -> None:
+        item = dataset.SegmentSequence[0]
+        del (item.SegmentedPropertyTypeCodeSequence[0] if keyword == "CodeMeaning" else item)[keyword]
+
+    edited(path, strip)
+    stripped = described_segments(path)[0]
+    absent = {
+        "SegmentLabel": {"label": "Segment 1"},
+        "SegmentedPropertyTypeCodeSequence": {"type": NOT_STATED, "type_modifier": None},
+        "SegmentedPropertyCategoryCodeSequence": {"category": NOT_STATED},
+        "CodeMeaning": {"type": whole.type._replace(meaning="not stated")},
+    }
+    assert stripped == replace(whole, **absent[keyword])
+    np.testing.assert_array_equal(read_segments(path, image).array[..., 0], block(image).array)
 
 
 def test_region_numbers_are_names_where_no_label_value_is_made_of_them(image, tmp_path):
