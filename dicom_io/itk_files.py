@@ -45,8 +45,11 @@ def read_itk(path: Path) -> Volume:
         _check_file(reader, path)
         image = reader.Execute()
     except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
+        way_out = "a whole file is needed; copy it again"
+        if "ScalarWithSpace" in str(error):  # a space and spacings
+            way_out = "it has no `space directions`, which are needed; export it again with them, or as NIfTI"
         raise UnreadableFileError(
-            f"{path.name} cannot be read as NRRD or MetaImage ({_last_line(error)}); a whole file is needed; copy it again"
+            f"{path.name} cannot be read as NRRD or MetaImage ({_last_line(error)}); {way_out}"
         ) from error
     array = SimpleITK.GetArrayFromImage(image)
     # ITK's direction holds unit vectors in its columns, so the spacing scales the columns.
@@ -141,10 +144,16 @@ def _check_directions(fields: Mapping[str, str], path: Path, *, is_nrrd: bool) -
     if is_nrrd:
         stated = fields.get("space", "").lower().removesuffix("-time").removesuffix("t") in _PATIENT_SPACES
         found = f"the space {fields['space']!r}" if "space" in fields else "no space"
+        # Without them ITK takes the identity in LPS, whatever the space.
+        if stated and fields.get("spacedirections", "").count("(") != 3:
+            stated, found = False, f"{found} without its three `space directions`"
     else:
         anatomical = fields.get("AnatomicalOrientation", "")
-        stated = any(name in fields for name in _META_DIRECTIONS) or (anatomical != "" and "?" not in anatomical)
+        # ITK passes over these letters and takes the identity in LPS, which is RAI in them.
+        stated = any(name in fields for name in _META_DIRECTIONS) or anatomical == "RAI"
         found = "neither TransformMatrix nor AnatomicalOrientation"
+        if anatomical:
+            found = f"AnatomicalOrientation {anatomical[:16]!r} and no TransformMatrix, for which ITK takes 'RAI'"
     if not stated:
         raise UnreadableFileError(
             f"{path.name} has {found}, so the patient's left and right are unknown; a file that states its directions is "

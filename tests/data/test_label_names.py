@@ -287,3 +287,38 @@ def test_a_file_that_states_no_directions_of_the_patient_is_refused(ending: str,
     (tmp_path / f"a.{ending}").write_bytes(header.encode() + bytes(range(8)))
     with pytest.raises(InputRefusedError, match="the patient's left and right are unknown"):
         read_volume(tmp_path / f"a.{ending}")
+
+
+META = (
+    "ObjectType = Image\nNDims = 3\nAnatomicalOrientation = {}\nOffset = 1 2 3\nDimSize = 2 2 2\nElementSpacing = 1 2 4\n"
+    "ElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+)
+
+
+def test_a_meta_image_with_letters_alone_is_read_only_where_they_say_what_itk_takes(tmp_path: Path) -> None:
+    """ITK takes the identity in LPS; in its letters, which name where an axis comes from, this is RAI."""
+    path = tmp_path / "a.mha"
+    path.write_bytes(META.format("RAI").encode() + bytes(range(8)))
+    np.testing.assert_array_equal(
+        read_volume(path).affine_lps, [[1, 0, 0, 1], [0, 2, 0, 2], [0, 0, 4, 3], [0, 0, 0, 1]]
+    )
+    for letters in ("LPI", "RAS", "rai", "???"):
+        path.write_bytes(META.format(letters).encode() + bytes(range(8)))
+        with pytest.raises(InputRefusedError) as refused:
+            read_volume(path)
+        assert f"AnatomicalOrientation '{letters}' and no TransformMatrix, for which ITK takes 'RAI'" in str(
+            refused.value
+        )
+    path.write_bytes(META.format("LPI\nTransformMatrix = -1 0 0 0 -1 0 0 0 1").encode() + bytes(range(8)))
+    np.testing.assert_array_equal(np.diag(read_volume(path).affine_lps), [-1, -2, 4, 1])
+
+
+@pytest.mark.parametrize("space", ["right-anterior-superior", "left-posterior-superior"])
+@pytest.mark.parametrize(
+    "axes", ["spacings: 1 1 1\n", "", "space directions: none none none\n", "space directions: (1,0,0) (0,1,0) none\n"]
+)
+def test_a_nrrd_with_a_space_needs_the_directions_of_all_axes_in_it(axes: str, space: str, tmp_path: Path) -> None:
+    header = f"NRRD0004\ntype: uchar\ndimension: 3\nspace: {space}\nsizes: 2 2 2\n{axes}encoding: raw\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(range(8)))
+    with pytest.raises(InputRefusedError, match=r"`space directions`.* needed; export it again with them"):
+        read_volume(tmp_path / "a.nrrd")
