@@ -78,7 +78,7 @@ def numbers_called(header: Dataset, named: Iterable[tuple[int, str]], names: Seq
     Args:
         header: Names the patient, who is named in no message.
         named: Number and name of each region or segment.
-        names: Those that are wanted, each once.
+        names: Those that are wanted, each once; white space counts as one space, as tables show it.
         what: "region" or "segment".
 
     Raises:
@@ -86,16 +86,17 @@ def numbers_called(header: Dataset, named: Iterable[tuple[int, str]], names: Seq
     """
     by_name: dict[str, list[int]] = {}
     for number, name in named:
-        by_name.setdefault(name.strip(), []).append(number)
-    for name in names:
-        numbers = by_name.get(name.strip(), [])
-        if len(numbers) != 1 or names.count(name) > 1:
+        by_name.setdefault(" ".join(name.split()), []).append(number)
+    wanted = [" ".join(name.split()) for name in names]
+    for name in wanted:
+        numbers = by_name.get(name, [])
+        if len(numbers) != 1 or wanted.count(name) > 1:
             known = ", ".join(without_patient(header, known_name) for known_name in sorted(by_name)[:_MOST_NAMED])
             raise LabelError(
-                f"{len(numbers)} {what}(s) are called {name!r}, which is requested {names.count(name)} time(s); one {what} "
+                f"{len(numbers)} {what}(s) are called {name!r}, which is requested {wanted.count(name)} time(s); one {what} "
                 f"for each name is needed; the file has {known}"
             )
-    return [by_name[name.strip()][0] for name in names]
+    return [by_name[name][0] for name in wanted]
 
 
 def without_patient(header: Dataset, text: str) -> str:

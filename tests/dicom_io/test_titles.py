@@ -13,7 +13,7 @@ from dicom_io import Volume, read_series
 from dicom_io.errors import DicomIoError, LabelError
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.reading.instances import read_instance
-from dicom_io.reading.titles import title_of
+from dicom_io.reading.titles import numbers_called, title_of
 
 
 def line(folder: Path, **header: object) -> str:
@@ -103,3 +103,13 @@ def test_a_refusal_quotes_no_value_of_a_header(tmp_path: Path, keyword: str) -> 
     with pytest.raises(DicomIoError) as refused:
         read_series(tmp_path)
     assert "huber" not in str(refused.value).lower()
+
+
+def test_a_name_is_found_as_tables_show_it_whatever_its_white_space() -> None:
+    named = [(4, "Liver\nleft"), (7, " Spleen"), (9, "liver left")]
+    assert numbers_called(Dataset(), named, ["Spleen", "Liver left"], "region") == [7, 4]
+    assert numbers_called(Dataset(), named, ["Liver  left "], "region") == [4]
+    with pytest.raises(LabelError, match=r"^2 region\(s\) are called 'Liver left'"):
+        numbers_called(Dataset(), [*named, (8, "Liver left")], ["Liver left"], "region")
+    with pytest.raises(LabelError, match=r"requested 2 time\(s\)"):
+        numbers_called(Dataset(), named, ["Liver left", "Liver\tleft"], "region")
