@@ -142,7 +142,7 @@ def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
             code = None if error.response is None else error.response.status_code
             if not matches or code not in _BEYOND_THE_LAST:
                 raise
-            _logger.warning("HTTP status %d came after %d match(es); there may be others", code, len(matches))
+            _logger.error("HTTP status %d came after %d match(es); there may be others", code, len(matches))
             break
         items = [item for item in page if _is_match(item)]
         odd += len(page) - len(items)
@@ -151,14 +151,14 @@ def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
         matches += new
         if not new:
             if items:
-                _logger.warning(
+                _logger.error(
                     "the archive repeats its %d match(es) when asked for more; there may be others", len(matches)
                 )
             break
     if odd and not matches:
         raise TypeError("an answer without any match")  # `web_client` explains it
     if odd:
-        _logger.warning("the archive's answer holds items that are no DICOM JSON objects; they were left out")
+        _logger.error("the archive's answer holds items that are no DICOM JSON objects; they were left out")
     return matches[: query.limit or None]
 
 
