@@ -21,14 +21,16 @@ class DriftWatch:
     def __init__(self, node: "Node") -> None:
         """Nothing is known before the first hour is over."""
         self._node, self._last = node, time.monotonic()
+        self._asking = threading.Thread(target=self.ask)
         self.rules: list[dict[str, Any]] = []
         """What was said of each rule, see `lifecycle.watch.RuleWatch.document`."""
 
     def run(self) -> None:
-        """Asks again when an hour is over."""
-        if time.monotonic() - self._last >= _EVERY_S:
+        """Asks again when an hour is over, unless the last answer has not come yet."""
+        if time.monotonic() - self._last >= _EVERY_S and not self._asking.is_alive():
             self._last = time.monotonic()
-            threading.Thread(target=self.ask, name="drift", daemon=True).start()
+            self._asking = threading.Thread(target=self.ask, name="drift", daemon=True)
+            self._asking.start()
 
     def ask(self) -> None:
         """Asks now, and logs a rule that has drifted since it was asked last."""
