@@ -318,7 +318,7 @@ def _stated(bundle: BundleFiles, setting: InferenceSetting) -> Confidence:
         return Confidence.from_document(entry)
     except BundleError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputRefusedError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
             f"{bundle.name}: {CONFIDENCE} cannot be used ({error}); calibrate the bundle again, or remove the file"
         ) from error

@@ -141,11 +141,11 @@ def test_the_dice_of_a_truncated_result_counts_what_lies_outside() -> None:
     assert dice_of_whole(truth & False, truth & False, lost=5) == 0.0
 
 
-def test_a_bundle_that_was_calibrated_before_borders_were_known_says_to_calibrate_again(tmp_path: Path) -> None:
+def test_statements_of_another_version_are_refused(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     document = {"schema_version": "1.0", "structures": ["a"], "settings": {"plain": {"why_not": {}}}}
     (tmp_path / CONFIDENCE).write_text(json.dumps(document))
-    with pytest.raises(BundleError, match="run monai-unet calibrate again"):
+    with pytest.raises(BundleError, match="schema_version.*calibrate the bundle again"):
         read_confidence(BundleFiles(tmp_path), ResultSettings())
 
 

@@ -141,17 +141,6 @@ def test_an_override_that_changes_results_silences_the_statements() -> None:
         assert CHANGED in read_confidence(load_bundle(SHIPPED, **override), ResultSettings()).why_not["gate"]
 
 
-def test_statements_that_do_not_say_what_they_were_fitted_to_are_not_used(bundle: Path) -> None:
-    document = json.loads((bundle / CONFIDENCE).read_text())
-    document["schema_version"] = "1.1"
-    for found in document["settings"].values():
-        del found["fitted_to"]
-    (bundle / CONFIDENCE).write_text(json.dumps(document))
-    found = read_confidence(bundle_files(bundle), ResultSettings())
-    assert found.gate is None
-    assert "run monai-unet calibrate again" in found.why_not["gate"]
-
-
 def test_predict_says_that_the_bundle_was_changed_in_result_report_and_words(
     tiny_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pydicom
 import pytest
-import requests
 from net_peers import PATIENT, SERIES, STUDY, ct_series, make_certificates, mute_listener, same_data_set
 from ports import free_port
 from pydicom.uid import RLELossless
@@ -121,12 +120,12 @@ class Refusing(Studies):
 
     def __init__(self, count: int, most: int, status: int, start: int) -> None:
         super().__init__(count, most)
-        self.refusal, self.start = requests.Response(), start
+        self.refusal, self.start = dicomweb.requests.Response(), start
         self.refusal.status_code = status
 
     def search_for_studies(self, *, offset: int, limit: int, **more: object) -> list[dict[str, object]]:
         if offset >= self.start:
-            raise requests.HTTPError(response=self.refusal)
+            raise dicomweb.requests.HTTPError(response=self.refusal)
         return super().search_for_studies(offset=offset, limit=limit, **more)
 
 
@@ -139,7 +138,7 @@ def test_a_refused_page_beyond_the_last_loses_no_match(status: int, caplog: pyte
 
 @pytest.mark.parametrize(("status", "start"), [(404, 0), (400, 0), (500, 12), (401, 12)])
 def test_a_refused_first_page_and_other_failures_stay_errors(status: int, start: int) -> None:
-    with pytest.raises(requests.HTTPError):
+    with pytest.raises(dicomweb.requests.HTTPError):
         dicomweb._pages(Refusing(30, 12, status, start), Query())  # type: ignore[arg-type]
 
 
