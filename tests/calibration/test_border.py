@@ -145,7 +145,7 @@ def test_statements_of_another_version_are_refused(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     document = {"schema_version": "1.0", "structures": ["a"], "settings": {"plain": {"why_not": {}}}}
     (tmp_path / CONFIDENCE).write_text(json.dumps(document))
-    with pytest.raises(BundleError, match="schema_version.*calibrate the bundle again"):
+    with pytest.raises(BundleError, match=r"schema_version.*calibrate the bundle again"):
         read_confidence(BundleFiles(tmp_path), ResultSettings())
 
 
