@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import BundleFiles
-from monai_unet_app.calibration.fitted import Form, change_fitted, yaml_block
+from monai_unet_app.calibration.fitted import Parameters, change_fitted, yaml_block
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.inference.engines import Engine
@@ -32,6 +34,26 @@ from monai_unet_app.planning.plan import BundlePlan, plan_configurations
 
 # By the shipped plan: two train, one each selects, calibrates and tests.
 FEW = ("hippocampus_003", "hippocampus_007", "hippocampus_132", "hippocampus_053", "hippocampus_035")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of calibration that a bundle offers, from `forms` of its `inference.yaml`.
+
+    Attributes:
+        name: Of the form.
+        start: Its numbers before a fit: floats at 0, integers as they are to be.
+        function: `function(logits, numbers)`: logits (C, *spatial) on the working grid in, logits of that shape out.
+    """
+
+    name: str
+    start: Parameters
+    function: Callable[[torch.Tensor, Parameters], torch.Tensor]
+
+    @property
+    def count(self) -> int:
+        """How many numbers are fitted."""
+        return sum(isinstance(value, float) for value in self.start.values())
 
 
 def few_examples(folder: Path, ids: tuple[str, ...] = FEW) -> Path:

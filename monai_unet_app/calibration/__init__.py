@@ -1,7 +1,6 @@
 """Fits the calibration of a bundle's probabilities, and the statements that a bundle makes about its results.
 
-`fit` fits the calibration that a bundle's `inference.yaml` declares, and `form_comparison` chooses a form of it;
-of large images `sample` draws boxes for both.
+`fit` fits the calibration that a bundle's `inference.yaml` declares; of large images `sample` draws boxes for it.
 `statement_fit` fits the statements of the package `confidence`; its quality gate learns from the images of `corruptions`.
 """
 

@@ -1,7 +1,6 @@
 """Writes `models/fitted.json`: what commands found out about the weights of a bundle, as values that `inference.yaml` reads."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,40 +14,12 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 SCHEMA_VERSION = "1.0"
 
 Parameters = Mapping[str, float | int]
 """Numbers of a calibration: floats are fitted, integers stay."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form of calibration that a bundle offers, from `forms` of its `inference.yaml`.
-
-    Attributes:
-        name: Of the form.
-        start: Its numbers before a fit: floats at 0, integers as they are to be.
-        function: `function(logits, numbers)`: logits (C, *spatial) on the working grid in, logits of that shape out.
-    """
-
-    name: str
-    start: Parameters
-    function: "Callable[[torch.Tensor, Parameters], torch.Tensor]"
-
-    @property
-    def count(self) -> int:
-        """How many numbers are fitted."""
-        return sum(isinstance(value, float) for value in self.start.values())
-
-
-def forms_of(bundle: Bundle) -> tuple[Form, ...]:
-    """The forms that a bundle offers, in the order of its `inference.yaml`. Raises BundleError if it offers none."""
-    if "forms" not in bundle.inference_document:
-        raise BundleError(f"{bundle.name}: inference.yaml has no `forms` to choose from; {_lines_to_add(bundle)}")
-    forms: Mapping[str, Mapping[str, Any]] = bundle.part("forms")
-    return tuple(Form(name, form["numbers"], form["function"]) for name, form in forms.items())
 
 
 def check_upgraded(bundle: BundleFiles) -> None:
@@ -104,17 +75,16 @@ def change_fitted(root: Path, part: str, **values: Any) -> None:
     write_json({**document, part: {**document[part], **values}}, root / FITTED, "fitted")
 
 
-def write_calibration(bundle: Bundle, numbers: Parameters, why: str, **form: str) -> None:
+def write_calibration(bundle: Bundle, numbers: Parameters, why: str) -> None:
     """Writes fitted numbers, with the reason, and takes back those for averages over mirror images and for engines.
 
     Args:
         bundle: Whose `fitted.json` is written.
         numbers: All of the form.
         why: What they gain.
-        form: `form`, the name of another form than that of the bundle.
     """
     values = {"plain": dict(numbers), "tta": None, "engines": {}, "why": why, "fitted_to": digests_before(bundle)}
-    change_fitted(bundle.root, "calibration", **values, **form)
+    change_fitted(bundle.root, "calibration", **values)
 
 
 def write_calibration_beside(bundle: Bundle, setting: InferenceSetting, numbers: Parameters, why: str) -> None:

@@ -1,8 +1,6 @@
 """`monai-unet calibrate`: fits a bundle's calibration and its statements, and shows both."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +14,9 @@ from monai_unet_app.errors import UsageError
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.calibration import Fitted
-    from monai_unet_app.calibration.form_comparison import FormScore
     from monai_unet_app.confidence.statements import Confidence
     from monai_unet_app.config import InferenceSetting
-    from monai_unet_app.data.case_files import CaseFiles, Row
+    from monai_unet_app.data.case_files import CaseFiles
     from monai_unet_app.evaluate.case_selection import LabelledCases
 
 
@@ -59,7 +56,7 @@ def _own_settings(options: flags.Calibrate) -> "InferenceSetting | None":
             f"{options.engine} in {options.precision} is held against torch whenever it is loaded, so what was fitted holds "
             "for it; leave --engine out, or give --precision bfloat16"
         )
-    beside = given(options, ("folds", "tta", "form", "tidy"))
+    beside = given(options, ("folds", "tta", "tidy"))
     if settings.own_key and beside:
         raise UsageError(
             f"--precision {options.precision} fits the numbers of the form that the bundle has, for its own network; leave "
@@ -106,30 +103,19 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
         chosen = choose_out_of_fold(bundle, data)
     else:
         chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
-    if chosen.folds and options.form != "keep":
-        raise UsageError(
-            f"--form {options.form} compares forms on selection cases, and the bundle is calibrated on the cases of its folds, "
-            "which are its selection cases too; leave --form out, or name a --partition"
-        )
     show.say(chosen.note)
     if chosen.folds and bundle.is_ensemble:
         show.say(
             "the calibration is fitted to the networks of the folds, one by one; the bundle answers with their mean, whose "
             "probabilities differ; calibrate, or at least evaluate, on cases that no fold has seen"
         )
-    scores = [] if options.form == "keep" else _compare_forms(bundle, data, chosen.rows, options)
-    forms = {"forms": [_form_row(score) for score in scores]}
-    if options.form == "compare":
-        return forms, EXIT_DONE
-    if scores:  # the bundle on disk has the chosen form now
-        bundle = common.loaded_bundle(root, options.device)
-    fitted = _fit(bundle, chosen, scores, options)
+    fitted = _fit(bundle, chosen, options)
     tidied = _tidy(bundle, data, chosen, options)
     # Statements are about calibrated probabilities, so they are fitted after the calibration.
     statements = summary(_state(bundle, data, chosen, options), bundle)
     _calibration_lines(fitted, statements, bundle)
     show.line(_next(common.loaded_bundle(bundle.root), data, chosen, options))
-    answer = {
+    return {
         "parameters": fitted.parameters,
         "nll_before": fitted.nll_before,
         "nll_after": fitted.nll_after,
@@ -139,8 +125,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
         "tidy": tidied,
         "statements": statements,
         "sha256": bundle_files(bundle.root).sha256,
-    }
-    return answer | (forms if scores else {}), EXIT_DONE
+    }, EXIT_DONE
 
 
 def _next(bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "LabelledCases", options: flags.Calibrate) -> str:
@@ -158,16 +143,12 @@ def _set_aside(bundle: "Bundle") -> bool:
     return any(entry["partition"] == "calibration" for entry in bundle.run_record.get("cases", {}).values())
 
 
-def _fit(
-    bundle: "Bundle", chosen: "LabelledCases", scores: "Sequence[FormScore]", options: flags.Calibrate
-) -> "Fitted":
-    """The calibration of the chosen form, or a new fit on these cases; with --tta averages are calibrated too."""
+def _fit(bundle: "Bundle", chosen: "LabelledCases", options: flags.Calibrate) -> "Fitted":
+    """The calibration, fitted on these cases; with --tta averages are calibrated too."""
     from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 
-    fitted = next((score.fitted for score in scores if score.chosen), None)
-    if fitted is None:
-        with show.Steps("calibrating", len(chosen.rows)) as step:
-            fitted = calibrate_bundle(bundle, chosen.rows, step, folds=chosen.folds, unchecked=options.unchecked)
+    with show.Steps("calibrating", len(chosen.rows)) as step:
+        fitted = calibrate_bundle(bundle, chosen.rows, step, folds=chosen.folds, unchecked=options.unchecked)
     if options.tta and not bundle.mirror_axes:
         show.say(
             f"{bundle.name} has no mirror axes: --tta changes no result, and the statements without it are also valid"
@@ -225,25 +206,3 @@ def _calibration_lines(fitted: "Fitted", statements: dict[str, Any], bundle: "Bu
     show.line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
     show.statements_table(statements)
     show.wrote(bundle.root / name for name in ("models/fitted.json", "configs/confidence.json"))
-
-
-def _compare_forms(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: flags.Calibrate
-) -> "list[FormScore]":
-    """Every known form, fitted on these cases and scored on the selection cases. --form choose writes the best form."""
-    from monai_unet_app.calibration.form_comparison import compare_forms
-    from monai_unet_app.evaluate import choose_cases
-
-    selection = choose_cases(bundle, data, "selection", options.splits)
-    with show.Steps("comparing forms", len(rows) + len(selection.rows)) as step:
-        scores = compare_forms(bundle, rows, selection.rows, choose_form=options.form == "choose", step=step)
-    show.forms_table(scores, "chosen" if options.form == "choose" else "best")
-    show.line(selection.note)
-    return scores
-
-
-def _form_row(score: "FormScore") -> dict[str, Any]:
-    row = {**asdict(score), "halo_mm": [round(halo_mm, 3) for halo_mm in score.halo_mm]}
-    del row["fitted"]
-    # JSON has no NaN (RFC 8259 6).
-    return {name: None if isinstance(value, float) and isnan(value) else value for name, value in row.items()}

@@ -287,8 +287,6 @@ class Calibrate(Results, Cases, Engine):
         partition: which cases of the plan (default: calibration)
         folds: fit on all cases but the test cases, each by the network of the fold that tests it (default where the training
             left no case to calibrate)
-        form: how the temperature depends on a voxel; keep: as the bundle has it; compare: only compare all forms that it
-            offers on the selection cases; choose: take the best form (default: keep)
         tidy: post-processing of the labels; choose: take those steps that the bundle offers and that surely help on cases
             that the network has not seen; keep: leave it as it is (default: choose)
         tta: also fit the statements about averages over mirror images
@@ -304,7 +302,6 @@ class Calibrate(Results, Cases, Engine):
     output: Place | None = None
     partition: Literal["calibration", "test", "all"] | None = None
     folds: bool = False
-    form: Literal["keep", "compare", "choose"] = "keep"
     tidy: Literal["choose", "keep"] = "choose"
     tta: bool = False
     unchecked: bool = False

@@ -21,7 +21,6 @@ from monai_unet_app.machine_memory import peak_bytes
 from monai_unet_app.progress_bars import Bars
 
 if TYPE_CHECKING:
-    from monai_unet_app.calibration.form_comparison import FormScore
     from monai_unet_app.evaluate.evaluation import Evaluated
 
 
@@ -250,17 +249,6 @@ def _figure(block: object) -> str:
 
     value = figure_of(block)
     return "" if value is None else f"{value:.4f}"
-
-
-def forms_table(scores: "Sequence[FormScore]", word: str) -> None:
-    """Forms of calibration with their scores; the word stands with the best form."""
-    numbers = [Column(name, justify="right") for name in ("n", "halo", "NLL", "ECE", "band")]
-    rows = []
-    for score in scores:
-        note = Text(word, "green") if score.chosen else score.why_not or ""
-        figures = [f"{max(score.halo_mm):g}", f"{score.nll:.5f}", f"{score.ece:.4f}", f"{score.ece_band:.4f}"]
-        rows.append([score.form, str(score.numbers), *figures, note])
-    print_table(("form", *numbers, ""), rows, title="forms of calibration, on selection cases")
 
 
 def statements_table(statements: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,31 +12,13 @@ import torch
 from conftest import BUNDLES, REPOSITORY, SHIPPED
 from monai.data import MetaTensor
 from scipy import ndimage
-from small_data import calibration_of, few_examples, form_of, offered, set_calibration, trained_on
+from small_data import Form, calibration_of, form_of, offered
 
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibration import form_comparison
 from monai_unet_app.calibration.fit import StoredLogits, fit_parameters
-from monai_unet_app.calibration.fitted import Form, Parameters, forms_of, yaml_block
-from monai_unet_app.calibration.form_comparison import (
-    FormScore,
-    FormTrial,
-    compare_forms,
-    labels_changed,
-    with_choice,
-)
-from monai_unet_app.data.cases import by_partition
-from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.evaluate.reference import read_reference
+from monai_unet_app.calibration.fitted import Parameters, yaml_block
 from monai_unet_app.inference.halo import halo_voxels
-from monai_unet_app.metrics.boundary import surface_band
-from monai_unet_app.metrics.case_scores import CaseArrays, merged
-from monai_unet_app.metrics.outputs import EXCLUSIVE, outputs_of
-from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
-from monai_unet_app.metrics.reliability import count_populations
-from monai_unet_app.metrics.summary import Evaluation
-from monai_unet_app.pipeline import segment_case
+from monai_unet_app.metrics.outputs import outputs_of
 
 NAMES = ("region", "classwise", "temperature", "none")
 KINDS = [(exclusive, dims) for exclusive in (True, False) for dims in (2, 3)]
@@ -101,7 +82,8 @@ def test_no_form_changes_labels(name: str, exclusive: bool, dims: int) -> None:
     logits = noise(3, *[11] * dims)
     calibrated = form.function(logits, some_numbers(form))
     assert calibrated.shape == logits.shape
-    assert labels_changed(logits, calibrated, outputs_of(exclusive)) == 0
+    outputs = outputs_of(exclusive)
+    assert torch.equal(outputs.labels(logits), outputs.labels(calibrated))
     assert torch.equal(calibrated, logits) == (name == "none")
 
 
@@ -177,7 +159,6 @@ def test_the_halo_of_a_region_is_its_reach(dims: int, reach: int) -> None:
 @each_name
 def test_only_a_region_has_a_halo(name: str) -> None:
     form = form_of(name)
-    assert halo_voxels(FormTrial(form, outputs_of(True), None).probabilities, 3, 3) == (0, 0, 0)
     found = halo_voxels(probabilities_of(form, some_numbers(form)), 3, 3)
     assert found == ((2, 2, 2) if name == "region" else (0, 0, 0))
 
@@ -220,182 +201,8 @@ def test_slab_by_slab_with_its_halo_is_as_the_whole_and_with_one_voxel_less_is_n
     assert not torch.allclose(by_slabs(halo - 1), whole, rtol=0, atol=1e-3)
 
 
-def scored(form: str, numbers: int, ece: float, ece_band: float, changed: int = 0) -> FormScore:
-    why_not = f"it changes {changed} label(s)" if changed else None
-    return FormScore(form, {}, numbers, (), 0.1, ece, ece_band, changed, why_not=why_not)
-
-
-def chosen(*scores: FormScore) -> str:
-    names = [score.form for score in with_choice(scores) if score.chosen]
-    assert len(names) == 1
-    return names[0]
-
-
-def test_chosen_is_the_least_error_in_the_band() -> None:
-    none = scored("none", 0, 0.01, 0.05)
-    assert chosen(none) == "none"
-    assert chosen(none, scored("a", 3, 0.008, 0.02), scored("b", 2, 0.001, 0.03)) == "a"
-
-
-def test_of_equals_the_one_with_fewer_numbers_is_chosen() -> None:
-    none = scored("none", 0, 0.01, 0.05)
-    assert chosen(none, scored("a", 6, 0.008, 0.020004), scored("b", 2, 0.001, 0.020041)) == "b"
-    assert chosen(none, scored("a", 6, 0.008, 0.0200), scored("b", 2, 0.001, 0.0202)) == "a"
-
-
-def test_a_form_that_changes_labels_spoils_the_whole_or_could_not_be_fitted_is_not_chosen_and_says_why() -> None:
-    ran_away = FormScore("d", {}, 2, (), why_not="the fit diverged")
-    scores = (
-        scored("none", 0, 0.01, 0.05),
-        scored("a", 6, 0.001, 0.01, changed=12),
-        scored("b", 2, 0.011, 0.02),
-        ran_away,
-        scored("c", 2, 0.01, 0.04),
-    )
-    assert chosen(*scores) == "c"
-    why = {score.form: score.why_not for score in with_choice(scores)}
-    assert why["none"] is why["c"] is None
-    assert "12 label" in (why["a"] or "")
-    assert "0.01100, without it 0.01000" in (why["b"] or "")
-    assert why["d"] == "the fit diverged"
-
-
-def test_without_a_predicted_surface_there_is_nothing_to_choose_by() -> None:
-    with pytest.raises(InputRefusedError, match="no selection case has a predicted surface"):
-        with_choice([scored("none", 0, 0.01, math.nan), scored("a", 1, 0.01, math.nan)])
-
-
-def test_a_fit_that_fails_is_a_reason_and_no_figure() -> None:
-    stored = StoredLogits(outputs_of(True), [])
-    logits = torch.zeros(2, 6, 6, 6)
-    logits[0] = -1e4
-    stored.add(logits, torch.zeros(1, 6, 6, 6))  # sure and always wrong: the best temperature is infinite
-    trial = FormTrial.fit(form_of("temperature", 2), stored)
-    assert trial.fitted is None
-    score = trial.score(EvaluationPlan(("A",)), ())
-    assert "diverged" in (score.why_not or "")
-    assert math.isnan(score.ece_band)
-    assert torch.equal(trial.calibrated(logits), logits)
-
-
-@pytest.mark.parametrize("planar", [False, True], ids=["volume", "picture"])
-def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
-    rng = np.random.default_rng(11)
-    shape, spacing = ((24, 20), (1.0, 1.0)) if planar else ((24, 20, 12), (1.0, 0.8, 2.5))
-    smooth = ndimage.gaussian_filter(rng.normal(size=(3, *shape)), (0, *(3 for _ in shape))) * 40
-    p = np.exp(smooth) / np.exp(smooth).sum(axis=0)
-    predicted, truth = p.argmax(0), np.roll(p.argmax(0), 1, axis=0)
-    plan = EvaluationPlan(("A", "B"), planar=planar)
-    band = surface_band(predicted > 0, spacing, plan.band_width)
-    trial = FormTrial(form_of("none"), outputs_of(True), None)
-    for slab in (np.s_[:10], np.s_[10:]):
-        within = {WHOLE: None, plan.band: band[slab]}
-        counts = count_populations(truth[slab], p[:, slab], within, outputs=EXCLUSIVE, bins=plan.bins)
-        trial.counts = merged(trial.counts, counts)
-    evaluation = Evaluation(plan)
-    evaluation.add(CaseArrays("a", "a", truth, predicted, p, spacing, 0.002))
-    for name in plan.populations:
-        found = evaluation.counts[name]
-        assert found.decisions > 0
-        assert np.array_equal(found.narrow_count, trial.counts[name].narrow_count)
-        assert np.array_equal(found.narrow_correct, trial.counts[name].narrow_correct)
-        assert found.nll_sum == pytest.approx(trial.counts[name].nll_sum)
-
-
 @each_shipped
 def test_shipped_bundles_offer_the_forms_of_planned_ones(folder: Path) -> None:
     text = (folder / "configs/inference.yaml").read_text()
     assert yaml_block("calibration", load_bundle(folder)) in text
     assert yaml_block("steps", load_bundle(folder)) in text
-
-
-def test_a_bundle_without_forms_or_without_none_says_what_to_add(
-    tiny_bundle: Callable[..., Path], tmp_path: Path
-) -> None:
-    rows, root = by_partition(few_examples(tmp_path / "data")), tiny_bundle()
-    config = root / "configs/inference.yaml"
-    text = config.read_text()
-    config.write_text(text.replace("  none: {numbers", "  nothing: {numbers"))
-    with pytest.raises(BundleError, match=r"no `none`.*none: \{numbers: \{\}, function"):
-        compare_forms(load_bundle(root), rows["calibration"], rows["selection"])
-    config.write_text(text.replace("\nforms:\n", "\nkinds:\n"))
-    with pytest.raises(BundleError, match=r"(?s)no `forms` to choose from; add .*\nforms:\n"):
-        compare_forms(load_bundle(root), rows["calibration"], rows["selection"])
-
-
-def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
-    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    some = ("region", "classwise", "none")
-    monkeypatch.setattr(
-        form_comparison, "forms_of", lambda bundle: [form for form in forms_of(bundle) if form.name in some]
-    )
-    rows = by_partition(few_examples(tmp_path / "data"))
-    root = set_calibration(tiny_bundle(), 0.7, 0.3)
-    bundle, done = load_bundle(root), []
-    scores = compare_forms(bundle, rows["calibration"], rows["selection"], choose_form=True, step=done.append)
-    assert done == [row["id"] for part in ("calibration", "selection") for row in rows[part]]
-    assert tuple(score.form for score in scores) == some
-    (taken,) = (score for score in scores if score.chosen)
-    none = scores[-1]
-    assert taken.ece_band < none.ece_band
-    assert taken.ece <= none.ece
-    fitted = load_bundle(root).fitted
-    assert fitted is not None
-    assert (fitted["calibration"]["form"], fitted["calibration"]["plain"]) == (taken.form, taken.parameters)
-    assert "chosen of region, classwise, none" in fitted["calibration"]["why"]
-    record = json.loads((root / "models/calibration.json").read_text())
-    assert set(record["cases"]) == {row["id"] for part in ("calibration", "selection") for row in rows[part]}
-
-    found = load_bundle(root)
-    assert bundle_halo(found) == taken.halo_mm  # the working grid has 1 mm
-    plan = EvaluationPlan(tuple(segment.label for segment in found.segments))
-    evaluation = Evaluation(plan)
-    for row in rows["selection"]:
-        volume = read_volume(row["image"])
-        case = segment_case(volume, found, keep="probabilities")
-        truth = read_reference(row, volume, found)
-        arrays = CaseArrays(
-            row["id"],
-            row["subject"],
-            truth.labels,
-            case.segmentation.labels,
-            case.segmentation.probabilities,
-            volume.spacing_mm,
-            volume.voxel_ml,
-        )
-        evaluation.add(arrays)
-    summary = evaluation.summary()
-    assert summary["ece"]["top_label"] == pytest.approx(taken.ece, abs=1e-6)
-    assert summary["ece_band"]["top_label"] == pytest.approx(taken.ece_band, abs=1e-6)
-    assert summary["calibration"]["whole"]["nll"] == pytest.approx(taken.nll, abs=1e-6)
-
-
-def test_a_comparison_without_a_choice_writes_nothing_and_gives_halos_in_mm(
-    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(form_comparison, "forms_of", lambda bundle: [forms_of(bundle)[n] for n in (3, 0)])
-    rows = by_partition(few_examples(tmp_path / "data", ("hippocampus_132", "hippocampus_053")))
-    root = tiny_bundle()
-    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
-    bundle = load_bundle(root, spacing_mm=[1.0, 0.8, 1.25])
-    none, region = compare_forms(bundle, rows["calibration"], rows["selection"])
-    assert (none.halo_mm, region.halo_mm) == ((0, 0, 0), pytest.approx((2.0, 1.6, 2.5)))  # 2 voxels of the working grid
-    assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
-
-
-def test_cases_that_may_not_judge_are_refused(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
-    rows, root = by_partition(few_examples(tmp_path / "data")), tiny_bundle()
-    trained_on(root, {row["id"]: part for part, of_part in rows.items() for row in of_part})
-    bundle = load_bundle(root)
-    with pytest.raises(InputRefusedError, match=r"1 subject.* in both"):
-        compare_forms(bundle, rows["calibration"], rows["calibration"])
-    with pytest.raises(InputRefusedError, match="0 selection case"):
-        compare_forms(bundle, rows["calibration"], [])
-    with pytest.raises(InputRefusedError, match=r"has seen 1 of 1 case.*\(test\)"):
-        compare_forms(bundle, rows["calibration"], rows["test"])
-    with pytest.raises(InputRefusedError, match=r"has seen 2 of 2 case.*\(train\)"):
-        compare_forms(bundle, rows["train"], rows["selection"])
-    renamed = [{**row, "id": "another", "subject": "another"} for row in rows["calibration"]]
-    with pytest.raises(InputRefusedError, match=r"another \(calibration\)"):
-        compare_forms(bundle, rows["calibration"], renamed)

@@ -214,11 +214,6 @@ def test_folds_are_named_alone(volumes: Path, trained: Path, tmp_path: Path, run
     assert (answer.code, f"leave {more[0]} out" in answer.err) == (2, True)
 
 
-def test_forms_are_not_compared_on_the_cases_that_fit_them(volumes: Path, trained: Path, run: Run) -> None:
-    answer = run("calibrate", "--bundle", trained, "--data", volumes, "--form", "choose")
-    assert (answer.code, "leave --form out" in answer.err) == (2, True)
-
-
 def cases_of(table: Path) -> set[str]:
     with table.open(newline="") as stream:
         return {row["case"] for row in csv.DictReader(stream)}
