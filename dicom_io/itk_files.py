@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.files import replace_when_whole
 from dicom_io.reading.claims import check_claim
-from dicom_io.volume import Provenance, Volume
+from dicom_io.volume import STATE, STATED, Provenance, Volume, lps_from
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _SHEAR_TOLERANCE = 1e-4
@@ -25,8 +25,12 @@ _PART = 1 << 20  # bytes that are read at once
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # zlib and gzip streams alike
 
 
-def read_itk(path: Path) -> Volume:
+def read_itk(path: Path, directions: str | None = None) -> Volume:
     """The voxels of a NRRD or MetaImage file with their grid.
+
+    Args:
+        path: The file.
+        directions: Where the axes of its coordinates run, as in `lps_from`, if it does not state it.
 
     Returns:
         The file's own type, shape (I, J, K), or (I, J, K, C) for several components a voxel; affine in LPS mm.
@@ -42,7 +46,8 @@ def read_itk(path: Path) -> Volume:
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
     try:
         reader.ReadImageInformation()
-        _check_file(reader, path)
+        fields = _check_file(reader, path)
+        is_bare = not _states_directions(fields, path, needed=directions is None)
         image = reader.Execute()
     except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         way_out = "a whole file is needed; copy it again"
@@ -56,8 +61,11 @@ def read_itk(path: Path) -> Volume:
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) @ np.diag(image.GetSpacing())
     affine_lps[:3, 3] = image.GetOrigin()
+    notes: tuple[str, ...] = ()
     try:
-        return Volume(np.swapaxes(array, 0, 2), affine_lps, Provenance("itk", files=(path,)))
+        if is_bare and directions:
+            affine_lps, notes = lps_from(directions) @ affine_lps, (STATED.format(directions),)
+        return Volume(np.swapaxes(array, 0, 2), affine_lps, Provenance("itk", files=(path,), notes=notes))
     except ValueError as error:
         raise UnreadableFileError(
             f"{path.name} does not say where its voxels lie ({error}); an invertible affine is needed; export it again"
@@ -84,8 +92,8 @@ def slicer_segments(path: Path) -> list[tuple[str, int, int]]:
     return found
 
 
-def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
-    """Passes if a file holds the voxels that its header claims; compressed ones are read to the end of their checksum.
+def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> Mapping[str, str]:
+    """The fields of the header, if the file holds the voxels that it claims; packed ones are read to the end of their checksum.
 
     ITK does not report a damaged stream: of what MetaIO cannot unpack it gives whatever was in memory.
 
@@ -122,9 +130,8 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
     value_bytes = pixel.GetSizeOfPixelComponent() if is_float else min(pixel.GetSizeOfPixelComponent(), 4)
     shape = (*reader.GetSize(), *([components] if components > 1 else []))
     check_claim(path.name, shape, value_bytes, held, is_packed=not as_in_memory)
-    _check_directions(fields, path, is_nrrd=is_nrrd)
     if not packed:
-        return
+        return fields
     if name == "LOCAL" and not length:  # MetaIO would take the header for voxels
         raise ValueError("it does not state its CompressedDataSize")
     if name.startswith("LIST") or "%" in name:
@@ -137,11 +144,12 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> None:
             f"{path.name} holds {unpacked} bytes of voxels, and its header says {claimed} or more; a whole file is needed; "
             "copy it again"
         )
+    return fields
 
 
-def _check_directions(fields: Mapping[str, str], path: Path, *, is_nrrd: bool) -> None:
-    """Raises UnreadableFileError if a header does not say where the patient's left is: then ITK assumes LPS."""
-    if is_nrrd:
+def _states_directions(fields: Mapping[str, str], path: Path, *, needed: bool) -> bool:
+    """Whether a header says where the patient's left is; else ITK assumes LPS. Raises UnreadableFileError if that is needed."""
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
         stated = fields.get("space", "").lower().removesuffix("-time").removesuffix("t") in _PATIENT_SPACES
         found = f"the space {fields['space']!r}" if "space" in fields else "no space"
         # Without them ITK takes the identity in LPS, whatever the space.
@@ -154,11 +162,12 @@ def _check_directions(fields: Mapping[str, str], path: Path, *, is_nrrd: bool) -
         found = "neither TransformMatrix nor AnatomicalOrientation"
         if anatomical:
             found = f"AnatomicalOrientation {anatomical[:16]!r} and no TransformMatrix, for which ITK takes 'RAI'"
-    if not stated:
+    if not stated and needed:
         raise UnreadableFileError(
             f"{path.name} has {found}, so the patient's left and right are unknown; a file that states its directions is "
-            "needed; export it again with them (NRRD: space left-posterior-superior or right-anterior-superior), or as NIfTI"
+            f"needed; export it again with them (NRRD: space left-posterior-superior or right-anterior-superior), or {STATE}"
         )
+    return stated
 
 
 def _unpacked(stream: BinaryIO, length: int) -> int:

@@ -19,6 +19,30 @@ Kind = Literal["dicom", "nifti", "itk", "image", "array"]
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
+STATE = 'state them, if you know them: --directions LPS, or "directions": "LPS" in a dataset.json beside it'
+"""The end of a message about a file that does not state where its axes run."""
+
+STATED = "its axes run towards {}, as was stated beside the file"
+_TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+
+
+def lps_from(directions: str) -> Affine:
+    """Shape (4, 4): mm along axes that run towards three directions of the patient, such as "RAS", to LPS mm.
+
+    Raises ValueError for other letters than one of each of L and R, P and A, S and I.
+    """
+    ends = [_TOWARDS.get(letter, (3, 1)) for letter in directions.upper()]
+    if sorted(axis for axis, _ in ends) != [0, 1, 2]:
+        raise ValueError(
+            f"{directions[:16]!r} are not three directions of the patient; such as LPS, RAS or LAS is needed"
+        )
+    found = np.zeros((4, 4))
+    found[3, 3] = 1
+    for place, (axis, sign) in enumerate(ends):
+        found[axis, place] = sign
+    return found
+
+
 def corner_indices(shape: tuple[int, int, int]) -> NDArray[np.float64]:
     """Shape (4, 8): the homogeneous indices of a grid's corner voxels.
 

@@ -32,6 +32,7 @@ class ReadOptions:
         resample_tilt: Put a stack whose slices are shifted sideways (gantry tilt) onto a right-angled grid.
         channels: Read these series of one frame of reference as channels, on the grid of the first (`channels.py`).
         accept_incomplete: Read a series although its own headers count more images than there are.
+        directions: Of a file that states none, NIfTI, NRRD or MetaImage: where its axes run, as in `volume.lps_from`.
         before_pixels: Called with the shape (I, J, K) in voxels and the affine in LPS mm of what will be read, when headers are
             checked and no pixel is decoded; what it raises ends the reading. Not called for a picture or for channels.
     """
@@ -43,6 +44,7 @@ class ReadOptions:
     by_place: bool = False
     channels: tuple[str, ...] = ()
     accept_incomplete: bool = False
+    directions: str | None = None
     before_pixels: Callable[[tuple[int, ...], Points], None] | None = field(default=None, compare=False)
 
 

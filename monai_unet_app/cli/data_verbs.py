@@ -185,7 +185,7 @@ def dicomize(options: data_flags.Dicomize) -> Answer:
 
 _OF_SOURCE = (
     "algorithm", "manual", "structure", "probabilities", "format", "seg_encoding", "uncoded", "looked_at", "deliver_rejected",
-    "series", "channels", "time_point", "resample_gaps", "resample_tilt", "accept_incomplete",
+    "series", "channels", "time_point", "directions", "resample_gaps", "resample_tilt", "accept_incomplete",
 )  # fmt: skip
 
 

@@ -47,11 +47,13 @@ class Reading(Repairs):
         series: SeriesInstanceUID of the series to read, if a DICOM folder holds several
         channels: read these series of one frame of reference, in any folders, as channels on the grid of the first
         time_point: which of several time points or echoes, from 1
+        directions: of a NIfTI, NRRD or MetaImage that states none: where its axes run, such as LPS or RAS
     """
 
     series: str | None = None
     channels: Annotated[str, Flag(metavar="UID,UID")] = ""
     time_point: Annotated[FromOne | None, Flag(metavar="N")] = None
+    directions: Annotated[Text | None, Flag(metavar="LPS")] = None
 
 
 class Labels(Options):

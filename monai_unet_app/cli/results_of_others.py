@@ -24,7 +24,7 @@ _OF_CALIBRATION = (*_OF_FOLDERS, "unseen", "coverage")
 _OF_EVALUATION = (*_OF_FOLDERS, "bundle", "partition", "targets")
 _OF_PROGRAM = (
     "bundle", "input", "output", "format", "seg_encoding", "uncoded", "deliver_rejected", "trust", "series", "time_point",
-    "resample_gaps", "resample_tilt", "accept_incomplete", "json", "memory_limit",
+    "directions", "resample_gaps", "resample_tilt", "accept_incomplete", "json", "memory_limit",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Bad input is refused here with a message for the user.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from dicom_io.itk_files import ITK_ENDINGS, read_itk
 from dicom_io.read import ReadOptions, read_scanned
 from dicom_io.reading.claims import check_claim
 from dicom_io.reading.series import scan_source
-from dicom_io.volume import Provenance, Volume
+from dicom_io.volume import LPS_FROM_RAS, STATE, STATED, Provenance, Volume, lps_from
 from monai_unet_app.data.nifti import check_nifti, not_nifti, one_line, opened_nifti
+from monai_unet_app.data.schemas import json_of
 from monai_unet_app.errors import InputRefusedError, absence, refusing_as
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -84,7 +86,7 @@ def _read_one(path: Path, options: ReadOptions) -> Volume:
 
 def _read_by_dicom_io(path: Path, options: ReadOptions) -> Volume:
     if path.is_file() and has_ending(path, ITK_ENDINGS):
-        volume = read_itk(path)
+        volume = read_itk(path, options.directions or _stated_directions(path))
         return volume.with_array(volume.array.astype(np.float32))
     if options.channels:
         return read_channels(path, options.channels, accept_incomplete=options.accept_incomplete)
@@ -97,7 +99,7 @@ def _read_nifti(path: Path, options: ReadOptions) -> Volume:
         with opened_nifti(path) as image:
             _check_numbers(image.get_data_dtype(), path)
             # With both codes 0, nibabel takes NIfTI's "method 1": pixel sizes and no orientation
-            _check_placed(image.header, path)
+            directions = _check_placed(image.header, path, options)
             if options.before_pixels is not None and len(image.shape) > 2:
                 options.before_pixels(image.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine)
             # dataobj applies scl_slope and scl_inter; the numbers in the file are not the intensities
@@ -115,9 +117,13 @@ def _read_nifti(path: Path, options: ReadOptions) -> Volume:
         raise InputRefusedError(f"{path.name} has shape {array.shape}; at least one voxel is needed; export it again")
     try:
         unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "mm"
-        affine = np.diag([MM_IN.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
-        notes = (f"lengths were converted from {unit} to mm",) if unit in MM_IN else ()
-        return Volume.from_ras(array, affine, Provenance("nifti", files=(path,), notes=notes))
+        own, notes = image.affine, list[str]()
+        if directions:
+            own = LPS_FROM_RAS @ lps_from(directions) @ np.diag([*image.header["pixdim"][1:4], 1.0])
+            notes.append(STATED.format(directions))
+        affine = np.diag([MM_IN.get(unit, 1.0)] * 3 + [1.0]) @ own
+        notes += [f"lengths were converted from {unit} to mm"] if unit in MM_IN else []
+        return Volume.from_ras(array, affine, Provenance("nifti", files=(path,), notes=tuple(notes)))
     except ValueError as error:
         raise InputRefusedError(
             f"{path.name} does not say where its voxels lie ({error}); a sform or qform with three axes is needed; "
@@ -158,12 +164,26 @@ def _check_numbers(dtype: np.dtype[Any], path: Path) -> None:
         )
 
 
-def _check_placed(header: Any, path: Path) -> None:
-    """Raises InputRefusedError for a NIfTI without sform and qform: left and right are unknown."""
+def _stated_directions(path: Path) -> str | None:
+    """`directions` of a `dataset.json` in the folder of a file, or above it."""
+    for folder in (path.parent, path.parent.parent):
+        with suppress(OSError, ValueError, AttributeError):  # reading the data set gives the reason
+            if directions := json_of(folder / "dataset.json").get("directions"):
+                return str(directions)
+    return None
+
+
+def _check_placed(header: Any, path: Path, options: ReadOptions) -> str | None:
+    """What is stated of the directions of a NIfTI without sform and qform; None for one that has them.
+
+    Raises InputRefusedError if nothing is, or if the two are mirror images: left and right are unknown.
+    """
     if "sform_code" in header and not (int(header["sform_code"]) or int(header["qform_code"])):
+        if directions := options.directions or _stated_directions(path):
+            return directions
         raise InputRefusedError(
             f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image that states "
-            "its orientation is needed; export it again, or set the sform if you know it"
+            f"its orientation is needed; export it again, or {STATE}"
         )
     if "sform_code" in header and int(header["sform_code"]) and int(header["qform_code"]):
         turned = [np.linalg.det(form[:3, :3]) for form in (header.get_sform(), header.get_qform())]
@@ -172,6 +192,7 @@ def _check_placed(header: Any, path: Path) -> None:
                 f"{path.name} has a sform and a qform that are mirror images of each other, so left and right are unknown; two "
                 "that agree are needed; export it again, or remove the wrong one"
             )
+    return None
 
 
 def _check_precision(stored: NDArray[Any], array: NDArray[np.float32], path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import os
 import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import nibabel
@@ -21,6 +23,7 @@ from monai.transforms import LoadImaged
 from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_series
 from PIL import Image
 
+from dicom_io.read import ReadOptions
 from dicom_io.volume import LPS_FROM_RAS, Volume
 from monai_unet_app.data.labels import FileValues, check_values, read_labels
 from monai_unet_app.data.monai_bridge import VolumeReader, to_metatensor
@@ -585,8 +588,57 @@ def test_a_message_about_dicom_never_holds_the_patients_name_or_id(tmp_path: Pat
 
 def test_a_nifti_that_says_nowhere_how_it_lies_is_refused(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(lopsided_array(), None), tmp_path / "a.nii.gz")
-    with pytest.raises(InputRefusedError, match=r"neither sform nor qform \(both codes are 0\).*set the sform"):
+    with pytest.raises(InputRefusedError, match=r"neither sform nor qform \(both codes are 0\).*--directions LPS"):
         read_volume(tmp_path / "a.nii.gz")
+
+
+BARE_STEPS = np.array([[0.9, 0.3, 0.1], [-0.2, 1.4, 0.2], [0.1, -0.3, 2.1]])
+"""mm along the axes of a space without a name, a column for each axis of the array."""
+
+
+def bare_nrrd(path: Path) -> Path:
+    steps = " ".join(f"({','.join(map(str, column))})" for column in BARE_STEPS.T)
+    array = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+    lines = ["NRRD0004", "type: unsigned char", "dimension: 3", "space dimension: 3", "sizes: 5 4 3"]
+    lines += [f"space directions: {steps}", "kinds: domain domain domain", "encoding: raw", "space origin: (7,-3,11)"]
+    path.write_bytes(("\n".join(lines) + "\n\n").encode() + array.tobytes(order="F"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("directions", "to_lps"),
+    [("LPS", np.eye(3)), ("ras", np.diag([-1, -1, 1])), ("PIR", [[0, 0, -1], [1, 0, 0], [0, -1, 0]])],
+)
+def test_directions_that_a_file_lacks_are_those_that_are_stated_for_it(
+    directions: str, to_lps: Any, tmp_path: Path
+) -> None:
+    """PIR: the first axis runs towards posterior, the second towards inferior, the third towards the right."""
+    (tmp_path / "images").mkdir()
+    file = bare_nrrd(tmp_path / "images/a.nrrd")
+    with pytest.raises(InputRefusedError, match=r"--directions LPS, or \"directions\": \"LPS\" in a dataset\.json"):
+        read_volume(file)
+    found = read_volume(file, ReadOptions(directions=directions))
+    np.testing.assert_allclose(found.affine_lps[:3, :3], np.array(to_lps) @ BARE_STEPS, atol=1e-6)
+    np.testing.assert_allclose(found.affine_lps[:3, 3], np.array(to_lps) @ [7, -3, 11], atol=1e-6)
+    assert found.provenance.notes == (f"its axes run towards {directions}, as was stated beside the file",)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {}, "directions": directions}))
+    np.testing.assert_array_equal(read_volume(file).affine_lps, found.affine_lps)
+    nifti = nibabel.Nifti1Image(lopsided_array(), None)
+    nifti.header.set_zooms((0.5, 2.0, 3.0))
+    nibabel.save(nifti, tmp_path / "images/b.nii.gz")
+    bare = read_volume(tmp_path / "images/b.nii.gz")
+    np.testing.assert_allclose(bare.affine_lps[:3, :3], np.array(to_lps) @ np.diag([0.5, 2.0, 3.0]), atol=1e-6)
+
+
+def test_directions_that_are_none_are_refused_and_those_of_a_file_count(tmp_path: Path) -> None:
+    for wrong in ("LPX", "LRS", "LP"):
+        with pytest.raises(InputRefusedError, match=f"'{wrong}' are not three directions"):
+            read_volume(bare_nrrd(tmp_path / "a.nrrd"), ReadOptions(directions=wrong))
+    affine = LPS_FROM_RAS @ oblique_affine()
+    nibabel.save(nibabel.Nifti1Image(lopsided_array(), affine), tmp_path / "b.nii.gz")
+    np.testing.assert_allclose(
+        read_volume(tmp_path / "b.nii.gz", ReadOptions(directions="PIR")).affine_ras, affine, atol=1e-5
+    )
 
 
 def test_two_forms_that_are_mirror_images_of_each_other_are_refused(tmp_path: Path) -> None:
