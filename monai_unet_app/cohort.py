@@ -193,7 +193,7 @@ def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, config: OutputCo
         )
     if not plain and (config.dicomize or config.dicom_source is not None):
         raise UsageError("the input is DICOM, results refer to it; leave --dicomize and --dicom-source out")
-    if len(plain) == len(cases) and run.reading != ReadOptions():
+    if len(plain) == len(cases) and replace(run.reading, directions=None) != ReadOptions():
         raise UsageError(
             f"{plain[0]} is not DICOM and has no series; leave --series, --channels, --time-point, "
             "--resample-gaps, --resample-tilt and --accept-incomplete out"

@@ -67,6 +67,20 @@ def small_crop(crop: Volume) -> Volume:
     return Volume(crop.array[:24, :30, :16], crop.affine_lps)
 
 
+def test_directions_that_a_nifti_lacks_can_be_given(
+    tmp_path: Path, small_crop: Volume, run: Run, tiny_bundle: Callable[..., Path]
+) -> None:
+    bare = nibabel.Nifti1Image(small_crop.array.astype(np.float32), None)
+    nibabel.save(bare, tmp_path / "bare.nii.gz")
+    words = ["predict", "--bundle", tiny_bundle(), "--input", tmp_path / "bare.nii.gz", "--output", tmp_path / "out"]
+    refused = run(*words)
+    assert (refused.code, "--directions LPS" in refused.err) == (3, True)
+    answer = run(*words, "--directions", "LAS", "--deliver-rejected")
+    assert answer.code == 0, answer.err
+    (labels,) = (tmp_path / "out").glob("*_seg.nii.gz")
+    assert nibabel.aff2axcodes(nibabel.load(labels).affine) == ("L", "A", "S")
+
+
 def files_below(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 

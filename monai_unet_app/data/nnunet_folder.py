@@ -350,7 +350,7 @@ def _is_plain_nifti(path: Path, labelled: Volume | None = None) -> bool:
     header = nifti_header(path)
     forms = [form for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     # nibabel takes the sform first, ITK the one or the other
-    plain = len(forms) == 1 or np.allclose(forms[0], forms[1], atol=1e-3)
+    plain = len(forms) == 1 or (len(forms) == 2 and np.allclose(forms[0], forms[1], atol=1e-3))
     if labelled is not None:
         own = header.get_best_affine().astype(np.float32)
         whole = header.get_data_dtype().kind in "iu" and header.get_slope_inter() in ((1, 0), (None, None))

@@ -161,6 +161,18 @@ def test_an_image_that_states_two_places_keeps_the_one_that_counts_here(pair: An
     check_round_trip(cases, output, {1: 1, 2: 2})
 
 
+def test_directions_that_were_stated_stand_in_the_files_that_are_written(pair: Any, tmp_path: Path) -> None:
+    files = []
+    for one, name in zip(pair, ("one.nii.gz", "l.nii.gz"), strict=True):
+        bare = nibabel.Nifti1Image(np.asarray(one.dataobj), None)
+        bare.header.set_zooms((0.5, 2.0, 3.0))
+        files.append(saved(bare, tmp_path / name))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {}, "directions": "PIR"}))
+    output, _ = written(one_case(tmp_path, *files), tmp_path)
+    for found in sorted(output.rglob("*.nii.gz")):
+        assert nibabel.aff2axcodes(nibabel.load(found).affine) == ("P", "I", "R")
+
+
 def test_a_sheared_grid_is_left_to_a_reader_that_knows_shear(pair: Any, tmp_path: Path) -> None:
     image, label = pair
     affine = image.affine.copy()
