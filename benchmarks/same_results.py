@@ -106,7 +106,7 @@ PARTS = {
     "inspected": Part(("inspect --json {labelled}",)),
     "for_nnunet": Part(("convert {labelled} --to nnunet --output {out}/Dataset001_Hippocampus",)),
     "calibrated": Part(
-        ("calibrate --device cpu --bundle {copy} --data {labelled} --splits {splits} --partition test --unseen",)
+        ("calibrate --device cpu --bundle {copy} --data {labelled} --splits {splits} --partition test",)
     ),
 }
 
@@ -127,13 +127,14 @@ RENAMED: dict[str, dict[str, str | None]] = {
 }
 """Pattern of a file's name -> field of the earlier side -> field now; None: it says something else now."""
 
-ADDED = re.compile(r"settings\.(elsewhere|engine|precision)$|\[Algorithm Parameters \d+\]")
-"""Fields that files state now and did not: all settings of a result."""
+ADDED = re.compile(r"settings\.(elsewhere|engine|precision)$|\[Algorithm Parameters \d+\]|weights_sha256$")
+"""Fields that files state now and did not: all settings of a result, and which weights a training wrote."""
 
 VOLATILE = {
     "ContentDate", "ContentTime", "DateTime", "InstanceCreationDate", "InstanceCreationTime", "ObservationDateTime",
     "PresentationCreationDate", "PresentationCreationTime", "SeriesDate", "SeriesTime", "SoftwareVersions", "StructureSetDate",
-    "StructureSetTime", "created", "date", "git_commit", "processor", "seconds", "software", "step_seconds", "waiting_seconds",
+    "StructureSetTime", "created", "date", "git_commit", "processor", "seconds", "seconds_per_image",
+    "seconds_per_litre", "software", "started", "step_seconds", "waiting_seconds",
 }  # fmt: skip
 """Fields that say when, how fast or by what something was made, by their whole names."""
 
