@@ -305,7 +305,7 @@ class BundleFiles:
     def check_undamaged(self) -> None:
         """Raises BundleError if the weights are not those that their training wrote, as far as `run.json` beside them says."""
         told = self.run_record.get("weights_sha256")
-        if told and sha256_of(self.weights) != told:
+        if told and (self.weights_sha256 if self.weights == self.root / WEIGHTS else sha256_of(self.weights)) != told:
             raise BundleError(
                 f"{self.name}: {self.weights.relative_to(self.root).as_posix()} is damaged or was replaced: its sha256 is not "
                 f"{told[:16]}..., as run.json states; the weights as trained are needed; copy the whole bundle again"

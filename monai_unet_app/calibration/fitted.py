@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
@@ -12,9 +12,6 @@ from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.config import InferenceSetting
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA_VERSION = "1.0"
 

@@ -77,7 +77,8 @@ def _accepted(cases: "list[CaseFiles]", facts: "LabelFacts | None") -> "tuple[li
     from monai_unet_app.data.labels import FileValues, masks_of
     from monai_unet_app.data.structures import stated_ignored
 
-    values = FileValues(masks=masks_of(cases, len(facts.names) if facts else 0), ignored=stated_ignored(cases, facts))
+    ignored = stated_ignored(cases, facts)
+    values = FileValues(masks=masks_of(cases, len(facts.names) if facts else 0, ignored), ignored=ignored)
     try:
         cases, values = understood(cases, values, {}, facts)
     except InputRefusedError as error:
@@ -269,10 +270,8 @@ def convert(options: data_flags.Convert) -> Answer:
     regions = common.regions(options.structure) or (facts.regions if facts and not options.structure else {})
     named = {} if regions else common.structures(options.structure)
     if not (files or options.objects):
-        ignored, masks = (
-            options.ignore or stated_ignored(cases, facts),
-            0 if regions else masks_of(cases, len(named or (facts.names if facts else ()))),
-        )
+        ignored = options.ignore or stated_ignored(cases, facts)
+        masks = 0 if regions else masks_of(cases, len(named or (facts.names if facts else ())), ignored)
         values = FileValues(regions=tuple(regions.values()), masks=masks, ignored=ignored)
         cases, values = understood(cases, values, named, facts)
     config = NnunetConfig(

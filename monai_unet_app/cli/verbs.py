@@ -89,8 +89,7 @@ def _draw_windows(bundle: "Path", plan: "BundlePlan", options: flags.Plan, fold:
     kept = spacing if axis is None else [*spacing[:axis], *spacing[axis + 1 :]]
     cases = {"dataset_dir": options.data, "labels_dir": options.labels, "splits": options.splits}
     values = {name: str(place) for name, place in cases.items() if place} | {"fold": fold}
-    for file in draw_windows(bundle, values, kept, options.show or 0, bundle / "windows"):
-        show.line(f"wrote {file}")
+    show.wrote(draw_windows(bundle, values, kept, options.show or 0, bundle / "windows"))
 
 
 def train(options: flags.Train) -> Answer:

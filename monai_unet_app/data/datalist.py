@@ -275,7 +275,8 @@ def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], 
         return
     listed = {_bare(row["image"]): (folder / row["label"]).resolve() for row in rows}
     for case, (files, label) in found.items():
-        told = next((listed[_bare(file.name)] for file in files if _bare(file.name) in listed), None)
+        names = (*(_bare(file.name) for file in files), case)  # nnU-Net's first version lists no number of a channel
+        told = next((listed[name] for name in names if name in listed), None)
         if told is None and label is not None and listed:
             raise InputRefusedError(
                 f"{case} has an image and a label, and is not among the {len(listed)} cases of `training` in dataset.json; add "
@@ -289,8 +290,7 @@ def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], 
 
 
 def _bare(file: str) -> str:
-    """The name of an image without endings and nnU-Net's number of a channel, which its first version does not list."""
-    return re.sub(r"(_\d{4})?(\.nii)?(\.\w+)?$", "", Path(file).name)
+    return re.sub(r"(\.nii)?(\.\w+)?$", "", Path(file).name)
 
 
 def _number(key: str) -> tuple[int, str]:

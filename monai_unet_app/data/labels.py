@@ -258,7 +258,7 @@ def is_one_hot(masks: NDArray[Any], ignored: int | None = None) -> bool:
     return masks.shape[-1] > 1 and bool(counted.all())
 
 
-def masks_of(cases: Sequence[CaseFiles], named: int = 0) -> int:
+def masks_of(cases: Sequence[CaseFiles], named: int = 0, ignored: int | None = None) -> int:
     """Number of structures that have a mask each in the labels of a data set; 0 where labels are numbers.
 
     Of channels that are classes one-hot the first is the background and does not count, unless as many structures are named.
@@ -266,6 +266,7 @@ def masks_of(cases: Sequence[CaseFiles], named: int = 0) -> int:
     Args:
         cases: Some have labels.
         named: Number of structures that the user, or the data set, names.
+        ignored: The value of voxels without a class.
 
     Raises:
         InputRefusedError: The cases name other structures.
@@ -280,7 +281,7 @@ def masks_of(cases: Sequence[CaseFiles], named: int = 0) -> int:
     first = next((case.label for case in cases if case.label and not case.masks), None)
     if most > 1 and named != most and first and has_ending(first, VOLUME_ENDINGS):
         with suppress(InputRefusedError):  # reading all cases gives the reason
-            return most - is_one_hot(read_volume(first).array)
+            return most - is_one_hot(read_volume(first).array, ignored)
     return most if most > 1 else 0
 
 

@@ -177,7 +177,7 @@ def _with_meaning(
     if config.ignore is None:
         config = replace(config, ignore=stated_ignored(cases, facts))
     named = config.structures or (facts.names if facts else {})
-    masks = 0 if regions or config.objects else masks_of(cases, len(named))
+    masks = 0 if regions or config.objects else masks_of(cases, len(named), config.ignore)
     config = replace(
         config, one_hot=0 < masks < max((mask_count(case.label) for case in cases if case.label), default=0)
     )

@@ -251,6 +251,13 @@ def test_the_list_of_nnunet_1_is_that_of_the_folder_without_the_numbers_of_chann
         find_data(tmp_path)
 
 
+def test_numbers_that_are_no_channels_tell_listed_cases_apart(tmp_path: Path) -> None:
+    rows = [{"image": f"imagesTr/a_000{n}.nii.gz", "label": f"labelsTr/a_000{n}.nii.gz"} for n in (1, 2)]
+    touch(*(tmp_path / file for row in rows for file in row.values()))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "liver"}, "training": rows}))
+    assert [case.id for case in find_data(tmp_path)] == ["a_0001", "a_0002"]
+
+
 def test_names_match_whichever_way_umlauts_are_written(tmp_path: Path) -> None:
     touch(
         tmp_path / "images" / f"{normalize('NFC', 'Mädchen')}.nii.gz",

@@ -87,6 +87,10 @@ def test_channels_that_hold_every_voxel_once_are_classes_with_the_background_fir
     assert np.array_equal(read_labels(path, image, FileValues().for_structures(3)).array, numbers)
     assert np.array_equal(read_labels(path, image, FileValues().for_structures(4)).array, numbers + 1)
     assert read_labels(path, image, FileValues(masks=4)).array.shape == (*SHAPE, 4)
+    one_hot[1, 1, 1] = 255
+    cases[0].label.unlink()
+    saved(path, one_hot)
+    assert (masks_of(cases), masks_of(cases, ignored=255)) == (4, 3)
     one_hot[2, 2, 2] = 0  # not every voxel has a class: these are masks, without a background
     cases[0].label.unlink()
     saved(path, one_hot)
