@@ -49,7 +49,6 @@ _SUSPECT_CLASSES = {
 SUSPECTS = {STORAGE + number: kind for kind, numbers in _SUSPECT_CLASSES.items() for number in numbers.split()}
 """SOP classes whose pixels, sound or document usually hold the patient's name, and what they are."""
 
-_PERSON = ("PatientID", "IssuerOfPatientID", "UniversalEntityID")
 UNREADABLE: tuple[type[Exception], ...] = (UnreadableFileError, *READ_ERRORS)
 OTHER_CONTENT = (
     "an object with its new UID and different content is already in the output folder; one object for each UID is needed; "
@@ -112,8 +111,8 @@ class _Persons:
                     header = instance.header
                     told = self.found.setdefault(str(header.get("StudyInstanceUID")), (set(), set(), set()))
                     more = (header.get("IssuerOfPatientIDQualifiersSequence") or [Dataset()])[0]
-                    for keyword, values in zip(_PERSON, told, strict=True):
-                        value = more.get(keyword) if keyword == _PERSON[2] else header.get(keyword)
+                    stated = header.get("PatientID"), header.get("IssuerOfPatientID"), more.get("UniversalEntityID")
+                    for value, values in zip(stated, told, strict=True):
                         values.update(filter(None, [str(value or "").strip("\0 ")]))
 
     def of(self, study: str) -> str:

@@ -297,7 +297,6 @@ class Bundle(BundleFiles):
         Raises:
             BundleError: The configs contradict each other, weights are absent, or the network does not fit the bundle.
         """
-
         self.check_configs()
         self.check_trained()
         network = self._new_network.to(self.device)
