@@ -130,6 +130,20 @@ class _Persons:
             )
         return "\\".join([*ids, *issuers]) if ids else ""
 
+    @property
+    def notes(self) -> list[str]:
+        """A sentence, without values, if a PatientID has an issuer in some studies and none in others."""
+        whose = [(ids, bool(issuers or universal)) for ids, issuers, universal in self.found.values()]
+        with_issuer, without = (
+            {one for ids, told in whose if told is wanted for one in ids} for wanted in (True, False)
+        )
+        if not (count := len(with_issuer & without)):
+            return []
+        return [
+            f"{count} PatientID(s) have an issuer in some studies and none in others, which get different pseudonyms: an "
+            "absent issuer is unknown; state it in all of them first if they are of one person"
+        ]
+
 
 @dataclass
 class _Run:
@@ -137,7 +151,7 @@ class _Run:
     pseudonyms: Pseudonyms
     options: frozenset[str]
     allow_burned_in: bool
-    persons: "_Persons"
+    persons: _Persons
     written: set[str] = field(default_factory=set)
     refused: list[tuple[int, str]] = field(default_factory=list)
     not_dicom: int = 0
@@ -382,4 +396,5 @@ def _report(run: _Run) -> dict[str, Any]:
         "refused": [{"file": number, "reason": reason} for number, reason in run.refused],
         "not_dicom": run.not_dicom,
         "actions": actions,
+        "notes": run.persons.notes,
     }

@@ -244,6 +244,8 @@ def deidentify(options: dicom_flags.Deidentify) -> Answer:
     show.problems_list(_group_by_reason(outcome.problems))
     if outcome.problems:
         show.line("files are counted in the order of their paths")
+    for note in outcome.report["notes"]:
+        show.line(f"note: {note}")
     show.line(f"wrote {len(written)} object(s) and {REPORT} to {options.output}; look at them before you share them")
     answer = {"report": outcome.report, "problems": outcome.problems}
     return answer, EXIT_REFUSED if outcome.problems or not written else EXIT_DONE

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from dicom_io.channels import joined, read_channels
 from dicom_io.errors import UnreadableFileError
 from dicom_io.itk_files import ITK_ENDINGS, read_itk
+from dicom_io.objects.grid import with_notes
 from dicom_io.read import ReadOptions, read_scanned
 from dicom_io.reading.claims import check_claim
 from dicom_io.reading.series import scan_source
@@ -81,6 +82,10 @@ def _read_one(path: Path, options: ReadOptions) -> Volume:
     else:
         with refusing_as(path.name):
             volume = _read_by_dicom_io(path, options)
+    if options.directions and STATED.format(options.directions) not in volume.provenance.notes:
+        volume = with_notes(
+            volume, f"the directions {options.directions} are not used, since the source states its own"
+        )
     return _finite(volume, path)
 
 

@@ -537,6 +537,9 @@ def test_a_person_is_an_id_with_its_issuer_and_a_study_is_of_one_person(tmp_path
     assert len({found[0], found[3], found[5]}) == 3
     of_person(tmp_path / "alone", 5, "1.2.8", "7")
     alone = pseudonyms_by_number(tmp_path / "alone", tmp_path / "out_alone")
+    reports = [json.loads((tmp_path / out / "deidentified.json").read_text()) for out in ("out", "out_alone")]
+    assert [len(report["notes"]) for report in reports] == [1, 0]
+    assert reports[0]["notes"][0].startswith("1 PatientID(s) have an issuer in some studies and none in others")
     assert alone == {5: found[5]}  # without any issuer, the ID decides as ever
     assert alone[5].startswith(Pseudonyms(KEY).token("7"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from exports import networks_written_once, shallow_template
-from own_network import own_network
+from own_network import run_in_own_network
 from shell import Run, shell
 from small_data import FEW, few_examples, trained_on
 
@@ -257,9 +256,7 @@ from monai_unet_app.cli import main
 export._WINDOWS = 8
 raise SystemExit(max(main([*{words}, engine]) for engine in {ENGINES}))
 """
-    with own_network() as packets_sent:
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert packets_sent() == 0
+    done = run_in_own_network([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     written = json.loads((root / PARITY).read_text())["exports"]
     assert written.keys() == {*ENGINES, *(f"{engine} int8" for engine in ENGINES)}
