@@ -2,6 +2,7 @@
 
 import errno
 import math
+import re
 import sys
 import zlib
 from collections.abc import Mapping
@@ -20,6 +21,10 @@ from dicom_io.volume import STATE, STATED, Provenance, Volume, lps_from
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _SHEAR_TOLERANCE = 1e-4
 _PATIENT_SPACES = {"right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps"}
+_MM_IN = {
+    "mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "?": 1.0, "": 1.0, "cm": 10.0, "centimeter": 10.0, "m": 1e3, "meter": 1e3,
+    "um": 1e-3, "\xb5m": 1e-3, "micron": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3, "nm": 1e-6,
+}  # fmt: skip
 _META_DIRECTIONS = ("TransformMatrix", "Orientation", "Rotation")
 _PART = 1 << 20  # bytes that are read at once
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # zlib and gzip streams alike
@@ -61,10 +66,11 @@ def read_itk(path: Path, directions: str | None = None) -> Volume:
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) @ np.diag(image.GetSpacing())
     affine_lps[:3, 3] = image.GetOrigin()
-    notes: tuple[str, ...] = ()
+    unit_mm, notes = _unit_of_length(fields, path)
+    affine_lps[:3] *= unit_mm
     try:
         if is_bare and directions:
-            affine_lps, notes = lps_from(directions) @ affine_lps, (STATED.format(directions),)
+            affine_lps, notes = lps_from(directions) @ affine_lps, (*notes, STATED.format(directions))
         return Volume(np.swapaxes(array, 0, 2), affine_lps, Provenance("itk", files=(path,), notes=notes))
     except ValueError as error:
         raise UnreadableFileError(
@@ -168,6 +174,20 @@ def _states_directions(fields: Mapping[str, str], path: Path, *, needed: bool) -
             f"needed; export it again with them (NRRD: space left-posterior-superior or right-anterior-superior), or {STATE}"
         )
     return stated
+
+
+def _unit_of_length(fields: Mapping[str, str], path: Path) -> tuple[float, tuple[str, ...]]:
+    """A header's unit of length in mm, and a note on any other unit. Raises UnreadableFileError if it is not one known unit."""
+    told = set(re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))) or {fields.get("DistanceUnits", "mm")}
+    # UTF-8 has two bytes for a micro sign, which are read as two characters
+    known = {_MM_IN.get(unit.strip().lstrip("\xc2").lower().removesuffix("s")) for unit in told}
+    if len(known) > 1 or None in known:
+        raise UnreadableFileError(
+            f"{path.name} has lengths in {' and '.join(sorted(told))[:64]!r}; one unit for all axes, such as mm or um, is "
+            "needed; correct its `space units` (NRRD) or DistanceUnits (MetaImage)"
+        )
+    unit_mm = known.pop() or 1.0
+    return unit_mm, () if unit_mm == 1 else (f"lengths were converted from {told.pop()} to mm",)
 
 
 def _unpacked(stream: BinaryIO, length: int) -> int:

@@ -21,7 +21,7 @@ from monai_unet_app.config import applied_repairs
 from monai_unet_app.data.case_files import CaseFiles, case_id, first_names
 from monai_unet_app.data.coding import named_segment, structure_named
 from monai_unet_app.data.label_files import is_black_and_white
-from monai_unet_app.data.label_names import LabelTable, merged, tables_of
+from monai_unet_app.data.label_names import LabelTable, agreed_meanings, tables_of
 from monai_unet_app.data.placed_labels import PlacedLabels, placed_labels
 from monai_unet_app.data.probability_files import read_probabilities
 from monai_unet_app.data.read import read_volume
@@ -189,7 +189,9 @@ def _found(request: LabelRequest, source: Volume) -> tuple[PlacedLabels, Mapping
         described = dict(zip(values, known, strict=True))
         names = {value: segment.label for value, segment in described.items()}
         bundle = LabelTable(names, stated.name if stated else "segments.json")
-        found = found if found.names else found.renumbered(merged(tables, bundle, described), request.labels.name)
+        found = (
+            found if found.names else found.renumbered(agreed_meanings(tables, bundle, described), request.labels.name)
+        )
     if stated:
         found, unknown = found.known(stated.segments, stated.values, request.maker.name)
         return found, dict(zip(stated.values, stated.structure_names, strict=True)), unknown
@@ -197,7 +199,7 @@ def _found(request: LabelRequest, source: Volume) -> tuple[PlacedLabels, Mapping
         segment.number: segment.label for segment in request.segments
     }
     if not told and tables:
-        told, meant = tables[0].names, merged(tables[1:], tables[0])
+        told, meant = tables[0].names, agreed_meanings(tables[1:], tables[0])
         if any(value != other for value, other in meant.items()):
             raise InputRefusedError(
                 f"the label values have two meanings: {'; '.join(map(str, tables))}; correct one, or name them by --structure "

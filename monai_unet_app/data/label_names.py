@@ -163,7 +163,7 @@ def consistent(cases: Sequence[CaseFiles], named: LabelTable | None) -> list[Cas
     ]  # fmt: skip
 
 
-def merged(
+def agreed_meanings(
     tables: Sequence[LabelTable], known: LabelTable, segments: Mapping[int, Segment] | None = None
 ) -> dict[int, int]:
     """As `LabelTable.held_against` for several sources of one file, which must agree. Args and errors are those."""
@@ -196,7 +196,7 @@ def values_by_name(
     usual = values.values or tuple(segment.number for segment in segments)
     known = LabelTable({value: segment.label for value, segment in zip(usual, segments, strict=True)}, bundle)
     described = dict(zip(usual, segments, strict=True))
-    meant = merged(tables, known, described)
+    meant = agreed_meanings(tables, known, described)
     own = {other: value for value, other in meant.items()}
     if all(value == other for value, other in meant.items()):
         return values

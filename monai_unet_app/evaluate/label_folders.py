@@ -18,7 +18,7 @@ from monai_unet_app.data.case_files import CaseFiles, Row, case_id, find_images,
 from monai_unet_app.data.cases import subjects_of
 from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
 from monai_unet_app.data.label_files import is_black_and_white
-from monai_unet_app.data.label_names import LabelTable, merged, names_in_file
+from monai_unet_app.data.label_names import LabelTable, agreed_meanings, names_in_file
 from monai_unet_app.data.naming import same_name
 from monai_unet_app.data.placed_labels import mask_files, placed_labels
 from monai_unet_app.data.probability_files import probability_files, read_probabilities
@@ -238,7 +238,7 @@ class LabelFolders:
         if is_map and not self.named:
             described = dict(zip(values, segments, strict=True))
             names = LabelTable({value: segment.label for value, segment in described.items()}, self.program.name)
-            found = found.renumbered(merged(self._tables(file, folder), names, described), file.name)
+            found = found.renumbered(agreed_meanings(self._tables(file, folder), names, described), file.name)
         if is_map and {facts.ignored for facts in self.facts} & set(found.present):
             raise InputRefusedError(
                 f"{file.name} holds the value that dataset.json calls ignored; cases in which every voxel has a class are "

@@ -208,7 +208,7 @@ class CaseCounter:
         for stage, p in (("after", probabilities), ("before", uncalibrated)):
             if p is not None:
                 counts = count_populations(truth, p, within, outputs=self.plan.outputs, bins=self.plan.bins)
-                self.counts[stage] = merged(self.counts[stage], counts)
+                self.counts[stage] = summed(self.counts[stage], counts)
                 self._voxels[stage] += math.prod(p.shape[1:])
 
     def scores(self) -> CaseScores:
@@ -236,7 +236,7 @@ class CaseCounter:
         )
 
 
-def merged(total: Counts, more: Counts) -> dict[str, ReliabilityCounts]:
+def summed(total: Counts, more: Counts) -> dict[str, ReliabilityCounts]:
     """The counts of each population of `more`, added to those of `total`, which may be empty."""
     return {name: total[name] + counts if total else counts for name, counts in more.items()}
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import reliability, score_registry
 from .bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean, finite_or_none
-from .case_scores import CaseArrays, CaseCounter, CaseScores, Errors, merged
+from .case_scores import CaseArrays, CaseCounter, CaseScores, Errors, summed
 from .plan import EvaluationPlan
 from .reliability import CALIBRATION_ERRORS, TOP_LABEL, ReliabilityCounts, expected_gap
 from .score_registry import Floats, Read, means_of_rows, score_table
@@ -68,9 +68,9 @@ class Evaluation:
         scores = counter.scores()
         self.cases.append(scores)
         after, before = counter.counts["after"], counter.counts["before"]
-        self.counts = merged(self.counts, after)
+        self.counts = summed(self.counts, after)
         # Errors before and after are comparable only if both count the same cases.
-        self._before = merged(self._before, before) if self._before and before else None
+        self._before = summed(self._before, before) if self._before and before else None
         return scores
 
     def summary(self, how: Bootstrap | None = None) -> dict[str, Any]:

@@ -641,6 +641,28 @@ def test_directions_that_are_none_are_refused_and_those_of_a_file_count(tmp_path
     assert found.provenance.notes == ("the directions PIR are not used, since the source states its own",)
 
 
+@pytest.mark.parametrize(
+    ("unit", "mm"), [("mm", 1), ("um", 1e-3), ("µm", 1e-3), ("microns", 1e-3), ("Millimeters", 1), ("cm", 10)]
+)
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_lengths_are_in_the_unit_that_the_header_states(ending: str, unit: str, mm: float, tmp_path: Path) -> None:
+    """`space units` of NRRD and DistanceUnits of MetaIO; ITK takes every length for mm."""
+    path, voxels = tmp_path / f"a{ending}", lopsided_array().astype(np.int16)
+    header, stream = compressed(ending, voxels.tobytes(order="F"))
+    told = {".nrrd": (b"space origin: (0,0,0)", f'space origin: (3,5,7)\nspace units: "{unit}" "{unit}" "{unit}"'.encode()),
+            ".mha": (b"Offset = 0 0 0", f"Offset = 3 5 7\nDistanceUnits = {unit}".encode())}  # fmt: skip
+    assert told[ending][0] in header
+    path.write_bytes(header.replace(*told[ending]) + stream)
+    volume = read_volume(path)
+    np.testing.assert_allclose(volume.affine_lps[:3], mm * np.c_[np.eye(3), [3, 5, 7]])
+    assert len(volume.provenance.notes) == (mm != 1)
+    path.write_bytes(header.replace(*told[ending]).replace(unit.encode(), b"ell", 1) + stream)
+    with pytest.raises(
+        InputRefusedError, match=r"has lengths in '.*; one unit for all axes, such as mm or um, is needed"
+    ):
+        read_volume(path)
+
+
 def test_two_forms_that_are_mirror_images_of_each_other_are_refused(tmp_path: Path) -> None:
     affine = LPS_FROM_RAS @ oblique_affine()
     image = nibabel.Nifti1Image(lopsided_array(), affine)
