@@ -13,6 +13,7 @@ from monai_unet_app.calibration.statement_fit import COVERAGE
 from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
+from monai_unet_app.data.coding import named_segment
 from monai_unet_app.data.datalist import LabelFacts, modality_of, read_dataset_json
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
@@ -323,6 +324,14 @@ def _structures(fingerprint: Fingerprint, told: Mapping[int, str]) -> Mapping[in
         raise InputRefusedError(
             f"no label holds {', '.join(absent)}; a structure that no case has cannot be learnt; remove it from the names"
         )
+    first: dict[str, str] = {}
+    for name in names.values():
+        label = named_segment(1, StatedStructure(name)).label
+        if label in first:
+            raise InputRefusedError(
+                f"the structures {first[label]!r} and {name!r} would both be called {label!r} in results; rename one"
+            )
+        first[label] = name
     return names
 
 

@@ -519,6 +519,11 @@ def test_nothing_is_mirrored_before_every_structure_has_a_name(volumes: Path) ->
         assert planned(volumes, structures=said).values["mirror_axes"] == axes
 
 
+def test_names_that_results_would_write_alike_are_refused(volumes: Path) -> None:
+    with pytest.raises(InputRefusedError, match="'left_lesion' and 'Left lesion' would both be called 'Left lesion'"):
+        planned(volumes, structures={2: "left_lesion", 5: "Left lesion"})
+
+
 @pytest.mark.usefixtures("timed")
 def test_numbered_objects_are_one_structure_only_if_a_flag_names_them(pictures: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "made"
