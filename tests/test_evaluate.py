@@ -222,6 +222,32 @@ def test_cases_that_trained_the_bundle_are_never_taken_silently(
         assert "1 of train" in chosen.note
 
 
+def test_another_scan_of_a_person_who_trained_the_bundle_counts_as_seen(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The list says whose scans they are. The bundle knows one of P's, and the names of both are new."""
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", (*SEEN, "hippocampus_037"))
+    trained_on(root, SEEN)
+    persons = {"hippocampus_003": "P", "hippocampus_037": "P", "hippocampus_035": "Q"}
+    rows = [f"images/{name}.nii.gz,labels/{name}.nii.gz,new{n},{who}" for n, (name, who) in enumerate(persons.items())]
+    (data / "list.csv").write_text("\n".join(["image,label,id,subject", *rows]))
+    chosen = choose_cases(load_bundle(root), find_data(data / "list.csv"))
+    assert chosen.ids == ["new2"]
+    assert "2 of train (new0, new1)" in chosen.note
+
+
+def test_a_partition_is_that_of_the_list(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    data = few_examples(tmp_path / "data", FEW[:2])
+    rows = [
+        f"images/{name}.nii.gz,labels/{name}.nii.gz,{part}" for name, part in zip(FEW, ("train", "test"), strict=False)
+    ]
+    (data / "list.csv").write_text("\n".join(["image,label,partition", *rows]))
+    cases = find_data(data / "list.csv")
+    bundle = load_bundle(tiny_bundle())
+    assert choose_cases(bundle, cases, "test").ids == [FEW[1]]
+    assert len(choose_cases(bundle, cases).ids) == 2  # the bundle has seen none of them
+
+
 @pytest.mark.usefixtures("without_pages")
 def test_one_command_measures_and_writes_the_figures_into_the_bundle(
     tiny_bundle: Callable[..., Path], tmp_path: Path, run: Run

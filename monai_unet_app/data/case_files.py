@@ -10,7 +10,7 @@ a study and UIDs         one case: the series with this UID, or several series a
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,14 @@ from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileEr
 from dicom_io.read import ReadOptions
 from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.reading.series import SeriesRef, counted, files_below, find_series, scan_files, survey_files
-from monai_unet_app.data.datalist import ListedCase, check_listed_labels, is_datalist, read_datalist, read_dataset_json
+from monai_unet_app.data.datalist import (
+    ListedCase,
+    check_channel_count,
+    check_listed_labels,
+    is_datalist,
+    read_datalist,
+    read_dataset_json,
+)
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError, absence
 
@@ -42,7 +49,7 @@ class CaseFiles:
         channel_names: Of all channels, in the order of their files, if the data state them.
         masks: The files of the further structures, where each has a mask of its own; `label` is that of the first.
         mask_names: Of all structures, in the order of their masks, if the data state them.
-        folder: Of the data set, where `dataset.json` is.
+        folder: Of the data set, where `dataset.json` is; or the list that names the case.
         label_values: The label value of each structure of a bundle, where names in the data say that it is another one than
             the bundle's.
         label: NIfTI, picture, SEG or RTSTRUCT; None for an image without a label.
@@ -99,8 +106,8 @@ def named_series(options: ReadOptions) -> tuple[str, ...]:
 
 
 def case_id(path: Path) -> str:
-    """File name without its ending; `.nii.gz` is one ending."""
-    name = path.name
+    """File name without its ending; `.nii.gz` is one ending. Umlauts, which macOS parts into letter and dots, are whole."""
+    name = normalize("NFC", path.name)
     # The longest ending first, so that no shorter ending leaves a part of it in the id
     for ending in sorted((*FILE_ENDINGS, ".dcm"), key=len, reverse=True):
         if name.lower().endswith(ending):
@@ -216,7 +223,8 @@ def find_cases(
         InputRefusedError: There is no case, or an image has no label.
     """
     cases = find_images(images)
-    if labels is not None and images.name == IMAGES_OF_NNUNET and not _all_labelled(cases, labels):
+    is_numbered = labels is not None and _labelled(cases, labels, _without_number)
+    if labels is not None and (is_numbered or images.name == IMAGES_OF_NNUNET) and not _labelled(cases, labels):
         cases = _named_channels(by_channels(cases), images.parent)
     if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in cases):
         pairs = [replace(case, label=_only_label(case)) for case in cases]
@@ -276,7 +284,8 @@ def _named_channels(cases: Sequence[CaseFiles], folder: Path) -> list[CaseFiles]
     names = facts.channels if facts else ()
     if len(set(names)) < len(names):  # nnU-Net's names say how to scale, so several channels may be called CT
         names = tuple(f"{name}_{number}" for number, name in enumerate(names))
-    return [replace(case, channel_names=names) if len(names) == len(case.files) else case for case in cases]
+    check_channel_count(names, len(cases[0].files))
+    return [replace(case, channel_names=names) for case in cases]
 
 
 def _without_number(name: str) -> str | None:
@@ -285,10 +294,10 @@ def _without_number(name: str) -> str | None:
     return case if case and len(number) == 4 and number.isdigit() else None
 
 
-def _all_labelled(cases: Sequence[CaseFiles], labels: Path) -> bool:
-    """Whether each image has a label of its very name: then "_0003" at its end is no number of a channel."""
+def _labelled(cases: Sequence[CaseFiles], labels: Path, named: Callable[[str], str | None] = str) -> bool:
+    """Whether each image has a label of its very name: then "_0003" at its end is not the number of a channel."""
     found = {case_id(file) for file in labels.iterdir()} if labels.is_dir() else set()
-    return all(case.id in found for case in cases)
+    return all(named(case.id) in found for case in cases)
 
 
 def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseFiles]:
@@ -299,7 +308,7 @@ def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[
         )
     by_id: dict[str, Path] = {}
     for file in sorted(file for file in labels.iterdir() if not file.name.startswith(".")):
-        name = normalize("NFC", case_id(file))  # macOS parts umlauts into letter and dots
+        name = case_id(file)
         other = by_id.setdefault(name, file)
         if other != file and has_ending(file, FILE_ENDINGS) and has_ending(other, FILE_ENDINGS):
             raise InputRefusedError(
@@ -307,7 +316,7 @@ def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[
             )
         if has_ending(file, FILE_ENDINGS):
             by_id[name] = file
-    return [replace(case, label=by_id.get(normalize("NFC", case.id + suffix))) for case in cases]
+    return [replace(case, label=by_id.get(case.id + normalize("NFC", suffix))) for case in cases]
 
 
 def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]:
@@ -493,8 +502,15 @@ def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:
     cases = [
         CaseFiles(
             case.id or case_id(case.image), case.image, case.label, listed=case, channels=case.channels,
-            channel_names=case.channel_names, masks=case.masks, mask_names=case.mask_names, folder=path.parent,
+            channel_names=case.channel_names, masks=case.masks, mask_names=case.mask_names, folder=path,
         )
         for case in listed
     ]  # fmt: skip
+    for what, named in (("channels", {case.channel_names: case.id for case in cases}),
+                        ("masks", {case.mask_names: case.id for case in cases if case.label})):  # fmt: skip
+        if len(named) > 1:
+            told = " and ".join(f"{', '.join(names) or 'no names'} ({case})" for names, case in named.items())
+            raise InputRefusedError(
+                f"the {what} of the cases are {told}; the same names in the same order are needed; correct them"
+            )
     return sorted(_with_unique_ids(cases, path.parent), key=lambda case: case.id)

@@ -132,7 +132,7 @@ def _listed_plan(cases: Sequence[CaseFiles]) -> dict[str, SplitCase]:
             fold = dealt[case.id] if listed.fold is None else listed.fold
             plan[case.id] = SplitCase(case.id, subjects[case.id], listed.partition or "train", fold)
     check_subjects(plan.values(), where)
-    if all(case.listed and case.listed.fold is not None for case in cases):
+    if all(case.listed and (case.listed.fold is not None or case.listed.partition == "test") for case in cases):
         check_folds(plan.values(), where)
         if not any(case.listed and case.listed.partition for case in cases):
             trains_by_folds(plan.values(), where, wanted=True)

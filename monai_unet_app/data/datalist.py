@@ -1,6 +1,6 @@
 """Cases that a file lists, and what a data set says of its labels in nnU-Net's or the Medical Segmentation Decathlon's form.
 
-CSV         a row for each case with the columns image and label, and where they are known id, subject, partition and fold; of
+CSV, TSV    a row for each case with the columns image and label, and where they are known id, subject, partition and fold; of
             several channels the columns image_T1, image_FLAIR ... instead of image, and of structures that have a mask each the
             columns label_liver, label_vessel ... instead of label
 JSON        a list of such cases, or MONAI's data list: {"training": [{"image": ..., "label": ...}]}, with the lists
@@ -21,19 +21,30 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args
+from unicodedata import normalize
 
 from monai_unet_app.data.schemas import json_of
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import InputRefusedError
 
 # A spreadsheet is no list that can be read; `read_datalist` says so
-LIST_ENDINGS = (".csv", ".json", ".xlsx", ".xlsm", ".xls", ".ods")
+LIST_ENDINGS = (".csv", ".tsv", ".json", ".xlsx", ".xlsm", ".xls", ".ods")
 IGNORE = "ignore"
 """nnU-Net's name of voxels without a class."""
 
 _KEYS = ("image", "label", "id", "subject", "partition", "fold")
 _SYNONYMS = {
-    "subject": ("patient", "patient_id", "patientid", "subject_id", "person", "pid", "participant", "participant_id"),
+    "subject": (
+        "patient",
+        "patient_id",
+        "patientid",
+        "subject_id",
+        "person",
+        "pid",
+        "participant",
+        "participant_id",
+        "mrn",
+    ),
     "partition": ("split", "set", "subset", "phase"),
     "label": ("mask", "seg", "segmentation"),
     "image": ("img", "file", "path"),
@@ -121,7 +132,7 @@ def read_datalist(path: Path) -> list[ListedCase]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # Excel writes a byte order mark
-        rows = _rows_of_csv(text) if path.name.lower().endswith(".csv") else _rows_of_json(json.loads(text))
+        rows = _rows_of_csv(text) if path.name.lower().endswith((".csv", ".tsv")) else _rows_of_json(json.loads(text))
     except (OSError, ValueError, csv.Error) as error:
         raise InputRefusedError(
             f"{path.name} cannot be read as a list of cases ({error}); CSV or JSON with image and label, in UTF-8, is "
@@ -135,19 +146,30 @@ def read_datalist(path: Path) -> list[ListedCase]:
     if absent := [file.name for file in files if not file.exists()]:
         raise InputRefusedError(
             f"{path.name} names {len(absent)} file(s) that do not exist: {', '.join(absent[:_SHOWN])}"
-            f"{' ...' if len(absent) > _SHOWN else ''}; paths are relative to the folder of the list; correct them"
+            f"{' ...' if len(absent) > _SHOWN else ''}; paths are relative to the folder of the list, with / between folders; "
+            "correct them"
         )
-    for what in ("partition", "fold"):
-        told = sum(getattr(case, what) is not None for case in cases)
-        if 0 < told < len(cases):
+    for what in ("partition", "fold", "subject"):
+        asked = [case for case in cases if what != "fold" or case.partition != "test"]
+        told = sum(getattr(case, what) is not None for case in asked)
+        if 0 < told < len(asked):
             raise InputRefusedError(
-                f"{path.name} states the {what} of {told} of {len(cases)} case(s); all or none are needed; add the others"
+                f"{path.name} states the {what} of {told} of {len(asked)} case(s); all or none are needed; add the others"
+            )
+    spelt: dict[str, str] = {}
+    for subject in filter(None, (case.subject for case in cases)):
+        # A spreadsheet turns 001 into 1 or 1.0
+        plain = re.sub(r"^0+(?=.)|\.0$", "", normalize("NFC", subject).strip().casefold())
+        if (other := spelt.setdefault(plain, subject)) != subject:
+            raise InputRefusedError(
+                f"{path.name} has the subjects {other!r} and {subject!r}, which may be one person; one spelling for each is "
+                "needed; correct them"
             )
     return cases
 
 
 def _rows_of_csv(text: str) -> list[dict[str, Any]]:
-    lines = text.splitlines()
+    lines = [line for line in text.splitlines() if line.strip(',;\t" ') and not re.fullmatch("sep=.", line)]
     dialect = csv.Sniffer().sniff(lines[0], ",;\t") if lines and any(sign in lines[0] for sign in ",;\t") else "excel"
     return [dict(row) for row in csv.DictReader(lines, dialect=dialect)]
 
@@ -189,7 +211,8 @@ def _check_keys(keys: Iterable[str], where: str) -> None:
 
 
 def _listed(row: Mapping[str, Any], where: str, folder: Path) -> ListedCase:
-    told = {key: row[key] for key in _KEYS if row.get(key) not in (None, "")}
+    # `value == value` is false of NaN, by which pandas writes what is missing
+    told = {key: row[key] for key in _KEYS if row.get(key) not in (None, "") and row[key] == row[key]}
     (images, names), (labels, mask_names) = (_files(row, what, where) for what in ("image", "label"))
     if not images:
         raise InputRefusedError(f"{where} has no image (it has {', '.join(map(str, row)) or 'nothing'}); name its file")
@@ -199,7 +222,7 @@ def _listed(row: Mapping[str, Any], where: str, folder: Path) -> ListedCase:
             f"{where} has the partition {told['partition']!r}; {', '.join(get_args(Partition))} is needed; correct it"
         )
     try:
-        fold = int(str(told["fold"])) if "fold" in told else None
+        fold = int(str(told["fold"]).removesuffix(".0")) if "fold" in told else None
     except (TypeError, ValueError) as error:
         raise InputRefusedError(f"{where} has the fold {told['fold']!r}; 0, 1, 2 ... is needed; correct it") from error
     return ListedCase(
@@ -233,6 +256,29 @@ def _files(row: Mapping[str, Any], what: str, where: str) -> tuple[list[str], tu
     return files, tuple(map(str, named)) if isinstance(told, dict) and len(files) > 1 else ()
 
 
+def facts_of(data: Path) -> LabelFacts | None:
+    """What a data set says of its labels: a list of cases in itself or in the `dataset.json` beside it, a folder in the latter.
+
+    Raises:
+        InputRefusedError: As `read_dataset_json`, or a list and the file beside it differ.
+    """
+    if not is_datalist(data):
+        return read_dataset_json(data)
+    beside, own = read_dataset_json(data.parent), None
+    if (
+        data.suffix.lower() == ".json"
+        and isinstance(document := json_of(data), dict)
+        and {"labels", "modality"} & {*document}
+    ):
+        own = _facts(data, {"labels": {}, **document})
+    if own and beside and own.names and own.named != beside.named:
+        raise InputRefusedError(
+            f"{data.name} names the label values {dict(own.named)}, dataset.json beside it {dict(beside.named)}; one "
+            "meaning is needed; correct or remove one of them"
+        )
+    return own if own and (own.names or own.regions) else beside or own
+
+
 def read_dataset_json(folder: Path) -> LabelFacts | None:
     """What `dataset.json` in the folder says of its labels; None where there is none.
 
@@ -240,10 +286,12 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
         InputRefusedError: The file is damaged, or gives the value to ignore to a structure as well.
     """
     path = folder / "dataset.json"
-    if not path.is_file():
-        return None
+    return _facts(path) if path.is_file() else None
+
+
+def _facts(path: Path, document: dict[str, Any] | None = None) -> LabelFacts:
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(path.read_text(encoding="utf-8-sig")) if document is None else document
         labels, channels = document["labels"], document.get("channel_names") or document.get("modality") or {}
         ignored = next((int(value) for name, value in _pairs(labels) if name.lower() == IGNORE), None)
         names, regions = _names_by_value(labels), _regions(labels)
@@ -257,7 +305,7 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
     told = tuple(str(channels[key]) for key in sorted(channels, key=_number)) if isinstance(channels, dict) else ()
     if ignored in {*names, *(value for region in regions.values() for value in region)}:
         raise InputRefusedError(
-            f"dataset.json gives the value {ignored} to {IGNORE} and to a structure; a value of its own is needed; correct it, "
+            f"{path.name} gives the value {ignored} to {IGNORE} and to a structure; a value of its own is needed; correct it, "
             "and the labels"
         )
     return LabelFacts({} if regions else names, told, regions, ignored)
@@ -270,8 +318,10 @@ def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], 
     """
     try:
         document = json_of(folder / "dataset.json")
-        rows = [row for row in document["training"] if isinstance(row["image"], str) and isinstance(row["label"], str)]
-    except (OSError, ValueError, KeyError, TypeError):  # nnU-Net's form lists none
+        told = document.get("dataset") or {}  # of nnU-Net, which takes these files wherever they lie
+        rows = [{"image": case["images"][0], "label": case["label"]} for case in told.values()] or document["training"]
+        rows = [row for row in rows if isinstance(row["image"], str) and isinstance(row["label"], str)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # nnU-Net's form need not list any
         return
     listed = {_bare(row["image"]): (folder / row["label"]).resolve() for row in rows}
     for case, (files, label) in found.items():
@@ -279,7 +329,7 @@ def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], 
         told = next((listed[name] for name in names if name in listed), None)
         if told is None and label is not None and listed:
             raise InputRefusedError(
-                f"{case} has an image and a label, and is not among the {len(listed)} cases of `training` in dataset.json; add "
+                f"{case} has an image and a label, and is not among the {len(listed)} cases that dataset.json lists; add "
                 "it there, or move its files away"
             )
         if told is not None and label is not None and told.is_file() and told != label.resolve():
@@ -287,6 +337,15 @@ def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], 
                 f"dataset.json lists {os.path.relpath(told, folder)} as the label of {case}, and "
                 f"{os.path.relpath(label, folder)} was found; one of them is needed; give --labels DIR, or correct dataset.json"
             )
+
+
+def check_channel_count(names: Sequence[str], count: int) -> None:
+    """Raises InputRefusedError if a data set names another number of channels than its images have; no names are fine."""
+    if names and len(names) != count:
+        raise InputRefusedError(
+            f"the data name {len(names)} channel(s) ({', '.join(names)}), and the images have {count}; one name for each is "
+            "needed; correct channel_names in dataset.json, or add the files of the others"
+        )
 
 
 def _bare(file: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dicom_io.coding import Segment, printable
 from monai_unet_app.data.case_files import CaseFiles, first_names
 from monai_unet_app.data.coding import named_segment
-from monai_unet_app.data.datalist import LabelFacts, read_dataset_json
+from monai_unet_app.data.datalist import LabelFacts, facts_of
 from monai_unet_app.data.label_files import is_black_and_white
 from monai_unet_app.data.labels import FileValues
 from monai_unet_app.data.naming import contradiction, same_name, says_nothing
@@ -71,18 +71,18 @@ class LabelTable:
 
 
 def tables_of(case: CaseFiles, folder: Path | None) -> list[LabelTable]:
-    """What the label of a case says of its values, and the `dataset.json` of its data set.
+    """What the label of a case says of its values, and its data set, in a `dataset.json` or a list of cases.
 
     Args:
         case: With or without a label.
-        folder: Of the data set; None without one.
+        folder: Of the data set, or the list of its cases; None without one.
     """
     found = []
     if case.label is not None and (names := names_in_file(case.label)):
         found.append(LabelTable(names, case.label.name))
-    facts = read_dataset_json(folder) if folder is not None and folder.is_dir() else None
+    facts = facts_of(folder) if folder is not None else None
     if facts and facts.names:
-        found.append(LabelTable(facts.names, "dataset.json"))
+        found.append(LabelTable(facts.names, "dataset.json" if folder and folder.is_dir() else "the list of cases"))
     return found
 
 

@@ -267,15 +267,7 @@ def masks_of(cases: Sequence[CaseFiles], named: int = 0, ignored: int | None = N
         cases: Some have labels.
         named: Number of structures that the user, or the data set, names.
         ignored: The value of voxels without a class.
-
-    Raises:
-        InputRefusedError: The cases name other structures.
     """
-    if len(found := {case.mask_names: case.id for case in cases}) > 1:
-        told = " and ".join(f"{', '.join(names) or 'no names'} ({case})" for names, case in found.items())
-        raise InputRefusedError(
-            f"the masks of the cases are {told}; the same names in the same order are needed; correct them"
-        )
     counts = [len(case.masks) + 1 if case.masks else mask_count(case.label) for case in cases if case.label]
     most = max(counts, default=1)
     first = next((case.label for case in cases if case.label and not case.masks), None)

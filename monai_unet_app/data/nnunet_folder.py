@@ -25,7 +25,7 @@ from PIL import Image
 from dicom_io.itk_files import direction_cosines
 from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.case_files import CaseFiles, first_names
-from monai_unet_app.data.datalist import IGNORE, LabelFacts
+from monai_unet_app.data.datalist import IGNORE, LabelFacts, check_channel_count
 from monai_unet_app.data.fingerprint import Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, mask_count, read_label_numbers, read_labels
@@ -286,6 +286,8 @@ def _channel_names(fingerprint: Fingerprint, config: NnunetConfig, told: tuple[s
     case, facts = fingerprint.cases[0], config.facts
     if facts and len(facts.channels) == case.channels and not config.modality:
         return facts.channels
+    if facts and not config.modality:
+        check_channel_count(facts.channels, case.channels)
     if told and config.modality != "CT":
         return told
     if case.axes == "px" and not config.modality:

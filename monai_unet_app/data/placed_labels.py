@@ -207,6 +207,11 @@ def _on_grid(file: Path, source: Volume, *, white: bool = False) -> tuple[NDArra
     try:
         return labels.on_grid_of(source).array, "on the grid of the series"
     except ValueError:
+        if labels.planar or source.planar:
+            raise InputRefusedError(
+                f"{file.name} has {' x '.join(map(str, labels.shape[:2]))} pixels, its image "
+                f"{' x '.join(map(str, source.shape[:2]))}; the same size is needed; save it in the size of the image"
+            ) from None
         step = np.linalg.solve(labels.affine_lps, source.affine_lps)  # index of the source -> index of the labels
     if is_part:
         return part_on_grid(labels, source, file.name), "from the part of it that the segments fill"

@@ -31,10 +31,12 @@ def probability_files(folder: Path) -> dict[str, list[Path]]:
     Other endings of volumes are possible, too.
     """
     found = {file.stem: [file] for file in sorted(folder.glob("*.npz"))}
-    for case in find_images(folder) if any(has_ending(file, VOLUME_ENDINGS) for file in folder.iterdir()) else ():
+    cases = find_images(folder) if any(has_ending(file, VOLUME_ENDINGS) for file in folder.iterdir()) else []
+    ids = {case.id for case in cases}
+    for case in cases:
         found.setdefault(case.id, []).extend(case.files)
         name, _, value = case.id.rpartition("_")
-        if name and value.isdigit():
+        if name and value.isdigit() and name not in ids:
             found.setdefault(name, []).extend(case.files)
     return found
 

@@ -230,7 +230,7 @@ def read_picture(path: Path, *, classes: bool = False) -> Volume:
         InputRefusedError: The file is broken, or holds several pictures.
     """
     try:
-        pixels, orientation = _of_tiff(path) or _of_pillow(path, classes=classes)
+        pixels, orientation = _of_tiff(path, classes=classes) or _of_pillow(path, classes=classes)
     except Image.DecompressionBombError as error:
         raise InputRefusedError(f"{path.name} is too large ({error}); check the file, or cut it into parts") from error
     except UnreadableFileError as error:
@@ -277,6 +277,10 @@ def _of_pillow(path: Path, *, classes: bool) -> tuple[NDArray[Any], Any]:
                 f"{path.name} is a mask with transparent pixels, which may be labelled or not; a mask without transparency is "
                 "needed; save it without an alpha channel"
             )
+        if classes and opened.format == "JPEG" and not np.isin(np.asarray(opened), (0, 255)).all():
+            raise InputRefusedError(
+                f"{path.name} is a JPEG, which changes class numbers; a mask is needed as its program drew it; save it as PNG"
+            )
         orientation = opened.getexif().get(ExifTags.Base.Orientation)
         if not is_deep:
             return np.asarray(_without_palette(opened, classes=classes)), orientation
@@ -301,7 +305,7 @@ def _without_palette(picture: Image.Image, *, classes: bool) -> Image.Image:
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _of_tiff(path: Path) -> tuple[NDArray[Any], Any] | None:
+def _of_tiff(path: Path, *, classes: bool) -> tuple[NDArray[Any], Any] | None:
     """As `_of_pillow`, with every channel but transparency; None for files of other kinds, and those that Pillow reads whole.
 
     Pillow cuts colours to 8 bits, wraps numbers around, leaves channels out, and turns a picture of 90 degrees wrongly.
@@ -315,6 +319,11 @@ def _of_tiff(path: Path) -> tuple[NDArray[Any], Any] | None:
     try:
         with tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
+            if classes and page.photometric == kinds.MINISWHITE:
+                raise InputRefusedError(
+                    f"{path.name} stores white as 0 (MINISWHITE), as ImageJ does for black objects and others for white ones, "
+                    "so which of its numbers is the object is unknown; save it as PNG, or with an ordinary lookup table"
+                )
             orientation = getattr(page.tags.get("Orientation"), "value", 1)
             hidden = [
                 n for n, kind in enumerate(page.extrasamples, page.samplesperpixel - len(page.extrasamples)) if kind

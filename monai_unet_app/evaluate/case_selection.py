@@ -60,8 +60,8 @@ def choose_cases(
     Args:
         bundle: Its `models/run.json` and `calibration.json` record the cases that it has seen; a plan cannot overrule them.
         cases: The cases of the user.
-        partition: One of the plan's partitions (if the plan knows none of the cases: all cases), "all", or None for every case
-            that the bundle has not seen.
+        partition: One of the partitions of the plan or, without one, of the list of cases (if neither knows any of the cases:
+            all cases), "all", or None for every case that the bundle has not seen.
         splits: A plan of the user for the cases that the bundle has not seen.
 
     Raises:
@@ -74,11 +74,14 @@ def choose_cases(
     subjects = {**subjects_of(cases), **{entry.id: entry.subject for entry in planned if entry}}
     same_subject = _seen_subjects(bundle, plan)
     # By the image first, since names change (decision 11); then by the subject, as far as both plans know it.
-    seen_cases = [seen_case(bundle, case) or same_subject.get(subjects[case.id]) for case in cases]
-    partitions = [
-        known.partition if known else entry.partition if splits and entry else None
-        for known, entry in zip(seen_cases, planned, strict=True)
+    by_image = [seen_case(bundle, case) for case in cases]
+    same_subject |= {subjects[case.id]: known for case, known in zip(cases, by_image, strict=True) if known}
+    seen_cases = [known or same_subject.get(subjects[case.id]) for case, known in zip(cases, by_image, strict=True)]
+    stated = [
+        entry.partition if splits and entry else case.listed.partition if partition and case.listed else None
+        for case, entry in zip(cases, planned, strict=True)
     ]
+    partitions = [known.partition if known else told for known, told in zip(seen_cases, stated, strict=True)]
     # Without a partition: unseen cases and test cases. A plan that knows none of the cases excludes none of them.
     accepted = {None, "test"} if partition is None else {partition if any(partitions) else None}
     rows, made_with = list[Row](), dict[str, str]()

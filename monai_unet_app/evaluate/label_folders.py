@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from unicodedata import normalize
 
 from dicom_io.coding import Segment
 from dicom_io.segmentation import Segmentation
@@ -123,7 +124,20 @@ class LabelFolders:
         Raises:
             InputRefusedError: A label file has no image or no result. Images without a label do not count.
         """
+        if self.results.resolve() == self.labels.resolve():
+            raise InputRefusedError(
+                f"--results and --labels are both {self.results.name}; the files of a program and the true ones are needed; "
+                "name a folder for each"
+            )
         labels = [CaseFiles(name, place) for name, place in _cases_in(self.labels).items()]
+        masks = {case.id: {case_id(file) for file in mask_files(case.image)} for case in labels if case.image.is_dir()}
+        every = set[str]().union(*masks.values())
+        if lacking := {name: sorted(every - own) for name, own in masks.items() if own != every}:
+            name, absent = next(iter(lacking.items()))
+            raise InputRefusedError(
+                f"{len(lacking)} case(s) of {self.labels.name} lack masks that others have ({name}: {first_names(absent)}); a "
+                "mask of each structure is needed, empty where it is absent; add them"
+            )
         if absent := [case.id for case in labels if case.id not in self._results]:
             raise InputRefusedError(
                 f"{self.results.name} lacks results of {len(absent)} of {len(labels)} labelled case(s) "
@@ -257,7 +271,7 @@ def _cases_in(folder: Path) -> dict[str, Path]:
     """Case id -> its label map, or its folder of masks."""
     if not folder.is_dir() or mask_files(folder):
         return {case.id: case.image for case in find_images(folder)}
-    places = {place.name: place for place in sorted(folder.iterdir()) if place.is_dir()}
+    places = {normalize("NFC", place.name): place for place in sorted(folder.iterdir()) if place.is_dir()}
     inner = {name: place / _INNER if (place / _INNER).is_dir() else place for name, place in places.items()}
     masks = {name: place for name, place in inner.items() if mask_files(place)}
     return masks or {case.id: case.image for case in find_images(folder)}

@@ -14,7 +14,7 @@ from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
 from monai_unet_app.data.coding import named_segment
-from monai_unet_app.data.datalist import LabelFacts, modality_of, read_dataset_json
+from monai_unet_app.data.datalist import LabelFacts, check_channel_count, facts_of, modality_of
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
 from monai_unet_app.data.label_names import understood
@@ -138,7 +138,7 @@ def plan_configurations(
     cases = find_data(config.data, config.labels, config.label_suffix)
     plan, why = dealt(cases, config.splits)
     by_folds = trains_by_folds(plan, config.data.name, True if len(configurations) > 1 else None)
-    facts = read_dataset_json(config.data) if config.data.is_dir() else None
+    facts = facts_of(config.data)
     config, cases, values = _with_meaning(config, cases, facts)
     with display("reading", len(cases)) as step:
         fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan, by_folds=by_folds))
@@ -285,12 +285,6 @@ def _checked_configuration(
 
 def _channel_names(cases: Sequence[CaseFiles]) -> tuple[str, ...]:
     """Of channels that are a file each, as the data state them, else "channel_0" and on; () for one file a case."""
-    found = {case.channel_names: case.id for case in cases}
-    if len(found) > 1:
-        told = " and ".join(f"{', '.join(names) or 'no names'} ({case})" for names, case in found.items())
-        raise InputRefusedError(
-            f"the channels of the cases are {told}; the same names in the same order are needed; correct them"
-        )
     count = len(cases[0].files)
     return cases[0].channel_names or (tuple(f"channel_{number}" for number in range(count)) if count > 1 else ())
 
@@ -298,7 +292,8 @@ def _channel_names(cases: Sequence[CaseFiles]) -> tuple[str, ...]:
 def _modalities(cases: Sequence[CaseFingerprint], names: Sequence[str]) -> tuple[str | None, ...]:
     """Of each channel, as the files say, or the name of the channel; None where neither does."""
     count = cases[0].channels
-    by_name = [modality_of(name) for name in names] if len(names) == count else [None] * count
+    check_channel_count(names, count)
+    by_name = [modality_of(name) for name in names] if names else [None] * count
     of_files = zip(*(case.modalities for case in cases), strict=True)
     return tuple(next(filter(None, said), named) for said, named in zip(of_files, by_name, strict=True))
 

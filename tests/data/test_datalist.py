@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -10,7 +11,7 @@ import pytest
 
 from monai_unet_app.data.case_files import find_data
 from monai_unet_app.data.cases import by_partition, plan_of, subjects_of
-from monai_unet_app.data.datalist import modality_of, read_datalist, read_dataset_json
+from monai_unet_app.data.datalist import facts_of, modality_of, read_datalist, read_dataset_json
 from monai_unet_app.errors import InputRefusedError
 
 
@@ -233,6 +234,88 @@ def test_labels_that_dataset_json_lists_elsewhere_are_never_replaced_by_others(t
     assert find_data(tmp_path)[0].label == tmp_path / "labelsTr/a.nii.gz"
 
 
+def test_files_that_nnunet_2_takes_from_elsewhere_are_never_replaced_by_others(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr_corrected/a.nii.gz")))
+    listed = {"a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr_corrected/a.nii.gz"}}
+    document = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}, "dataset": listed}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputRefusedError, match=r"lists labelsTr_corrected/a\.nii\.gz as the label of a"):
+        find_data(tmp_path)
+
+
+def test_a_list_names_its_label_values_itself_or_by_the_file_beside_it(tmp_path: Path) -> None:
+    data = listed(tmp_path, training=[case_row("a")])
+    assert facts_of(data) is None
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "spleen": 1}, "modality": {"0": "CT"}})
+    )
+    facts = facts_of(data)
+    assert facts is not None
+    assert (facts.names, facts.channels) == ({1: "spleen"}, ("CT",))
+    own = {"labels": {"0": "background", "1": "liver"}, "modality": {"0": "MRI"}, "training": [case_row("a")]}
+    data.write_text(json.dumps(own))
+    with pytest.raises(
+        InputRefusedError, match=r"list.json names the label values \{1: 'liver'\}, dataset.json beside it"
+    ):
+        facts_of(data)
+    (tmp_path / "dataset.json").unlink()
+    assert facts_of(data) == replace(facts, names={1: "liver"}, channels=("MRI",))
+
+
+@pytest.mark.parametrize(("one", "other"), [("001", "1"), ("6.0", "6"), ("P0", "P0 "), ("p1", "P1")])
+def test_a_person_has_one_spelling(one: str, other: str, tmp_path: Path) -> None:
+    rows = [case_row("a", subject=one), case_row("b", subject=other)]
+    with pytest.raises(InputRefusedError, match=f"the subjects '{one}' and '{other}', which may be one person"):
+        find_data(listed(tmp_path, training=rows))
+
+
+@pytest.mark.parametrize("missing", ["", None, float("nan")])
+def test_a_list_that_names_some_persons_only_is_refused(missing: Any, tmp_path: Path) -> None:
+    rows = [case_row("a", subject="P"), case_row("b", subject=missing)]
+    with pytest.raises(InputRefusedError, match=r"states the subject of 1 of 2 case\(s\)"):
+        find_data(listed(tmp_path, training=rows))
+
+
+def test_what_spreadsheets_add_to_a_list_is_no_case(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"{name}.nii.gz" for name in "abcd"))
+    (tmp_path / "list.csv").write_text("sep=;\nimage;label;fold\na.nii.gz;b.nii.gz;0.0\nc.nii.gz;d.nii.gz;1.0\n;;\n")
+    (tmp_path / "list.tsv").write_text("image\tlabel\tfold\na.nii.gz\tb.nii.gz\t0\nc.nii.gz\td.nii.gz\t1\n")
+    cases = [find_data(tmp_path / name) for name in ("list.csv", "list.tsv")]
+    assert [[case.listed and case.listed.fold for case in found] for found in cases] == [[0, 1]] * 2
+
+
+def test_test_cases_of_a_list_need_no_fold(tmp_path: Path) -> None:
+    """As Auto3DSeg's lists have them."""
+    rows = [case_row("a", fold=0), case_row("b", fold=1)]
+    plan = plan_of(find_data(listed(tmp_path, training=rows, testing=[case_row("c")])), None)
+    assert {name: entry.partition for name, entry in plan.items()} == {"a": "train", "b": "train", "c": "test"}
+    assert [plan[name].fold for name in "ab"] == [0, 1]
+
+
+def test_cases_of_a_list_have_the_same_channels_in_one_order(tmp_path: Path) -> None:
+    rows = [{"image": dict.fromkeys(names, "a.nii.gz"), "label": "a.nii.gz", "id": names} for names in ("xy", "yx")]
+    touch(tmp_path / "a.nii.gz")
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    with pytest.raises(InputRefusedError, match=r"the channels of the cases are x, y \(xy\) and y, x \(yx\)"):
+        find_data(tmp_path / "list.json")
+
+
+def test_numbered_channels_may_lie_in_any_folder(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"images/c{n}_000{k}.nii.gz" for n in "01" for k in "01"))
+    touch(*(tmp_path / f"labels/c{n}.nii.gz" for n in "01"))
+    assert [[file.name for file in case.files] for case in find_data(tmp_path)] == [
+        [f"c{n}_0000.nii.gz", f"c{n}_0001.nii.gz"] for n in "01"
+    ]
+
+
+def test_as_many_channels_are_named_as_there_are(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")))
+    document = {"labels": {"background": 0, "x": 1}, "channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputRefusedError, match=r"name 3 channel\(s\) \(T1, T2, FLAIR\), and the images have 2"):
+        find_data(tmp_path)
+
+
 def test_the_list_of_nnunet_1_is_that_of_the_folder_without_the_numbers_of_channels(tmp_path: Path) -> None:
     files = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr2/a.nii.gz"}
     touch(*(tmp_path / name for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr2/a.nii.gz")))
@@ -245,9 +328,7 @@ def test_the_list_of_nnunet_1_is_that_of_the_folder_without_the_numbers_of_chann
     (tmp_path / "dataset.json").write_text(json.dumps(document))
     assert [case.id for case in find_data(tmp_path)] == ["a"]
     touch(tmp_path / "imagesTr/c_0000.nii.gz", tmp_path / "labelsTr/c.nii.gz")
-    with pytest.raises(
-        InputRefusedError, match="c has an image and a label, and is not among the 1 cases of `training`"
-    ):
+    with pytest.raises(InputRefusedError, match="is not among the 1 cases that dataset"):
         find_data(tmp_path)
 
 

@@ -455,6 +455,22 @@ def test_a_palettes_indices_are_classes_unless_it_is_black_and_white(
     np.testing.assert_array_equal(found, np.array(classes)[indices])
 
 
+def test_a_mask_whose_numbers_are_not_what_was_drawn_is_refused(tmp_path: Path) -> None:
+    drawn = np.zeros((16, 24), np.uint8)
+    drawn[4:9, 5:12] = 1
+    image = read_volume(picture_of(tmp_path / "image.png", (16, 24)))
+    for bits in (np.uint8, np.uint16):
+        tifffile.imwrite(tmp_path / "a.tif", drawn.astype(bits), photometric="miniswhite")
+        with pytest.raises(
+            InputRefusedError, match=r"stores white as 0 \(MINISWHITE\), as ImageJ does for black objects"
+        ):
+            read_labels(tmp_path / "a.tif", image)
+        assert read_volume(tmp_path / "a.tif").array.max() > 1  # an image is what a screen shows
+    Image.fromarray(drawn * 255).save(tmp_path / "a.jpg", quality=100)
+    with pytest.raises(InputRefusedError, match="is a JPEG, which changes class numbers"):
+        read_labels(tmp_path / "a.jpg", image)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif", "deep.tif"])
 def test_a_picture_is_turned_as_the_screen_shows_it(kind: str, orientation: int, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from once import made_once
 from other_program import AFFINE_RAS, BY, NAMED, SUBJECTS, VALUES, case, write_cases
 from phantoms import write_mr_series
+from PIL import Image
 from result_phantoms import dciodvfy_errors
 from scipy import ndimage
 from shell import Run, shell
@@ -577,6 +578,42 @@ def test_true_labels_may_be_folders_of_masks_too_and_other_masks_are_said(
     assert found == wanted
     alone = run("evaluate", *files, *BY, "--output", tmp_path / "alone")
     assert alone.code == 0, alone.err
+
+
+def test_a_true_mask_that_is_missing_is_not_an_empty_one(run: Run, others: Path, tmp_path: Path) -> None:
+    for file in sorted((others / "labels").iterdir()):
+        as_masks(file, tmp_path / "true" / file.name.removesuffix(".nii.gz"))
+    files = ("--results", others / "results", "--labels", tmp_path / "true", "--output", tmp_path / "out")
+    first = sorted((tmp_path / "true").iterdir())[0]
+    sorted(first.iterdir())[0].unlink()
+    answer = run("evaluate", *files, *BY, *NAMED)
+    assert answer.code == 3
+    assert f"1 case(s) of true lack masks that others have ({first.name}: " in " ".join(answer.err.split())
+
+
+def test_results_are_not_their_own_truth(run: Run, others: Path, tmp_path: Path) -> None:
+    files = (
+        "--results",
+        others / "labels",
+        "--labels",
+        others / "results" / ".." / "labels",
+        "--output",
+        tmp_path / "out",
+    )
+    answer = run("evaluate", *files, *BY, *NAMED)
+    assert (answer.code, "--results and --labels are both labels" in answer.err) == (3, True), answer.err
+
+
+@pytest.mark.parametrize("place", ["results", "labels"])
+def test_pictures_of_another_size_are_refused(run: Run, place: str, tmp_path: Path) -> None:
+    for folder in ("results", "labels", "images"):
+        (tmp_path / folder).mkdir()
+        size = (32, 24) if folder == place else (16, 12)
+        Image.fromarray(np.eye(*size, dtype=np.uint8)).save(tmp_path / folder / "a.png")
+    files = [word for name in ("results", "labels", "images") for word in (f"--{name}", tmp_path / name)]
+    answer = run("evaluate", *files, *BY, "--structure", "1=nucleus", "--output", tmp_path / "out")
+    assert answer.code == 3
+    assert "a.png has 24 x 32 pixels, its image 12 x 16; the same size is needed" in " ".join(answer.err.split())
 
 
 def test_masks_that_share_voxels_have_no_statement(run: Run, model: Path, tmp_path: Path) -> None:

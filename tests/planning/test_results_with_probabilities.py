@@ -203,6 +203,12 @@ def test_an_npz_with_code_or_another_thing_is_refused(tmp_path: Path) -> None:
             read_probabilities([tmp_path / f"{name}.npz"], tmp_path / "labels.nii.gz", labels, image, [1, 2])
 
 
+def test_a_case_whose_name_ends_in_a_number_is_no_class_of_another(tmp_path: Path) -> None:
+    for name in ("scan", "scan_2"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert {name: len(files) for name, files in probability_files(tmp_path).items()} == {"scan": 1, "scan_2": 1}
+
+
 def test_cases_without_probabilities_are_named(run: Run, folders: Path, tmp_path: Path) -> None:
     words = list(given(folders / "new"))
     words[words.index("--probabilities") + 1] = folders / "fitted/probabilities"
