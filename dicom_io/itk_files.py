@@ -25,6 +25,7 @@ _MM_IN = {
     "mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "?": 1.0, "": 1.0, "cm": 10.0, "centimeter": 10.0, "m": 1e3, "meter": 1e3,
     "um": 1e-3, "\xb5m": 1e-3, "micron": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3, "nm": 1e-6,
 }  # fmt: skip
+_META_MODALITIES = {"MET_MOD_CT": "CT", "MET_MOD_MR": "MR", "MET_MOD_NM": "NM", "MET_MOD_US": "US"}
 _META_DIRECTIONS = ("TransformMatrix", "Orientation", "Rotation")
 _PART = 1 << 20  # bytes that are read at once
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # zlib and gzip streams alike
@@ -71,7 +72,8 @@ def read_itk(path: Path, directions: str | None = None) -> Volume:
     try:
         if is_bare and directions:
             affine_lps, notes = lps_from(directions) @ affine_lps, (*notes, STATED.format(directions))
-        return Volume(np.swapaxes(array, 0, 2), affine_lps, Provenance("itk", files=(path,), notes=notes))
+        modality = _META_MODALITIES.get(fields.get("Modality", ""))
+        return Volume(np.swapaxes(array, 0, 2), affine_lps, Provenance("itk", modality, files=(path,), notes=notes))
     except ValueError as error:
         raise UnreadableFileError(
             f"{path.name} does not say where its voxels lie ({error}); an invertible affine is needed; export it again"
@@ -118,6 +120,11 @@ def _check_file(reader: SimpleITK.ImageFileReader, path: Path) -> Mapping[str, s
     with path.open("rb") as file:
         fields = _nrrd_fields(file) if is_nrrd else _meta_image_fields(file)
         begin = file.tell()
+    if is_nrrd and ("axis0indextype" in fields or fields.get("modality") == "DWMRI"):
+        raise UnreadableFileError(
+            f"{path.name} holds {reader.GetNumberOfComponents()} time points or gradients, which are not channels of one "
+            "image; save the one that is meant as a file of its own"
+        )
     name = fields.get("datafile" if is_nrrd else "ElementDataFile", "")
     length = int(fields.get("CompressedDataSize", 0))
     if is_nrrd:

@@ -245,6 +245,7 @@ def _provenance(ordered: OrderedSeries, notes: tuple[str, ...]) -> Provenance:
         patient_digest=patient_digest(frames[0].instance.header),
         other_times=ordered.other_times,
         made_slices=made_slices(ordered.repair) if ordered.repair else (),
+        unit=frames[0].unit or ("" if frames[0].has_rescale or series.modality != "CT" else "stored values"),
     )
 
 

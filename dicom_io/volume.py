@@ -75,6 +75,8 @@ class Provenance:
             no patient.
         others: Of an image whose channels come from several files or series: where the further channels come from.
         other_times: Keys, as `slice_keys`, of the slices of the series that belong to time points that were not chosen.
+        unit: Of the values of a DICOM series, as it states it, such as "HU" or "BQML"; "stored values" for CT without a
+            rescale; empty where nothing says it.
         made_slices: K of each slice that a repair made between slices of the series, and K of the nearest of these.
     """
 
@@ -95,6 +97,7 @@ class Provenance:
     others: tuple["Provenance", ...] = ()
     other_times: frozenset[str] = field(default=frozenset(), repr=False)
     made_slices: tuple[tuple[int, int], ...] = ()
+    unit: str = ""
 
     @property
     def slice_keys(self) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from pydicom.uid import UID
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError, UnreadableFileError
 from dicom_io.reading.codecs import decoder_of
 from dicom_io.reading.completeness import parts_of_concatenations
-from dicom_io.reading.frames import has_groups
-from dicom_io.reading.headers import LONGEST_UID
+from dicom_io.reading.frames import Frame, has_groups
+from dicom_io.reading.headers import LONGEST_UID, shown
 from dicom_io.reading.instances import COLOUR, Instance, differences
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 from dicom_io.reading.series import SeriesRef, counted
@@ -111,17 +111,21 @@ def _check_polarity(headers: Sequence[Dataset], series: SeriesRef) -> None:
         )
 
 
-def check_rescale(headers: Sequence[Dataset], series: SeriesRef) -> None:
-    """Raises SeriesSelectionError if some slices have a rescale that changes values, and others have none."""
-    named = [header for header in headers if header.get("RescaleSlope") is not None]
-    rescales = {(float(header.RescaleSlope), float(header.get("RescaleIntercept") or 0)) for header in named}
-    changing = rescales - {(1, 0)}  # a rescale of 1 and 0 is the same as none
-    # An enhanced object has its rescale in functional groups, and a Modality LUT takes its place (PS3.3 C.11.1).
-    plain = [header for header in headers if not has_groups(header) and "ModalityLUTSequence" not in header]
-    if changing and 0 < len(named) < len(plain):
+def check_rescale(frames: Sequence[Frame], series: SeriesRef) -> None:
+    """Raises SeriesSelectionError if slices have values of different units, or only some a rescale that changes values."""
+    named = [frame for frame in frames if frame.has_rescale]
+    changing = {(frame.slope, frame.intercept) for frame in named} - {
+        (1, 0)
+    }  # a rescale of 1 and 0 is the same as none
+    if changing and len(named) < len(frames):
         raise SeriesSelectionError(
-            f"{series.name} has {len(plain) - len(named)} of {len(plain)} slices without RescaleSlope beside others with one; "
-            "all need it, or values cannot be compared; export the series again from its source"
+            f"{series.name} has {len(frames) - len(named)} of {len(frames)} slices without RescaleSlope beside others with "
+            "one; all need it, or values cannot be compared; export the series again from its source"
+        )
+    if len(units := sorted({frame.unit for frame in frames} - {""})) > 1:
+        raise SeriesSelectionError(
+            f"{series.name} mixes slices of {' and '.join(map(shown, units))}; one unit of all values is needed; "
+            "pass the files of one only"
         )
 
 

@@ -62,7 +62,8 @@ def parts_of_concatenations(headers: Iterable[Dataset]) -> list[tuple[int, int]]
     for header in headers:
         if uid := str(header.get("ConcatenationUID") or ""):
             here.setdefault(uid, set()).add(int(header.get("InConcatenationNumber") or 0))
-            total[uid] = max(total[uid], int(header.get("InConcatenationTotalNumber") or 0))
+            known = (header.get("InConcatenationTotalNumber"), header.get("InConcatenationNumber"))
+            total[uid] = max(total[uid], *(int(number or 0) for number in known))
     return [(len(numbers_here), total[uid]) for uid, numbers_here in here.items()]
 
 

@@ -60,6 +60,8 @@ class Frame:
         slope, intercept: Of its own rescale.
         thickness_mm: SliceThickness; None where it is absent or 0.
         distinguishing: (keyword, value) of attributes that may distinguish it from another frame at its position.
+        unit: Of its values: RescaleType, Units (PET), or its own factor where only RealWorldValueMapping has one; else empty.
+        has_rescale: Whether it states a rescale or a Modality LUT.
     """
 
     instance: Instance
@@ -70,6 +72,8 @@ class Frame:
     intercept: float
     thickness_mm: float | None
     distinguishing: tuple[tuple[str, str], ...]
+    unit: str = ""
+    has_rescale: bool = True
 
     @property
     def key(self) -> tuple[str, int]:
@@ -167,7 +171,13 @@ def _frame(instance: Instance, index: int, count: int) -> Frame:
     groups = _functional_groups(header, index)
     measures = _macro(groups, "PixelMeasuresSequence")
     # PS3.3 C.7.6.16.2.9: the rescale of an enhanced object. Without that macro, the rescale of the top level holds.
-    slope, intercept = _rescale(_macro(groups, "PixelValueTransformationSequence") or header)
+    rescale = _macro(groups, "PixelValueTransformationSequence") or header
+    slope, intercept = _rescale(rescale)
+    mapped = next(iter(header.get("RealWorldValueMappingSequence") or ()), Dataset()).get("RealWorldValueSlope")
+    has_rescale = rescale.get("RescaleSlope") is not None or "ModalityLUTSequence" in header
+    unit = str(rescale.get("RescaleType") or header.get("Units") or "")
+    if mapped and not has_rescale:
+        unit = f"stored values with a RealWorldValueSlope of {mapped:g}"
     return Frame(
         instance,
         index + 1 if count > 1 or has_groups(header) else 0,
@@ -177,6 +187,8 @@ def _frame(instance: Instance, index: int, count: int) -> Frame:
         intercept,
         _thickness_mm(measures),
         _distinguishing(header, groups),
+        unit,
+        has_rescale,
     )
 
 
@@ -234,6 +246,11 @@ def _functional_groups(header: Dataset, index: int) -> _FunctionalGroups:
     if is_single and not any("PlanePositionSequence" in group for group in groups):
         return header
     return groups
+
+
+def measures_of(header: Dataset) -> Dataset:
+    """What has the pixel sizes and the gap of the first frame: a functional group (PS3.3 C.7.6.16.2.1), or the header."""
+    return _macro(_functional_groups(header, 0), "PixelMeasuresSequence")
 
 
 def _macro(groups: _FunctionalGroups, keyword: str) -> Dataset:

@@ -49,7 +49,8 @@ HEADER_KEYWORDS = (
     "RescaleIntercept ModalityLUTSequence RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
     "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
-    "SegmentedBluePaletteColorLookupTableData IssuerOfPatientIDQualifiersSequence"
+    "SegmentedBluePaletteColorLookupTableData IssuerOfPatientIDQualifiersSequence "
+    "RescaleType Units RealWorldValueMappingSequence"
 )
 """The attributes of a header that reading uses, together with DISTINGUISHING; others are not kept."""
 

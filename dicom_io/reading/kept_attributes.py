@@ -18,7 +18,7 @@ RUNNING_NUMBER = "InstanceNumber"
 
 SETTINGS = (
     "EchoTime", "EffectiveEchoTime", "InversionTime", "InversionTimes", "DiffusionBValue", "DiffusionGradientOrientation",
-    "ComplexImageComponent", "ImageType", "FrameType", "ConvolutionKernel",
+    "ComplexImageComponent", "ImageType", "FrameType", "ConvolutionKernel", "KVP",
 )  # fmt: skip
 """Attributes of the contrast of a slice: one volume has one value of each."""
 

@@ -10,7 +10,7 @@ from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading import checks
 from dicom_io.reading.claims import MAX_VOXELS
 from dicom_io.reading.completeness import missing_images
-from dicom_io.reading.frames import MAX_MM, MIN_MM, Frame, check_size, frames_of, has_groups, numbers, optional_number
+from dicom_io.reading.frames import MAX_MM, MIN_MM, Frame, check_size, frames_of, measures_of, numbers, optional_number
 from dicom_io.reading.geometry import Grid, ImagePlane, Points, even_grid, five_indices
 from dicom_io.reading.repair import Repair, plan_repair
 from dicom_io.reading.series import SeriesRef
@@ -107,7 +107,7 @@ def order_series(series: SeriesRef, options: ReadOptions) -> OrderedSeries:
     headers = [instance.header for instance in instances]
     checks.check_readable(instances, series)
     frames = [frame for instance in instances for frame in frames_of(instance)]
-    checks.check_rescale(headers, series)
+    checks.check_rescale(frames, series)
     if all(frame.plane is None for frame in frames):
         return _picture(frames, headers[0], series, (*series.notes, *copy_notes))
     planes = _planes(frames, series.name)
@@ -213,9 +213,8 @@ def _grid_notes(grid: Grid, thickness_mm: float | None) -> list[str]:
 def _count_notes(frames: Sequence[Frame], grid: Grid | None) -> list[str]:
     """Notes of headers that state another gap or another number of slices than the slices have."""
     header, notes = frames[0].instance.header, []
-    # An enhanced object has its gap in a functional group (PS3.3 C.7.6.16.2.1), so its top level is not asked.
     # The sign is ignored: in nuclear medicine it gives the direction in which slices are stacked.
-    stated = None if has_groups(header) else optional_number(header, "SpacingBetweenSlices")
+    stated = optional_number(measures_of(header), "SpacingBetweenSlices")
     gap = float(np.dot(grid.affine_lps[:3, 2], frames[0].plane.normal)) if grid and frames[0].plane else 0.0
     if stated and len(frames) > 1 and abs(abs(stated) - gap) > _OTHER_GAP * gap and not frames[0].tile:
         notes.append(f"SpacingBetweenSlices says {stated:g} mm, the slices lie {gap:g} mm apart: some may be missing")

@@ -41,7 +41,7 @@ _RADIOTHERAPY = "1.2.840.10008.5.1.4.1.1.481."
 _RT_IMAGE = "1.2.840.10008.5.1.4.1.1.481.1"
 # LOCALIZER is the word of the standard (PS3.3 C.8.2.1.1.1), the others are those of scanner makers.
 _LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "REF_SURVIEW"})
-_PROJECTION_WORDS = frozenset({"PROJECTION IMAGE", "MIP", "CSA MIP"})
+_PROJECTION_WORDS = frozenset({"PROJECTION IMAGE", "MIP", "CSA MIP", "MINIP", "CSA MINIP"})
 
 # Rounding makes the cosines of slices of one orientation differ by less.
 _SAME_COSINE = 1e-3

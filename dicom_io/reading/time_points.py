@@ -5,11 +5,12 @@ of slices that show different things is no volume and is refused too.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading.frame_attributes import FrameAttribute, component, differing_attributes, listed_values
 from dicom_io.reading.frames import Frame
-from dicom_io.reading.geometry import ImagePlane, same_positions
+from dicom_io.reading.geometry import ImagePlane, same_positions, slice_order
 from dicom_io.reading.headers import shown
 from dicom_io.reading.kept_attributes import SETTINGS
 from dicom_io.reading.stacks import Stack, are_parallel, separate_stacks
@@ -24,6 +25,7 @@ time or b-value that was chosen for its contrast differs by more. Differences be
 
 _SAME_IN_A_STACK = (
     "EchoTime", "EffectiveEchoTime", "InversionTime", "InversionTimes", "DiffusionBValue", "ComplexImageComponent",
+    "ConvolutionKernel", "KVP",
 )  # fmt: skip
 
 
@@ -60,12 +62,15 @@ def choose_time_point(
 
 
 def _check_comparable(frames: Sequence[Frame], name: str) -> list[str]:
-    """Notes of small differences between the slices of an MR stack. Raises SeriesSelectionError for large ones."""
-    # Echo time, inversion time, b-value and component are settings of MR.
-    if str(frames[0].instance.header.get("Modality")) != "MR":
-        return []
-    notes = []
+    """Notes of small differences between the slices of a stack. Raises SeriesSelectionError for large ones."""
+    notes, is_mr = [], str(frames[0].instance.header.get("Modality")) == "MR"
     for attribute in differing_attributes(frames):
+        if not is_mr and attribute.keyword not in ("AcquisitionNumber", "ConvolutionKernel", "KVP"):
+            continue  # echo time, inversion time, b-value and component are settings of MR
+        if attribute.keyword == "AcquisitionNumber" and _alternate(frames, attribute):
+            notes.append(
+                "slices of several acquisitions (AcquisitionNumber) alternate; check that they show the same phase"
+            )
         values, spread = _contrast_values(attribute)
         listed = f"{attribute.keyword} ({listed_values(values)})"
         if len(values) > 1 and spread > MAX_SPREAD:
@@ -75,6 +80,15 @@ def _check_comparable(frames: Sequence[Frame], name: str) -> list[str]:
             )
         notes += [f"the slices differ a little in {listed}"] if len(values) > 1 else []
     return notes
+
+
+def _alternate(frames: Sequence[Frame], attribute: FrameAttribute) -> bool:
+    """Whether slices of one value lie among those of another one, and not beyond them."""
+    planes = [frame.plane for frame in frames if frame.plane is not None]
+    if len(planes) < len(frames) or not are_parallel(planes):
+        return False
+    along = [attribute.texts[index] for index in slice_order(planes)]
+    return sum(one != other for one, other in pairwise(along)) >= len(set(along))
 
 
 def _contrast_values(attribute: FrameAttribute) -> tuple[list[str], float]:

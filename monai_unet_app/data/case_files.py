@@ -141,7 +141,9 @@ def find_images(source: Path, series: Sequence[str] = (), channels: Sequence[str
             return [CaseFiles(case_id(source), source)]
         beside = [file for file in sorted(source.parent.iterdir()) if has_ending(file, FILE_ENDINGS)]
         own = [CaseFiles(case_id(file), file) for file in beside if _without_number(case_id(file)) == name]
-        return by_channels(_with_unique_ids(own, source.parent), len(channels))
+        return _with_bundles_names(
+            by_channels(_with_unique_ids(own, source.parent), len(channels)), source.parent, channels
+        )
     files = sorted(
         file
         for file in source.iterdir()
@@ -157,7 +159,9 @@ def find_images(source: Path, series: Sequence[str] = (), channels: Sequence[str
             f"({', '.join(VOLUME_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
     cases = _with_unique_ids(cases, source)
-    return by_channels(cases, len(channels)) if channels and any(_without_number(case.id) for case in cases) else cases
+    if not channels or not any(_without_number(case.id) for case in cases):
+        return cases
+    return _with_bundles_names(by_channels(cases, len(channels)), source, channels)
 
 
 def _note_on_files(folder: Path) -> str:
@@ -271,7 +275,7 @@ def by_channels(cases: Sequence[CaseFiles], count: int | None = None) -> list[Ca
             f"{', '.join(found[number].id for number in sorted(found))}); files that end with _0000 to _{usual - 1:04} are "
             "needed for each; add the absent ones or move the case away"
         )
-    grouped = []
+    grouped = list[CaseFiles]()
     for name, found in numbered.items():
         first, *others = (found[number].image for number in range(usual))
         grouped.append(CaseFiles(name, first, channels=tuple(others)))
@@ -286,6 +290,13 @@ def _named_channels(cases: Sequence[CaseFiles], folder: Path) -> list[CaseFiles]
         names = tuple(f"{name}_{number}" for number, name in enumerate(names))
     check_channel_count(names, len(cases[0].files))
     return [replace(case, channel_names=names) for case in cases]
+
+
+def _with_bundles_names(cases: list[CaseFiles], folder: Path, channels: Sequence[str]) -> list[CaseFiles]:
+    """The cases with the names of their channels in a `dataset.json` in or above the folder, if a bundle has some of them."""
+    place = next((place for place in (folder, folder.parent) if (place / "dataset.json").is_file()), folder)
+    named = _named_channels(cases, place)
+    return named if set(named[0].channel_names) & set(channels) else cases
 
 
 def _without_number(name: str) -> str | None:
@@ -506,8 +517,9 @@ def listed_cases(path: Path, *, need_all: bool = True) -> list[CaseFiles]:
         )
         for case in listed
     ]  # fmt: skip
-    for what, named in (("channels", {case.channel_names: case.id for case in cases}),
-                        ("masks", {case.mask_names: case.id for case in cases if case.label})):  # fmt: skip
+    of_channels = {case.channel_names: case.id for case in cases if case.channels}
+    of_masks = {case.mask_names: case.id for case in cases if case.masks}
+    for what, named in (("channels", of_channels), ("masks", of_masks)):
         if len(named) > 1:
             told = " and ".join(f"{', '.join(names) or 'no names'} ({case})" for names, case in named.items())
             raise InputRefusedError(

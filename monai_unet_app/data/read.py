@@ -3,7 +3,7 @@
 Bad input is refused here with a message for the user.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ MM_IN = {"meter": 1e3, "micron": 1e-3}  # NIfTI's other units of length
 EXACT = 2.0**24  # float32 holds all whole numbers up to here
 LARGEST_LOSS = 1e-2  # rounding to float32 may change a value by this share of the range of values
 _CHANNELS_FIRST = 9  # a shorter first axis is one of channels, if the last is longer
+_OTHER_SIZE = 0.01  # of a voxel: headers round
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 
@@ -121,7 +122,7 @@ def _read_nifti(path: Path, options: ReadOptions) -> Volume:
     if not array.size:
         raise InputRefusedError(f"{path.name} has shape {array.shape}; at least one voxel is needed; export it again")
     try:
-        unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "mm"
+        unit = _units(image.header, path)[0]
         own, notes = image.affine, list[str]()
         if directions:
             own = LPS_FROM_RAS @ lps_from(directions) @ np.diag([*image.header["pixdim"][1:4], 1.0])
@@ -151,13 +152,32 @@ def _three_axes(array: NDArray[Any], header: Any, path: Path) -> NDArray[Any]:
         array = array[:, :, None]
     if array.ndim not in (3, 4):
         raise InputRefusedError(f"{path.name} has shape {shape}; a 3D volume (or 4D with channels last) is needed")
-    is_series = len(shape) == 4 and header.get_xyzt_units()[1] != "unknown"
+    time_unit = _units(header, path)[1] if len(shape) == 4 else "unknown"
+    is_series = time_unit != "unknown"
+    # ITK writes channels 1 s apart
+    if is_series and array.ndim == 4 and float(header["pixdim"][4]) not in (0, 1):
+        raise InputRefusedError(
+            f"{path.name} holds {array.shape[3]} time points, {header['pixdim'][4]:g} {time_unit} apart, which are not "
+            "channels of one image; save the one that is meant as a file of its own (channels: with a time step of 0)"
+        )
     if array.ndim == 4 and len(shape) == 4 and not is_series and array.shape[0] < min(array.shape[3], _CHANNELS_FIRST):
         raise InputRefusedError(
             f"{path.name} has shape {shape}: as NIfTI orders axes, {shape[3]} channels of an image {shape[0]} voxel(s) "
             f"wide; or {shape[0]} channel(s) that stand first; save them as X, Y, Z, channels"
         )
     return array
+
+
+def _units(header: Any, path: Path) -> tuple[str, str]:
+    """Of length and time. Raises InputRefusedError for others than NIfTI has."""
+    try:
+        space, time = header.get_xyzt_units() if hasattr(header, "get_xyzt_units") else ("mm", "unknown")
+    except KeyError as error:
+        raise InputRefusedError(
+            f"{path.name} states the units {int(header['xyzt_units'])}, which NIfTI does not have; correct xyzt_units, such as "
+            "2 for mm"
+        ) from error
+    return space, time
 
 
 def _check_numbers(dtype: np.dtype[Any], path: Path) -> None:
@@ -181,7 +201,7 @@ def _stated_directions(path: Path) -> str | None:
 def _check_placed(header: Any, path: Path, options: ReadOptions) -> str | None:
     """What is stated of the directions of a NIfTI without sform and qform; None for one that has them.
 
-    Raises InputRefusedError if nothing is, or if the two are mirror images: left and right are unknown.
+    Raises InputRefusedError if nothing is, if sform and qform name opposite directions, or sform and pixdim other sizes.
     """
     if "sform_code" in header and not (int(header["sform_code"]) or int(header["qform_code"])):
         if directions := options.directions or _stated_directions(path):
@@ -190,14 +210,31 @@ def _check_placed(header: Any, path: Path, options: ReadOptions) -> str | None:
             f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image that states "
             f"its orientation is needed; export it again, or {STATE}"
         )
-    if "sform_code" in header and int(header["sform_code"]) and int(header["qform_code"]):
-        turned = [np.linalg.det(form[:3, :3]) for form in (header.get_sform(), header.get_qform())]
-        if turned[0] * turned[1] < 0:
+    if "sform_code" not in header or not int(header["sform_code"]):
+        return None
+    sform, sizes = header.get_sform()[:3, :3], np.linalg.norm(header.get_sform()[:3, :3], axis=0)
+    stated = np.abs(header["pixdim"][1:4].astype(float))
+    counts = [
+        n for n in range(3) if header["dim"][n + 1] > 1 and n < header["dim"][0] and stated[n] > 0 and sizes[n] > 0
+    ]
+    if any(abs(sizes[n] / stated[n] - 1) > _OTHER_SIZE for n in counts):
+        raise InputRefusedError(
+            f"{path.name} has voxels of {_by(sizes)} mm by its sform and of {_by(stated)} mm by its pixdim; one size is "
+            "needed; an affine map to a template is not the patient's space: save the image with that of its scan"
+        )
+    if int(header["qform_code"]):
+        qform = header.get_qform()[:3, :3]
+        directions = (sform / sizes * qform / np.linalg.norm(qform, axis=0)).sum(axis=0)
+        if np.linalg.det(sform) * np.linalg.det(qform) < 0 or directions.min() < 0:
             raise InputRefusedError(
-                f"{path.name} has a sform and a qform that are mirror images of each other, so left and right are unknown; two "
-                "that agree are needed; export it again, or remove the wrong one"
+                f"{path.name} has a sform and a qform whose axes run in opposite directions, so left and right are unknown; "
+                "two that agree are needed; export it again, or remove the wrong one"
             )
     return None
+
+
+def _by(lengths: Iterable[float]) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths)
 
 
 def _check_precision(stored: NDArray[Any], array: NDArray[np.float32], path: Path) -> None:

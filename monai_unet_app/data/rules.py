@@ -114,6 +114,8 @@ def _reasons(volume: Volume, rules: InputRules) -> Iterator[str]:
     modality = volume.provenance.modality
     if rules.modality and modality not in (None, *rules.modality):
         yield f"its modality is {modality}, {' or '.join(rules.modality)} is needed"
+    if "CT" in rules.modality and volume.provenance.unit not in ("", "HU", "US"):
+        yield f"its values are {volume.provenance.unit}, Hounsfield units (HU) are needed"
     for number, other in enumerate(volume.provenance.others[: rules.channels - 1], 1):
         accepted = rules.channel_modality[number : number + 1] if rules.channel_modality else rules.modality
         if other.modality and any(accepted) and other.modality not in accepted:

@@ -462,3 +462,11 @@ def test_a_picture_is_known_again_and_its_mirror_image_too() -> None:
     picture = Volume(pixels, np.eye(4), Provenance("image"), planar=True)
     assert known_again(picture, picture.with_array(np.ascontiguousarray(pixels[::-1])))
     assert not known_again(picture, picture.with_array(np.ascontiguousarray(-pixels)))
+
+
+def test_channels_that_a_dataset_json_names_are_named_for_a_bundle_that_knows_one_of_them(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTs", [f"c_000{n}.nii.gz" for n in (0, 1)])
+    for told, names in (({"0": "T2", "1": "T1"}, ("T2", "T1")), ({"0": "noNorm", "1": "zscore"}, ())):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0}, "channel_names": told}))
+        for source in (tmp_path / "imagesTs", tmp_path / "imagesTs/c_0000.nii.gz"):
+            assert [case.channel_names for case in find_images(source, (), ("T1", "T2"))] == [names]

@@ -166,11 +166,13 @@ def test_a_list_names_the_masks_and_all_cases_must_name_the_same(tmp_path: Path)
     assert found.overlaps
     counts = masks_of_nested().sum(axis=(0, 1, 2)).tolist()
     assert found.class_voxels == {0: int((nested() == 0).sum()), **dict(enumerate(counts, 1))}
-    odd = [cases[0], replace(cases[1], mask_names=("core", "whole", "enhancing"))]
+    rows = json.loads((tmp_path / "list.json").read_text())
+    rows[1]["label"] = {name: rows[1]["label"][name] for name in ("core", "whole", "enhancing")}
+    (tmp_path / "list.json").write_text(json.dumps(rows))
     with pytest.raises(
-        InputRefusedError, match=r"whole, core, enhancing \(case0\) and core, whole, enhancing \(case1\)"
+        InputRefusedError, match=r"whole, core, enhancing \(case\d\) and core, whole, enhancing \(case1\)"
     ):
-        masks_of(odd)
+        find_images(tmp_path / "list.json")
 
 
 def test_regions_of_a_dataset_json_are_known_and_written_again(tmp_path: Path) -> None:

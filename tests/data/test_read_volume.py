@@ -679,13 +679,83 @@ def test_lengths_are_in_the_unit_that_the_header_states(ending: str, unit: str, 
         read_volume(path)
 
 
+def test_a_meta_image_says_its_modality(tmp_path: Path) -> None:
+    header, stream = compressed(".mha", lopsided_array().astype(np.int16).tobytes(order="F"))
+    (tmp_path / "a.mha").write_bytes(
+        header.replace(b"ElementDataFile", b"Modality = MET_MOD_CT\nElementDataFile") + stream
+    )
+    assert read_volume(tmp_path / "a.mha").provenance.modality == "CT"
+
+
+@pytest.mark.parametrize("says", ["axis 0 index type:=numeric", "modality:=DWMRI"])
+def test_time_points_and_gradients_of_a_nrrd_are_no_channels(says: str, tmp_path: Path) -> None:
+    voxels = np.zeros((2, 11, 9, 7), np.int16)
+    header = _NRRD.replace(b"dimension: 3", b"dimension: 4").replace(b"sizes: 11", b"sizes: 2 11")
+    header = header.replace(b"directions: (1", b"directions: none (1").replace(
+        b"endian", b"kinds: list domain domain domain\nendian"
+    )
+    (tmp_path / "a.nrrd").write_bytes(header[:-1] + says.encode() + b"\n\n" + gzip.compress(voxels.tobytes(order="F")))
+    with pytest.raises(InputRefusedError, match="holds 2 time points or gradients, which are not channels"):
+        read_volume(tmp_path / "a.nrrd")
+
+
+def nifti(
+    path: Path, shape: tuple[int, ...] = (5, 4, 3), *, sform: Any = None, qform: Any = None, **header: Any
+) -> Path:
+    image = nibabel.Nifti1Image(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), None)
+    for key, value in header.items():
+        image.header[key] = value
+    image.set_qform(qform, 1 if qform is not None else 0, update_affine=True)
+    image.set_sform(sform, 2 if sform is not None else 0, update_affine=True)
+    if "pixdim" in header:
+        image.header["pixdim"] = header["pixdim"]
+    nibabel.save(image, path)
+    return path
+
+
+def test_a_nifti_states_one_size_and_one_direction_of_its_voxels(tmp_path: Path) -> None:
+    """Direction cosines alone in the sform, an affine map to a template, and a scan that was turned in one form only."""
+    path, scaled = tmp_path / "a.nii", np.diag([0.8, 0.8, 0.8, 1])
+    for sform, sizes in ((np.eye(4), "1 x 1 x 1"), (np.diag([0.96, 0.96, 0.96, 1]), "0.96 x 0.96 x 0.96")):
+        with pytest.raises(
+            InputRefusedError, match=f"voxels of {sizes} mm by its sform and of 0.8 x 0.8 x 0.8 mm by its pixdim"
+        ):
+            read_volume(nifti(path, sform=sform, pixdim=[1, 0.8, 0.8, 0.8, 0, 0, 0, 0]))
+    with pytest.raises(InputRefusedError, match="whose axes run in opposite directions"):
+        read_volume(nifti(path, sform=scaled, qform=scaled @ np.diag([-1, -1, 1, 1])))
+    tilted = scaled @ affine_of_turn(20)
+    np.testing.assert_allclose(read_volume(nifti(path, sform=tilted, qform=scaled)).affine_ras, tilted, atol=1e-6)
+
+
+def affine_of_turn(degrees: float) -> np.ndarray:
+    """About the first axis."""
+    turn = np.eye(4)
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn[1:3, 1:3] = [[cosine, -sine], [sine, cosine]]
+    return turn
+
+
+def test_time_points_of_a_nifti_are_no_channels(tmp_path: Path) -> None:
+    """ITK writes channels with seconds and a step of 1."""
+    step = [1, 1, 1, 1, 2, 0, 0, 0]
+    with pytest.raises(InputRefusedError, match="holds 2 time points, 2 sec apart, which are not channels"):
+        read_volume(nifti(tmp_path / "a.nii", (5, 4, 3, 2), sform=np.eye(4), xyzt_units=10, pixdim=step))
+    step[4] = 1
+    assert (
+        read_volume(nifti(tmp_path / "a.nii", (5, 4, 3, 2), sform=np.eye(4), xyzt_units=10, pixdim=step)).array.ndim
+        == 4
+    )
+    with pytest.raises(InputRefusedError, match="states the units 5, which NIfTI does not have"):
+        read_volume(nifti(tmp_path / "a.nii", sform=np.eye(4), xyzt_units=5))
+
+
 def test_two_forms_that_are_mirror_images_of_each_other_are_refused(tmp_path: Path) -> None:
     affine = LPS_FROM_RAS @ oblique_affine()
     image = nibabel.Nifti1Image(lopsided_array(), affine)
     image.set_sform(affine, 1)
     image.set_qform(affine @ np.diag([-1, 1, 1, 1]), 1)
     nibabel.save(image, tmp_path / "a.nii.gz")
-    with pytest.raises(InputRefusedError, match="a sform and a qform that are mirror images of each other"):
+    with pytest.raises(InputRefusedError, match="a sform and a qform whose axes run in opposite directions"):
         read_volume(tmp_path / "a.nii.gz")
 
 

@@ -309,9 +309,13 @@ def test_series_without_a_uid_are_told_apart_by_their_folders(tmp_path: Path) ->
 def test_a_concatenation_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = split_frames(write_enhanced_mr(tmp_path / "parts.dcm", ARRAY, AFFINE), 6, 1)
     np.testing.assert_array_equal(read_series(folder).array, ARRAY)
-    (folder / "2.dcm").unlink()
-    with pytest.raises(SeriesGeometryError, match="a concatenation of 2 parts, of which 1 are here"):
-        read_series(folder)
+    (folder / "1.dcm").unlink()
+    rest = pydicom.dcmread(folder / "2.dcm")
+    for total in (2, None):  # InConcatenationTotalNumber need not be there
+        rest.InConcatenationTotalNumber = total
+        rest.save_as(folder / "2.dcm")
+        with pytest.raises(SeriesGeometryError, match="a concatenation of 2 parts, of which 1 are here"):
+            read_series(folder)
 
 
 def test_a_name_with_empty_components_is_the_same_name(tmp_path: Path) -> None:

@@ -444,6 +444,38 @@ def test_an_mr_stack_whose_slices_show_different_things_is_refused(tmp_path: Pat
         read_series(folder)
 
 
+CT_MIXED = {
+    "ConvolutionKernel": (lambda k: ("B30f", "B70f")[k % 2], "different ConvolutionKernel"),
+    "KVP": (lambda k: (80, 140)[k % 2], "different KVP"),
+    "RescaleType": (lambda k: ("HU", "MGML")[k > 3], "mixes slices of HU and MGML"),
+}
+
+
+@pytest.mark.parametrize("keyword", CT_MIXED)
+def test_a_ct_stack_of_two_reconstructions_is_refused(tmp_path: Path, keyword: str) -> None:
+    value, said = CT_MIXED[keyword]
+    rescaled = {"RescaleSlope": 1, "RescaleIntercept": 0}
+    folder = write_stacks(tmp_path, lambda n, k: {keyword: value(k)} | rescaled, count=1, Modality="CT")
+    with pytest.raises(SeriesSelectionError, match=said):
+        read_series(folder)
+
+
+def test_slices_of_two_acquisitions_that_alternate_are_said(tmp_path: Path) -> None:
+    """Two phases of the contrast may be woven into one stack; stations one after the other are usual."""
+    woven = write_stacks(tmp_path / "woven", lambda n, k: {"AcquisitionNumber": k % 2 + 1}, count=1, Modality="CT")
+    assert "alternate; check that they show the same phase" in " ".join(read_series(woven).provenance.notes)
+    stations = write_stacks(tmp_path / "one", lambda n, k: {"AcquisitionNumber": k // 4 + 1}, count=1, Modality="CT")
+    assert read_series(stations).provenance.notes == ()
+
+
+def test_values_that_only_a_mapping_slice_by_slice_makes_comparable_are_refused(tmp_path: Path) -> None:
+    def mapped(n: int, k: int) -> Values:
+        return {"RealWorldValueMappingSequence": item(RealWorldValueSlope=1.0 + k, RealWorldValueIntercept=0.0)}
+
+    with pytest.raises(SeriesSelectionError, match="stored values with a RealWorldValueSlope of 1 and stored values"):
+        read_series(write_stacks(tmp_path, mapped, count=1))
+
+
 def test_slices_with_and_without_diffusion_weighting_are_not_one_stack(tmp_path: Path) -> None:
     folder = write_stacks(tmp_path, lambda n, k: {"DiffusionBValue": 1000.0} if k > 3 else {}, count=1)
     with pytest.raises(SeriesSelectionError, match=r"different DiffusionBValue \(none / 1000.0\)"):
