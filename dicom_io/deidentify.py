@@ -74,6 +74,12 @@ NO_SCAN = frozenset({"WSD", "SYN", "DRW"})  # ConversionType: a workstation's pi
 DIGITISED = frozenset({"DF", "DV", "SD", "SI"})  # film, video, a document, a picture
 
 
+OTHER_PATIENT = (
+    "its study is already in the output folder under another pseudonym, since only one of both runs knew the issuer of the "
+    "PatientID; process all objects of a study together, or state the issuer in them"
+)
+
+
 @dataclass(frozen=True)
 class Deidentified:
     """The result of a run.
@@ -94,6 +100,7 @@ class _Protected:
     name: str
     content: bytes
     counts: Counter[tuple[str, str]]
+    patient: str
 
 
 class _Persons:
@@ -105,15 +112,20 @@ class _Persons:
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.found: dict[str, tuple[set[str], ...]] = {}
+        self.same: dict[str, str] = {}
         for path in files:
             with suppress(*UNREADABLE):  # processing the file gives the reason
                 if (instance := read_instance(path)) is not None:
                     header = instance.header
-                    told = self.found.setdefault(str(header.get("StudyInstanceUID")), (set(), set(), set()))
+                    told = self.found.setdefault(str(header.get("StudyInstanceUID")), tuple(set() for _ in range(5)))
                     more = (header.get("IssuerOfPatientIDQualifiersSequence") or [Dataset()])[0]
-                    stated = header.get("PatientID"), header.get("IssuerOfPatientID"), more.get("UniversalEntityID")
-                    for value, values in zip(stated, told, strict=True):
-                        values.update(filter(None, [str(value or "").strip("\0 ")]))
+                    stated = [header.get("PatientID"), header.get("IssuerOfPatientID"), more.get("UniversalEntityID")]
+                    stated += [header.get("PatientBirthDate"), header.get("PatientSex")]
+                    texts = [str(value or "").strip("\0 ") for value in stated]
+                    for text, values in zip(texts, told, strict=True):
+                        values.update(filter(None, [text]))
+                    if texts[1] and texts[2]:
+                        self.same[texts[2]] = texts[1]
 
     def of(self, study: str) -> str:
         """A text that only objects of the same person share; "" where nothing names the person of a study.
@@ -121,8 +133,9 @@ class _Persons:
         Raises:
             DeidentificationError: The study names several persons.
         """
-        ids, issuers, universal = self.found.get(study, (set(), set(), set()))
-        issuers = issuers or universal
+        ids, issuers, universal = self.found.get(study, (set(),) * 5)[:3]
+        # One object may state both, and the others the universal one alone
+        issuers = issuers or {self.same.get(one, one) for one in universal}
         if len(ids) > 1 or len(issuers) > 1:
             raise DeidentificationError(
                 f"its study names {len(ids)} PatientID(s) and {len(issuers)} IssuerOfPatientID(s); one person is needed, since "
@@ -130,19 +143,37 @@ class _Persons:
             )
         return "\\".join([*ids, *issuers]) if ids else ""
 
+    def _key(self, study: str) -> str:
+        with suppress(DeidentificationError):  # the study is refused
+            return self.of(study)
+        return ""
+
     @property
     def notes(self) -> list[str]:
-        """A sentence, without values, if a PatientID has an issuer in some studies and none in others."""
-        whose = [(ids, bool(issuers or universal)) for ids, issuers, universal in self.found.values()]
+        """A sentence, without values, of PatientIDs that may be of two persons, or one person with two pseudonyms."""
+        whose = [(ids, bool(issuers or universal)) for ids, issuers, universal, *_ in self.found.values()]
+        facts: dict[str, tuple[set[str], set[str]]] = {}
+        for study, (*_, births, sexes) in self.found.items():
+            for known, more in zip(facts.setdefault(self._key(study), (set(), set())), (births, sexes), strict=True):
+                known.update(more)
+        several = sum(key != "" and max(map(len, known)) > 1 for key, known in facts.items())
+        notes = [
+            f"{several} PatientID(s) have several birth dates or sexes: two persons under one ID get one pseudonym"
+        ]
         with_issuer, without = (
             {one for ids, told in whose if told is wanted for one in ids} for wanted in (True, False)
         )
-        if not (count := len(with_issuer & without)):
-            return []
-        return [
-            f"{count} PatientID(s) have an issuer in some studies and none in others, which get different pseudonyms: an "
-            "absent issuer is unknown; state it in all of them first if they are of one person"
-        ]
+        count = len(with_issuer & without)
+        notes = notes if several else []
+        return (
+            notes
+            if not count
+            else [
+                *notes,
+                f"{count} PatientID(s) have an issuer in some studies and none in others, which get different pseudonyms: an "
+                "absent issuer is unknown; state it in all of them first if they are of one person",
+            ]
+        )
 
 
 @dataclass
@@ -156,6 +187,7 @@ class _Run:
     refused: list[tuple[int, str]] = field(default_factory=list)
     not_dicom: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    before: dict[str, str] = field(default_factory=dict)
 
     def keep(self, number: int, protected: _Protected | None) -> None:
         """Writes an object. An object that is there already must be the same, byte for byte."""
@@ -163,6 +195,10 @@ class _Run:
             self.not_dicom += 1
             return
         path = self.output / protected.name
+        before = self.before.setdefault(path.parts[-3], _patient_in(self.output / path.parts[-3]))
+        if before not in ("", protected.patient):
+            self.refused.append((number, OTHER_PATIENT))
+            return
         # One key gives the same bytes for the same object, so other content comes from another object with that UID.
         if path.exists() and path.read_bytes() != protected.content:
             self.refused.append((number, OTHER_CONTENT))
@@ -239,6 +275,12 @@ def deidentify(
     return Deidentified(report, tuple(f"file {number}: {reason}" for number, reason in run.refused))
 
 
+def _patient_in(study: Path) -> str:
+    """The PatientID of a study in the output folder; empty without one."""
+    first = next(study.glob("*/*.dcm"), None)
+    return str(pydicom.dcmread(first, specific_tags=["PatientID"]).get("PatientID") or "") if first else ""
+
+
 def _protect_file(path: Path, run: _Run) -> _Protected | None:
     """The object of a file without identity; None if the file is no DICOM object."""
     if read_instance(path) is None:  # also refuses a file that is cut short
@@ -258,7 +300,7 @@ def _protect_file(path: Path, run: _Run) -> _Protected | None:
         content = _encoded(dataset)
     # The UIDs are the new ones by now.
     name = f"{dataset.StudyInstanceUID}/{dataset.SeriesInstanceUID}/{dataset.SOPInstanceUID}.dcm"
-    return _Protected(name, content, counts)
+    return _Protected(name, content, counts, str(dataset.get("PatientID") or ""))
 
 
 def _complete(dataset: FileDataset) -> None:

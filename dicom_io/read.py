@@ -243,6 +243,7 @@ def _provenance(ordered: OrderedSeries, notes: tuple[str, ...]) -> Provenance:
         pixel_mm(frames[0].instance.header) if ordered.is_picture else None,
         incomplete=ordered.incomplete,
         patient_digest=patient_digest(frames[0].instance.header),
+        patient_id_digest=patient_digest(frames[0].instance.header, "PatientID"),
         other_times=ordered.other_times,
         made_slices=made_slices(ordered.repair) if ordered.repair else (),
         unit=frames[0].unit or ("" if frames[0].has_rescale or series.modality != "CT" else "stored values"),

@@ -73,6 +73,7 @@ class Provenance:
         incomplete: True if the source's own headers count more images than there were, and it was read on request.
         patient_digest: sha256 of PatientID and IssuerOfPatientID, see `headers.patient_digest`; empty if the source names
             no patient.
+        patient_id_digest: The same of PatientID alone, since objects of one patient may leave the issuer out.
         others: Of an image whose channels come from several files or series: where the further channels come from.
         other_times: Keys, as `slice_keys`, of the slices of the series that belong to time points that were not chosen.
         unit: Of the values of a DICOM series, as it states it, such as "HU" or "BQML"; "stored values" for CT without a
@@ -94,6 +95,7 @@ class Provenance:
     pixel_mm: tuple[float, float] | None = None
     incomplete: bool = False
     patient_digest: str = ""
+    patient_id_digest: str = ""
     others: tuple["Provenance", ...] = ()
     other_times: frozenset[str] = field(default=frozenset(), repr=False)
     made_slices: tuple[tuple[int, int], ...] = ()

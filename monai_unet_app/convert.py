@@ -20,7 +20,7 @@ from dicom_io.errors import DicomIoError, LabelError
 from dicom_io.files import replace_when_whole
 from dicom_io.itk_files import ITK_ENDINGS, write_itk
 from dicom_io.kinds import kind_of_class
-from dicom_io.objects.slice_positions import check_source_series
+from dicom_io.objects.slice_positions import check_belongs
 from dicom_io.read import ReadOptions
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_dataset, refusing
@@ -35,6 +35,7 @@ from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_labels
 from monai_unet_app.data.naming import check_side
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.structures import name_of
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusing_as
 
 LABEL_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -190,7 +191,7 @@ def _structures(result: Path, volume: Volume, names: Sequence[str]) -> tuple[Vol
     header = load_dataset(result)
     with refusing(result):
         kind = kind_of_class(uid := str(header.get("SOPClassUID") or ""))
-        check_source_series(header, volume)
+        check_belongs(header, volume)
     if kind is None or kind.name not in ("SEG", "RTSTRUCT"):
         raise LabelError(
             f"it has SOP class {shown_uid(uid)}; a SEG or an RT Structure Set is needed; check which it is"
@@ -210,7 +211,7 @@ def _structures(result: Path, volume: Volume, names: Sequence[str]) -> tuple[Vol
     if names:
         return masks, dict(enumerate(names, 1))
     if kind.name == "SEG":
-        told = {segment.number: segment.label for segment in described}
+        told = {segment.number: name_of(segment) for segment in described}
     else:
         told = {number: " ".join(name.split()) for number, name in enumerate(region_names(result).values(), 1)}
     # A word of anatomy stays, though a patient may be called so: PANCREAS_0001

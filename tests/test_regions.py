@@ -251,6 +251,12 @@ def test_names_become_names_of_files_of_their_own_and_name_no_patient(run: Run, 
     third.SegmentNumber, third.SegmentLabel = 9, "liver"
     dataset.SegmentSequence.append(third)
     dataset.save_as(seg)
+    other = run("regions", seg, "--image", tmp_path / "series", "--output", tmp_path / "masks")
+    assert (other.code, "the label file has another PatientID than the image" in other.err) == (3, True)
+    for file in (tmp_path / "series").iterdir():
+        image = pydicom.dcmread(file)
+        image.PatientName, image.PatientID = dataset.PatientName, dataset.PatientID
+        image.save_as(file)
     answer = run("regions", seg, "--image", tmp_path / "series", "--output", tmp_path / "masks", "--json")
     assert answer.code == 0, answer.err
     files = [row["file"] for row in json.loads(answer.out)["regions"]]

@@ -79,7 +79,7 @@ def fetch(destination: Destination, query: Query, folder: Path, on_stored: OnSto
     Raises:
         NetworkError: The service cannot be reached or refuses. Instances that arrived before are kept.
     """
-    level, retrieval = retrieve_level(query), Retrieval(folder, query.study_instance_uid, on_stored)
+    level, retrieval = retrieve_level(query), Retrieval(folder, query, on_stored)
     with web_client(destination) as client:
         expected = _expected(client, query)
         for dataset in _retrieved(client, query, level):

@@ -195,6 +195,14 @@ def _studies(destination: Destination, query: Query) -> list[Query]:
     if query.study_instance_uid:
         return [query]
     matches = find(destination, replace(query, level="study"))
+    wanted = query.patient_id.strip()
+    # An archive may search without a condition that it does not know
+    others = sum(str(match.get("PatientID") or "").strip() not in ("", wanted) for match in matches)
+    if others and not set(wanted) & set("*?") and wanted:
+        raise NetworkError(
+            f"{destination.label} answered with {others} of {len(matches)} studies of other patients: it does not search by "
+            "PatientID; nothing was fetched; name the study by --study"
+        )
     uids = [str(match.get("StudyInstanceUID") or "") for match in matches]
     if not all(map(is_uid, uids)):
         raise NetworkError(

@@ -62,6 +62,7 @@ class InstanceStore:
         folder: Path,
         *,
         studies: frozenset[str] | None = None,
+        series: str = "",
         stored: Callable[[Stored], None] = lambda stored: None,
         most_bytes: float = math.inf,
     ) -> None:
@@ -70,10 +71,11 @@ class InstanceStore:
         Args:
             folder: Gets the instances.
             studies: StudyInstanceUIDs that were asked for; other studies are refused. None: any study.
+            series: The SeriesInstanceUID that was asked for; other series are refused. Empty: any series.
             stored: Called for each instance that is on the disk, before the sender is answered. An error in it is logged.
             most_bytes: Most bytes that a data set may have once it is inflated. The size of the file is not limited here.
         """
-        self.folder, self.studies = Path(folder), studies
+        self.folder, self.studies, self.series = Path(folder), studies, series
         self._stored, self._most_bytes = stored, most_bytes
         self._lock = threading.Lock()
 
@@ -157,6 +159,8 @@ class InstanceStore:
         uids = read_uids(part, announced, self._most_bytes, allowance)
         if self.studies is not None and uids.study not in self.studies:
             raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of study {uids.study} was not asked for")
+        if self.series not in ("", uids.series):
+            raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of series {uids.series} was not asked for")
         folder = self.folder / uids.study / uids.series
         path = folder / f"{uids.instance}.dcm"
         # A new folder lasts through a crash only if its entry in the folder above is forced to the disk too.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dicom_io.net.instance_store import InstanceStore, Stored
 from dicom_io.net.outcome import Fetched
+from dicom_io.net.query import Query
 
 OnStored = Callable[[Stored], None]
 
@@ -13,18 +14,20 @@ OnStored = Callable[[Stored], None]
 class Retrieval:
     """One study on its way into a folder."""
 
-    def __init__(self, folder: Path, study_instance_uid: str, on_stored: OnStored) -> None:
+    def __init__(self, folder: Path, query: Query, on_stored: OnStored) -> None:
         """Opens the folder.
 
         Args:
             folder: Gets the instances.
-            study_instance_uid: The requested study; instances of other studies are refused.
+            query: The requested study, and series; instances of others are refused.
             on_stored: Called for each instance that is on the disk.
         """
         self.folder, self._on_stored = Path(folder), on_stored
         self._is_new: dict[Path, bool] = {}
         self._problems: list[str] = []
-        self.store = InstanceStore(folder, studies=frozenset({study_instance_uid}), stored=self._note)
+        self.store = InstanceStore(
+            folder, studies=frozenset({query.study_instance_uid}), series=query.series_instance_uid, stored=self._note
+        )
 
     def note_refusal(self, reason: str) -> None:
         """Keeps the reason why an instance was refused, for the report."""

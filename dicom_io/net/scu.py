@@ -83,7 +83,7 @@ def move(destination: Destination, query: Query, folder: Path, on_stored: OnStor
         NetworkError: No association, no answer, a failure, or our port is taken.
     """
     peer, identifier = dimse_peer(destination), retrieve_identifier(query)
-    retrieval = Retrieval(folder, query.study_instance_uid, on_stored)
+    retrieval = Retrieval(folder, query, on_stored)
     provider = Provider(retrieval.store, listen_for(peer), refused=retrieval.note_refusal)
     # The provider listens before the request goes out: the archive sends over an association of its own, which it
     # opens to the Move Destination while the C-MOVE runs (PS3.4 C.4.2).
@@ -111,7 +111,7 @@ def get(destination: Destination, query: Query, folder: Path, on_stored: OnStore
     Raises:
         NetworkError: No association, no answer, or a failure.
     """
-    identifier, retrieval = retrieve_identifier(query), Retrieval(folder, query.study_instance_uid, on_stored)
+    identifier, retrieval = retrieve_identifier(query), Retrieval(folder, query, on_stored)
     held = _held_classes(destination, query)
     classes = held or common_storage_classes()
     # The C-STORE requests come over our own association, so role selection makes us, the requestor, the provider of

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from dicom_io.errors import LabelError
 from dicom_io.objects.functional_groups import macro
 from dicom_io.objects.identity import source_headers
-from dicom_io.reading.headers import referenced_series, shown_uid
+from dicom_io.reading.headers import patient_digest, referenced_series, shown_uid
 from dicom_io.volume import Volume
 
 # Scanners write positions with 0.001 to 0.01 mm; an evenly spaced grid fitted to them may be off by the
@@ -188,18 +188,24 @@ def check_frame_of_reference(frame_of_reference_uid: str | None, reference: Volu
         )
 
 
-def check_source_series(label_object: Dataset, reference: Volume) -> None:
-    """Pass unless a label object refers to series, and the image is none of them.
+def check_belongs(label_object: Dataset, reference: Volume) -> None:
+    """Pass unless a label object is of another patient than the image, or refers to series of which the image is none.
 
     Args:
-        label_object: Header of a SEG or RTSTRUCT; one that refers to no series passes.
+        label_object: Header of a SEG or RTSTRUCT; one that names no patient and no series passes.
         reference: The image; one that is no DICOM passes.
 
     Raises:
-        LabelError: The image is another series.
+        LabelError: See above; the message does not name the patients.
     """
-    named = {uid for uid, _ in referenced_series(label_object) if uid}
     sources = (reference.provenance, *reference.provenance.others)
+    patients = {source.patient_id_digest for source in sources} - {""}
+    if patients and patient_digest(label_object, "PatientID") not in ("", *patients):
+        raise LabelError(
+            "the label file has another PatientID than the image; labels of the same patient are needed; use the file that was "
+            "made for this image"
+        )
+    named = {uid for uid, _ in referenced_series(label_object) if uid}
     own = {source.series_instance_uid for source in sources if source.series_instance_uid}
     if named and own and not named & own:
         raise LabelError(

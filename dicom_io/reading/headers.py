@@ -175,11 +175,11 @@ def referenced_series(header: Dataset) -> list[tuple[str, Sequence[Dataset]]]:
     ]
 
 
-def patient_digest(header: Dataset) -> str:
-    """sha256 of PatientID and IssuerOfPatientID, without padding; "" if both are empty.
+def patient_digest(header: Dataset, *keywords: str) -> str:
+    """sha256 of PatientID and IssuerOfPatientID, or of these attributes, without padding; "" if all are empty.
 
     The ID can be found from it only by trying all IDs. It is one of many parts from which UIDs are made.
     """
     # PS3.5 6.2: no LO holds a backslash, so two different pairs of IDs never become one text.
-    ids = [str(header.get(keyword) or "").strip("\0 ") for keyword in ("PatientID", "IssuerOfPatientID")]
+    ids = [str(header.get(keyword) or "").strip("\0 ") for keyword in keywords or ("PatientID", "IssuerOfPatientID")]
     return hashlib.sha256("\\".join(ids).encode("utf-8", "surrogatepass")).hexdigest() if any(ids) else ""

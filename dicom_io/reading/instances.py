@@ -50,7 +50,7 @@ HEADER_KEYWORDS = (
     "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
     "SegmentedBluePaletteColorLookupTableData IssuerOfPatientIDQualifiersSequence "
-    "RescaleType Units RealWorldValueMappingSequence"
+    "RescaleType Units RealWorldValueMappingSequence PatientBirthDate PatientSex"
 )
 """The attributes of a header that reading uses, together with DISTINGUISHING; others are not kept."""
 

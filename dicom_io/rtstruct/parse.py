@@ -106,8 +106,13 @@ def _points(contour: Dataset, roi: int) -> Floats:
         points_mm = np.array([float(value) for value in values]).reshape(-1, 3)
     except (TypeError, ValueError):
         points_mm = np.full((1, 3), np.nan)
-    is_lost = not len(points_mm) and bool(contour.get("NumberOfContourPoints"))  # else it states that it has none
-    if is_lost or not np.isfinite(points_mm).all():
+    stated = contour.get("NumberOfContourPoints")
+    if stated and int(stated) != len(points_mm) and np.isfinite(points_mm).all():
+        raise LabelError(
+            f"region {roi} has a contour of {stated} points (NumberOfContourPoints), of which {len(points_mm)} are here; all "
+            "are needed; export the structure set again"
+        )
+    if not np.isfinite(points_mm).all():
         raise LabelError(
             f"region {roi} has a contour whose coordinates are not finite numbers, three for each point; these are needed; "
             "export the structure set again"

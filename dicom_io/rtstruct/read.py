@@ -27,6 +27,7 @@ CANCELLED = "CLOSEDPLANAR_XOR contours that occur a second time cancel out the f
 NOTHING = "contours enclose no voxel's centre"
 VANISHED = "holes enclose the same voxels as the contour around them and leave no voxel"
 OTHER_TIMES = "contours that name images of other time points of this series were left out"
+SPARSE = "contours lie on every second slice or fewer, and the slices between are empty"
 BEYOND = "contours reach beyond the image and were cut at its edge"
 _WAY_OUT = (
     "use the structure set that was made for this image, or read the wanted regions by name (monai-unet regions --roi, "
@@ -277,6 +278,10 @@ def _drawn(
         drawn.loops.append(index[:, :2])
         drawn.exclusive |= contour.exclusive
     check_some_left(other_times.total(), taken, "contour(s)")
+    for roi in {roi for roi, _ in by_slice}:
+        gaps = np.diff(sorted(k for other, k in by_slice if other == roi))
+        if len(gaps) and np.gcd.reduce(gaps) > 1:
+            note_counts.setdefault(SPARSE, Counter())[roi] += len(gaps) + 1
     return by_slice
 
 

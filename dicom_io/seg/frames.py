@@ -50,6 +50,11 @@ def seg_frames_of(dataset: Dataset) -> Iterator[SegFrame]:
     label_map = dataset.get("SegmentationType") == "LABELMAP"
     changed = {number: own for number, own in numbering(dataset).items() if number != own}
     placed = _is_placed(dataset)
+    groups, count = len(dataset.get("PerFrameFunctionalGroupsSequence") or []), int(dataset.get("NumberOfFrames") or 1)
+    if groups and groups != count:
+        raise LabelError(
+            f"the SEG has {count} frame(s) (NumberOfFrames) and describes {groups}; as many are needed; export it again"
+        )
     for number, frame in enumerate(_pixels_of(dataset), start=1):
         segment = 0 if label_map else _segment_of(dataset, number)
         pixels = frame
@@ -93,6 +98,10 @@ def numbering(dataset: Dataset) -> dict[int, int]:
     padding, found = dataset.get("PixelPaddingValue") if label_map else None, dict[int, int]()
     for item in dataset.get("SegmentSequence") or []:
         number = int(item.SegmentNumber)
+        if number in found:
+            raise LabelError(
+                f"the SEG describes segment {number} twice; one meaning of each number is needed; export it again"
+            )
         found[number] = 0 if number == padding or (label_map and _is_background(item)) else number or -1
     if padding is not None:
         found[int(padding)] = 0

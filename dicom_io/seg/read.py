@@ -90,7 +90,7 @@ def read_segments(path: Path, reference: Volume, names: Sequence[str] | None = N
 
 
 def _channels(dataset: Dataset, reference: Volume, names: Sequence[str] | None) -> Volume:
-    segments, steps = _Segments(dataset, reference), float(dataset.get("MaximumFractionalValue") or 255)
+    segments, steps = _Segments(dataset, reference), float(dataset.get("MaximumFractionalValue") or 1)
     kind, chosen = np.float32 if segments.fractional else np.uint8, list(segments.numbers)
     if names is not None:
         known = numbering(dataset)
@@ -188,7 +188,15 @@ class _Segments:
             stored = frame.pixels[rows, columns]
             if len(stored) and frame.plane is not None:
                 place = (frame.segment, *np.round(frame.plane.origin_mm, 2))
-                if place in times and (self.reference.provenance.other_times or times[place] != frame.time):
+                most = int(self.dataset.get("MaximumFractionalValue") or 0) if self.fractional else 1
+                if frame.segment and stored.max() > most:
+                    raise LabelError(
+                        f"a frame of segment {frame.segment} holds {int(stored.max())}; values up to {most} are needed "
+                        "(BINARY: 1; FRACTIONAL: its MaximumFractionalValue); export the SEG again"
+                    )
+                if place in times and (
+                    self.reference.provenance.other_times or times[place] != frame.time or self.fractional
+                ):
                     which = f"segment {frame.segment}" if frame.segment else "the label map"
                     raise LabelError(
                         f"two frames of {which} lie at one place, and may be of two time points; one is needed; export each "

@@ -44,9 +44,20 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
     # The plan knows which two hippocampi or eyes of the examples are of one person; their files have no PatientID
     known = read_splits(shipped("examples") / "splits.json")
     first: dict[tuple[str, str], str] = {}
+    persons = {case.id: _patient(case) for case in cases}
+    issuers: dict[str, set[str]] = {}
+    for issuer, patient in filter(all, persons.values()):
+        issuers.setdefault(patient, set()).add(issuer)
+    # An issuer that only some files state is unknown in the others, and no other one
+    persons = {
+        case: (next(iter(issuers[patient])), patient)
+        if not issuer and len(issuers.get(patient, ())) == 1
+        else (issuer, patient)
+        for case, (issuer, patient) in persons.items()
+    }
     return {
         case.id: (case.listed and case.listed.subject)
-        or (known[case.id].subject if case.id in known else first.setdefault(_patient(case), case.id))
+        or (known[case.id].subject if case.id in known else first.setdefault(persons[case.id], case.id))
         for case in sorted(cases, key=lambda case: case.id)
     }
 
@@ -54,7 +65,7 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
 def _patient(case: CaseFiles) -> tuple[str, str]:
     """A key that all cases of one patient share, and no other case."""
     side = _SIDE.fullmatch(case.id)
-    own = ("side", side[1]) if side else ("case", case.id)
+    own = ("\0side", f"\0{side[1]}") if side else ("\0case", f"\0{case.id}")  # no PatientID
     if case.header is None:
         return own
     try:

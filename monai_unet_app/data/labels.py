@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dicom_io.coding import WITHOUT_CLASS
 from dicom_io.itk_files import slicer_segments
+from dicom_io.objects.slice_positions import check_belongs
 from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import read_rtstruct
@@ -307,6 +308,7 @@ def _read_segments(path: Path, image: Volume, values: FileValues) -> Volume:
     """The segments of a SEG as masks, each in the channel of its number; its voxels without a class get the ignored value."""
     with refusing_as(f"label {path.name}"):
         (file,) = scan_files(files_at(path)).series[0].files
+        check_belongs(load_dataset(file), image)
         found, numbers = read_segments(file, image), list(segment_numbers(file))
         without = None if values.ignored is None else _segment_without_class(file)
         if max(set(numbers) - {without}, default=0) > values.masks:
@@ -402,6 +404,7 @@ def _read_dicom_labels(path: Path, image: Volume, ignored: int | None) -> Volume
     try:
         with refusing_as(f"label {path.name}"):
             found = scan_files(files_at(path)).series[0]
+            check_belongs(load_dataset(found.files[0]), image)
             if found.kind == "rtstruct":
                 return read_rtstruct(path, image)
             labels, number = read_seg(path, image), _segment_without_class(found.files[0])

@@ -9,10 +9,14 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
-from dicom_io.coding import Segment
+from dicom_io.coding import Segment, snomed_ct
 from monai_unet_app.errors import SidesError
 
-_SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
+_WORDS = {
+    "left": "left l lt links linke linker gauche izquierdo izquierda esquerdo esquerda sinister sinistra sinistro sin",
+    "right": "right r rt rechts rechte rechter droit droite derecho derecha direito direita dexter dextra destra destro dext",
+}
+_SIDES = {word: side for side, words in _WORDS.items() for word in words.split()}
 _SIDE_CODES = {"7771000": "left", "24028007": "right"}  # SNOMED CT: Left, Right
 _NO_MEANING = frozenset(("a", "and", "by", "in", "of", "on", "or", "the", "with"))
 _PLACEHOLDERS = frozenset(("class", "channel", "foreground", "label", "mask", "object", "roi", "segment", "structure"))
@@ -97,18 +101,24 @@ def says_nothing(name: str) -> bool:
 
 def side_of(segment: Segment) -> str | None:
     """ "left" or "right" by the segment's codes, else by its label; None for no side or both sides."""
-    codes = (segment.type_modifier, segment.anatomic_region_modifier)
-    coded = {_SIDE_CODES[code.value] for code in codes if code is not None and code.value in _SIDE_CODES}
+    coded = _coded_sides(segment)
     return coded.pop() if len(coded) == 1 else side_in(f"{segment.label} {segment.type.meaning}")
 
 
+def _coded_sides(segment: Segment) -> set[str]:
+    modifiers = (segment.type_modifier, segment.anatomic_region_modifier)
+    codes = [snomed_ct(code) or code for code in modifiers if code is not None]
+    return {_SIDE_CODES[code.value] for code in codes if code.value in _SIDE_CODES}
+
+
 def check_side(segment: Segment) -> None:
-    """Raises SidesError if the label and the codes of a segment have opposite sides."""
-    told, coded = side_in(segment.label), side_of(segment)
-    if told and coded and told != coded:
+    """Raises SidesError if the label, the codes and their meanings do not all have the same side, where they have one."""
+    codes = (segment.type, segment.type_modifier, segment.anatomic_region, segment.anatomic_region_modifier)
+    told = {side_in(text) for text in (segment.label, *(code.meaning for code in codes if code is not None))}
+    if len((told | _coded_sides(segment)) - {None}) > 1:
         raise SidesError(
-            f"segment {segment.number} is called {segment.label!r}, and its codes say {coded}; label and codes have to agree; "
-            "correct one of them in the file"
+            f"segment {segment.number} is called {segment.label!r}, and its label and codes name both left and right; they "
+            "have to agree; correct one of them in the file"
         )
 
 
@@ -125,7 +135,7 @@ def _text(segment: Segment) -> str:
 
 @lru_cache(1 << 12)
 def _word_list(text: str) -> tuple[str, ...]:
-    separated = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)  # leftKidney
+    separated = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=\b[LR])(?=[A-Z][a-z])", " ", text)  # leftKidney, LKidney
     words = (_SIDES.get(word, word) for word in re.findall(r"[^\W_]+", separated.lower()))
     return tuple(word for word in words if word not in _NO_MEANING)
 

@@ -75,7 +75,7 @@ def dicom_structures(path: Path) -> dict[int, StatedStructure]:
         described = [one for one in described_segments(found.files[0]) if one.type != WITHOUT_CLASS]
         for segment in described:
             check_side(segment)
-        return {one.number: StatedStructure(_name_of(one), _codes_of(one), one.display_rgb) for one in described}
+        return {one.number: StatedStructure(name_of(one), _codes_of(one), one.display_rgb) for one in described}
 
 
 def stated_in_file(label: Path) -> dict[int, StatedStructure]:
@@ -91,7 +91,7 @@ def stated_in_file(label: Path) -> dict[int, StatedStructure]:
     return {value: StatedStructure(name) for value, name in label_table(label).items()}
 
 
-def _name_of(segment: Segment) -> str:
+def name_of(segment: Segment) -> str:
     """Its label; a side or position that only its codes tell stands first, since the name decides about mirror images."""
     position = segment.type_modifier.meaning if segment.type_modifier else ""
     name = segment.label if position.lower() in segment.label.lower() else f"{position} {segment.label}"

@@ -12,6 +12,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import LabelError
+from dicom_io.objects.slice_positions import check_belongs
 from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.seg import read_seg, read_segments, segment_numbers
 from dicom_io.segmentation import Segmentation, Structure
@@ -69,7 +70,7 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
             f"the correction {path.name} is not a file; a NIfTI, SEG or RTSTRUCT with the corrected mask is needed"
         )
     ending = ".nii.gz" if has_ending(path, (".nii.gz",)) else path.suffix.lower() or ".dcm"
-    header = None if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS) else _dicom_header(path)
+    header = None if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS) else _dicom_header(path, case.image)
     # Of counted objects some may have been deleted, joined or added
     if header is not None and header.get("SegmentSequence") and not counts_objects(case.document):
         numbers, paired_by = _paired_numbers(path, header, case)
@@ -98,9 +99,12 @@ def _check_names(path: Path, case: ReviewedCase, numbers: Mapping[int, int]) -> 
         )
 
 
-def _dicom_header(path: Path) -> Dataset:
+def _dicom_header(path: Path, image: Volume | None = None) -> Dataset:
     with refusing_as(f"the correction {path.name}"):
-        return load_dataset(path)
+        header = load_dataset(path)
+        if image is not None:
+            check_belongs(header, image)
+        return header
 
 
 def _paired_numbers(path: Path, header: Dataset, case: ReviewedCase) -> tuple[dict[int, int], Pairing]:

@@ -241,6 +241,15 @@ def test_two_series_of_one_patient_are_one_subject(tmp_path: Path) -> None:
     assert "17" not in json.dumps([vars(place) for place in plan.values()])
 
 
+def test_an_issuer_that_some_series_leave_out_is_the_one_of_the_others(tmp_path: Path) -> None:
+    told = {"a": ("17", "X"), "b": ("17", ""), "c": ("18", "X"), "d": ("18", "Y"), "e": ("18", "")}
+    for name, (patient, issuer) in told.items():
+        more = {"PatientID": patient, "IssuerOfPatientID": issuer}
+        series(tmp_path / "in" / name, SeriesInstanceUID=generate_uid(), **more)
+    subjects = subjects_of(find_images(tmp_path / "in"))
+    assert subjects == {"a": "a", "b": "a", "c": "c", "d": "d", "e": "e"}  # two issuers: which one is unknown
+
+
 def test_names_that_differ_in_the_side_alone_are_of_one_subject(tmp_path: Path) -> None:
     pairs = [("Image_21L", "Image_21R"), ("p7_left", "p7_right"), ("RET3OD", "RET3OS")]
     alone = ["Image_22L", "p8", "p8_1", "scan_left", "scan_right"]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from conftest import BUNDLES
-from phantoms import lopsided_labels, oblique_affine
+from phantoms import lopsided_labels, oblique_affine, write_mr_series
+from pydicom.sr.coding import Code
+from result_phantoms import RESULT
 
+from dicom_io.seg import write_seg
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.confidence.results_bundle import Program
@@ -22,12 +27,13 @@ from monai_unet_app.data.inspect import Accepted, inspect_cases
 from monai_unet_app.data.label_names import LabelTable, consistent, names_in_file
 from monai_unet_app.data.labels import FileValues, read_labels
 from monai_unet_app.data.monai_bridge import VolumeReader
+from monai_unet_app.data.naming import check_side, side_in
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
 from monai_unet_app.data.placed_labels import placed_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.structures import StatedStructure, stated_structures
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, SidesError
 from monai_unet_app.evaluate import LabelFolders
 
 GRID = Volume(np.zeros((11, 9, 7), np.float32), oblique_affine())
@@ -322,3 +328,54 @@ def test_a_nrrd_with_a_space_needs_the_directions_of_all_axes_in_it(axes: str, s
     (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(range(8)))
     with pytest.raises(InputRefusedError, match=r"`space directions`.* needed; export it again with them"):
         read_volume(tmp_path / "a.nrrd")
+
+
+SIDES = {"left": ("7771000", "G-A101"), "right": ("24028007", "G-A100")}
+
+
+@pytest.mark.parametrize("scheme", ["SCT", "SRT"])
+def test_every_code_of_a_segment_has_the_side_of_its_label(scheme: str) -> None:
+    kidney = named_segment(1, StatedStructure("kidney_left"))
+
+    def modified(side: str) -> Code:
+        return Code(SIDES[side][scheme == "SRT"], scheme, side.capitalize())
+
+    check_side(replace(kidney, type_modifier=modified("left")))
+    opposite = (
+        replace(kidney, type_modifier=modified("right")),
+        replace(kidney, anatomic_region=kidney.type, anatomic_region_modifier=modified("right")),
+        replace(kidney, type=Code("9846003", "SCT", "Right kidney structure"), type_modifier=None),
+    )
+    for segment in opposite:
+        with pytest.raises(SidesError, match="its label and codes name both left and right"):
+            check_side(segment)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("Niere links", "Niere rechts"),
+        ("LKidney", "RKidney"),
+        ("A carotis sin", "A carotis dext"),
+        ("rein gauche", "rein droit"),
+    ],
+)
+def test_sides_are_known_in_other_languages(left: str, right: str) -> None:
+    assert (side_in(left), side_in(right)) == ("left", "right")
+
+
+def test_labels_of_another_patient_are_refused(tmp_path: Path) -> None:
+    write_mr_series(tmp_path / "mr", np.zeros(GRID.shape, np.int16) + np.arange(7), GRID.affine_lps)
+    image = read_volume(tmp_path / "mr")
+    seg = write_seg(image.with_array(lopsided_labels(GRID.shape)), image, tmp_path / "seg.dcm", RESULT)
+    read_labels(seg, image)
+    other = pydicom.dcmread(seg)
+    other.PatientID = "SOMEBODY ELSE"
+    other.save_as(seg)
+    with pytest.raises(InputRefusedError, match="the label file has another PatientID than the image"):
+        read_labels(seg, image)
+    other.PatientID = pydicom.dcmread(next((tmp_path / "mr").iterdir())).PatientID
+    other.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
+    other.save_as(seg)
+    with pytest.raises(InputRefusedError, match=r"the label file refers to the series 1\.2\.3, and the image"):
+        read_labels(seg, image)

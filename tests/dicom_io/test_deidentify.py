@@ -544,6 +544,36 @@ def test_a_person_is_an_id_with_its_issuer_and_a_study_is_of_one_person(tmp_path
     assert alone[5].startswith(Pseudonyms(KEY).token("7"))
 
 
+def test_an_issuer_and_its_universal_id_are_one(tmp_path):
+    """One study states both, the other the universal ID alone."""
+    for number, (study, issuer) in enumerate([("1.2.5", "A"), ("1.2.6", "")]):
+        path = of_person(tmp_path / "in", number, study, "7", issuer)
+        dataset, item = pydicom.dcmread(path), Dataset()
+        item.UniversalEntityID, item.UniversalEntityIDType = "1.2.840.1", "ISO"
+        dataset.IssuerOfPatientIDQualifiersSequence = [item]
+        dataset.save_as(path)
+    assert len(set(pseudonyms_by_number(tmp_path / "in", tmp_path / "out").values())) == 1
+
+
+def test_one_study_gets_one_pseudonym_in_several_runs(tmp_path):
+    of_person(tmp_path / "in", 0, "1.2.5", "7", "A")
+    of_person(tmp_path / "later", 1, "1.2.5", "7")
+    assert len(run(tmp_path / "in", tmp_path / "out").report["written"]) == 1
+    outcome = run(tmp_path / "later", tmp_path / "out")
+    assert outcome.report["written"] == []
+    assert "its study is already in the output folder under another pseudonym" in outcome.problems[0]
+
+
+def test_an_id_of_persons_with_different_birth_dates_is_said(tmp_path):
+    for number, born in enumerate(["19500101", "19600101", ""]):
+        path = of_person(tmp_path / "in", number, f"1.2.{number + 5}", "7")
+        dataset = pydicom.dcmread(path)
+        dataset.PatientBirthDate = born
+        dataset.save_as(path)
+    (note,) = run(tmp_path / "in", tmp_path / "out").report["notes"]
+    assert note.startswith("1 PatientID(s) have several birth dates or sexes")
+
+
 def test_an_issuer_may_be_stated_by_its_universal_id_alone(tmp_path):
     """PS3.3 C.7.1.1: IssuerOfPatientIDQualifiersSequence."""
     for number, (study, issuer) in enumerate([("1.2.5", "1.2.840.1"), ("1.2.6", "1.2.840.2"), ("1.2.7", "1.2.840.1")]):

@@ -428,6 +428,46 @@ def test_frames_of_two_times_at_one_place_that_name_no_image_are_not_one_structu
         read_seg(path, first)
 
 
+def more_frames(dataset: Dataset) -> None:
+    dataset.NumberOfFrames = len(dataset.PerFrameFunctionalGroupsSequence) - 1
+
+
+def twice(dataset: Dataset) -> None:
+    dataset.SegmentSequence[1].SegmentNumber = 1
+
+
+def eight_bits(dataset: Dataset) -> None:
+    pixels = dataset.pixel_array
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit = 7
+    dataset.PixelData = (2 * pixels).astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (more_frames, r"has \d+ frame\(s\) \(NumberOfFrames\) and describes \d+; as many are needed"),
+        (twice, "describes segment 1 twice; one meaning of each number is needed"),
+        (eight_bits, "a frame of segment 1 holds 2; values up to 1 are needed"),
+    ],
+)
+def test_a_seg_that_counts_otherwise_than_it_holds_is_refused(image, tmp_path, edit, says):
+    with pytest.raises(LabelError, match=says):
+        read_segments(edited(write_any("binary", block(image), tmp_path / "o.dcm"), edit), image)
+
+
+@pytest.mark.parametrize("most", [None, 100])
+def test_fractions_above_their_stated_maximum_are_refused(image, tmp_path, most):
+    def fractions(dataset: Dataset) -> None:
+        eight_bits(dataset)
+        dataset.SegmentationType, dataset.MaximumFractionalValue = "FRACTIONAL", most
+        dataset.PixelData = bytes(100 * value for value in dataset.PixelData)
+
+    path = edited(write_any("binary", block(image), tmp_path / "o.dcm"), fractions)
+    with pytest.raises(LabelError, match=f"holds 200; values up to {most or 0} are needed"):
+        read_segments(path, image)
+
+
 # --- what the object says of its background, and what was not asked for
 
 

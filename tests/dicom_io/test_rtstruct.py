@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import replace
+from functools import partial
 
 import highdicom as hd
 import numpy as np
@@ -453,11 +454,23 @@ def test_contours_without_points_are_left_out_and_told(case, written, tmp_path):
 
 
 def test_contours_whose_points_are_lost_are_refused(case, written, tmp_path):
-    def lose(dataset):
-        dataset.ROIContourSequence[0].ContourSequence[0].ContourData = None
+    def lose(dataset, count=0):
+        contour = dataset.ROIContourSequence[0].ContourSequence[0]
+        contour.ContourData = contour.ContourData[: 3 * count] or None
 
-    with pytest.raises(LabelError, match="region 1 has a contour whose coordinates"):
-        read_rtstruct(edited(written, tmp_path / "e.dcm", lose), case.volume)
+    for count in (0, 5):
+        with pytest.raises(LabelError, match=rf"region 1 has a contour of \d+ points .*, of which {count} are here"):
+            read_rtstruct(edited(written, tmp_path / "e.dcm", partial(lose, count=count)), case.volume)
+
+
+def test_contours_on_every_second_slice_are_said_to_leave_the_others_empty(case, written, tmp_path):
+    def thin(dataset):
+        roi = dataset.ROIContourSequence[0]
+        named = {one.ContourImageSequence[0].ReferencedSOPInstanceUID: one for one in roi.ContourSequence}
+        roi.ContourSequence = [named[uid] for uid in case.volume.provenance.sop_instance_uids if uid in named][::2]
+
+    notes = read_rtstruct(edited(written, tmp_path / "e.dcm", thin), case.volume).provenance.notes
+    assert any(note.startswith("contours lie on every second slice or fewer, and the slices between") for note in notes)
 
 
 @pytest.mark.parametrize("edit", [_beyond, _lift])

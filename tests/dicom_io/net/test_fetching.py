@@ -239,6 +239,30 @@ def test_an_instance_of_another_study_is_not_kept(held: list[Path], tmp_path: Pa
     assert f"an instance of study {OTHER_STUDY} was not asked for" in found.problems
 
 
+def test_an_archive_that_overlooks_a_key_gives_no_other_series_and_no_other_patient(
+    held: list[Path], tmp_path: Path
+) -> None:
+    class Careless(Archive):
+        def _matches(self, query: pydicom.Dataset) -> list[pydicom.Dataset]:
+            return [pydicom.dcmread(path) for path in self.held]
+
+    headers = [pydicom.dcmread(path) for path in held]
+    wanted = next(one for one in headers if one.StudyInstanceUID == STUDY)
+    wanted.SeriesInstanceUID, wanted.SOPInstanceUID = "1.2.3.4", "1.2.3.4.5"
+    wanted.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.5"
+    wanted.save_as(tmp_path / "other.dcm")
+    with Careless(held=[*held, tmp_path / "other.dcm"]).running() as archive:
+        query = Query(study_instance_uid=STUDY, series_instance_uid="1.2.3.4")
+        found = fetch(destination(archive.port), query, tmp_path / "series")
+        with pytest.raises(
+            NetworkError, match="studies of other patients: it does not search by PatientID; nothing was"
+        ):
+            fetch(destination(archive.port), Query(patient_id=str(wanted.PatientID)), tmp_path / "patient")
+    assert [path.parts[-2:] for path in found.files] == [("1.2.3.4", "1.2.3.4.5.dcm")]
+    assert any("an instance of series" in problem for problem in found.problems)
+    assert not list((tmp_path / "patient").rglob("*.dcm"))
+
+
 # --- C-MOVE -----------------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +307,7 @@ def test_c_move_lets_only_the_archive_in(held: list[Path], tmp_path: Path) -> No
 
 
 def test_an_archive_that_answers_before_it_has_sent_is_waited_for(tmp_path: Path, held: list[Path]) -> None:
-    retrieval = Retrieval(tmp_path, STUDY, lambda stored: None)
+    retrieval = Retrieval(tmp_path, FIRST, lambda stored: None)
     late = threading.Timer(0.3, lambda: retrieval.store.put(held[0].read_bytes()))
     late.start()
     retrieval.wait_for(1, 5.0)
