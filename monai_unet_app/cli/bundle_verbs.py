@@ -53,7 +53,7 @@ def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
         show.line(f"next: monai-unet calibrate --bundle {folder} --data CASES_THAT_IT_HAS_NOT_SEEN")
         return answer, EXIT_DONE
     # Post-processing would change labels, which are to be those of nnU-Net
-    calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data, tidy="keep"))
+    calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data))
     return answer | {"calibration": calibrated}, code
 
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from monai_unet_app.cli import common, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, Answer
 from monai_unet_app.cli.results_of_others import calibrate_results, given, with_network
@@ -56,7 +54,7 @@ def _own_settings(options: flags.Calibrate) -> "InferenceSetting | None":
             f"{options.engine} in {options.precision} is held against torch whenever it is loaded, so what was fitted holds "
             "for it; leave --engine out, or give --precision bfloat16"
         )
-    beside = given(options, ("folds", "tta", "tidy"))
+    beside = given(options, ("folds", "tta"))
     if settings.own_key and beside:
         raise UsageError(
             f"--precision {options.precision} fits the numbers of the form that the bundle has, for its own network; leave "
@@ -110,7 +108,6 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
             "probabilities differ; calibrate, or at least evaluate, on cases that no fold has seen"
         )
     fitted = _fit(bundle, chosen, options)
-    tidied = _tidy(bundle, data, chosen, options)
     # Statements are about calibrated probabilities, so they are fitted after the calibration.
     statements = summary(_state(bundle, data, chosen, options), bundle)
     _calibration_lines(fitted, statements, bundle)
@@ -122,7 +119,6 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
         "cases": fitted.cases,
         "check": fitted.check.document() if fitted.check else None,
         "sample": fitted.drawn.document() if fitted.drawn else None,
-        "tidy": tidied,
         "statements": statements,
         "sha256": bundle_files(bundle.root).sha256,
     }, EXIT_DONE
@@ -157,30 +153,6 @@ def _fit(bundle: "Bundle", chosen: "LabelledCases", options: flags.Calibrate) ->
         with show.Steps("calibrating averages", len(chosen.rows)) as step:
             calibrate_bundle(bundle, chosen.rows, step, "tta", folds=chosen.folds, unchecked=options.unchecked)
     return fitted
-
-
-def _tidy(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", chosen: "LabelledCases", options: flags.Calibrate
-) -> list[dict[str, Any]]:
-    """Chooses the post-processing of labels out of fold, or on the selection cases, and writes it; gives what was tried."""
-    from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.calibration.tidying import choose_tidy, chooses_tidy, gain_in_words, write_tidy
-    from monai_unet_app.evaluate.case_selection import Networks, cases_of_partition
-
-    if options.tidy == "keep" or not chooses_tidy(bundle):
-        return []
-    write_tidy(bundle)
-    rows = chosen.rows if chosen.folds else cases_of_partition(bundle, data, "selection")
-    if not rows:
-        return []
-    with show.Steps("post-processing", len(rows)) as step:
-        networks = Networks(load_bundle(bundle.root, bundle.device), chosen.folds)
-        trials = choose_tidy(networks, rows, step)
-    write_tidy(networks.bundle, trials)
-    taken = {True: Text("taken", "green"), False: "not taken"}
-    cells = [(trial.what, gain_in_words(trial.gain), taken[trial.taken]) for trial in trials]
-    show.print_table((show.folded("post-processing"), show.folded("Dice, with minus without"), ""), cells)
-    return [{"step": dict(trial.step), "gain": trial.gain.value, "taken": trial.taken} for trial in trials]
 
 
 def _state(

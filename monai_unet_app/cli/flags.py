@@ -289,8 +289,6 @@ class Calibrate(Results, Cases, Engine):
         partition: which cases of the plan (default: calibration)
         folds: fit on all cases but the test cases, each by the network of the fold that tests it (default where the training
             left no case to calibrate)
-        tidy: post-processing of the labels; choose: take those steps that the bundle offers and that surely help on cases
-            that the network has not seen; keep: leave it as it is (default: choose)
         tta: also fit the statements about averages over mirror images
         unchecked: keep a fit on fewer than 10 subjects, without the check on subjects that were left out
         coverage: coverage of intervals and bounds (default: 0.9)
@@ -304,7 +302,6 @@ class Calibrate(Results, Cases, Engine):
     output: Place | None = None
     partition: Literal["calibration", "test", "all"] | None = None
     folds: bool = False
-    tidy: Literal["choose", "keep"] = "choose"
     tta: bool = False
     unchecked: bool = False
     coverage: Share = 0.9

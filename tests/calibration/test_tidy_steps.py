@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.ndimage
+from conftest import REPOSITORY
 from monai.bundle import ConfigWorkflow
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,7 +18,7 @@ from small_data import documented, drawn_eyes, few_examples, set_calibration, wi
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.calibration.fitted import change_fitted
+from monai_unet_app.calibration.fitted import begin_fitted, change_fitted
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.gathering import tidied
@@ -147,6 +148,26 @@ def test_post_processing_of_volumes_is_alike_in_monai_bundle_run(
     assert len(np.unique(expected.labels)) > 1
     (path,) = by_monai(root, data, tmp_path / "out").glob("*_seg.nii.gz")
     np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj), expected.labels)
+
+
+def test_steps_that_the_owner_writes_into_tidy_are_done_and_outlast_a_calibration(
+    tiny_bundle: Callable[..., Path],
+) -> None:
+    """As docs/how-to/calibrate.md says."""
+    root = tiny_bundle()
+    page = (REPOSITORY / "docs/how-to/calibrate.md").read_text()
+    (lines,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "tidy:" in block]
+    config = root / "configs/inference.yaml"
+    config.write_text(re.sub(r"(?m)^tidy: .*\n", lambda old: lines, config.read_text()))
+    begin_fitted(root)
+    bundle, labels = load_bundle(root), np.zeros((22, 19, 14), np.uint8)
+    labels[2:8, 2:8, 2:8] = 1  # 216 mm3
+    labels[12:17, 2:7, 2:7] = 1  # a smaller piece of structure 1
+    labels[2:7, 12:17, 2:7] = labels[12:15, 12:15, 10:13] = 2  # two pieces of structure 2, the second of 27 mm3
+    expected = labels.copy()
+    expected[12:17, 2:7, 2:7] = expected[12:15, 12:15, 10:13] = 0
+    volume = Volume(np.zeros(labels.shape, np.float32), np.eye(4))
+    np.testing.assert_array_equal(tidied(volume, labels, bundle.result.tidy), expected)
 
 
 def test_a_field_that_does_not_fit_is_refused_before_the_network_runs(

@@ -23,7 +23,6 @@ from dicom_io.parametric import NO_UNIT, UNCERTAINTY, MapMeaning, write_parametr
 from dicom_io.seg import write_seg
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.calibration.tidying import THRESHOLDS
 from monai_unet_app.cli import main
 from monai_unet_app.data.label_files import on_grid_of_image
 from monai_unet_app.data.nifti import write_nifti
@@ -520,11 +519,10 @@ def test_structures_that_overlap_have_a_layer_each(delivered: Delivered, tmp_pat
 
 def test_a_fractional_seg_is_cut_at_the_thresholds_of_the_record(delivered: Delivered, tmp_path: Path) -> None:
     p = np.random.default_rng(3).random((*delivered.volume.shape, 2), np.float32)
-    masks = p >= np.array(THRESHOLDS[1:3], np.float32)
+    cuts = 102.5 / 255, 152.5 / 255  # halfway between two steps of a FRACTIONAL SEG
+    masks = p >= np.array(cuts, np.float32)
     rows = json.loads(delivered.result.read_text())["structures"]
-    changes = [
-        {"channel": n, "voxels": int(masks[..., n].sum()), "threshold": THRESHOLDS[1 + n]} for n in range(len(rows))
-    ]
+    changes = [{"channel": n, "voxels": int(masks[..., n].sum()), "threshold": cuts[n]} for n in range(len(rows))]
     overlapping = [row | change for row, change in zip(rows, changes, strict=True)]
     record = altered(delivered, tmp_path, structures=overlapping, files={"seg": "case_seg.dcm"})
     write_seg(
