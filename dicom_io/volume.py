@@ -131,8 +131,11 @@ class Volume:
         if self.array.ndim not in (3, 4):
             raise ValueError(f"array has shape {self.array.shape}; (I, J, K) or (I, J, K, C) is needed")
         affine = np.array(self.affine_lps, dtype=np.float64)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-            raise ValueError(f"affine_lps must be an invertible, finite 4x4 matrix, found {affine.tolist()}")
+        is_usual = affine.shape == (4, 4) and np.isfinite(affine).all() and np.allclose(affine[3], (0, 0, 0, 1))
+        if not is_usual or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ValueError(
+                f"affine_lps must be an invertible, finite 4x4 matrix whose last row is 0, 0, 0, 1; found {affine.tolist()}"
+            )
         # A copy that nobody can write to: a volume is frozen, and the caller's array may change.
         affine.setflags(write=False)
         object.__setattr__(self, "affine_lps", affine)

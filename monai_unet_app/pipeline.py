@@ -21,7 +21,7 @@ from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence, stated_key
 from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, applied_repairs, box_text
-from monai_unet_app.data.read import ImageFiles, read_volume
+from monai_unet_app.data.read import ImageFiles, checked_values, read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.gathering import Gathered, Keep, around, on_grid, on_volume
@@ -213,10 +213,14 @@ class Predictor:
             InputRefusedError: As `segment_case`.
         """
         if not isinstance(image, Volume):
-            if affine_ras is None:
-                image = Volume(image[:, :, None], np.eye(4), Provenance("image"), planar=True)
-            else:
-                image = Volume.from_ras(image, affine_ras)
+            array = checked_values(image)
+            try:
+                if affine_ras is None:
+                    image = Volume(array[:, :, None], np.eye(4), Provenance("image"), planar=True)
+                else:
+                    image = Volume.from_ras(array, affine_ras)
+            except (IndexError, ValueError) as error:
+                raise InputRefusedError(f"the array of shape {array.shape} cannot be placed: {error}") from error
         elif affine_ras is not None:
             raise TypeError("a volume has an affine of its own; give affine_ras with an array only")
         return segment_case(image, self.bundle, self.run)

@@ -279,6 +279,16 @@ def test_a_file_without_directions_is_refused(
     monkeypatch.setattr("sys.argv", ["segment.py", str(tmp_path / "bare.nii.gz"), str(tmp_path / "out.nii.gz")])
     with pytest.raises(SystemExit, match=r"bare\.nii\.gz has neither sform nor qform"):
         segment.main()
+    image.set_sform(np.eye(4), 1)
+    image.set_qform(np.diag([-1, 1, 1, 1]), 1)
+    nibabel.save(image, tmp_path / "bare.nii.gz")
+    with pytest.raises(SystemExit, match="a sform and a qform that are mirror images"):
+        segment.main()
+    image.set_qform(np.eye(4), 1)
+    image.header.set_xyzt_units("meter")
+    nibabel.save(image, tmp_path / "bare.nii.gz")
+    with pytest.raises(SystemExit, match="is in meters; save it in mm"):
+        segment.main()
     assert not (tmp_path / "out.nii.gz").exists()
 
 

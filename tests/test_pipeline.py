@@ -52,6 +52,24 @@ def test_a_predictor_stays_loaded_and_answers_arrays_as_files(tiny_bundle: Calla
     np.testing.assert_array_equal(eyes(picture).segmentation.maps[0].labels, expected.segmentation.maps[0].labels)
 
 
+def test_arrays_are_checked_as_files_are(tiny_bundle: Callable[..., Path]) -> None:
+    predictor, affine = Predictor(tiny_bundle(), "cpu"), np.eye(4)
+    array = np.random.default_rng(1).normal(size=(20, 22, 24))
+    moved = np.eye(4)
+    moved[:3, 3] = -40, 30, 20
+    for wrong, place, words in (
+        (array + 1j, affine, "holds complex128 values; one real number"),
+        (np.where(array > 2, np.inf, array), affine, "has NaN or infinite voxels"),
+        (array * 1e-3 + 1e12, affine, "float32"),
+        (array, moved.T, "whose last row is 0, 0, 0, 1"),
+        (array, np.eye(3), "cannot be placed"),
+    ):
+        with pytest.raises(InputRefusedError, match=words):
+            predictor(wrong, affine_ras=place)
+    with pytest.raises(InputRefusedError, match="cannot be placed"):
+        predictor(array[0, 0])
+
+
 def in_a_corner(crop: Volume, box: tuple[slice, slice, slice], shape: tuple[int, int, int]) -> Volume:
     """An oblique image that holds the crop in a box, and large values elsewhere."""
     array = np.full(shape, 3000.0, np.float32)

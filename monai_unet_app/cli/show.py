@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from monai_unet_app.evaluate.evaluation import Evaluated
 
 
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direction of what follows
+
+
 def _shown(text: str) -> str:
     """The text without characters that a terminal obeys: a name in foreign data may hold them."""
     return "".join(
-        "\N{REPLACEMENT CHARACTER}" if category(sign) == "Cc" and sign not in "\n\t" else sign for sign in text
+        "\N{REPLACEMENT CHARACTER}" if (category(sign) == "Cc" and sign not in "\n\t") or sign in _TURNS else sign
+        for sign in text
     )
 
 

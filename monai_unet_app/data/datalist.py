@@ -292,7 +292,9 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
 def _facts(path: Path, document: dict[str, Any] | None = None) -> LabelFacts:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig")) if document is None else document
-        labels, channels = document["labels"], document.get("channel_names") or document.get("modality") or {}
+        # To nnU-Net, too, a list of one value is this value
+        labels = {name: _only(value) for name, value in document["labels"].items()}
+        channels = document.get("channel_names") or document.get("modality") or {}
         ignored = next((int(value) for name, value in _pairs(labels) if name.lower() == IGNORE), None)
         names, regions = _names_by_value(labels), _regions(labels)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -355,6 +357,10 @@ def _bare(file: str) -> str:
 def _number(key: str) -> tuple[int, str]:
     """Sorts "0", "1" ... "10" as numbers, and other keys behind them."""
     return (int(key), "") if key.isdigit() else (10**9, key)
+
+
+def _only(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

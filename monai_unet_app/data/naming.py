@@ -43,8 +43,9 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
         by_label = [_same_words(name, segment.label) for segment in segments]
         by_label[index] = _shared(name, own.label)
         with_codes = [_shared(name, _text(segment)) for segment in segments]
+        codes = [_shared(name, _text(segment).removeprefix(segment.label)) for segment in segments]
         # Each text by itself: the words of the codes would hide that two labels are exchanged
-        for scores in (by_label, with_codes):
+        for scores in (by_label, with_codes, codes):
             better = max(range(len(segments)), key=scores.__getitem__)
             if scores[better] > scores[index]:
                 other = f"segment {better + 1} is {segments[better].label!r}"

@@ -389,6 +389,19 @@ def _of_tiff(path: Path, *, classes: bool) -> tuple[NDArray[Any], Any] | None:
         raise ValueError(one_line(error)) from error
 
 
+def checked_values(array: Any) -> NDArray[np.float32]:
+    """An array of a program as float32, under the rules for files. Raises InputRefusedError as `read_volume`."""
+    values, name = np.asarray(array), Path("the array")
+    if values.dtype.kind not in "buif":
+        raise InputRefusedError(f"the array holds {values.dtype} values; one real number for each voxel is needed")
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    _check_precision(values, found, name)
+    if not np.isfinite(found).all():
+        raise InputRefusedError("the array has NaN or infinite voxels; finite values are needed; replace them")
+    return found
+
+
 def _finite(volume: Volume, path: Path) -> Volume:
     # Plane by plane, in their order in memory: the answer for all voxels would be a quarter of the volume.
     bad = volume.array.size - sum(np.count_nonzero(np.isfinite(plane)) for plane in volume.array.T)

@@ -118,6 +118,11 @@ def image_requirements(model: BundleFiles) -> str:
     pinned = template("requirements.txt")
     versions = {_normalized(name): number for name, number in (line.split("==") for line in pinned.splitlines())}
     required = model.metadata.get("required_packages_version") or {}
+    if odd := [one for pair in required.items() for one in pair if not re.fullmatch(r"[\w.+!-]+", str(one))]:
+        raise BundleError(
+            f"{model.name} requires {odd[0][:64]!r}; names and versions of packages are needed; correct "
+            "required_packages_version in metadata.json"
+        )
     in_image = {name: versions[_normalized(name)] for name in required if _normalized(name) in versions}
     different = [
         f"{name} {required[name]} (the image has {number})"
@@ -217,6 +222,13 @@ def our_license() -> str:
 
 
 def _dockerfile(model: BundleFiles) -> str:
+    # Both stand in lines that Docker obeys
+    for what, text in (("name", model.name), ("version", str(model.version))):
+        if not re.fullmatch(r"[\w.+ -]+", text):
+            raise BundleError(
+                f"the {what} of the bundle is {text[:64]!r}; letters, digits, '.', '+', '-' and '_' are needed in a package; "
+                "rename the folder, or correct metadata.json"
+            )
     return _DockerfileTemplate(template("Dockerfile")).substitute(
         title=model.name,
         version=model.version,

@@ -294,7 +294,10 @@ def main() -> None:
     if is_picture:
         from PIL import Image, ImageOps
 
-        array, affine = np.asarray(ImageOps.exif_transpose(Image.open(given.image))).swapaxes(0, 1), None
+        picture = Image.open(given.image)
+        if picture.mode not in ("L", "RGB") or str(picture.tile[0][3]).endswith(";16B"):
+            raise SystemExit(f"{given.image.name} is not a grey or RGB picture of 8 bits; save it so, or use predict")
+        array, affine = np.asarray(ImageOps.exif_transpose(picture)).swapaxes(0, 1), None
     else:
         import nibabel
 
@@ -303,6 +306,11 @@ def main() -> None:
             raise SystemExit(
                 f"{given.image.name} has neither sform nor qform, so left and right are unknown; set one if you know it"
             )
+        forms = [np.linalg.det(form[:3, :3]) for form in (file.header.get_sform(), file.header.get_qform())]
+        if int(file.header["sform_code"]) and int(file.header["qform_code"]) and forms[0] * forms[1] < 0:
+            raise SystemExit(f"{given.image.name} has a sform and a qform that are mirror images; export it again")
+        if file.header.get_xyzt_units()[0] not in ("mm", "unknown"):
+            raise SystemExit(f"{given.image.name} is in {file.header.get_xyzt_units()[0]}s; save it in mm")
         array, affine = np.asarray(file.dataobj), file.affine
     for _ in range(given.repeat):
         began = time.perf_counter()

@@ -23,7 +23,7 @@ from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import data_row, nnunet_folds_of, subjects_of
-from monai_unet_app.data.datalist import LabelFacts, modality_of, read_dataset_json
+from monai_unet_app.data.datalist import LabelFacts, facts_of, modality_of, read_dataset_json
 from monai_unet_app.data.digest import dataset_sha256, file_sha256, seen_entry
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import json_of, write_json
@@ -58,6 +58,10 @@ _TRAINERS = re.compile(
 
 _RESAMPLING = "resample_data_or_seg_to_shape"
 _PICTURES, _REORIENTED = "NaturalImage2DIO", "NibabelIOWithReorient"
+_OF_THE_NETWORK = (
+    "spacing", "patch_size", "normalization_schemes", "use_mask_for_norm", "architecture", "resampling_fn_data_kwargs",
+)  # fmt: skip
+_OF_THE_DATA = ("transpose_forward", "transpose_backward", "foreground_intensity_properties_per_channel")
 _READERS = ("SimpleITKIO", "NibabelIO", _REORIENTED, _PICTURES)
 # What nnU-Net's records of a training hold beside tensors, under the names of numpy 1 and 2
 _NUMBERS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32))]
@@ -148,6 +152,16 @@ def bundle_of(wanted: Import) -> Bundle:
             "nnU-Net 2.5 or later are needed; take the folder as nnU-Net wrote it, or plan and train again"
         ) from error
     cases = [] if wanted.data is None else find_data(wanted.data)
+    told = facts_of(wanted.data) if wanted.data else None
+    if told and (told.names, told.regions, told.ignored) != (
+        results.facts.names,
+        results.facts.regions,
+        results.facts.ignored,
+    ):
+        raise InputRefusedError(
+            f"--data names its label values {dict(told.named)}, and the network was trained with {dict(results.facts.named)}; "
+            "the data that trained it are needed; name these"
+        )
     plan = _plan(wanted, cases, results) if cases else {}
     if cases and not values["planar"]:
         values["axes"] = values["axes"] or _shared_axes(cases)
@@ -186,6 +200,8 @@ def read_results(wanted: Import) -> Results:
     checkpoints = {fold: _checkpoint(folder / f"fold_{fold}" / wanted.checkpoint) for fold in (*folds, *beside)}
     results = Results(plans, dataset, facts, checkpoints, folds)
     _check(results, folder.name)
+    for fold in checkpoints:
+        _check_own(results, fold, folder.name)
     return results
 
 
@@ -197,7 +213,8 @@ def _checkpoint(file: Path) -> Mapping[str, Any]:
         return {
             "network_weights": content["network_weights"],
             "trainer_name": content["trainer_name"],
-            "init_args": {"configuration": content["init_args"]["configuration"]},
+            "init_args": {"configuration": content["init_args"]["configuration"]}
+            | {key: content["init_args"].get(key) for key in ("dataset_json", "plans", "fold")},
             "mirrored": content.get("inference_allowed_mirroring_axes"),
             "epochs": int(content.get("current_epoch", 0)),
         }
@@ -206,6 +223,26 @@ def _checkpoint(file: Path) -> Mapping[str, Any]:
             f"{file.parent.name}/{file.name} cannot be used ({type(error).__name__}: {first_line(error)}); a checkpoint "
             "of nnU-Net v2 that holds tensors and numbers only is needed; take the file that nnU-Net wrote"
         ) from error
+
+
+def _check_own(results: Results, fold: str, name: str) -> None:
+    """Raises InputRefusedError if a checkpoint was trained with something else than the files of the folder say."""
+    own = results.checkpoints[fold]["init_args"]
+    dataset, plans = own["dataset_json"] or results.dataset, own["plans"] or results.plans
+    trained = replace(results, plans=plans, checkpoints={fold: results.checkpoints[fold]})
+    pairs = {
+        key: (dataset.get(key), results.dataset.get(key)) for key in ("labels", "channel_names", "regions_class_order")
+    }
+    pairs |= {key: (trained.configuration.get(key), results.configuration.get(key)) for key in _OF_THE_NETWORK}
+    pairs |= {key: (plans.get(key), results.plans.get(key)) for key in _OF_THE_DATA}
+    pairs["fold"] = (str(fold if own["fold"] is None else own["fold"]), fold)
+    for key, values in pairs.items():
+        told, here = (json.dumps(value, default=str) for value in values)
+        if told != here:
+            raise InputRefusedError(
+                f"{name}: the checkpoint of fold {fold} was trained with {key} {told[:120]}, and the folder says {here[:120]}; "
+                "the files of one training are needed; take the folder as nnU-Net wrote it"
+            )
 
 
 def _check(results: Results, name: str) -> None:

@@ -96,8 +96,11 @@ class ZooBundle:
     def config(self) -> Config:
         """`configs/inference.json` or `.yaml`. Raises InputRefusedError if MONAI would run something else than it says."""
         files = [self.root / f"configs/inference.{ending}" for ending in ("json", "yaml", "yml")]
-        if (path := next((file for file in files if file.is_file()), None)) is None:
-            raise InputRefusedError("the bundle has no configs/inference.json or .yaml; one that has it is needed")
+        if len(there := [file for file in files if file.is_file()]) != 1:
+            raise InputRefusedError(
+                f"the bundle has {len(there)} of configs/inference.json and .yaml; the one that is meant is needed"
+            )
+        (path,) = there
         config = Config(read_config(path), path.name)
         for place, usual in _WIRED.items():
             first, second = place.split("::")
@@ -344,6 +347,12 @@ def _written(zoo: ZooBundle, output: Path) -> Bundle:
         raise InputRefusedError(
             f"the network answers with {channels} channels, and {len(zoo.names)} have a name ({', '.join(zoo.names)}); name "
             "each by --structure CHANNEL=NAME"
+        )
+    named = [name.casefold() == "background" for name in zoo.names]
+    if any(named[zoo.has_background :]) or (zoo.has_background and not named[0]):
+        raise InputRefusedError(
+            f"the channels are called {', '.join(zoo.names)}, and {'the first' if zoo.has_background else 'none'} is the "
+            "background; name each by --structure CHANNEL=NAME, channel 0 as background where it is"
         )
     values["feature_layer"] = layer_line(layer)
     with whole_folder(output) as root:

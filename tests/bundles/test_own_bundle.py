@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import BUNDLES
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNetPlusPlus, DynUNet, UNet
 from pydicom.sr.coding import Code
@@ -25,7 +26,9 @@ from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.cli import main
 from monai_unet_app.cli.common import cheaper
 from monai_unet_app.cli.flags import Cheaper
+from monai_unet_app.data.coding import named_segment
 from monai_unet_app.data.naming import contradiction, side_of
+from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import BundleError
 from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network
 from monai_unet_app.pipeline import segment_case
@@ -341,3 +344,15 @@ def test_what_reads_a_config_without_monai_sees_its_keys_merged(tiny_bundle: Cal
         config.write_text(f"{text}\n{wrong}\n", encoding="utf-8")
         with pytest.raises(BundleError, match=r"has a key that cannot be merged: "):
             _ = BundleFiles(root).inference_document
+
+
+def test_exchanged_codes_contradict_the_labels() -> None:
+    """The label alone would match, and so would label and codes together."""
+    liver, spleen = (named_segment(n, StatedStructure(name)) for n, name in enumerate(("liver", "spleen"), 1))
+    names = ("liver", "spleen")
+    assert contradiction(names, [liver, spleen]) is None
+    assert contradiction(names, [replace(liver, type=spleen.type), replace(spleen, type=liver.type)]) is not None
+    (bundle,) = [one for one in BUNDLES if one.name == "hippocampus_mri_unet3d"]
+    front, back = load_bundle(bundle).segments
+    exchanged = [replace(front, type_modifier=back.type_modifier), replace(back, type_modifier=front.type_modifier)]
+    assert contradiction((front.label, back.label), exchanged) is not None

@@ -356,3 +356,13 @@ def test_channels_are_in_the_order_of_their_numbers_whichever_way_round_they_are
         facts = read_dataset_json(tmp_path)
         assert facts is not None
         assert facts.channels == ("T1", "FLAIR", "T2")
+
+
+def test_a_list_of_one_value_is_the_value(tmp_path: Path) -> None:
+    """As nnU-Net takes it: regions are where a list has several."""
+    several = {"organ": (1, 2), "lesion": (2,)}
+    for labels, regions in (({"organ": [1], "lesion": 2}, {}), ({"organ": [1, 2], "lesion": [2]}, several)):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+        facts = read_dataset_json(tmp_path)
+        assert facts is not None
+        assert (facts.regions, facts.names) == (regions, {} if regions else {1: "organ", 2: "lesion"})

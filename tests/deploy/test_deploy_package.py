@@ -195,6 +195,26 @@ def test_a_bundle_without_weights_is_refused_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": '0.1.0"\nRUN touch /EVIL\nLABEL x="'}, "the version of the bundle is"),
+        (
+            {"required_packages_version": {"zzz": "1.0\n--extra-index-url http://evil"}},
+            "names and versions of packages",
+        ),
+    ],
+)
+def test_texts_of_a_bundle_become_no_lines_of_a_package(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    bundle = tiny_bundle(NAME)
+    file = bundle / "configs/metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(BundleError, match=words):
+        render_package(bundle, tmp_path / "package")
+
+
 def test_leavings_of_work_stay_out_of_a_package(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
     bundle = tiny_bundle(NAME)
     for name in ("run", "eval", "data", ".git", "__pycache__"):

@@ -265,9 +265,28 @@ def with_checkpoint(**changes: Any) -> Callable[[Path], None]:
     return write
 
 
+def with_dataset(**changes: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        dataset = json.loads((folder / "dataset.json").read_text())
+        (folder / "dataset.json").write_text(json.dumps(dataset | changes))
+
+    return write
+
+
+def of_fold_3(folder: Path) -> None:
+    (folder / "fold_all").rename(folder / "fold_3")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (
+            with_dataset(labels={"background": 0, "other": 1}),
+            r"was trained with labels .*, and the folder says .*other",
+        ),
+        (with_dataset(channel_names={"0": "CT"}), "was trained with channel_names"),
+        (with_plan(spacing=[9.0, 1.0, 1.0]), "was trained with spacing"),
+        (of_fold_3, 'the checkpoint of fold 3 was trained with fold "all"'),
         (lambda folder: (folder / "plans.json").unlink(), "has no plans.json"),
         (lambda folder: (folder / "plans.json").write_text("{"), "cannot be used .JSONDecodeError"),
         (lambda folder: (folder / "plans.json").write_text('{"configurations": {}}'), "cannot be used .KeyError"),
@@ -293,6 +312,21 @@ def test_what_is_not_known_is_refused_by_name(
         bundle_of(Import(folder, tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()
     assert not (tmp_path / "never").exists()
+
+
+def test_data_that_number_their_structures_otherwise_did_not_train_the_network(tmp_path: Path) -> None:
+    document = json.loads((RESULTS / "aniso3d/dataset.json").read_text())
+    labels = document["labels"]
+    last = max(labels, key=labels.get)
+    swapped = labels | {last: 1, next(name for name, value in labels.items() if value == 1): labels[last]}
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "imagesTr/a_0000.nii.gz").touch()
+    (tmp_path / "labelsTr/a.nii.gz").touch()
+    other = swapped if labels[last] > 1 else {"background": 0, "other": 1}
+    (tmp_path / "dataset.json").write_text(json.dumps(document | {"labels": other}))
+    with pytest.raises(InputRefusedError, match=r"--data names its label values .*, and the network was trained with"):
+        bundle_of(Import(RESULTS / "aniso3d", tmp_path / "bundle", data=tmp_path))
 
 
 def test_an_absent_fold_is_named(tmp_path: Path) -> None:

@@ -315,6 +315,8 @@ LOADS = CONFIG["checkpointloader"]
         ({"network_def": NETWORK | {"in_channels": 1e300}}, "no plain value"),
         ({"network_def": NETWORK | {"channels": [4, 1024, 1024], "num_res_units": 12}}, "it is smaller than its weights"),
         ({"metadata": named("background", "liver", "\U0001d400liver")}, "characters that YAML files"),
+        ({"metadata": named("liver", "spleen", "background")}, "called liver, spleen, background, and the first"),
+        ({"metadata": named("liver", "spleen", "kidney")}, "and the first is the background; name each by --structure"),
     ],
 )  # fmt: skip
 def test_what_needs_code_or_is_not_known_is_refused_in_words(
@@ -323,6 +325,13 @@ def test_what_needs_code_or_is_not_known_is_refused_in_words(
     with pytest.raises(InputRefusedError, match=message):
         bundle_of_zoo(ZooBundle(zoo(**changes)), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_one_config_counts(zoo: Changed, tmp_path: Path) -> None:
+    root = zoo()
+    (root / "configs/inference.yaml").write_text("spacing: 3")
+    with pytest.raises(InputRefusedError, match=r"has 2 of configs/inference\.json and \.yaml; the one that is meant"):
+        bundle_of_zoo(ZooBundle(root), tmp_path / "ours")
 
 
 def test_what_is_said_otherwise_and_means_the_same_is_taken(zoo: Changed, tmp_path: Path) -> None:
