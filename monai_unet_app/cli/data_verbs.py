@@ -43,7 +43,7 @@ def inspect(options: data_flags.Inspect) -> Answer:
         cases = bundle.named(cases)
         accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values.collapsed)
     else:
-        facts = facts_of(options.data)
+        facts = None if cases and cases[0].mask_names else facts_of(options.data)
         cases, accepted, found = _accepted(cases, facts)
         problems += found
     places, plan_problems = _strict_places(options, cases)
@@ -263,7 +263,7 @@ def convert(options: data_flags.Convert) -> Answer:
     values = FileValues.parse(told, options.ignore or stated.get("ignore_label")).collapsed
     values = values.for_structures(len(files.segments) if files else 1)
     cases = find_data(options.data, options.labels, options.label_suffix)
-    facts = facts_of(options.data)
+    facts = None if cases[0].mask_names else facts_of(options.data)
     if of_channels and not cases[0].channel_names and not (facts and facts.channels):
         facts = replace(facts or LabelFacts({}), channels=tuple(one or "image" for one in of_channels))
     cases = files.named(cases) if files else cases

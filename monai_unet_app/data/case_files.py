@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unicodedata import normalize
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
 from dicom_io.read import ReadOptions
-from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
-from dicom_io.reading.series import SeriesRef, counted, files_below, find_series, scan_files, survey_files
+from dicom_io.reading.series import SeriesRef, files_below, find_series, survey_files
 from monai_unet_app.data.datalist import (
     ListedCase,
     check_channel_count,
@@ -28,6 +27,7 @@ from monai_unet_app.data.datalist import (
     read_datalist,
     read_dataset_json,
 )
+from monai_unet_app.data.folder_contents import kind_of, modality_of, note_on_files
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError, absence
 
@@ -155,26 +155,13 @@ def find_images(source: Path, series: Sequence[str] = (), channels: Sequence[str
     cases = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series)
     if not cases:
         raise InputRefusedError(
-            f"no image found in {source.name}/{_note_on_files(source)}; NIfTI, NRRD or MetaImage "
+            f"no image found in {source.name}/{note_on_files(source)}; NIfTI, NRRD or MetaImage "
             f"({', '.join(VOLUME_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
     cases = _with_unique_ids(cases, source)
     if not channels or not any(_without_number(case.id) for case in cases):
         return cases
     return _with_bundles_names(by_channels(cases, len(channels)), source, channels)
-
-
-def _note_on_files(folder: Path) -> str:
-    """What a folder without images has instead, for a message: a folder of images, a DICOMDIR and what it lists, or nothing."""
-    inner = next((file.parent.name for file in sorted(folder.glob("*/*")) if has_ending(file, FILE_ENDINGS)), None)
-    index = next((file for file in folder.iterdir() if file.is_file() and is_dicomdir(file)), None)
-    if inner or index is None:
-        return f", but in its folder {inner}/" if inner else ""
-    try:
-        listed = files_of_dicomdir(index)
-    except DicomIoError as error:
-        return f" ({error})"
-    return f": {index.name} lists {counted(len(listed), 'file')}" + (", but none of them exists" if listed else "")
 
 
 def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
@@ -184,7 +171,7 @@ def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
         InputRefusedError: The folder also holds whole DICOM images, so that the intended kind is unknown.
     """
     images = set(files)
-    kinds = {file: _kind_of(file) for file in files_below(source) if file not in images}
+    kinds = {file: kind_of(file) for file in files_below(source) if file not in images}
     if "image" in kinds.values():
         raise InputRefusedError(
             f"{source.name}/ holds {len(files)} image file(s) ({files[0].name} ...) and DICOM images beside or below them; one "
@@ -408,23 +395,13 @@ def _case(
 
 def _cases_by_folder(source: Path) -> list[CaseFiles]:
     entries = sorted(source.iterdir())
-    kinds = {file: _kind_of(file) for file in entries if file.is_file()}
+    kinds = {file: kind_of(file) for file in entries if file.is_file()}
     if {"image", "other DICOM"} & set(kinds.values()) or len(kinds) == len(entries):
         return [CaseFiles(source.name, source)]
     cases = [CaseFiles(case_id(file), file) for file, kind in kinds.items() if kind == "broken"]
     for folder in (entry for entry in entries if entry.is_dir()):
         cases += _dicom_cases(folder)
     return cases
-
-
-def _kind_of(file: Path) -> Literal["image", "other DICOM", "broken", "foreign"]:
-    try:
-        (series,) = scan_files([file]).series
-    except UnreadableFileError:
-        return "broken"
-    except SeriesSelectionError:
-        return "foreign"
-    return "image" if series.kind == "image" else "other DICOM"
 
 
 def _top_folder(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
@@ -444,18 +421,11 @@ def _only_label(case: CaseFiles) -> Path | None:
 def several_labels(case: CaseFiles) -> str:
     """The label objects of a case, with modality and path, for a message."""
     names = [
-        f"{_modality_of(file)} {os.path.relpath(file, os.path.commonpath([file.parent, case.image]))}"
+        f"{modality_of(file)} {os.path.relpath(file, os.path.commonpath([file.parent, case.image]))}"
         for file in case.label_objects
     ]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} label objects ({', '.join(names[:SHOWN])}{more})"
-
-
-def _modality_of(file: Path) -> str:
-    try:
-        return scan_files([file]).series[0].modality
-    except DicomIoError:
-        return "unreadable"
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def tables_of(case: CaseFiles, folder: Path | None) -> list[LabelTable]:
     found = []
     if case.label is not None and (names := names_in_file(case.label)):
         found.append(LabelTable(names, case.label.name))
-    facts = facts_of(folder) if folder is not None else None
+    facts = facts_of(folder) if folder is not None and not case.mask_names else None
     if facts and facts.names:
         found.append(LabelTable(facts.names, "dataset.json" if folder and folder.is_dir() else "the list of cases"))
     return found

@@ -217,7 +217,7 @@ def _check_placed(header: Any, path: Path, options: ReadOptions) -> str | None:
     counts = [
         n for n in range(3) if header["dim"][n + 1] > 1 and n < header["dim"][0] and stated[n] > 0 and sizes[n] > 0
     ]
-    if any(abs(sizes[n] / stated[n] - 1) > _OTHER_SIZE for n in counts):
+    if np.linalg.det(sform) and any(abs(sizes[n] / stated[n] - 1) > _OTHER_SIZE for n in counts):
         raise InputRefusedError(
             f"{path.name} has voxels of {_by(sizes)} mm by its sform and of {_by(stated)} mm by its pixdim; one size is "
             "needed; an affine map to a template is not the patient's space: save the image with that of its scan"

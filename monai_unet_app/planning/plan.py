@@ -138,7 +138,7 @@ def plan_configurations(
     cases = find_data(config.data, config.labels, config.label_suffix)
     plan, why = dealt(cases, config.splits)
     by_folds = trains_by_folds(plan, config.data.name, True if len(configurations) > 1 else None)
-    facts = facts_of(config.data)
+    facts = None if cases[0].mask_names else facts_of(config.data)  # masks are named, and values are not
     config, cases, values = _with_meaning(config, cases, facts)
     with display("reading", len(cases)) as step:
         fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan, by_folds=by_folds))
