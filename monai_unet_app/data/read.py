@@ -390,7 +390,7 @@ def _of_tiff(path: Path, *, classes: bool) -> tuple[NDArray[Any], Any] | None:
 
 
 def checked_values(array: Any) -> NDArray[np.float32]:
-    """An array of a program as float32, under the rules for files. Raises InputRefusedError as `read_volume`."""
+    """The values of an array of any shape as float32, under the rules for files. Raises InputRefusedError as `read_volume`."""
     values, name = np.asarray(array), Path("the array")
     if values.dtype.kind not in "buif":
         raise InputRefusedError(f"the array holds {values.dtype} values; one real number for each voxel is needed")
