@@ -151,29 +151,20 @@ class _Persons:
     @property
     def notes(self) -> list[str]:
         """A sentence, without values, of PatientIDs that may be of two persons, or one person with two pseudonyms."""
-        whose = [(ids, bool(issuers or universal)) for ids, issuers, universal, *_ in self.found.values()]
         facts: dict[str, tuple[set[str], set[str]]] = {}
-        for study, (*_, births, sexes) in self.found.items():
+        by_issuer: dict[bool, set[str]] = {True: set(), False: set()}
+        for study, (ids, issuers, universal, births, sexes) in self.found.items():
+            by_issuer[bool(issuers or universal)] |= ids
             for known, more in zip(facts.setdefault(self._key(study), (set(), set())), (births, sexes), strict=True):
                 known.update(more)
         several = sum(key != "" and max(map(len, known)) > 1 for key, known in facts.items())
-        notes = [
-            f"{several} PatientID(s) have several birth dates or sexes: two persons under one ID get one pseudonym"
-        ]
-        with_issuer, without = (
-            {one for ids, told in whose if told is wanted for one in ids} for wanted in (True, False)
-        )
-        count = len(with_issuer & without)
-        notes = notes if several else []
-        return (
-            notes
-            if not count
-            else [
-                *notes,
-                f"{count} PatientID(s) have an issuer in some studies and none in others, which get different pseudonyms: an "
-                "absent issuer is unknown; state it in all of them first if they are of one person",
-            ]
-        )
+        parted = len(by_issuer[True] & by_issuer[False])
+        told = {
+            f"{several} PatientID(s) have several birth dates or sexes: two persons under one ID get one pseudonym": several,
+            f"{parted} PatientID(s) have an issuer in some studies and none in others, which get different pseudonyms: an "
+            "absent issuer is unknown; state it in all of them first if they are of one person": parted,
+        }
+        return [note for note, count in told.items() if count]
 
 
 @dataclass
@@ -188,6 +179,7 @@ class _Run:
     not_dicom: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     before: dict[str, str] = field(default_factory=dict)
+    """Study -> the PatientID that it has in the output folder from an earlier run; empty without one."""
 
     def keep(self, number: int, protected: _Protected | None) -> None:
         """Writes an object. An object that is there already must be the same, byte for byte."""
@@ -195,8 +187,10 @@ class _Run:
             self.not_dicom += 1
             return
         path = self.output / protected.name
-        before = self.before.setdefault(path.parts[-3], _patient_in(self.output / path.parts[-3]))
-        if before not in ("", protected.patient):
+        study = path.parts[-3]
+        if study not in self.before:
+            self.before[study] = _patient_in(self.output / study)
+        if self.before[study] not in ("", protected.patient):
             self.refused.append((number, OTHER_PATIENT))
             return
         # One key gives the same bytes for the same object, so other content comes from another object with that UID.

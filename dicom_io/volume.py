@@ -22,6 +22,9 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 STATE = 'state them, if you know them: --directions LPS, or "directions": "LPS" in a dataset.json beside it'
 """The end of a message about a file that does not state where its axes run."""
 
+UNKNOWN_UNITS = frozenset(("", "US"))
+"""Of `Provenance.unit`: not stated, or "unspecified" (PS3.3 C.11.1.1.2)."""
+
 STATED = "its axes run towards {}, as was stated beside the file"
 _TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
 

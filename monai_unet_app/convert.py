@@ -197,10 +197,14 @@ def _structures(result: Path, volume: Volume, names: Sequence[str]) -> tuple[Vol
             f"it has SOP class {shown_uid(uid)}; a SEG or an RT Structure Set is needed; check which it is"
         )
     described = described_segments(result) if kind.name == "SEG" else ()
+    # A table of them names a side that only codes state
+    labels = {segment.label for segment in described}
+    called = {name_of(segment): segment.label for segment in described}
+    wanted = [name if name in labels else called.get(name, name) for name in names]
     for segment in described:
-        if not names or segment.label in names:
+        if not names or segment.label in wanted:
             check_side(segment)
-    masks = (read_segments if kind.name == "SEG" else read_regions)(result, volume, names or None)
+    masks = (read_segments if kind.name == "SEG" else read_regions)(result, volume, wanted or None)
     if masks.array.dtype.kind == "f":
         raise LabelError(
             "it is a FRACTIONAL segmentation, which holds a probability a voxel; a BINARY or LABELMAP one is needed; export it "

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from dicom_io.boxes import Box, Channels
 from dicom_io.segmentation import Segmentation
-from dicom_io.volume import Provenance, Volume
+from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.shift import LayerMeans, image_features
 from monai_unet_app.confidence.statements import Confidence, read_confidence, stated_key
 from monai_unet_app.config import EngineWish, PredictConfig, ResultSettings, Sides, applied_repairs, box_text
-from monai_unet_app.data.read import ImageFiles, checked_values, read_volume
+from monai_unet_app.data.read import ImageFiles, read_volume, volume_of_array
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.gathering import Gathered, Keep, around, on_grid, on_volume
@@ -213,14 +213,7 @@ class Predictor:
             InputRefusedError: As `segment_case`.
         """
         if not isinstance(image, Volume):
-            array = checked_values(image)
-            try:
-                if affine_ras is None:
-                    image = Volume(array[:, :, None], np.eye(4), Provenance("image"), planar=True)
-                else:
-                    image = Volume.from_ras(array, affine_ras)
-            except (IndexError, ValueError) as error:
-                raise InputRefusedError(f"the array of shape {array.shape} cannot be placed: {error}") from error
+            image = volume_of_array(image, affine_ras)
         elif affine_ras is not None:
             raise TypeError("a volume has an affine of its own; give affine_ras with an array only")
         return segment_case(image, self.bundle, self.run)

@@ -59,7 +59,7 @@ def test_arrays_are_checked_as_files_are(tiny_bundle: Callable[..., Path]) -> No
     moved[:3, 3] = -40, 30, 20
     for wrong, place, words in (
         (array + 1j, affine, "holds complex128 values; one real number"),
-        (np.where(array > 2, np.inf, array), affine, "has NaN or infinite voxels"),
+        (np.where(array > 2, np.inf, array), affine, r"\d+ NaN or infinite voxel\(s\)"),
         (array * 1e-3 + 1e12, affine, "float32"),
         (array, moved.T, "whose last row is 0, 0, 0, 1"),
         (array, np.eye(3), "cannot be placed"),

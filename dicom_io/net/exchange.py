@@ -196,9 +196,10 @@ def _studies(destination: Destination, query: Query) -> list[Query]:
         return [query]
     matches = find(destination, replace(query, level="study"))
     wanted = query.patient_id.strip()
+    found = [str(match.get("PatientID") or "").strip() for match in matches]
     # An archive may search without a condition that it does not know
-    others = sum(str(match.get("PatientID") or "").strip() not in ("", wanted) for match in matches)
-    if others and not set(wanted) & set("*?") and wanted:
+    others = 0 if not wanted or set(wanted) & set("*?") else sum(one not in ("", wanted) for one in found)
+    if others:
         raise NetworkError(
             f"{destination.label} answered with {others} of {len(matches)} studies of other patients: it does not search by "
             "PatientID; nothing was fetched; name the study by --study"

@@ -189,7 +189,7 @@ def check_frame_of_reference(frame_of_reference_uid: str | None, reference: Volu
 
 
 def check_belongs(label_object: Dataset, reference: Volume) -> None:
-    """Pass unless a label object is of another patient than the image, or refers to series of which the image is none.
+    """Pass unless a label object is of another patient than the image, or refers only to other series.
 
     Args:
         label_object: Header of a SEG or RTSTRUCT; one that names no patient and no series passes.

@@ -13,6 +13,7 @@ from dicom_io.reading.headers import LONGEST_UID, shown
 from dicom_io.reading.instances import COLOUR, Instance, differences
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 from dicom_io.reading.series import SeriesRef, counted
+from dicom_io.volume import UNKNOWN_UNITS
 
 PLACE_KEYWORDS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 """The attributes that place a slice in patient space."""
@@ -114,15 +115,14 @@ def _check_polarity(headers: Sequence[Dataset], series: SeriesRef) -> None:
 def check_rescale(frames: Sequence[Frame], series: SeriesRef) -> None:
     """Raises SeriesSelectionError if slices have values of different units, or only some a rescale that changes values."""
     named = [frame for frame in frames if frame.has_rescale]
-    changing = {(frame.slope, frame.intercept) for frame in named} - {
-        (1, 0)
-    }  # a rescale of 1 and 0 is the same as none
+    # A rescale of 1 and 0 is the same as none
+    changing = {(frame.slope, frame.intercept) for frame in named} - {(1, 0)}
     if changing and len(named) < len(frames):
         raise SeriesSelectionError(
             f"{series.name} has {len(frames) - len(named)} of {len(frames)} slices without RescaleSlope beside others with "
             "one; all need it, or values cannot be compared; export the series again from its source"
         )
-    if len(units := sorted({frame.unit for frame in frames} - {""})) > 1:
+    if len(units := sorted({frame.unit for frame in frames} - UNKNOWN_UNITS)) > 1:
         raise SeriesSelectionError(
             f"{series.name} mixes slices of {' and '.join(map(shown, units))}; one unit of all values is needed; "
             "pass the files of one only"

@@ -109,8 +109,8 @@ def _points(contour: Dataset, roi: int) -> Floats:
     stated = contour.get("NumberOfContourPoints")
     if stated and int(stated) != len(points_mm) and np.isfinite(points_mm).all():
         raise LabelError(
-            f"region {roi} has a contour of {stated} points (NumberOfContourPoints), of which {len(points_mm)} are here; all "
-            "are needed; export the structure set again"
+            f"region {roi} has a contour with {len(points_mm)} of its {stated} points (NumberOfContourPoints); all are needed; "
+            "export the structure set again"
         )
     if not np.isfinite(points_mm).all():
         raise LabelError(

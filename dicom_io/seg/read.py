@@ -90,7 +90,7 @@ def read_segments(path: Path, reference: Volume, names: Sequence[str] | None = N
 
 
 def _channels(dataset: Dataset, reference: Volume, names: Sequence[str] | None) -> Volume:
-    segments, steps = _Segments(dataset, reference), float(dataset.get("MaximumFractionalValue") or 1)
+    segments = _Segments(dataset, reference)
     kind, chosen = np.float32 if segments.fractional else np.uint8, list(segments.numbers)
     if names is not None:
         known = numbering(dataset)
@@ -105,7 +105,7 @@ def _channels(dataset: Dataset, reference: Volume, names: Sequence[str] | None) 
         channel = channels[named]
         wanted = channel >= 0
         place = (*(axis[wanted] for axis in where), channel[wanted])
-        array[place] = stored[wanted] / steps if segments.fractional else 1
+        array[place] = stored[wanted] / float(segments.most) if segments.fractional else 1
     return with_made_slices(with_notes(reference.with_array(array), *segments.notes))
 
 
@@ -144,6 +144,7 @@ class _Segments:
     Attributes:
         numbers: The segments that it describes.
         fractional: Its pixels are steps of fractions.
+        most: The highest value of a pixel; a label map has none.
         notes: What has been left out or numbered anew, a sentence each; complete when all frames are laid.
     """
 
@@ -151,6 +152,7 @@ class _Segments:
         self.dataset, self.reference = dataset, reference
         self.numbers = _numbers(dataset)
         self.fractional = dataset.SegmentationType == "FRACTIONAL"
+        self.most = int(dataset.get("MaximumFractionalValue") or 0) if self.fractional else 1
         self.notes = [
             f"segment {number} of the file has the number {own} here, since 0 is the background"
             for number, own in numbering(dataset).items() if own not in (0, number)
@@ -186,14 +188,13 @@ class _Segments:
             # Counted in one dimension, in which numpy finds the pixels that are set many times faster.
             rows, columns = np.divmod(np.flatnonzero(frame.pixels.ravel() != 0), frame.pixels.shape[1])
             stored = frame.pixels[rows, columns]
+            if frame.segment and stored.max(initial=0) > self.most:
+                raise LabelError(
+                    f"a frame of segment {frame.segment} holds {int(stored.max())}; values up to {self.most} are needed "
+                    "(BINARY: 1; FRACTIONAL: its MaximumFractionalValue); export the SEG again"
+                )
             if len(stored) and frame.plane is not None:
                 place = (frame.segment, *np.round(frame.plane.origin_mm, 2))
-                most = int(self.dataset.get("MaximumFractionalValue") or 0) if self.fractional else 1
-                if frame.segment and stored.max() > most:
-                    raise LabelError(
-                        f"a frame of segment {frame.segment} holds {int(stored.max())}; values up to {most} are needed "
-                        "(BINARY: 1; FRACTIONAL: its MaximumFractionalValue); export the SEG again"
-                    )
                 if place in times and (
                     self.reference.provenance.other_times or times[place] != frame.time or self.fractional
                 ):

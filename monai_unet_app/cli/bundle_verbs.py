@@ -52,7 +52,6 @@ def import_nnunet(options: bundle_flags.ImportNnunet) -> Answer:
         show.line("it states nothing yet: no cases are known that its networks have not seen")
         show.line(f"next: monai-unet calibrate --bundle {folder} --data CASES_THAT_IT_HAS_NOT_SEEN")
         return answer, EXIT_DONE
-    # Post-processing would change labels, which are to be those of nnU-Net
     calibrated, code = calibrate(Calibrate(bundle=str(options.output), data=options.data))
     return answer | {"calibration": calibrated}, code
 

@@ -30,9 +30,9 @@ def inspect(options: data_flags.Inspect) -> Answer:
     from dicom_io.coding import uncoded
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.case_files import named_series
-    from monai_unet_app.data.datalist import facts_of
     from monai_unet_app.data.examinations import dicom_series, with_cases
     from monai_unet_app.data.inspect import Accepted, inspect_cases
+    from monai_unet_app.data.label_names import facts_of_cases
 
     reading = common.read_options(options)
     known = bundle_files(options.bundle) if options.bundle else None
@@ -43,7 +43,7 @@ def inspect(options: data_flags.Inspect) -> Answer:
         cases = bundle.named(cases)
         accepted = Accepted(bundle.rules, tuple(bundle.label_values), bundle.file_values.collapsed)
     else:
-        facts = None if cases and cases[0].mask_names else facts_of(options.data)
+        facts = facts_of_cases(cases, options.data)
         cases, accepted, found = _accepted(cases, facts)
         problems += found
     places, plan_problems = _strict_places(options, cases)
@@ -243,8 +243,8 @@ def convert(options: data_flags.Convert) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.case_files import find_data
     from monai_unet_app.data.cases import known_plan
-    from monai_unet_app.data.datalist import LabelFacts, facts_of
-    from monai_unet_app.data.label_names import understood
+    from monai_unet_app.data.datalist import LabelFacts
+    from monai_unet_app.data.label_names import facts_of_cases, understood
     from monai_unet_app.data.labels import FileValues, masks_of
     from monai_unet_app.data.nnunet_folder import NnunetConfig, write_nnunet_folder
     from monai_unet_app.data.structures import stated_ignored
@@ -263,7 +263,7 @@ def convert(options: data_flags.Convert) -> Answer:
     values = FileValues.parse(told, options.ignore or stated.get("ignore_label")).collapsed
     values = values.for_structures(len(files.segments) if files else 1)
     cases = find_data(options.data, options.labels, options.label_suffix)
-    facts = None if cases[0].mask_names else facts_of(options.data)
+    facts = facts_of_cases(cases, options.data)
     if of_channels and not cases[0].channel_names and not (facts and facts.channels):
         facts = replace(facts or LabelFacts({}), channels=tuple(one or "image" for one in of_channels))
     cases = files.named(cases) if files else cases

@@ -10,7 +10,7 @@ a study and UIDs         one case: the series with this UID, or several series a
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,9 @@ from monai_unet_app.data.datalist import (
     read_dataset_json,
 )
 from monai_unet_app.data.folder_contents import kind_of, modality_of, note_on_files
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import FILE_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError, absence
 
-FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
 SHOWN = 5  # names in a message
 Row = Mapping[str, Any]
 """A case in a data list of MONAI: id, subject, image, label; of several channels a list of files, and their names if known."""
@@ -214,9 +213,12 @@ def find_cases(
         InputRefusedError: There is no case, or an image has no label.
     """
     cases = find_images(images)
-    is_numbered = labels is not None and _labelled(cases, labels, _without_number)
-    if labels is not None and (is_numbered or images.name == IMAGES_OF_NNUNET) and not _labelled(cases, labels):
-        cases = _named_channels(by_channels(cases), images.parent)
+    if labels is not None and labels.is_dir():
+        known = {case_id(file) for file in labels.iterdir()}
+        # A label of the very name: then "_0003" at its end is not the number of a channel
+        as_named, numbered = (all(name(case.id) in known for case in cases) for name in (str, _without_number))
+        if not as_named and (numbered or images.name == IMAGES_OF_NNUNET):
+            cases = _named_channels(by_channels(cases), images.parent)
     if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in cases):
         pairs = [replace(case, label=_only_label(case)) for case in cases]
     elif labels is None:
@@ -262,7 +264,7 @@ def by_channels(cases: Sequence[CaseFiles], count: int | None = None) -> list[Ca
             f"{', '.join(found[number].id for number in sorted(found))}); files that end with _0000 to _{usual - 1:04} are "
             "needed for each; add the absent ones or move the case away"
         )
-    grouped = list[CaseFiles]()
+    grouped = []
     for name, found in numbered.items():
         first, *others = (found[number].image for number in range(usual))
         grouped.append(CaseFiles(name, first, channels=tuple(others)))
@@ -290,12 +292,6 @@ def _without_number(name: str) -> str | None:
     """The case of a file that nnU-Net's number of a channel ends, brain_1 of brain_1_0000; None for another name."""
     case, _, number = name.rpartition("_")
     return case if case and len(number) == 4 and number.isdigit() else None
-
-
-def _labelled(cases: Sequence[CaseFiles], labels: Path, named: Callable[[str], str | None] = str) -> bool:
-    """Whether each image has a label of its very name: then "_0003" at its end is not the number of a channel."""
-    found = {case_id(file) for file in labels.iterdir()} if labels.is_dir() else set()
-    return all(named(case.id) in found for case in cases)
 
 
 def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseFiles]:

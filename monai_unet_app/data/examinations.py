@@ -12,8 +12,8 @@ from dicom_io.errors import DicomIoError
 from dicom_io.read import Examination, ReadOptions, examine
 from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.reading.titles import SeriesTitle, title_of
-from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles
-from monai_unet_app.data.read import has_ending
+from monai_unet_app.data.case_files import CaseFiles
+from monai_unet_app.data.read import FILE_ENDINGS, has_ending
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ from typing import Literal
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
 from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.reading.series import counted, scan_files
-from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
-
-FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
+from monai_unet_app.data.read import FILE_ENDINGS, has_ending
 
 
 def note_on_files(folder: Path) -> str:

@@ -70,6 +70,11 @@ class LabelTable:
         return found | {value: value for value in rest}
 
 
+def facts_of_cases(cases: Sequence[CaseFiles], data: Path) -> LabelFacts | None:
+    """As `facts_of`; None where each structure has a mask, whose name the cases state, and values mean nothing."""
+    return None if cases and cases[0].mask_names else facts_of(data)
+
+
 def tables_of(case: CaseFiles, folder: Path | None) -> list[LabelTable]:
     """What the label of a case says of its values, and its data set, in a `dataset.json` or a list of cases.
 
@@ -80,7 +85,7 @@ def tables_of(case: CaseFiles, folder: Path | None) -> list[LabelTable]:
     found = []
     if case.label is not None and (names := names_in_file(case.label)):
         found.append(LabelTable(names, case.label.name))
-    facts = facts_of(folder) if folder is not None and not case.mask_names else None
+    facts = facts_of_cases([case], folder) if folder is not None else None
     if facts and facts.names:
         found.append(LabelTable(facts.names, "dataset.json" if folder and folder.is_dir() else "the list of cases"))
     return found

@@ -34,6 +34,7 @@ _CHANNELS_FIRST = 9  # a shorter first axis is one of channels, if the last is l
 _OTHER_SIZE = 0.01  # of a voxel: headers round
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
+FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
 
 
 def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
@@ -110,9 +111,7 @@ def _read_nifti(path: Path, options: ReadOptions) -> Volume:
                 options.before_pixels(image.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine)
             # dataobj applies scl_slope and scl_inter; the numbers in the file are not the intensities
             stored = np.asanyarray(image.dataobj)
-        with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is refused
-            array = stored.astype(np.float32)
-        _check_precision(stored, array, path)
+        array = _as_float32(stored, path)
     # A refusal has its reason already; the clause below is for errors of nibabel
     except InputRefusedError:
         raise
@@ -237,13 +236,15 @@ def _by(lengths: Iterable[float]) -> str:
     return " x ".join(f"{length:.4g}" for length in lengths)
 
 
-def _check_precision(stored: NDArray[Any], array: NDArray[np.float32], path: Path) -> None:
-    """Raises InputRefusedError if float32 has too few digits to distinguish the values."""
+def _as_float32(stored: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    """The values of any shape. Raises InputRefusedError if float32 has too few digits to distinguish them."""
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, which `_finite` refuses
+        array = stored.astype(np.float32)
     if not stored.size:
-        return
+        return array
     ends = np.array([array.min(), array.max()])  # NaN if any voxel is; `_finite` refuses it later
     if not np.isfinite(ends).all() or np.abs(ends).max() < EXACT:
-        return
+        return array
     low, high = float(stored.min()), float(stored.max())
     lost = float(np.abs(stored - array.astype(stored.dtype)).max())
     if lost > (high - low) * LARGEST_LOSS:
@@ -251,6 +252,7 @@ def _check_precision(stored: NDArray[Any], array: NDArray[np.float32], path: Pat
             f"{path.name} holds values around {low:.3g} that differ by {high - low:.3g} at most, too little for float32 to "
             "distinguish them; subtract the smallest value first"
         )
+    return array
 
 
 def read_picture(path: Path, *, classes: bool = False) -> Volume:
@@ -389,17 +391,28 @@ def _of_tiff(path: Path, *, classes: bool) -> tuple[NDArray[Any], Any] | None:
         raise ValueError(one_line(error)) from error
 
 
-def checked_values(array: Any) -> NDArray[np.float32]:
-    """The values of an array of any shape as float32, under the rules for files. Raises InputRefusedError as `read_volume`."""
+def volume_of_array(array: Any, affine_ras: NDArray[np.float64] | None) -> Volume:
+    """The volume of an array, under the rules for files.
+
+    Args:
+        array: Shape (I, J, K) or (I, J, K, C); or of a picture (I, J) or (I, J, C). Any real numbers.
+        affine_ras: Shape (4, 4): array index to RAS mm; None for a picture.
+
+    Raises:
+        InputRefusedError: As `read_volume`; or another shape.
+    """
     values, name = np.asarray(array), Path("the array")
     if values.dtype.kind not in "buif":
         raise InputRefusedError(f"the array holds {values.dtype} values; one real number for each voxel is needed")
-    with np.errstate(over="ignore"):
-        found = values.astype(np.float32)
-    _check_precision(values, found, name)
-    if not np.isfinite(found).all():
-        raise InputRefusedError("the array has NaN or infinite voxels; finite values are needed; replace them")
-    return found
+    found = _as_float32(values, name)
+    try:
+        if affine_ras is None:
+            volume = Volume(found[:, :, None], np.eye(4), Provenance("image"), planar=True)
+        else:
+            volume = Volume.from_ras(found, affine_ras)
+    except (IndexError, ValueError) as error:
+        raise InputRefusedError(f"the array of shape {found.shape} cannot be placed: {error}") from error
+    return _finite(volume, name)
 
 
 def _finite(volume: Volume, path: Path) -> Volume:

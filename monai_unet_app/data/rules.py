@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from dicom_io.volume import Volume
+from dicom_io.volume import UNKNOWN_UNITS, Volume
 from monai_unet_app.errors import BundleError, InputRefusedError
 
 
@@ -114,8 +114,10 @@ def _reasons(volume: Volume, rules: InputRules) -> Iterator[str]:
     modality = volume.provenance.modality
     if rules.modality and modality not in (None, *rules.modality):
         yield f"its modality is {modality}, {' or '.join(rules.modality)} is needed"
-    if "CT" in rules.modality and volume.provenance.unit not in ("", "HU", "US"):
-        yield f"its values are {volume.provenance.unit}, Hounsfield units (HU) are needed"
+    takes_ct = "CT" in (*rules.modality, *rules.channel_modality)
+    for source in (volume.provenance, *volume.provenance.others):
+        if takes_ct and source.modality == "CT" and source.unit not in {*UNKNOWN_UNITS, "HU"}:
+            yield f"its CT values are {source.unit}, Hounsfield units (HU) are needed"
     for number, other in enumerate(volume.provenance.others[: rules.channels - 1], 1):
         accepted = rules.channel_modality[number : number + 1] if rules.channel_modality else rules.modality
         if other.modality and any(accepted) and other.modality not in accepted:

@@ -12,12 +12,12 @@ from dicom_io.itk_files import slicer_segments
 from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import region_names
 from dicom_io.seg import described_segments
-from monai_unet_app.data.case_files import FILE_ENDINGS, CaseFiles, first_names
+from monai_unet_app.data.case_files import CaseFiles, first_names
 from monai_unet_app.data.datalist import LabelFacts
 from monai_unet_app.data.labels import has_unlabelled_segment
 from monai_unet_app.data.naming import check_side, same_name, says_nothing, side_in, side_of
 from monai_unet_app.data.nifti import label_table
-from monai_unet_app.data.read import has_ending
+from monai_unet_app.data.read import FILE_ENDINGS, has_ending
 from monai_unet_app.data.strict import MOST_CLASSES
 from monai_unet_app.errors import InputRefusedError, refusing_as
 

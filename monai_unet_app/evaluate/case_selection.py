@@ -164,14 +164,6 @@ def choose_results(folders: LabelFolders, model: ResultsBundle | None, *, seen: 
     return LabelledCases(rows, note=note, made_with=made_with if seen else {})
 
 
-def cases_of_partition(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> Sequence[Row]:
-    """The cases of a partition of the bundle's plan; an empty list if it has none."""
-    try:
-        return choose_cases(bundle, cases, partition).rows
-    except InputRefusedError:
-        return []
-
-
 class Networks:
     """The network that answers for a case: that of the fold which tests it, or the bundle's own.
 

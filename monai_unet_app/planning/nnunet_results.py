@@ -152,14 +152,10 @@ def bundle_of(wanted: Import) -> Bundle:
             "nnU-Net 2.5 or later are needed; take the folder as nnU-Net wrote it, or plan and train again"
         ) from error
     cases = [] if wanted.data is None else find_data(wanted.data)
-    told = facts_of(wanted.data) if wanted.data else None
-    if told and (told.names, told.regions, told.ignored) != (
-        results.facts.names,
-        results.facts.regions,
-        results.facts.ignored,
-    ):
+    told, known = facts_of(wanted.data) if wanted.data else None, results.facts
+    if told and replace(told, channels=known.channels) != known:
         raise InputRefusedError(
-            f"--data names its label values {dict(told.named)}, and the network was trained with {dict(results.facts.named)}; "
+            f"--data names its label values {dict(told.named)}, and the network was trained with {dict(known.named)}; "
             "the data that trained it are needed; name these"
         )
     plan = _plan(wanted, cases, results) if cases else {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -14,10 +15,10 @@ from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
 from monai_unet_app.data.coding import named_segment
-from monai_unet_app.data.datalist import LabelFacts, check_channel_count, facts_of, modality_of
+from monai_unet_app.data.datalist import LabelFacts, check_channel_count, modality_of
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
-from monai_unet_app.data.label_names import understood
+from monai_unet_app.data.label_names import facts_of_cases, understood
 from monai_unet_app.data.labels import FileValues, mask_count, masks_of
 from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase, trains_by_folds
@@ -138,7 +139,7 @@ def plan_configurations(
     cases = find_data(config.data, config.labels, config.label_suffix)
     plan, why = dealt(cases, config.splits)
     by_folds = trains_by_folds(plan, config.data.name, True if len(configurations) > 1 else None)
-    facts = None if cases[0].mask_names else facts_of(config.data)  # masks are named, and values are not
+    facts = facts_of_cases(cases, config.data)
     config, cases, values = _with_meaning(config, cases, facts)
     with display("reading", len(cases)) as step:
         fingerprint = inspect_cases(cases, Accepted(values=values), step, places=places_of(plan, by_folds=by_folds))
@@ -300,7 +301,8 @@ def _modalities(cases: Sequence[CaseFingerprint], names: Sequence[str]) -> tuple
 
 def _pattern(cases: Sequence[CaseFiles]) -> str:
     """Names of the images in their folder, for `monai.bundle run`."""
-    ends = {"" if case.image.is_dir() else case.image.name.removeprefix(case_id(case.image)) for case in cases}
+    names = {case.image: "" if case.image.is_dir() else normalize("NFC", case.image.name) for case in cases}
+    ends = {name.removeprefix(case_id(image)) for image, name in names.items()}
     if cases[0].channels and cases[0].image.is_dir():
         return "*_0000.nii.gz"  # as `convert` writes them
     first = "_0000" if cases[0].channels else ""

@@ -179,7 +179,7 @@ def test_a_second_ct_is_not_taken_for_the_pet(volumes: Path) -> None:
         check_rules(study("CT", "CT"), of_both)
     of_ct = InputRules.parse({"modality": ["CT"], "channels": 1})
     image = Volume(array[..., 0], np.eye(4), Provenance("dicom", modality="CT", unit="MGML"))
-    with pytest.raises(InputRefusedError, match=r"its values are MGML, Hounsfield units \(HU\) are needed"):
+    with pytest.raises(InputRefusedError, match=r"its CT values are MGML, Hounsfield units \(HU\) are needed"):
         check_rules(image, of_ct)
     check_rules(replace(image, provenance=replace(image.provenance, unit="HU")), of_ct)
     check_rules(study("MR", "MR"), InputRules.parse({"modality": ["MR"], "channels": ["T1", "FLAIR"]}))

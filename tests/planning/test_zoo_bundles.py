@@ -327,6 +327,19 @@ def test_what_needs_code_or_is_not_known_is_refused_in_words(
     assert not (tmp_path / "ours").exists()
 
 
+def test_channels_are_named_anew_as_the_refusal_says(
+    zoo: Changed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = zoo(metadata=named("liver", "spleen", "background"))
+    words = ["bundle", "import-monai", str(root), "--output", str(tmp_path / "ours")]
+    assert main(words) == 3
+    assert "--structure CHANNEL=NAME" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, *(f"--structure={name}" for name in ("0=background", "1=liver", "2=spleen"))]) == 0, (
+        capsys.readouterr().err
+    )
+    assert load_bundle(tmp_path / "ours").structure_names == ("Liver", "Spleen")
+
+
 def test_one_config_counts(zoo: Changed, tmp_path: Path) -> None:
     root = zoo()
     (root / "configs/inference.yaml").write_text("spacing: 3")
