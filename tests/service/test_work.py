@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
 from exports import networks_written_once, shallow_template
 from nodes import make_study
@@ -177,7 +178,11 @@ def test_a_share_of_the_accepted_results_is_drawn_for_review(
 def test_a_network_of_nnunet_works_in_a_node(tmp_path: Path) -> None:
     results = shutil.copytree(RESULTS / "plain3d", tmp_path / "results")
     facts = json.loads((results / "dataset.json").read_text())
-    (results / "dataset.json").write_text(json.dumps({**facts, "labels": {"background": 0, "liver": 1, "spleen": 2}}))
+    facts["labels"] = {"background": 0, "liver": 1, "spleen": 2}
+    (results / "dataset.json").write_text(json.dumps(facts))
+    checkpoint = torch.load(results / "fold_0/checkpoint_final.pth", weights_only=False)
+    checkpoint["init_args"]["dataset_json"] = facts
+    torch.save(checkpoint, results / "fold_0/checkpoint_final.pth")
     bundle = bundle_of(Import(results, tmp_path / "bundle", ("0",), mirroring=False)).root
     (tmp_path / "site.toml").write_text(one_seg(SITE.format(bundle=bundle)))
     image = replace(read_volume(RESULTS / "plain3d/images/test1_0000.nii.gz"), provenance=Provenance("nifti"))
