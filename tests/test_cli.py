@@ -52,7 +52,7 @@ TWO_WORDS = [
     "pacs send",
     "node token",
     "node commission",
-    "bundle upgrade",
+    "bundle bench",
     "registry add",
 ]
 SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}

@@ -19,21 +19,8 @@ Parameters = Mapping[str, float | int]
 """Numbers of a calibration: floats are fitted, integers stay."""
 
 
-def check_upgraded(bundle: BundleFiles) -> None:
-    """Raises BundleError with the command that upgrades it if a bundle of an earlier version holds findings in its YAML."""
-    if isinstance(bundle.inference_document.get("calibration"), dict):
-        raise BundleError(
-            f"{bundle.name}: inference.yaml holds the numbers of its calibration, as in earlier versions; they belong into "
-            f"{FITTED}; run monai-unet bundle upgrade --bundle {bundle.root}"
-        )
-
-
 def check_reads_fitted(bundle: BundleFiles) -> None:
-    """Raises BundleError if `inference.yaml` does not take its calibration from `fitted.json`.
-
-    The message has the lines to add, or the command that upgrades a bundle of an earlier version.
-    """
-    check_upgraded(bundle)
+    """Raises BundleError, with the lines to add, if `inference.yaml` does not take its calibration from `fitted.json`."""
     config = bundle.inference_document
     if "fitted" not in config or "@fitted" not in str(config.get("calibration")):
         raise BundleError(f"{bundle.name}: inference.yaml does not read {FITTED}; {_lines_to_add(bundle)}")

@@ -56,16 +56,6 @@ class Bench(Device):
     into_bundle: bool = False
 
 
-class Upgrade(Options):
-    """Flags of `bundle upgrade`.
-
-    Attributes:
-        bundle: folder of the bundle; configs, models/fitted.json and digests in its records are replaced
-    """
-
-    bundle: Text
-
-
 class ImportNnunet(Options):
     """Flags of `bundle import-nnunet`.
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def bundle(options: Options) -> Answer:
-    """Import, export, certify, bench, upgrade or package a bundle.
+    """Import, export, certify, bench or package a bundle.
 
-    Example: monai-unet bundle upgrade --bundle my_bundle
+    Example: monai-unet bundle export --bundle my_bundle
     """
     raise UsageError(
-        "bundle alone does nothing; import-nnunet, import-monai, external, export, certify, bench, upgrade or package is "
+        "bundle alone does nothing; import-nnunet, import-monai, external, export, certify, bench or package is "
         "needed; monai-unet bundle --help"
     )
 
@@ -258,20 +258,6 @@ def _size(text: str | None, bundle: "Bundle") -> tuple[int, ...] | None:
     if not all(part.isdigit() and int(part) for part in parts) or len(parts) > axes:
         raise UsageError(f"--size {text}: up to {axes} sizes from 1 are needed, such as {'x'.join(['64'] * axes)}")
     return (*map(int, parts), *[1] * (axes - len(parts)))
-
-
-def upgrade(options: bundle_flags.Upgrade) -> Answer:
-    """Move findings of earlier versions from inference.yaml to models/fitted.json; results stay the same, to the bit.
-
-    Example: monai-unet bundle upgrade --bundle my_bundle
-    """
-    common.check_bundle_folder(options.bundle, "its files are replaced")
-    from monai_unet_app.upgrade import upgrade_bundle
-
-    files = upgrade_bundle(Path(options.bundle))
-    show.line("labels and probabilities of a made image are equal")
-    show.wrote(Path(options.bundle) / name for name in files)
-    return {"files": files}, EXIT_DONE
 
 
 def doctor(options: bundle_flags.Doctor) -> Answer:

@@ -54,7 +54,6 @@ SECOND_WORDS: dict[Verb, tuple[Verb, ...]] = {
         bundle_verbs.export,
         bundle_verbs.certify,
         bundle_verbs.bench,
-        bundle_verbs.upgrade,
         service_verbs.package,
     ),
     lifecycle_verbs.registry: (

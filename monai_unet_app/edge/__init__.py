@@ -25,7 +25,10 @@ from monai.transforms import (
     ScaleIntensityRangePercentilesd,
     Spacingd,
 )
+from nibabel.affines import from_matvec
+from scipy.ndimage import gaussian_filter
 
+from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import Precision, PredictConfig, ResultSettings
 from monai_unet_app.data.case_files import Row
@@ -37,7 +40,6 @@ from monai_unet_app.inference.engines.certificate import export_named
 from monai_unet_app.inference.engines.exported import why_no_export
 from monai_unet_app.inference.engines.runtimes import export_files, imported
 from monai_unet_app.pipeline import segment_case
-from monai_unet_app.upgrade import made_image
 
 MOST_MB = 20
 MOST_APART = {"float32": (1e-4, 0.01), "int8": (0.02, 1.0)}
@@ -108,7 +110,7 @@ def settings_for(bundle: Bundle) -> dict[str, Any]:
     """The content of settings.json, without its networks. Raises BundleError for what `segment.py` cannot do."""
     windows, fitted, result = bundle.windows, bundle.fitted, bundle.result
     if fitted is None:
-        raise _refusal(bundle, "no models/fitted.json", "one, which monai-unet bundle upgrade makes,")
+        raise _refusal(bundle, "no models/fitted.json", "one, which monai-unet calibrate makes,")
     form, steps, of_classes = fitted["calibration"]["form"], fitted["tidy"]["steps"], bundle.outputs.background
     foreign = [step["step"] for step in steps if not of_classes or step["step"] not in ("largest", "islands")]
     if not result.named or len(result.tidy) != len(steps) or foreign:
@@ -175,7 +177,7 @@ def _write_halved(source: Path, target: Path) -> None:
 def _compare(bundle: Bundle, folder: Path, precision: Precision) -> None:
     """Raises BundleError unless the folder gives our labels and probabilities of a made image."""
     settings = ResultSettings(engine="torch" if precision == "float32" else "onnxruntime", precision=precision)
-    image, rules = made_image(bundle), bundle.rules
+    image, rules = _made_image(bundle), bundle.rules
     case = segment_case(image, bundle, PredictConfig(settings), keep="probabilities", fitting=True).segmentation
     array = image.array[:, :, 0] if rules.planar else image.array
     affine, asked = None if rules.planar else image.affine_ras, (segment.segment, segment.probabilities)
@@ -205,3 +207,22 @@ def _words(settings: Mapping[str, Any]) -> dict[str, str]:
         "reader": reader,
         "precisions": ", ".join(settings["networks"]),
     }
+
+
+def _made_image(bundle: Bundle) -> Volume:
+    """Smooth noise on a grid that the bundle accepts: of volumes an oblique one, resampled, with axes in another order."""
+    rules = bundle.rules
+    low, high = rules.spacing_mm or (0.0, np.inf)
+    spacing = np.clip(np.array(bundle.grid_spacing or [1.0] * 3) * [0.93, 1.1, 1.0], 1.01 * low, 0.99 * high)
+    extent = 1.1 * np.array(rules.extent_mm[0] if rules.extent_mm else [40] * rules.axes)
+    shape = [*np.ceil(extent / (1 if rules.planar else spacing)).astype(int), 1][:3]
+    noise = np.random.default_rng(0).normal(size=(*shape, rules.channels))
+    smooth = gaussian_filter(noise, [2 * (size > 1) for size in shape] + [0])
+    scaled = 40 + 175 * (smooth - smooth.min()) / np.ptp(smooth)
+    voxels = (scaled[..., 0] if rules.channels == 1 else scaled).astype(np.uint8 if rules.planar else np.float32)
+    if rules.planar:
+        return Volume(voxels, np.eye(4), planar=True)
+    turn = np.array([[0.98, -(0.0396**0.5), 0], [0.0396**0.5, 0.98, 0], [0, 0, 1]])
+    return Volume.from_ras(
+        np.moveaxis(voxels, 2, 0), from_matvec((turn * spacing)[:, [2, 0, 1]] * [1, -1, 1], [9, 31, -40])
+    )

@@ -13,7 +13,7 @@ import torch
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import BUILT_TO_SEGMENT, FITTED, NEEDED_FILES, BundleFiles
-from monai_unet_app.calibration.fitted import begin_fitted, check_upgraded
+from monai_unet_app.calibration.fitted import begin_fitted
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.fingerprint import Fingerprint
@@ -373,18 +373,13 @@ def few_to_calibrate(subjects: Collection[str]) -> str | None:
 
 
 def check_output(template: Bundle, output: Path) -> None:
-    """Raises UsageError if the folder holds anything but an unfinished or finished run of the same bundle.
-
-    BundleError: Output or template is a bundle of an earlier version.
-    """
-    check_upgraded(template)
+    """Raises UsageError if the folder holds anything but an unfinished or finished run of the same bundle."""
     if _is_new(output):
         return
     if not output.is_dir() or not all((output / name).is_file() for name in NEEDED_FILES):
         raise UsageError(
             f"{output} holds something that is not a bundle; a new or empty folder is needed; choose another"
         )
-    check_upgraded(BundleFiles(output))
     recipes = [recipe_sha256(_configs(root), comments=False) for root in (output, template.root)]
     if recipes[0] != recipes[1]:  # comments may differ: a copy describes itself
         raise UsageError(f"{output} holds a run with another recipe than {template.name}; choose another output folder")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from small_data import few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle
@@ -20,9 +19,7 @@ from monai_unet_app.deploy.package import render_package
 from monai_unet_app.errors import BundleError
 from monai_unet_app.service.rule_checks import check_bundles
 from monai_unet_app.service.site_file import read_site
-from monai_unet_app.training.run import run_overlay
 
-EARLIER = Path(__file__).parent / "earlier"
 SITE = """
 [node]
 folder = "node"
@@ -108,22 +105,6 @@ def test_plain_and_averaged_numbers_keep_their_reasons(tiny_bundle: Callable[...
     assert second.startswith("fitted on 2 case(s)")
     assert first != second
     assert fitted["calibration"]["fitted_to"]["models/model.pt"] == load_bundle(root).weights_sha256
-
-
-def test_calibrate_yaml_of_an_earlier_bundle_is_refused_before_the_fit_and_leaves_it_as_it_was(
-    tiny_bundle: Callable[..., Path], tmp_path: Path
-) -> None:
-    root = tiny_bundle()
-    text = (EARLIER / f"{root.name}.yaml").read_text()
-    (root / "configs/inference.yaml").write_text(text)
-    overlay = root / "configs/calibrate.yaml"
-    overlay.write_text(overlay.read_text().replace('{_target_: Compose, transforms: "@mean"}', "null"))
-    (root / "models/fitted.json").unlink()
-    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    data = few_examples(tmp_path / "data", ("hippocampus_053", "hippocampus_143"))
-    with pytest.raises(BundleError, match=r"as in earlier versions; .* run monai-unet bundle upgrade"):
-        run_overlay(root, "calibrate", {"dataset_dir": str(data), "device": torch.device("cpu")})
-    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
 def test_lines_that_a_refusal_prints_are_all_that_a_hand_written_bundle_needs(
