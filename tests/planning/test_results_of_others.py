@@ -358,8 +358,7 @@ def test_features_tell_place_edges_and_brightness() -> None:
 
 
 def results_segments() -> tuple[Segment, ...]:
-    from monai_unet_app.data.coding import named_segment
-    from monai_unet_app.data.structures import StatedStructure
+    from monai_unet_app.data.coding import StatedStructure, named_segment
 
     return tuple(named_segment(n, StatedStructure(name)) for n, name in enumerate(VALUES.values(), 1))
 
