@@ -105,6 +105,7 @@ def evaluate_results(options: flags.Evaluate, results: Path) -> Answer:
     assert options.output is not None
     common.check_writable(options.output)
     from monai_unet_app import evaluate
+    from monai_unet_app.data.case_files import first_names
     from monai_unet_app.report.targets import read_targets
 
     targets = read_targets(options.targets) if options.targets else None
@@ -115,6 +116,11 @@ def evaluate_results(options: flags.Evaluate, results: Path) -> Answer:
         show.say(f"--structure counts, although {table}")
     with show.Steps("evaluating", len(chosen.rows)) as step:
         done = evaluate.evaluate_results(folders, chosen, model, options.output, targets=targets, each=step.measured)
+    if other := folders.resampled:
+        show.say(
+            f"{len(other)} label file(s) lie on another grid than their image, and were compared on that of the image, by the "
+            f"nearest voxel: {first_names(other)}"
+        )
     answer = show.evaluation(done)
     show.line(f"next: monai-unet compare --first {shlex.quote(str(options.output))} --second OTHER_EVALUATION")
     return answer, EXIT_REFUSED if done.problems else EXIT_DONE

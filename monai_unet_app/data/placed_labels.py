@@ -20,6 +20,7 @@ from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.boxes import Box, bounding_box
 
 _MOST_OVERLAPPING = 2**32  # voxels of masks that share voxels
+_FROM_ANOTHER = "from a grid of"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class PlacedLabels:
     placed: str
     names: Mapping[int, str] = field(default_factory=dict)
     boxes: Mapping[int, tuple[Box, NDArray[np.bool_]]] = field(default_factory=dict)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether some lay on another grid, so that each voxel got the value at the nearest centre."""
+        return _FROM_ANOTHER in self.placed
 
     def numbered(self, values: Sequence[int]) -> NDArray[Any]:
         """With these values as 1, 2, ... and all others as 0: shape (I, J, K), or where masks overlap (S, I, J, K)."""
@@ -224,4 +230,4 @@ def _on_grid(file: Path, source: Volume, *, white: bool = False) -> tuple[NDArra
             "image are needed; take those that were made of it"
         )
     nearest = affine_transform(labels.array, step[:3, :3], step[:3, 3], source.shape, order=0, mode="nearest")
-    return nearest, f"from a grid of {' x '.join(map(str, labels.shape))} voxels, by the nearest centre"
+    return nearest, f"{_FROM_ANOTHER} {' x '.join(map(str, labels.shape))} voxels, by the nearest centre"

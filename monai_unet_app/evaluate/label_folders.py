@@ -60,6 +60,7 @@ class LabelFolders:
         program: Whose label maps they are.
         named: Label value -> name; empty where a label table or a `dataset.json` beside the files says it.
         probabilities: Folder of its probabilities, see `probability_files`; None where it gives none.
+        resampled: Filled while cases are read: the files that lie on another grid than their image.
     """
 
     results: Path
@@ -68,6 +69,7 @@ class LabelFolders:
     program: Program
     named: Mapping[int, str] = field(default_factory=dict)
     probabilities: Path | None = None
+    resampled: list[str] = field(default_factory=list, compare=False)
 
     @cached_property
     def facts(self) -> list[LabelFacts]:
@@ -248,6 +250,8 @@ class LabelFolders:
     ) -> Segmentation:
         """The label map of a file on the grid of its image. Values without a name are refused, or left out on request."""
         found = placed_labels(file, image, white=self._white[folder])
+        if found.resampled:
+            self.resampled.append(f"{file.parent.name}/{file.name}")
         is_map = not found.names
         if is_map and not self.named:
             described = dict(zip(values, segments, strict=True))

@@ -603,6 +603,23 @@ def test_results_are_not_their_own_truth(run: Run, others: Path, tmp_path: Path)
     assert (answer.code, "--results and --labels are both labels" in answer.err) == (3, True), answer.err
 
 
+@pytest.mark.usefixtures("without_pages")
+def test_results_on_another_grid_are_told(run: Run, others: Path, tmp_path: Path) -> None:
+    shutil.copytree(others / "results", tmp_path / "results")
+    first = sorted((tmp_path / "results").glob("*.nii.gz"))[0]
+    stored = nibabel.load(first)
+    labels, affine = np.asarray(stored.dataobj).repeat(2, axis=0), stored.affine @ np.diag([0.5, 1, 1, 1])
+    affine[:3, 3] -= stored.affine[:3, 0] / 4
+    nibabel.save(nibabel.Nifti1Image(labels, affine), first)
+    files = ("--labels", others / "labels", "--images", others / "images", *BY, *NAMED)
+    for results, told in ((others / "results", 0), (tmp_path / "results", 1)):
+        answer = run("evaluate", "--results", results, *files, "--output", tmp_path / f"out{told}")
+        assert answer.code == 0, answer.err
+        assert answer.err.count("1 label file(s) lie on another grid than their image") == told
+    one, other = (json.loads((tmp_path / f"out{n}/metrics.json").read_text())["dice"] for n in (0, 1))
+    assert one == other
+
+
 @pytest.mark.parametrize("place", ["results", "labels"])
 def test_pictures_of_another_size_are_refused(run: Run, place: str, tmp_path: Path) -> None:
     for folder in ("results", "labels", "images"):
