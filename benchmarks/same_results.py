@@ -173,7 +173,7 @@ def main() -> None:
     """Runs both sides, and prints what differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision")
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "build/same_results")
+    parser.add_argument("--output", type=lambda text: Path(text).resolve(), default=REPOSITORY / "build/same_results")
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART")
     parser.add_argument("--was", nargs="+", default=[], metavar="NOW=EARLIER")
     options = parser.parse_args()

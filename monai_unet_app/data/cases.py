@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from dicom_io.errors import DicomIoError
@@ -31,8 +33,15 @@ Fold = int | Literal["all"] | None
 """What a training leaves out: the partitions of the plan, a fold, or the test cases only."""
 
 MOST_WATCHED = 4
+_EXAMPLE_PLAN = shipped("examples") / "splits.json"
 _SIDE = re.compile(r"(.*\d)[ _-]?(L|R|left|right|OD|OS)", re.IGNORECASE)
 """A case's name that ends with a number and a side: the two eyes of a child are Image_01L and Image_01R."""
+
+
+@cache
+def example_plan() -> Mapping[str, SplitCase]:
+    """The plan of the examples that are shipped, by case."""
+    return MappingProxyType(read_splits(_EXAMPLE_PLAN))
 
 
 def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
@@ -42,7 +51,7 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
     subject that the plan does not name has the name of its first case; a PatientID is written nowhere.
     """
     # The plan knows which two hippocampi or eyes of the examples are of one person; their files have no PatientID
-    known = read_splits(shipped("examples") / "splits.json")
+    known = example_plan()
     first: dict[tuple[str, str], str] = {}
     persons = {case.id: _patient(case) for case in cases}
     issuers: dict[str, set[str]] = {}
@@ -105,10 +114,10 @@ def known_plan(
     if not splits and cases and all(case.listed and case.listed.is_placed for case in cases):
         return _listed_plan(cases)
     beside = nnunet_folds_of(cases) or Path()
-    for path in (Path(splits),) if splits else (Path(own or ""), beside, shipped("examples") / "splits.json"):
+    for path in (Path(splits),) if splits else (Path(own or ""), beside, _EXAMPLE_PLAN):
         if is_nnunet_folds(path):
             return read_nnunet_folds(path, subjects_of(cases))
-        known = read_splits(path) if path.is_file() or splits else {}
+        known = example_plan() if path == _EXAMPLE_PLAN else read_splits(path) if path.is_file() or splits else {}
         unknown = [case.id for case in cases if case.id not in known]
         if not unknown:
             return {case.id: known[case.id] for case in cases}

@@ -8,12 +8,11 @@ from pathlib import Path
 from monai_unet_app.bundle import Bundle, SeenCase, load_bundle
 from monai_unet_app.confidence.results_bundle import ResultsBundle
 from monai_unet_app.data.case_files import CaseFiles, Row, find_data
-from monai_unet_app.data.cases import data_row, subjects_of
+from monai_unet_app.data.cases import data_row, example_plan, subjects_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_channel_names
 from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.shipped import shipped
 
 from .label_folders import LabelFolders
 
@@ -69,7 +68,7 @@ def choose_cases(
     """
     check_channel_names(((case.id, case.channel_names) for case in cases), bundle.rules)
     cases = bundle.named(cases)
-    plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
+    plan = read_splits(splits) if splits else example_plan()
     planned = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{entry.id: entry.subject for entry in planned if entry}}
     same_subject = _seen_subjects(bundle, plan)

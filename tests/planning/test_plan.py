@@ -488,7 +488,7 @@ def test_dicom_labels_say_what_they_mean(tmp_path: Path, run: Run) -> None:
     (seg,) = list((tmp_path / "dicom").glob(f"{FEW[0]}/**/*seg*"))[:1]
     file = seg if seg.is_file() else next(seg.glob("*.dcm"))
     other = pydicom.dcmread(file)
-    other.SegmentSequence[0].SegmentLabel = "Amygdala"
+    other.SegmentSequence[0].SegmentLabel = "Target"
     other.save_as(file)
     answer = run("plan", tmp_path / "dicom", "--output", tmp_path / "other")
     assert answer.code == 3  # matched by names, it is a structure of its own, which one case has
