@@ -139,7 +139,7 @@ class _Process:
         task = pickle.dumps((work, sys.argv))
         self._name, self._inbox = name, inbox
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BEGIN],
+            [sys.executable, "-P", "-c", _BEGIN],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "ignore"},

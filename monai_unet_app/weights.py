@@ -9,12 +9,12 @@ from typing import Any
 from monai_unet_app.errors import BundleError
 
 
-def load_checkpoint(path: Path, *, own: bool = False) -> dict[str, Any]:
-    """What a file of torch holds, on the CPU; of the `own` ones, code is run. Raises BundleError if it is damaged."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What a file of torch holds, on the CPU; no code in it is run. Raises BundleError if it is damaged."""
     import torch
 
     try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=not own)
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle or zip fails in any way
         raise BundleError(
             f"{path.parent.parent.name}: {path.parent.name}/{path.name} is damaged, or holds more than weights "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from conftest import REPOSITORY
 
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.processes import Send, Work, run_in_processes
+from monai_unet_app.service.child_processes import run_verb
 
 PATIENCE_S = 90.0  # a busy machine takes half a minute for four processes
 
@@ -189,6 +191,17 @@ with imports_for_good():
 assert 0 < known == gc.get_freeze_count(), "later objects are looked through"
 assert gc.isenabled()
 """
+
+
+def test_nothing_in_the_current_folder_runs_as_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("json", "torch", "numpy"):
+        (tmp_path / f"{module}.py").write_text("open('ran', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(run_verb(["doctor", "--bundles", "--json"], PATIENCE_S))["bundles"]
+    heard: list[object] = []
+    run_in_processes({"one": name_parts}, 1, lambda name, said: heard.append(said))
+    assert heard
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_a_program_imports_first_is_kept_for_good_and_nothing_later() -> None:

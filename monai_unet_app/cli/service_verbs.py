@@ -83,7 +83,7 @@ def _check_bundles(site: Path) -> None:
     from monai_unet_app.service.work import UNTRAINED
 
     checked = subprocess.run(
-        [sys.executable, "-m", "monai_unet_app.service.work", str(site), "--check"],
+        [sys.executable, "-P", "-m", "monai_unet_app.service.work", str(site), "--check"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if checked.returncode:

@@ -58,7 +58,7 @@ def run_verb(words: Sequence[str], longest_s: float, fine: Sequence[int] = (0,))
         AppError: It failed, or took too long.
     """
     env = {**os.environ, "COLUMNS": "10000"}  # a path that is wrapped could not be recognised in a message
-    command = [sys.executable, "-m", "monai_unet_app", *words]
+    command = [sys.executable, "-P", "-m", "monai_unet_app", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=longest_s, env=env, check=False)
     except subprocess.TimeoutExpired as error:
@@ -95,7 +95,7 @@ class Child:
         self._asked, self._unanswered, self._cpu_s = 0.0, 0, 0.0
         self._stopped: float | None = None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *args],
+            [sys.executable, "-P", "-m", module, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_OFFLINE},

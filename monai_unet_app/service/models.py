@@ -95,7 +95,7 @@ def ask_registry(site: Site) -> str:
     if not names_of(site):
         return ""
     done = subprocess.run(
-        [sys.executable, "-m", "monai_unet_app.lifecycle.resolve", str(site.path)],
+        [sys.executable, "-P", "-m", "monai_unet_app.lifecycle.resolve", str(site.path)],
         stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     said = " ".join(done.stderr.split())[-600:]

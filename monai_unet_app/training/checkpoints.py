@@ -101,7 +101,7 @@ class Checkpoints:
             return
         for left_over in self.folder.glob(".part-*"):  # of a process that was killed while it saved
             shutil.rmtree(left_over)
-        saved = load_checkpoint(path, own=True)
+        saved = load_checkpoint(path)
         try:
             for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])

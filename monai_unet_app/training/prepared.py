@@ -5,12 +5,18 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import PersistentDataset
 from monai.transforms import Compose
-from monai.utils import convert_to_tensor
+from monai.utils import TraceKeys, convert_to_tensor
 
 from dicom_io.files import replace_when_whole
+from monai_unet_app.errors import InputRefusedError
+
+_KINDS = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdSU"]
+_IN_METADATA: list[Any] = [np.zeros(0).__reduce__()[0], np.ndarray, np.dtype, *_KINDS, TraceKeys]
+"""Classes of the arrays in the metadata of a MetaTensor; no other class or function in a file is called."""
 
 
 class PreparedDataset(PersistentDataset):
@@ -27,9 +33,7 @@ class PreparedDataset(PersistentDataset):
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Sequence[Any] | Compose, cache_dir: str) -> None:
         rows = [{**row, "changed": [_changed(value) for value in row.values()]} for row in data]
         whole = transform if isinstance(transform, Compose) else Compose(list(transform))
-        # The metadata of a MetaTensor holds numpy arrays, which torch.load refuses as unsafe; MONAI would then make the case
-        # anew for each draw. These files are our own.
-        super().__init__(rows, whole, cache_dir, track_meta=True, weights_only=False)
+        super().__init__(rows, whole, cache_dir, track_meta=True, weights_only=True)
 
     def _cachecheck(self, item_transformed: Any) -> Any:
         # MONAI moves a file from the system's folder for temporary files. Where that is another file system, the file grows
@@ -40,7 +44,14 @@ class PreparedDataset(PersistentDataset):
             made = self._pre_transform(deepcopy(item_transformed))  # type: ignore[no-untyped-call]
             with replace_when_whole(file, sync=True) as part:
                 torch.save(convert_to_tensor(made, convert_numeric=False, track_meta=self.track_meta), part)
-        return torch.load(file, weights_only=self.weights_only)
+        try:
+            with torch.serialization.safe_globals(_IN_METADATA):
+                return torch.load(file, weights_only=True)
+        except Exception as error:  # a damaged pickle or zip fails in any way
+            raise InputRefusedError(
+                f"{file.parent.name}/{file.name} is damaged, or holds more than arrays, numbers and text "
+                f"({' '.join(str(error).split())[:200]}); remove the folder {file.parent.name}, which is made again"
+            ) from error
 
 
 def _changed(value: object) -> tuple[int, int]:

@@ -348,11 +348,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
 def _kept(folder: Path) -> str:
     """The end of a message that says where a training that has ended early goes on; empty before its first whole epoch."""
     last = folder / "last.pt"
-    return (
-        f"; {last} keeps epoch {load_checkpoint(last, own=True)['epoch']}, from which it goes on"
-        if last.is_file()
-        else ""
-    )
+    return f"; {last} keeps epoch {load_checkpoint(last)['epoch']}, from which it goes on" if last.is_file() else ""
 
 
 def _forget_cache(run: TrainConfig) -> None:

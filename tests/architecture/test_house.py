@@ -49,6 +49,25 @@ def text_of(path: Path) -> str | None:
     return None if b"\0" in content[:8192] else content.decode("utf-8", errors="replace")
 
 
+def test_no_child_process_imports_from_the_current_folder() -> None:
+    """Python is started with -P or -I, so that a numpy.py beside somebody's images is never run."""
+    started = {
+        f"{name(path)}:{node.lineno}": ast.unparse(node.elts[1])
+        for path in SOURCES
+        for node in nodes_of(tree_of(path))
+        if isinstance(node, ast.List) and node.elts and ast.unparse(node.elts[0]) == "sys.executable"
+    }
+    mentions = [
+        f"{name(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in nodes_of(tree_of(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.executable"
+    ]
+    assert set(started.values()) <= {"'-P'", "'-I'"}, started
+    beside = [place for place in mentions if place not in started and not place.startswith("dicom_io/validators.py")]
+    assert beside == []  # each one is the first word of such a list
+
+
 def test_only_the_command_line_prints() -> None:
     found = [
         f"{name(path)}:{node.lineno}"

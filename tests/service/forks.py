@@ -145,7 +145,7 @@ def forked(*modules: str) -> Iterator[None]:
         env, module = how.pop("env"), _module(command, modules)
         usual = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
         if module and how == usual and _template(module).place == _place(env):
-            return ForkedChild.with_pipes(_template(module), command[3:], env)
+            return ForkedChild.with_pipes(_template(module), command[4:], env)
         return subprocess.Popen(command, env=env, **how)
 
     def run(command: list[str], *, timeout: float, env: dict[str, str], **how: Any) -> subprocess.CompletedProcess[str]:
@@ -153,7 +153,7 @@ def forked(*modules: str) -> Iterator[None]:
         if not module or how != usual or _template(module).place != _place(env):
             return subprocess.run(command, timeout=timeout, env=env, **how)
         with open(os.devnull) as nothing, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
-            child = ForkedChild(_template(module), command[3:], env, [one.fileno() for one in (nothing, out, err)])
+            child = ForkedChild(_template(module), command[4:], env, [one.fileno() for one in (nothing, out, err)])
             try:
                 child.wait(timeout)
             finally:
@@ -179,7 +179,7 @@ def _template(module: str) -> Template:
 
 def _module(command: Sequence[str], of: Sequence[str]) -> str:
     """The module that a command runs, if it is one of some; else empty."""
-    return command[2] if list(command[:2]) == [sys.executable, "-m"] and command[2] in of else ""
+    return command[3] if list(command[:3]) == [sys.executable, "-P", "-m"] and command[3] in of else ""
 
 
 def _place(env: Any) -> tuple[str, str | None]:

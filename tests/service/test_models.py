@@ -69,9 +69,9 @@ def _asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry is asked in this process, which has imported MLflow, as if in another one: with its exit code and stderr."""
 
     def run(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
-        assert command[:3] == [sys.executable, "-m", resolve_module.__name__]
+        assert command[:4] == [sys.executable, "-P", "-m", resolve_module.__name__]
         with monkeypatch.context() as here, redirect_stderr(io.StringIO()) as said:
-            here.setattr(sys, "argv", command[2:])
+            here.setattr(sys, "argv", command[3:])
             try:
                 resolve_module.main()
                 code = 0

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -16,18 +17,23 @@ from monai.data import MetaTensor, get_track_meta
 from monai.transforms import (
     CastToTyped,
     Compose,
+    EnsureChannelFirstd,
     Lambda,
+    LoadImaged,
     MapTransform,
     RandAffined,
     RandFlipd,
     RandGaussianNoised,
     RandSpatialCropd,
+    Spacingd,
     SpatialPadd,
     ToTensord,
 )
 
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
+from monai_unet_app.training.prepared import PreparedDataset
 from monai_unet_app.training.replay import CaseLosses, ReplayDataset, ReplayLoader, ReplaySampler, replay_rng
+from monai_unet_app.weights import load_checkpoint
 
 KEYS = ["image", "label"]
 
@@ -258,6 +264,35 @@ def test_what_is_prepared_on_disk_gives_the_same_windows_and_is_done_once(tmp_pa
     again = prepared(tmp_path)[draws[3]]  # another process that goes on
     assert Read.times == 3
     assert torch.equal(again["image"], in_memory[draws[3]]["image"])
+
+
+class Code:
+    """Runs when it is unpickled."""
+
+    def __init__(self, ran: Path) -> None:
+        self.ran = ran
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.ran,)
+
+
+def test_what_is_prepared_on_disk_runs_no_code(tmp_path: Path) -> None:
+    """The metadata of an image hold arrays, which come back; anything else in a file is refused, as in `last.pt`."""
+    nibabel.save(nibabel.Nifti1Image(np.ones((3, 4, 5), np.int16), np.diag([1.0, 2, 3, 1])), tmp_path / "a.nii.gz")
+    rows = [{"image": str(tmp_path / "a.nii.gz")}]
+    steps = [LoadImaged("image"), EnsureChannelFirstd("image"), Spacingd("image", (1, 1, 1))]
+    made = [PreparedDataset(rows, steps, str(tmp_path / "cache"))[0]["image"] for _ in range(2)]
+    assert made[0].meta.keys() == made[1].meta.keys()
+    assert torch.equal(made[0].affine, made[1].affine)
+    (file,) = (tmp_path / "cache").glob("*.pt")
+    for harmful in (file, tmp_path / "run/last.pt"):
+        harmful.parent.mkdir(exist_ok=True)
+        torch.save({"image": torch.ones(3), "state": Code(tmp_path / "ran")}, harmful)
+    with pytest.raises(InputRefusedError, match=r"holds more than arrays, numbers and text .* remove the folder cache"):
+        PreparedDataset(rows, steps, str(tmp_path / "cache"))[0]
+    with pytest.raises(BundleError, match=r"last\.pt is damaged, or holds more than weights"):
+        load_checkpoint(tmp_path / "run/last.pt")
+    assert not (tmp_path / "ran").exists()
 
 
 class Large(MapTransform):
