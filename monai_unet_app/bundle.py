@@ -62,12 +62,14 @@ class Bundle(BundleFiles):
         device: Device of the network.
         overrides: Values that replace those of `inference.yaml`, by id.
         may_leave_device: Windows for which the device has no memory run on the CPU.
+        agreed: Code digests of bundles that may run code; None: those to which the user has agreed, see `consent`.
         fold: The weights are those of a fold of the cross-validation, in `folds/`; None: the bundle's own.
     """
 
     device: "torch.device" = field(default_factory=_cpu)
     overrides: tuple[tuple[str, Any], ...] = ()
     may_leave_device: bool = False
+    agreed: frozenset[str] | None = None
     fold: int | None = None
 
     def of_fold(self, fold: int) -> "Bundle":
@@ -106,7 +108,7 @@ class Bundle(BundleFiles):
         parser = ConfigParser()
         parser.locator = _components()
         parser["_meta_"] = deepcopy(self.metadata)
-        written = deepcopy(self.inference_document)  # MONAI's own reader takes ten times as long
+        written = deepcopy(self.config_with(agreed=self.agreed))  # MONAI's own reader takes ten times as long
         own = (("bundle_root", str(self.root)), ("device", self.device))
         for name, value in (*written.items(), *own, *self.values_of_fold.items(), *self.overrides):
             parser[name] = value
@@ -473,13 +475,16 @@ def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: 
         )
 
 
-def load_bundle(name: str | Path, device: "torch.device | str | None" = None, **overrides: Any) -> Bundle:
+def load_bundle(
+    name: str | Path, device: "torch.device | str | None" = None, agreed: frozenset[str] | None = None, **overrides: Any
+) -> Bundle:
     """The bundle that a name, a folder or a zip stands for, on a device.
 
     Args:
         name: As in `bundle_files`.
         device: A name as in `resolve_device`; "auto" lets a window run on the CPU for which the device has no memory. None: the
             CPU.
+        agreed: As in `Bundle`.
         overrides: Values that replace those of `inference.yaml`, by id.
 
     Raises:
@@ -487,4 +492,4 @@ def load_bundle(name: str | Path, device: "torch.device | str | None" = None, **
     """
     root = bundle_files(name).root
     place = resolve_device(device) if isinstance(device, str) else device or _cpu()
-    return Bundle(root, place, tuple(overrides.items()), may_leave_device=device == "auto")
+    return Bundle(root, place, tuple(overrides.items()), may_leave_device=device == "auto", agreed=agreed)

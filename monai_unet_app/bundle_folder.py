@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_io.coding import Segment, load_segments
 from dicom_io.files import write_whole
+from monai_unet_app.consent import check_consent
 from monai_unet_app.data.archives import unpack
 from monai_unet_app.data.naming import obeyed
 from monai_unet_app.data.schemas import check_version, json_of, validate
@@ -240,6 +241,24 @@ class BundleFiles:
         if not any(name.startswith("+") or "::" in name for name in map(str, document)):
             return document
         return merged(f"{self.name}: inference.yaml", document)
+
+    def config_with(self, *overlays: str, agreed: frozenset[str] | None = None) -> dict[str, Any]:
+        """`inference.yaml` with overlays such as "train" on top, their keys merged, for MONAI's parser.
+
+        Args:
+            overlays: Names of configs.
+            agreed: As in `check_consent`.
+
+        Raises:
+            BundleError: A file is damaged.
+            ConsentError: It holds code that nobody has agreed to run.
+        """
+        document = self.inference_document
+        if overlays:
+            own = [yaml_of(self.root / f"configs/{name}.yaml") for name in overlays]
+            document = merged(f"{self.name}: {', '.join(overlays)}.yaml", document, *own)
+        check_consent(self.root, document, agreed)
+        return document
 
     @property
     def only_segments(self) -> bool:

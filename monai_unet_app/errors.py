@@ -37,6 +37,10 @@ class MeaningError(InputRefusedError):
     """Label and codes of a segment contradict each other."""
 
 
+class ConsentError(BundleError):
+    """A bundle holds code, and nobody has agreed to run it."""
+
+
 class UntrainedError(BundleError):
     """A bundle without trained weights is asked for what only weights can give."""
 

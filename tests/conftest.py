@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +71,24 @@ def _few_threads() -> None:
 def _logging_as_it_was() -> None:
     """`main` silences the log of its process, which is that of other tests too."""
     logging.disable(logging.NOTSET)
+
+
+class _Everything(dict[str, str]):
+    """Any digest is in it."""
+
+    def __contains__(self, digest: object) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def everything_agreed() -> Iterator[pytest.MonkeyPatch]:
+    """Bundles of tests may hold code; the tests of consent undo this."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("torch") is not None:  # dicom_io is tested without it, too
+            from monai_unet_app import consent
+
+            patch.setattr(consent, "user_agreed", _Everything)
+        yield patch
 
 
 @pytest.fixture(scope="session")

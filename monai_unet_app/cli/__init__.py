@@ -16,6 +16,7 @@ from rich.markup import escape
 from dicom_io.errors import DicomIoError, NetworkError
 from monai_unet_app.cli import show
 from monai_unet_app.cli.common import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
+from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.cli.parser import read_command
 from monai_unet_app.errors import AppError, InputRefusedError, UntrainedError, UsageError, of_surroundings
 from monai_unet_app.processes import begin_program
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, options = read_command(argv)
     try:
         with show.silence(options.json):
+            if getattr(options, "trust", False):
+                _trust(options)
             answer, code = verb(options)
     except UsageError as error:
         return _fail(str(error), EXIT_USAGE)
@@ -55,6 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     return code
+
+
+def _trust(options: Options) -> None:
+    """Remembers the consent of --trust, before anything is read."""
+    bundle: str | None = getattr(options, "bundle", None)
+    if bundle is None:
+        raise UsageError("--trust is about the code of a --bundle, and none is named; leave it out")
+    from monai_unet_app.bundle_folder import bundle_root
+    from monai_unet_app.consent import agree_to
+
+    agree_to(bundle_root(bundle))
 
 
 def _fail(message: str, code: int) -> int:

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
 from monai_unet_app.cli.flag_types import Bytes, FromOne, Place, Seconds, Text
-from monai_unet_app.cli.flags import Cases, Data, Device, Engine
+from monai_unet_app.cli.flags import Cases, Data, Device, Engine, Trust
 from monai_unet_app.config import RuntimeName
 
 
-class Export(Data):
+class Export(Data, Trust):
     """Flags of `bundle export`.
 
     Attributes:
@@ -123,6 +123,10 @@ class Doctor(Options):
 
     Attributes:
         bundles: only list the bundles, at once: name, version, task, sha256 of the weights
+        trusted: only list the bundles that may run code, by --trust
+        revoke: take back the consent to the bundle whose code digest begins so
     """
 
     bundles: bool = False
+    trusted: bool = False
+    revoke: Annotated[Text | None, Flag(metavar="DIGEST")] = None

@@ -132,6 +132,7 @@ def export(options: bundle_flags.Export) -> Answer:
     for package in [options.to, *["nncf"] * is_int8] if options.to == "openvino" else ["onnxscript", "onnxruntime"]:
         imported(package)  # now, since the network is exported after cases were read
     data = common.labelled_cases(options) if is_int8 else []
+    from monai_unet_app.consent import keeping_consent
     from monai_unet_app.export import export_bundle
 
     bundle = common.loaded_bundle(common.trained_bundle(options.bundle).root, "cpu")
@@ -147,7 +148,8 @@ def export(options: bundle_flags.Export) -> Answer:
         show.line(f"next: python {folder}/segment.py IMAGE LABELS")
         return settings, EXIT_DONE
     assert options.to != "edge"
-    entry = export_bundle(bundle, options.to, rows)
+    with keeping_consent(bundle.root):
+        entry = export_bundle(bundle, options.to, rows)
     same = entry[options.precision]
     show.line(
         f"wrote the export for {entry['made_with']}: its probabilities are {'on average ' if is_int8 else ''}within "
@@ -265,6 +267,17 @@ def doctor(options: bundle_flags.Doctor) -> Answer:
 
     Example: monai-unet doctor --bundles
     """
+    if options.trusted or options.revoke:
+        from monai_unet_app.consent import consent_file, revoke, user_agreed
+
+        if options.revoke:
+            revoke(options.revoke)
+        known = user_agreed()
+        show.print_table(
+            ("code digest", "bundle", "since"), [(d[:12], *named.rsplit(", ", 1)) for d, named in known.items()]
+        )
+        show.line(f"{len(known)} bundle(s) may run code, as {consent_file()} says")
+        return {"trusted": known}, EXIT_DONE
     if options.bundles:
         answer = _bundles()
         return answer, EXIT_FAILED if answer["problems"] else EXIT_DONE

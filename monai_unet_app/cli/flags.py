@@ -68,7 +68,18 @@ class Labels(Options):
     label_suffix: str = ""
 
 
-class Device(Options):
+class Trust(Options):
+    """Consent to a bundle that is a program.
+
+    Attributes:
+        trust: the bundle may run code or start a program: you know who made it; remembered until the code changes (doctor
+            --trusted)
+    """
+
+    trust: bool = False
+
+
+class Device(Trust):
     """Where the network runs.
 
     Attributes:
@@ -404,7 +415,6 @@ class Predict(Reading, Device, Bits, Cheaper):
             10:45,0:60,5:40; it is background elsewhere
         memory_limit: memory that the program may take, such as 4GB (default: what is free); more waits on disk
         resume: leave cases alone whose results of the same image, bundle, engine and flags are in --output
-        trust: with a bundle that starts a program of somebody else: you know who made it, and want the program to be started
     """
 
     bundle: Text
@@ -428,4 +438,3 @@ class Predict(Reading, Device, Bits, Cheaper):
     box: Annotated[BoxSides | None, Flag(metavar="BOX")] = None
     memory_limit: Annotated[Bytes | None, Flag(metavar="SIZE")] = None
     resume: bool = False
-    trust: bool = False

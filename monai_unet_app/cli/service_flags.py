@@ -6,7 +6,7 @@ from typing import Annotated
 
 from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
 from monai_unet_app.cli.flag_types import Place, Text
-from monai_unet_app.cli.flags import Reading, Repairs
+from monai_unet_app.cli.flags import Reading, Repairs, Trust
 
 
 class RunNode(Options):
@@ -131,7 +131,7 @@ class Review(Reading):
     subject: str | None = None
 
 
-class Package(Repairs):
+class Package(Repairs, Trust):
     """Flags of `package`.
 
     Attributes:

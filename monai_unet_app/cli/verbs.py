@@ -366,10 +366,6 @@ def predict(options: flags.Predict) -> Answer:
         raise UsageError(
             f"--output {options.output} is the input; its results would be cases the next time; name another folder"
         )
-    if options.trust:
-        raise UsageError(
-            f"--trust is about a program that a bundle starts, and {options.bundle} has a network; leave it out"
-        )
     own = common.trained_bundle(options.bundle)
     overrides = common.cheaper(options, own)
     cases = find_images(options.input, named_series(run.reading), own.channel_names)

@@ -15,6 +15,7 @@ import yaml
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.cohort import check_flags, predict_cases
+from monai_unet_app.consent import code_digest
 from monai_unet_app.data.case_files import find_images, named_series
 from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.deploy.picking import Picked, pick
@@ -64,7 +65,8 @@ class ApplicationJob:
         check_flags(cases, run, config)
         # A bundle is code: its digest is compared before anything in it is loaded.
         self._check_model()
-        bundle = load_bundle(self.model, self.settings.device)
+        # Whoever built the package agreed to its code
+        bundle = load_bundle(self.model, self.settings.device, frozenset([code_digest(self.model)]))
         if named_series(run.reading):
             picked = Picked(tuple((case, run) for case in cases), ())
         else:

@@ -89,7 +89,7 @@ def check_stated(rule: Rule, bundle: "BundleFiles") -> None:
     if rule.deliver_ungated and not rule.elsewhere:
         return
     settings = rule.settings
-    if rule.tta and not load_bundle(bundle.root).mirror_axes:
+    if rule.tta and not load_bundle(bundle.root, agreed=frozenset([rule.trusted])).mirror_axes:
         settings = replace(settings, tta=False)
     try:
         stated = read_confidence(bundle, settings)

@@ -36,6 +36,7 @@ class Rule:
         formats: Kinds of DICOM objects, some of `dicom_io.kinds.FORMATS`.
         destinations: Names of destinations of the site.
         sha256: Digest of the bundle; a bundle with another digest is not loaded. Empty: any bundle.
+        trusted: Code digest of a bundle that is a program, and may run; the refusal of such a bundle names it.
         engine, precision: As in `ResultSettings`; a node never chooses them.
         export_sha256: Of the export that another engine than torch runs, as `bundle export` prints it.
         tta: Average over mirror images.
@@ -65,6 +66,7 @@ class Rule:
     formats: tuple[str, ...] = ("seg", "sr")
     destinations: tuple[str, ...] = ()
     sha256: str = ""
+    trusted: str = ""
     engine: EngineName = "torch"
     precision: Precision = "float32"
     export_sha256: str = ""

@@ -430,7 +430,9 @@ def _warm(rule: Rule, device: str, found: str | None) -> "Bundle":
     from monai_unet_app.bundle import load_bundle
     from monai_unet_app.inference.engines.chooser import check_device
 
-    bundle = replace(load_bundle(rule.bundle, found or device), may_leave_device=device == "auto")
+    bundle = replace(
+        load_bundle(rule.bundle, found or device, frozenset([rule.trusted])), may_leave_device=device == "auto"
+    )
     check_rule(rule, bundle)
     check_device(rule.settings, bundle.device.type)
     # Zeros of one window: the first run of a network is slow, and no study has to wait for it.

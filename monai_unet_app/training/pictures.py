@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dicom_io.coding import load_segments
 from dicom_io.volume import number_type
+from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.watch_dog import WatchDog
 
@@ -131,7 +132,7 @@ def draw_windows(
     from monai_unet_app.report.evaluation_report import CasePicture
 
     parser = ConfigParser()
-    parser.read_config([str(root / "configs" / f"{name}.yaml") for name in ("inference", "train")])
+    parser.set(BundleFiles(root).config_with("train"))
     segments = load_segments(root / "configs/segments.json")
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"window_{number}.png" for number in range(1, count + 1)]

@@ -15,6 +15,7 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import BUILT_TO_SEGMENT, FITTED, NEEDED_FILES, BundleFiles
 from monai_unet_app.calibration.fitted import begin_fitted
 from monai_unet_app.config import resolve_device
+from monai_unet_app.consent import carry_consent
 from monai_unet_app.data.cases import ALL, Fold, PlannedCases, places_of
 from monai_unet_app.data.fingerprint import Fingerprint
 from monai_unet_app.data.inspect import check_cases
@@ -30,7 +31,7 @@ from monai_unet_app.training.progress import DISPLAY_ELSEWHERE, NamedBars
 from monai_unet_app.training.record import recipe_sha256
 from monai_unet_app.training.transfer import Donor, check_donor, check_unseen, overrides_of, record_donor
 from monai_unet_app.weights import load_checkpoint
-from monai_unet_app.written_config import check_config, merged, references, yaml_of
+from monai_unet_app.written_config import check_config, references, yaml_of
 
 COPIED = ("configs", "docs", "LICENSE")
 
@@ -324,6 +325,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
             workflow_type="train" if overlay == "train" else "inference",
         )
         # Not as arguments: ConfigWorkflow has parameters whose names a config may use as ids, such as `tracking`
+        workflow.parser.set({**BundleFiles(root).config_with(overlay), "_meta_": workflow.parser.get("_meta_")})
         workflow.parser.update({"bundle_root": str(root), **overrides})
         is_built = False
         try:
@@ -411,7 +413,7 @@ def _check_settings(template: Bundle, run: TrainConfig) -> None:
 def _checked_config(template: Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`train.yaml`. Raises BundleError if it cannot be built on `inference.yaml`, as far as this can be seen unbuilt."""
     own = yaml_of(template.root / "configs/train.yaml")
-    together = merged(f"{template.name}: train.yaml", template.inference_document, own)
+    together = template.config_with("train")
     parser = replace(template, overrides=tuple({"dataset_dir": None, **together, **overrides}.items())).parser
     stated = {f"{template.name}: inference.yaml": template.inference_document, f"{template.name}: train.yaml": own}
     check_config(parser, stated, {*BUILT_TO_SEGMENT, *overrides})
@@ -442,6 +444,7 @@ def _copy(template: Bundle, run: TrainConfig) -> None:
             begin_fitted(output)
         forget_figures(output)
         forget_template(output, template.root, run.name)
+        carry_consent(template.root, output)
         record_donor(run.donor, output)
     except BaseException:  # a part of a bundle could not be trained further, nor be written again
         shutil.rmtree(output, ignore_errors=True)
