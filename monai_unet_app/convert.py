@@ -30,8 +30,9 @@ from dicom_io.seg import described_segments, read_segments
 from dicom_io.segmentation import OBJECT_NUMBERS, Segmentation
 from dicom_io.volume import Volume, number_type
 from monai_unet_app.data.case_files import CaseFiles
-from monai_unet_app.data.coding import check_meaning, codes_of
+from monai_unet_app.data.coding import codes_of
 from monai_unet_app.data.labels import AS_NUMBERED, FileValues, read_labels
+from monai_unet_app.data.naming import check_side
 from monai_unet_app.data.nifti import write_nifti
 from monai_unet_app.data.read import VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.structures import name_of
@@ -202,7 +203,7 @@ def _structures(result: Path, volume: Volume, names: Sequence[str]) -> tuple[Vol
     wanted = [name if name in labels else called.get(name, name) for name in names]
     for segment in described:
         if not names or segment.label in wanted:
-            check_meaning(segment)
+            check_side(segment)
     masks = (read_segments if kind.name == "SEG" else read_regions)(result, volume, wanted or None)
     if masks.array.dtype.kind == "f":
         raise LabelError(

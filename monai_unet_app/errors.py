@@ -33,8 +33,8 @@ class BundleError(AppError):
     """A bundle is incomplete or contradicts itself."""
 
 
-class MeaningError(InputRefusedError):
-    """Label and codes of a segment contradict each other."""
+class SidesError(InputRefusedError):
+    """Label and codes of a structure have opposite sides."""
 
 
 class ConsentError(BundleError):

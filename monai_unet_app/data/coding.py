@@ -7,16 +7,15 @@ that is explained in part ("left kidney with cyst") is not coded, since half a c
 import csv
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from dicom_io.coding import UNCODED, Segment, printable, snomed_ct
-from monai_unet_app.data.naming import check_side, in_common
-from monai_unet_app.errors import MeaningError
+from dicom_io.coding import UNCODED, Segment, printable
+from monai_unet_app.data.structures import StatedStructure, StructureCodes
 
 _ANATOMY, _MORPHOLOGY = "91723000", "49755003"
 _CATEGORIES = {7192: _ANATOMY, 7191: "85756007", 7194: _MORPHOLOGY, 7197: "91720002", 4: _ANATOMY}
@@ -52,32 +51,6 @@ _SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right", "both": "bilat
 _EMPTY = frozenset(("a", "an", "and", "of", "or", "structure", "the"))
 
 
-@dataclass(frozen=True)
-class StructureCodes:
-    """What DICOM calls a structure: its category, its type with side or position, and for a lesion where it lies."""
-
-    category: Code
-    type: Code
-    modifier: Code | None = None
-    region: Code | None = None
-    region_modifier: Code | None = None
-
-
-@dataclass(frozen=True)
-class StatedStructure:
-    """What the labels of a data set state of one structure.
-
-    Attributes:
-        name: As the files call it.
-        codes: SNOMED CT; None where no file has a full set of codes that other programs know.
-        rgb: The colour that it is to be drawn in, 0 to 255 each; None where no file says one.
-    """
-
-    name: str
-    codes: StructureCodes | None = None
-    rgb: tuple[int, int, int] | None = None
-
-
 def named_segment(number: int, structure: StatedStructure) -> Segment:
     """The segment of a structure: its own codes, else those of its name, else private ones, which say that it is not coded."""
     name = structure.name.replace("_", " ").strip()
@@ -88,30 +61,6 @@ def named_segment(number: int, structure: StatedStructure) -> Segment:
         found = StructureCodes(Code("UNKNOWN", UNCODED, "Not coded"), kind)
     codes = found.category, found.type, found.modifier, found.region, found.region_modifier
     return Segment(number, label, *codes, display_rgb=structure.rgb)
-
-
-def own_codes(segment: Segment) -> StructureCodes | None:
-    """Its codes in SNOMED CT; None if one of them is in another scheme or malformed, since half a code is a wrong code."""
-    category, kind = snomed_ct(segment.category), snomed_ct(segment.type)
-    told = segment.type_modifier, segment.anatomic_region, segment.anatomic_region_modifier
-    known = [code and snomed_ct(code) for code in told]
-    if category is None or kind is None or any(code and not own for code, own in zip(told, known, strict=True)):
-        return None
-    return StructureCodes(category, kind, *known)
-
-
-def check_meaning(segment: Segment) -> None:
-    """Raises MeaningError if label and codes have opposite sides, or name two anatomical structures without a common word."""
-    check_side(segment)
-    told, coded, stated = codes_of(segment.label), codes_of(segment.type.meaning), own_codes(segment)
-    if told is None or coded is None or stated is None or coded.type.value != stated.type.value:
-        return
-    of_anatomy = told.category.value == coded.category.value == _ANATOMY
-    if of_anatomy and told.type.value != coded.type.value and not in_common(segment):
-        raise MeaningError(
-            f"segment {segment.number} is called {segment.label!r} and coded as {segment.type.meaning!r}; they have to agree; "
-            "correct one of them in the file"
-        )
 
 
 @cache

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from dicom_io.coding import Segment, printable
 from monai_unet_app.data.case_files import CaseFiles, first_names
-from monai_unet_app.data.coding import StatedStructure, named_segment
+from monai_unet_app.data.coding import named_segment
 from monai_unet_app.data.datalist import LabelFacts, facts_of
 from monai_unet_app.data.label_files import is_black_and_white
 from monai_unet_app.data.labels import FileValues
 from monai_unet_app.data.naming import contradiction, same_name, says_nothing
-from monai_unet_app.data.structures import stated_in_file
-from monai_unet_app.errors import InputRefusedError, MeaningError
+from monai_unet_app.data.structures import StatedStructure, stated_in_file
+from monai_unet_app.errors import InputRefusedError, SidesError
 
 _SHOWN = 12
 
@@ -94,11 +94,11 @@ def tables_of(case: CaseFiles, folder: Path | None) -> list[LabelTable]:
 def names_in_file(label: Path) -> dict[int, str]:
     """Label value -> name, as the header of a NIfTI file, a SEG or an RTSTRUCT says; empty for others and damaged files.
 
-    Raises MeaningError if the label and the codes of a segment contradict each other.
+    Raises SidesError if the label and the codes of a segment have opposite sides.
     """
     try:
         return {value: stated.name for value, stated in stated_in_file(label).items()}
-    except MeaningError:
+    except SidesError:
         raise
     except Exception:  # reading the label gives the reason
         return {}

@@ -10,7 +10,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 from dicom_io.coding import Segment, snomed_ct
-from monai_unet_app.errors import MeaningError
+from monai_unet_app.errors import SidesError
 
 _WORDS = {
     "left": "left l lt links linke linker gauche izquierdo izquierda esquerdo esquerda sinister sinistra sinistro sin",
@@ -113,19 +113,14 @@ def _coded_sides(segment: Segment) -> set[str]:
 
 
 def check_side(segment: Segment) -> None:
-    """Raises MeaningError if the label, the codes and their meanings do not all have the same side, where they have one."""
+    """Raises SidesError if the label, the codes and their meanings do not all have the same side, where they have one."""
     codes = (segment.type, segment.type_modifier, segment.anatomic_region, segment.anatomic_region_modifier)
     told = {side_in(text) for text in (segment.label, *(code.meaning for code in codes if code is not None))}
     if len((told | _coded_sides(segment)) - {None}) > 1:
-        raise MeaningError(
+        raise SidesError(
             f"segment {segment.number} is called {segment.label!r}, and its label and codes name both left and right; they "
             "have to agree; correct one of them in the file"
         )
-
-
-def in_common(segment: Segment) -> bool:
-    """Whether the label of a segment has a word, the beginning of one or an acronym of its codes' meanings."""
-    return bool(_shared(segment.label, _text(segment).removeprefix(segment.label)))
 
 
 def side_in(text: str) -> str | None:

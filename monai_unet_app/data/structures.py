@@ -2,18 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dicom_io.coding import WITHOUT_CLASS, Segment
+from pydicom.sr.coding import Code
+
+from dicom_io.coding import WITHOUT_CLASS, Segment, snomed_ct
 from dicom_io.itk_files import slicer_segments
 from dicom_io.reading.series import files_at, scan_files
 from dicom_io.rtstruct import region_names
 from dicom_io.seg import described_segments
 from monai_unet_app.data.case_files import CaseFiles, first_names
-from monai_unet_app.data.coding import StatedStructure, StructureCodes, check_meaning, own_codes
 from monai_unet_app.data.datalist import LabelFacts
 from monai_unet_app.data.labels import has_unlabelled_segment
-from monai_unet_app.data.naming import same_name, says_nothing, side_in, side_of
+from monai_unet_app.data.naming import check_side, same_name, says_nothing, side_in, side_of
 from monai_unet_app.data.nifti import label_table
 from monai_unet_app.data.read import FILE_ENDINGS, has_ending
 from monai_unet_app.data.strict import MOST_CLASSES
@@ -31,6 +33,32 @@ _LONGEST_NAME = 64
 _SHOWN = 5
 
 
+@dataclass(frozen=True)
+class StructureCodes:
+    """What DICOM calls a structure: its category, its type with side or position, and for a lesion where it lies."""
+
+    category: Code
+    type: Code
+    modifier: Code | None = None
+    region: Code | None = None
+    region_modifier: Code | None = None
+
+
+@dataclass(frozen=True)
+class StatedStructure:
+    """What the labels of a data set state of one structure.
+
+    Attributes:
+        name: As the files call it.
+        codes: SNOMED CT; None where no file has a full set of codes that other programs know.
+        rgb: The colour that it is to be drawn in, 0 to 255 each; None where no file says one.
+    """
+
+    name: str
+    codes: StructureCodes | None = None
+    rgb: tuple[int, int, int] | None = None
+
+
 def dicom_structures(path: Path) -> dict[int, StatedStructure]:
     """What a SEG or RTSTRUCT states of its label values; of an RTSTRUCT the names alone.
 
@@ -46,8 +74,8 @@ def dicom_structures(path: Path) -> dict[int, StatedStructure]:
             return {number: StatedStructure(name) for number, name in region_names(found.files[0]).items()}
         described = [one for one in described_segments(found.files[0]) if one.type != WITHOUT_CLASS]
         for segment in described:
-            check_meaning(segment)
-        return {one.number: StatedStructure(name_of(one), own_codes(one), one.display_rgb) for one in described}
+            check_side(segment)
+        return {one.number: StatedStructure(name_of(one), _codes_of(one), one.display_rgb) for one in described}
 
 
 def stated_in_file(label: Path) -> dict[int, StatedStructure]:
@@ -69,6 +97,16 @@ def name_of(segment: Segment) -> str:
     name = segment.label if position.lower() in segment.label.lower() else f"{position} {segment.label}"
     side = side_of(segment)
     return f"{side.capitalize()} {name}" if side and side_in(name) is None else name
+
+
+def _codes_of(segment: Segment) -> StructureCodes | None:
+    """Its codes in SNOMED CT; None if one of them is in another scheme or malformed, since half a code is a wrong code."""
+    category, kind = snomed_ct(segment.category), snomed_ct(segment.type)
+    told = segment.type_modifier, segment.anatomic_region, segment.anatomic_region_modifier
+    known = [code and snomed_ct(code) for code in told]
+    if category is None or kind is None or any(code and not own for code, own in zip(told, known, strict=True)):
+        return None
+    return StructureCodes(category, kind, *known)
 
 
 def stated_structures(cases: Sequence[CaseFiles], held: Collection[int]) -> dict[int, StatedStructure]:

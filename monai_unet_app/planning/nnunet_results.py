@@ -23,12 +23,12 @@ from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration.fitted import change_fitted
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import data_row, nnunet_folds_of, subjects_of
-from monai_unet_app.data.coding import StatedStructure
 from monai_unet_app.data.datalist import LabelFacts, facts_of, modality_of, read_dataset_json
 from monai_unet_app.data.digest import dataset_sha256, file_sha256, seen_entry
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import json_of, write_json
 from monai_unet_app.data.splits import Partition, SplitCase, read_nnunet_folds
+from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import InputRefusedError, UsageError, first_line
 from monai_unet_app.planning.write import OF_OTHERS, metadata, whole_folder, write_files
 from monai_unet_app.training.ensemble import side_by_side

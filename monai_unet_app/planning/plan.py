@@ -14,7 +14,7 @@ from monai_unet_app.calibration.statement_fit import COVERAGE
 from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.data.case_files import CaseFiles, case_id, find_data
 from monai_unet_app.data.cases import nnunet_folds_of, places_of, plan_of
-from monai_unet_app.data.coding import StatedStructure, named_segment
+from monai_unet_app.data.coding import named_segment
 from monai_unet_app.data.datalist import LabelFacts, check_channel_count, modality_of
 from monai_unet_app.data.fingerprint import CaseFingerprint, Fingerprint
 from monai_unet_app.data.inspect import Accepted, check_one_kind, inspect_cases, refuse_faults
@@ -22,7 +22,7 @@ from monai_unet_app.data.label_names import facts_of_cases, understood
 from monai_unet_app.data.labels import FileValues, mask_count, masks_of
 from monai_unet_app.data.naming import says_nothing, side_in
 from monai_unet_app.data.splits import SplitCase, trains_by_folds
-from monai_unet_app.data.structures import named_values, stated_ignored, stated_structures
+from monai_unet_app.data.structures import StatedStructure, named_values, stated_ignored, stated_structures
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.machine_memory import ever_resident_bytes
 from monai_unet_app.metrics.outputs import COUNTED, EXCLUSIVE, OVERLAPPING

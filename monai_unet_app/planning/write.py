@@ -12,9 +12,10 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from dicom_io.coding import code_entry
 from monai_unet_app.calibration.fitted import begin_fitted
-from monai_unet_app.data.coding import StatedStructure, named_segment
+from monai_unet_app.data.coding import named_segment
 from monai_unet_app.data.naming import harmless, one_line
 from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import UsageError
 from monai_unet_app.planning.family import yaml_text
 from monai_unet_app.planning.plan import BundlePlan

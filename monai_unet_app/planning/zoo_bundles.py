@@ -21,9 +21,9 @@ from monai.networks import nets
 
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.calibration.fitted import change_fitted
-from monai_unet_app.data.coding import StatedStructure
 from monai_unet_app.data.datalist import modality_of
 from monai_unet_app.data.schemas import validate
+from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import AppError, InputRefusedError, first_line
 from monai_unet_app.planning.family import layer_line, yaml_text
 from monai_unet_app.planning.write import LICENSE, OF_OTHERS, check_new, metadata, whole_folder, write_files

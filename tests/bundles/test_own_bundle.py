@@ -26,8 +26,9 @@ from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.cli import main
 from monai_unet_app.cli.common import cheaper
 from monai_unet_app.cli.flags import Cheaper
-from monai_unet_app.data.coding import StatedStructure, named_segment
+from monai_unet_app.data.coding import named_segment
 from monai_unet_app.data.naming import contradiction, side_of
+from monai_unet_app.data.structures import StatedStructure
 from monai_unet_app.errors import BundleError
 from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network
 from monai_unet_app.pipeline import segment_case

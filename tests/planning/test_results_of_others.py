@@ -358,7 +358,8 @@ def test_features_tell_place_edges_and_brightness() -> None:
 
 
 def results_segments() -> tuple[Segment, ...]:
-    from monai_unet_app.data.coding import StatedStructure, named_segment
+    from monai_unet_app.data.coding import named_segment
+    from monai_unet_app.data.structures import StatedStructure
 
     return tuple(named_segment(n, StatedStructure(name)) for n, name in enumerate(VALUES.values(), 1))
 
