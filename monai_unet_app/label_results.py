@@ -182,7 +182,9 @@ def _found(request: LabelRequest, source: Volume) -> tuple[PlacedLabels, Mapping
     if stated and (request.names or request.segments):
         raise UsageError(f"{stated.name} says what the label values mean; other names are not possible beside it")
     named = stated.values if stated else request.names or [segment.number for segment in request.segments]
-    found = placed_labels(request.labels, source, white=is_black_and_white([request.labels], named))
+    found = placed_labels(
+        request.labels, source, white=is_black_and_white([request.labels], named), options=request.reading
+    )
     tables = tables_of(CaseFiles("", request.labels, request.labels), request.labels.parent)
     if known := stated.segments if stated else () if found.names or request.names else request.segments:
         values = stated.values if stated else [segment.number for segment in known]

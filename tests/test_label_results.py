@@ -122,6 +122,26 @@ def test_labels_of_a_finer_grid_are_placed_by_their_affine(run: Run, series: Vol
     )
 
 
+@pytest.mark.parametrize("how", ["flag", "dataset.json"])
+def test_labels_without_directions_lie_where_they_are_stated_to(run: Run, tmp_path: Path, how: str) -> None:
+    affine_lps = np.diag([1.5, 1.0, 2.0, 1.0])
+    write_mr_series(tmp_path / "series", lopsided_array(), affine_lps, header=CT_IMAGE)
+    image = nibabel.Nifti1Image(lopsided_labels(), None)
+    image.header.set_zooms((1.5, 1.0, 2.0))
+    image.header["qform_code"] = image.header["sform_code"] = 0
+    (tmp_path / "l").mkdir()
+    nibabel.save(image, tmp_path / "l/map.nii.gz")
+    words = (*BY, "--structure", "1=liver", "--structure", "2=spleen", "--format", "seg")
+    refused = labelled(run, tmp_path, tmp_path / "l/map.nii.gz", *words)
+    assert (refused.code, "--directions LPS" in refused.err) == (3, True)
+    if how == "dataset.json":
+        (tmp_path / "l/dataset.json").write_text('{"directions": "LPS"}')
+    answer = labelled(run, tmp_path, tmp_path / "l/map.nii.gz", *words, *["--directions", "LPS"] * (how == "flag"))
+    assert answer.code == 0, answer.err
+    (seg,) = (tmp_path / "out").glob("*seg.dcm")
+    assert np.array_equal(read_seg(seg, read_series(tmp_path / "series")).array, lopsided_labels())
+
+
 def test_a_folder_of_masks_is_named_by_its_files(run: Run, series: Volume, tmp_path: Path) -> None:
     for name, number in (("kidney_right", 2), ("aorta", 1), ("heart", 7)):
         saved(tmp_path / f"masks/{name}.nii.gz", (lopsided_labels() == number).astype(np.uint8), series.affine_ras)

@@ -286,7 +286,15 @@ def read_dataset_json(folder: Path) -> LabelFacts | None:
         InputRefusedError: The file is damaged, or gives the value to ignore to a structure as well.
     """
     path = folder / "dataset.json"
-    return _facts(path) if path.is_file() else None
+    return _facts(path) if path.is_file() and not _only_directions(path) else None
+
+
+def _only_directions(path: Path) -> bool:
+    """Whether a `dataset.json` says nothing but the directions of the files beside it, see `read_volume`."""
+    try:
+        return set(json.loads(path.read_text(encoding="utf-8-sig"))) == {"directions"}
+    except (OSError, ValueError, TypeError):  # `_facts` gives the reason
+        return False
 
 
 def _facts(path: Path, document: dict[str, Any] | None = None) -> LabelFacts:
@@ -337,7 +345,8 @@ def check_listed_labels(folder: Path, found: Mapping[str, tuple[Sequence[Path], 
         if told is not None and label is not None and told.is_file() and told != label.resolve():
             raise InputRefusedError(
                 f"dataset.json lists {os.path.relpath(told, folder)} as the label of {case}, and "
-                f"{os.path.relpath(label, folder)} was found; one of them is needed; give --labels DIR, or correct dataset.json"
+                f"{os.path.relpath(label, folder)} was found; one of them is needed; correct dataset.json, or move "
+                "the other file away"
             )
 
 

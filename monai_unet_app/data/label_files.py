@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
+from dicom_io.read import ReadOptions
 from dicom_io.volume import Volume
 from monai_unet_app.data.case_files import SHOWN, first_names
 from monai_unet_app.data.read import PICTURE_ENDINGS, has_ending, read_picture, read_volume
@@ -27,14 +28,18 @@ WHOLE_TOLERANCE = 1e-3
 """How far a label value may be from a whole number: floats that were stored as scaled integers come back so close."""
 
 
-def stored_labels(path: Path) -> Volume:
+def stored_labels(path: Path, options: ReadOptions | None = None) -> Volume:
     """A label file as it is, shape (I, J, K), or (I, J, K, C); of a picture with a palette the indices.
+
+    Args:
+        path: Of a volume or a picture.
+        options: As of `read_volume`.
 
     Raises:
         InputRefusedError: As `read_volume`; or a picture is coloured.
     """
     if not has_ending(path, PICTURE_ENDINGS):
-        return read_volume(path)
+        return read_volume(path, options)
     picture = read_picture(path, classes=True)
     grey = picture.channel(0)
     if (picture.channels != grey.array).any():

@@ -11,6 +11,7 @@ from scipy.ndimage import affine_transform
 
 from dicom_io.coding import Segment
 from dicom_io.itk_files import slicer_segments
+from dicom_io.read import ReadOptions
 from dicom_io.volume import Volume, corner_indices, number_type
 from monai_unet_app.data.case_files import case_id
 from monai_unet_app.data.coding import named_as
@@ -109,23 +110,26 @@ class PlacedLabels:
         return PlacedLabels(table[self.numbers], own, self.placed), unknown
 
 
-def placed_labels(place: Path, source: Volume, *, white: bool = False) -> PlacedLabels:
+def placed_labels(
+    place: Path, source: Volume, *, white: bool = False, options: ReadOptions | None = None
+) -> PlacedLabels:
     """The labels of a file, or of a folder of masks: NIfTI, NRRD or MetaImage with 0 and 1, each named as its structure.
 
     Args:
         place: The file or the folder.
         source: Whose grid they get.
         white: As of `FileValues`.
+        options: Directions of files that state none; other options do not matter.
     """
     if place.is_dir():
-        return _placed_masks(place, source)
+        return _placed_masks(place, source, options)
     if len({layer for _, layer, _ in slicer_segments(place)}) > 1:
         return _placed_layers(place, source)
-    numbers, placed = _on_grid(place, source, white=white)
+    numbers, placed = _on_grid(place, source, options, white=white)
     return PlacedLabels(numbers, [value for value in np.unique(numbers).tolist() if value], placed)
 
 
-def _placed_masks(folder: Path, source: Volume) -> PlacedLabels:
+def _placed_masks(folder: Path, source: Volume, options: ReadOptions | None) -> PlacedLabels:
     files = mask_files(folder)
     if not files:
         raise InputRefusedError(
@@ -134,7 +138,7 @@ def _placed_masks(folder: Path, source: Volume) -> PlacedLabels:
     numbers, how, overlap = np.zeros(source.shape, number_type(len(files)), order="F"), set[str](), False
     boxes = dict[int, tuple[Box, NDArray[np.bool_]]]()
     for number, file in enumerate(files, 1):
-        mask, placed = _on_grid(file, source)
+        mask, placed = _on_grid(file, source, options)
         how.add(placed)
         if (most := int(mask.max())) > 1:
             raise InputRefusedError(
@@ -187,7 +191,9 @@ def mask_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if has_ending(file, VOLUME_ENDINGS))
 
 
-def _on_grid(file: Path, source: Volume, *, white: bool = False) -> tuple[NDArray[Any], str]:
+def _on_grid(
+    file: Path, source: Volume, options: ReadOptions | None, *, white: bool = False
+) -> tuple[NDArray[Any], str]:
     """The whole numbers of a label file on the grid of the source, shape (I, J, K), and how they came there.
 
     Voxels of another grid are found by the affine of the file: each voxel of the source gets the value at the nearest centre.
@@ -196,7 +202,7 @@ def _on_grid(file: Path, source: Volume, *, white: bool = False) -> tuple[NDArra
         raise InputRefusedError(
             f"{file.name} is no label file; NIfTI, NRRD, MetaImage or, for a picture, a grey picture is needed; export it so"
         )
-    labels, is_part = stored_labels(file), bool(slicer_segments(file))
+    labels, is_part = stored_labels(file, options), bool(slicer_segments(file))
     if labels.array.ndim != 3:
         raise InputRefusedError(
             f"{file.name} has the shape {labels.array.shape}; one whole number for each voxel is needed; export it so"
