@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -41,8 +43,15 @@ def shared_folder() -> Path:
     return Path(os.environ.get("MONAI_UNET_SHARED", REPOSITORY.parent / "shared" / "data"))
 
 
-def pytest_configure() -> None:
+def crash_file(run: str, worker: str) -> Path:
+    return Path(gettempdir()) / f"crash_of_{worker}_{run}.txt"
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's own, whose lines of a process of pytest-xdist are lost
+def pytest_configure(config: pytest.Config) -> None:
     gc.disable()
+    if worker := getattr(config, "workerinput", None):
+        faulthandler.enable(crash_file(worker["testrunuid"], worker["workerid"]).open("w"))
 
 
 def pytest_collection_finish() -> None:
@@ -53,9 +62,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Says how a process of tests has died, which pytest-xdist does not."""
+    """Says how and where a process of tests has died, which pytest-xdist does not."""
+    lines = crash_file(node.workerinput["testrunuid"], node.workerinput["workerid"])
     if error:
-        print(f"\n{node.gateway.id}: exit code {node.gateway._io.popen.wait(10)}")
+        print(f"\n{node.gateway.id}: exit code {node.gateway._io.popen.wait(10)}\n{lines.read_text()}")
+    lines.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
