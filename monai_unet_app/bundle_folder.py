@@ -245,13 +245,7 @@ class BundleFiles:
     def config_with(self, *overlays: str, agreed: frozenset[str] | None = None) -> dict[str, Any]:
         """`inference.yaml` with overlays such as "train" on top, their keys merged, for MONAI's parser.
 
-        Args:
-            overlays: Names of configs.
-            agreed: As in `check_consent`.
-
-        Raises:
-            BundleError: A file is damaged.
-            ConsentError: It holds code that nobody has agreed to run.
+        Raises ConsentError as `check_consent`, which says what `agreed` is; BundleError if a file is damaged.
         """
         document = self.inference_document
         if overlays:

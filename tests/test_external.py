@@ -128,8 +128,6 @@ def test_it_is_started_by_trust_alone_and_never_from_a_zip(
     assert (answer.code, not (tmp_path / "out").exists()) == (2, True), answer.err
     answer = run("predict", "--bundle", bundle, "--trust", "--tta", *words)
     assert (answer.code, "--tta is about a bundle with a network" in answer.err) == (2, True)
-    answer = run("predict", "--bundle", "hippocampus_mri_unet3d", "--trust", *words)
-    assert (answer.code, "--trust is about a program" in answer.err) == (2, True)
     for verb in (
         ("bundle", "export", "--to", "openvino"),
         ("evaluate", "--data", series, "--output", tmp_path / "out"),

@@ -278,10 +278,8 @@ class _Run:
         from monai_unet_app.config import PredictConfig
         from monai_unet_app.pipeline import segment_case
 
-        bundle, run = (
-            load_bundle(rule.bundle, self.site.node.device, frozenset([rule.trusted])),
-            PredictConfig(rule.settings),
-        )
+        bundle = load_bundle(rule.bundle, self.site.node.device, frozenset([rule.trusted]))
+        run = PredictConfig(rule.settings)
         for axes in self._axes(rule):
             case = segment_case(self._made(rule, axes).image, bundle, run)
             # A result that the gate holds back would never arrive, and the step that looks for it would wait in vain.

@@ -40,6 +40,7 @@ _TEXTS = {
     "organization": "a name",
     "sha256": "the bundle's sha256",
     "export_sha256": "the sha256 of the export",
+    "trusted": "the code digest that the refusal of the bundle names",
     "path": "folders, separated by colons",
     "home": "a folder",
     "uri": "the address of an MLflow server",

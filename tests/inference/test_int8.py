@@ -245,10 +245,13 @@ def of_three_layers(root: Path) -> Path:
     return root
 
 
-def test_exporting_and_quantising_talk_to_nobody(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+def test_exporting_and_quantising_talk_to_nobody(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     pytest.importorskip("nncf")
     root = made(of_three_layers(tiny_bundle(VOLUMES)))
-    words = ["bundle", "export", "--bundle", str(root), "--precision", "int8", "--data"]
+    words = ["bundle", "export", "--trust", "--bundle", str(root), "--precision", "int8", "--data"]
     words += [str(few_examples(tmp_path / "data", FEW[:1])), "--to"]
     program = f"""
 from monai_unet_app import export
