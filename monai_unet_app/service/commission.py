@@ -279,9 +279,8 @@ class _Run:
         from monai_unet_app.pipeline import segment_case
 
         bundle = load_bundle(rule.bundle, self.site.node.device, frozenset([rule.trusted]))
-        run = PredictConfig(rule.settings)
         for axes in self._axes(rule):
-            case = segment_case(self._made(rule, axes).image, bundle, run)
+            case = segment_case(self._made(rule, axes).image, bundle, PredictConfig(rule.settings))
             # A result that the gate holds back would never arrive, and the step that looks for it would wait in vain.
             verdict, why = verdict_of(case)
             if state_of(verdict, hold_review=rule.hold_review, ungated=rule.deliver_ungated) != "sending":
