@@ -18,6 +18,7 @@ def check_bundles(site: Site) -> None:
 
     Raises:
         UntrainedError: A bundle has no weights.
+        ConsentError: A bundle holds code, and its rule does not name the code digest.
         AppError: A bundle is missing, has another sha256, or lacks a statement (see `check_stated`) or the code of a structure.
     """
     from monai_unet_app.bundle_folder import bundle_files
@@ -37,6 +38,7 @@ def check_rule(rule: Rule, bundle: "BundleFiles") -> None:
     bundle.check_trained()
     bundle.check_fitted()
     _check_digest(rule, bundle)
+    bundle.config_with(agreed=frozenset([rule.trusted]))
     if rule.export_sha256:
         _check_export(rule, bundle)
     _check_channels(rule, bundle)

@@ -22,6 +22,8 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.consent import agree_to, code_digest, code_in, user_agreed
 from monai_unet_app.errors import ConsentError, UsageError
+from monai_unet_app.service.rule_checks import check_bundles
+from monai_unet_app.service.site_file import read_site
 
 run = pytest.fixture(shell)
 
@@ -213,13 +215,21 @@ def test_consent_is_to_the_code_and_outlasts_all_but_its_change(
     assert run(*words, "--bundle", root).code == 1
 
 
-def test_a_node_and_a_package_have_consents_of_their_own(tiny_bundle: Callable[..., Path]) -> None:
+def test_a_node_and_a_package_have_consents_of_their_own(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     root = with_value(tiny_bundle(), "$print('hello') or 'bottleneck'")
     agree_to(root)
     assert load_bundle(root).part("feature_layer") == "bottleneck"
     with pytest.raises(ConsentError, match="in the site file of a node by trusted = "):
         _ = load_bundle(root, agreed=frozenset([""])).parser
     assert load_bundle(root, agreed=frozenset([code_digest(root)])).part("feature_layer") == "bottleneck"
+    rule = f'[[rules]]\nname = "one"\nbundle = "{root}"\nmatch = {{Modality = "MR"}}\ndeliver_ungated = true\n'
+    for trusted in ("", code_digest(root)[:-1] + "x", code_digest(root)):
+        (tmp_path / "site.toml").write_text(f'[node]\nfolder = "node"\n{rule}trusted = "{trusted}"\n')
+        if trusted != code_digest(root):
+            with pytest.raises(ConsentError):
+                check_bundles(read_site(tmp_path / "site.toml"))
+        else:
+            check_bundles(read_site(tmp_path / "site.toml"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
