@@ -118,7 +118,8 @@ def _text(text: str) -> Iterator[str]:
         yield f"loads another file: {_shown(text)}"
     elif stripped.startswith("$"):
         if " ".join(stripped.split()) not in harmless()["expressions"]:
-            reasons = sorted(_in_expression(stripped[1:]), key=lambda reason: reason.startswith("uses ."))  # names tell more
+            # Names tell more than attributes
+            reasons = sorted(_in_expression(stripped[1:]), key=lambda reason: reason.startswith("uses ."))
             yield from (f"{reason} in {_shown(text)}" for reason in reasons)
     elif not stripped.startswith("@") and path_in(stripped):
         yield f"names a place outside of the bundle: {_shown(text)}"
