@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def bundle(options: Options) -> Answer:
     """Import, export, certify, bench or package a bundle.
 
-    Example: monai-unet bundle export --bundle my_bundle
+    Example: monai-unet bundle export --bundle my_bundle --to openvino
     """
     raise UsageError(
         "bundle alone does nothing; import-nnunet, import-monai, external, export, certify, bench or package is "
