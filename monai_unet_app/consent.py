@@ -97,7 +97,7 @@ def _code(value: Any) -> Iterator[str]:
 def _component(value: Mapping[str, Any]) -> Iterator[str]:
     """Of a class or function that MONAI calls, and its arguments that are text."""
     target = value["_target_"]
-    if not isinstance(target, str) or target not in harmless()["targets"]:
+    if not isinstance(target, str) or " ".join(target.split()) not in harmless()["targets"] | harmless()["expressions"]:
         yield f"calls {_shown(target)}"
     if value.get("_mode_", "default") not in ("default", "callable"):
         yield f"has the `_mode_` {_shown(value['_mode_'])}"

@@ -30,6 +30,8 @@ _VALUE = re.compile(r"\{\{.*?\}\}")
 _BLOCK = re.compile(r"\{%.*?%\}")
 
 
+_FOLDED = re.compile(r">-\n((?:    .*\n)+)")  # networks that are one long expression
+_BACKBONE = re.compile(r"\b(efficientnet-b\d|resnet\d+)\b")
 _HOLE = "hole0"
 
 
@@ -57,6 +59,10 @@ def collected() -> dict[str, list[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     found["classes"] |= READERS
     found["names"] |= {f"nnunet.{name}" for name in nnunet.__all__}
+    for path in sorted(REPOSITORY.glob("monai_unet_app/planning/networks/*.yaml")):
+        text = path.read_text("utf-8")
+        found["expressions"] |= {" ".join(folded.split()) for folded in _FOLDED.findall(text)}
+        found["classes"] |= set(_BACKBONE.findall(text))
     for text in texts():
         found["targets"] |= {name for name in _TARGET.findall(text) if name != "_target_"}
         found["classes"] |= {name for _, name in _ARGUMENT.findall(text) if name not in ("null", _HOLE)}
