@@ -2,6 +2,8 @@
 
 MONAI's parser evaluates expressions, calls whatever a `_target_` names and looks classes up by their names. A bundle whose
 configs use only what `harmless.json` lists is data; any other needs consent, which is remembered by a digest of its code.
+
+This is a warning, not a barrier: the config is read as written, and MONAI can put code together from its parts afterwards.
 """
 
 import ast

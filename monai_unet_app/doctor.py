@@ -33,7 +33,7 @@ def examine() -> list[Row]:
     rows += [_package(name) for name in CORE]
     rows += [_validator(name, package) for name, package in VALIDATORS.items()]
     rows.append(_isolation())
-    rows.append(_row("code in bundles", "runs by --trust only; python -m monai.bundle run does not ask"))
+    rows.append(_row("code in bundles", "asked about where recognised; python -m monai.bundle run never asks"))
     return rows + [_bundle(name, folder) for name, folder in bundle_folders().items()]
 
 

@@ -1,4 +1,4 @@
-"""A bundle that holds code is a program, and runs only for somebody who has agreed to it."""
+"""A bundle that plainly holds code is a program, and runs only for somebody who has agreed to it."""
 
 from __future__ import annotations
 
